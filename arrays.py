@@ -1,0 +1,40 @@
+"""Where a coefficient meets an image: shapes, per-sample sums and per-sample random numbers.
+
+A coefficient such as alpha(t) is shaped like t, () or (batch,); an array x has shape (batch, ...).
+Random numbers belong to samples, not to batches: sample k draws from `fold_in(key, k)`, so it is
+the same image in any batch, on any number of devices, and after any restart.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+def expand_like(
+    coefficient: Float[Array, "*batch"], x: Float[Array, "*shape"]
+) -> Float[Array, "*expanded"]:
+    """Append axes of length one to `coefficient` until it broadcasts against `x`."""
+    coefficient = jnp.asarray(coefficient)
+    return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
+
+
+def sum_per_sample(x: Float[Array, "batch ..."]) -> Float[Array, "batch"]:
+    """Sum over every axis but the first."""
+    return jnp.sum(x.reshape(x.shape[0], -1), axis=-1)
+
+
+def sample_keys(key: Key[Array, ""], indices: Int[Array, "batch"]) -> Key[Array, "batch"]:
+    """One key per sample index: `fold_in(key, index)`."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+
+
+def fold_in_each(keys: Key[Array, "batch"], data: int | Int[Array, ""]) -> Key[Array, "batch"]:
+    """Fold the same number (a step, a role) into every sample's key."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
+
+
+def normal_like(
+    keys: Key[Array, "batch"], x: Float[Array, "batch *shape"]
+) -> Float[Array, "batch *shape"]:
+    """Standard normal noise shaped like `x`, row k drawn from `keys[k]` alone."""
+    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)

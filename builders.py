@@ -1,0 +1,277 @@
+"""From a configuration to an Experiment: the only reader of its fields, and where they are checked.
+
+Every choice by name is looked up, every object built, and every shape evaluated abstractly, before
+anything is computed or written; what is wrong is told in one line with the config path.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.tree_util import Partial
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+import sampling
+from denoising import Denoiser
+from experiment import ConfigError, Experiment
+from input_pipeline import ImageScaler
+from likelihood import LikelihoodOptions, log_prob
+from losses import ScoreMatching
+from metrics.frechet import EXTRACTORS
+from models import NETWORKS
+from ode import ODEOptions
+from parallel import Layout
+from sampling import PredictorCorrector, Samples, Schedule
+from sde_lib import SDE, SDES
+from solvers.probability_flow import FlowOptions, sample_ode
+from training import MovingAverage, Optimizer, Trainer
+
+METRICS = ("loss", "bits_per_dim", "frechet")
+
+
+def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Experiment:
+    """Build what `config` describes.
+
+    `explicit` names the fields that a person gave by hand ("sampling.churn"): one that the things
+    chosen do not have is an error, where the same field set by a file is left unused.
+
+    Raises:
+      ConfigError: for the first field that is wrong.
+    """
+    reader = _Reader(config, explicit)
+    layout = Layout.over_all_devices()
+    sde = reader.choose("sde", SDES)
+    network = reader.choose("model", NETWORKS)
+    denoiser = _denoiser_factory(reader, sde, network)
+    loss = reader.construct("loss", ScoreMatching)
+    optimizer = reader.construct("optim", Optimizer)
+    average = reader.construct("ema", MovingAverage)
+    item_shape, scaler = _image_format(reader)
+    with reader.errors("model"):
+        network.validate(item_shape[0], item_shape[2])
+    _check_training(reader, layout)
+    _check_eval(reader, layout)
+    trainer = Trainer(
+        init=partial(_init_network, network, item_shape),
+        denoiser=denoiser,
+        loss=loss,
+        optimizer=optimizer.chain(config.training.steps),
+        average=average,
+        layout=layout,
+    )
+    sampler, evaluations = _sampler(reader, sde)
+    options, ode = reader.construct_all("likelihood", (LikelihoodOptions, ODEOptions), set())
+    experiment = Experiment(
+        config=reader.resolved,
+        layout=layout,
+        item_shape=item_shape,
+        scaler=scaler,
+        loss=loss,
+        denoiser=denoiser,
+        trainer=trainer,
+        sampler=sampler,
+        evaluations=evaluations,
+        log_prob=partial(log_prob, options=options, ode=ode),
+    )
+    _evaluate_shapes(experiment)
+    return experiment
+
+
+class _Reader:
+    """Reads subtrees of a configuration into objects and notes what each field resolved to."""
+
+    def __init__(self, config: ConfigDict, explicit: frozenset[str]) -> None:
+        self.config = config
+        self.explicit = explicit
+        self.resolved = _plain(config)
+
+    def errors(self, path: str) -> "_Prefix":
+        """A context in which a ValueError becomes a ConfigError with the config path in front."""
+        return _Prefix(path)
+
+    def lookup(self, path: str, field: str, table: Mapping[str, Any]) -> Any:
+        """The entry of `table` named by a field."""
+        name = self.config[path][field]
+        if name not in table:
+            raise ConfigError(
+                f"config.{path}.{field}={name!r} is unknown; "
+                f"choose one of: {', '.join(sorted(table))}"
+            )
+        return table[name]
+
+    def choose(self, path: str, table: Mapping[str, type]) -> Any:
+        """An object of the class that `name` names, from the other fields of the subtree."""
+        return self.construct(path, self.lookup(path, "name", table), ignore={"name"})
+
+    def construct(self, path: str, cls: type, ignore: set[str] = frozenset()) -> Any:
+        """An object of `cls` from a whole subtree; every field must be one of its own."""
+        (thing,) = self.construct_all(path, (cls,), ignore)
+        return thing
+
+    def construct_all(self, path: str, classes: tuple[type, ...], ignore: set[str]) -> list[Any]:
+        """Objects that share a subtree, each taking the fields that it has."""
+        subtree = dict(self.config[path].items())
+        owned = {
+            cls: {f.name for f in dataclasses.fields(cls)} & subtree.keys() - ignore
+            for cls in classes
+        }
+        known = set().union(*owned.values())
+        given = {k: _plain(v) for k, v in subtree.items() if v is not None and k not in ignore}
+        for name in sorted(given.keys() - known):
+            if f"{path}.{name}" in self.explicit:
+                fields = ", ".join(sorted(known | ignore))
+                owners = " and ".join(cls.__name__ for cls in classes) or "what is chosen here"
+                raise ConfigError(
+                    f"config.{path}.{name}={given[name]!r} is not a field of {owners}; "
+                    f"its fields are: {fields}"
+                )
+            self.resolved[path][name] = None
+        things = []
+        for cls in classes:
+            with self.errors(path):
+                thing = cls(**{k: v for k, v in given.items() if k in owned[cls]})
+            things.append(thing)
+            for name in owned[cls]:
+                self.resolved[path][name] = _plain(getattr(thing, name))
+        return things
+
+
+class _Prefix:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, ValueError | TypeError) and not isinstance(error, ConfigError):
+            message = str(error)
+            prefix = "" if message.startswith("config.") else f"config.{self.path}."
+            raise ConfigError(prefix + message) from error
+
+
+def _plain(value: Any) -> Any:
+    """Plain Python, as JSON and hashing want it: dicts, and tuples for all sequences."""
+    if isinstance(value, ConfigDict | dict):
+        return {key: _plain(value[key]) for key in value}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+def _init_network(network: nn.Module, item_shape: tuple, key: Key[Array, ""]) -> Any:
+    images, condition = jnp.zeros((1, *item_shape)), jnp.zeros(1)
+    return network.init(key, images, condition, train=False)["params"]
+
+
+def _denoiser_factory(reader: _Reader, sde: SDE, network: nn.Module) -> Callable[..., Denoiser]:
+    """(params, dropout key or None) -> Denoiser."""
+    fields = reader.config.denoiser.to_dict()
+
+    # Named functions, made once: a Partial of the same function is the same to jit.
+    def apply(params: Any, x: Array, condition: Array) -> Array:
+        return network.apply({"params": params}, x, condition, train=False)
+
+    def apply_with_dropout(params: Any, dropout: Array, x: Array, condition: Array) -> Array:
+        return network.apply(
+            {"params": params}, x, condition, train=True, rngs={"dropout": dropout}
+        )
+
+    def denoiser(params: Any, dropout: Key[Array, ""] | None = None) -> Denoiser:
+        closed = (
+            Partial(apply, params)
+            if dropout is None
+            else Partial(apply_with_dropout, params, dropout)
+        )
+        return Denoiser(sde=sde, network=closed, **fields)
+
+    with reader.errors("denoiser"):
+        denoiser({})  # an unknown name shows now
+    return denoiser
+
+
+def _image_format(reader: _Reader) -> tuple[tuple[int, int, int], ImageScaler]:
+    data = reader.config.data
+    for name in ("image_size", "channels"):
+        _at_least(f"data.{name}", data[name], 1)
+    scaler = ImageScaler(low=-1.0 if data.centered else 0.0, high=1.0)
+    return (data.image_size, data.image_size, data.channels), scaler
+
+
+def _at_least(path: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise ConfigError(f"config.{path}={value} must be at least {low}")
+
+
+def _check_training(reader: _Reader, layout: Layout) -> None:
+    training = reader.config.training
+    with reader.errors("training"):
+        layout.check_batch(training.batch_size, "batch_size")
+    for name in ("steps", "log_every", "checkpoint_every", "sample_count"):
+        _at_least(f"training.{name}", training[name], 1)
+    for name in ("keep_checkpoints", "sample_every"):
+        _at_least(f"training.{name}", training[name], 0)
+    for path in ("seed", "sampling.seed", "eval.seed"):
+        _at_least(path, reader.config[path], 0)
+
+
+def _check_eval(reader: _Reader, layout: Layout) -> None:
+    evaluation = reader.config.eval
+    with reader.errors("eval"):
+        layout.check_batch(evaluation.batch_size, "batch_size")
+    for name in ("loss_repeats", "dequantizations"):
+        _at_least(f"eval.{name}", evaluation[name], 1)
+    _at_least("eval.samples", evaluation.samples, 2)
+    reader.lookup("eval", "features", EXTRACTORS)
+    unknown = [name for name in evaluation.metrics if name not in METRICS]
+    if unknown or not evaluation.metrics:
+        raise ConfigError(
+            f"config.eval.metrics={tuple(evaluation.metrics)!r}: choose some of {METRICS!r}"
+        )
+
+
+def _sampler(reader: _Reader, sde: SDE) -> tuple[Callable[..., Samples], int | None]:
+    """The sampler, and its network evaluations an image where they are known beforehand."""
+    make = reader.lookup("sampling", "name", {"pc": _predictor_corrector, "ode": _flow})
+    return make(reader, sde)
+
+
+def _predictor_corrector(reader: _Reader, sde: SDE) -> tuple[Callable[..., Samples], int]:
+    predictor = reader.lookup("sampling", "predictor", {**sampling.PREDICTORS, "none": None})
+    corrector = reader.lookup("sampling", "corrector", {**sampling.CORRECTORS, "none": None})
+    classes = tuple(cls for cls in (predictor, corrector) if cls)
+    ignore = {"name", "seed", "predictor", "corrector"}
+    schedule, *kernels = reader.construct_all("sampling", (Schedule, *classes), ignore)
+    made = dict(zip(classes, kernels, strict=True))
+    kernel = PredictorCorrector(predictor=made.get(predictor), corrector=made.get(corrector))
+    with reader.errors("sampling"):
+        schedule.times(sde)
+    evaluations = kernel.evaluations * schedule.steps + (schedule.finish == "denoise")
+    return partial(sampling.sample, kernel=kernel, schedule=schedule), evaluations
+
+
+def _flow(reader: _Reader, sde: SDE) -> tuple[Callable[..., Samples], None]:
+    options, ode = reader.construct_all("sampling", (FlowOptions, ODEOptions), {"name", "seed"})
+    return partial(sample_ode, options=options, ode=ode), None
+
+
+def _evaluate_shapes(experiment: Experiment) -> None:
+    """Trace the network abstractly: what it refuses shows before anything runs."""
+    params = experiment.trainer.abstract_state().params
+    with _Prefix("model"):
+        jax.eval_shape(
+            lambda params, x: experiment.denoiser(params).predict(x, 0.5),
+            params,
+            abstract_batch(experiment),
+        )
+
+
+def abstract_batch(experiment: Experiment) -> jax.ShapeDtypeStruct:
+    """Shape of a global training batch."""
+    batch_size = experiment.config["training"]["batch_size"]
+    return jax.ShapeDtypeStruct((batch_size, *experiment.item_shape), jnp.float32)

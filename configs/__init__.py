@@ -1,0 +1,1 @@
+"""One file a configuration; `default.py` has every field."""

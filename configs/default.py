@@ -1,0 +1,124 @@
+"""Every field that a configuration can set, with its meaning and unit.
+
+`None` stands for the default of the thing chosen by name: `config.sde.name = "vp"` takes its
+`beta_min` from `sde_lib.VPSDE`. A field of something that was not chosen is not used; giving it on
+the command line is an error. Any field can be given there: `--config.optim.lr=1e-4`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 42  # of initialization, training noise and data order
+
+    config.sde = sde = ConfigDict()
+    sde.name = "vp"  # vp, subvp, ve
+    sde.beta_min = placeholder(float)  # vp, subvp: beta(0)
+    sde.beta_max = placeholder(float)  # vp, subvp: beta(1)
+    sde.sigma_min = placeholder(float)  # ve: noise of the data, in units of [0, 1]
+    sde.sigma_max = placeholder(float)  # ve: noise of the prior
+
+    config.model = model = ConfigDict()
+    model.name = "ncsnpp"  # a network of models.NETWORKS; its fields are documented there
+    model.features = placeholder(int)
+    model.channel_multipliers = placeholder(tuple)
+    model.blocks_per_level = placeholder(int)
+    model.attention_resolutions = placeholder(tuple)
+    model.dropout = placeholder(float)
+    model.residual_block = placeholder(str)
+    model.resample = placeholder(str)
+    model.fir_kernel = placeholder(tuple)
+    model.progressive_input = placeholder(str)
+    model.progressive_output = placeholder(str)
+    model.progressive_combine = placeholder(str)
+    model.embedding = placeholder(str)
+    model.fourier_scale = placeholder(float)
+    model.skip_rescale = placeholder(bool)
+    model.init_scale = placeholder(float)
+
+    config.denoiser = denoiser = ConfigDict()
+    denoiser.parameterization = (
+        "eps"  # what the network's output means: eps, score, x0, v, sigma_score
+    )
+    denoiser.conditioning = "999t"  # what the network is fed as time: 999t, t, log_sigma, log_snr
+
+    config.loss = loss = ConfigDict()
+    loss.weight = "sigma2"  # lambda(t): sigma2, or g2 (likelihood weighting)
+    loss.times = "uniform"  # how times are drawn: uniform, stratified
+    loss.reduction = "mean"  # over dimensions: mean, or half_sum
+    loss.t_min = 1e-5  # smallest time trained on
+
+    config.optim = optim = ConfigDict()
+    optim.lr = 2e-4
+    optim.warmup = 5000  # steps
+    optim.decay = "constant"  # constant, cosine
+    optim.grad_clip = 1.0  # global norm; 0 for none
+    optim.beta1 = 0.9
+    optim.beta2 = 0.999
+    optim.eps = 1e-8
+
+    config.ema = ema = ConfigDict()
+    ema.rate = 0.9999  # a step
+    ema.warmup = True  # min(rate, (1 + n) / (10 + n))
+
+    config.data = data = ConfigDict()
+    data.name = (
+        "digits"  # digits, a tensorflow-datasets name, or the path of an .npz or image folder
+    )
+    data.dir = ""  # tensorflow-datasets directory; empty for its default, ~/tensorflow_datasets
+    data.image_size = 8  # pixels
+    data.channels = 1
+    data.resize = "none"  # none, pad (with zeros), crop (centre, then resize)
+    data.centered = True  # the network sees [-1, 1]; otherwise [0, 1]
+    data.random_flip = False
+    data.dequantize = True  # add uniform noise of one grey level in training
+
+    config.training = training = ConfigDict()
+    training.batch_size = 128  # images, over all devices
+    training.steps = 1000
+    training.log_every = 50  # steps
+    training.checkpoint_every = 1000  # steps
+    training.keep_checkpoints = 3  # the latest; 0 for all
+    training.sample_every = 1000  # steps; 0 for never
+    training.sample_count = 64  # images in the grid
+
+    config.sampling = sampling = ConfigDict()
+    sampling.name = "pc"  # pc (Predictor-Corrector), ode (probability flow)
+    sampling.seed = 0
+    sampling.t_min = 1e-3  # where sampling stops
+    sampling.finish = placeholder(str)  # mean (pc only), denoise (one more evaluation), sample
+    sampling.predictor = "euler_maruyama"  # euler_maruyama, reverse_diffusion, ancestral, none
+    sampling.corrector = "none"  # langevin, annealed_langevin, none
+    sampling.grid = placeholder(str)  # pc: uniform (in t), quadratic, log_snr
+    sampling.steps = placeholder(int)  # pc
+    sampling.churn = placeholder(float)  # euler_maruyama: 1 reverse SDE, 0 probability flow
+    sampling.variance = placeholder(str)  # ancestral: small, large
+    sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
+    sampling.corrections = placeholder(int)  # correctors: Langevin steps at each time
+    sampling.norms = placeholder(str)  # langevin: per_sample, batch
+    sampling.solver = placeholder(str)  # ode: dopri5, tsit5, dopri8, heun
+    sampling.rtol = placeholder(float)  # ode
+    sampling.atol = placeholder(float)  # ode
+    sampling.max_steps = placeholder(int)  # ode
+
+    config.likelihood = likelihood = ConfigDict()
+    likelihood.trace = "rademacher"  # rademacher, gaussian, exact
+    likelihood.probes = 1
+    likelihood.t_min = 1e-5
+    likelihood.solver = "dopri5"  # dopri5, tsit5, dopri8, heun
+    likelihood.rtol = 1e-5
+    likelihood.atol = 1e-5
+    likelihood.max_steps = 4096
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.checkpoints = ()  # steps; empty for the latest
+    evaluation.metrics = ("loss", "bits_per_dim", "frechet")
+    evaluation.batch_size = 128  # images, over all devices
+    evaluation.seed = 0  # of noise, probes, dequantization
+    evaluation.loss_repeats = 10  # times and noises a test image
+    evaluation.dequantizations = 5  # draws a test image
+    evaluation.samples = 1500  # images for the Frechet distance
+    evaluation.features = "pixels"  # features of the Frechet distance
+    return config

@@ -1,0 +1,33 @@
+"""VP SDE on scikit-learn's handwritten digits, 8x8 pixels, 17 grey levels: the two-minute example.
+
+python main.py --config=configs/vp_digits.py --mode=train
+python main.py --config=configs/vp_digits.py --mode=eval
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.data.name = "digits"
+
+    config.model.features = 32
+    config.model.channel_multipliers = (1, 2)
+    config.model.blocks_per_level = 2
+    config.model.attention_resolutions = (4,)
+    config.model.dropout = 0.0
+
+    config.loss.times = "stratified"
+    config.optim.lr = 2e-3
+    config.optim.warmup = 100
+    config.optim.decay = "cosine"
+    config.ema.rate = 0.995
+
+    config.training.batch_size = 128
+    config.training.steps = 1500
+    config.training.checkpoint_every = 500
+    config.training.sample_every = 500
+    config.sampling.steps = 200
+    return config

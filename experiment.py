@@ -1,0 +1,122 @@
+"""An Experiment: all that a configuration describes, ready to train, sample and be evaluated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+import input_pipeline
+from denoising import Denoiser
+from input_pipeline import ImageData, ImageScaler, TrainingBatches
+from likelihood import LogProb
+from losses import ScoreMatching
+from parallel import Layout
+from sampling import Samples
+from training import Trainer
+
+# The uses of randomness, each with a base key of its own.
+_STREAMS = ("init", "training", "sampling", "loss", "likelihood")
+
+
+class ConfigError(ValueError):
+    """What a configuration asks for cannot be had; one line that says the field and the remedy."""
+
+
+class Pictures(NamedTuple):
+    """Samples as uint8 images in 0..255, their network evaluations, and snapshots of their paths."""
+
+    images: UInt8[np.ndarray, "count height width channels"]
+    nfe: int
+    trajectory: UInt8[np.ndarray, "frames count height width channels"] | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Built and checked by `builders.build`; nothing of it is computed before it is used.
+
+    Attributes:
+      config: the resolved configuration, a plain nested dict.
+      item_shape: (height, width, channels) of an image.
+      denoiser: (params, dropout key or None) -> Denoiser.
+      trainer: makes training states.
+      sampler: (key, denoiser, shape, *, indices, frames) -> Samples.
+      evaluations: network evaluations an image of `sampler`; None where it is adaptive.
+      log_prob: (key, denoiser, x, *, indices) -> LogProb.
+    """
+
+    config: dict
+    layout: Layout
+    item_shape: tuple[int, int, int]
+    scaler: ImageScaler
+    loss: ScoreMatching
+    denoiser: Callable[..., Denoiser]
+    trainer: Trainer
+    sampler: Callable[..., Samples]
+    evaluations: int | None
+    log_prob: Callable[..., LogProb]
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The data set, read into memory at the first use.
+
+        Raises:
+          ConfigError: if it is missing, does not fit the configuration, or cannot be read.
+        """
+        fields = self.config["data"]
+        try:
+            return input_pipeline.load(
+                fields["name"],
+                data_dir=fields["dir"],
+                image_size=fields["image_size"],
+                channels=fields["channels"],
+                resize=fields["resize"],
+            )
+        except (ValueError, OSError) as error:
+            raise ConfigError(str(error)) from error
+
+    def training_batches(self) -> TrainingBatches:
+        """The training stream: batch k is a function of the seed and k alone."""
+        fields = self.config["data"]
+        return TrainingBatches(
+            images=self.data.train,
+            batch_size=self.config["training"]["batch_size"],
+            seed=self.config["seed"],
+            random_flip=fields["random_flip"],
+            dequantize=fields["dequantize"],
+            quantizer=self.data.quantizer,
+            scaler=self.scaler,
+        )
+
+    def key(self, seed: int, stream: str) -> Key[Array, ""]:
+        """The base key of one use of randomness."""
+        return jax.random.fold_in(jax.random.key(seed), _STREAMS.index(stream))
+
+    def place(self, indices: Int[np.ndarray, "count"]) -> Int[Array, "padded"]:
+        """Indices split over the devices; the last is repeated until they divide."""
+        padded = np.pad(indices, (0, -len(indices) % self.layout.devices), mode="edge")
+        return self.layout.split_rows(padded)
+
+    def draw(
+        self, denoiser: Denoiser, indices: Int[np.ndarray, "count"], *, frames: int = 0
+    ) -> Pictures:
+        """The samples of these numbers; each depends on the sampling seed and its number alone."""
+        placed = self.place(indices)
+        key = self.key(self.config["sampling"]["seed"], "sampling")
+        shape = (placed.shape[0], *self.item_shape)
+        samples = self.sampler(key, denoiser, shape, indices=placed, frames=frames)
+        images = self.pictures(self.layout.fetch(samples.x)[: len(indices)])
+        trajectory = samples.trajectory
+        if trajectory is not None:
+            trajectory = np.stack([self.pictures(frame[: len(indices)]) for frame in trajectory])
+        return Pictures(images, samples.nfe, trajectory)
+
+    def pictures(self, x: Float[Any, "count height width channels"]) -> UInt8[np.ndarray, "..."]:
+        """From the network's range to 0..255, through the data's own grey levels."""
+        quantizer = self.data.quantizer
+        dequantized = self.config["data"]["dequantize"]
+        levels = quantizer.quantize(self.scaler.inverse(x), dequantized=dequantized)
+        return quantizer.to_uint8(levels)

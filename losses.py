@@ -1,0 +1,93 @@
+r"""One objective: the weighted Fisher divergence between the model and the data at all noise levels.
+
+    E_t lambda(t) E || s(x_t, t) - grad log p(x_t | x_0) ||^2,   x_t = alpha x_0 + sigma eps
+
+(denoising score matching, Vincent 2011; Song et al. 2021, arXiv:2011.13456, Eq. 7). Because
+grad log p(x_t | x_0) = -eps / sigma, the squared norm is || eps - eps_hat ||^2 / sigma^2, so that
+
+    lambda = sigma^2   is the plain error of the predicted noise (DDPM's simple loss, SMLD's loss);
+    lambda = g^2       bounds the negative log-likelihood (arXiv:2101.09258, Theorem 1).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from arrays import expand_like, sum_per_sample
+from denoising import Denoiser
+from sde_lib import SDE
+
+Times = Float[Array, "batch"]
+
+
+def _uniform(key: Key[Array, ""], batch: int) -> Times:
+    return jax.random.uniform(key, (batch,))
+
+
+def _stratified(key: Key[Array, ""], batch: int) -> Times:
+    # One shared offset (Kingma et al. 2021, arXiv:2107.00630, appendix I.1): each time is uniform,
+    # and together they cover [0, 1] evenly, which lowers the variance of the batch's loss.
+    return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
+
+
+# How a batch of times is drawn on [0, 1].
+TIME_SAMPLERS = {"uniform": _uniform, "stratified": _stratified}
+
+# lambda(t) / sigma(t)^2, the weight on the squared error of the predicted noise.
+WEIGHTS: dict[str, Callable[[SDE, Times], Times]] = {
+    "sigma2": lambda sde, t: jnp.ones_like(t),
+    "g2": lambda sde, t: sde.squared_diffusion(t) / sde.sigma(t) ** 2,
+}
+
+# From the sum over a sample's dimensions to its loss.
+REDUCTIONS: dict[str, Callable[[int], float]] = {
+    "mean": lambda dims: 1.0 / dims,
+    "half_sum": lambda dims: 0.5,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreMatching:
+    """Weighted denoising score matching.
+
+    Args:
+      weight: lambda, a name in WEIGHTS.
+      times: how times are drawn on [t_min, 1], a name in TIME_SAMPLERS.
+      reduction: "mean" over a sample's dimensions, or half their sum: a name in REDUCTIONS. It
+        scales the loss, and with it what gradient clipping does.
+      t_min: the smallest time trained on; 1e-5 in Song et al.
+
+    Raises:
+      ValueError: for an unknown name or t_min outside (0, 1).
+    """
+
+    weight: str = "sigma2"
+    times: str = "uniform"
+    reduction: str = "mean"
+    t_min: float = 1e-5
+
+    def __post_init__(self) -> None:
+        tables = (("weight", WEIGHTS), ("times", TIME_SAMPLERS), ("reduction", REDUCTIONS))
+        for field, table in tables:
+            value = getattr(self, field)
+            if value not in table:
+                raise ValueError(
+                    f"{field}={value!r} is unknown; choose one of: {', '.join(sorted(table))}"
+                )
+        if not 0 < self.t_min < 1:
+            raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
+
+    def __call__(
+        self, key: Key[Array, ""], denoiser: Denoiser, x0: Float[Array, "batch ..."]
+    ) -> Float[Array, "batch"]:
+        """The loss of each sample, at one random time and noise each; their mean is the loss."""
+        time_key, noise_key = jax.random.split(key)
+        u = TIME_SAMPLERS[self.times](time_key, x0.shape[0]).astype(x0.dtype)
+        t = self.t_min + (1 - self.t_min) * u
+        eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
+        error = denoiser.predict(denoiser.sde.perturb(x0, t, eps), t).eps - eps
+        weight = WEIGHTS[self.weight](denoiser.sde, t) * REDUCTIONS[self.reduction](x0[0].size)
+        return sum_per_sample(expand_like(weight, x0) * error**2)

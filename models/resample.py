@@ -1,0 +1,139 @@
+"""Doubling and halving the resolution of images, with or without a FIR filter.
+
+A separable filter k = (k[0], ..., k[K-1]), normalized to sum 1, acts along each image axis. With u
+the signal x, zero outside the image, with left padding P and stride s,
+
+    y[n] = sum_m k[K-1-m] u[s n + m - P],
+    down:  s = 2,  P = floor((K - 1) / 2),
+    up:    s = 1,  P = floor((K + 1) / 2),  gain 2,  u zero-stuffed: u[2n] = x[n], u[2n + 1] = 0.
+
+This is `upfirdn` with the alignment of StyleGAN2 (Karras et al. 2020, arXiv:1912.04958); a filter
+beside the change of rate keeps aliasing down (Zhang 2019, arXiv:1904.11486). The filter (1, 1) is
+the plain pair again: nearest neighbour up, averages of 2x2 pixels down.
+
+Everything is a sum of a few shifted slices (the polyphase form, which never touches a stuffed
+zero): on the CPU a depthwise convolution is some hundred times slower, and `jax.image.resize` has a
+slow gradient.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Images = Float[Array, "batch height width channels"]
+ResampledImages = Float[Array, "batch height_out width_out channels"]
+Kernel = Sequence[int | float]  # the taps k[0], ..., k[K-1]
+
+
+def upsample(x: Images, kernel: Kernel | None) -> ResampledImages:
+    """Doubles height and width: nearest neighbour if `kernel` is None, else `fir_upsample`."""
+    return nearest_upsample(x) if kernel is None else fir_upsample(x, kernel)
+
+
+def downsample(x: Images, kernel: Kernel | None) -> ResampledImages:
+    """Halves height and width: 2x2 averages if `kernel` is None, else `fir_downsample`."""
+    return average_downsample(x) if kernel is None else fir_downsample(x, kernel)
+
+
+def nearest_upsample(x: Images) -> ResampledImages:
+    """Repeats every pixel 2x2 times: (b, h, w, c) -> (b, 2h, 2w, c)."""
+    b, h, w, c = x.shape
+    repeated = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return repeated.reshape(b, 2 * h, 2 * w, c)
+
+
+def average_downsample(x: Images) -> ResampledImages:
+    """Averages blocks of 2x2 pixels: (b, h, w, c) -> (b, h/2, w/2, c); h and w even."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def fir_upsample(x: Images, kernel: Kernel, *, margin: int = 0) -> ResampledImages:
+    """Interpolates to twice the resolution: (b, h, w, c) -> (b, 2(h + margin), 2(w + margin), c).
+
+    `margin` asks for that many more pixels on each side, where the filter still overlaps the image:
+    a 3x3 convolution without padding then reads the filter's true tail instead of zeros.
+    """
+    taps = normalize_kernel(kernel, gain=2.0)
+    left = (len(taps) + 1) // 2 + margin
+    for axis in (1, 2):
+        x = _filter_axis(x, taps, axis, outputs=2 * (x.shape[axis] + margin), left=left, up=2)
+    return x
+
+
+def fir_downsample(x: Images, kernel: Kernel) -> ResampledImages:
+    """Filters and keeps every second pixel: (b, h, w, c) -> (b, h/2, w/2, c); h and w even."""
+    taps = normalize_kernel(kernel)
+    left = (len(taps) - 1) // 2
+    for axis in (1, 2):
+        x = _filter_axis(x, taps, axis, outputs=x.shape[axis] // 2, left=left, stride=2)
+    return x
+
+
+def fir_blur(x: Images, kernel: Kernel) -> ResampledImages:
+    """Filters for a 3x3 convolution of stride 2 to follow: (b, h, w, c) -> (b, h + 1, w + 1, c).
+
+    Without padding, that convolution reads just these pixels to make its (h/2, w/2).
+    """
+    taps = normalize_kernel(kernel)
+    left = (len(taps) - 1) // 2 + 1
+    for axis in (1, 2):
+        x = _filter_axis(x, taps, axis, outputs=x.shape[axis] + 1, left=left)
+    return x
+
+
+def normalize_kernel(kernel: Kernel, *, gain: float = 1.0) -> tuple[float, ...]:
+    """Scales the taps of a filter to sum `gain`.
+
+    Raises:
+        ValueError: for fewer than two taps, or a sum that is not positive.
+    """
+    total = float(sum(kernel))
+    if len(kernel) < 2 or not total > 0:
+        raise ValueError(
+            f"config.model.fir_kernel is {tuple(kernel)}; valid is two or more numbers of positive "
+            "sum. Take the paper's (1, 3, 3, 1), or config.model.resample='plain' for no filter."
+        )
+    return tuple(gain * float(tap) / total for tap in kernel)
+
+
+def _filter_axis(
+    x: Images,
+    taps: Kernel,
+    axis: int,
+    *,
+    outputs: int,
+    left: int,
+    up: int = 1,
+    stride: int = 1,
+) -> ResampledImages:
+    """Computes `outputs` values of y (module docstring) along `axis`; `up` or `stride` is 1.
+
+    Output n = up q + r belongs to phase r: it reads x[stride q + (r + m - left) / up] for those m
+    that make the division exact, so each tap of a phase is one strided slice.
+    """
+    phases = [
+        [
+            (tap, (r + m - left) // up)
+            for m, tap in enumerate(reversed(taps))
+            if (r + m - left) % up == 0
+        ]
+        for r in range(up)
+    ]
+    starts = [start for phase in phases for _, start in phase]
+    span = stride * (outputs // up - 1) + 1
+    before = max(0, -min(starts))
+    after = max(0, max(starts) + span - x.shape[axis])
+    padded = jnp.pad(x, [(before, after) if a == axis else (0, 0) for a in range(x.ndim)])
+
+    def read(start: int) -> ResampledImages:
+        first = before + start
+        return lax.slice_in_dim(padded, first, first + span, stride, axis)
+
+    filtered = [sum(tap * read(start) for tap, start in phase) for phase in phases]
+    if up == 1:
+        return filtered[0]
+    shape = (*x.shape[:axis], outputs, *x.shape[axis + 1 :])
+    return jnp.stack(filtered, axis=axis + 1).reshape(shape)

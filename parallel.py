@@ -1,0 +1,86 @@
+"""Where arrays live: one `data` axis over all devices of all hosts.
+
+Data parallelism is `jax.jit` on global arrays: parameters are replicated, batches are split along
+their first axis, and a mean over the batch is the mean over all devices. No other file of the
+project knows about devices.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The mesh and what is placed on it how."""
+
+    mesh: Mesh
+
+    @classmethod
+    def over_all_devices(cls) -> "Layout":
+        count = jax.device_count()
+        return cls(jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,)))
+
+    @cached_property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @cached_property
+    def split(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec("data"))
+
+    @property
+    def devices(self) -> int:
+        return self.mesh.size
+
+    @property
+    def is_main_host(self) -> bool:
+        """Whether this host writes files and prints."""
+        return jax.process_index() == 0
+
+    def describe(self, batch_size: int) -> str:
+        kind = jax.devices()[0].device_kind
+        hosts = jax.process_count()
+        return (
+            f"{batch_size} = {self.devices} device(s) x {batch_size // self.devices} "
+            f"({kind}, {hosts} host(s))"
+        )
+
+    def check_batch(self, batch_size: int, field: str) -> None:
+        """Raise ValueError unless the batch is positive and divides over the devices."""
+        if batch_size < 1 or batch_size % self.devices:
+            below = batch_size - batch_size % self.devices
+            remedy = sorted({max(below, self.devices), max(below, 0) + self.devices})
+            raise ValueError(
+                f"{field}={batch_size} does not divide over {self.devices} device(s); "
+                f"use a positive multiple, such as {' or '.join(map(str, remedy))}"
+            )
+
+    def local_rows(self, batch_size: int) -> slice:
+        """The rows of a global batch that this host provides."""
+        rows = batch_size // jax.process_count()
+        return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+
+    def put_batch(self, local: np.ndarray) -> jax.Array:
+        """A global array split over the devices, from the rows that each host holds."""
+        return jax.make_array_from_process_local_data(self.split, local)
+
+    def split_rows(self, everything: np.ndarray) -> jax.Array:
+        """The same, from the whole batch known to every host."""
+        return self.put_batch(everything[self.local_rows(len(everything))])
+
+    def fetch(self, array: jax.Array) -> np.ndarray:
+        """The whole of a global array, on every host."""
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+    def abstract(self, tree: Any) -> Any:
+        """Shapes of `tree` with the replicated sharding: the template for restoring it."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated),
+            tree,
+        )

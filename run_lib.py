@@ -1,0 +1,299 @@
+"""The loops: train, evaluate, sample, check and prepare; their cadence, their files, and resuming.
+
+A run is a working directory. Training goes on from its latest good checkpoint; because data order
+and randomness are functions of the step, the result is that of a run that never stopped.
+"""
+
+import math
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import builders
+import evaluation
+import input_pipeline
+import plan
+from checkpoints import CheckpointError, Checkpoints
+from denoising import Denoiser
+from experiment import ConfigError, Experiment
+from reporting import MetricsLog, image_grid, write_file, write_gif, write_png
+from training import TrainState
+from workdir import Workdir
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; one line that says at which step, why, and what to do."""
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+def train(config: ConfigDict, path: Path, *, explicit: frozenset[str] = frozenset()) -> None:
+    """Train to `config.training.steps`, from the latest good checkpoint in the workdir if any.
+
+    SIGTERM and Ctrl-C save a checkpoint and leave with exit status 128 + the signal's number.
+
+    Raises:
+      ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
+      TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
+    """
+    experiment = builders.build(config, explicit=explicit)
+    batches = experiment.training_batches()
+    workdir = Workdir(path)
+    workdir.check(experiment.config)
+    settings = experiment.config["training"]
+    checkpoints = Checkpoints(workdir.checkpoints, keep=settings["keep_checkpoints"])
+    state = _initial_state(experiment, checkpoints)
+    step, last = int(state.step), settings["steps"]
+    if step >= last:
+        print(f"{path} is trained: step {step} of {last}. Raise config.training.steps to go on.")
+        return
+    workdir.path.mkdir(parents=True, exist_ok=True)
+    workdir.save_config(experiment.config)
+    log = MetricsLog(workdir.path, step=step)
+    try:
+        with _stop_signals() as stop, _progress_bar(last, step, "training") as bar:
+            state = _train_loop(experiment, batches, state, checkpoints, log, workdir, bar, stop)
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+        log.close()
+    if stop:
+        name = signal.Signals(stop[0]).name
+        print(f"stopped by {name} at step {int(state.step)}, saved; the same command goes on")
+        sys.exit(128 + stop[0])
+    print(f"trained {last} steps; samples in {workdir.samples}, next: --mode=eval or --mode=sample")
+
+
+def _initial_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
+    restored = checkpoints.restore(experiment.trainer.abstract_state())
+    if restored is None:
+        return experiment.trainer.first_state(experiment.key(experiment.config["seed"], "init"))
+    print(f"going on from the checkpoint at step {restored.step}")
+    return restored.state
+
+
+def _train_loop(
+    experiment: Experiment,
+    batches: input_pipeline.TrainingBatches,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    workdir: Workdir,
+    bar: tqdm,
+    stop: list[int],
+) -> TrainState:
+    settings, layout = experiment.config["training"], experiment.layout
+    last = settings["steps"]
+    rows = layout.local_rows(settings["batch_size"])
+    advance = experiment.trainer.compiled_step()
+    key = experiment.key(experiment.config["seed"], "training")
+    pending: deque[tuple[int, dict]] = deque()
+    clock = _Clock()
+    for step in range(int(state.step) + 1, last + 1):
+        batch = layout.put_batch(batches.at(step - 1, rows))
+        state, scalars = advance(key, state, batch)
+        pending.append((step, scalars))
+        due = {
+            name: bool(stop) or step == last or _is_due(step, settings[f"{name}_every"])
+            for name in ("log", "checkpoint", "sample")
+        }
+        # Scalars are read one step late, so that the device never waits for Python; where
+        # something is about to be written, all of them are.
+        while len(pending) > (0 if any(due.values()) else 1):
+            values = _finite(*pending.popleft(), checkpoints)
+        clock.count(settings["batch_size"])
+        bar.update()
+        if due["log"]:
+            rate = clock.rate()
+            bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
+            if not stop or _is_due(step, settings["log_every"]):
+                log.write(step, {**values, "images_per_sec": round(rate, 1)})
+        if due["checkpoint"]:
+            checkpoints.save(step, state, experiment.config)
+        if stop:
+            break
+        if due["sample"] and settings["sample_every"]:
+            _write_samples(experiment, state, log, workdir)
+        if due["checkpoint"] or due["sample"]:
+            clock.restart()
+    return state
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _finite(step: int, scalars: dict[str, jax.Array], checkpoints: Checkpoints) -> dict[str, float]:
+    values = {name: float(value) for name, value in scalars.items()}
+    if not all(map(math.isfinite, values.values())):
+        kept = checkpoints.steps()
+        remedy = (
+            f"the last good checkpoint is step {kept[-1]}" if kept else "no checkpoint was made"
+        )
+        raise TrainingError(
+            f"step {step}: {', '.join(f'{k}={v}' for k, v in values.items())}; {remedy}. "
+            f"Lower config.optim.lr or config.optim.grad_clip, or look for NaN in the data"
+        )
+    return values
+
+
+def _write_samples(
+    experiment: Experiment, state: TrainState, log: MetricsLog, workdir: Workdir
+) -> None:
+    count = experiment.config["training"]["sample_count"]
+    grid = image_grid(
+        experiment.draw(experiment.denoiser(state.ema_params), np.arange(count)).images
+    )
+    write_png(workdir.samples / f"step_{int(state.step)}.png", grid)
+    log.image(int(state.step), "samples", grid)
+
+
+class _Clock:
+    """Images a second since the last reading."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._images, self._start = 0, time.perf_counter()
+
+    def count(self, images: int) -> None:
+        self._images += images
+
+    def rate(self) -> float:
+        rate = self._images / (time.perf_counter() - self._start)
+        self.restart()
+        return rate
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and Ctrl-C in a list that the loop looks at; a second one acts at once."""
+    received: list[int] = []
+    previous = {}
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        previous[each] = signal.signal(each, note)
+    try:
+        yield received
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+def _progress_bar(total: int, done: int, title: str) -> tqdm:
+    return tqdm(total=total, initial=done, desc=title, dynamic_ncols=True, mininterval=0.5)
+
+
+# --- the other modes --------------------------------------------------------------------------
+
+
+def evaluate(config: ConfigDict, path: Path, *, explicit: frozenset[str] = frozenset()) -> None:
+    """Evaluate the checkpoints `config.eval.checkpoints` (none given: the latest), each once.
+
+    Raises:
+      ConfigError, WorkdirError, CheckpointError: before anything is computed.
+      IntegrationError: if the probability-flow ODE cannot be solved.
+    """
+    experiment, workdir, checkpoints = _open(config, path, explicit)
+    for step in experiment.config["eval"]["checkpoints"] or (None,):
+        step, denoiser = _load(experiment, checkpoints, step)
+        print(evaluation.evaluate(experiment, denoiser, step, workdir.eval))
+
+
+def sample(
+    config: ConfigDict,
+    path: Path,
+    *,
+    count: int,
+    checkpoint: int | None = None,
+    gif: bool = False,
+    explicit: frozenset[str] = frozenset(),
+) -> None:
+    """Write `count` images of a checkpoint as .npz (uint8, NHWC, key `samples`) and PNG grid.
+
+    With `gif`, also an animation of the reverse process of the first of them.
+
+    Raises:
+      ConfigError, WorkdirError, CheckpointError: before anything is computed.
+    """
+    if count < 1:
+        raise ConfigError(f"--num_samples={count} must be at least 1")
+    experiment, workdir, checkpoints = _open(config, path, explicit)
+    step, denoiser = _load(experiment, checkpoints, checkpoint)
+    name = workdir.samples / f"checkpoint_{step}"
+    images = _draw_all(experiment, denoiser, count)
+    write_file(name.with_suffix(".npz"), lambda file: np.savez_compressed(file, samples=images))
+    write_png(name.with_suffix(".png"), image_grid(images[:_GRID]))
+    print(f"{count} samples of step {step}: {name}.npz and {name}.png")
+    if gif:
+        shown = np.arange(min(count, _GRID))
+        frames = experiment.draw(denoiser, shown, frames=_FRAMES).trajectory
+        write_gif(name.with_suffix(".gif"), [image_grid(frame) for frame in frames])
+        print(f"their reverse process: {name}.gif")
+
+
+_GRID = 100  # images that a picture shows
+_FRAMES = 40  # snapshots of an animation
+
+
+def _draw_all(experiment: Experiment, denoiser: Denoiser, count: int) -> np.ndarray:
+    parts = []
+    with _progress_bar(count, 0, "sampling") as bar:
+        for indices in evaluation.batches_of(count, experiment.config["eval"]["batch_size"]):
+            parts.append(experiment.draw(denoiser, indices).images)
+            bar.update(len(indices))
+    return np.concatenate(parts)
+
+
+def _open(
+    config: ConfigDict, path: Path, explicit: frozenset[str]
+) -> tuple[Experiment, Workdir, Checkpoints]:
+    """What reading a run needs; touches nothing on disk."""
+    experiment = builders.build(config, explicit=explicit)
+    workdir = Workdir(path)
+    workdir.check(experiment.config)
+    return experiment, workdir, Checkpoints(workdir.checkpoints)
+
+
+def _load(
+    experiment: Experiment, checkpoints: Checkpoints, step: int | None
+) -> tuple[int, Denoiser]:
+    """The step and the averaged network of a checkpoint; None for the latest good one."""
+    restored = checkpoints.restore(experiment.trainer.abstract_state(), step)
+    if restored is None:
+        raise CheckpointError("there is no checkpoint in --workdir yet; run --mode=train first")
+    return restored.step, experiment.denoiser(restored.state.ema_params)
+
+
+def check(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> None:
+    """Print what `config` would do, on abstract shapes only."""
+    print(plan.describe(builders.build(config, explicit=explicit)))
+
+
+def prepare(config: ConfigDict) -> None:
+    """Prepare the configuration's data set on disk, where it needs that.
+
+    Raises:
+      ConfigError: if it can neither be found nor downloaded.
+    """
+    try:
+        print(input_pipeline.prepare(config.data.name, data_dir=config.data.dir))
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error

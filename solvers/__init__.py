@@ -1,0 +1,1 @@
+"""Solver families beyond Predictor-Corrector, one file each."""

@@ -1,0 +1,448 @@
+"""The networks against the published ones, textbook filters, and the laws they must obey."""
+
+import functools
+import itertools
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from models import NETWORKS, NCSNpp
+from models.embeddings import FourierEmbedding, positional_embedding
+from models.layers import ResidualBlock, SelfAttention, default_init, group_norm
+from models.ncsnpp import CHOICES
+from models.resample import (
+    average_downsample,
+    downsample,
+    fir_blur,
+    fir_downsample,
+    fir_upsample,
+    nearest_upsample,
+    upsample,
+)
+
+# Compiling these networks costs far more than running them, so XLA is told not to optimize.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+REFERENCE = Path(__file__).parent / "data" / "ncsnpp_reference.npz"
+KERNELS = [(1, 1), (1, 2, 1), (1, 3, 3, 1), (1, 4, 6, 4, 1), (1, 2, 4, 8), (3, 1, 2)]
+
+SMALL = {
+    "features": 16,
+    "channel_multipliers": (1, 2),
+    "blocks_per_level": 1,
+    "attention_resolutions": (8,),
+    "dropout": 0.0,
+}
+NCSNPP = {"resample": "fir", "progressive_input": "residual", "embedding": "fourier"}
+REFERENCE_FIELDS = {
+    "ddpmpp": SMALL,
+    "ncsnpp": SMALL | NCSNPP,
+    "ddpm_fir_residual": SMALL
+    | {
+        "residual_block": "ddpm",
+        "resample": "fir",
+        "progressive_input": "residual",
+        "progressive_output": "residual",
+    },
+    "skip_cat": SMALL
+    | {
+        "resample": "fir",
+        "progressive_input": "input_skip",
+        "progressive_output": "output_skip",
+        "progressive_combine": "cat",
+        "skip_rescale": False,
+    },
+}
+LSUN = NCSNPP | {"progressive_input": "input_skip", "progressive_output": "output_skip"}
+PUBLISHED_COUNTS = {
+    "ddpmpp": (32, {}, 61_804_419),
+    "ddpmpp_deep": (32, {"blocks_per_level": 8}, 106_632_579),
+    "ncsnpp_ve": (32, NCSNPP, 62_758_915),
+    "ncsnpp_ve_deep": (32, NCSNPP | {"blocks_per_level": 8}, 107_587_075),
+    "ncsnpp_vp": (32, NCSNPP | {"embedding": "positional"}, 62_693_251),
+    "bedroom_256": (
+        256,
+        LSUN | {"channel_multipliers": (1, 1, 2, 2, 2, 2, 2), "blocks_per_level": 2},
+        65_574_549,
+    ),
+    "ffhq_1024": (
+        1024,
+        LSUN
+        | {
+            "features": 16,
+            "channel_multipliers": (1, 2, 4, 8, 16, 32, 32, 32),
+            "blocks_per_level": 1,
+        },
+        105_785_896,
+    ),
+}
+
+
+def abstract_params(network, size=8, channels=3):
+    """The shapes of the parameters, without computing any."""
+
+    def init(key):
+        x, cond = jnp.zeros((1, size, size, channels)), jnp.zeros((1,))
+        return network.init(key, x, cond, train=False)["params"]
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def seeded_params(network, seed=0, size=8, dtype=np.float32):
+    """Weights without any zero, drawn in the order of the sorted paths, as for the reference."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        u = rng.uniform(-1.0, 1.0, leaf.shape)
+        kind = path[-1].key
+        if kind == "kernel":
+            u = u * math.sqrt(3.0 / math.prod(leaf.shape[:-1]))
+        elif kind == "scale":
+            u = 1.0 + 0.5 * u
+        else:
+            u = {"bias": 0.5, "frequencies": 16.0}[kind] * u
+        return u.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(network, size))
+
+
+def seeded_batch(dtype=np.float32, size=8):
+    """Two images and noise levels that suit either embedding."""
+    rng = np.random.default_rng(1)
+    return rng.uniform(-1.0, 1.0, (2, size, size, 3)).astype(dtype), np.array([1.5, 2.75], dtype)
+
+
+def evaluator(network):
+    """The network without dropout, as a function of (params, x, cond)."""
+    return lambda params, x, cond: network.apply({"params": params}, x, cond, train=False)
+
+
+def textbook_upfirdn(x, kernel, *, up, down, before, after):
+    """Zero-stuffing, padding, convolution with the 2-D filter, and dropping, in float64."""
+    b, h, w, c = x.shape
+    stuffed = np.zeros((b, h * up, w * up, c))
+    stuffed[:, ::up, ::up] = x
+    padded = np.pad(stuffed, ((0, 0), (before, after), (before, after), (0, 0)))
+    taps = np.outer(kernel, kernel) * up**2 / np.sum(kernel) ** 2
+    n = len(kernel)
+    rows, columns = padded.shape[1] - n + 1, padded.shape[2] - n + 1
+    y = np.zeros((b, rows, columns, c))
+    for i, j in itertools.product(range(n), repeat=2):
+        y += taps[n - 1 - i, n - 1 - j] * padded[:, i : i + rows, j : j + columns]
+    return y[:, ::down, ::down]
+
+
+# Against the published networks
+
+
+@pytest.mark.parametrize("name", PUBLISHED_COUNTS)
+def test_parameter_count_is_the_published_one(name):
+    size, fields, count = PUBLISHED_COUNTS[name]
+    params = abstract_params(NCSNpp(**fields), size)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == count
+
+
+@pytest.mark.parametrize("name", REFERENCE_FIELDS)
+def test_output_equals_the_published_code(name):
+    """Outputs of the published code with these seeded weights, made outside this repository.
+
+    A submodule that is renamed may change the order of the draws: that too fails here.
+    """
+    network = NCSNpp(**REFERENCE_FIELDS[name])
+    params = seeded_params(network)
+    with np.load(REFERENCE) as reference:
+        total = sum(float(np.sum(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(params))
+        assert total == pytest.approx(float(reference[f"{name}_weight_sum"])), "other weights"
+        y = quick_jit(evaluator(network))(params, reference["x"], reference["cond"])
+        expected = reference[f"{name}_y"]
+    assert np.max(np.abs(y - expected)) < 1e-5 * np.max(np.abs(expected))
+
+
+# Resampling
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_fir_resampling_is_the_textbook_upfirdn(kernel):
+    x = np.random.default_rng(0).normal(size=(2, 6, 8, 3))
+    n = len(kernel)
+    down = {"down": 2, "up": 1, "before": (n - 1) // 2, "after": (n - 2) // 2}
+    up = {"down": 1, "up": 2, "before": (n + 1) // 2, "after": (n - 2) // 2}
+    blur = {"down": 1, "up": 1, "before": (n - 1) // 2 + 1, "after": (n - 2) // 2 + 1}
+    wide = up | {"before": up["before"] + 1, "after": up["after"] + 1}
+    with jax.enable_x64(True):
+        x = jnp.asarray(x)
+        pairs = (
+            (fir_downsample(x, kernel), textbook_upfirdn(x, kernel, **down)),
+            (fir_upsample(x, kernel), textbook_upfirdn(x, kernel, **up)),
+            (fir_upsample(x, kernel, margin=1), textbook_upfirdn(x, kernel, **wide)),
+            (fir_blur(x, kernel), textbook_upfirdn(x, kernel, **blur)),
+        )
+        for ours, textbook in pairs:
+            np.testing.assert_allclose(ours, textbook, rtol=0, atol=1e-14)
+
+
+def test_filter_of_two_equal_taps_is_plain_resampling():
+    x = np.random.default_rng(0).normal(size=(2, 6, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(upsample(x, (1, 1)), nearest_upsample(x), atol=1e-6)
+    np.testing.assert_allclose(downsample(x, (1, 1)), average_downsample(x), atol=1e-6)
+    np.testing.assert_allclose(nearest_upsample(x), x.repeat(2, axis=1).repeat(2, axis=2))
+    np.testing.assert_allclose(average_downsample(nearest_upsample(x)), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [(1,), (), (1, -1), (1, -3, 1)])
+def test_filter_that_cannot_be_normalized_is_refused(kernel):
+    with pytest.raises(ValueError, match=r"config\.model\.fir_kernel is .*two or more"):
+        fir_upsample(jnp.zeros((1, 4, 4, 1)), kernel)
+
+
+# Embeddings and blocks
+
+
+def test_positional_embedding_is_accurate_up_to_the_last_label():
+    cond = np.array([0.0, 0.37, 500.5, 999.0], np.float32)
+    e = positional_embedding(jnp.asarray(cond), 8)
+    frequencies = 10000.0 ** -np.array([0, 1 / 3, 2 / 3, 1])
+    angles = cond.astype(np.float64)[:, None] * frequencies
+    # Half an ulp of an angle near 999 is 3e-5; the frequency's rounding adds as much.
+    np.testing.assert_allclose(e, np.hstack([np.sin(angles), np.cos(angles)]), atol=1e-4)
+
+
+def test_fourier_embedding_has_frequencies_of_the_given_scale():
+    module = FourierEmbedding(features=4000, scale=16.0)
+    cond = jnp.array([-1.0, 0.25])
+    e, variables = module.init_with_output(jax.random.key(0), cond)
+    frequencies = variables["params"]["frequencies"]
+    # The standard error of a standard deviation of 4000 draws is 1.1%.
+    assert np.std(frequencies) == pytest.approx(16.0, rel=0.05)
+    angles = 2 * np.pi * np.asarray(cond, np.float64)[:, None] * np.asarray(frequencies, np.float64)
+    np.testing.assert_allclose(e, np.hstack([np.sin(angles), np.cos(angles)]), atol=1e-4)
+
+
+def test_normalization_survives_a_large_mean():
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 16)).astype(np.float32)
+
+    class Norm(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return group_norm(x, name="norm")
+
+    shifted = Norm().init_with_output(jax.random.key(0), x + 1000.0)[0]
+    assert np.std(shifted) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0])
+def test_default_init_has_the_variance_it_promises(scale):
+    kernel = default_init(scale)(jax.random.key(0), (3, 3, 32, 64), jnp.float32)
+    variance = (scale or 1e-10) / (9 * (32 + 64) / 2)
+    assert np.var(kernel) == pytest.approx(variance, rel=0.05)
+    assert np.max(np.abs(kernel)) <= math.sqrt(3 * variance)
+
+
+def test_block_starts_as_its_shortcut():
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 16)).astype(np.float32)
+    e = np.ones((2, 8), np.float32)
+    block = ResidualBlock(16, init_scale=0.0)
+    y, _ = block.init_with_output(jax.random.key(0), x, e, train=False)
+    np.testing.assert_allclose(y, x / math.sqrt(2), atol=1e-4)
+
+
+def test_attention_is_equivariant_to_permutations_of_the_pixels():
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype(np.float32)
+    attention = SelfAttention(init_scale=1.0)
+    params = attention.init(jax.random.key(0), x)
+    params = jax.tree.map(lambda leaf: leaf + 0.5, params)
+    order = np.random.default_rng(1).permutation(16)
+
+    def permute(images):
+        return np.asarray(images).reshape(2, 16, 8)[:, order].reshape(2, 4, 4, 8)
+
+    y = attention.apply(params, x)
+    assert not np.allclose(permute(y), y, atol=1e-2)
+    np.testing.assert_allclose(attention.apply(params, permute(x)), permute(y), rtol=1e-5)
+
+
+# The network as a function
+
+
+@pytest.mark.parametrize("residual_block", CHOICES["residual_block"])
+@pytest.mark.parametrize("resample", CHOICES["resample"])
+@pytest.mark.parametrize(
+    ("progressive_input", "progressive_output"),
+    list(zip(CHOICES["progressive_input"], CHOICES["progressive_output"], strict=True)),
+)
+def test_every_kind_of_network_keeps_the_resolution(
+    residual_block, resample, progressive_input, progressive_output
+):
+    network = NCSNpp(
+        **SMALL,
+        residual_block=residual_block,
+        resample=resample,
+        progressive_input=progressive_input,
+        progressive_output=progressive_output,
+        out_channels=2,
+    )
+    x, cond = jnp.zeros((3, 8, 8, 1)), jnp.zeros((3,))
+
+    def init_with_output():
+        return network.init_with_output(jax.random.key(0), x, cond, train=False)
+
+    y, _ = jax.eval_shape(init_with_output)
+    assert y.shape == (3, 8, 8, 2)
+    assert y.dtype == jnp.float32
+
+
+def test_derivatives_agree_in_float64():
+    """J v by forward mode equals a central difference, and <u, J v> = <J^T u, v>."""
+    network = NCSNpp(**SMALL | NCSNPP)
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
+        params = seeded_params(network, dtype=np.float64)
+        x, cond = seeded_batch(np.float64)
+        rng = np.random.default_rng(2)
+        u, v = rng.normal(size=x.shape), rng.normal(size=x.shape)
+
+        def f(x):
+            return evaluator(network)(params, x, cond)
+
+        y, jvp = quick_jit(lambda x, v: jax.jvp(f, (x,), (v,)))(x, v)
+        (vjp,) = quick_jit(lambda x, u: jax.vjp(f, x)[1](u))(x, u)
+        assert y.dtype == jvp.dtype == vjp.dtype == jnp.float64
+        h, step = 1e-6, quick_jit(f)
+        difference = (step(x + h * v) - step(x - h * v)) / (2 * h)
+        np.testing.assert_allclose(jvp, difference, rtol=1e-6, atol=1e-6)
+        assert np.vdot(u, jvp) == pytest.approx(np.vdot(vjp, v), rel=1e-10)
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    network = NCSNpp(**SMALL | NCSNPP)
+    params, f = seeded_params(network), quick_jit(evaluator(network))
+    x, cond = seeded_batch()
+    both = f(params, x, cond)
+    other = f(params, np.stack([x[0], -3.0 * x[1]]), np.stack([cond[0], cond[1] + 1.0]))
+    np.testing.assert_allclose(both[0], other[0], atol=1e-5)
+    assert not np.allclose(both[1], other[1], atol=1e-2)
+
+
+def test_every_parameter_learns_but_the_frequencies():
+    network = NCSNpp(**SMALL | NCSNPP)
+    params = seeded_params(network)
+    x, cond = seeded_batch()
+
+    def loss(params):
+        return jnp.mean(jnp.square(evaluator(network)(params, x, cond) - 1.0))
+
+    for path, gradient in jax.tree_util.tree_leaves_with_path(quick_jit(jax.grad(loss))(params)):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name == "fourier/frequencies":
+            assert np.all(gradient == 0)
+        elif not name.endswith("/key/bias"):  # softmax ignores what is added to every logit
+            assert np.max(np.abs(gradient)) > 1e-6, name
+
+
+def test_network_starts_at_almost_zero():
+    network = NCSNpp(**SMALL | {"channel_multipliers": (1,)})
+    x, cond = seeded_batch()
+    y, _ = quick_jit(lambda key: network.init_with_output(key, x, cond, train=False))(
+        jax.random.key(0)
+    )
+    assert 0 < np.max(np.abs(y)) < 1e-3
+
+
+def test_dropout_acts_in_training_only():
+    fields = SMALL | {"channel_multipliers": (1,)}
+    network = NCSNpp(**fields | {"dropout": 0.5})
+    params = seeded_params(network)
+    x, cond = seeded_batch()
+
+    @quick_jit
+    def trained(key):
+        rngs = {"dropout": key}
+        return network.apply({"params": params}, x, cond, train=True, rngs=rngs)
+
+    first, again, second = (trained(jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, second, atol=1e-2)
+    evaluated = quick_jit(evaluator(network))(params, x, cond)
+    without = quick_jit(evaluator(NCSNpp(**fields)))(params, x, cond)
+    np.testing.assert_array_equal(evaluated, without)
+
+
+# Refusals
+
+INVALID = [
+    ({"residual_block": "resnet"}, "'resnet'; valid is one of 'biggan', 'ddpm'"),
+    ({"resample": "bilinear"}, "'bilinear'; valid is one of 'plain', 'fir'"),
+    ({"progressive_input": "skip"}, "valid is one of 'none', 'input_skip', 'residual'"),
+    ({"progressive_output": "skip"}, "valid is one of 'none', 'output_skip', 'residual'"),
+    ({"progressive_combine": "mean"}, "valid is one of 'sum', 'cat'"),
+    ({"embedding": "sine"}, "valid is one of 'positional', 'fourier'"),
+    ({"features": 2}, "an even integer, 4 or more"),
+    ({"features": 33}, "an even integer, 4 or more"),
+    ({"features": 16.0}, "an even integer, 4 or more"),
+    ({"features": 36}, "a layer of 72 channels has 18 groups|multiple of 32"),
+    ({"channel_multipliers": ()}, "one integer per level"),
+    ({"channel_multipliers": (1, 0)}, "positive integers"),
+    ({"channel_multipliers": (1, 1, 1, 1, 1)}, "at most 4 levels for config.data.image_size=8"),
+    ({"blocks_per_level": 0}, "a positive integer"),
+    ({"attention_resolutions": (8, 16)}, r"any of \[8, 4\].*or \(\)"),
+    ({"dropout": 1.0}, r"in \[0, 1\)"),
+    ({"fir_kernel": (1,)}, "two or more numbers"),
+    ({"fourier_scale": 0.0}, "a positive number"),
+    ({"init_scale": -1.0}, "0 or more"),
+    ({"out_channels": 0}, "a positive integer"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), INVALID)
+def test_invalid_field_is_named_before_anything_is_computed(fields, message):
+    network = NCSNpp(**SMALL | fields)
+    field = next(iter(fields))
+    with pytest.raises(ValueError, match=message) as error:
+        network.validate(8, 3)
+    assert str(error.value).startswith(f"config.model.{field} is ")
+    with pytest.raises(ValueError, match=message):
+        abstract_params(network)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(0, 3), (8, 0)])
+def test_empty_images_are_refused(size, channels):
+    with pytest.raises(ValueError, match=r"config\.data\.(image_size|num_channels) is 0"):
+        NCSNpp(**SMALL).validate(size, channels)
+
+
+def test_oblong_images_are_refused():
+    with pytest.raises(ValueError, match="8x16 pixels; valid is square"):
+        NCSNpp(**SMALL).init(jax.random.key(0), jnp.zeros((1, 8, 16, 3)), jnp.zeros(1), train=False)
+
+
+@pytest.mark.parametrize("features", [4, 6, 12, 36, 44, 96])
+@pytest.mark.parametrize("combine", CHOICES["progressive_combine"])
+def test_group_check_refuses_exactly_what_the_layers_refuse(features, combine):
+    class Unchecked(NCSNpp):
+        @nn.nowrap
+        def validate(self, image_size, channels):
+            pass
+
+    fields = SMALL | {
+        "features": features,
+        "progressive_input": "input_skip",
+        "progressive_combine": combine,
+    }
+
+    def refuses(act):
+        try:
+            act()
+        except ValueError:
+            return True
+        return False
+
+    checked = refuses(lambda: NCSNpp(**fields).validate(8, 3))
+    assert checked == refuses(lambda: abstract_params(Unchecked(**fields)))
+
+
+def test_defaults_are_valid_for_cifar10_and_the_network_has_a_name():
+    NETWORKS["ncsnpp"]().validate(32, 3)

@@ -1,0 +1,89 @@
+"""The folder of a run: its saved configuration and whether a new one may continue it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from reporting import write_json
+
+# Fields that change neither what is trained nor what the network is: a run may be continued with
+# other values of these.
+FREE = (
+    "data.dir",
+    "eval.",
+    "likelihood.",
+    "sampling.",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.log_every",
+    "training.sample_count",
+    "training.sample_every",
+)
+
+
+class WorkdirError(RuntimeError):
+    """The working directory does not fit what is asked of it; one line with the remedy."""
+
+
+class Workdir:
+    """Paths of a run's files, and its saved configuration. Making one touches nothing on disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.eval = self.path / "eval"
+        if self.path.exists() and not self.path.is_dir():
+            raise WorkdirError(f"--workdir={path} is a file; give a folder")
+
+    def check(self, config: dict) -> None:
+        """Raise WorkdirError unless `config` may continue the run that is here, if one is."""
+        if not self.config.exists():
+            return
+        try:
+            saved = json.loads(self.config.read_text())
+        except json.JSONDecodeError as error:
+            raise WorkdirError(
+                f"{self.config} is not valid JSON ({error}); restore it, or use another --workdir"
+            ) from error
+        differing = [
+            line for name, line in differences(saved, config) if not _is_free(name, config)
+        ]
+        if differing:
+            raise WorkdirError(
+                f"--workdir={self.path} holds a run with another configuration: "
+                + "; ".join(differing)
+                + ". Give these values, or another --workdir"
+            )
+
+    def save_config(self, config: dict) -> None:
+        """Write config.json, unless it already says the same."""
+        if not self.config.exists() or differences(json.loads(self.config.read_text()), config):
+            write_json(self.config, config)
+
+
+def _is_free(name: str, config: dict) -> bool:
+    # A longer run is the same run continued, unless the learning rate depends on its length.
+    if name == "training.steps":
+        return config["optim"]["decay"] == "constant"
+    return name.startswith(FREE)
+
+
+def differences(saved: dict, given: dict) -> list[tuple[str, str]]:
+    """Fields in which two nested dicts differ, as (dotted name, "config.name: saved, now given")."""
+    old, new = _flatten(saved), _flatten(json.loads(json.dumps(given)))
+    absent = "absent"
+    return [
+        (name, f"config.{name} was {old.get(name, absent)!r}, is {new.get(name, absent)!r}")
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, absent) != new.get(name, absent)
+    ]
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat.update(_flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat
