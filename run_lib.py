@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import builders
+import data_preparation
 import evaluation
 import input_pipeline
 import plan
@@ -294,6 +295,6 @@ def prepare(config: ConfigDict) -> None:
       ConfigError: if it can neither be found nor downloaded.
     """
     try:
-        print(input_pipeline.prepare(config.data.name, data_dir=config.data.dir))
+        print(data_preparation.prepare(config.data.name, data_dir=config.data.dir))
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error

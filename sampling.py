@@ -15,7 +15,7 @@ Written in (a, b), each is defined for every linear process, on any grid.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ class Samples(NamedTuple):
     trajectory: np.ndarray | None
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """One step of a solver; hashable, since it is static to jit."""
 

@@ -32,6 +32,8 @@ from jaxtyping import Array, Float, Key
 from arrays import expand_like, normal_like, sum_per_sample
 
 Time = Float[Array, "*batch"]
+# A number; a tracer or a placeholder while JAX takes an SDE apart and rebuilds it.
+Parameter = float | Any
 
 
 def _require_positive(sde: "SDE", **values: Any) -> None:
@@ -55,7 +57,7 @@ def _require_increasing(sde: "SDE", low: str, high: str) -> None:
 class SDE(abc.ABC):
     """A linear process: two functions of time and the prior's standard deviation."""
 
-    prior_std: float | Float[Array, ""]
+    prior_std: Parameter
 
     @abc.abstractmethod
     def log_alpha(self, t: Time) -> Time:
@@ -142,15 +144,15 @@ class VESDE(SDE):
     sigma(0) is sigma_min, not 0: at t = 0 the data already carry noise of that size.
     """
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
+    sigma_min: Parameter = 0.01
+    sigma_max: Parameter = 50.0
 
     def __post_init__(self) -> None:
         _require_positive(self, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         _require_increasing(self, "sigma_min", "sigma_max")
 
     @property
-    def prior_std(self) -> float:
+    def prior_std(self) -> Parameter:
         return self.sigma_max
 
     def log_alpha(self, t: Time) -> Time:
@@ -163,8 +165,8 @@ class VESDE(SDE):
 class _LinearBeta(SDE):
     """What VP and sub-VP share: beta(t) linear in t, d log alpha / dt = -beta(t) / 2 (Eq. 32)."""
 
-    beta_min: float
-    beta_max: float
+    beta_min: Parameter
+    beta_max: Parameter
 
     def __post_init__(self) -> None:
         _require_positive(self, beta_min=self.beta_min, beta_max=self.beta_max)
@@ -184,8 +186,8 @@ class _LinearBeta(SDE):
 class VPSDE(_LinearBeta):
     """Variance-preserving SDE, the limit of DDPM: sigma^2 = 1 - alpha^2 (Eq. 32-33)."""
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: Parameter = 0.1
+    beta_max: Parameter = 20.0
 
     def log_sigma(self, t: Time) -> Time:
         return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
@@ -196,8 +198,8 @@ class VPSDE(_LinearBeta):
 class SubVPSDE(_LinearBeta):
     """Sub-VP SDE, whose variance stays below VP's: sigma = 1 - alpha^2 (Eq. 27-29)."""
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: Parameter = 0.1
+    beta_max: Parameter = 20.0
 
     def log_sigma(self, t: Time) -> Time:
         return jnp.log(-jnp.expm1(2 * self.log_alpha(t)))

@@ -23,7 +23,7 @@ from models.resample import Kernel, downsample, fir_blur, fir_upsample, nearest_
 
 Images = Float[Array, "batch height width channels"]
 FeatureMaps = Float[Array, "batch _ _ _"]  # images whose size and channels vary from layer to layer
-Embedding = Float[Array, "batch width"]
+Embedding = Float[Array, "batch embedding"]
 
 
 def default_init(scale: float = 1.0) -> nn.initializers.Initializer:
@@ -102,7 +102,7 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Images, e: Embedding, *, train: bool
     ) -> Float[Array, "batch height_out width_out {self.features}"]:
-        """Maps (b, h, w, c) and e of (b, width) to (b, h', w', features); h' = h, 2h or h/2."""
+        """Maps (b, h, w, c) and e of (b, d) to (b, h', w', features); h' = h, 2h or h/2."""
         h = nn.silu(group_norm(x, name="norm_0"))
         if self.direction == "up":
             h, x = upsample(h, self.fir_kernel), upsample(x, self.fir_kernel)

@@ -3,6 +3,8 @@
 import gzip
 import io
 import math
+import os
+import signal
 import socket
 import struct
 import subprocess
@@ -16,7 +18,8 @@ import pytest
 from PIL import Image
 
 import input_pipeline
-from input_pipeline import ImageData, ImageScaler, Quantizer, TrainingBatches, load, prepare
+from data_preparation import prepare
+from input_pipeline import ImageData, ImageScaler, Quantizer, TrainingBatches, load
 
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -448,19 +451,21 @@ def assert_same_images(data, splits):
         assert sorted(pairs) == sorted(expected_pairs)
 
 
-def test_cifar10_is_prepared_from_its_archive_and_read_back(tmp_path, monkeypatch):
+def test_cifar10_is_prepared_from_its_archive_and_read_back(tmp_path, monkeypatch, caplog):
     manual = tmp_path / "downloads/manual"
     splits = cifar_archive(manual / "cifar-10-binary.tar.gz")
     expect_archives(monkeypatch, "cifar10", manual)
-    directory = prepare("cifar10", data_dir=tmp_path)
-    assert directory == tmp_path / "cifar10/3.0.2"
+    directory = tmp_path / "cifar10/3.0.2"
+    message = f"cifar10 is prepared in {directory}"
+    assert prepare("cifar10", data_dir=tmp_path) == message
     data = load("cifar10", image_size=32, channels=3, data_dir=tmp_path)
     assert_same_images(data, splits)
+    assert "OpenCV" not in caplog.text
     names = (directory / "label.labels.txt").read_text().split()
     assert names == CLASSES.split()
     assert "tensorflow" not in sys.modules
     (manual / "cifar-10-binary.tar.gz").unlink()
-    assert prepare("cifar10", data_dir=tmp_path) == directory  # prepared once
+    assert prepare("cifar10", data_dir=tmp_path) == message  # prepared once
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
@@ -495,11 +500,73 @@ def test_an_interrupted_preparation_is_redone(tmp_path, monkeypatch):
             prepare("mnist", data_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match="not prepared"):
         load("mnist", image_size=28, channels=1, data_dir=tmp_path)
-    # What a killed process or a broken-off copy leaves behind.
-    (tmp_path / "mnist/3.0.1.incompleteABCDEF").mkdir(parents=True)
-    (tmp_path / "mnist/3.0.1").mkdir()
+    (tmp_path / "mnist/3.0.1").mkdir()  # a broken-off copy
     prepare("mnist", data_dir=tmp_path)
     assert_same_images(load("mnist", image_size=28, channels=1, data_dir=tmp_path), splits)
+
+
+def test_a_killed_preparation_is_redone_and_its_leftovers_deleted(tmp_path):
+    manual = tmp_path / "downloads/manual"
+    splits = mnist_archives(manual)
+    code = (
+        "import os, sys, test_input_pipeline as t, data_preparation as p; from pathlib import Path;"
+        "patch = t.pytest.MonkeyPatch(); root = Path(sys.argv[1]);"
+        "t.expect_archives(patch, 'mnist', root / 'downloads/manual');"
+        "len(sys.argv) == 2 or patch.setattr(t.Image, 'fromarray', lambda x: os.kill(0, 9));"
+        "print(p.prepare('mnist', data_dir=root))"
+    )
+
+    def run(*arguments):
+        command = [sys.executable, "-c", code, tmp_path, *arguments]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+        return subprocess.run(command, capture_output=True, env=environment, process_group=0)
+
+    assert run("kill").returncode == -signal.SIGKILL
+    kept = [
+        tmp_path / "mnist/incomplete.ABCDEF_3.0.0",
+        tmp_path / "cifar10/incomplete.ABCDEF_3.0.2",
+    ]
+    for other in kept:
+        other.mkdir(parents=True)
+    assert len(list((tmp_path / "mnist").glob("incomplete.*_3.0.1"))) == 1
+    assert b"mnist is prepared in" in run().stdout
+    assert_same_images(load("mnist", image_size=28, channels=1, data_dir=tmp_path), splits)
+    assert sorted(tmp_path.rglob("*incomplete*")) == sorted(kept)  # other sets' and versions'
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        ("checksum", (ValueError, r"'mnist': Artifact .*wrong checksum; run .*prepare")),
+        (
+            "download",
+            (ConnectionError, r"'mnist': the download failed \(HTTP 503\); run .*prepare"),
+        ),
+        ("broken", (ConnectionError, r"failed \(ChunkedEncodingError\); .*downloads/manual")),
+    ],
+)
+def test_errors_of_fetching_are_one_line(raised, expected, tmp_path, monkeypatch):
+    import requests
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+    manual = tmp_path / "downloads/manual"
+    mnist_archives(manual)
+    expect_archives(monkeypatch, "mnist", manual)
+    errors = {
+        "checksum": NonMatchingChecksumError("Artifact URL has wrong checksum:\n* Expected: A"),
+        "download": tfds.download.DownloadError("HTTP 503"),
+        "broken": requests.exceptions.ChunkedEncodingError(),
+    }
+
+    def fail(*args, **kwargs):
+        raise errors[raised]
+
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", fail)
+    kind, message = expected
+    with pytest.raises(kind, match=message) as error:
+        prepare("mnist", data_dir=tmp_path)
+    assert one_line(error)
 
 
 def test_a_missing_set_fails_at_once_and_names_the_remedy(tmp_path):
@@ -541,7 +608,8 @@ def test_damaged_archives_are_named(tmp_path, monkeypatch):
 def test_records_of_another_format_are_refused(tmp_path, monkeypatch):
     mnist_archives(tmp_path / "downloads/manual")
     expect_archives(monkeypatch, "mnist", tmp_path / "downloads/manual")
-    info = prepare("mnist", data_dir=tmp_path) / "dataset_info.json"
+    prepare("mnist", data_dir=tmp_path)
+    info = tmp_path / "mnist/3.0.1/dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     for verb in (prepare, lambda *a, **k: load(*a, image_size=28, channels=1, **k)):
         with pytest.raises(ValueError, match="tfrecord"):
@@ -561,9 +629,8 @@ def test_names_are_checked(tmp_path):
 
 
 def test_what_needs_no_preparation_and_what_needs_tensorflow(tmp_path, monkeypatch):
-    assert prepare("digits") is None
-    assert prepare(str(tmp_path)) is None
-    assert prepare("some/where.npz") is None
+    for name in ("digits", str(tmp_path), "some/where.npz"):
+        assert prepare(name) == f"config.data.name={name!r} needs no preparation"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="pip install tensorflow-cpu"):
         prepare("svhn_cropped", data_dir=tmp_path)

@@ -419,7 +419,7 @@ def test_oblong_images_are_refused():
         NCSNpp(**SMALL).init(jax.random.key(0), jnp.zeros((1, 8, 16, 3)), jnp.zeros(1), train=False)
 
 
-@pytest.mark.parametrize("features", [4, 6, 12, 36, 44, 96])
+@pytest.mark.parametrize("features", [6, 12, 36, 96])
 @pytest.mark.parametrize("combine", CHOICES["progressive_combine"])
 def test_group_check_refuses_exactly_what_the_layers_refuse(features, combine):
     class Unchecked(NCSNpp):

@@ -1,0 +1,58 @@
+"""Strict mode: shapes are checked, nothing broadcasts by accident, and four devices are faked.
+
+Warnings are errors too (pyproject.toml). Every array annotation of the modules in CHECKED is
+checked at every call by jaxtyping and beartype; nothing of ours may be imported before this file.
+
+JAX_COMPILATION_CACHE_DIR keeps compiled programs between runs; without it they go to a temporary
+folder.
+"""
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+CHECKED = [
+    "arrays",
+    "builders",
+    "checkpoints",
+    "denoising",
+    "evaluation",
+    "experiment",
+    "input_pipeline",
+    "likelihood",
+    "losses",
+    "metrics",
+    "models",
+    "ode",
+    "parallel",
+    "plan",
+    "reporting",
+    "run_lib",
+    "sampling",
+    "sde_lib",
+    "solvers",
+    "training",
+    "workdir",
+]
+# An int is a float to Python's typing rules (PEP 484), and so it is here.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+
+jaxtyping.install_import_hook(CHECKED, CHECKER)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compilation_cache(tmp_path_factory):
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = tmp_path_factory.mktemp("compiled")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture
+def x64():
+    """Double precision for the test that asks for it, and for no other."""
+    with jax.enable_x64(True):
+        yield
