@@ -119,7 +119,7 @@ class Denoiser:
         if callable(self.network) and not isinstance(self.network, Partial):
             object.__setattr__(self, "network", Partial(self.network))
 
-    def predict(self, x: Batch, t: Time) -> Prediction:
+    def predict(self, x: Batch, t: Time | float) -> Prediction:
         """The pair (x0, eps) that the network sees in x_t; t of shape () or (batch,)."""
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         meaning = PARAMETERIZATIONS[self.parameterization]

@@ -6,20 +6,19 @@ Any field of the configuration can be overridden: --config.optim.lr=1e-4.
 """
 
 import os
+import runpy
 import sys
 from pathlib import Path
+from types import ModuleType
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
+_MODES = ("train", "eval", "sample", "check", "prepare")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
-_MODE = flags.DEFINE_enum(
-    "mode", None, ["train", "eval", "sample", "check", "prepare"], "What to do."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; runs/<config name> if not given."
-)
-_CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "sample: step; the latest if not given.")
+_MODE = flags.DEFINE_enum("mode", None, _MODES, "What to do.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<config name>.")
+_CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "sample: step; by default the latest.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "sample: number of images.")
 _GIF = flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
 _CACHE = flags.DEFINE_boolean(
@@ -28,6 +27,8 @@ _CACHE = flags.DEFINE_boolean(
 
 
 def main(_: list[str]) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # JAX tells of each accelerator that is not there
     # After the flags: a misspelt flag should not wait for JAX to load.
     import jax
 
@@ -54,9 +55,11 @@ def main(_: list[str]) -> None:
         sys.exit("interrupted; the same command goes on from the last save")
 
 
-def _run(run_lib: object) -> None:
-    config, explicit = _CONFIG.value, _explicit_fields()
-    path = Path(_WORKDIR.value or Path("runs") / Path(_config_file()).stem)
+def _run(run_lib: ModuleType) -> None:
+    config = _CONFIG.value
+    explicit = frozenset(config_flags.get_override_values(flags.FLAGS["config"]))
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    path = Path(_WORKDIR.value or Path("runs") / Path(file).stem)
     match _MODE.value:
         case "train":
             run_lib.train(config, path, explicit=explicit)
@@ -77,20 +80,34 @@ def _run(run_lib: object) -> None:
             run_lib.prepare(config)
 
 
-def _config_file() -> str:
-    return config_flags.get_config_filename(flags.FLAGS["config"])
-
-
-def _explicit_fields() -> frozenset[str]:
-    return frozenset(config_flags.get_override_values(flags.FLAGS["config"]))
-
-
 def _parse(argv: list[str]) -> list[str]:
     """Parse the flags; whatever is wrong with them is one line on stderr."""
+    given = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:] if "=" in arg)
+    file = given.get("config", "").partition(":")[0]
+    helping = any(arg.lstrip("-").startswith("help") for arg in argv[1:])
+    if not helping and not Path(file).is_file():
+        known = sorted(map(str, Path("configs").glob("[a-z]*_*.py")))
+        sys.exit(f"error: --config={file!r} is not a file; give one such as: {', '.join(known)}")
     try:
         return flags.FLAGS(argv)
-    except Exception as error:
+    except (AttributeError, KeyError) as error:
+        for name in given:
+            if name.startswith("config."):
+                _check_field(name, given["config"])
         sys.exit(f"error: {error}")
+    except (flags.Error, TypeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _check_field(name: str, config: str) -> None:
+    """Exit with the valid names if `config.a.b` is not a field of the configuration."""
+    file, _, argument = config.partition(":")
+    node, path = runpy.run_path(file)["get_config"](*filter(None, [argument])), "config"
+    for part in name.split(".")[1:]:
+        if not isinstance(node, ConfigDict) or part not in node:
+            fields = ", ".join(node) if isinstance(node, ConfigDict) else "none, it is a value"
+            sys.exit(f"error: --{name} is not a field; those of {path} are: {fields}")
+        node, path = node[part], f"{path}.{part}"
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def train(config: ConfigDict, path: Path, *, explicit: frozenset[str] = frozense
     experiment = builders.build(config, explicit=explicit)
     batches = experiment.training_batches()
     workdir = Workdir(path)
-    workdir.check(experiment.config)
+    workdir.check(experiment.config, training=True)
     settings = experiment.config["training"]
     checkpoints = Checkpoints(workdir.checkpoints, keep=settings["keep_checkpoints"])
     state = _initial_state(experiment, checkpoints)
@@ -269,7 +269,7 @@ def _open(
     """What reading a run needs; touches nothing on disk."""
     experiment = builders.build(config, explicit=explicit)
     workdir = Workdir(path)
-    workdir.check(experiment.config)
+    workdir.check(experiment.config, training=False)
     return experiment, workdir, Checkpoints(workdir.checkpoints)
 
 
@@ -296,5 +296,5 @@ def prepare(config: ConfigDict) -> None:
     """
     try:
         print(data_preparation.prepare(config.data.name, data_dir=config.data.dir))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         raise ConfigError(str(error)) from error

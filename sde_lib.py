@@ -27,7 +27,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from arrays import expand_like, normal_like, sum_per_sample
 
@@ -85,7 +85,7 @@ class SDE(abc.ABC):
         low = jnp.full_like(log_snr, math.log(1e-12))
         high = jnp.zeros_like(log_snr)
 
-        def halve(_: int, bounds: tuple[Time, Time]) -> tuple[Time, Time]:
+        def halve(_: Int[Array, ""], bounds: tuple[Time, Time]) -> tuple[Time, Time]:
             low, high = bounds
             middle = (low + high) / 2
             too_early = self.log_snr(jnp.exp(middle)) > log_snr

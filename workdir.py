@@ -6,9 +6,8 @@ from typing import Any
 
 from reporting import write_json
 
-# Fields that change neither what is trained nor what the network is: a run may be continued with
-# other values of these.
-FREE = (
+# Fields that do not change what is trained: a run may go on with other values of these.
+_FREE_IN_TRAINING = (
     "data.dir",
     "eval.",
     "likelihood.",
@@ -19,6 +18,9 @@ FREE = (
     "training.sample_count",
     "training.sample_every",
 )
+
+# Fields that say what a trained network is: who reads a run must give the same.
+_FIXED_IN_READING = ("data.", "denoiser.", "model.", "sde.")
 
 
 class WorkdirError(RuntimeError):
@@ -37,8 +39,11 @@ class Workdir:
         if self.path.exists() and not self.path.is_dir():
             raise WorkdirError(f"--workdir={path} is a file; give a folder")
 
-    def check(self, config: dict) -> None:
-        """Raise WorkdirError unless `config` may continue the run that is here, if one is."""
+    def check(self, config: dict, *, training: bool) -> None:
+        """Raise WorkdirError unless `config` fits the run that is here, if one is.
+
+        With `training` it must train the same; otherwise it must describe the same network.
+        """
         if not self.config.exists():
             return
         try:
@@ -48,7 +53,9 @@ class Workdir:
                 f"{self.config} is not valid JSON ({error}); restore it, or use another --workdir"
             ) from error
         differing = [
-            line for name, line in differences(saved, config) if not _is_free(name, config)
+            phrase
+            for name, phrase in differences(saved, config)
+            if not _is_free(name, config=config, training=training)
         ]
         if differing:
             raise WorkdirError(
@@ -63,15 +70,17 @@ class Workdir:
             write_json(self.config, config)
 
 
-def _is_free(name: str, config: dict) -> bool:
+def _is_free(name: str, *, config: dict, training: bool) -> bool:
+    if not training:
+        return name == "data.dir" or not name.startswith(_FIXED_IN_READING)
     # A longer run is the same run continued, unless the learning rate depends on its length.
     if name == "training.steps":
         return config["optim"]["decay"] == "constant"
-    return name.startswith(FREE)
+    return name.startswith(_FREE_IN_TRAINING)
 
 
 def differences(saved: dict, given: dict) -> list[tuple[str, str]]:
-    """Fields in which two nested dicts differ, as (dotted name, "config.name: saved, now given")."""
+    """Fields in which two nested dicts differ: (dotted name, a phrase with both values)."""
     old, new = _flatten(saved), _flatten(json.loads(json.dumps(given)))
     absent = "absent"
     return [

@@ -40,6 +40,7 @@ class Mixture:
 
     def marginal(self, sde, t):
         """The mixture that x_t follows at one time t."""
+        t = jnp.asarray(t, float)
         alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
         noise = sigma**2 * np.eye(self.dims)
         return Mixture(self.weights, alpha * self.means, alpha**2 * self.covariances + noise)

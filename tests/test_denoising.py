@@ -1,0 +1,124 @@
+"""Whatever a network was trained to answer, the denoiser sees the same x0, eps and score."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from analytic import standardized_mixture
+from denoising import CONDITIONINGS, PARAMETERIZATIONS, Denoiser
+from sde_lib import SubVPSDE, VESDE, VPSDE, reverse_drift
+
+PROCESSES = [
+    pytest.param(VPSDE(), id="vp"),
+    pytest.param(SubVPSDE(), id="subvp"),
+    pytest.param(VESDE(), id="ve"),
+]
+every_process = pytest.mark.parametrize("sde", PROCESSES)
+
+# What a perfect network answers, by the definitions of the papers.
+ANSWERS = {
+    "eps": lambda x0, eps, alpha, sigma: eps,
+    "score": lambda x0, eps, alpha, sigma: -eps / sigma,
+    "x0": lambda x0, eps, alpha, sigma: x0,
+    "v": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
+    "sigma_score": lambda x0, eps, alpha, sigma: -eps,
+}
+INPUTS = {"sigma_score": lambda x: 2 * x - 1}
+LABELS = {
+    "t": lambda sde, t: t,
+    "999t": lambda sde, t: 999 * t,
+    "log_sigma": lambda sde, t: np.log(sde.sigma(t)),
+    "log_snr": lambda sde, t: np.log(sde.alpha(t) ** 2 / sde.sigma(t) ** 2),
+}
+
+
+def recording(answer, seen):
+    """A network that writes down what it is fed."""
+
+    def network(x, condition):
+        seen.append((x, condition))
+        return answer
+
+    return network
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+@every_process
+def test_every_meaning_of_the_output_gives_the_same_prediction(x64, sde, name):
+    t = jnp.array([1e-3, 0.3, 1.0])
+    x0, eps = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 1))
+    alpha, sigma = sde.alpha(t).reshape(3, 1, 1, 1), sde.sigma(t).reshape(3, 1, 1, 1)
+    seen = []
+    answer = ANSWERS[name](x0, eps, alpha, sigma)
+    denoiser = Denoiser(sde=sde, network=recording(answer, seen), parameterization=name)
+    x = sde.perturb(x0, t, eps)
+    prediction = denoiser.predict(x, t)
+    np.testing.assert_allclose(prediction.x0, x0, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(prediction.eps, eps, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(denoiser.score(x, t), -eps / sigma, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(seen[0][0], INPUTS.get(name, lambda x: x)(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", CONDITIONINGS)
+@every_process
+def test_network_is_fed_the_label_of_its_name_per_sample(sde, name):
+    x, t = jnp.zeros((3, 2)), jnp.array([0.1, 0.5, 0.9])
+    seen = []
+    denoiser = Denoiser(sde=sde, network=recording(x, seen), conditioning=name)
+    denoiser.predict(x, t)
+    denoiser.predict(x, 0.5)
+    np.testing.assert_allclose(seen[0][1], LABELS[name](sde, t), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(seen[1][1], np.broadcast_to(seen[0][1][1], 3), rtol=1e-5)
+
+
+@every_process
+def test_scalar_and_batched_times_agree(sde):
+    denoiser = standardized_mixture().denoiser(sde)
+    x = jax.random.normal(jax.random.key(1), (4, 2))
+    for method in (denoiser.score, denoiser.flow):
+        scalar, batched = method(x, jnp.float32(0.4)), method(x, jnp.full(4, 0.4))
+        np.testing.assert_allclose(scalar, batched, rtol=1e-6)
+
+
+@every_process
+def test_flow_is_the_reverse_drift_without_churn(sde):
+    mixture = standardized_mixture()
+    x, t = jax.random.normal(jax.random.key(2), (4, 2)), jnp.float32(0.6)
+    score = mixture.marginal(sde, t).score(x)
+    expected = reverse_drift(sde, score, x, t, churn=0.0)
+    np.testing.assert_allclose(mixture.denoiser(sde).flow(x, t), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_analytic_score_is_the_gradient_of_the_analytic_density(x64):
+    mixture = standardized_mixture().marginal(VPSDE(), 0.2)
+    x = mixture.sample(0, 5)
+    step = 1e-6 * np.eye(2)
+    slopes = [(mixture.log_prob(x + e) - mixture.log_prob(x - e)) / 2e-6 for e in step]
+    np.testing.assert_allclose(mixture.score(x), np.stack(slopes, axis=1), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("field", ["parameterization", "conditioning"])
+def test_unknown_name_lists_the_known_ones(field):
+    with pytest.raises(ValueError, match=rf"{field}='nonsense' is unknown; choose one of: \w+, "):
+        Denoiser(sde=VPSDE(), network=lambda x, t: x, **{field: "nonsense"})
+
+
+def test_new_parameters_need_no_new_compilation():
+    traces = []
+
+    @jax.jit
+    def score(denoiser, x):
+        traces.append(x)
+        return denoiser.score(x, jnp.float32(0.5))
+
+    def network(weight, x, t):
+        return weight * x
+
+    x, sde = jnp.ones((2, 3)), VPSDE()
+    for weight in (1.0, 2.0):
+        denoiser = Denoiser(sde=sde, network=Partial(network, jnp.float32(weight)))
+        expected = -weight * x / sde.sigma(jnp.float32(0.5))
+        np.testing.assert_allclose(score(denoiser, x), expected, rtol=1e-5)
+    assert len(traces) == 1

@@ -1,0 +1,179 @@
+"""The objective on Gaussian data, where its minimum, its slope and its weights are known exactly."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+from jax.tree_util import Partial
+
+from analytic import gaussian
+from denoising import Denoiser
+from losses import REDUCTIONS, TIME_SAMPLERS, WEIGHTS, ScoreMatching
+from parallel import Layout
+from sde_lib import SubVPSDE, VESDE, VPSDE
+
+SCALE, DIMS, BATCH, T_MIN = 0.7, 4, 20_000, 0.01
+DATA = gaussian(np.zeros(DIMS), SCALE**2 * np.eye(DIMS))
+PROCESSES = [
+    pytest.param(VPSDE(), id="vp"),
+    pytest.param(SubVPSDE(), id="subvp"),
+    pytest.param(VESDE(sigma_max=10.0), id="ve"),
+]
+every_process = pytest.mark.parametrize("sde", PROCESSES)
+
+
+def exact_eps(theta, sde, x, t):
+    """The best prediction of the noise in x_t of N(0, SCALE^2 I), off by a factor 1 + theta."""
+    sigma, alpha = sde.sigma(t)[:, None], sde.alpha(t)[:, None]
+    return (1 + theta) * sigma * x / (alpha**2 * SCALE**2 + sigma**2)
+
+
+def closed_form(sde, weight, integrand):
+    """E over t of lambda / sigma^2 times a function of (alpha^2 SCALE^2, sigma^2)."""
+
+    def at(t):
+        t = jnp.float32(t)
+        signal, noise = float(sde.alpha(t)) ** 2 * SCALE**2, float(sde.sigma(t)) ** 2
+        scale = {"sigma2": 1.0, "g2": float(sde.squared_diffusion(t)) / noise}[weight]
+        return scale * integrand(signal, noise)
+
+    # Substituted log t: the likelihood weight grows as 1 / t.
+    grid = np.linspace(math.log(T_MIN), 0, 401)
+    values = [at(math.exp(u)) * math.exp(u) for u in grid]
+    return scipy.integrate.simpson(values, x=grid) / (1 - T_MIN)
+
+
+def agrees(values, truth, deviations=4):
+    """Whether the mean of independent values is within so many standard errors of the truth."""
+    values = np.asarray(values, np.float64)
+    return abs(values.mean() - truth) < deviations * values.std() / math.sqrt(values.size)
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def values_and_slopes(loss, sde, theta, key, x0):
+    def values(theta):
+        denoiser = Denoiser(
+            sde=sde, network=Partial(exact_eps, theta, sde), parameterization="eps", conditioning="t"
+        )
+        return loss(key, denoiser, x0)
+
+    return jax.jvp(values, (theta,), (jnp.ones_like(theta),))
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@every_process
+def test_exact_score_attains_the_known_minimum_with_slope_zero(sde, weight):
+    loss = ScoreMatching(weight=weight, t_min=T_MIN)
+    x0 = jnp.asarray(DATA.sample(0, BATCH), jnp.float32)
+    values, slopes = values_and_slopes(loss, sde, jnp.float32(0), jax.random.key(0), x0)
+    # E (eps - eps_hat)^2 = alpha^2 s^2 / (alpha^2 s^2 + sigma^2) in each dimension
+    assert agrees(values, closed_form(sde, weight, lambda signal, noise: signal / (signal + noise)))
+    assert agrees(slopes, 0.0)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@every_process
+def test_wrong_score_costs_its_squared_error(sde, weight):
+    loss = ScoreMatching(weight=weight, t_min=T_MIN)
+    x0 = jnp.asarray(DATA.sample(1, BATCH), jnp.float32)
+    theta, key = jnp.float32(0.5), jax.random.key(1)
+    values, slopes = values_and_slopes(loss, sde, theta, key, x0)
+    best, _ = values_and_slopes(loss, sde, jnp.float32(0), key, x0)
+    # The excess is theta^2 E eps_hat^2, of which the slope is 2 theta E eps_hat^2.
+    squared = closed_form(sde, weight, lambda signal, noise: noise / (signal + noise))
+    assert agrees(values - best, 0.25 * squared)
+    assert agrees(slopes, squared)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weight", WEIGHTS)
+@every_process
+def test_loss_of_a_sample_is_the_formula(sde, weight, reduction):
+    """Recomputed from what the network saw: lambda || s - grad log p(x_t | x_0) ||^2."""
+    seen = []
+
+    def network(x, t):
+        seen.append((np.asarray(x, np.float64), t))
+        return jnp.sin(x)  # as a score
+
+    denoiser = Denoiser(sde=sde, network=network, parameterization="score", conditioning="t")
+    loss = ScoreMatching(weight=weight, reduction=reduction, t_min=0.1)
+    x0 = jax.random.normal(jax.random.key(2), (5, 2, 3))
+    ours = loss(jax.random.key(3), denoiser, x0)
+    ((x, t),) = seen
+    alpha, sigma = (np.asarray(c(t), np.float64)[:, None, None] for c in (sde.alpha, sde.sigma))
+    target = -(x - alpha * x0) / sigma**2
+    weights = {"sigma2": sde.sigma(t) ** 2, "g2": sde.squared_diffusion(t)}[weight]
+    norms = np.sum((np.sin(x) - target) ** 2, axis=(1, 2))
+    expected = weights * norms * {"mean": 1 / 6, "half_sum": 1 / 2}[reduction]
+    np.testing.assert_allclose(ours, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("times", TIME_SAMPLERS)
+def test_each_time_is_uniform(times):
+    keys = jax.random.split(jax.random.key(4), 2000)
+    drawn = jax.vmap(lambda key: TIME_SAMPLERS[times](key, 4))(keys)
+    for slot in np.asarray(drawn).T:
+        assert scipy.stats.kstest(slot, "uniform").pvalue > 1e-3
+
+
+def test_stratified_times_cover_the_interval_and_lower_the_variance():
+    keys = jax.random.split(jax.random.key(5), 500)
+    drawn = {
+        name: np.asarray(jax.vmap(lambda key, draw=draw: draw(key, 8))(keys))
+        for name, draw in TIME_SAMPLERS.items()
+    }
+    gaps = np.diff(np.sort(drawn["stratified"]), axis=1)
+    np.testing.assert_allclose(gaps, 1 / 8, atol=1e-6)
+    spread = {name: np.mean(times**2, axis=1).std() for name, times in drawn.items()}
+    assert spread["stratified"] < 0.5 * spread["uniform"]
+
+
+@pytest.mark.parametrize("times", TIME_SAMPLERS)
+def test_times_lie_between_t_min_and_one_and_noise_is_normal(times):
+    seen = []
+
+    def network(x, t):
+        seen.append((np.asarray(x), np.asarray(t)))
+        return x
+
+    sde = VPSDE()
+    denoiser = Denoiser(sde=sde, network=network, conditioning="t")
+    ScoreMatching(times=times, t_min=0.5)(jax.random.key(6), denoiser, jnp.zeros((500, 8)))
+    ((x, t),) = seen
+    assert 0.5 <= t.min() < 0.51
+    assert 0.99 < t.max() <= 1
+    eps = x / np.asarray(sde.sigma(jnp.asarray(t)))[:, None]
+    assert scipy.stats.kstest(eps.ravel(), "norm").pvalue > 1e-3
+
+
+def test_loss_is_the_same_on_one_device_and_on_four():
+    layout, sde = Layout.over_all_devices(), VPSDE()
+    assert layout.devices == 4
+    x0 = DATA.sample(2, 64).astype(np.float32)
+    run = functools.partial(values_and_slopes, ScoreMatching(times="stratified"), sde)
+    theta, key = jnp.float32(0.1), jax.random.key(7)
+    alone, _ = run(theta, key, jnp.asarray(x0))
+    together, _ = run(theta, key, layout.split_rows(x0))
+    assert len(together.sharding.device_set) == 4
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight": "no"}, "weight='no' is unknown; choose one of: g2, sigma2"),
+        ({"times": "no"}, "times='no' is unknown; choose one of: stratified, uniform"),
+        ({"reduction": "no"}, "reduction='no' is unknown; choose one of: half_sum, mean"),
+        ({"t_min": 0.0}, r"t_min=0\.0 must lie between 0 and 1"),
+        ({"t_min": 1.0}, r"t_min=1\.0 must lie between 0 and 1"),
+    ],
+)
+def test_invalid_field_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreMatching(**fields)

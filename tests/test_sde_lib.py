@@ -1,0 +1,210 @@
+"""Processes against the paper's closed forms (Song et al. 2021, arXiv:2011.13456, Section 3.4)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from arrays import sample_keys
+from sde_lib import SDES, SubVPSDE, VESDE, VPSDE, reverse_drift
+
+PROCESSES = [
+    pytest.param(VPSDE(), id="vp"),
+    pytest.param(SubVPSDE(), id="subvp"),
+    pytest.param(VESDE(), id="ve"),
+    pytest.param(VPSDE(beta_min=1.0, beta_max=5.0), id="vp_mild"),
+    pytest.param(VESDE(sigma_min=0.1, sigma_max=3.0), id="ve_narrow"),
+]
+every_process = pytest.mark.parametrize("sde", PROCESSES)
+TIMES = np.geomspace(1e-5, 1, 200)
+
+
+def closed_forms(sde, t):
+    """alpha, sigma, f and g^2 as the paper prints them, in float64."""
+    if isinstance(sde, VESDE):
+        ratio = sde.sigma_max / sde.sigma_min
+        sigma = sde.sigma_min * ratio**t
+        return {"alpha": 1 + 0 * t, "sigma": sigma, "f": 0 * t, "g2": sigma**2 * 2 * math.log(ratio)}
+    beta = sde.beta_min + t * (sde.beta_max - sde.beta_min)
+    integral = t * sde.beta_min + t**2 / 2 * (sde.beta_max - sde.beta_min)
+    forgotten = -np.expm1(-integral)  # 1 - exp(-int_0^t beta)
+    common = {"alpha": np.exp(-integral / 2), "f": -beta / 2}
+    if isinstance(sde, VPSDE):
+        return common | {"sigma": np.sqrt(forgotten), "g2": beta}
+    return common | {"sigma": forgotten, "g2": beta * -np.expm1(-2 * integral)}
+
+
+def derived(sde, t):
+    return {
+        "alpha": sde.alpha(t),
+        "sigma": sde.sigma(t),
+        "f": sde.drift_coefficient(t),
+        "g2": sde.squared_diffusion(t),
+    }
+
+
+@every_process
+def test_coefficients_are_the_papers(x64, sde):
+    ours = derived(sde, jnp.asarray(TIMES))
+    for name, paper in closed_forms(sde, TIMES).items():
+        np.testing.assert_allclose(ours[name], paper, rtol=1e-9, err_msg=name)
+
+
+@every_process
+def test_float32_is_accurate_down_to_the_smallest_time(sde):
+    times = TIMES.astype(np.float32)
+    ours = derived(sde, jnp.asarray(times))
+    for name, paper in closed_forms(sde, times.astype(np.float64)).items():
+        assert ours[name].dtype == jnp.float32
+        np.testing.assert_allclose(ours[name], paper, rtol=1e-5, err_msg=name)
+
+
+@every_process
+def test_scalar_and_batched_times_agree(sde):
+    batched = derived(sde, jnp.asarray([0.01, 0.3, 1.0]))
+    for name, value in derived(sde, jnp.float32(0.3)).items():
+        assert value.shape == ()
+        np.testing.assert_allclose(value, batched[name][1], rtol=1e-6, err_msg=name)
+
+
+@every_process
+def test_perturb_scales_the_data_and_adds_noise_per_sample(sde):
+    t = jnp.array([0.1, 0.9])
+    x0, eps = jax.random.normal(jax.random.key(0), (2, 2, 3, 3, 1))
+    paper = closed_forms(sde, np.asarray(t, np.float64))
+    alpha, sigma = (paper[name].reshape(2, 1, 1, 1) for name in ("alpha", "sigma"))
+    np.testing.assert_allclose(sde.perturb(x0, t, eps), alpha * x0 + sigma * eps, rtol=1e-4)
+
+
+@every_process
+def test_log_snr_decreases_and_its_inverse_inverts_it(x64, sde):
+    t = jnp.asarray(TIMES)
+    log_snr = sde.log_snr(t)
+    assert np.all(np.diff(log_snr) < 0)
+    np.testing.assert_allclose(sde.time_of_log_snr(log_snr), t, rtol=1e-9)
+    beyond = jnp.array([log_snr.max() + 100, log_snr.min() - 100])
+    np.testing.assert_allclose(sde.time_of_log_snr(beyond), [1e-12, 1], rtol=1e-9)
+
+
+@every_process
+def test_log_snr_is_inverted_in_float32_too(sde):
+    t = jnp.asarray(TIMES, jnp.float32)
+    log_snr = sde.log_snr(t)
+    np.testing.assert_allclose(sde.log_snr(sde.time_of_log_snr(log_snr)), log_snr, atol=2e-5)
+
+
+@every_process
+def test_transitions_compose_and_lead_from_marginal_to_marginal(x64, sde):
+    s, u, t = jnp.float64(0.05), jnp.float64(0.4), jnp.float64(0.95)
+    early_scale, early_std = sde.transition(s, u)
+    late_scale, late_std = sde.transition(u, t)
+    scale, std = sde.transition(s, t)
+    np.testing.assert_allclose(scale, early_scale * late_scale, rtol=1e-12)
+    np.testing.assert_allclose(std**2, late_scale**2 * early_std**2 + late_std**2, rtol=1e-10)
+    np.testing.assert_allclose(sde.alpha(t), scale * sde.alpha(s), rtol=1e-12)
+    variance = scale**2 * sde.sigma(s) ** 2 + std**2
+    np.testing.assert_allclose(sde.sigma(t) ** 2, variance, rtol=1e-10)
+
+
+@every_process
+def test_short_transition_has_the_diffusion_of_the_sde(x64, sde):
+    t, dt = jnp.asarray(TIMES[TIMES > 1e-2]), 1e-7
+    scale, std = sde.transition(t - dt, t)
+    paper = closed_forms(sde, np.asarray(t))
+    np.testing.assert_allclose(std**2 / dt, paper["g2"], rtol=1e-4)
+    np.testing.assert_allclose((scale - 1) / dt, paper["f"], rtol=1e-4, atol=1e-8)
+
+
+@every_process
+def test_simulated_sde_has_the_stated_marginals(x64, sde):
+    """The exact moments of Euler-Maruyama's chain converge to alpha and sigma^2, at order 1."""
+
+    def errors(steps):
+        t = np.linspace(1e-3, 1, steps + 1)
+        dt = np.diff(t)
+        coefficients = {name: np.asarray(v) for name, v in derived(sde, jnp.asarray(t)).items()}
+        mean, variance = coefficients["alpha"][0], coefficients["sigma"][0] ** 2
+        for k in range(steps):
+            scale = 1 + coefficients["f"][k] * dt[k]
+            mean, variance = scale * mean, scale**2 * variance + coefficients["g2"][k] * dt[k]
+        last = closed_forms(sde, np.float64(1.0))
+        return np.array([mean / last["alpha"] - 1, variance / last["sigma"] ** 2 - 1])
+
+    coarse, fine = errors(4000), errors(8000)
+    assert np.all(np.abs(fine) < 0.01)
+    large = np.abs(fine) > 1e-6  # VE's mean is exact; VP's variance at t = 1 is nearly so
+    np.testing.assert_allclose(coarse[large] / fine[large], 2, rtol=0.05)
+
+
+@every_process
+def test_prior_is_a_gaussian_of_the_stated_width(sde):
+    x = sde.prior_sample(sample_keys(jax.random.key(1), jnp.arange(2000)), jnp.zeros((2000, 3, 2)))
+    assert scipy.stats.kstest(np.ravel(x) / sde.prior_std, "norm").pvalue > 1e-3
+    ours = sde.prior_log_prob(x[:10])
+    truth = scipy.stats.norm(0, sde.prior_std).logpdf(np.asarray(x[:10], np.float64))
+    np.testing.assert_allclose(ours, truth.sum(axis=(1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_prior_of_the_published_processes_is_the_noise_at_the_end(name):
+    sde = SDES[name]()
+    np.testing.assert_allclose(sde.prior_std, sde.sigma(jnp.float32(1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("churn", "share"), [(0.0, 0.5), (1.0, 1.0), (2.0, 2.5)])
+@every_process
+def test_reverse_drift_is_anderson_or_probability_flow(sde, churn, share):
+    x, score = jax.random.normal(jax.random.key(2), (2, 2, 3))
+    t = jnp.array([0.2, 0.8])
+    paper = closed_forms(sde, np.asarray(t, np.float64))
+    expected = paper["f"][:, None] * x - share * paper["g2"][:, None] * score
+    np.testing.assert_allclose(reverse_drift(sde, score, x, t, churn), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("ve", {"sigma_min": 0.0}, r"sigma_min=0\.0 is out of range for VESDE"),
+        ("ve", {"sigma_max": math.inf}, "sigma_max=inf is out of range"),
+        ("ve", {"sigma_min": 3.0, "sigma_max": 2.0}, r"sigma_min=3\.0 must be below sigma_max=2\.0"),
+        ("vp", {"beta_min": -1.0}, r"beta_min=-1\.0 is out of range for VPSDE"),
+        ("vp", {"beta_max": math.nan}, "beta_max=nan is out of range"),
+        ("subvp", {"beta_min": 20.0}, r"beta_min=20\.0 must be below beta_max=20\.0 for SubVPSDE"),
+    ],
+)
+def test_invalid_parameter_is_named(name, fields, message):
+    with pytest.raises(ValueError, match=message):
+        SDES[name](**fields)
+
+
+@every_process
+def test_process_is_a_pytree_of_its_parameters(sde):
+    leaves, structure = jax.tree.flatten(sde)
+    assert len(leaves) == 2
+    assert jax.tree.unflatten(structure, leaves) == sde
+
+
+def test_one_compilation_serves_all_parameters():
+    traces = []
+
+    @jax.jit
+    def sigma(sde, t):
+        traces.append(sde)
+        return sde.sigma(t)
+
+    for beta_max in (10.0, 20.0):
+        sde = VPSDE(beta_max=beta_max)
+        sigma_paper = closed_forms(sde, np.float64(0.1))["sigma"]
+        np.testing.assert_allclose(sigma(sde, jnp.float32(0.1)), sigma_paper, rtol=1e-5)
+    assert len(traces) == 1
+
+
+def test_processes_can_be_stacked():
+    low, high = jnp.array([0.1, 0.2]), jnp.array([20.0, 10.0])
+    stacked = jax.vmap(lambda sde, t: sde.squared_diffusion(t), in_axes=(0, None))(
+        VPSDE(beta_min=low, beta_max=high), jnp.float32(0.5)
+    )
+    np.testing.assert_allclose(stacked, (low + high) / 2, rtol=1e-5)
