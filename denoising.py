@@ -6,11 +6,11 @@ means, as a map to the pair (x0, eps) tied by x_t = alpha x0 + sigma eps; the sc
 see `predict` and `score` only, and so never learn what the network was trained to output.
 
     parameterization   h is                            input map
-    eps                eps                             x            DDPM, and VP/sub-VP of Song et al.
+    eps                eps                             x            DDPM; VP, sub-VP of Song et al.
     score              the score                       x
     x0                 x0                              x
     v                  alpha eps - sigma x0            x            Salimans & Ho, arXiv:2202.00512
-    sigma_score        sigma times the score = -eps    2 x - 1      VE of Song et al., data in [0, 1]
+    sigma_score        sigma times the score = -eps    2 x - 1      VE of Song et al.
 """
 
 from collections.abc import Callable

@@ -27,7 +27,7 @@ class ConfigError(ValueError):
 
 
 class Pictures(NamedTuple):
-    """Samples as uint8 images in 0..255, their network evaluations, and snapshots of their paths."""
+    """Samples as uint8 images in 0..255, network evaluations an image, snapshots of the paths."""
 
     images: UInt8[np.ndarray, "count height width channels"]
     nfe: int

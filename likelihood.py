@@ -1,12 +1,12 @@
-r"""Exact log-likelihoods by the probability-flow ODE (Song et al. 2021, arXiv:2011.13456, App. D.2).
+r"""Exact log-likelihoods by the probability-flow ODE.
 
-Along dx/dt = f x - g^2 score / 2 =: v(x, t) the log-density changes by the divergence of v:
+Along dx/dt = f x - g^2 score / 2 =: v(x, t) the log-density changes by the divergence of v,
 
-    log p(x_0) = log p_T(x_T) + int_0^T div v(x_t, t) dt                           (their Eq. 39)
+    log p(x_0) = log p_T(x_T) + int_0^T div v(x_t, t) dt
 
-The divergence is the trace of the Jacobian, either exact (one directional derivative a dimension)
-or estimated without bias by E[e^T J e] for probes e with unit covariance (Hutchinson 1990).
-Answers are in nats; bits/dim need a quantizer, see `metrics`.
+(Song et al. 2021, arXiv:2011.13456, Eq. 39). The divergence is the trace of v's Jacobian J, either
+exact (one directional derivative a dimension) or estimated without bias by E[e^T J e] for probes e
+of unit covariance (Hutchinson 1990). Answers are in nats; bits/dim need a quantizer: `metrics`.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-r"""One objective: the weighted Fisher divergence between the model and the data at all noise levels.
+r"""One objective: the weighted Fisher divergence of model and data at all noise levels.
 
     E_t lambda(t) E || s(x_t, t) - grad log p(x_t | x_0) ||^2,   x_t = alpha x_0 + sigma eps
 

@@ -1,13 +1,14 @@
-r"""Processes that turn data into noise: VE, VP and sub-VP SDEs (Song et al. 2021, arXiv:2011.13456).
+r"""Processes that turn data into noise: the VE, VP and sub-VP SDEs.
 
-Every process here is linear, dx = f(t) x dt + g(t) dw on t in [0, 1], with data at t = 0, so that
+Song et al. 2021, arXiv:2011.13456; the equation numbers are theirs. Every process here is linear,
+dx = f(t) x dt + g(t) dw on t in [0, 1], with data at t = 0, so that
 
-    x_t = alpha(t) x_0 + sigma(t) eps,    eps ~ N(0, I)                            (their Eq. 29)
+    x_t = alpha(t) x_0 + sigma(t) eps,    eps ~ N(0, I)                            (Eq. 29)
     f(t) = d log alpha / dt
     g(t)^2 = d sigma^2 / dt - 2 f sigma^2 = -sigma^2 d log_snr / dt
     log_snr(t) = 2 (log alpha - log sigma)
 
-An SDE states `log_alpha`, `log_sigma` and `prior_std`; the rest is derived here, once. Reversing it,
+An SDE states `log_alpha`, `log_sigma` and `prior_std`; the rest is derived here, once. Reversed,
 
     dx = [f x - (1 + churn^2) / 2 g^2 score] dt + churn g dw                       (Eq. 6 and 13)
 

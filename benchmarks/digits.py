@@ -1,4 +1,4 @@
-"""The digits example measured as a newcomer runs it: start-up, training, evaluation, and a baseline.
+"""The digits example, measured as a newcomer runs it, and a baseline on the same numbers.
 
     python benchmarks/digits.py [--workdir FOLDER]
 

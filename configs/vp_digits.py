@@ -14,9 +14,10 @@ def get_config() -> ConfigDict:
     config.data.name = "digits"
 
     config.model.features = 32
-    config.model.channel_multipliers = (1, 2)
-    config.model.blocks_per_level = 2
+    config.model.channel_multipliers = (1, 1)
+    config.model.blocks_per_level = 1
     config.model.attention_resolutions = (4,)
+    config.model.residual_block = "ddpm"
     config.model.dropout = 0.0
 
     config.loss.times = "stratified"
@@ -25,9 +26,10 @@ def get_config() -> ConfigDict:
     config.optim.decay = "cosine"
     config.ema.rate = 0.995
 
-    config.training.batch_size = 128
-    config.training.steps = 1500
-    config.training.checkpoint_every = 500
-    config.training.sample_every = 500
-    config.sampling.steps = 200
+    config.training.batch_size = 64
+    config.training.steps = 1200
+    config.training.checkpoint_every = 400
+    config.training.sample_every = 400
+    config.sampling.steps = 100
+    config.eval.dequantizations = 3
     return config

@@ -40,12 +40,29 @@ def group_count(channels: int) -> int:
     return min(channels // 4, 32)
 
 
-def group_norm(x: Images, *, name: str) -> Images:
-    """Normalizes groups of channels of each image, with a trained scale and bias per channel."""
-    # Flax's fast variance, E[x^2] - E[x]^2, loses every digit where the mean is large, as it is
-    # when sigma reaches hundreds.
-    norm = nn.GroupNorm(group_count(x.shape[-1]), epsilon=1e-6, use_fast_variance=False, name=name)
-    return norm(x)
+class GroupNorm(nn.Module):
+    """Normalizes groups of channels of each image, with a trained scale and bias per channel.
+
+    The variance is that of the centred values: E[x^2] - E[x]^2 would lose every digit where the
+    mean is large, as it is when sigma reaches hundreds. Means are taken over pixels first, then
+    over a group's channels, which on the CPU is 1.5 times as fast as over both at once.
+    """
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        """Maps (b, h, w, c) to the same shape; see `group_count` for c."""
+        batch, _, _, c = x.shape
+        groups = group_count(c)
+
+        def group_mean(x: Images) -> Float[Array, "batch 1 1 channels"]:
+            mean = x.mean(axis=(1, 2)).reshape(batch, groups, c // groups).mean(-1, keepdims=True)
+            return jnp.broadcast_to(mean, (batch, groups, c // groups)).reshape(batch, 1, 1, c)
+
+        centred = x - group_mean(x)
+        scale = self.param("scale", nn.initializers.ones, (c,)).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (c,)).astype(x.dtype)
+        inverse_std = jax.lax.rsqrt(group_mean(jnp.square(centred)) + 1e-6)
+        return centred * (inverse_std * scale[None, None, None, :]) + bias[None, None, None, :]
 
 
 def conv3x3(
@@ -103,14 +120,14 @@ class ResidualBlock(nn.Module):
         self, x: Images, e: Embedding, *, train: bool
     ) -> Float[Array, "batch height_out width_out {self.features}"]:
         """Maps (b, h, w, c) and e of (b, d) to (b, h', w', features); h' = h, 2h or h/2."""
-        h = nn.silu(group_norm(x, name="norm_0"))
+        h = nn.silu(GroupNorm(name="norm_0")(x))
         if self.direction == "up":
             h, x = upsample(h, self.fir_kernel), upsample(x, self.fir_kernel)
         elif self.direction == "down":
             h, x = downsample(h, self.fir_kernel), downsample(x, self.fir_kernel)
         h = conv3x3(self.features, name="conv_0")(h)
         h = h + dense(self.features, name="embedding")(e)[:, None, None, :]
-        h = nn.silu(group_norm(h, name="norm_1"))
+        h = nn.silu(GroupNorm(name="norm_1")(h))
         h = nn.Dropout(self.dropout)(h, deterministic=not train)
         h = conv3x3(self.features, init_scale=self.init_scale, name="conv_1")(h)
         if self.direction != "none" or x.shape[-1] != self.features:
@@ -133,7 +150,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Images) -> Images:
         """Maps (b, h, w, c) to the same shape; memory grows as b (h w)^2."""
         b, height, width, c = x.shape
-        pixels = group_norm(x, name="norm").reshape(b, height * width, c)
+        pixels = GroupNorm(name="norm")(x).reshape(b, height * width, c)
         query = dense(c, init_scale=0.1, name="query")(pixels)
         key = dense(c, init_scale=0.1, name="key")(pixels)
         value = dense(c, init_scale=0.1, name="value")(pixels)

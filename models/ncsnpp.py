@@ -31,6 +31,7 @@ from models.embeddings import FourierEmbedding, positional_embedding
 from models.layers import (
     Embedding,
     FeatureMaps,
+    GroupNorm,
     Images,
     ResampleConv,
     ResidualBlock,
@@ -38,7 +39,6 @@ from models.layers import (
     conv3x3,
     dense,
     group_count,
-    group_norm,
     residual_sum,
 )
 from models.resample import Kernel, downsample, normalize_kernel, upsample
@@ -310,7 +310,7 @@ class NCSNpp(nn.Module):
     @nn.nowrap
     def _head(self, name: str, h: FeatureMaps, channels: int, init_scale: float) -> FeatureMaps:
         """conv(silu(norm(h))), with `channels` channels."""
-        h = nn.silu(group_norm(h, name=f"{name}_norm"))
+        h = nn.silu(GroupNorm(name=f"{name}_norm")(h))
         return conv3x3(channels, init_scale=init_scale, name=f"{name}_conv")(h)
 
     @nn.nowrap

@@ -49,7 +49,7 @@ KERNELS = {
 every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 MIXTURE = standardized_mixture(dims=8)
 PLANE = standardized_mixture(dims=2)
-BATCH, T_MIN = 1500, 1e-3
+BATCH, T_MIN = 1000, 1e-3
 TIGHT = ODEOptions(rtol=1e-9, atol=1e-9)
 
 
@@ -181,16 +181,16 @@ def test_error_of_the_variance_is_of_first_order(x64, sde, kernel):
         pairs = times[:-1].reshape(-1, 200), times[1:].reshape(-1, 200)
         slopes, stds = np.concatenate([coefficients(t, s) for t, s in zip(*pairs, strict=True)], 1)
         exact = sde.alpha(times) ** 2 * width**2 + sde.sigma(times) ** 2
-        variance = float(exact[0])
+        variances = [float(exact[0])]
         for slope, std in zip(slopes, stds, strict=True):
-            variance = slope**2 * variance + std**2
-        return variance / float(exact[-1]) - 1
+            variances.append(slope**2 * variances[-1] + std**2)
+        return np.abs(np.array(variances) / exact - 1).max()
 
     steps = [400, 800, 1600]
     errors = np.array([error(count) for count in steps])
-    order = -np.polyfit(np.log(steps), np.log(np.abs(errors)), 1)[0]
+    order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert 0.9 < order < 1.1, f"errors {errors}"
-    assert abs(errors[-1]) < 0.05
+    assert errors[-1] < 0.05
 
 
 # --- correctors ---------------------------------------------------------------------------------
@@ -284,21 +284,21 @@ def test_predictor_and_corrector_draw_different_noise_and_run_in_order():
 @pytest.mark.parametrize("predictor", PREDICTORS)
 @every_process
 def test_samples_follow_the_marginal(sde, predictor, corrector):
-    """1500 samples in 8 dimensions. 200 steps and the corrector's leave a bias below 7%."""
+    """1000 samples in 8 dimensions; 100 steps and the corrector's size leave a bias below 12%."""
     # Norms of the batch, as in the paper: per sample they need many dimensions.
     fields = {"langevin": {"norms": "batch"}}.get(corrector, {})
     kernel = PredictorCorrector(
         predictor=PREDICTORS[predictor](),
         corrector=None if corrector == "none" else CORRECTORS[corrector](snr=0.08, **fields),
     )
-    schedule = Schedule(grid="log_snr", steps=200, t_min=T_MIN, finish="sample")
+    schedule = Schedule(grid="log_snr", steps=100, t_min=T_MIN, finish="sample")
     samples = sample(KEY, MIXTURE.denoiser(sde), (BATCH, 8), kernel=kernel, schedule=schedule)
-    assert_samples_follow(samples.x, MIXTURE.marginal(sde, T_MIN), bias=0.07)
+    assert_samples_follow(samples.x, MIXTURE.marginal(sde, T_MIN), bias=0.12)
 
 
 @every_process
 def test_flow_samples_follow_the_marginal(sde):
-    """1500 samples in 8 dimensions, without a bias but the prior's."""
+    """1000 samples in 8 dimensions, without a bias but the prior's."""
     options, ode = FlowOptions(t_min=T_MIN, finish="sample"), ODEOptions(rtol=1e-4, atol=1e-4)
     samples = sample_ode(KEY, MIXTURE.denoiser(sde), (BATCH, 8), options=options, ode=ode)
     assert_samples_follow(samples.x, MIXTURE.marginal(sde, T_MIN), bias=0.005)
@@ -433,8 +433,8 @@ def test_finish_is_the_state_its_mean_or_tweedies_estimate():
     keys = fold_in_each(sample_keys(KEY, jnp.arange(4)), 1)
     t, s = jnp.float32(1), jnp.float32(0.5)
     step = Ancestral().step(keys, denoiser, Step(prior, prior), t, s)
-    np.testing.assert_allclose(finished["sample"], step.x, rtol=1e-4)
-    np.testing.assert_allclose(finished["mean"], step.mean, rtol=1e-4)
+    np.testing.assert_allclose(finished["sample"], step.x, atol=1e-4)
+    np.testing.assert_allclose(finished["mean"], step.mean, atol=1e-4)
     score = PLANE.marginal(sde, 0.5).score(step.x)
     tweedie = (step.x + sde.sigma(s) ** 2 * score) / sde.alpha(s)
     np.testing.assert_allclose(finished["denoise"], tweedie, rtol=1e-3, atol=1e-4)
