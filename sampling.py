@@ -229,7 +229,8 @@ class Langevin:
 
     The step size is h = 2 scale^2 (snr |noise| / |score|)^2. norms "per_sample" takes each
     sample's own norms, so that a sample never depends on its batch; "batch" takes the batch's mean
-    norms, as the paper does.
+    norms, as the paper does. With few dimensions use "batch": a single score can be near zero, and
+    the step then huge.
     """
 
     snr: float = 0.16

@@ -31,5 +31,8 @@ def get_config() -> ConfigDict:
     config.training.checkpoint_every = 400
     config.training.sample_every = 400
     config.sampling.steps = 100
+    # Measured against 1e-5: half the time, and a mean that differs by 0.0006 bits/dim.
+    config.likelihood.rtol = 1e-4
+    config.likelihood.atol = 1e-4
     config.eval.dequantizations = 3
     return config

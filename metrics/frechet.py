@@ -33,7 +33,7 @@ class Statistics:
 
     @classmethod
     def of(
-        cls, batches: Iterable[UInt8[np.ndarray, "batch h w c"]], extractor: Extractor
+        cls, batches: Iterable[UInt8[np.ndarray, "_ h w c"]], extractor: Extractor
     ) -> "Statistics":
         """Statistics of the features of images that come in batches of uint8.
 

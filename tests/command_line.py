@@ -1,0 +1,185 @@
+"""main.py in processes of its own: started, watched, stopped, and what they left behind.
+
+An interpreter needs three seconds to import JAX and its libraries. So most calls are forked from a
+server that has imported them and started nothing; `run_fresh` starts an interpreter as people do.
+Either way there is one CPU device, or as many as asked for, no type checking, no strict mode.
+"""
+
+import atexit
+import functools
+import multiprocessing
+import os
+import resource
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+
+from configs import vp_digits
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = "configs/vp_digits.py"
+
+# The smallest network, on 8x8 digits; every step is logged, so that every step can be compared.
+TINY = {
+    "model.features": 8,
+    "model.channel_multipliers": (1,),
+    "model.blocks_per_level": 1,
+    "model.attention_resolutions": (),
+    "optim.warmup": 2,
+    "training.batch_size": 16,
+    "training.steps": 30,
+    "training.log_every": 1,
+    "training.checkpoint_every": 10,
+    "training.sample_every": 0,
+    "sampling.steps": 4,
+    "eval.batch_size": 16,
+}
+
+# What processes import before they are forked; none of it starts a thread of JAX.
+_PRELOADED = ["run_lib", "orbax.checkpoint", "tensorboardX", "sklearn.datasets", "PIL.Image"]
+
+
+class Call(NamedTuple):
+    """The end of a process: its exit status, negative for a signal, and what it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Running:
+    """A process of main.py that may still run."""
+
+    def __init__(self, process, folder):
+        self.process, self.folder = process, Path(folder)
+
+    def send(self, number):
+        """Send a signal."""
+        os.kill(self.process.pid, number)
+
+    def until(self, happened, seconds=120):
+        """Wait until `happened()`; fail if the process ends before, or takes too long."""
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert self.process.is_alive(), f"ended too early:\n{self.wait().stderr}"
+            assert time.monotonic() < deadline, f"nothing happened in {seconds} s"
+            time.sleep(0.001)
+
+    def wait(self, seconds=300):
+        """The end of the process."""
+        self.process.join(seconds)
+        assert not self.process.is_alive(), f"still running after {seconds} s"
+        stdout, stderr = ((self.folder / name).read_text() for name in ("stdout", "stderr"))
+        shutil.rmtree(self.folder)
+        return Call(self.process.exitcode, stdout, stderr)
+
+
+def start(*arguments, devices=1, file_limit=None):
+    """Start main.py; with `file_limit` no file of its can grow beyond so many bytes."""
+    folder = tempfile.mkdtemp(dir=_scratch())
+    environment = _environment(devices)
+    process = _server().Process(target=_main, args=(arguments, environment, folder, file_limit))
+    process.start()
+    return Running(process, folder)
+
+
+def run(*arguments, devices=1, file_limit=None):
+    """Run main.py to its end."""
+    return start(*arguments, devices=devices, file_limit=file_limit).wait()
+
+
+def run_fresh(*arguments, devices=1, **options):
+    """Run main.py in an interpreter of its own; `options` are those of subprocess.run."""
+    done = subprocess.run(
+        [sys.executable, "main.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | _environment(devices),
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+    return Call(done.returncode, done.stdout, done.stderr)
+
+
+def flags(mode, workdir, fields=TINY, config=CONFIG):
+    """The command line for a mode, a working directory and fields that differ from `config`."""
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    return [f"--config={config}", f"--mode={mode}", f"--workdir={workdir}", *overrides]
+
+
+def configuration(fields=TINY):
+    """The same configuration here, to look into what a process has written."""
+    config = vp_digits.get_config()
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def snapshot(path):
+    """Every file and folder below `path` with its content; None if there is no `path`."""
+    if not path.is_dir():
+        return path.read_bytes() if path.exists() else None
+    return {
+        str(file.relative_to(path)): None if file.is_dir() else file.read_bytes()
+        for file in path.rglob("*")
+    }
+
+
+def write_images(path, count, test_count, *, size=8, channels=1, seed=0):
+    """An .npz of random images; a data set of any size."""
+    rng = np.random.default_rng(seed)
+
+    def images(number):
+        return rng.integers(0, 256, (number, size, size, channels), np.uint8)
+
+    np.savez(path, train=images(count), test=images(test_count))
+    return path
+
+
+@functools.cache
+def _scratch():
+    folder = tempfile.mkdtemp(prefix="scoresde-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _environment(devices):
+    """One cache of compiled programs for all; the suite's own, where that is to be kept."""
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": os.environ.get("JAX_COMPILATION_CACHE_DIR") or _scratch(),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+
+
+@functools.cache
+def _server():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    with mock.patch.dict(os.environ, _environment(devices=1)):
+        forkserver.ensure_running()
+    return context
+
+
+def _main(arguments, environment, folder, file_limit):
+    """The life of a forked process."""
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        with open(Path(folder, name), "wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    sys.argv = ["main.py", *arguments]
+    runpy.run_path("main.py", run_name="__main__")

@@ -1,0 +1,376 @@
+"""Runs that are really stopped, killed, starved of disk and diverged, against one that never was.
+
+A run stopped at any moment and started again by the same command is the run that never stopped,
+bit for bit: every leaf of its state and every line of its record but for the speed.
+"""
+
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import builders
+import run_lib
+from checkpoints import Checkpoints
+from command_line import (
+    TINY,
+    configuration,
+    flags,
+    run,
+    run_fresh,
+    snapshot,
+    start,
+    write_images,
+)
+from experiment import ConfigError
+
+LAST = TINY["training.steps"]
+EVERY = TINY["training.checkpoint_every"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The run that never stopped."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    call = run(*flags("train", workdir))
+    assert call.status == 0, call.stderr
+    assert f"trained {LAST} steps" in call.stdout
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def sampled(finished, tmp_path_factory):
+    """A copy of it, in which samples may be written."""
+    return shutil.copytree(finished, tmp_path_factory.mktemp("sampled") / "run")
+
+
+def steps(workdir):
+    return Checkpoints(workdir / "checkpoints").steps()
+
+
+def state(workdir, step=None):
+    """The checkpoint as arrays of this process; verified, as restoring always does."""
+    experiment = builders.build(configuration())
+    like = experiment.trainer.abstract_state()
+    restored = Checkpoints(workdir / "checkpoints").restore(like, step)
+    assert restored is not None
+    return restored.state
+
+
+def lines(workdir):
+    """How many lines the record has by now."""
+    file = workdir / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def record(workdir):
+    """The record without the one number that is no function of the configuration."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row.pop("images_per_sec") > 0
+    return rows
+
+
+def assert_same_run(workdir, reference):
+    ours, theirs = state(workdir), state(reference)
+    assert int(ours.step) == LAST
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert record(workdir) == record(reference)
+
+
+def assert_one_error(call, pattern):
+    """Failure in one line that says why, below the progress bar."""
+    assert call.status == 1, call
+    assert "Traceback" not in call.stderr, call.stderr
+    said = [line for line in call.stderr.splitlines() if line and "it/s]" not in line]
+    said = [line for line in said if "?it/s" not in line and "s/it" not in line]
+    assert len(said) == 1, call.stderr
+    assert re.fullmatch(f"error: .*{pattern}.*", said[0]), said
+
+
+# --- stopping and going on --------------------------------------------------------------------
+
+
+def test_record_holds_every_step_and_the_state_is_that_of_the_last(finished):
+    assert [row["step"] for row in record(finished)] == list(range(1, LAST + 1))
+    assert steps(finished) == (10, 20, 30)
+    assert int(state(finished).step) == LAST
+    again = run(*flags("train", finished))
+    assert again.status == 0
+    assert f"is trained: step {LAST} of {LAST}" in again.stdout
+
+
+def test_run_killed_at_every_kind_of_moment_is_the_run_that_never_stopped(tmp_path, finished):
+    workdir = tmp_path / "run"
+    checkpoints = workdir / "checkpoints"
+
+    def is_saving():
+        return any(checkpoints.glob("*.orbax-checkpoint-tmp*"))
+
+    def start_and_kill(happened):
+        running = start(*flags("train", workdir))
+        running.until(happened)
+        running.send(signal.SIGKILL)
+        assert running.wait().status == -signal.SIGKILL
+
+    start_and_kill(lambda: lines(workdir) >= 3)
+    assert steps(workdir) == (), "killed before the first checkpoint"
+    start_and_kill(is_saving)
+    assert is_saving(), "killed while a checkpoint was written"
+    start_and_kill(lambda: len(steps(workdir)) and lines(workdir) >= steps(workdir)[-1] + 3)
+    assert EVERY <= steps(workdir)[-1] < LAST
+    assert record(workdir)[-1]["step"] > steps(workdir)[-1], "killed between checkpoints"
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 14, "gra')  # what a kill in the middle of a line leaves
+    call = run(*flags("train", workdir))
+    assert call.status == 0, call.stderr
+    assert "going on from the checkpoint at step" in call.stdout
+    assert_same_run(workdir, finished)
+    assert not is_saving(), "leftovers of the killed save are removed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_signal_saves_and_the_same_command_goes_on(tmp_path, finished, number):
+    running = start(*flags("train", tmp_path))
+    running.until(lambda: lines(tmp_path) >= 4)
+    running.send(number)
+    call = running.wait()
+    assert call.status == 128 + number, call
+    assert "Traceback" not in call.stderr
+    said = re.search(rf"stopped by {number.name} at step (\d+), saved", call.stdout)
+    assert said, call.stdout
+    stopped = int(said[1])
+    assert 4 <= stopped < LAST
+    assert steps(tmp_path)[-1] == stopped
+    assert int(state(tmp_path).step) == stopped
+    assert record(tmp_path) == record(finished)[:stopped]
+    assert run(*flags("train", tmp_path)).status == 0
+    assert_same_run(tmp_path, finished)
+
+
+def test_interrupted_before_the_first_step_leaves_cleanly(tmp_path):
+    running = start(*flags("train", tmp_path))
+    running.until(lambda: (tmp_path / "tensorboard").exists())  # the first step is compiled next
+    running.send(signal.SIGINT)
+    call = running.wait()
+    assert call.status == 130, call
+    assert "Traceback" not in call.stderr
+    assert len(steps(tmp_path)) == 1
+
+
+def test_second_interrupt_does_not_wait_and_leaves_cleanly(tmp_path):
+    fields = TINY | {"training.batch_size": 512, "training.steps": 100_000}
+    running = start(*flags("train", tmp_path, fields))
+    running.until(lambda: lines(tmp_path) >= 2)
+    running.send(signal.SIGINT)
+    running.send(signal.SIGINT)
+    call = running.wait()
+    assert call.status in (1, 130), call  # the first may be done before the second is seen
+    assert "Traceback" not in call.stderr, call.stderr
+    builders_state = Checkpoints(tmp_path / "checkpoints")
+    assert all(builders_state.config(step) for step in builders_state.steps())
+
+
+def test_longer_run_goes_on_only_where_the_schedule_allows(tmp_path, finished):
+    constant = TINY | {"optim.decay": "constant", "training.steps": 2}
+    assert run(*flags("train", tmp_path / "run", constant)).status == 0
+    longer = run(*flags("train", tmp_path / "run", constant | {"training.steps": 4}))
+    assert longer.status == 0, longer.stderr
+    assert steps(tmp_path / "run") == (2, 4)
+    before = snapshot(finished)
+    call = run(*flags("train", finished, TINY | {"training.steps": LAST + 1}))
+    assert_one_error(call, rf"config.training.steps was {LAST}, is {LAST + 1}")
+    assert snapshot(finished) == before
+
+
+# --- things that go wrong ---------------------------------------------------------------------
+
+
+def damage(checkpoint):
+    file = max(checkpoint.rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_damaged_checkpoints_are_skipped_or_an_error(tmp_path, finished):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    damage(workdir / "checkpoints" / "30")
+    call = run(*flags("train", workdir))
+    assert call.status == 0, call.stderr
+    assert re.search(r"checkpoint \S+/30 is skipped: \S+ fails its checksum", call.stderr)
+    assert "going on from the checkpoint at step 20" in call.stdout
+    assert_same_run(workdir, finished)
+    for step in steps(workdir):
+        damage(workdir / "checkpoints" / str(step))
+    before = snapshot(workdir)
+    call = run(*flags("train", workdir))
+    assert call.status == 1
+    assert "Traceback" not in call.stderr
+    pattern = r"error: no checkpoint in \S+ can be loaded \(10: .*20: .*30: .*\)\. Put back"
+    assert re.match(pattern, call.stderr.splitlines()[-1])
+    assert snapshot(workdir) == before
+
+
+def test_diverging_run_names_the_step_and_keeps_a_finite_checkpoint(tmp_path):
+    fields = TINY | {
+        "optim.lr": 1e30,
+        "optim.warmup": 0,
+        "optim.grad_clip": 0.0,
+        "training.checkpoint_every": 1,
+    }
+    call = run(*flags("train", tmp_path, fields))
+    pattern = r"step (\d+): \S*(nan|inf).*; the last good checkpoint is step \d+\..*config\.optim\.lr"
+    assert_one_error(call, pattern)
+    failed = int(re.search(r"error: step (\d+)", call.stderr)[1])
+    assert steps(tmp_path)[-1] == failed - 1
+    like = builders.build(configuration(fields)).trainer.abstract_state()
+    kept = Checkpoints(tmp_path / "checkpoints").restore(like).state
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
+
+
+def test_full_disk_while_saving_is_one_line_and_the_run_goes_on_later(tmp_path, finished):
+    workdir = tmp_path / "run"
+    running = start(*flags("train", workdir))
+    running.until(lambda: EVERY in steps(workdir))
+    running.send(signal.SIGKILL)
+    running.wait()
+    kept = steps(workdir)[-1]
+    largest = max(file.stat().st_size for file in workdir.rglob("d/*"))
+    call = run(*flags("train", workdir), file_limit=largest // 2)
+    assert_one_error(call, rf"saving checkpoint \S+ failed: .*Checkpoints on disk: {kept}\b")
+    assert steps(workdir) == (kept,)
+    assert int(state(workdir).step) == kept
+    assert run(*flags("train", workdir)).status == 0
+    assert_same_run(workdir, finished)
+
+
+@pytest.mark.parametrize("limit", [300, 1500])
+def test_full_disk_while_recording_is_one_line(tmp_path, limit):
+    fields = TINY | {"training.checkpoint_every": 1000}
+    call = run(*flags("train", tmp_path, fields), file_limit=limit)
+    assert_one_error(call, "[Ff]ile too large")
+
+
+# --- devices ----------------------------------------------------------------------------------
+
+
+def test_four_devices_train_and_sample_as_one(tmp_path, finished, sampled):
+    """Only the order of float32 sums differs: 1e-5 relative in losses of the first steps."""
+    workdir = tmp_path / "four"
+    assert run(*flags("train", workdir), devices=4).status == 0
+    for ours, theirs in zip(record(workdir)[:10], record(finished)[:10], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    # The same checkpoint, sampled on four devices and on one; 10 is no multiple of 4.
+    four = draw(sampled, 10, devices=4)
+    np.testing.assert_array_equal(np.abs(four.astype(int) - draw(sampled, 10)) <= 16, True)
+    assert np.mean(four == draw(sampled, 10)) > 0.99
+
+
+# --- samples ----------------------------------------------------------------------------------
+
+
+def draw(workdir, count, *arguments, devices=1):
+    call = run(*flags("sample", workdir), f"--num_samples={count}", *arguments, devices=devices)
+    assert call.status == 0, call.stderr
+    with np.load(workdir / "samples" / f"checkpoint_{LAST}.npz") as file:
+        assert file.files == ["samples"]
+        return file["samples"]
+
+
+def test_samples_are_those_of_their_number_and_files_say_so(sampled):
+    few = draw(sampled, 5)
+    assert few.dtype == np.uint8
+    assert few.shape == (5, 8, 8, 1)
+    assert len(np.unique(few)) > 4
+    many = draw(sampled, 37, "--gif")  # batches of 13, 13 and 11
+    assert many.shape == (37, 8, 8, 1)
+    np.testing.assert_array_equal(many[:5], few)
+    name = sampled / "samples" / f"checkpoint_{LAST}"
+    picture = Image.open(name.with_suffix(".png"))
+    scale = 40 // 8
+    assert picture.size == (scale * (7 * 9 - 1), scale * (6 * 9 - 1))  # 7 columns, 6 rows
+    np.testing.assert_array_equal(np.asarray(picture)[::scale, ::scale][:8, :8], many[0, ..., 0])
+    with Image.open(name.with_suffix(".gif")) as animation:
+        assert animation.n_frames > 1
+        assert animation.size == picture.size
+        animation.seek(animation.n_frames - 1)
+        last = np.asarray(animation.convert("L"))[::scale, ::scale][:8, :8]
+        assert np.abs(last.astype(int) - many[0, ..., 0]).max() <= 2  # a palette of 256 colours
+
+
+def test_samples_of_an_earlier_checkpoint_and_of_another_sampler(sampled):
+    call = run(*flags("sample", sampled), "--checkpoint=10", "--num_samples=3")
+    assert call.status == 0, call.stderr
+    with np.load(sampled / "samples" / "checkpoint_10.npz") as file:
+        assert len(file["samples"]) == 3
+    ode = TINY | {"sampling.name": "ode", "sampling.rtol": 1e-2, "sampling.atol": 1e-2}
+    call = run(*flags("sample", sampled, ode), "--num_samples=3")
+    assert call.status == 0, call.stderr
+
+
+def test_sampling_needs_no_more_than_it_says(tmp_path, finished):
+    """Missing data show before an image is drawn."""
+    data = write_images(tmp_path / "data.npz", 32, 4)
+    fields = TINY | {"data.name": str(data), "training.steps": 1}
+    assert run(*flags("train", tmp_path / "run", fields)).status == 0
+    data.unlink()
+    before = snapshot(tmp_path / "run")
+    call = run(*flags("sample", tmp_path / "run", fields))
+    assert_one_error(call, "data.npz.*there is no such file")
+    assert "sampling" not in call.stderr, "before the first image"
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_training_shows_samples_on_the_way(tmp_path):
+    fields = TINY | {
+        "training.steps": 4,
+        "training.sample_every": 2,
+        "training.sample_count": 6,
+    }
+    assert run(*flags("train", tmp_path, fields)).status == 0
+    shown = sorted(file.name for file in (tmp_path / "samples").iterdir())
+    assert shown == ["step_2.png", "step_4.png"]
+
+
+@pytest.mark.parametrize("mode", ["train", "sample"])
+def test_network_that_answers_nan_is_one_line(tmp_path, mode):
+    """Parameters of 1e30 are finite; what is drawn with them is not."""
+    fields = TINY | {
+        "optim.lr": 1e30,
+        "optim.warmup": 0,
+        "optim.grad_clip": 0.0,
+        "ema.rate": 0.0,
+        "training.steps": 1,
+        "training.sample_every": int(mode == "train"),
+    }
+    call = run(*flags("train", tmp_path, fields))
+    if mode == "sample":
+        assert call.status == 0, call.stderr
+        call = run(*flags("sample", tmp_path, fields))
+    assert_one_error(call, "NaN")
+
+
+def test_in_process_errors_touch_nothing(tmp_path):
+    """The functions raise what main.py prints."""
+    with pytest.raises(ConfigError, match="--num_samples=0 must be at least 1"):
+        run_lib.sample(configuration(), tmp_path / "run", count=0)
+    with pytest.raises(ConfigError, match=r"config\.data\.name='nowhere\.npz'.*no such file"):
+        run_lib.train(configuration(TINY | {"data.name": "nowhere.npz"}), tmp_path / "run")
+    assert not Path(tmp_path, "run").exists()
+
+
+def test_fresh_interpreter_trains_the_same(tmp_path, finished):
+    """Once as people start it, to know that a forked process is no other."""
+    call = run_fresh(*flags("train", tmp_path))
+    assert call.status == 0, call.stderr
+    assert_same_run(tmp_path, finished)
