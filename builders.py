@@ -5,7 +5,7 @@ anything is computed or written; what is wrong is told in one line with the conf
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from typing import Any
 
@@ -108,12 +108,12 @@ class _Reader:
         """An object of the class that `name` names, from the other fields of the subtree."""
         return self.construct(path, self.lookup(path, "name", table), ignore={"name"})
 
-    def construct(self, path: str, cls: type, ignore: set[str] = frozenset()) -> Any:
+    def construct(self, path: str, cls: type, ignore: Set[str] = frozenset()) -> Any:
         """An object of `cls` from a whole subtree; every field must be one of its own."""
         (thing,) = self.construct_all(path, (cls,), ignore)
         return thing
 
-    def construct_all(self, path: str, classes: tuple[type, ...], ignore: set[str]) -> list[Any]:
+    def construct_all(self, path: str, classes: tuple[type, ...], ignore: Set[str]) -> list[Any]:
         """Objects that share a subtree, each taking the fields that it has."""
         subtree = dict(self.config[path].items())
         owned = {

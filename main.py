@@ -29,6 +29,13 @@ _CACHE = flags.DEFINE_boolean(
 def main(_: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # JAX tells of each accelerator that is not there
+    try:
+        _main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last save")
+
+
+def _main() -> None:
     # After the flags: a misspelt flag should not wait for JAX to load.
     import jax
 
@@ -51,8 +58,8 @@ def main(_: list[str]) -> None:
         run_lib.TrainingError,
     ) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last save")
+    except OSError as error:  # a full disk, a folder that may not be written
+        sys.exit(f"error: {error}; mend this and run the same command again")
 
 
 def _run(run_lib: ModuleType) -> None:
@@ -82,27 +89,44 @@ def _run(run_lib: ModuleType) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parse the flags; whatever is wrong with them is one line on stderr."""
-    given = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:] if "=" in arg)
-    file = given.get("config", "").partition(":")[0]
-    helping = any(arg.lstrip("-").startswith("help") for arg in argv[1:])
-    if not helping and not Path(file).is_file():
+    given = _given(argv[1:])
+    if not any(name.startswith("help") for name in given):
+        config = _load(given.get("config", ""))
+        for name in given:
+            if name.startswith("config."):
+                _check_field(name, config)
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def _given(arguments: list[str]) -> dict[str, str]:
+    """What --name=value and --name value give, by name; a bare --name gives ""."""
+    given = {}
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+        if argument.startswith("-"):
+            name, equals, value = argument.lstrip("-").partition("=")
+            given[name] = value if equals or following.startswith("-") else following
+    return given
+
+
+def _load(given: str) -> ConfigDict:
+    """The configuration of a file, or of file:argument."""
+    file, _, argument = given.partition(":")
+    if not Path(file).is_file():
         known = sorted(map(str, Path("configs").glob("[a-z]*_*.py")))
         sys.exit(f"error: --config={file!r} is not a file; give one such as: {', '.join(known)}")
     try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        for name in given:
-            if name.startswith("config."):
-                _check_field(name, given["config"])
-        sys.exit(f"error: {error}")
-    except (flags.Error, TypeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        return runpy.run_path(file)["get_config"](*filter(None, [argument]))
+    except Exception as error:  # it is a program, and may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        sys.exit(f"error: --config={file!r} cannot be loaded: {reason}")
 
 
-def _check_field(name: str, config: str) -> None:
+def _check_field(name: str, config: ConfigDict) -> None:
     """Exit with the valid names if `config.a.b` is not a field of the configuration."""
-    file, _, argument = config.partition(":")
-    node, path = runpy.run_path(file)["get_config"](*filter(None, [argument])), "config"
+    node, path = config, "config"
     for part in name.split(".")[1:]:
         if not isinstance(node, ConfigDict) or part not in node:
             fields = ", ".join(node) if isinstance(node, ConfigDict) else "none, it is a value"

@@ -3,6 +3,7 @@
 Files appear whole or not at all: each is written beside its final name and then moved there.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -50,8 +51,15 @@ class MetricsLog:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Record the scalars of a step."""
-        print(json.dumps({"step": step, **scalars}), file=self._file, flush=True)
+        """Record the scalars of a step.
+
+        Raises:
+          OSError: if the disk is full; the record is repaired when the run goes on.
+        """
+        try:
+            print(json.dumps({"step": step, **scalars}), file=self._file, flush=True)
+        except OSError as error:  # which does not know the file
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
 
@@ -62,7 +70,8 @@ class MetricsLog:
         self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line that `write` has failed to write
+            self._file.close()
         self._board.close()
 
 

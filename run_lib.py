@@ -213,7 +213,10 @@ def evaluate(config: ConfigDict, path: Path, *, explicit: frozenset[str] = froze
       IntegrationError: if the probability-flow ODE cannot be solved.
     """
     experiment, workdir, checkpoints = _open(config, path, explicit)
-    for step in experiment.config["eval"]["checkpoints"] or (None,):
+    steps = experiment.config["eval"]["checkpoints"]
+    for step in steps:
+        checkpoints.config(step)  # a missing one shows before the others are evaluated
+    for step in steps or (None,):
         step, denoiser = _load(experiment, checkpoints, step)
         print(evaluation.evaluate(experiment, denoiser, step, workdir.eval))
 
@@ -270,6 +273,7 @@ def _open(
     experiment = builders.build(config, explicit=explicit)
     workdir = Workdir(path)
     workdir.check(experiment.config, training=False)
+    experiment.training_batches()  # pictures need the data's grey levels: missing data show now
     return experiment, workdir, Checkpoints(workdir.checkpoints)
 
 

@@ -140,7 +140,7 @@ class Trainer:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = self.average.update(state.ema_params, params, state.step)
-        scalars = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema_params, opt_state), scalars
 
     def objective(

@@ -48,9 +48,11 @@ class Workdir:
             return
         try:
             saved = json.loads(self.config.read_text())
-        except json.JSONDecodeError as error:
+            if not isinstance(saved, dict):
+                raise ValueError(f"expected an object, found {saved!r:.40}")
+        except (OSError, ValueError) as error:  # what is not UTF-8 or not JSON is a ValueError
             raise WorkdirError(
-                f"{self.config} is not valid JSON ({error}); restore it, or use another --workdir"
+                f"{self.config} is damaged ({error}); restore it, or use another --workdir"
             ) from error
         differing = [
             phrase

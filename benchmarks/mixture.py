@@ -4,7 +4,7 @@
 
 Prints, for each process: the error of the ODE log-likelihood (exact trace, float64) against the
 truth, and with the prior's known mismatch taken out; mean, covariance and mode weights of samples
-in units of their Monte-Carlo standard error; and errors of the fixed-step solver as the step halves.
+in units of their Monte-Carlo standard error; errors of the fixed-step solver as the step halves.
 """
 
 import sys

@@ -19,7 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # All but models/, whose tests feed it NumPy arrays and numbers of the wrong type on purpose, to
 # read its own messages; the check itself agrees with Linen.
 ROOT = Path(__file__).resolve().parent.parent
-CHECKED = sorted(path.stem for path in ROOT.glob("*.py")) + ["metrics", "solvers"]
+CHECKED = [*sorted(path.stem for path in ROOT.glob("*.py")), "metrics", "solvers"]
 # To Python's typing rules (PEP 484) an int is a float, and so it is here.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from analytic import standardized_mixture
 from jax.tree_util import Partial
 
-from analytic import standardized_mixture
 from denoising import CONDITIONINGS, PARAMETERIZATIONS, Denoiser
-from sde_lib import SubVPSDE, VESDE, VPSDE, reverse_drift
+from sde_lib import VESDE, VPSDE, SubVPSDE, reverse_drift
 
 PROCESSES = [
     pytest.param(VPSDE(), id="vp"),

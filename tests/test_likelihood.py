@@ -4,20 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from analytic import standardized_mixture
+
 from arrays import sample_keys
 from denoising import Denoiser
 from likelihood import TRACES, LikelihoodOptions, log_prob
 from ode import SOLVERS, IntegrationError, ODEOptions, integrate, require_success
 from parallel import Layout
-from sde_lib import SubVPSDE, VESDE, VPSDE
+from sde_lib import VESDE, VPSDE, SubVPSDE
 
 KEY = jax.random.key(0)
 PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=20.0)}
-every_process = pytest.mark.parametrize("sde", PROCESSES.values(), ids=PROCESSES)
 MIXTURE = standardized_mixture(dims=2)
-EXACT = LikelihoodOptions(trace="exact", t_min=1e-5)
 TIGHT = ODEOptions(rtol=1e-9, atol=1e-9)
 COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
 
@@ -25,46 +23,32 @@ COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
 # --- densities ----------------------------------------------------------------------------------
 
 
-@every_process
-def test_log_prob_is_the_density_up_to_the_priors_mismatch(x64, sde):
-    x = MIXTURE.sample(0, 8)
-    truth = MIXTURE.marginal(sde, EXACT.t_min).log_prob(x)
-    ours = log_prob(KEY, MIXTURE.denoiser(sde), jnp.asarray(x), options=EXACT, ode=TIGHT)
+@pytest.mark.parametrize(
+    ("name", "t_min", "shape"), [("vp", 1e-5, (2,)), ("subvp", 1e-5, (2, 1, 1)), ("ve", 0.1, (2,))]
+)
+def test_log_prob_is_the_density_up_to_the_priors_mismatch(x64, name, t_min, shape):
+    sde, x = PROCESSES[name], MIXTURE.sample(0, 8)
+    truth = MIXTURE.marginal(sde, t_min).log_prob(x)
+    options = LikelihoodOptions(trace="exact", t_min=t_min)
+    items = jnp.asarray(x.reshape(8, *shape))
+    ours = log_prob(KEY, MIXTURE.denoiser(sde), items, options=options, ode=TIGHT)
+    assert ours.latent.shape == items.shape
     # The prior stands for p_1, from which it differs a little: exactly by this much.
-    mismatch = sde.prior_log_prob(ours.latent) - MIXTURE.marginal(sde, 1.0).log_prob(ours.latent)
-    np.testing.assert_allclose(ours.nats - mismatch, truth, atol=1e-5)
-    if sde == PROCESSES["vp"]:
+    last = MIXTURE.marginal(sde, 1.0).log_prob(ours.latent.reshape(8, 2))
+    mismatch = sde.prior_log_prob(ours.latent) - last
+    np.testing.assert_allclose(ours.nats - mismatch, truth, atol=1e-7)
+    if name == "vp":
         np.testing.assert_allclose(ours.nats, truth, atol=1e-4)
 
 
-@every_process
-def test_latents_of_data_follow_the_prior(sde):
-    """Whitened latents of 1000 data points: mean and variance within 4.5 standard errors."""
-    x = jnp.asarray(MIXTURE.sample(1, 1000), jnp.float32)
-    options = LikelihoodOptions(t_min=1e-3)
-    latent = log_prob(KEY, MIXTURE.denoiser(sde), x, options=options, ode=COARSE).latent
-    white = np.asarray(latent) / np.sqrt(MIXTURE.marginal(sde, 1.0).covariance[0, 0])
-    assert np.abs(white.mean(axis=0)).max() < 4.5 / np.sqrt(1000)
-    assert np.abs(np.cov(white.T) - np.eye(2)).max() < 4.5 * np.sqrt(2 / 1000)
-
-
-def test_log_prob_works_on_items_of_any_shape(x64):
-    sde, x = PROCESSES["vp"], MIXTURE.sample(2, 4)
-    flat = log_prob(KEY, MIXTURE.denoiser(sde), jnp.asarray(x), options=EXACT, ode=TIGHT)
-    shaped = x.reshape(4, 2, 1, 1)
-    images = log_prob(KEY, MIXTURE.denoiser(sde), jnp.asarray(shaped), options=EXACT, ode=TIGHT)
-    np.testing.assert_allclose(images.nats, flat.nats, rtol=1e-10)
-    np.testing.assert_allclose(images.latent, flat.latent.reshape(4, 2, 1, 1), rtol=1e-10)
-
-
-@pytest.mark.parametrize("trace", ["rademacher", "gaussian"])
-def test_random_probes_are_unbiased(trace):
+@pytest.mark.parametrize(("trace", "probes"), [("rademacher", 1), ("gaussian", 3)])
+def test_random_probes_are_unbiased(trace, probes):
     """400 independent estimates of the same two log-densities: 3 standard errors of their mean."""
     denoiser, copies = MIXTURE.denoiser(PROCESSES["vp"]), 400
     points = jnp.asarray(MIXTURE.sample(3, 2), jnp.float32)
     ode = ODEOptions(rtol=1e-4, atol=1e-4)
     exact = log_prob(KEY, denoiser, points, options=LikelihoodOptions(trace="exact"), ode=ode)
-    options = LikelihoodOptions(trace=trace)
+    options = LikelihoodOptions(trace=trace, probes=probes)
     estimates = log_prob(KEY, denoiser, jnp.repeat(points, copies, 0), options=options, ode=ode)
     nats = np.asarray(estimates.nats).reshape(2, copies)
     error = nats.std(axis=1) / np.sqrt(copies)
@@ -82,19 +66,10 @@ def test_probes_have_unit_covariance(trace):
         assert set(np.unique(probes)) == {-1.0, 1.0}
 
 
-def test_more_probes_lower_the_spread():
-    denoiser, x = MIXTURE.denoiser(PROCESSES["vp"]), jnp.zeros((100, 2))
-
-    def spread(probes):
-        options = LikelihoodOptions(probes=probes, trace="gaussian", t_min=1e-3)
-        return np.std(log_prob(KEY, denoiser, x, options=options, ode=COARSE).nats)
-
-    assert 2 < spread(1) / spread(9) < 4.5  # 3 in the mean
-
-
 @pytest.mark.parametrize("trace", ["rademacher", "exact"])
 def test_log_prob_is_a_function_of_key_number_and_sample_alone(trace):
-    denoiser, options = MIXTURE.denoiser(PROCESSES["vp"]), LikelihoodOptions(trace=trace, t_min=1e-3)
+    denoiser = MIXTURE.denoiser(PROCESSES["vp"])
+    options = LikelihoodOptions(trace=trace, t_min=1e-3)
     x, indices = MIXTURE.sample(4, 8).astype(np.float32), np.arange(8)
 
     def nats(x, indices):
@@ -107,7 +82,8 @@ def test_log_prob_is_a_function_of_key_number_and_sample_alone(trace):
     default = log_prob(KEY, denoiser, jnp.asarray(x), options=options, ode=COARSE).nats
     np.testing.assert_array_equal(default, together)
     split = Layout.over_all_devices().split_rows
-    np.testing.assert_allclose(nats(split(x), split(indices)), together, atol=1e-5)
+    # Other roundings may take other steps, so this holds to within the solver's tolerance.
+    np.testing.assert_allclose(nats(split(x), split(indices)), together, atol=COARSE.atol)
     renumbered = nats(jnp.asarray(x), jnp.asarray(indices + 1))
     assert np.allclose(renumbered, together) == (trace == "exact")
 
@@ -118,18 +94,11 @@ def test_probes_of_a_sample_are_drawn_from_its_own_key():
     assert len(np.unique(np.stack(draws), axis=0)) == 3
 
 
-def test_t_min_is_where_the_density_is_taken(x64):
-    sde, x = PROCESSES["vp"], MIXTURE.sample(5, 4)
-    options = LikelihoodOptions(trace="exact", t_min=0.2)
-    ours = log_prob(KEY, MIXTURE.denoiser(sde), jnp.asarray(x), options=options, ode=TIGHT).nats
-    np.testing.assert_allclose(ours, MIXTURE.marginal(sde, 0.2).log_prob(x), atol=1e-4)
-
-
 # --- the solver ---------------------------------------------------------------------------------
 
 
 def spiral(t, y, rate):
-    """dy/dt = (rate + 4 i cos 4t) y, which winds and grows; three numbers of a sample at once."""
+    """dy/dt = (rate + 4 i cos 4t) y for a complex y, as two real numbers: it winds and grows."""
     return (rate * jnp.eye(2) + 4 * jnp.cos(4 * t) * jnp.array([[0.0, -1.0], [1.0, 0.0]])) @ y
 
 
@@ -144,47 +113,35 @@ RATE = 0.5
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_tighter_tolerance_means_smaller_error(x64, solver):
-    truth = spiral_solution(2.0, Y0, RATE)
+def test_tighter_tolerance_means_smaller_error_and_every_call_is_counted(x64, solver):
+    """Rejected steps, and what the solver spends before the first one, are calls of the field."""
     errors = []
-    for rtol in (1e-3, 1e-5, 1e-7):
-        options = ODEOptions(solver=solver, rtol=rtol, atol=rtol, max_steps=20_000)
-        rates = jnp.full(2, RATE)
-        solution = integrate(spiral, jnp.asarray(Y0), rates, t0=0.0, t1=2.0, options=options)
-        assert np.all(solution.success)
-        errors.append(np.abs(solution.y - truth).max())
-    assert errors[0] > 10 * errors[1] > 100 * errors[2]
-    assert errors[2] < 1e-5
+    for tolerance in (1e-3, 1e-6):
+        calls = []
+
+        def field(t, y, rate, calls=calls):
+            jax.debug.callback(lambda t: calls.append(t), t)
+            return spiral(t, y, rate)
+
+        options = ODEOptions(solver=solver, rtol=tolerance, atol=tolerance, max_steps=20_000)
+        y0, rate = jnp.asarray(Y0[:1]), jnp.full(1, RATE)
+        solution = integrate(field, y0, rate, t0=0.0, t1=2.0, options=options)
+        jax.effects_barrier()
+        assert solution.success.all()
+        assert int(solution.evaluations[0]) == len(calls)
+        errors.append(np.abs(solution.y - spiral_solution(2.0, Y0[:1], RATE)).max())
+    assert errors[0] > 30 * errors[1]
+    assert errors[1] < 1e-4
 
 
 def test_integration_runs_backwards_and_keeps_frames(x64):
     start = jnp.asarray(spiral_solution(2.0, Y0, RATE))
-    solution = integrate(
-        spiral, start, jnp.full(2, RATE), t0=2.0, t1=0.5, options=TIGHT, frames=4
-    )
+    solution = integrate(spiral, start, jnp.full(2, RATE), t0=2.0, t1=0.5, options=TIGHT, frames=4)
     assert solution.path.shape == (2, 4, 2)
     for frame, t in enumerate((2.0, 1.5, 1.0, 0.5)):
         truth = spiral_solution(t, Y0, RATE)
         np.testing.assert_allclose(solution.path[:, frame], truth, atol=1e-6)
     np.testing.assert_allclose(solution.y, spiral_solution(0.5, Y0, RATE), atol=1e-6)
-
-
-@pytest.mark.parametrize("times", [(0.0, 2.0), (2.0, 0.0)], ids=["forwards", "backwards"])
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_evaluations_are_the_calls_of_the_field(solver, times):
-    """Rejected steps and what the solver spends before the first step are counted too."""
-    calls = []
-
-    def field(t, y, _):
-        jax.debug.callback(lambda t: calls.append(t), t)
-        return spiral(t, y, RATE)
-
-    options = ODEOptions(solver=solver, rtol=1e-4, atol=1e-4)
-    y0, (t0, t1) = jnp.asarray(Y0[:1], jnp.float32), times
-    solution = integrate(field, y0, None, t0=t0, t1=t1, options=options)
-    jax.effects_barrier()
-    assert solution.evaluations.shape == (1,)
-    assert int(solution.evaluations[0]) == len(calls) > 20
 
 
 def test_each_sample_has_steps_of_its_own():
@@ -203,15 +160,17 @@ def test_each_sample_has_steps_of_its_own():
 def test_too_few_steps_are_an_error_with_a_remedy():
     ode = ODEOptions(rtol=1e-6, atol=1e-6, max_steps=2)
     message = r"log-likelihood: 3 of 3 samples .* max_steps=2 .* raise max_steps, loosen rtol=1e-06"
+    denoiser, x = MIXTURE.denoiser(PROCESSES["vp"]), jnp.ones((3, 2))
     with pytest.raises(IntegrationError, match=message):
-        log_prob(KEY, MIXTURE.denoiser(PROCESSES["vp"]), jnp.ones((3, 2)), options=EXACT, ode=ode)
+        log_prob(KEY, denoiser, x, options=LikelihoodOptions(), ode=ode)
 
 
 def test_network_that_answers_nan_is_an_error():
     def network(x, t):
         return jnp.where(x > 5, jnp.nan, 0.0)
 
-    denoiser, x = Denoiser(sde=PROCESSES["vp"], network=network), jnp.array([[0.0, 0.0], [9.0, 0.0]])
+    denoiser = Denoiser(sde=PROCESSES["vp"], network=network)
+    x = jnp.array([[0.0, 0.0], [9.0, 0.0]])
     with pytest.raises(IntegrationError, match=r"1 of 2 samples .* check the network for NaN"):
         log_prob(KEY, denoiser, x, options=LikelihoodOptions(), ode=COARSE)
 

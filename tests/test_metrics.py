@@ -102,8 +102,10 @@ def test_distance_is_invariant_to_rotations():
     rng = np.random.default_rng(RNG_SEED)
     a, b = (Statistics(9, rng.normal(size=5), random_covariance(rng, 5)) for _ in range(2))
     rotation = scipy.stats.ortho_group.rvs(5, random_state=1)
-    turned = [Statistics(9, rotation @ s.mean, rotation @ s.covariance @ rotation.T) for s in (a, b)]
-    assert frechet_distance(*turned) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+    turn_a, turn_b = (
+        Statistics(9, rotation @ s.mean, rotation @ s.covariance @ rotation.T) for s in (a, b)
+    )
+    assert frechet_distance(turn_a, turn_b) == pytest.approx(frechet_distance(a, b), rel=1e-9)
 
 
 def test_singular_covariances_are_fine():

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from analytic import gaussian, standardized_mixture
 
 import sampling
-from analytic import gaussian, standardized_mixture
 from arrays import fold_in_each, normal_like, sample_keys
 from denoising import Denoiser
 from likelihood import LikelihoodOptions, log_prob
@@ -32,7 +32,7 @@ from sampling import (
     Step,
     sample,
 )
-from sde_lib import SubVPSDE, VESDE, VPSDE
+from sde_lib import VESDE, VPSDE, SubVPSDE
 from solvers.probability_flow import FlowOptions, sample_ode
 
 KEY = jax.random.key(0)
@@ -100,8 +100,9 @@ def test_euler_maruyama_is_the_formula(x64, sde, churn):
     t, s = jnp.float64(0.6), jnp.float64(0.55)
     x = jnp.asarray(PLANE.sample(0, 5))
     mean, std, _ = one_step(EulerMaruyama(churn=churn), PLANE.denoiser(sde), x, t, s)
-    f, g2, score = sde.drift_coefficient(t), sde.squared_diffusion(t), PLANE.marginal(sde, t).score(x)
-    np.testing.assert_allclose(mean, x - 0.05 * (f * x - (1 + churn**2) / 2 * g2 * score), rtol=1e-8)
+    f, g2 = sde.drift_coefficient(t), sde.squared_diffusion(t)
+    drift = f * x - (1 + churn**2) / 2 * g2 * PLANE.marginal(sde, t).score(x)
+    np.testing.assert_allclose(mean, x - 0.05 * drift, rtol=1e-8)
     np.testing.assert_allclose(std, churn * np.sqrt(0.05 * g2), rtol=1e-8, atol=1e-12)
 
 
@@ -114,7 +115,7 @@ def test_euler_maruyama_is_the_formula(x64, sde, churn):
     ],
 )
 def test_ve_steps_are_the_published_ones(x64, kernel, noise):
-    """Eq. 47 of the paper: x + (sigma_t^2 - sigma_s^2) score, and the noise of its Eq. 46 or 47."""
+    """x + (sigma_t^2 - sigma_s^2) score, and the noise of the paper's appendix E or F."""
     sde, t, s = PROCESSES["ve"], 0.6, 0.55
     late, early = (float(sde.sigma(jnp.float64(u))) ** 2 for u in (t, s))
     x = jnp.asarray(PLANE.sample(0, 5))
@@ -304,10 +305,15 @@ def test_flow_samples_follow_the_marginal(sde):
     assert_samples_follow(samples.x, MIXTURE.marginal(sde, T_MIN), bias=0.005)
 
 
-def test_euler_without_churn_converges_to_the_flow_at_first_order(x64):
+def flow_and_its_samples():
+    """The denoiser, where sampling stops, and 16 samples of the flow to nine digits."""
     denoiser, t_min = PLANE.denoiser(PROCESSES["vp"]), 0.05
     options = FlowOptions(t_min=t_min, finish="sample")
-    truth = sample_ode(KEY, denoiser, (16, 2), options=options, ode=TIGHT).x
+    return denoiser, t_min, sample_ode(KEY, denoiser, (16, 2), options=options, ode=TIGHT).x
+
+
+def test_euler_without_churn_converges_to_the_flow_at_first_order(x64):
+    denoiser, t_min, truth = flow_and_its_samples()
     kernel = PredictorCorrector(predictor=EulerMaruyama(churn=0.0))
     steps, errors = [100, 200, 400], []
     for count in steps:
@@ -320,13 +326,10 @@ def test_euler_without_churn_converges_to_the_flow_at_first_order(x64):
 
 def test_encoding_and_decoding_are_inverse(x64):
     """The likelihood's latent is the prior noise that the flow sampler started from, and back."""
-    sde = PROCESSES["vp"]
-    denoiser, t_min = PLANE.denoiser(sde), 1e-3
-    options = FlowOptions(t_min=t_min, finish="sample")
-    x = sample_ode(KEY, denoiser, (8, 2), options=options, ode=TIGHT).x
-    encoding = LikelihoodOptions(trace="exact", t_min=t_min)
+    denoiser, t_min, x = flow_and_its_samples()
+    encoding = LikelihoodOptions(t_min=t_min)
     latent = log_prob(KEY, denoiser, x, options=encoding, ode=TIGHT).latent
-    prior = sde.prior_sample(fold_in_each(sample_keys(KEY, jnp.arange(8)), 0), x)
+    prior = denoiser.sde.prior_sample(fold_in_each(sample_keys(KEY, jnp.arange(16)), 0), x)
     np.testing.assert_allclose(latent, prior, atol=1e-6)
 
     def field(t, y, _):
@@ -477,16 +480,17 @@ def draw_flow(indices, **options):
     )
 
 
-@pytest.mark.parametrize("draw", [draw_pc, draw_flow])
-def test_sample_is_a_function_of_seed_and_number_alone(draw):
+# The flow to within its solver's tolerance: other roundings may take other steps.
+@pytest.mark.parametrize(("draw", "atol"), [(draw_pc, 1e-5), (draw_flow, 1e-3)])
+def test_sample_is_a_function_of_seed_and_number_alone(draw, atol):
     together = draw(jnp.arange(12)).x
     apart = np.concatenate([draw(jnp.arange(4 * i, 4 * i + 4)).x for i in range(3)])
-    np.testing.assert_allclose(apart, together, atol=1e-5)
+    np.testing.assert_allclose(apart, together, atol=atol)
     order = np.random.default_rng(0).permutation(12)
-    np.testing.assert_allclose(draw(jnp.asarray(order)).x, together[order], atol=1e-5)
+    np.testing.assert_allclose(draw(jnp.asarray(order)).x, together[order], atol=atol)
     split = draw(Layout.over_all_devices().split_rows(np.arange(12))).x
     assert len(split.sharding.device_set) == 4
-    np.testing.assert_allclose(split, together, atol=1e-5)
+    np.testing.assert_allclose(split, together, atol=atol)
     assert len(np.unique(np.asarray(together), axis=0)) == 12
 
 
@@ -498,7 +502,7 @@ def test_trajectory_goes_from_the_prior_to_the_samples(draw):
     assert frames == {"draw_pc": 11, "draw_flow": 5}[draw.__name__]
     np.testing.assert_array_equal(samples.trajectory[-1], samples.x)
     np.testing.assert_array_equal(samples.trajectory[0], prior_of(PROCESSES["vp"], 4, 8))
-    np.testing.assert_allclose(draw(jnp.arange(4)).x, samples.x, atol=1e-5)
+    np.testing.assert_allclose(draw(jnp.arange(4)).x, samples.x, atol=1e-3)
     changes = [np.abs(b - a).max() for a, b in itertools.pairwise(samples.trajectory)]
     assert min(changes) > 0
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from arrays import sample_keys
-from sde_lib import SDES, SubVPSDE, VESDE, VPSDE, reverse_drift
+from sde_lib import SDES, VESDE, VPSDE, SubVPSDE, reverse_drift
 
 PROCESSES = [
     pytest.param(VPSDE(), id="vp"),
@@ -27,7 +27,8 @@ def closed_forms(sde, t):
     if isinstance(sde, VESDE):
         ratio = sde.sigma_max / sde.sigma_min
         sigma = sde.sigma_min * ratio**t
-        return {"alpha": 1 + 0 * t, "sigma": sigma, "f": 0 * t, "g2": sigma**2 * 2 * math.log(ratio)}
+        growth = 2 * math.log(ratio)  # d sigma^2 / dt = sigma^2 times this
+        return {"alpha": 1 + 0 * t, "sigma": sigma, "f": 0 * t, "g2": sigma**2 * growth}
     beta = sde.beta_min + t * (sde.beta_max - sde.beta_min)
     integral = t * sde.beta_min + t**2 / 2 * (sde.beta_max - sde.beta_min)
     forgotten = -np.expm1(-integral)  # 1 - exp(-int_0^t beta)
@@ -169,7 +170,7 @@ def test_reverse_drift_is_anderson_or_probability_flow(sde, churn, share):
     [
         ("ve", {"sigma_min": 0.0}, r"sigma_min=0\.0 is out of range for VESDE"),
         ("ve", {"sigma_max": math.inf}, "sigma_max=inf is out of range"),
-        ("ve", {"sigma_min": 3.0, "sigma_max": 2.0}, r"sigma_min=3\.0 must be below sigma_max=2\.0"),
+        ("ve", {"sigma_min": 60.0}, r"sigma_min=60\.0 must be below sigma_max=50\.0"),
         ("vp", {"beta_min": -1.0}, r"beta_min=-1\.0 is out of range for VPSDE"),
         ("vp", {"beta_max": math.nan}, "beta_max=nan is out of range"),
         ("subvp", {"beta_min": 20.0}, r"beta_min=20\.0 must be below beta_max=20\.0 for SubVPSDE"),

@@ -64,7 +64,7 @@ def run(trainer, steps, state=None, key=KEY):
 
 
 def test_step_is_hand_written_adam_with_the_gradients_clipped():
-    """Kingma & Ba 2015, Algorithm 1, on a quadratic whose gradient is known: params - batch mean."""
+    """Kingma & Ba 2015, Algorithm 1, on a quadratic with gradient bias - batch mean."""
     lr, clip, beta1, beta2, eps = 0.1, 0.5, 0.8, 0.95, 1e-8
 
     def quadratic(key, denoiser, batch):
@@ -91,7 +91,7 @@ def test_step_is_hand_written_adam_with_the_gradients_clipped():
 
 
 def test_training_learns_the_best_linear_denoiser():
-    """On N(0, I) the noise in x_t is best predicted by sigma x_t: the loss comes down to E alpha^2."""
+    """On N(0, I) the noise in x_t is best predicted by sigma x_t, and mostly by x_t."""
     optimizer = Optimizer(lr=3e-2, warmup=0)
     _, losses = run(make_trainer(optimizer=optimizer), 150)
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])

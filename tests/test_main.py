@@ -1,0 +1,397 @@
+"""What people type, and the one line that they read when it is wrong.
+
+Every mistake is told before anything is computed or written: on standard error, in one line that
+names the field or file, the value given and the choices or the remedy; the working directory stays
+as it was, byte for byte.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from checkpoints import Checkpoints
+from command_line import CONFIG, ROOT, TINY, flags, run, run_fresh, snapshot, write_images
+
+CONFIGS = sorted(path.stem for path in ROOT.glob("configs/[a-z]*.py"))
+
+
+def assert_rejected(call, pattern):
+    assert call.status not in (0, None), call
+    assert re.fullmatch(rf"error: .*{pattern}.*\n", call.stderr), call.stderr
+    assert call.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of two steps; no test may change it."""
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    assert run(*flags("train", workdir, SHORT)).status == 0
+    return workdir
+
+
+SHORT = TINY | {"training.steps": 2, "training.log_every": 2, "training.checkpoint_every": 1}
+
+# field, value, and what the message must say beside the two.
+CHOICES = [
+    ("sde.name", "vpp", "subvp, ve, vp"),
+    ("model.name", "unet", "ncsnpp"),
+    ("model.residual_block", "resnet", "biggan"),
+    ("model.resample", "bilinear", "fir"),
+    ("model.progressive_input", "yes", "input_skip"),
+    ("model.progressive_output", "yes", "output_skip"),
+    ("model.progressive_combine", "add", "cat"),
+    ("model.embedding", "sinusoidal", "positional"),
+    ("denoiser.parameterization", "epsilon", "eps.*score.*sigma_score.*v.*x0"),
+    ("denoiser.conditioning", "time", "999t.*log_sigma.*log_snr.*t"),
+    ("loss.weight", "sigma", "g2.*sigma2"),
+    ("loss.times", "even", "stratified.*uniform"),
+    ("loss.reduction", "sum", "half_sum.*mean"),
+    ("optim.decay", "linear", "constant, cosine"),
+    ("data.resize", "scale", "none.*pad.*crop"),
+    ("sampling.name", "PC", "ode, pc"),
+    ("sampling.predictor", "euler", "ancestral.*euler_maruyama.*none.*reverse_diffusion"),
+    ("sampling.corrector", "langevine", "annealed_langevin.*langevin.*none"),
+    ("sampling.grid", "linear", "log_snr.*quadratic.*uniform"),
+    ("sampling.finish", "clean", "mean.*denoise.*sample"),
+    ("likelihood.trace", "hutchinson", "exact.*gaussian.*rademacher"),
+    ("likelihood.solver", "rk45", "dopri5.*dopri8.*heun.*tsit5"),
+    ("eval.features", "inception", "pixels"),
+    ("eval.metrics", "('fid',)", "loss.*bits_per_dim.*frechet"),
+    ("eval.metrics", "()", "loss.*bits_per_dim.*frechet"),
+    ("data.name", "digit", "digits"),
+]
+
+RANGES = [
+    *((name, -1, "") for name in ("seed", "sampling.seed", "eval.seed")),
+    *((f"training.{name}", 0, "at least 1") for name in ("steps", "log_every", "sample_count")),
+    ("training.batch_size", 0, "positive multiple"),
+    ("training.batch_size", -8, "positive multiple"),
+    ("training.checkpoint_every", 0, "at least 1"),
+    ("training.keep_checkpoints", -1, "at least 0"),
+    ("training.sample_every", -1, "at least 0"),
+    ("eval.batch_size", 0, "positive multiple"),
+    ("eval.samples", 1, "at least 2"),
+    ("eval.loss_repeats", 0, "at least 1"),
+    ("eval.dequantizations", 0, "at least 1"),
+    ("data.image_size", 0, "at least 1"),
+    ("data.channels", -1, "at least 1"),
+    ("model.features", 0, ""),
+    ("model.features", -8, ""),
+    ("model.channel_multipliers", (), ""),
+    ("model.blocks_per_level", 0, ""),
+    ("model.dropout", 1.5, ""),
+    ("model.attention_resolutions", (5,), "8"),
+    ("model.channel_multipliers", (1, 1, 1, 1, 1), "8"),
+    ("sde.beta_min", -0.1, ""),
+    ("sde.beta_max", 0.01, ""),
+    ("loss.t_min", 0.0, ""),
+    ("loss.t_min", 1.0, ""),
+    ("optim.lr", 0.0, "above 0"),
+    ("optim.lr", float("nan"), "above 0"),
+    ("optim.warmup", -1, "at least 0"),
+    ("optim.grad_clip", -1.0, "at least 0"),
+    ("optim.beta1", 1.0, r"\[0, 1\)"),
+    ("ema.rate", 1.0, r"\[0, 1\)"),
+    ("sampling.steps", 0, "at least 1"),
+    ("sampling.t_min", 1.0, "between 0 and 1"),
+    ("sampling.churn", -0.5, ""),
+    ("likelihood.rtol", 0.0, "between 0 and 1"),
+    ("likelihood.atol", 2.0, "between 0 and 1"),
+    ("likelihood.max_steps", 0, "at least 1"),
+    ("likelihood.probes", 0, "at least 1"),
+    ("likelihood.t_min", 0.0, "between 0 and 1"),
+]
+
+TYPES = [
+    ("optim.lr", "fast", "float"),
+    ("training.steps", "many", "int"),
+    ("training.steps", 1.5, "int"),
+    ("model.features", "wide", "int"),
+    ("data.centered", "maybe", "bool"),
+    ("model.channel_multipliers", "(1,", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "remedy"), CHOICES + RANGES, ids=lambda v: str(v) if v != "" else "-"
+)
+def test_value_that_cannot_be(tmp_path, field, value, remedy):
+    workdir = tmp_path / "run"
+    call = run(*flags("train", workdir, TINY | {field: value}))
+    assert_rejected(call, rf"config\.{re.escape(field)}.*{remedy}")
+    assert str(value).strip("()',") in call.stderr
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(("field", "value", "kind"), TYPES)
+def test_value_of_the_wrong_type(tmp_path, field, value, kind):
+    workdir = tmp_path / "run"
+    call = run(*flags("train", workdir, TINY | {field: value}))
+    assert_rejected(call, rf"config\.{re.escape(field)}.*")
+    assert str(value) in call.stderr
+    assert kind in call.stderr
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"sde.sigma_max": 3.0}, r"config\.sde\.sigma_max=3\.0 .* VPSDE.*beta_max, beta_min"),
+        (
+            {"sampling.predictor": "ancestral", "sampling.churn": 1.0},
+            r"config\.sampling\.churn=1\.0 .*Ancestral.*variance",
+        ),
+        ({"sampling.snr": 0.16}, r"config\.sampling\.snr=0\.16 .*fields are: .*steps"),
+        ({"sampling.rtol": 1e-3}, r"config\.sampling\.rtol=0\.001 "),
+        ({"sampling.name": "ode"}, r"config\.sampling\.steps=4 .*ODEOptions.*rtol"),
+        ({"sampling.predictor": "none"}, r"config\.sampling.*(predictor|corrector)"),
+        (
+            {"sampling.corrector": "langevin", "sampling.snr": 0.0},
+            r"config\.sampling\.snr=0\.0",
+        ),
+        (
+            {"sampling.corrector": "langevin", "sampling.corrections": 0},
+            r"config\.sampling\.corrections=0",
+        ),
+        (
+            {"sampling.corrector": "langevin", "sampling.norms": "mean"},
+            r"config\.sampling\.norms='mean'.*batch.*per_sample|per_sample.*batch",
+        ),
+        (
+            {"sampling.predictor": "ancestral", "sampling.variance": "tiny"},
+            r"config\.sampling\.variance='tiny'.*small",
+        ),
+        ({"sde.name": "ve", "sde.sigma_max": 1e-3}, r"config\.sde\.sigma_m"),
+        ({"data.image_size": 16}, r"config\.data\.image_size=16.*8x8 pixels.*image_size=8.*'pad'"),
+        ({"data.channels": 3}, r"config\.data\.channels=3.*has 1.*channels=1"),
+        ({"data.name": "cifar10", "data.dir": "/nowhere"}, r"cifar10.*--mode=prepare"),
+        ({"data.name": "/nowhere/images"}, r"/nowhere/images.*neither an \.npz file nor a folder"),
+    ],
+    ids=lambda v: ",".join(v) if isinstance(v, dict) else "",
+)
+def test_values_that_do_not_go_together(tmp_path, fields, pattern):
+    workdir = tmp_path / "run"
+    call = run(*flags("train", workdir, TINY | fields))
+    assert_rejected(call, pattern)
+    assert not workdir.exists()
+
+
+def test_batches_must_divide_over_the_devices(tmp_path):
+    for field in ("training.batch_size", "eval.batch_size"):
+        call = run(*flags("train", tmp_path / "run", TINY | {field: 30}), devices=4)
+        pattern = rf"config\.{field}=30 does not divide over 4 device\(s\).*28 or 32"
+        assert_rejected(call, pattern)
+    assert not (tmp_path / "run").exists()
+
+
+# --- the command line -------------------------------------------------------------------------
+
+CONFIG_FLAG = f"--config={CONFIG}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["--mode=check"], r"--config=''.*configs/vp_cifar10\.py"),
+        (["--config=configs/vp.py", "--mode=check"], r"--config='configs/vp\.py'.*configs/vp_dig"),
+        ([CONFIG_FLAG], "--mode"),
+        ([CONFIG_FLAG, "--mode=test"], "mode.*test.*train.*eval.*sample.*check"),
+        ([CONFIG_FLAG, "--mode=check", "--wokdir=x"], "wokdir.*workdir"),
+        ([CONFIG_FLAG, "--mode=check", "--config.sampels=3"], r"config\.sampels.*sampling"),
+        ([CONFIG_FLAG, "--mode=check", "--config.optim.rate=3"], r"optim\.rate.*lr, warmup"),
+        ([CONFIG_FLAG, "--mode=check", "--config.optim.lr.x=3"], r"config\.optim\.lr"),
+        ([CONFIG_FLAG, "--mode=check", "--config.optim.rate", "3"], r"optim\.rate.*lr, warmup"),
+        ([CONFIG_FLAG, "--mode=check", "--config.optim=3"], r"config\.optim"),
+        ([CONFIG_FLAG, "--mode=sample", "--num_samples=x"], "num_samples.*x"),
+        ([CONFIG_FLAG, "--mode=sample", "--num_samples=0", "--workdir=/nowhere"], "num_samples=0"),
+    ],
+    ids=lambda v: " ".join(v[:2]) if isinstance(v, list) else "",
+)
+def test_misspelt_command_line(arguments, pattern):
+    assert_rejected(run(*arguments), pattern)
+
+
+def test_values_may_follow_their_flags():
+    call = run("--config", CONFIG, "--mode", "check", "--config.optim.lr", "0.5")
+    assert call.status == 0, call.stderr
+    assert '"lr": 0.5' in call.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        ("def get_config(:\n", "SyntaxError.*line 1"),
+        ("import nowhere\n", "ModuleNotFoundError.*nowhere"),
+        ("def get_config():\n    return undefined\n", "NameError.*undefined"),
+        ("def get_config():\n    raise AttributeError('two\\nlines')\n", "AttributeError: two lines"),
+        ("config = 3\n", "get_config"),
+        ("def get_config():\n    return 3\n", "ConfigDict"),
+    ],
+    ids=["syntax", "import", "name", "attribute", "missing", "type"],
+)
+def test_configuration_file_that_fails(tmp_path, content, pattern):
+    file = tmp_path / "broken.py"
+    file.write_text(content)
+    assert_rejected(run(f"--config={file}", "--mode=check"), rf"{file}.*{pattern}")
+
+
+def test_fields_of_other_choices_in_a_file_are_left_unused(tmp_path):
+    file = tmp_path / "changed.py"
+    file.write_text(
+        "from configs import vp_digits\n\n\n"
+        "def get_config():\n"
+        "    config = vp_digits.get_config()\n"
+        "    config.sde.sigma_max = 3.0\n"
+        "    return config\n"
+    )
+    call = run(f"--config={file}", "--mode=check")
+    assert call.status == 0, call.stderr
+    assert '"sigma_max": null' in call.stdout
+
+
+def test_fresh_interpreters_say_the_same(tmp_path):
+    """The same mistakes as people make them, one of each origin."""
+    run_flags = flags("train", tmp_path / "run", TINY | {"sde.name": "vpp"})
+    assert_rejected(run_fresh(*run_flags), "config.sde.name='vpp'")
+    assert_rejected(run_fresh("--mode=check"), "--config=''")
+    assert_rejected(run_fresh(CONFIG_FLAG, "--mode=check", "--config.x=1"), "config.x")
+    assert not (tmp_path / "run").exists()
+    helped = run_fresh("--help")
+    assert "--workdir" in helped.stdout
+    assert "Traceback" not in helped.stderr
+
+
+# --- the working directory --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "sample"])
+@pytest.mark.parametrize("content", ["{", "[]", "3", "\xff"], ids=["cut", "list", "number", "bytes"])
+def test_damaged_config_json(tmp_path, mode, content):
+    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    before = snapshot(tmp_path)
+    call = run(*flags(mode, tmp_path, SHORT))
+    assert_rejected(call, rf"{tmp_path}/config\.json is damaged.*another --workdir")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "sample"])
+def test_workdir_that_is_a_file(tmp_path, mode):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert_rejected(run(*flags(mode, file, SHORT)), rf"--workdir={file} is a file; give a folder")
+    assert_rejected(run(*flags(mode, file / "run", SHORT)), f"{file}")
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("mode", ["eval", "sample"])
+def test_nothing_to_read(tmp_path, mode):
+    workdir = tmp_path / "run"
+    call = run(*flags(mode, workdir, SHORT))
+    assert_rejected(call, "no checkpoint in .*--mode=train")
+    assert str(workdir) in call.stderr
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("eval", "--config.eval.checkpoints=(99,)"),
+        ("eval", "--config.eval.checkpoints=(1,99)"),
+        ("sample", "--checkpoint=99"),
+    ],
+)
+def test_checkpoint_that_does_not_exist(trained, arguments):
+    before = snapshot(trained)
+    mode, flag = arguments
+    call = run(*flags(mode, trained, SHORT), flag)
+    assert_rejected(call, r"checkpoints/99 .*no such checkpoint.*on disk: 1, 2")
+    assert snapshot(trained) == before
+
+
+def test_run_with_another_configuration(trained):
+    before = snapshot(trained)
+    other = SHORT | {"optim.lr": 0.5, "model.dropout": 0.25}
+    call = run(*flags("train", trained, other))
+    assert_rejected(
+        call,
+        r"config\.model\.dropout was 0\.0, is 0\.25; config\.optim\.lr was 0\.002, is 0\.5\. Give",
+    )
+    for mode in ("eval", "sample"):
+        call = run(*flags(mode, trained, other))
+        assert_rejected(call, r"config\.model\.dropout was 0\.0, is 0\.25\. Give")
+    assert snapshot(trained) == before
+
+
+def test_data_that_do_not_fit(tmp_path):
+    images = write_images(tmp_path / "images.npz", 8, 2, size=4, channels=3)
+    fields = TINY | {"data.name": str(images), "data.channels": 3}
+    call = run(*flags("train", tmp_path / "run", fields))
+    assert_rejected(call, r"config\.data\.image_size=8, but .*images.npz.* is 4x4 pixels")
+    images.write_bytes(images.read_bytes()[:200])
+    assert_rejected(run(*flags("train", tmp_path / "run", fields)), "images.npz.*not an .npz")
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdir_that_may_not_be_written():
+    """/proc takes no folders, not even from root."""
+    call = run(*flags("train", "/proc/scoresde/run", SHORT))
+    assert_rejected(call, "/proc/scoresde")
+
+
+# --- check ------------------------------------------------------------------------------------
+
+PARAMETERS = {
+    "vp_cifar10": "61,804,419",
+    "subvp_cifar10": "61,804,419",
+    "ve_cifar10": "62,758,915",
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_check_plans_every_configuration(tmp_path, name):
+    workdir = tmp_path / "run"
+    call = run(f"--config=configs/{name}.py", "--mode=check", f"--workdir={workdir}")
+    assert call.status == 0, call.stderr
+    assert re.search(rf"^parameters +{PARAMETERS.get(name, '')}", call.stdout, re.MULTILINE)
+    assert re.search(r"^train step +about \d+\.\d\d GB", call.stdout, re.MULTILINE)
+    assert not workdir.exists()
+
+
+def test_check_of_a_large_network_allocates_nothing():
+    """107.6M parameters are 430 MB, their training state 1.7 GB."""
+    code = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
+        "print('KB', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    arguments = [
+        "--config=configs/ve_cifar10.py",
+        "--mode=check",
+        "--config.model.blocks_per_level=8",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, sys.executable, "main.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "parameters  107,587,075" in done.stdout
+    assert int(done.stdout.split()[-1]) < 400_000
+
+
+def test_prepare_without_work_and_without_a_name(tmp_path):
+    call = run(CONFIG_FLAG, "--mode=prepare")
+    assert call.status == 0, call.stderr
+    assert_rejected(run(CONFIG_FLAG, "--mode=prepare", "--config.data.name=digit"), "digit")
+
+
+def test_copy_of_a_run_is_a_run(tmp_path, trained):
+    """Nothing in a working directory knows where it lies."""
+    workdir = shutil.copytree(trained, tmp_path / "moved")
+    call = run(*flags("train", workdir, SHORT))
+    assert call.status == 0
+    assert f"{workdir} is trained: step 2 of 2" in call.stdout
+    assert Checkpoints(workdir / "checkpoints").steps() == (1, 2)
