@@ -117,11 +117,11 @@ class _Partial:
 # --- metrics ----------------------------------------------------------------------------------
 
 
-def _test_batch(experiment: Experiment, indices: Int[np.ndarray, "batch"], draw: int) -> Array:
+def _test_batch(experiment: Experiment, indices: Int[Array, "batch"], draw: int) -> Array:
     """Dequantized test images; the noise of an image depends on its index and the draw alone."""
     images = input_pipeline.test_batch(
         experiment.data.test,
-        np.asarray(indices),
+        experiment.layout.fetch(indices),
         seed=experiment.config["eval"]["seed"],
         draw=draw,
         quantizer=experiment.data.quantizer,

@@ -32,7 +32,8 @@ def main(_: list[str]) -> None:
     try:
         _main()
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last save")
+        print("interrupted; the same command goes on from the last save", file=sys.stderr)
+        sys.exit(130)
 
 
 def _main() -> None:
@@ -118,7 +119,10 @@ def _load(given: str) -> ConfigDict:
         known = sorted(map(str, Path("configs").glob("[a-z]*_*.py")))
         sys.exit(f"error: --config={file!r} is not a file; give one such as: {', '.join(known)}")
     try:
-        return runpy.run_path(file)["get_config"](*filter(None, [argument]))
+        config = runpy.run_path(file)["get_config"](*filter(None, [argument]))
+        if not isinstance(config, ConfigDict):
+            raise TypeError(f"get_config() must return a ConfigDict, not {config!r:.40}")
+        return config
     except Exception as error:  # it is a program, and may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         sys.exit(f"error: --config={file!r} cannot be loaded: {reason}")

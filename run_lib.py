@@ -138,6 +138,7 @@ def _is_due(step: int, every: int) -> bool:
 def _finite(step: int, scalars: dict[str, jax.Array], checkpoints: Checkpoints) -> dict[str, float]:
     values = {name: float(value) for name, value in scalars.items()}
     if not all(map(math.isfinite, values.values())):
+        checkpoints.wait()  # for the one that is being written
         kept = checkpoints.steps()
         remedy = (
             f"the last good checkpoint is step {kept[-1]}" if kept else "no checkpoint was made"
@@ -217,7 +218,7 @@ def evaluate(config: ConfigDict, path: Path, *, explicit: frozenset[str] = froze
     for step in steps:
         checkpoints.config(step)  # a missing one shows before the others are evaluated
     for step in steps or (None,):
-        step, denoiser = _load(experiment, checkpoints, step)
+        step, denoiser = _load(experiment, workdir, checkpoints, step)
         print(evaluation.evaluate(experiment, denoiser, step, workdir.eval))
 
 
@@ -240,7 +241,7 @@ def sample(
     if count < 1:
         raise ConfigError(f"--num_samples={count} must be at least 1")
     experiment, workdir, checkpoints = _open(config, path, explicit)
-    step, denoiser = _load(experiment, checkpoints, checkpoint)
+    step, denoiser = _load(experiment, workdir, checkpoints, checkpoint)
     name = workdir.samples / f"checkpoint_{step}"
     images = _draw_all(experiment, denoiser, count)
     write_file(name.with_suffix(".npz"), lambda file: np.savez_compressed(file, samples=images))
@@ -278,12 +279,14 @@ def _open(
 
 
 def _load(
-    experiment: Experiment, checkpoints: Checkpoints, step: int | None
+    experiment: Experiment, workdir: Workdir, checkpoints: Checkpoints, step: int | None
 ) -> tuple[int, Denoiser]:
     """The step and the averaged network of a checkpoint; None for the latest good one."""
     restored = checkpoints.restore(experiment.trainer.abstract_state(), step)
     if restored is None:
-        raise CheckpointError("there is no checkpoint in --workdir yet; run --mode=train first")
+        raise CheckpointError(
+            f"there is no checkpoint in --workdir={workdir.path} yet; run --mode=train first"
+        )
     return restored.step, experiment.denoiser(restored.state.ema_params)
 
 

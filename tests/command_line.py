@@ -41,7 +41,7 @@ TINY = {
     "training.checkpoint_every": 10,
     "training.sample_every": 0,
     "sampling.steps": 4,
-    "eval.batch_size": 16,
+    "eval.batch_size": 4,
 }
 
 # What processes import before they are forked; none of it starts a thread of JAX.
@@ -73,6 +73,11 @@ class Running:
             assert self.process.is_alive(), f"ended too early:\n{self.wait().stderr}"
             assert time.monotonic() < deadline, f"nothing happened in {seconds} s"
             time.sleep(0.001)
+
+    def has_said(self, text):
+        """Whether `text` is on standard error by now."""
+        file = self.folder / "stderr"
+        return file.exists() and text in file.read_text()
 
     def wait(self, seconds=300):
         """The end of the process."""

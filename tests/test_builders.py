@@ -1,0 +1,157 @@
+"""The configuration and its one reader: every field has a reader, every reader has a field."""
+
+import ast
+import dataclasses
+import json
+import runpy
+
+import jax
+import numpy as np
+import pytest
+from command_line import ROOT, TINY, configuration
+
+import builders
+import sampling
+from configs import default, vp_cifar10
+from experiment import ConfigError
+from likelihood import LikelihoodOptions
+from losses import ScoreMatching
+from models import NETWORKS
+from ode import ODEOptions
+from plan import _memory
+from sde_lib import SDES
+from solvers.probability_flow import FlowOptions
+from training import MovingAverage, Optimizer
+from workdir import differences
+
+CONFIGS = sorted(path.stem for path in ROOT.glob("configs/[a-z]*_*.py"))
+
+# subtree -> what is made from it, and the names by which things are chosen.
+OWNERS = {
+    "sde": (SDES.values(), {"name"}),
+    "model": (NETWORKS.values(), {"name"}),
+    "loss": ([ScoreMatching], set()),
+    "optim": ([Optimizer], set()),
+    "ema": ([MovingAverage], set()),
+    "likelihood": ([LikelihoodOptions, ODEOptions], set()),
+    "sampling": (
+        [
+            sampling.Schedule,
+            *sampling.PREDICTORS.values(),
+            *sampling.CORRECTORS.values(),
+            FlowOptions,
+            ODEOptions,
+        ],
+        {"name", "seed", "predictor", "corrector"},
+    ),
+}
+# Fields of a thing that are no choice of a person's: Linen's own, and what the data decide.
+NOT_CHOSEN = {"parent", "out_channels"}
+
+
+@pytest.mark.parametrize("path", OWNERS)
+def test_fields_are_those_of_what_is_made_from_them(path):
+    classes, choices = OWNERS[path]
+    read = {f.name for cls in classes for f in dataclasses.fields(cls)} - NOT_CHOSEN
+    read -= {"name"} - choices  # Linen modules are named too
+    assert set(default.get_config()[path]) == read | choices
+
+
+def test_other_subtrees_have_a_reader_for_each_field():
+    """Read by name: a field that no module spells is a field that does nothing."""
+    sources = (
+        "\n".join(
+            (ROOT / name).read_text() for name in ("builders.py", "experiment.py", "evaluation.py")
+        )
+        + (ROOT / "run_lib.py").read_text()
+    )
+    config = default.get_config()
+    # `training.<name>_every` are read in one loop over <name>.
+    patterns = {"log_every", "checkpoint_every", "sample_every"}
+    spelt = {
+        node.value if isinstance(node, ast.Constant) else node.attr
+        for node in ast.walk(ast.parse(sources))
+        if isinstance(node, ast.Constant | ast.Attribute)
+    }
+    assert set(config) == {*OWNERS, "seed", "denoiser", "data", "training", "eval"}
+    assert set(config.denoiser) == {"parameterization", "conditioning"}
+    for path in ("data", "training", "eval"):
+        assert set(config[path]) - patterns <= spelt, path
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_resolved_configuration_is_complete_plain_json(name):
+    config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
+    resolved = builders.build(config).config
+    again = json.loads(json.dumps(resolved, allow_nan=False))
+    assert differences(again, resolved) == []
+    assert set(resolved) == set(config)
+    for path, node in resolved.items():
+        if isinstance(node, dict):
+            assert set(node) == set(config[path]), path
+    chosen = {
+        "sde": dataclasses.fields(SDES[resolved["sde"]["name"]]),
+        "model": dataclasses.fields(NETWORKS[resolved["model"]["name"]]),
+        "sampling": [
+            *dataclasses.fields(sampling.Schedule),
+            *dataclasses.fields(sampling.PREDICTORS[resolved["sampling"]["predictor"]]),
+        ],
+    }
+    for path, node in resolved.items():
+        if not isinstance(node, dict):
+            continue
+        own = {f.name for f in chosen[path]} if path in chosen else set(node)
+        if path == "sampling" and node["corrector"] != "none":
+            corrector = sampling.CORRECTORS[node["corrector"]]
+            own |= {f.name for f in dataclasses.fields(corrector)}
+        for field, value in node.items():
+            if field in own - NOT_CHOSEN:
+                assert value is not None, f"{path}.{field} is chosen"
+            elif field not in OWNERS.get(path, ((), set()))[1]:
+                assert value is None, f"{path}.{field} is of something not chosen"
+
+
+def test_resolved_configuration_builds_the_same():
+    """What a checkpoint carries is enough: given back as a configuration it resolves to itself."""
+    resolved = builders.build(configuration()).config
+    config = default.get_config()
+    for path, node in resolved.items():
+        if isinstance(node, dict):
+            for field, value in node.items():
+                config[path][field] = value
+        else:
+            config[path] = node
+    assert builders.build(config).config == resolved
+
+
+def test_explicit_field_of_another_choice_is_an_error_and_of_a_file_is_null():
+    config = configuration(TINY | {"sde.sigma_max": 3.0})
+    assert builders.build(config).config["sde"]["sigma_max"] is None
+    with pytest.raises(ConfigError, match=r"config\.sde\.sigma_max=3\.0 is not a field of VPSDE"):
+        builders.build(config, explicit=frozenset({"sde.sigma_max"}))
+
+
+def test_building_allocates_nothing_and_reads_no_data():
+    before = {id(array) for array in jax.live_arrays()}
+    config = vp_cifar10.get_config()
+    config.data.dir = "/nowhere"
+    experiment = builders.build(config)
+    kept = [array for array in jax.live_arrays() if id(array) not in before]
+    assert sum(array.size for array in kept) < 1000
+    with pytest.raises(ConfigError, match="cifar10"):
+        _ = experiment.data
+
+
+def test_memory_estimate_is_near_what_the_compiler_plans():
+    """At most; within a factor of two of XLA's own plan for the same step on one device's share."""
+    fields = TINY | {"model.features": 32, "model.channel_multipliers": (1, 2)}
+    experiment = builders.build(configuration(fields | {"training.batch_size": 64}))
+    trainer = experiment.trainer
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = jax.ShapeDtypeStruct((64, 8, 8, 1), np.float32, sharding=experiment.layout.split)
+    plan = trainer.compiled_step().lower(key, trainer.abstract_state(), batch).compile()
+    memory = plan.memory_analysis()
+    planned = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    told = float(_memory(experiment).split()[1]) * 1e9
+    assert planned / 2 < told + 0.005e9
+    assert told - 0.005e9 < planned * 2

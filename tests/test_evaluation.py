@@ -1,0 +1,234 @@
+"""Evaluations: the right numbers, once, whatever the batches and however often they are killed."""
+
+import json
+import math
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from analytic import gaussian
+from command_line import TINY, configuration, flags, run, start, write_images
+
+import builders
+import evaluation
+from input_pipeline import test_batch as batch_of_test_images
+from sde_lib import VPSDE
+
+STEPS = TINY["training.steps"]
+TEST_IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    """Tiny in everything: 12 test images, 24 samples, tolerances of 1e-2."""
+    images = write_images(tmp_path_factory.mktemp("data") / "images.npz", 32, TEST_IMAGES)
+    return TINY | {
+        "data.name": str(images),
+        "training.checkpoint_every": 15,
+        "likelihood.rtol": 1e-2,
+        "likelihood.atol": 1e-2,
+        "eval.dequantizations": 2,
+        "eval.loss_repeats": 2,
+        "eval.samples": 24,
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(fields, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    call = run(*flags("train", workdir, fields))
+    assert call.status == 0, call.stderr
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, fields, tmp_path_factory):
+    """The run, evaluated without interruption."""
+    workdir = shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "run")
+    call = run(*flags("eval", workdir, fields))
+    assert call.status == 0, call.stderr
+    assert "bits/dim" in call.stdout
+    return workdir
+
+
+def results(workdir, name=str(STEPS)):
+    found = json.loads((workdir / "eval" / f"{name}.json").read_text())
+    assert found.pop("seconds") >= 0
+    return found
+
+
+def evaluate(fields, denoiser, folder):
+    """The results of a denoiser here, on four devices and with every shape checked."""
+    experiment = builders.build(configuration(fields))
+    evaluation.evaluate(experiment, denoiser, STEPS, folder)
+    return json.loads((folder / f"{STEPS}.json").read_text())
+
+
+def close(a, b, tolerance):
+    """Equal but for floats, which may differ by `tolerance`, relatively."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(close(a[k], b[k], tolerance) for k in a)
+    return a == pytest.approx(b, rel=tolerance) if isinstance(a, float) else a == b
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def test_finished_evaluation_is_not_repeated(evaluated, fields):
+    files = sorted((evaluated / "eval").iterdir())
+    assert [file.name for file in files] == [f"{STEPS}.json", f"{STEPS}.png"]
+    before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
+    call = run(*flags("eval", evaluated, fields))
+    assert call.status == 0
+    assert f"{files[0]} is finished; not repeated" in call.stdout
+    assert "bits/dim" in call.stdout
+    assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
+
+
+def test_evaluation_killed_in_each_metric_ends_with_the_same_numbers(
+    tmp_path, trained, evaluated, fields
+):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    partial = workdir / "eval" / f"{STEPS}.partial"
+    done = {}
+    for metric in ("loss", "bits-per-dim-2", "samples"):
+        running = start(*flags("eval", workdir, fields))
+        running.until(lambda metric=metric: any(partial.glob(f"{metric}-*.npy")))
+        running.send(signal.SIGKILL)
+        assert running.wait().status == -signal.SIGKILL
+        now = {file.name: file.stat().st_mtime_ns for file in partial.glob("*.npy")}
+        assert done.items() < now.items(), "what was done is not done again"
+        done = now
+    assert not (workdir / "eval" / f"{STEPS}.json").exists()
+    call = run(*flags("eval", workdir, fields))
+    assert call.status == 0, call.stderr
+    assert results(workdir) == results(evaluated)
+    assert not partial.exists()
+
+
+def test_another_protocol_keeps_the_old_results(evaluated, fields, tmp_path):
+    workdir = shutil.copytree(evaluated, tmp_path / "run")
+    old = results(workdir)
+    changed = fields | {"eval.metrics": ("loss", "frechet"), "eval.seed": 1}
+    call = run(*flags("eval", workdir, changed))
+    assert call.status == 0, call.stderr
+    assert f"keeping it as {STEPS}.1.json" in call.stdout
+    assert results(workdir, f"{STEPS}.1") == old
+    new = results(workdir)
+    assert new["protocol"]["eval"]["seed"] == 1
+    assert "bits_per_dim" not in new
+    assert new["loss"]["mean"] != old["loss"]["mean"]
+    assert new["frechet"] == old["frechet"], "the seed of sampling is another"
+
+
+def test_partial_results_of_another_protocol_are_not_used(trained, evaluated, fields, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    running = start(*flags("eval", workdir, fields | {"eval.seed": 1}))
+    running.until(lambda: any((workdir / "eval").glob("*.partial/loss-*.npy")))
+    running.send(signal.SIGKILL)
+    running.wait()
+    assert run(*flags("eval", workdir, fields)).status == 0
+    assert results(workdir) == results(evaluated)
+
+
+def test_chosen_checkpoints_are_evaluated_each(trained, fields, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    few = fields | {"eval.metrics": ("loss",)}
+    call = run(*flags("eval", workdir, few | {"eval.checkpoints": (15, 30)}))
+    assert call.status == 0, call.stderr
+    first, second = results(workdir, "15"), results(workdir, "30")
+    assert (first["step"], second["step"]) == (15, 30)
+    assert first["loss"] != second["loss"]
+    missing = run(*flags("eval", workdir, few | {"eval.checkpoints": (15, 7), "eval.seed": 5}))
+    assert missing.status == 1
+    assert "checkpoints/7 cannot be loaded: there is no such checkpoint" in missing.stderr
+    assert results(workdir, "15") == first, "nothing was computed before the error"
+
+
+# --- numbers ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A process, and a Gaussian near the random images, whose exact score is the network."""
+    sde, dims = VPSDE(), 64
+    return sde, gaussian(np.full(dims, 0.1), 0.4 * np.eye(dims))
+
+
+@pytest.fixture(scope="module")
+def numbers(model, fields, tmp_path_factory):
+    sde, target = model
+    denoiser = target.denoiser(sde, (8, 8, 1))
+    sharp = fields | {"likelihood.rtol": 1e-5, "likelihood.atol": 1e-5, "likelihood.trace": "exact"}
+    return sharp, denoiser, evaluate(sharp, denoiser, tmp_path_factory.mktemp("numbers"))
+
+
+def test_bits_per_dim_is_the_density_of_the_dequantized_images(model, numbers):
+    """By hand: -log2 of the Gaussian's mass in the cell of width 2 / 256 around each number."""
+    sde, target = model
+    sharp, _, found = numbers
+    experiment = builders.build(configuration(sharp))
+    marginal = target.marginal(sde, 1e-5)
+    bits = []
+    for draw in range(2):
+        x = batch_of_test_images(
+            experiment.data.test,
+            np.arange(TEST_IMAGES),
+            seed=0,
+            draw=draw,
+            quantizer=experiment.data.quantizer,
+            scaler=experiment.scaler,
+        )
+        log_mass = marginal.log_prob(x.reshape(TEST_IMAGES, -1)) + 64 * math.log(2 / 256)
+        bits.append(-log_mass / (64 * math.log(2)))
+    bits = np.array(bits)
+    assert found["bits_per_dim"]["mean"] == pytest.approx(bits.mean(), abs=1e-3)
+    error = bits.mean(axis=0).std(ddof=1) / math.sqrt(TEST_IMAGES)
+    assert found["bits_per_dim"]["over_images"] == pytest.approx(error, rel=1e-2)
+    assert found["bits_per_dim"]["images"] == TEST_IMAGES
+    assert found["bits_per_dim"]["draws"] == 2
+
+
+@pytest.mark.parametrize("batch_size", [8, 12])
+def test_batches_do_not_change_the_numbers(numbers, tmp_path, batch_size):
+    """To 1e-4: the order of float32 sums; 8 and 12 do not divide 24 samples on four devices."""
+    sharp, denoiser, reference = numbers
+    found = evaluate(sharp | {"eval.batch_size": batch_size}, denoiser, tmp_path)
+    for metric in ("loss", "frechet"):
+        assert close(found[metric], reference[metric], 1e-4), metric
+    for name in ("mean", "over_images", "over_draws"):
+        expected = reference["bits_per_dim"][name]
+        assert found["bits_per_dim"][name] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_loss_is_the_objective_on_the_test_images(model, numbers):
+    """Within five standard errors of a plain average over many times and noises."""
+    sharp, denoiser, found = numbers
+    experiment = builders.build(configuration(sharp))
+    images = experiment.data.quantizer.normalize(experiment.data.test)
+    x = jnp.asarray(experiment.scaler.forward(images))
+    keys = jax.random.split(jax.random.key(7), 200)
+    losses = jax.jit(jax.vmap(lambda key: experiment.loss(key, denoiser, x)))(keys)
+    spread = float(np.std(losses)) / math.sqrt(2 * TEST_IMAGES)
+    assert found["loss"]["mean"] == pytest.approx(float(losses.mean()), abs=5 * spread + 1e-2)
+
+
+def test_one_device_and_four_agree(evaluated, trained, fields, tmp_path):
+    """To 1e-4: the order of float32 sums, which the solver's loose tolerances let through."""
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    few = fields | {"eval.metrics": ("loss", "bits_per_dim")}
+    assert run(*flags("eval", workdir, few), devices=4).status == 0
+    for metric in ("loss", "bits_per_dim"):
+        expected = results(evaluated)[metric]["mean"]
+        assert results(workdir)[metric]["mean"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 4), (4, 4), (5, 4), (12, 5), (297, 128)])
+def test_batches_cover_every_index_once(count, size):
+    batches = evaluation.batches_of(count, size)
+    np.testing.assert_array_equal(np.concatenate(batches), np.arange(count))
+    assert max(map(len, batches)) <= size
+    assert len({len(batch) for batch in batches[:-1]}) <= 1
