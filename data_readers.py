@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -142,7 +142,7 @@ def _decode_files(root: Path, files: list[Path], labels: dict[str, int]) -> Iter
         yield Item(str(file), _decode(file, str(file)), label)
 
 
-def _decode(source: Path | BinaryIO, where: str) -> UInt8[np.ndarray, "h w c"]:
+def _decode(source: Path | io.BytesIO, where: str) -> UInt8[np.ndarray, "h w c"]:
     """The upright picture in its own one or three channels; ValueError names a damaged file."""
     from PIL import Image, ImageOps
 

@@ -26,6 +26,10 @@ class ConfigError(ValueError):
     """What a configuration asks for cannot be had; one line that says the field and the remedy."""
 
 
+class SamplingError(RuntimeError):
+    """Samples that are not finite; one line that says how many and what to do."""
+
+
 class Pictures(NamedTuple):
     """Samples as uint8 images in 0..255, network evaluations an image, snapshots of the paths."""
 
@@ -103,12 +107,23 @@ class Experiment:
     def draw(
         self, denoiser: Denoiser, indices: Int[np.ndarray, "count"], *, frames: int = 0
     ) -> Pictures:
-        """The samples of these numbers; each depends on the sampling seed and its number alone."""
+        """The samples of these numbers; each depends on the sampling seed and its number alone.
+
+        Raises:
+          SamplingError: if any is not finite.
+        """
         placed = self.place(indices)
         key = self.key(self.config["sampling"]["seed"], "sampling")
         shape = (placed.shape[0], *self.item_shape)
         samples = self.sampler(key, denoiser, shape, indices=placed, frames=frames)
-        images = self.pictures(self.layout.fetch(samples.x)[: len(indices)])
+        x = self.layout.fetch(samples.x)[: len(indices)]
+        broken = len(x) - int(np.isfinite(x).all(axis=(1, 2, 3)).sum())
+        if broken:
+            raise SamplingError(
+                f"{broken} of {len(x)} samples are NaN or infinite: either the sampler is unstable "
+                f"(give more config.sampling.steps, or a smaller snr), or the checkpoint is no good"
+            )
+        images = self.pictures(x)
         trajectory = samples.trajectory
         if trajectory is not None:
             trajectory = np.stack([self.pictures(frame[: len(indices)]) for frame in trajectory])

@@ -42,7 +42,7 @@ def _main() -> None:
 
     import run_lib
     from checkpoints import CheckpointError
-    from experiment import ConfigError
+    from experiment import ConfigError, SamplingError
     from ode import IntegrationError
     from workdir import WorkdirError
 
@@ -56,6 +56,7 @@ def _main() -> None:
         WorkdirError,
         CheckpointError,
         IntegrationError,
+        SamplingError,
         run_lib.TrainingError,
     ) as error:
         sys.exit(f"error: {error}")

@@ -53,6 +53,8 @@ class GroupNorm(nn.Module):
         """Maps (b, h, w, c) to the same shape; see `group_count` for c."""
         batch, _, _, c = x.shape
         groups = group_count(c)
+        if c % groups:
+            raise ValueError(f"{c} channels do not divide into {groups} groups; see group_count")
 
         def group_mean(x: Images) -> Float[Array, "batch 1 1 channels"]:
             mean = x.mean(axis=(1, 2)).reshape(batch, groups, c // groups).mean(-1, keepdims=True)

@@ -192,11 +192,10 @@ def test_bits_per_dim_is_the_density_of_the_dequantized_images(model, numbers):
     assert found["bits_per_dim"]["draws"] == 2
 
 
-@pytest.mark.parametrize("batch_size", [8, 12])
-def test_batches_do_not_change_the_numbers(numbers, tmp_path, batch_size):
-    """To 1e-4: the order of float32 sums; 8 and 12 do not divide 24 samples on four devices."""
+def test_batches_do_not_change_the_numbers(numbers, tmp_path):
+    """To 1e-4, the order of float32 sums; batches of 6 are padded to 8 on four devices."""
     sharp, denoiser, reference = numbers
-    found = evaluate(sharp | {"eval.batch_size": batch_size}, denoiser, tmp_path)
+    found = evaluate(sharp | {"eval.batch_size": 8}, denoiser, tmp_path)
     for metric in ("loss", "frechet"):
         assert close(found[metric], reference[metric], 1e-4), metric
     for name in ("mean", "over_images", "over_draws"):
@@ -217,13 +216,11 @@ def test_loss_is_the_objective_on_the_test_images(model, numbers):
 
 
 def test_one_device_and_four_agree(evaluated, trained, fields, tmp_path):
-    """To 1e-4: the order of float32 sums, which the solver's loose tolerances let through."""
+    """To 1e-5, the order of float32 sums."""
     workdir = shutil.copytree(trained, tmp_path / "run")
-    few = fields | {"eval.metrics": ("loss", "bits_per_dim")}
+    few = fields | {"eval.metrics": ("loss",)}
     assert run(*flags("eval", workdir, few), devices=4).status == 0
-    for metric in ("loss", "bits_per_dim"):
-        expected = results(evaluated)[metric]["mean"]
-        assert results(workdir)[metric]["mean"] == pytest.approx(expected, rel=1e-4)
+    assert close(results(workdir)["loss"], results(evaluated)["loss"], 1e-5)
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 4), (4, 4), (5, 4), (12, 5), (297, 128)])
