@@ -79,12 +79,16 @@ class Running:
         file = self.folder / "stderr"
         return file.exists() and text in file.read_text()
 
-    def wait(self, seconds=300):
+    def wait(self, seconds=120):
         """The end of the process."""
         self.process.join(seconds)
-        assert not self.process.is_alive(), f"still running after {seconds} s"
+        late = self.process.is_alive()
+        if late:
+            self.process.kill()  # or the suite would wait for it at its own end
+            self.process.join()
         stdout, stderr = ((self.folder / name).read_text() for name in ("stdout", "stderr"))
         shutil.rmtree(self.folder)
+        assert not late, f"still running after {seconds} s:\n{stdout}\n{stderr}"
         return Call(self.process.exitcode, stdout, stderr)
 
 

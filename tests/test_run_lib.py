@@ -248,7 +248,7 @@ def test_full_disk_while_saving_is_one_line_and_the_run_goes_on_later(tmp_path, 
     kept = steps(workdir)[-1]
     largest = max(file.stat().st_size for file in workdir.rglob("d/*"))
     limit = (resource.RLIMIT_FSIZE, (largest // 2, largest // 2))
-    # Through pipes, which have no size. Threads of Orbax may add their own complaints; ours is last.
+    # Through pipes, which have no size. Threads of Orbax may complain before; ours is the last.
     call = run_fresh(*flags("train", workdir), preexec_fn=lambda: resource.setrlimit(*limit))
     assert call.status == 1, call
     *_, said = call.stderr.splitlines()
