@@ -27,7 +27,6 @@ import json
 import logging as std_logging
 import os
 import shutil
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -427,11 +426,8 @@ def _orbax() -> ModuleType:
     # and we repeat in one line. The verbosity is the program's; this only filters by origin.
     logging.get_absl_logger().addFilter(from_elsewhere)
 
-    def retrieved(record: std_logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        frames = traceback.extract_tb(error.__traceback__) if error else []
-        return not any(frame.filename.startswith(root) for frame in frames)
-
     # After a failed save asyncio tells, at any later time, of futures that Orbax has abandoned.
-    std_logging.getLogger("asyncio").addFilter(retrieved)
+    std_logging.getLogger("asyncio").addFilter(
+        lambda record: not record.getMessage().startswith("Future exception was never retrieved")
+    )
     return ocp

@@ -105,8 +105,9 @@ def _train_loop(
         batch = layout.put_batch(batches.at(step - 1, rows))
         state, scalars = advance(key, state, batch)
         pending.append((step, scalars))
+        stopping = bool(stop)  # read once: a signal may come at any line of this loop
         due = {
-            name: bool(stop) or step == last or _is_due(step, settings[f"{name}_every"])
+            name: stopping or step == last or _is_due(step, settings[f"{name}_every"])
             for name in ("log", "checkpoint", "sample")
         }
         # Scalars are read one step late, so that the device never waits for Python; where
@@ -118,11 +119,11 @@ def _train_loop(
         if due["log"]:
             rate = clock.rate()
             bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
-            if not stop or _is_due(step, settings["log_every"]):
+            if not stopping or _is_due(step, settings["log_every"]):
                 log.write(step, {**values, "images_per_sec": round(rate, 1)})
         if due["checkpoint"]:
             checkpoints.save(step, state, experiment.config)
-        if stop:
+        if stopping:
             break
         if due["sample"] and settings["sample_every"]:
             _write_samples(experiment, state, log, workdir)

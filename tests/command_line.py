@@ -106,16 +106,24 @@ def run(*arguments, devices=1, file_limit=None):
     return start(*arguments, devices=devices, file_limit=file_limit).wait()
 
 
-def run_fresh(*arguments, devices=1, **options):
-    """Run main.py in an interpreter of its own; `options` are those of subprocess.run."""
+# Limits itself and becomes main.py: no code of ours runs between a fork and an exec.
+_LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def run_fresh(*arguments, devices=1, file_limit=None):
+    """Run main.py in an interpreter of its own; see `start` for `file_limit`."""
+    limited = [] if file_limit is None else ["-c", _LIMITED, str(file_limit)]
     done = subprocess.run(
-        [sys.executable, "main.py", *arguments],
+        [sys.executable, *limited, "main.py", *arguments],
         cwd=ROOT,
         env=os.environ | _environment(devices),
         capture_output=True,
         text=True,
         check=False,
-        **options,
     )
     return Call(done.returncode, done.stdout, done.stderr)
 
