@@ -66,7 +66,7 @@ class Running:
         """Send a signal."""
         os.kill(self.process.pid, number)
 
-    def until(self, happened, seconds=120):
+    def until(self, happened, seconds=300):
         """Wait until `happened()`; fail if the process ends before, or takes too long."""
         deadline = time.monotonic() + seconds
         while not happened():
@@ -79,7 +79,7 @@ class Running:
         file = self.folder / "stderr"
         return file.exists() and text in file.read_text()
 
-    def wait(self, seconds=120):
+    def wait(self, seconds=300):
         """The end of the process."""
         self.process.join(seconds)
         late = self.process.is_alive()
@@ -174,6 +174,7 @@ def _environment(devices):
     return {
         "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "OPENBLAS_NUM_THREADS": "1",  # a process with threads should not be forked
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": os.environ.get("JAX_COMPILATION_CACHE_DIR") or _scratch(),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
