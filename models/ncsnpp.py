@@ -27,18 +27,31 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from models.embeddings import FourierEmbedding, positional_embedding
+from models.attention import SelfAttention
+from models.checks import (
+    check_choices,
+    check_fields,
+    check_groups,
+    check_image,
+    check_resolutions,
+    check_square,
+    field_error,
+    is_positive,
+)
+from models.embeddings import FourierEmbedding, LabelEmbedding, Labels, positional_embedding
 from models.layers import (
+    ACTIVATIONS,
     Embedding,
     FeatureMaps,
     GroupNorm,
     Images,
     ResampleConv,
     ResidualBlock,
-    SelfAttention,
+    at_least_float32,
+    cast,
     conv3x3,
     dense,
-    group_count,
+    rematerialized,
     residual_sum,
 )
 from models.resample import Kernel, downsample, normalize_kernel, upsample
@@ -49,7 +62,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "progressive_input": ("none", "input_skip", "residual"),
     "progressive_output": ("none", "output_skip", "residual"),
     "progressive_combine": ("sum", "cat"),
-    "embedding": ("positional", "fourier"),
+    "embedding": ("positional", "fourier", "none"),
+    "decoder_attention": ("level", "block"),
 }
 
 
@@ -71,11 +85,18 @@ class NCSNpp(nn.Module):
         progressive_output: "none"; "output_skip" adds up an image per level; "residual" adds a
             chain of upsampled features.
         progressive_combine: how "input_skip" joins, by "sum" or by "cat" along channels.
-        embedding: "positional" for cond of order 0 .. 999, "fourier" for cond = log sigma.
+        decoder_attention: after every decoder "block" as in DDPM, or after the last of a "level",
+            as in Song et al.
+        embedding: "positional" for cond of order 0 .. 999, "fourier" for cond = log sigma, "none"
+            for a network that does not see cond.
         fourier_scale: standard deviation of the Fourier frequencies.
+        num_classes: number of classes that labels may name; 0 for none.
+        activation: a name in layers.ACTIVATIONS.
         skip_rescale: divide residual sums by sqrt 2.
         init_scale: initial variance scale of the last layer of every block and of the output.
         out_channels: channels of the output; None for those of the input.
+        compute_dtype: "float32", or "bfloat16" for all but parameters, statistics and output.
+        remat: compute residual blocks again in the backward pass: less memory, a third more time.
     """
 
     features: int = 128
@@ -89,36 +110,45 @@ class NCSNpp(nn.Module):
     progressive_input: str = "none"
     progressive_output: str = "none"
     progressive_combine: str = "sum"
+    decoder_attention: str = "level"
     embedding: str = "positional"
     fourier_scale: float = 16.0
+    num_classes: int = 0
+    activation: str = "swish"
     skip_rescale: bool = True
     init_scale: float = 0.0
     out_channels: int | None = None
+    compute_dtype: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Images, cond: Float[Array, "batch"], *, train: bool
+        self,
+        x: Images,
+        cond: Float[Array, "batch"],
+        labels: Labels | None = None,
+        *,
+        train: bool,
     ) -> Float[Array, "batch height width channels_out"]:
         """Maps images (b, n, n, c) of order 1 and cond (b,) to (b, n, n, out_channels).
 
         `cond` enters as it is: 999 t for the positional embedding, log sigma for the Fourier one.
+        `labels` (b,) are classes 0 .. num_classes - 1, or num_classes for none, as None is.
         The output has the dtype of x. Dropout in training draws from the stream "dropout".
 
         Raises:
             ValueError: as `validate`, and for images that are not square.
         """
         _, height, width, channels = x.shape
-        if height != width:
-            raise ValueError(
-                f"the images have {height}x{width} pixels; valid is square. Crop or pad the data."
-            )
+        check_square(height, width)
         self.validate(height, channels)
-        e = self._embed(cond).astype(x.dtype)
-        h, skips = self._encode(x, e, train=train)
-        h = self._block("middle_block_0", h.shape[-1])(h, e, train=train)
-        h = self._attention("middle_attention")(h)
-        h = self._block("middle_block_1", h.shape[-1])(h, e, train=train)
-        return self._decode(h, skips, e, self.out_channels or channels, train=train)
+        e = self._embed(cond, labels)
+        e = None if e is None else cast(e.astype(x.dtype), self.compute_dtype)
+        h, skips = self._encode(cast(x, self.compute_dtype), e, train=train)
+        h = self._block("middle_block_0", h.shape[-1])(h, e, train)
+        h = self._attention("middle_attention")(h, train=train)
+        h = self._block("middle_block_1", h.shape[-1])(h, e, train)
+        return self._decode(h, skips, e, x, train=train)
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
@@ -127,64 +157,39 @@ class NCSNpp(nn.Module):
         Raises:
             ValueError: naming the field, its value, the valid values and the remedy.
         """
-        for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                valid = f"one of {', '.join(map(repr, choices))}"
-                raise self._error(field, valid, f"The default is {getattr(NCSNpp, field)!r}.")
-        self._validate_numbers(image_size, channels)
-        self._validate_resolutions(image_size)
-        self._validate_groups()
-
-    @nn.nowrap
-    def _validate_numbers(self, image_size: int, channels: int) -> None:
-        """Checks ranges, one field at a time."""
-        for field, value in (("image_size", image_size), ("num_channels", channels)):
-            if value < 1:
-                raise ValueError(
-                    f"config.data.{field} is {value!r}; valid is a positive integer. "
-                    "Set it to that of the data."
-                )
+        check_choices(self, CHOICES)
+        check_image(image_size, channels)
         positive = "a positive integer"
-        checks = (
-            ("features", _positive(self.features, least=4), "an even integer, 4 or more"),
-            ("features", self.features % 2 == 0, "an even integer, 4 or more"),
+        even = "an even integer, 4 or more"
+        check_fields(
+            self,
+            ("features", is_positive(self.features, least=4), even),
+            ("features", self.features % 2 == 0, even),
             ("channel_multipliers", len(self.channel_multipliers) > 0, "one integer per level"),
-            ("channel_multipliers", all(map(_positive, self.channel_multipliers)), positive + "s"),
-            ("blocks_per_level", _positive(self.blocks_per_level), positive),
+            (
+                "channel_multipliers",
+                all(map(is_positive, self.channel_multipliers)),
+                positive + "s",
+            ),
+            ("blocks_per_level", is_positive(self.blocks_per_level), positive),
             ("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)"),
             ("fourier_scale", self.fourier_scale > 0, "a positive number"),
             ("init_scale", self.init_scale >= 0, "a number, 0 or more"),
-            ("out_channels", self.out_channels is None or _positive(self.out_channels), positive),
+            ("num_classes", is_positive(self.num_classes, least=0), "an integer, 0 for no classes"),
+            ("out_channels", self.out_channels is None or is_positive(self.out_channels), positive),
         )
-        for field, passed, valid in checks:
-            if not passed:
-                raise self._error(field, valid, f"The default is {getattr(NCSNpp, field)!r}.")
+        if self.num_classes and self.embedding == "none":
+            raise field_error(
+                self, "num_classes", "0 with embedding='none'", "Classes enter by the embedding."
+            )
         normalize_kernel(self.fir_kernel)
-
-    @nn.nowrap
-    def _validate_resolutions(self, image_size: int) -> None:
-        """Checks that the image halves between levels and that attention names their sizes."""
         levels = len(self.channel_multipliers)
-        if image_size % 2 ** (levels - 1):
-            most = (image_size & -image_size).bit_length()
-            raise self._error(
-                "channel_multipliers",
-                f"at most {most} levels for config.data.image_size={image_size}, which must be "
-                "divisible by 2**(levels - 1)",
-                f"Drop levels, or pad the images to a multiple of {2 ** (levels - 1)}.",
-            )
-        resolutions = [image_size // 2**level for level in range(levels)]
-        if not set(self.attention_resolutions) <= set(resolutions):
-            raise self._error(
-                "attention_resolutions",
-                f"any of {resolutions}, the resolutions of the levels for "
-                f"config.data.image_size={image_size}",
-                "Choose among these, or () for attention in the middle only.",
-            )
+        check_resolutions(self, image_size, levels, self.attention_resolutions)
+        check_groups(self, self._widths())
 
     @nn.nowrap
-    def _validate_groups(self) -> None:
-        """Checks that the groups of GroupNorm divide the channels, layer by layer as __call__."""
+    def _widths(self) -> set[int]:
+        """The channels of every layer that is normalized, as __call__ makes them."""
         h = self.features
         skips = [h]
         doubled = self.progressive_input == "input_skip" and self.progressive_combine == "cat"
@@ -198,35 +203,29 @@ class NCSNpp(nn.Module):
             for _ in range(self.blocks_per_level + 1):
                 widths.add(h + skips.pop())
                 h = self.features * multiplier
-        for width in sorted(widths):
-            if width % group_count(width):
-                raise self._error(
-                    "features",
-                    "one whose layers split into min(channels // 4, 32) equal groups; here a layer "
-                    f"of {width} channels has {group_count(width)} groups",
-                    "Take a multiple of 32, which always works.",
-                )
-
-    @nn.nowrap
-    def _error(self, field: str, valid: str, remedy: str) -> ValueError:
-        value = getattr(self, field)
-        return ValueError(f"config.model.{field} is {value!r}; valid is {valid}. {remedy}")
+        return widths
 
     # The methods below create submodules in the scope of __call__, which alone calls them.
 
     @nn.nowrap
-    def _embed(self, cond: Float[Array, "batch"]) -> Embedding:
-        """The activated noise embedding: (b,) -> (b, 4 features)."""
+    def _embed(self, cond: Float[Array, "batch"], labels: Labels | None) -> Embedding | None:
+        """The activated embedding of noise level and class: (b,), (b,) -> (b, 4 features)."""
+        if self.embedding == "none":
+            return None
         if self.embedding == "fourier":
             e = FourierEmbedding(self.features, self.fourier_scale, name="fourier")(cond)
         else:
             e = positional_embedding(cond, self.features)
-        e = nn.silu(dense(4 * self.features, name="embedding_0")(e))
-        return nn.silu(dense(4 * self.features, name="embedding_1")(e))
+        if self.num_classes:
+            classes = LabelEmbedding(self.num_classes, e.shape[-1], name="classes")
+            e = e + classes(labels, len(cond)).astype(e.dtype)
+        act = ACTIVATIONS[self.activation]
+        e = act(dense(4 * self.features, name="embedding_0")(e))
+        return act(dense(4 * self.features, name="embedding_1")(e))
 
     @nn.nowrap
     def _encode(
-        self, x: FeatureMaps, e: Embedding, *, train: bool
+        self, x: FeatureMaps, e: Embedding | None, *, train: bool
     ) -> tuple[FeatureMaps, list[FeatureMaps]]:
         """The last features of the encoder, and all its skip connections."""
         h = conv3x3(self.features, name="input_conv")(x)
@@ -234,9 +233,9 @@ class NCSNpp(nn.Module):
         for level, multiplier in enumerate(self.channel_multipliers):
             for i in range(self.blocks_per_level):
                 block = self._block(f"encoder_{level}_block_{i}", self.features * multiplier)
-                h = block(h, e, train=train)
+                h = block(h, e, train)
                 if h.shape[1] in self.attention_resolutions:
-                    h = self._attention(f"encoder_{level}_attention_{i}")(h)
+                    h = self._attention(f"encoder_{level}_attention_{i}")(h, train=train)
                 skips.append(h)
             if level < len(self.channel_multipliers) - 1:
                 h = self._change_resolution(f"encoder_{level}_down", h, e, "down", train=train)
@@ -246,24 +245,31 @@ class NCSNpp(nn.Module):
 
     @nn.nowrap
     def _decode(
-        self, h: FeatureMaps, skips: list[FeatureMaps], e: Embedding, channels: int, *, train: bool
-    ) -> FeatureMaps:
-        """The output, from the middle's features and the skip connections, last first."""
-        pyramid = None
+        self,
+        h: FeatureMaps,
+        skips: list[FeatureMaps],
+        e: Embedding | None,
+        x: Images,
+        *,
+        train: bool,
+    ) -> Images:
+        """The output for x, from the middle's features and the skip connections, last first."""
+        channels, pyramid = self.out_channels or x.shape[-1], None
         for level in reversed(range(len(self.channel_multipliers))):
             width = self.features * self.channel_multipliers[level]
             for i in range(self.blocks_per_level + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(f"decoder_{level}_block_{i}", width)(h, e, train=train)
-            # Once a level, not once a block as in DDPM: so is the published code, and its count.
-            if h.shape[1] in self.attention_resolutions:
-                h = self._attention(f"decoder_{level}_attention")(h)
+                h = self._block(f"decoder_{level}_block_{i}", width)(h, e, train)
+                if self.decoder_attention == "block" and h.shape[1] in self.attention_resolutions:
+                    h = self._attention(f"decoder_{level}_attention_{i}")(h, train=train)
+            if self.decoder_attention == "level" and h.shape[1] in self.attention_resolutions:
+                h = self._attention(f"decoder_{level}_attention")(h, train=train)
             h, pyramid = self._join_output(f"decoder_{level}_output", h, pyramid, channels)
             if level > 0:
                 h = self._change_resolution(f"decoder_{level}_up", h, e, "up", train=train)
         if self.progressive_output == "output_skip":
-            return pyramid
-        return self._head("output", h, channels, self.init_scale)
+            return pyramid.astype(x.dtype)
+        return self._head("output", h.astype(x.dtype), channels, self.init_scale)
 
     @nn.nowrap
     def _join_input(
@@ -288,7 +294,7 @@ class NCSNpp(nn.Module):
     ) -> tuple[FeatureMaps, FeatureMaps | None]:
         """Joins this level to the output so far, None at first; returns features and output."""
         if self.progressive_output == "output_skip":
-            image = self._head(name, h, channels, self.init_scale)
+            image = self._head(name, at_least_float32(h), channels, self.init_scale)
             return h, image if pyramid is None else upsample(pyramid, self._kernel()) + image
         if self.progressive_output == "residual":
             if pyramid is None:
@@ -300,22 +306,22 @@ class NCSNpp(nn.Module):
 
     @nn.nowrap
     def _change_resolution(
-        self, name: str, h: FeatureMaps, e: Embedding, direction: str, *, train: bool
+        self, name: str, h: FeatureMaps, e: Embedding | None, direction: str, *, train: bool
     ) -> FeatureMaps:
         """Doubles ("up") or halves ("down") the resolution and keeps the channels."""
         if self.residual_block == "biggan":
-            return self._block(name, h.shape[-1], direction)(h, e, train=train)
+            return self._block(name, h.shape[-1], direction)(h, e, train)
         return ResampleConv(h.shape[-1], direction, self._kernel(), name=name)(h)
 
     @nn.nowrap
     def _head(self, name: str, h: FeatureMaps, channels: int, init_scale: float) -> FeatureMaps:
         """conv(silu(norm(h))), with `channels` channels."""
-        h = nn.silu(GroupNorm(name=f"{name}_norm")(h))
+        h = ACTIVATIONS[self.activation](GroupNorm(name=f"{name}_norm")(h))
         return conv3x3(channels, init_scale=init_scale, name=f"{name}_conv")(h)
 
     @nn.nowrap
     def _block(self, name: str, features: int, direction: str = "none") -> ResidualBlock:
-        return ResidualBlock(
+        return (rematerialized(ResidualBlock) if self.remat else ResidualBlock)(
             features,
             direction=direction,
             fir_kernel=self._kernel(),
@@ -323,6 +329,7 @@ class NCSNpp(nn.Module):
             skip_rescale=self.skip_rescale,
             init_scale=self.init_scale,
             shortcut_scale=1.0 if self.residual_block == "biggan" else 0.1,
+            activation=self.activation,
             name=name,
         )
 
@@ -334,7 +341,3 @@ class NCSNpp(nn.Module):
     def _kernel(self) -> Kernel | None:
         """The filter of every change of resolution; None for plain resampling."""
         return self.fir_kernel if self.resample == "fir" else None
-
-
-def _positive(value: int, *, least: int = 1) -> bool:
-    return isinstance(value, int) and value >= least

@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.tree_util import Partial
 
-from models import NETWORKS, NCSNpp
+from denoising import Denoiser
+from models import NETWORKS
+from models.attention import SelfAttention, attend
+from models.ddpm import DDPM
 from models.embeddings import FourierEmbedding, positional_embedding
-from models.layers import GroupNorm, ResidualBlock, SelfAttention, default_init
-from models.ncsnpp import CHOICES
+from models.layers import ACTIVATIONS, GroupNorm, ResidualBlock, default_init
+from models.ncsnpp import CHOICES, NCSNpp
 from models.resample import (
     average_downsample,
     downsample,
@@ -24,6 +28,7 @@ from models.resample import (
     nearest_upsample,
     upsample,
 )
+from sde_lib import VPSDE
 
 # Compiling these networks costs far more than running them, so XLA is told not to optimize.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -38,6 +43,7 @@ SMALL = {
     "attention_resolutions": (8,),
     "dropout": 0.0,
 }
+TINY = SMALL | {"channel_multipliers": (1,), "attention_resolutions": ()}
 NCSNPP = {"resample": "fir", "progressive_input": "residual", "embedding": "fourier"}
 REFERENCE_FIELDS = {
     "ddpmpp": SMALL,
@@ -105,7 +111,7 @@ def seeded_params(network, seed=0, size=8, dtype=np.float32):
         elif kind == "scale":
             u = 1.0 + 0.5 * u
         else:
-            u = {"bias": 0.5, "frequencies": 16.0}[kind] * u
+            u = {"bias": 0.5, "frequencies": 16.0, "table": 1.0}[kind] * u
         return u.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(draw, abstract_params(network, size))
@@ -246,23 +252,25 @@ def test_block_starts_as_its_shortcut():
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 16)).astype(np.float32)
     e = np.ones((2, 8), np.float32)
     block = ResidualBlock(16, init_scale=0.0)
-    y, _ = block.init_with_output(jax.random.key(0), x, e, train=False)
+    y, _ = block.init_with_output(jax.random.key(0), x, e, False)
     np.testing.assert_allclose(y, x / math.sqrt(2), atol=1e-4)
 
 
 def test_attention_is_equivariant_to_permutations_of_the_pixels():
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype(np.float32)
     attention = SelfAttention(init_scale=1.0)
-    params = attention.init(jax.random.key(0), x)
+    params = attention.init(jax.random.key(0), x, train=False)
     params = jax.tree.map(lambda leaf: leaf + 0.5, params)
     order = np.random.default_rng(1).permutation(16)
 
     def permute(images):
         return np.asarray(images).reshape(2, 16, 8)[:, order].reshape(2, 4, 4, 8)
 
-    y = attention.apply(params, x)
+    y = attention.apply(params, x, train=False)
     assert not np.allclose(permute(y), y, atol=1e-2)
-    np.testing.assert_allclose(attention.apply(params, permute(x)), permute(y), rtol=1e-5)
+    np.testing.assert_allclose(
+        attention.apply(params, permute(x), train=False), permute(y), rtol=1e-5
+    )
 
 
 # The network as a function
@@ -370,6 +378,148 @@ def test_dropout_acts_in_training_only():
     np.testing.assert_array_equal(evaluated, without)
 
 
+# Precision and memory
+
+
+@pytest.mark.parametrize("fields", [SMALL, SMALL | LSUN], ids=["ddpmpp", "lsun"])
+def test_bfloat16_denoises_as_float32_at_every_noise_level(fields):
+    params = seeded_params(NCSNpp(**fields))
+    x, _ = seeded_batch()
+    x, t = np.tile(x, (3, 1, 1, 1)), jnp.array([1e-3, 0.05, 0.2, 0.4, 0.7, 1.0])
+
+    def denoised(compute_dtype):
+        network = NCSNpp(**fields, compute_dtype=compute_dtype)
+        predict = Denoiser(sde=VPSDE(), network=Partial(evaluator(network), params)).predict
+        return quick_jit(predict)(x, t).x0
+
+    full, half = denoised("float32"), denoised("bfloat16")
+    assert half.dtype == jnp.float32
+    error = np.linalg.norm((full - half).reshape(6, -1), axis=1)
+    error /= np.linalg.norm(full.reshape(6, -1), axis=1)
+    assert np.all(error < 2e-2), error
+    assert np.any(error > 1e-4), "nothing was computed in bfloat16"
+
+
+def test_bfloat16_keeps_parameters_and_gradients_in_float32():
+    network = NCSNpp(**TINY, compute_dtype="bfloat16")
+    params, (x, cond) = seeded_params(network), seeded_batch()
+
+    def loss(params):
+        return jnp.mean(evaluator(network)(params, x, cond) ** 2)
+
+    gradients = jax.eval_shape(jax.grad(loss), params)
+    for leaf in [*jax.tree.leaves(abstract_params(network)), *jax.tree.leaves(gradients)]:
+        assert leaf.dtype == jnp.float32
+
+
+def test_rematerialization_changes_memory_not_gradients():
+    x, cond = seeded_batch()
+    params = seeded_params(NCSNpp(**TINY))
+
+    def gradient(remat):
+        network = NCSNpp(**TINY, remat=remat)
+        f = jax.grad(lambda p: jnp.mean(evaluator(network)(p, x, cond) ** 2))
+        return f, quick_jit(f)(params)
+
+    def kept(f):
+        return sum(eqn.primitive.name in ("remat", "remat2", "checkpoint") for eqn in f.eqns)
+
+    (plain, expected), (remat, computed) = gradient(False), gradient(True)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7)
+    jax.tree.map(close, computed, expected)
+    assert kept(jax.make_jaxpr(remat)(params)) > kept(jax.make_jaxpr(plain)(params)) == 0
+
+
+# Attention
+
+
+def test_attention_is_the_textbook_one():
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 5, 3, 4))
+    with jax.enable_x64(True):
+        ours = attend(*map(jnp.asarray, (q, k, v)), train=False)
+    for b, h in itertools.product(range(2), range(3)):
+        logits = q[b, :, h] @ k[b, :, h].T / 2
+        weights = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(ours[b, :, h], weights @ v[b, :, h], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "width", "train", "flash"),
+    [
+        ("gpu", jnp.bfloat16, 64, True, True),
+        ("gpu", jnp.bfloat16, 64, False, False),  # likelihoods need forward-mode derivatives
+        ("gpu", jnp.float32, 64, True, False),
+        ("gpu", jnp.bfloat16, 256, True, False),
+        ("gpu", jnp.bfloat16, 12, True, False),
+        ("cpu", jnp.bfloat16, 64, True, False),
+    ],
+)
+def test_flash_kernel_serves_what_it_can(monkeypatch, backend, dtype, width, train, flash):
+    """What the kernel is asked for; whether it is right shows on a GPU alone."""
+    asked = []
+
+    def kernel(query, key, value, *, implementation):
+        asked.append(implementation)
+        return value
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    x = jnp.ones((1, 4, 1, width), dtype)
+    assert attend(x, x, x, train=train).dtype == dtype
+    assert asked == (["cudnn"] if flash else [])
+
+
+# Classes
+
+
+def test_classes_matter_and_none_is_a_class_of_its_own():
+    network = NCSNpp(**TINY, num_classes=3)
+    params, (x, cond) = seeded_params(network), seeded_batch()
+
+    @quick_jit
+    def f(labels):
+        return network.apply({"params": params}, x, cond, labels, train=False)
+
+    outputs = [f(jnp.array([label, label])) for label in range(4)]
+    for a, b in itertools.combinations(outputs, 2):
+        assert np.max(np.abs(a - b)) > 1e-3
+    unlabelled = quick_jit(evaluator(network))(params, x, cond)
+    np.testing.assert_allclose(unlabelled, outputs[3], atol=1e-5)
+    mixed = f(jnp.array([1, 2]))
+    np.testing.assert_allclose(mixed, np.stack([outputs[1][0], outputs[2][1]]), atol=1e-5)
+
+
+def test_ddpm_is_ncsnpp_with_its_settings():
+    fields = SMALL | {"decoder_attention": "block"}
+    ddpm = DDPM(**fields)
+    ncsnpp = NCSNpp(**fields, residual_block="ddpm", skip_rescale=False)
+    params, (x, cond) = seeded_params(ncsnpp), seeded_batch()
+    assert jax.tree.structure(abstract_params(ddpm)) == jax.tree.structure(params)
+    y, expected = (quick_jit(evaluator(n))(params, x, cond) for n in (ddpm, ncsnpp))
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_network_without_embedding_does_not_see_the_noise_level():
+    network = NCSNpp(**TINY, embedding="none")
+    params, (x, cond) = seeded_params(network), seeded_batch()
+    f = quick_jit(evaluator(network))
+    np.testing.assert_array_equal(f(params, x, cond), f(params, x, cond + 100))
+    assert not any("embedding" in jax.tree_util.keystr(path) for path in _paths(params))
+
+
+def _paths(tree):
+    return [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_is_used(activation):
+    network = NCSNpp(**TINY, activation=activation)
+    params, (x, cond) = seeded_params(network), seeded_batch()
+    swish = quick_jit(evaluator(NCSNpp(**TINY)))(params, x, cond)
+    y = quick_jit(evaluator(network))(params, x, cond)
+    assert np.array_equal(y, swish) == (activation == "swish")
+
+
 # Refusals
 
 INVALID = [
@@ -378,7 +528,7 @@ INVALID = [
     ({"progressive_input": "skip"}, "valid is one of 'none', 'input_skip', 'residual'"),
     ({"progressive_output": "skip"}, "valid is one of 'none', 'output_skip', 'residual'"),
     ({"progressive_combine": "mean"}, "valid is one of 'sum', 'cat'"),
-    ({"embedding": "sine"}, "valid is one of 'positional', 'fourier'"),
+    ({"embedding": "sine"}, "valid is one of 'positional', 'fourier', 'none'"),
     ({"features": 2}, "an even integer, 4 or more"),
     ({"features": 33}, "an even integer, 4 or more"),
     ({"features": 16.0}, "an even integer, 4 or more"),
@@ -393,6 +543,11 @@ INVALID = [
     ({"fourier_scale": 0.0}, "a positive number"),
     ({"init_scale": -1.0}, "0 or more"),
     ({"out_channels": 0}, "a positive integer"),
+    ({"num_classes": -1}, "0 for no classes"),
+    ({"num_classes": 3, "embedding": "none"}, "0 with embedding='none'"),
+    ({"compute_dtype": "float16"}, "one of 'float32', 'bfloat16'"),
+    ({"activation": "gelu"}, "one of 'swish', 'elu', 'relu', 'leaky_relu'"),
+    ({"decoder_attention": "all"}, "one of 'level', 'block'"),
 ]
 
 
@@ -409,7 +564,7 @@ def test_invalid_field_is_named_before_anything_is_computed(fields, message):
 
 @pytest.mark.parametrize(("size", "channels"), [(0, 3), (8, 0)])
 def test_empty_images_are_refused(size, channels):
-    with pytest.raises(ValueError, match=r"config\.data\.(image_size|num_channels) is 0"):
+    with pytest.raises(ValueError, match=r"config\.data\.(image_size|channels) is 0"):
         NCSNpp(**SMALL).validate(size, channels)
 
 
@@ -443,5 +598,6 @@ def test_group_check_refuses_exactly_what_the_layers_refuse(features, combine):
     assert checked == refuses(lambda: abstract_params(Unchecked(**fields)))
 
 
-def test_defaults_are_valid_for_cifar10_and_the_network_has_a_name():
-    NETWORKS["ncsnpp"]().validate(32, 3)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_defaults_are_valid_for_32_pixels(name):
+    NETWORKS[name]().validate(32, 3)

@@ -1,0 +1,122 @@
+"""The classifier of noisy images that guides ADM (Dhariwal and Nichol 2021, arXiv:2105.05233).
+
+It is the encoder and the middle of models/adm.py, ended by a pooling of features h_p over pixels p
+(Section 4; its gradient by the image enters the sampler's score):
+
+    "attention"   h_1 .. h_n = silu(norm(h)) and h_0, their mean, attend to one another with trained
+                  vectors for their positions, and the logits are what h_0 reads, as in CLIP
+                  (Radford et al. 2021, arXiv:2103.00020):
+                      t_p = h_p + b_p,  p = 0 .. n
+                      logits = W_o concat_heads softmax(W_q t_0 (W_k t)^T / sqrt d) W_v t
+    "adaptive"    logits = W_o mean_p silu(norm(h))_p
+    "spatial"     logits = W_1 relu(W_0 s), s the means over pixels of every output of the encoder
+                  and of the middle, side by side
+    "spatial_v2"  the same, with silu(norm(.)) for relu
+
+The published classifiers pool by attention. Pooling, whatever the rest, is in the dtype of x.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from models.adm import EPSILON, ADMEncoder
+from models.attention import Heads, attend
+from models.checks import check_choices, check_fields, check_square, is_positive
+from models.layers import FeatureMaps, GroupNorm, Images, cast, dense
+
+POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
+SPATIAL_WIDTH = 2048  # of the hidden layer of both spatial pools
+
+Logits = Float[Array, "batch classes"]
+
+
+class AttentionPool(nn.Module):
+    """What the mean of an image's pixels reads from them by attention, as in the module docstring.
+
+    Attributes:
+        features: width of the output.
+        heads: number of heads, which must divide the channels.
+    """
+
+    features: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: Images) -> Float[Array, "batch {self.features}"]:
+        """Maps (b, h, w, c) to (b, features); parameters depend on h and w."""
+        b, height, width, c = x.shape
+        pixels = x.reshape(b, height * width, c)
+        tokens = jnp.concatenate([pixels.mean(axis=1, keepdims=True), pixels], axis=1)
+        init = nn.initializers.normal(stddev=c**-0.5)
+        positions = self.param("positions", init, tokens.shape[1:], jnp.float32)
+        tokens = tokens + positions.astype(tokens.dtype)[None]
+
+        def project(name: str, inputs: Float[Array, "batch length channels"]) -> Heads:
+            projected = dense(c, name=name)(inputs)
+            return projected.reshape(b, -1, self.heads, c // self.heads)
+
+        query = project("query", tokens[:, :1])
+        # Not the training kernel: with one query, there is no memory to save.
+        h = attend(query, project("key", tokens), project("value", tokens), train=False)
+        return dense(self.features, name="output")(h.reshape(b, c))
+
+
+class ADMClassifier(ADMEncoder):
+    """The network of the module docstring, from noisy images and noise levels to logits.
+
+    Its other fields are those of `ADMEncoder`, here with the published classifiers' defaults.
+
+    Attributes:
+        num_classes: number of classes.
+        pool: how the logits are read from the features; a name in POOLS.
+    """
+
+    features: int = 128
+    blocks_per_level: int = 2
+    dropout: float = 0.0
+    num_classes: int = 1000
+    pool: str = "attention"
+
+    @nn.compact
+    def __call__(self, x: Images, cond: Float[Array, "batch"], *, train: bool) -> Logits:
+        """Maps images (b, n, n, c) of order 1 and cond (b,) to logits (b, num_classes).
+
+        `cond` is that of the `ADM` to be guided. The logits have the dtype of x. With "attention",
+        parameters depend on n. Dropout in training draws from the stream "dropout".
+
+        Raises:
+            ValueError: as `validate`, and for images that are not square.
+        """
+        _, height, width, channels = x.shape
+        check_square(height, width)
+        self.validate(height, channels)
+        e = cast(nn.silu(self._embed(cond)).astype(x.dtype), self.compute_dtype)
+        h, skips = self._encode(cast(x, self.compute_dtype), e, train=train)
+        if self.pool.startswith("spatial"):
+            return self._pool_everything([map_.astype(x.dtype) for map_ in (*skips, h)])
+        h = nn.silu(GroupNorm(EPSILON, name="output_norm")(h.astype(x.dtype)))
+        if self.pool == "adaptive":
+            return dense(self.num_classes, init_scale=0.0, name="output")(h.mean(axis=(1, 2)))
+        return AttentionPool(self.num_classes, self._heads(h.shape[-1]), name="pool")(h)
+
+    @nn.nowrap
+    def validate(self, image_size: int, channels: int) -> None:
+        """As `ADMEncoder.validate`."""
+        check_choices(self, {"pool": POOLS})
+        check_fields(self, ("num_classes", is_positive(self.num_classes), "a positive integer"))
+        super().validate(image_size, channels)
+
+    @nn.nowrap
+    def _pool_everything(self, maps: Sequence[FeatureMaps]) -> Logits:
+        """The spatial pools: logits from the means of all feature maps."""
+        means = jnp.concatenate([h.mean(axis=(1, 2)) for h in maps], axis=-1)
+        h = dense(SPATIAL_WIDTH, name="output_0")(means)
+        if self.pool == "spatial":
+            h = nn.relu(h)
+        else:
+            norm = GroupNorm(EPSILON, name="output_norm")
+            h = nn.silu(norm(h[:, None, None, :])[:, 0, 0, :])
+        return dense(self.num_classes, name="output_1")(h)

@@ -1,0 +1,240 @@
+"""The diffusion transformer, DiT (Peebles and Xie 2023, arXiv:2212.09748, Section 3).
+
+Patches of p x p pixels are the tokens of a transformer, whose blocks noise level and class modulate
+("adaLN-zero"):
+
+    embedding  e = silu(W_1 silu(W_0 embed(cond)) + class)
+    input      h = W patches(x) + positions
+    block      h <- h + g_1 A(m(h; b_1, s_1)),  then  h <- h + g_2 F(m(h; b_2, s_2)),
+               (b_1, s_1, g_1, b_2, s_2, g_2) = W e
+    output     images(W m(h; b, s)),  (b, s) = W e
+
+with m(h; b, s) = (1 + s) norm(h) + b, self-attention A, and F = W_1 gelu(W_0 .). The matrices that
+make the shifts b, scales s and gates g, and the one of the output, start at zero: every block
+starts as the identity, the network as zero. Positions are sinusoids that are not trained. The
+paper's networks are settings of the fields, with patch_size = 2, 4 or 8:
+
+               features   depth   heads
+    DiT-S      384        12      6
+    DiT-B      768        12      12
+    DiT-L      1024       24      16
+    DiT-XL     1152       28      16
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from models.attention import attend
+from models.checks import check_choices, check_fields, check_image, check_square, is_positive
+from models.embeddings import LabelEmbedding, Labels, positional_embedding
+from models.layers import (
+    Embedding,
+    Images,
+    at_least_float32,
+    cast,
+    dense,
+    follow_input,
+    rematerialized,
+)
+
+Tokens = Float[Array, "batch length features"]
+Modulation = Float[Array, "batch features"]
+
+
+def patchify(x: Images, size: int) -> Float[Array, "batch length width"]:
+    """The patches of images, row by row: (b, n, n, c) -> (b, (n / size)^2, size^2 c)."""
+    b, n, _, c = x.shape
+    grid = n // size
+    x = x.reshape(b, grid, size, grid, size, c).swapaxes(2, 3)
+    return x.reshape(b, grid * grid, size * size * c)
+
+
+def unpatchify(patches: Float[Array, "batch length width"], size: int) -> Images:
+    """The images of their patches, the inverse of `patchify`."""
+    b, length, width = patches.shape
+    grid, c = math.isqrt(length), width // size**2
+    x = patches.reshape(b, grid, grid, size, size, c).swapaxes(2, 3)
+    return x.reshape(b, grid * size, grid * size, c)
+
+
+def grid_embedding(grid: int, features: int) -> Float[np.ndarray, "length {features}"]:
+    """Sinusoids of the column, then of the row, of the cells of a grid, row by row, in float64.
+
+    Either coordinate u gives [sin(w_j u), cos(w_j u)], w_j = 10000^(-j / q), j = 0 .. q - 1, where
+    q = features / 4.
+    """
+    quarter = features // 4
+    angles = np.arange(grid)[:, None] * 10000.0 ** (-np.arange(quarter) / quarter)[None, :]
+    line = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    return np.concatenate([np.tile(line, (grid, 1)), np.repeat(line, grid, axis=0)], axis=-1)
+
+
+def modulate(x: Tokens, shift: Modulation, scale: Modulation) -> Tokens:
+    """(1 + scale) norm(x) + shift, where each token of norm(x) has mean 0 and variance 1."""
+    precise = at_least_float32(x)
+    centred = precise - precise.mean(axis=-1, keepdims=True)
+    inverse_std = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-6)
+    return (centred * inverse_std * (1 + scale[:, None, :]) + shift[:, None, :]).astype(x.dtype)
+
+
+def dense_from(init: nn.initializers.Initializer, features: int, *, name: str) -> nn.Dense:
+    """`layers.dense` with weights drawn by `init`."""
+    return nn.Dense(features, kernel_init=init, promote_dtype=follow_input, name=name)
+
+
+class TransformerBlock(nn.Module):
+    """The block of the module docstring: attention, then two layers on each token.
+
+    Attributes:
+        heads: number of heads, which must divide the features.
+        hidden: width between the two layers.
+        dropout: probability of dropping an output of attention or of the layers, in training only.
+    """
+
+    heads: int
+    hidden: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Tokens, e: Embedding, train: bool) -> Tokens:
+        """Maps tokens (b, l, d) and the activated embedding (b, d) to tokens (b, l, d)."""
+        b, length, d = x.shape
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        modulation = dense_from(nn.initializers.zeros, 6 * d, name="modulation")(e)
+        shift_0, scale_0, gate_0, shift_1, scale_1, gate_1 = jnp.split(modulation, 6, axis=-1)
+
+        qkv = dense(3 * d, name="qkv")(modulate(x, shift_0, scale_0))
+        qkv = qkv.reshape(b, length, 3, self.heads, d // self.heads)
+        h = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], train=train)
+        h = dense(d, name="attention")(h.reshape(b, length, d))
+        x = x + gate_0[:, None, :] * drop(h)
+
+        h = dense(self.hidden, name="mlp_0")(modulate(x, shift_1, scale_1))
+        h = dense(d, name="mlp_1")(nn.gelu(h, approximate=True))
+        return x + gate_1[:, None, :] * drop(h)
+
+
+class DiT(nn.Module):
+    """The network of the module docstring, from images and noise levels to images.
+
+    Attributes:
+        features: channels of a token, a multiple of 4 and of `heads`.
+        depth: number of transformer blocks.
+        heads: attention heads of each block.
+        patch_size: height of a patch in pixels, which must divide that of the image; the cost of
+            attention grows as patch_size^-4.
+        mlp_ratio: width inside the layers of a block over `features`.
+        dropout: probability of dropping an output of attention or layers, in training only.
+        num_classes: number of classes that labels may name; 0 for none.
+        learned_variance: a second output per channel, after all the first ones, for the variance.
+        out_channels: channels of the output, not counting variances; None for those of the input.
+        compute_dtype: "float32", or "bfloat16" for all but parameters, statistics and output.
+        remat: compute blocks again in the backward pass: less memory, a third more time.
+    """
+
+    features: int = 384
+    depth: int = 12
+    heads: int = 6
+    patch_size: int = 2
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    num_classes: int = 0
+    learned_variance: bool = False
+    out_channels: int | None = None
+    compute_dtype: str = "float32"
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Images,
+        cond: Float[Array, "batch"],
+        labels: Labels | None = None,
+        *,
+        train: bool,
+    ) -> Float[Array, "batch height width channels_out"]:
+        """Maps images (b, n, n, c) of order 1 and cond (b,) of order 0 .. 999 to (b, n, n, c').
+
+        `labels` (b,) are classes 0 .. num_classes - 1, or num_classes for none, as None is.
+        c' is out_channels, or twice that with `learned_variance`, the variances last. The output
+        has the dtype of x. Dropout in training draws from the stream "dropout".
+
+        Raises:
+            ValueError: as `validate`, and for images that are not square.
+        """
+        _, size, width, channels = x.shape
+        check_square(size, width)
+        self.validate(size, channels)
+        e = cast(self._embed(cond, labels).astype(x.dtype), self.compute_dtype)
+        patches = patchify(cast(x, self.compute_dtype), self.patch_size)
+        positions = grid_embedding(size // self.patch_size, self.features)
+        h = dense(self.features, name="input")(patches)
+        h = h + jnp.asarray(positions, h.dtype)[None]
+        for i in range(self.depth):
+            h = self._block(f"block_{i}")(h, e, train)
+        zeros, h, e = nn.initializers.zeros, h.astype(x.dtype), e.astype(x.dtype)
+        modulation = dense_from(zeros, 2 * self.features, name="output_modulation")(e)
+        h = modulate(h, *jnp.split(modulation, 2, axis=-1))
+        outputs = (self.out_channels or channels) * (2 if self.learned_variance else 1)
+        return unpatchify(
+            dense_from(zeros, self.patch_size**2 * outputs, name="output")(h), self.patch_size
+        )
+
+    @nn.nowrap
+    def validate(self, image_size: int, channels: int) -> None:
+        """Checks every field for images (image_size, image_size, channels); needs no parameters.
+
+        Raises:
+            ValueError: naming the field, its value, the valid values and the remedy.
+        """
+        check_choices(self, {})
+        check_image(image_size, channels)
+        positive = "a positive integer"
+        check_fields(
+            self,
+            (
+                "features",
+                is_positive(self.features) and self.features % 4 == 0,
+                "a positive multiple of 4",
+            ),
+            ("depth", is_positive(self.depth), positive),
+            (
+                "heads",
+                is_positive(self.heads) and self.features % self.heads == 0,
+                f"a divisor of config.model.features={self.features}",
+            ),
+            (
+                "patch_size",
+                is_positive(self.patch_size) and image_size % self.patch_size == 0,
+                f"a divisor of config.data.image_size={image_size}",
+            ),
+            ("mlp_ratio", self.mlp_ratio * self.features >= 1, "a positive number"),
+            ("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)"),
+            ("num_classes", is_positive(self.num_classes, least=0), "an integer, 0 for no classes"),
+            ("out_channels", self.out_channels is None or is_positive(self.out_channels), positive),
+        )
+
+    # The methods below create submodules in the scope of __call__, which alone calls them.
+
+    @nn.nowrap
+    def _embed(self, cond: Float[Array, "batch"], labels: Labels | None) -> Embedding:
+        """The activated embedding of noise level and class: (b,), (b,) -> (b, features)."""
+        init = nn.initializers.normal(stddev=0.02)
+        e = positional_embedding(cond, 256, endpoint=False)
+        e = nn.silu(dense_from(init, self.features, name="embedding_0")(e))
+        e = dense_from(init, self.features, name="embedding_1")(e)
+        if self.num_classes:
+            classes = LabelEmbedding(self.num_classes, self.features, 0.02, name="classes")
+            e = e + classes(labels, len(cond)).astype(e.dtype)
+        return nn.silu(e)
+
+    @nn.nowrap
+    def _block(self, name: str) -> TransformerBlock:
+        return (rematerialized(TransformerBlock) if self.remat else TransformerBlock)(
+            self.heads, int(self.mlp_ratio * self.features), self.dropout, name=name
+        )

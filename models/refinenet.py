@@ -1,0 +1,445 @@
+"""The network of NCSN and NCSNv2: a dilated ResNet whose levels a RefineNet joins.
+
+    encoder   h_l = level l of two residual blocks,  y = x + F(x),
+              F = conv . act . norm . conv . act . norm
+    decoder   from the coarsest level to the finest,  r_l = refine(h_l, r_{l+1}),
+                  a = act(sum_i up(conv(units(input i)))),       units:  x + F(x), F without norm,
+                  r = units(a + p_1 + p_2),                      p_k = conv(pool(p_{k-1})), p_0 = a
+    output    conv(act(norm(r_0)))
+
+The first levels halve the resolution; the last two keep it and dilate their convolutions by 2 and 4
+instead (Yu and Koltun 2016, arXiv:1511.07122). The sum over the inputs is RefineNet's
+multi-resolution fusion, the one over p_k its chained residual pooling (Lin et al. 2017,
+arXiv:1611.06612, Section 3.2); the coarsest level, alone, is not convolved to be fused. NCSN (Song
+and Ermon 2019, arXiv:1907.05600, Appendix A) tells every normalization the noise level, normalizes
+before all other convolutions and pools too, and takes means over 5x5 pixels. NCSNv2 (Song and Ermon
+2020, arXiv:2006.09011) is not told it, normalizes in the encoder and before the output only, and
+takes maxima. All normalize by
+
+    InstanceNorm++   y = gamma ((x - mu) / s + alpha (mu - m) / v) + beta
+
+with mu and s the mean and deviation of a channel over its pixels, m and v those of mu over the
+channels: plain instance normalization would forget mu. NCSN has a gamma, alpha and beta for each
+noise level. (Its paper leaves the second term outside of gamma, all published code inside.)
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from models.checks import check_choices, check_fields, check_image, check_square, is_positive
+from models.embeddings import Labels
+from models.layers import ACTIVATIONS, FeatureMaps, Images, at_least_float32, cast, follow_input
+from models.resample import ResampledImages, average_downsample
+
+Level = Int[Array, "batch"] | None  # of noise, for every image; None where nothing depends on it
+Normalization = Callable[..., nn.Module]  # (name=...) makes a module that maps (x, level) to x
+
+# Per level from fine to coarse, for images of about this size: width over `features`, dilation.
+SIZES: dict[int, tuple[tuple[int, int], ...]] = {
+    64: ((1, 1), (2, 1), (2, 2), (2, 4)),
+    128: ((1, 1), (2, 1), (2, 1), (4, 2), (4, 4)),
+    256: ((1, 1), (2, 1), (2, 1), (2, 1), (4, 2), (4, 4)),
+}
+IMPLEMENTATIONS = ("jax", "pytorch")
+
+
+class InstanceNormPlus(nn.Module):
+    """The normalization of the module docstring.
+
+    Attributes:
+        levels: number of noise levels, each with its own gamma, alpha, beta; 0 for one of each.
+        unbiased: divide the variance over c channels by c - 1, not c.
+    """
+
+    levels: int = 0
+    unbiased: bool = False
+
+    @nn.compact
+    def __call__(self, x: Images, level: Level) -> Images:
+        """Maps (b, h, w, c) to the same shape; a level outside of 0 .. levels - 1 gives NaN."""
+        c = x.shape[-1]
+        precise = at_least_float32(x)
+        mean = precise.mean(axis=(1, 2), keepdims=True)
+        centred = precise - mean
+        variance = jnp.square(centred).mean(axis=(1, 2), keepdims=True)
+        mean = mean - mean.mean(axis=-1, keepdims=True)
+        count = c - 1 if self.unbiased else c
+        spread = jnp.square(mean).sum(axis=-1, keepdims=True) / count
+
+        def weight(name: str, init: nn.initializers.Initializer) -> Float[Array, "_ 1 1 channels"]:
+            table = self.param(name, init, (self.levels, c) if self.levels else (c,))
+            rows = jnp.take(table, level, axis=0) if self.levels else table[None, :]
+            return rows[:, None, None, :].astype(precise.dtype)
+
+        gamma, alpha = weight("gamma", near_one), weight("alpha", near_one)
+        y = centred * lax.rsqrt(variance + 1e-5) + alpha * (mean * lax.rsqrt(spread + 1e-5))
+        return (gamma * y + weight("beta", nn.initializers.zeros)).astype(x.dtype)
+
+
+def near_one(key: Array, shape: tuple[int, ...]) -> Array:
+    """Draws from N(1, 0.02^2)."""
+    return 1.0 + 0.02 * jax.random.normal(key, shape)
+
+
+def conv(
+    x: FeatureMaps,
+    features: int,
+    *,
+    name: str,
+    kernel_size: int = 3,
+    dilation: int = 1,
+    bias: bool = True,
+) -> FeatureMaps:
+    """A convolution that keeps the resolution: (b, h, w, c) -> (b, h, w, features).
+
+    Its kernel and bias are drawn as PyTorch does, uniformly within 1 / sqrt(fan_in) of zero.
+    """
+    bound = 1.0 / math.sqrt(kernel_size**2 * x.shape[-1])
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Conv(
+        features,
+        kernel_size=(kernel_size, kernel_size),
+        kernel_dilation=(dilation, dilation),
+        use_bias=bias,
+        kernel_init=init,
+        bias_init=init,
+        promote_dtype=follow_input,
+        name=name,
+    )(x)
+
+
+# Pooling and interpolation are shifted slices, as in models.resample: on the CPU 4 times as fast as
+# XLA's windows or more, and 8 times as fast as `jax.image.resize`.
+
+
+@jax.checkpoint
+def max_pool(x: Images) -> Images:
+    """The maxima over windows of 5x5 pixels: (b, h, w, c) to the same shape.
+
+    The backward pass computes them again: kept, their comparisons would take 7 times x's memory.
+    """
+    return _pool(x, jnp.maximum, -jnp.inf)
+
+
+def mean_pool(x: Images) -> Images:
+    """The means over windows of 5x5 pixels, zero outside of the image, to the same shape."""
+    return _pool(x, jnp.add, 0.0) / 25
+
+
+def _pool(x: Images, combine: Callable[[Images, Images], Images], outside: float) -> Images:
+    for axis in (1, 2):
+        margins = [(2, 2) if a == axis else (0, 0) for a in range(x.ndim)]
+        padded, n = jnp.pad(x, margins, constant_values=outside), x.shape[axis]
+        shifts = [lax.slice_in_dim(padded, i, i + n, axis=axis) for i in range(5)]
+        x = functools.reduce(combine, shifts)
+    return x
+
+
+def bilinear_upsample(x: Images, *, align_corners: bool) -> ResampledImages:
+    """Doubles height and width by linear interpolation: (b, h, w, c) -> (b, 2h, 2w, c).
+
+    Outputs 2i and 2i + 1 are x[i] + w_i (x[i-1] - x[i]) and x[i] + w_{n-1-i} (x[i+1] - x[i]), with
+    w = 1/4 where pixels are little squares and the borders of the image stay, or w_i = i / (2n - 1)
+    where they are points and the outermost stay.
+    """
+    for axis in (1, 2):
+        n = x.shape[axis]
+        weight = jnp.arange(n) / (2 * n - 1) if align_corners else jnp.full(n, 0.25)
+        weight = weight.astype(x.dtype).reshape([n if a == axis else 1 for a in range(x.ndim)])
+        margins = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
+        padded = jnp.pad(x, margins, mode="edge")
+        before = lax.slice_in_dim(padded, 0, n, axis=axis)
+        after = lax.slice_in_dim(padded, 2, n + 2, axis=axis)
+        even = x + weight * (before - x)
+        odd = x + jnp.flip(weight, axis) * (after - x)
+        doubled = (*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+        x = jnp.stack([even, odd], axis=axis + 1).reshape(doubled)
+    return x
+
+
+class EncoderBlock(nn.Module):
+    """A residual block of the encoder.
+
+    Attributes:
+        features: channels of the output.
+        norm: makes its normalizations.
+        dilation: of its convolutions.
+        entry: whether it opens a level below the finest. If so, a convolution joins its input to
+            its output, and, without dilation, the resolution halves; if not, the channels stay.
+        activation: a name in layers.ACTIVATIONS.
+    """
+
+    features: int
+    norm: Normalization
+    dilation: int = 1
+    entry: bool = False
+    activation: str = "elu"
+
+    @nn.compact
+    def __call__(
+        self, x: Images, level: Level
+    ) -> Float[Array, "batch height_out width_out {self.features}"]:
+        """Maps (b, h, w, c) to (b, h', w', features); h' = h/2 or h."""
+        act = ACTIVATIONS[self.activation]
+        h = act(self.norm(name="norm_0")(x, level))
+        h = conv(h, x.shape[-1], dilation=self.dilation, name="conv_0")
+        h = act(self.norm(name="norm_1")(h, level))
+        h = conv(h, self.features, dilation=self.dilation, name="conv_1")
+        if not self.entry:
+            return x + h
+        if self.dilation > 1:
+            return conv(x, self.features, dilation=self.dilation, name="shortcut") + h
+        x, h = average_downsample(x), average_downsample(h)
+        return conv(x, self.features, kernel_size=1, name="shortcut") + h
+
+
+class ConvUnit(nn.Module):
+    """x + conv(act(conv(act(x)))), with a normalization before each activation if there is one.
+
+    Attributes:
+        norm: makes the normalizations; None for none.
+        activation: a name in layers.ACTIVATIONS.
+    """
+
+    norm: Normalization | None = None
+    activation: str = "elu"
+
+    @nn.compact
+    def __call__(self, x: Images, level: Level) -> Images:
+        """Maps (b, h, w, c) to the same shape."""
+        h = x
+        for i in range(2):
+            if self.norm is not None:
+                h = self.norm(name=f"norm_{i}")(h, level)
+            h = conv(ACTIVATIONS[self.activation](h), x.shape[-1], bias=False, name=f"conv_{i}")
+        return x + h
+
+
+class Fusion(nn.Module):
+    """Multi-resolution fusion: the sum of convolved inputs at the resolution of the first.
+
+    Attributes:
+        features: channels of the output.
+        norm: makes normalizations before the convolutions; None for none.
+        align_corners: see `bilinear_upsample`.
+    """
+
+    features: int
+    norm: Normalization | None = None
+    align_corners: bool = False
+
+    @nn.compact
+    def __call__(
+        self, inputs: tuple[FeatureMaps, ...], level: Level
+    ) -> Float[Array, "batch height width {self.features}"]:
+        """Maps inputs of size h or h/2, the first of h, to (b, h, w, features)."""
+        total = 0.0
+        for i, h in enumerate(inputs):
+            if self.norm is not None:
+                h = self.norm(name=f"norm_{i}")(h, level)
+            h = conv(h, self.features, name=f"conv_{i}")
+            if h.shape[1] < inputs[0].shape[1]:
+                h = bilinear_upsample(h, align_corners=self.align_corners)
+            total = total + h
+        return total
+
+
+class ChainedPooling(nn.Module):
+    """Chained residual pooling: a + p_1 + p_2, of means of what is normalized, or of maxima.
+
+    Attributes:
+        norm: makes normalizations before the means; None for maxima.
+        activation: a name in layers.ACTIVATIONS.
+    """
+
+    norm: Normalization | None = None
+    activation: str = "elu"
+
+    @nn.compact
+    def __call__(self, x: Images, level: Level) -> Images:
+        """Maps (b, h, w, c) to the same shape."""
+        total = pooled = ACTIVATIONS[self.activation](x)
+        for i in range(2):
+            if self.norm is None:
+                pooled = max_pool(pooled)
+            else:
+                pooled = mean_pool(self.norm(name=f"norm_{i}")(pooled, level))
+            pooled = conv(pooled, x.shape[-1], bias=False, name=f"conv_{i}")
+            total = total + pooled
+        return total
+
+
+class RefineBlock(nn.Module):
+    """The block of the decoder: units for each input, fusion, chained pooling, units.
+
+    Attributes:
+        features: channels of the output; those of the input if there is but one.
+        output_units: number of units at the end.
+        norm: makes the normalizations; None for none.
+        align_corners: see `bilinear_upsample`.
+        activation: a name in layers.ACTIVATIONS.
+    """
+
+    features: int
+    output_units: int = 1
+    norm: Normalization | None = None
+    align_corners: bool = False
+    activation: str = "elu"
+
+    @nn.compact
+    def __call__(
+        self, inputs: tuple[FeatureMaps, ...], level: Level
+    ) -> Float[Array, "batch height width {self.features}"]:
+        """Maps inputs of size h or h/2, the first of h, to (b, h, w, features)."""
+
+        def units(h: FeatureMaps, count: int, name: str) -> FeatureMaps:
+            for i in range(count):
+                h = ConvUnit(self.norm, self.activation, name=f"{name}_unit_{i}")(h, level)
+            return h
+
+        inputs = tuple(units(h, 2, f"input_{i}") for i, h in enumerate(inputs))
+        if len(inputs) > 1:
+            fusion = Fusion(self.features, self.norm, self.align_corners, name="fusion")
+            inputs = (fusion(inputs, level),)
+        h = ChainedPooling(self.norm, self.activation, name="pooling")(inputs[0], level)
+        return units(h, self.output_units, "output")
+
+
+class RefineNet(nn.Module):
+    """The network of the module docstring, from images and noise levels to images.
+
+    Attributes:
+        features: channels of the finest level.
+        size: 64, 128 or 256: the depth that was published for images of about this size.
+        levels: number of noise levels, for NCSN; 0 for NCSNv2, which does not see cond.
+        activation: a name in layers.ACTIVATIONS.
+        implementation: "jax", as of Song et al. 2021, or "pytorch", as of Song and Ermon. In the
+            latter, InstanceNorm++ has the unbiased variance over channels, interpolation aligns the
+            corners, and, at size 64, the last refine block but one has half the channels.
+        out_channels: channels of the output; None for those of the input.
+        compute_dtype: "float32", or "bfloat16" for all but parameters, statistics and output.
+        remat: compute all blocks again in the backward pass: less memory, a third more time.
+    """
+
+    features: int = 128
+    size: int = 64
+    levels: int = 0
+    activation: str = "elu"
+    implementation: str = "jax"
+    out_channels: int | None = None
+    compute_dtype: str = "float32"
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Images,
+        cond: Float[Array, "batch"],
+        labels: Labels | None = None,
+        *,
+        train: bool,
+    ) -> Float[Array, "batch height width channels_out"]:
+        """Maps images (b, n, n, c) of order 1 and cond (b,) to (b, n, n, out_channels).
+
+        `cond` are indices of noise levels, rounded to 0 .. levels - 1. The output has the dtype of
+        x, and nothing depends on `train`.
+
+        Raises:
+            ValueError: as `validate`, for images that are not square, and for labels.
+        """
+        _, height, width, channels = x.shape
+        check_square(height, width)
+        self.validate(height, channels)
+        if labels is not None:
+            raise ValueError(
+                "labels are given to a network without classes; valid is None. Drop the labels, or "
+                "take a network with config.model.num_classes."
+            )
+        level = jnp.round(cond).astype(jnp.int32) if self.levels else None
+        h = conv(cast(x, self.compute_dtype), self.features, name="input_conv")
+        h = self._decode(self._encode(h, level), level).astype(x.dtype)
+        h = ACTIVATIONS[self.activation](self._norm()(name="output_norm")(h, level))
+        return conv(h, self.out_channels or channels, name="output_conv")
+
+    @nn.nowrap
+    def validate(self, image_size: int, channels: int) -> None:
+        """Checks every field for images (image_size, image_size, channels); needs no parameters.
+
+        Raises:
+            ValueError: naming the field, its value, the valid values and the remedy.
+        """
+        check_choices(self, {"implementation": IMPLEMENTATIONS})
+        check_image(image_size, channels)
+        positive, sizes = "a positive integer", f"one of {', '.join(map(str, SIZES))}"
+        check_fields(
+            self,
+            ("features", is_positive(self.features, least=2), "an integer, 2 or more"),
+            ("size", is_positive(self.size) and self.size in SIZES, sizes),
+            ("levels", is_positive(self.levels, least=0), "an integer, 0 for no levels"),
+            ("out_channels", self.out_channels is None or is_positive(self.out_channels), positive),
+        )
+        factor = 2 ** sum(dilation == 1 for _, dilation in SIZES[self.size][1:])
+        if image_size % factor:
+            raise ValueError(
+                f"config.data.image_size is {image_size}; valid is a multiple of {factor}, to be "
+                "halved from level to level. Crop or pad the data."
+            )
+
+    # The methods below create submodules in the scope of __call__, which alone calls them.
+
+    @nn.nowrap
+    def _encode(self, h: FeatureMaps, level: Level) -> list[FeatureMaps]:
+        """The features of every level, from fine to coarse."""
+        make = functools.partial(
+            nn.remat(EncoderBlock) if self.remat else EncoderBlock,
+            norm=self._norm(),
+            activation=self.activation,
+        )
+        outputs = []
+        for i, (width, dilation) in enumerate(SIZES[self.size]):
+            for j in range(2):
+                block = make(
+                    width * self.features,
+                    dilation=dilation,
+                    entry=i > 0 and j == 0,
+                    name=f"encoder_{i}_block_{j}",
+                )
+                h = block(h, level)
+            outputs.append(h)
+        return outputs
+
+    @nn.nowrap
+    def _decode(self, outputs: list[FeatureMaps], level: Level) -> FeatureMaps:
+        """The features of the finest level, refined by those of all the others."""
+        pytorch = self.implementation == "pytorch"
+        widths = [width for width, _ in SIZES[self.size]]
+        # A refine block has the width of the next finer level; in JAX at size 64, that of its own.
+        refined = widths if self.size == 64 and not pytorch else [1, *widths[:-1]]
+        h = None
+        for i in reversed(range(len(widths))):
+            block = (nn.remat(RefineBlock) if self.remat else RefineBlock)(
+                refined[i] * self.features,
+                output_units=3 if i == 0 else 1,
+                norm=self._norm() if self.levels else None,
+                align_corners=pytorch,
+                activation=self.activation,
+                name=f"refine_{i}",
+            )
+            h = block((outputs[i],) if h is None else (outputs[i], h), level)
+        return h
+
+    @nn.nowrap
+    def _norm(self) -> Normalization:
+        return functools.partial(
+            InstanceNormPlus, self.levels, unbiased=self.implementation == "pytorch"
+        )
