@@ -1,0 +1,264 @@
+"""Networks of EDM (Karras et al. 2022, arXiv:2206.00364): SongUNet as NCSNpp, DhariwalUNet as ADM.
+
+    https://github.com/NVlabs/edm
+
+They are published as pickles, which are code. Where that code is trusted, with it on the path,
+
+    torch.save(pickle.load(open("edm-cifar10-32x32-cond-vp.pkl", "rb"))["ema"].state_dict(), path)
+
+makes the file that is read here. It holds the averages alone, which become the parameters too, and
+no step. Names are such as "model.enc.32x32_block0.conv0.weight", without "model." where the network
+was taken out of its preconditioner. Besides names and layouts:
+
+    query, key, value    one layer, its outputs in the order "head channel part"
+    change of size       belongs to the level it enters, ours to the one it leaves
+    class k of n         in SongUNet sqrt(n) W e_k + b, and b for no class; W e_k and 0 in
+                         DhariwalUNet; the rows of our table, the last for no class
+    embedding            [cos, sin] in DhariwalUNet; SongUNet swaps it, so that it is as ours
+
+Filters of resampling are fixed, and in the file; so a network with other filters, whose parameters
+fit all the same, is found out. Augmentation labels are zero where images are made, as here always.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from models.adm import ADM
+from models.ncsnpp import NCSNpp
+from published.errors import FileError
+from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Weight, translate
+from published.pytorch_layers import (
+    AFTER_COSINE_FIRST,
+    Tensors,
+    affine,
+    check_network,
+    norm,
+    one_set,
+    projections,
+)
+from published.score_sde import Imported
+
+# Tensors that are no parameters of ours: filters, the noise levels of the preconditioner "iDDPM",
+# and what augmentation labels go through.
+UNUSED = ("*.resample_filter", "u", "map_augment.weight")
+_ORDER = "head channel part"
+_PREFIX = "model."
+_LABELS = "map_label.weight"
+_FILTER = ".resample_filter"
+
+_SONG = {
+    "residual_block": ("biggan",),
+    "progressive_output": ("none", "output_skip"),
+    "progressive_combine": ("sum",),
+    "decoder_attention": ("level",),
+    "embedding": ("positional", "fourier"),
+    "activation": ("swish",),
+    "skip_rescale": (True,),
+}
+_DHARIWAL = {"heads": (0,), "head_width": (64,), "scale_shift": (True,), "resample": ("block",)}
+
+
+def recognises(tree: Any) -> bool:
+    """Whether a file's content is that of a network of EDM."""
+    return isinstance(tree, Mapping) and bool(
+        {"map_layer0.weight", "model.map_layer0.weight"} & tree.keys()
+    )
+
+
+def import_state(
+    tree: Any,
+    network: NCSNpp | ADM,
+    image_size: int,
+    template: Mapping[str, Any],
+    *,
+    source: str,
+) -> Imported:
+    """Our parameters, which are averages, from the state dict of a network of EDM.
+
+    Args:
+        tree: what `files.read` returns.
+        network: our network, with the settings that the file was trained with.
+        image_size: height of the images it was trained on.
+        template: its abstract parameters, as `jax.eval_shape` makes them.
+        source: what messages call the file, such as its path.
+
+    Raises:
+        ValueError: the file is no state dict of EDM, or does not fit the network.
+    """
+    if not recognises(tree):
+        raise FileError(
+            f"{source}: it is no state dict of a network of EDM, which has map_layer0.weight. Make "
+            "one from the published pickle, as published/edm.py says"
+        )
+    rules, tensors = weights(network, image_size), _load(tree, source)
+    _check_filters(network, tensors, source)
+    params = translate(rules, template, tensors, unused=UNUSED, source=source)
+    return one_set(params)
+
+
+def _load(tree: Mapping[str, Any], source: str) -> Tensors:
+    """The tensors by their names in the network, and the labels' layer as a table of classes."""
+    tensors = {name.removeprefix(_PREFIX): np.asarray(value) for name, value in tree.items()}
+    if tensors.get(_LABELS, np.empty(0)).ndim == 2:
+        classes = tensors[_LABELS].T.astype(np.float32)
+        bias = tensors.pop("map_label.bias", None)
+        table = np.concatenate([classes, np.zeros_like(classes[:1])])
+        if bias is not None:
+            if bias.shape != classes.shape[1:]:
+                raise FileError(
+                    f"{source}: map_label.bias {bias.shape} does not fit {_LABELS} "
+                    f"{classes.T.shape}. Make the file again from the published one"
+                )
+            table = table * math.sqrt(len(classes)) + bias
+        tensors[_LABELS] = table
+    return tensors
+
+
+def _check_filters(network: NCSNpp | ADM, tensors: Tensors, source: str) -> None:
+    """Checks that the network resamples with the filters that are in the file."""
+    fir = isinstance(network, NCSNpp) and network.resample == "fir"
+    taps = np.array(network.fir_kernel if fir else (1, 1), np.float32)
+    ours = np.outer(taps, taps) / taps.sum() ** 2
+    for name, theirs in tensors.items():
+        if name.endswith(_FILTER) and not _equal(theirs.squeeze(), ours):
+            found = np.atleast_2d(theirs.squeeze()).sum(0)
+            found = tuple((found / found.min()).round(2).tolist())
+            raise ValueError(
+                f"{source} resamples with the filter {found} ({name}), the network with "
+                f"{tuple(taps.tolist())}. Set config.model.resample='fir' and "
+                f"config.model.fir_kernel={found}, or config.model.resample='plain' for (1.0, 1.0)"
+            )
+
+
+def _equal(x: np.ndarray, y: np.ndarray) -> bool:
+    return x.shape == y.shape and np.allclose(x, y, rtol=1e-2)  # a file may be in half precision
+
+
+def weights(network: NCSNpp | ADM, image_size: int) -> list[Weight]:
+    """The rules for the parameters of SongUNet or DhariwalUNet.
+
+    Raises:
+        ValueError: EDM has no such network.
+    """
+    classes = {"ncsnpp": NCSNpp, "adm": ADM}
+    song = isinstance(network, NCSNpp)
+    check_network(network, "EDM", classes, _SONG if song else _DHARIWAL)
+    if song and network.progressive_input == "residual" and network.resample == "plain":
+        # Ours would convolve without a filter, theirs averages pixels.
+        raise ValueError(
+            "config.model.resample is 'plain'; with progressive_input='residual', networks of EDM "
+            "have 'fir'. Set it so, and config.model.fir_kernel=(1, 1) for plain averages"
+        )
+    return list(_unet(network, image_size))
+
+
+def _unet(network: NCSNpp | ADM, image_size: int) -> Iterator[Weight]:
+    song = isinstance(network, NCSNpp)
+    widths = [int(network.features * multiplier) for multiplier in network.channel_multipliers]
+    if song and network.embedding == "fourier":
+        yield IDENTICAL.weight("fourier/frequencies", "map_noise.freqs")
+    yield from affine("embedding_0", "map_layer0", LINEAR if song else AFTER_COSINE_FIRST)
+    yield from affine("embedding_1", "map_layer1", LINEAR)
+    if network.num_classes:
+        yield IDENTICAL.weight("classes/table", _LABELS)
+    yield from affine("input_conv", f"enc.{image_size}x{image_size}_conv", CONV)
+    before = network.features if song else widths[0]
+    for level, width in enumerate(widths):
+        yield from _encoder_level(network, image_size, level, before, width)
+        yield from _decoder_level(network, image_size, level, width)
+        before = width
+    if song:
+        yield from _song_ends(network, image_size)
+    else:
+        yield from norm("output_norm", "out_norm")
+        yield from affine("output_conv", "out_conv", CONV)
+
+
+def _heads(network: NCSNpp | ADM, width: int) -> int:
+    return 1 if isinstance(network, NCSNpp) else width // network.head_width
+
+
+def _encoder_level(
+    network: NCSNpp | ADM, image_size: int, level: int, before: int, width: int
+) -> Iterator[Weight]:
+    """The blocks of a level and the way there; after the last level, the middle."""
+    size, heads = image_size >> level, _heads(network, width)
+    enc, dec = f"enc.{size}x{size}", f"dec.{size}x{size}"
+    if level:
+        shortcut = isinstance(network, NCSNpp)
+        yield from _block(f"encoder_{level - 1}_down", f"{enc}_down", shortcut=shortcut)
+    for i in range(network.blocks_per_level):
+        attends = size in network.attention_resolutions
+        yield from _block(
+            f"encoder_{level}_block_{i}",
+            f"{enc}_block{i}",
+            shortcut=i == 0 and before != width,
+            attention=f"encoder_{level}_attention_{i}" if attends else None,
+            heads=heads,
+        )
+    if level == len(network.channel_multipliers) - 1:
+        middle = "middle_attention"
+        yield from _block("middle_block_0", f"{dec}_in0", attention=middle, heads=heads)
+        yield from _block("middle_block_1", f"{dec}_in1")
+
+
+def _decoder_level(
+    network: NCSNpp | ADM, image_size: int, level: int, width: int
+) -> Iterator[Weight]:
+    """The way there from the coarser level, and the blocks of a level."""
+    size, blocks = image_size >> level, network.blocks_per_level + 1
+    song, dec = isinstance(network, NCSNpp), f"dec.{size}x{size}"
+    if level < len(network.channel_multipliers) - 1:
+        yield from _block(f"decoder_{level + 1}_up", f"{dec}_up", shortcut=song)
+    attentions: list[str | None] = [None] * blocks
+    if size in network.attention_resolutions:
+        each = [f"decoder_{level}_attention_{i}" for i in range(blocks)]
+        attentions = [*attentions[1:], f"decoder_{level}_attention"] if song else each
+    for i, attention in enumerate(attentions):
+        yield from _block(
+            f"decoder_{level}_block_{i}",
+            f"{dec}_block{i}",
+            shortcut=True,
+            attention=attention,
+            heads=_heads(network, width),
+        )
+
+
+def _song_ends(network: NCSNpp, image_size: int) -> Iterator[Weight]:
+    """How the input joins the levels of SongUNet, and how they make the output."""
+    skip = network.progressive_output == "output_skip"
+    for level in range(len(network.channel_multipliers)):
+        size, ours = image_size >> level, f"encoder_{level - 1}_input"
+        if level and network.progressive_input == "input_skip":
+            yield from affine(ours, f"enc.{size}x{size}_aux_skip", CONV_1X1)
+        elif level and network.progressive_input == "residual":
+            yield from affine(f"{ours}/conv", f"enc.{size}x{size}_aux_residual", CONV)
+        if skip or level == 0:
+            ours = f"decoder_{level}_output" if skip else "output"
+            yield from norm(f"{ours}_norm", f"dec.{size}x{size}_aux_norm")
+            yield from affine(f"{ours}_conv", f"dec.{size}x{size}_aux_conv", CONV)
+
+
+def _block(
+    ours: str,
+    theirs: str,
+    *,
+    shortcut: bool = False,
+    attention: str | None = None,
+    heads: int = 1,
+) -> Iterator[Weight]:
+    """A residual block, and the attention within it, whose path is ours alone."""
+    yield from norm(f"{ours}/norm_0", f"{theirs}.norm0")
+    yield from affine(f"{ours}/conv_0", f"{theirs}.conv0", CONV)
+    yield from affine(f"{ours}/embedding", f"{theirs}.affine", LINEAR)
+    yield from norm(f"{ours}/norm_1", f"{theirs}.norm1")
+    yield from affine(f"{ours}/conv_1", f"{theirs}.conv1", CONV)
+    if shortcut:
+        yield from affine(f"{ours}/shortcut", f"{theirs}.skip", CONV_1X1)
+    if attention:
+        yield from norm(f"{attention}/norm", f"{theirs}.norm2")
+        yield from projections(attention, f"{theirs}.qkv", CONV_1X1, heads, _ORDER)
+        yield from affine(f"{attention}/output", f"{theirs}.proj", CONV_1X1)

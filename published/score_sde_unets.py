@@ -1,0 +1,197 @@
+"""The U-Nets of Song et al. 2021, NCSN++, DDPM++ and DDPM, as their two code bases build them.
+
+Either builds a network as one long sequence of modules, in the same order, and names a module by
+its place in it. The JAX code counts each class of modules for itself, ResnetBlockBigGANpp_3, also
+those that have no parameters. The PyTorch code counts those in its list of modules, all_modules.7.
+So the names are found by walking the network in that order, once for both, and never by shapes.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from models.ddpm import DDPM
+from models.ncsnpp import NCSNpp
+from published.mapping import Weight
+from published.score_sde_layers import Layer, jax_weights, pytorch_weights
+
+
+class _Module(NamedTuple):
+    """One of their modules: its class in the JAX code, and its layers, named within it."""
+
+    kind: str
+    layers: tuple[Layer, ...]
+
+
+# The classes of DDPM's modules in the JAX code, where they differ from those of NCSN++.
+_DDPM_KINDS = {"ResnetBlockDDPMpp": "ResnetBlockDDPM", "AttnBlockpp": "AttnBlock"}
+
+
+def weights_jax(network: NCSNpp | DDPM, image_size: int) -> list[Weight]:
+    """The rules for the parameters of the JAX code's network.
+
+    Raises:
+        ValueError: the JAX code has no such network.
+    """
+    renamed = _DDPM_KINDS if isinstance(network, DDPM) else {}
+    counts: Counter[str] = Counter()
+    weights = []
+    for module in _modules(_as_ncsnpp(network), image_size):
+        kind = renamed.get(module.kind, module.kind)
+        prefix = f"{kind}_{counts[kind]}"
+        counts[kind] += 1
+        for layer in module.layers:
+            theirs = f"{prefix}/{layer.theirs}" if layer.theirs else prefix
+            weights += jax_weights(layer._replace(theirs=theirs))
+    return weights
+
+
+def weights_pytorch(network: NCSNpp | DDPM, image_size: int) -> list[Weight]:
+    """The rules for the parameters of the PyTorch code's network, in the order it lists them.
+
+    Raises:
+        ValueError: the PyTorch code has no such network.
+    """
+    weights = []
+    modules = _modules(_as_ncsnpp(network), image_size)
+    for index, module in enumerate(module for module in modules if module.layers):
+        prefix = f"all_modules.{index}"
+        for layer in module.layers:
+            theirs = f"{prefix}.{layer.theirs}" if layer.theirs else prefix
+            weights += pytorch_weights(layer._replace(theirs=theirs))
+    return weights
+
+
+def _as_ncsnpp(network: NCSNpp | DDPM) -> NCSNpp:
+    """The network as settings of NCSN++, with the same names of parameters.
+
+    Raises:
+        ValueError: it has what neither code base has.
+    """
+    for field, valid in (("decoder_attention", "level"), ("num_classes", 0)):
+        if getattr(network, field) != valid:
+            raise ValueError(
+                f"config.model.{field} is {getattr(network, field)!r}; networks of score_sde have "
+                f"{valid!r}. Set it so, or use another format"
+            )
+    if isinstance(network, NCSNpp):
+        return network
+    return NCSNpp(
+        features=network.features,
+        channel_multipliers=network.channel_multipliers,
+        blocks_per_level=network.blocks_per_level,
+        attention_resolutions=network.attention_resolutions,
+        residual_block="ddpm",
+        embedding=network.embedding,
+        parent=None,
+    )
+
+
+def _modules(network: NCSNpp, image_size: int) -> Iterator[_Module]:
+    """Their modules in the order in which both code bases make them."""
+    if network.embedding == "fourier":
+        yield _Module("GaussianFourierProjection", (Layer("fourier", "fourier"),))
+    if network.embedding != "none":
+        yield _Module("Dense", (Layer("dense", "embedding_0"),))
+        yield _Module("Dense", (Layer("dense", "embedding_1"),))
+    yield _Module("Conv", (Layer("conv", "input_conv"),))
+    skips = yield from _encoder(network, image_size)
+    width = skips[-1]
+    yield _block(network, "middle_block_0", width, width)
+    yield _attention("middle_attention")
+    yield _block(network, "middle_block_1", width, width)
+    yield from _decoder(network, image_size, skips)
+
+
+def _encoder(network: NCSNpp, image_size: int) -> Iterator[_Module]:
+    """The modules of the encoder; returns the channels of its skip connections."""
+    width = network.features
+    skips = [width]
+    for level, multiplier in enumerate(network.channel_multipliers):
+        for i in range(network.blocks_per_level):
+            before, width = width, network.features * multiplier
+            yield _block(network, f"encoder_{level}_block_{i}", before, width)
+            if image_size >> level in network.attention_resolutions:
+                yield _attention(f"encoder_{level}_attention_{i}")
+            skips.append(width)
+        if level < len(network.channel_multipliers) - 1:
+            yield _resampling(network, f"encoder_{level}_down", "Downsample", width)
+            if network.progressive_input == "input_skip":
+                yield _Module("Downsample", ())
+                yield _Module("Combine", (Layer("conv1x1", f"encoder_{level}_input", "Conv_0"),))
+                width *= 2 if network.progressive_combine == "cat" else 1
+            elif network.progressive_input == "residual":
+                yield _resample_conv(network, f"encoder_{level}_input", "Downsample")
+            skips.append(width)
+    return skips
+
+
+def _decoder(network: NCSNpp, image_size: int, skips: list[int]) -> Iterator[_Module]:
+    """The modules of the decoder and the output, from the channels of the skip connections."""
+    width = skips[-1]
+    last = len(network.channel_multipliers) - 1
+    for level in range(last, -1, -1):
+        for i in range(network.blocks_per_level + 1):
+            before, width = (
+                width + skips.pop(),
+                network.features * network.channel_multipliers[level],
+            )
+            yield _block(network, f"decoder_{level}_block_{i}", before, width)
+        if image_size >> level in network.attention_resolutions:
+            yield _attention(f"decoder_{level}_attention")
+        if network.progressive_output == "output_skip":
+            if level < last:
+                yield _Module("Upsample", ())
+            yield from _head(f"decoder_{level}_output")
+        elif network.progressive_output == "residual":
+            if level < last:
+                yield _resample_conv(network, f"decoder_{level}_output", "Upsample")
+            else:
+                yield from _head(f"decoder_{level}_output")
+        if level > 0:
+            yield _resampling(network, f"decoder_{level}_up", "Upsample", width)
+    if network.progressive_output != "output_skip":
+        yield from _head("output")
+
+
+def _head(ours: str) -> Iterator[_Module]:
+    yield _Module("GroupNorm", (Layer("norm", f"{ours}_norm"),))
+    yield _Module("Conv", (Layer("conv", f"{ours}_conv"),))
+
+
+def _block(
+    network: NCSNpp, ours: str, before: int, after: int, *, resampling: bool = False
+) -> _Module:
+    """A residual block from `before` to `after` channels."""
+    layers = [
+        Layer("norm", f"{ours}/norm_0", "GroupNorm_0"),
+        Layer("conv", f"{ours}/conv_0", "Conv_0"),
+        *([] if network.embedding == "none" else [Layer("dense", f"{ours}/embedding", "Dense_0")]),
+        Layer("norm", f"{ours}/norm_1", "GroupNorm_1"),
+        Layer("conv", f"{ours}/conv_1", "Conv_1"),
+    ]
+    biggan = network.residual_block == "biggan"
+    if before != after or resampling:
+        kind, theirs = ("conv1x1", "Conv_2") if biggan else ("nin", "NIN_0")
+        layers.append(Layer(kind, f"{ours}/shortcut", theirs))
+    return _Module("ResnetBlockBigGANpp" if biggan else "ResnetBlockDDPMpp", tuple(layers))
+
+
+def _attention(ours: str) -> _Module:
+    names = ("query", "key", "value", "output")
+    nins = (Layer("nin", f"{ours}/{name}", f"NIN_{i}") for i, name in enumerate(names))
+    return _Module("AttnBlockpp", (Layer("norm", f"{ours}/norm", "GroupNorm_0"), *nins))
+
+
+def _resampling(network: NCSNpp, ours: str, kind: str, width: int) -> _Module:
+    """The change of resolution between levels."""
+    if network.residual_block == "biggan":
+        return _block(network, ours, width, width, resampling=True)
+    return _resample_conv(network, ours, kind)
+
+
+def _resample_conv(network: NCSNpp, ours: str, kind: str) -> _Module:
+    """A convolution that changes the resolution, "Downsample" or "Upsample"."""
+    if network.resample == "fir":
+        return _Module(kind, (Layer("fir_conv", f"{ours}/conv", "Conv2d_0"),))
+    return _Module(kind, (Layer("conv", f"{ours}/conv", "Conv_0"),))
