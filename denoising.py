@@ -7,12 +7,19 @@ see `predict` and `score` only, and so never learn what the network was trained 
 
     parameterization   h is                            input map
     eps                eps                             x            DDPM; VP, sub-VP of Song et al.
+    eps_variance       eps, and a variance's channels  x            improved DDPM, ADM
     score              the score                       x
     x0                 x0                              x
     v                  alpha eps - sigma x0            x            Salimans & Ho, arXiv:2202.00512
-    sigma_score        sigma times the score = -eps    2 x - 1      VE of Song et al.
+    sigma_score        sigma times the score = -eps    2 x - 1      VE of Song et al., NCSNv2
+    centred_score      the score                       2 x - 1      NCSN
+    edm                (x0 - c_skip y) / c_out         c_in y       Karras et al., arXiv:2206.00364
+
+For edm, y = x / alpha has noise s = sigma / alpha, and with the data's sigma_d = 0.5,
+c_skip = sigma_d^2 / (s^2 + sigma_d^2), c_out = s sigma_d c_in, c_in = 1 / sqrt(s^2 + sigma_d^2).
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +28,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from arrays import expand_like
 from sde_lib import SDE, Time, reverse_drift
 
 Batch = Float[Array, "batch ..."]
-Network = Callable[[Batch, Float[Array, "batch"]], Batch]
+Network = Callable[..., Batch]  # (input, condition), then labels if the denoiser has any
 
 
 class Prediction(NamedTuple):
@@ -51,39 +58,70 @@ def _from_v(x: Batch, alpha: Batch, sigma: Batch, v: Batch) -> Prediction:
     return Prediction((alpha * x - sigma * v) / norm, (sigma * x + alpha * v) / norm)
 
 
+EDM_DATA_STD = 0.5  # sigma_d, the standard deviation of images in [-1, 1]
+
+
+def _from_edm(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction:
+    y, s = x / alpha, sigma / alpha
+    gain = _edm_gain(s)
+    x0 = (EDM_DATA_STD * gain) ** 2 * y + s * EDM_DATA_STD * gain * h
+    # (y - x0) / s without its cancellation at small s.
+    return Prediction(x0, s * gain**2 * y - EDM_DATA_STD * gain * h)
+
+
+def _edm_gain(s: Batch) -> Batch:
+    """c_in, which gives y unit variance."""
+    return jax.lax.rsqrt(s**2 + EDM_DATA_STD**2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parameterization:
-    """A meaning of the network's output, and the affine map scale x + shift of its input."""
+    """A meaning of the network's output, and the map (x, alpha, sigma) -> input of the network."""
 
     predict: Callable[[Batch, Batch, Batch, Batch], Prediction]
-    scale: float = 1.0
-    shift: float = 0.0
+    input: Callable[[Batch, Batch, Batch], Batch] = lambda x, alpha, sigma: x
+
+
+def _centre(x: Batch, alpha: Batch, sigma: Batch) -> Batch:
+    """From the range [0, 1] of the data to [-1, 1]."""
+    return 2 * x - 1
 
 
 PARAMETERIZATIONS = {
     "eps": Parameterization(predict=_from_eps),
+    "eps_variance": Parameterization(
+        predict=lambda x, a, s, h: _from_eps(x, a, s, h[..., : x.shape[-1]])
+    ),
     "score": Parameterization(predict=lambda x, a, s, h: _from_eps(x, a, s, -s * h)),
     "x0": Parameterization(predict=_from_x0),
     "v": Parameterization(predict=_from_v),
     "sigma_score": Parameterization(
-        predict=lambda x, a, s, h: _from_eps(x, a, s, -h), scale=2.0, shift=-1.0
+        predict=lambda x, a, s, h: _from_eps(x, a, s, -h), input=_centre
     ),
+    "centred_score": Parameterization(
+        predict=lambda x, a, s, h: _from_eps(x, a, s, -s * h), input=_centre
+    ),
+    "edm": Parameterization(predict=_from_edm, input=lambda x, a, s: _edm_gain(s / a) * x / a),
 }
 
-# What the network is fed as the time, from t in [0, 1].
-CONDITIONINGS: dict[str, Callable[[SDE, Time], Time]] = {
-    "t": lambda sde, t: t,
+# What the network is fed as the time, from t in [0, 1] and the number of its training levels.
+CONDITIONINGS: dict[str, Callable[[SDE, Time, int], Time]] = {
+    "t": lambda sde, t, levels: t,
     # The continuous VP networks of Song et al. keep DDPM's scale of labels, 0..999.
-    "999t": lambda sde, t: 999.0 * t,
-    "log_sigma": lambda sde, t: sde.log_sigma(t),
-    "log_snr": lambda sde, t: sde.log_snr(t),
+    "999t": lambda sde, t, levels: 999.0 * t,
+    # SMLD counts its levels from the largest sigma down.
+    "sigma_index": lambda sde, t, levels: jnp.round((1 - t) * (levels - 1)),
+    "log_sigma": lambda sde, t, levels: sde.log_sigma(t),
+    "log_snr": lambda sde, t, levels: sde.log_snr(t),
+    # EDM's log(sigma / alpha) / 4.
+    "edm": lambda sde, t, levels: -sde.log_snr(t) / 8,
 }
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["sde", "network"],
-    meta_fields=["parameterization", "conditioning"],
+    data_fields=["sde", "network", "labels"],
+    meta_fields=["parameterization", "conditioning", "levels"],
 )
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
@@ -91,11 +129,13 @@ class Denoiser:
 
     Args:
       sde: the process that made the noise.
-      network: maps (input, condition) to an array shaped like the input; already closed over its
-        parameters, best as `jax.tree_util.Partial(apply, params)`, so that a denoiser is a pytree
-        and new parameters need no new compilation.
+      network: maps (input, condition), and labels if there are any, to an array shaped like the
+        input; already closed over its parameters, best as `jax.tree_util.Partial(apply, params)`,
+        so that a denoiser is a pytree and new parameters need no new compilation.
+      labels: the class of each image of the batch, for a class-conditional network.
       parameterization: a name in PARAMETERIZATIONS.
       conditioning: a name in CONDITIONINGS.
+      levels: number of noise levels that "sigma_index" counts.
 
     Raises:
       ValueError: for an unknown name.
@@ -103,8 +143,10 @@ class Denoiser:
 
     sde: SDE
     network: Network
+    labels: Int[Array, "batch"] | None = None
     parameterization: str = "eps"
     conditioning: str = "999t"
+    levels: int = 1000
 
     def __post_init__(self) -> None:
         for field, table in (
@@ -119,13 +161,18 @@ class Denoiser:
         if callable(self.network) and not isinstance(self.network, Partial):
             object.__setattr__(self, "network", Partial(self.network))
 
+    def of_one(self, label: Int[Array, ""] | None) -> "Denoiser":
+        """This denoiser for a batch of one image, the one with that entry of `labels`."""
+        return self if label is None else dataclasses.replace(self, labels=label[None])
+
     def predict(self, x: Batch, t: Time | float) -> Prediction:
         """The pair (x0, eps) that the network sees in x_t; t of shape () or (batch,)."""
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         meaning = PARAMETERIZATIONS[self.parameterization]
-        condition = CONDITIONINGS[self.conditioning](self.sde, t)
-        output = self.network(meaning.scale * x + meaning.shift, condition)
+        condition = CONDITIONINGS[self.conditioning](self.sde, t, self.levels)
         alpha, sigma = expand_like(self.sde.alpha(t), x), expand_like(self.sde.sigma(t), x)
+        labels = () if self.labels is None else (self.labels,)
+        output = self.network(meaning.input(x, alpha, sigma), condition, *labels)
         return meaning.predict(x, alpha, sigma, output)
 
     def score(self, x: Batch, t: Time) -> Batch:

@@ -35,6 +35,7 @@ def _stratified(key: Key[Array, ""], batch: int) -> Times:
 
 # How a batch of times is drawn on [0, 1].
 TIME_SAMPLERS = {"uniform": _uniform, "stratified": _stratified}
+LEVELS = "levels"  # the times i / (levels - 1), i = 0 .. levels - 1, of discrete training
 
 # lambda(t) / sigma(t)^2, the weight on the squared error of the predicted noise.
 WEIGHTS: dict[str, Callable[[SDE, Times], Times]] = {
@@ -55,7 +56,9 @@ class ScoreMatching:
 
     Args:
       weight: lambda, a name in WEIGHTS.
-      times: how times are drawn on [t_min, 1], a name in TIME_SAMPLERS.
+      times: how times are drawn on [t_min, 1], a name in TIME_SAMPLERS; or "levels", uniform on
+        the grid i / (levels - 1) of SMLD's and DDPM's discrete objectives, which has no t_min.
+      levels: number of times on that grid.
       reduction: "mean" over a sample's dimensions, or half their sum: a name in REDUCTIONS. It
         scales the loss, and with it what gradient clipping does.
       t_min: the smallest time trained on; 1e-5 in Song et al.
@@ -66,17 +69,21 @@ class ScoreMatching:
 
     weight: str = "sigma2"
     times: str = "uniform"
+    levels: int = 1000
     reduction: str = "mean"
     t_min: float = 1e-5
 
     def __post_init__(self) -> None:
-        tables = (("weight", WEIGHTS), ("times", TIME_SAMPLERS), ("reduction", REDUCTIONS))
+        times = {**TIME_SAMPLERS, LEVELS: None}
+        tables = (("weight", WEIGHTS), ("times", times), ("reduction", REDUCTIONS))
         for field, table in tables:
             value = getattr(self, field)
             if value not in table:
                 raise ValueError(
                     f"{field}={value!r} is unknown; choose one of: {', '.join(sorted(table))}"
                 )
+        if self.levels < 2:
+            raise ValueError(f"levels={self.levels} must be at least 2")
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
 
@@ -85,9 +92,14 @@ class ScoreMatching:
     ) -> Float[Array, "batch"]:
         """The loss of each sample, at one random time and noise each; their mean is the loss."""
         time_key, noise_key = jax.random.split(key)
-        u = TIME_SAMPLERS[self.times](time_key, x0.shape[0]).astype(x0.dtype)
-        t = self.t_min + (1 - self.t_min) * u
+        t = self.draw_times(time_key, x0.shape[0]).astype(x0.dtype)
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         error = denoiser.predict(denoiser.sde.perturb(x0, t, eps), t).eps - eps
         weight = WEIGHTS[self.weight](denoiser.sde, t) * REDUCTIONS[self.reduction](x0[0].size)
         return sum_per_sample(expand_like(weight, x0) * error**2)
+
+    def draw_times(self, key: Key[Array, ""], batch: int) -> Times:
+        """The times (batch,) at which a batch is looked at."""
+        if self.times == LEVELS:
+            return jax.random.randint(key, (batch,), 0, self.levels) / (self.levels - 1)
+        return self.t_min + (1 - self.t_min) * TIME_SAMPLERS[self.times](key, batch)

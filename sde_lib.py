@@ -1,4 +1,4 @@
-r"""Processes that turn data into noise: the VE, VP and sub-VP SDEs.
+r"""Processes that turn data into noise: the VE, VP and sub-VP SDEs, and DDPM's discrete chain.
 
 Song et al. 2021, arXiv:2011.13456; the equation numbers are theirs. Every process here is linear,
 dx = f(t) x dt + g(t) dw on t in [0, 1], with data at t = 0, so that
@@ -28,6 +28,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from arrays import expand_like, normal_like, sum_per_sample
@@ -206,7 +207,73 @@ class SubVPSDE(_LinearBeta):
         return jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
 
 
-SDES = {"ve": VESDE, "vp": VPSDE, "subvp": SubVPSDE}
+def _linear_betas(levels: int) -> np.ndarray:
+    return np.linspace(0.1, 20.0, levels) / levels
+
+
+def _cosine_betas(levels: int) -> np.ndarray:
+    steps = np.arange(levels + 1) / levels
+    alpha_bar = np.cos((steps + 0.008) / 1.008 * math.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+# The variances beta_1, ..., beta_N added by each step of a chain of N levels: linear is Ho et al.
+# 2020 (1e-4 .. 0.02 for N = 1000), cosine Nichol and Dhariwal 2021 (arXiv:2102.09672, Eq. 17).
+BETAS = {"linear": _linear_betas, "cosine": _cosine_betas}
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["schedule", "levels"])
+@dataclass(frozen=True, kw_only=True)
+class DiscreteVPSDE(SDE):
+    """The chain of DDPM (Ho et al. 2020, arXiv:2006.11239): alpha^2 = prod_i (1 - beta_i).
+
+    Level i = 0 .. levels - 1 is at t = i / (levels - 1), where alpha and sigma are the table's, to
+    the last digit; between levels log alpha is linear. At t = 0 the data carry the first level's
+    noise.
+
+    Args:
+      schedule: the table of betas, a name in BETAS.
+      levels: length of the table.
+    """
+
+    schedule: str = "linear"
+    levels: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.schedule not in BETAS:
+            raise ValueError(
+                f"schedule={self.schedule!r} is unknown; choose one of: {', '.join(BETAS)}"
+            )
+        if self.levels < 2:
+            raise ValueError(f"levels={self.levels} must be at least 2")
+        if not np.all(self._betas() < 1):
+            raise ValueError(
+                f"levels={self.levels} is too few for schedule={self.schedule!r}, where a beta "
+                "reaches 1; the linear table needs more than 20 levels"
+            )
+
+    @property
+    def prior_std(self) -> float:
+        """DDPM draws from N(0, I)."""
+        return 1.0
+
+    def log_alpha(self, t: Time) -> Time:
+        t = jnp.asarray(t)
+        table = jnp.asarray(0.5 * np.cumsum(np.log1p(-self._betas())), t.dtype)
+        position = jnp.clip(t, 0, 1) * (self.levels - 1)
+        # The level below, so that a level itself is met at fraction 1 or 0 and is exact.
+        below = jnp.minimum(jnp.floor(position), self.levels - 2).astype(jnp.int32)
+        fraction = position - below
+        return (1 - fraction) * table[below] + fraction * table[below + 1]
+
+    def log_sigma(self, t: Time) -> Time:
+        return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
+
+    def _betas(self) -> np.ndarray:
+        return BETAS[self.schedule](self.levels)
+
+
+SDES = {"ve": VESDE, "vp": VPSDE, "subvp": SubVPSDE, "ddpm": DiscreteVPSDE}
 
 
 def reverse_drift(

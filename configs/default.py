@@ -14,11 +14,13 @@ def get_config() -> ConfigDict:
     config.seed = 42  # of initialization, training noise and data order
 
     config.sde = sde = ConfigDict()
-    sde.name = "vp"  # vp, subvp, ve
+    sde.name = "vp"  # vp, subvp, ve, ddpm
     sde.beta_min = placeholder(float)  # vp, subvp: beta(0)
     sde.beta_max = placeholder(float)  # vp, subvp: beta(1)
     sde.sigma_min = placeholder(float)  # ve: noise of the data, in units of [0, 1]
     sde.sigma_max = placeholder(float)  # ve: noise of the prior
+    sde.schedule = placeholder(str)  # ddpm: linear, cosine
+    sde.levels = placeholder(int)  # ddpm: length of the chain
 
     config.model = model = ConfigDict()
     model.name = "ncsnpp"  # a network of models.NETWORKS; its fields are documented there
@@ -26,6 +28,7 @@ def get_config() -> ConfigDict:
     model.channel_multipliers = placeholder(tuple)
     model.blocks_per_level = placeholder(int)
     model.attention_resolutions = placeholder(tuple)
+    model.decoder_attention = placeholder(str)
     model.dropout = placeholder(float)
     model.residual_block = placeholder(str)
     model.resample = placeholder(str)
@@ -35,18 +38,35 @@ def get_config() -> ConfigDict:
     model.progressive_combine = placeholder(str)
     model.embedding = placeholder(str)
     model.fourier_scale = placeholder(float)
+    model.num_classes = placeholder(int)
+    model.activation = placeholder(str)
     model.skip_rescale = placeholder(bool)
     model.init_scale = placeholder(float)
+    model.scale_shift = placeholder(bool)
+    model.heads = placeholder(int)
+    model.head_width = placeholder(int)
+    model.learned_variance = placeholder(bool)
+    model.patch_size = placeholder(int)
+    model.depth = placeholder(int)
+    model.mlp_ratio = placeholder(float)
+    model.levels = placeholder(int)
+    model.size = placeholder(int)
+    model.implementation = placeholder(str)
+    model.compute_dtype = placeholder(str)
+    model.remat = placeholder(bool)
 
     config.denoiser = denoiser = ConfigDict()
-    denoiser.parameterization = (
-        "eps"  # what the network's output means: eps, score, x0, v, sigma_score
-    )
-    denoiser.conditioning = "999t"  # what the network is fed as time: 999t, t, log_sigma, log_snr
+    # What the network's output means: eps, eps_variance, score, x0, v, sigma_score, centred_score,
+    # edm; see denoising.py.
+    denoiser.parameterization = "eps"
+    # What the network is fed as time: 999t, t, log_sigma, log_snr, sigma_index, edm.
+    denoiser.conditioning = "999t"
+    denoiser.levels = 1000  # noise levels that sigma_index counts
 
     config.loss = loss = ConfigDict()
     loss.weight = "sigma2"  # lambda(t): sigma2, or g2 (likelihood weighting)
-    loss.times = "uniform"  # how times are drawn: uniform, stratified
+    loss.times = "uniform"  # how times are drawn: uniform, stratified, levels (discrete)
+    loss.levels = placeholder(int)  # times=levels: their number
     loss.reduction = "mean"  # over dimensions: mean, or half_sum
     loss.t_min = 1e-5  # smallest time trained on
 
@@ -78,6 +98,7 @@ def get_config() -> ConfigDict:
     config.training = training = ConfigDict()
     training.batch_size = 128  # images, over all devices
     training.steps = 1000
+    training.label_dropout = 0.1  # probability that a class-conditional network is told no class
     training.log_every = 50  # steps
     training.checkpoint_every = 1000  # steps
     training.keep_checkpoints = 3  # the latest; 0 for all
@@ -87,6 +108,7 @@ def get_config() -> ConfigDict:
     config.sampling = sampling = ConfigDict()
     sampling.name = "pc"  # pc (Predictor-Corrector), ode (probability flow)
     sampling.seed = 0
+    sampling.label = -1  # class of the samples: -1 all in turn, or one; num_classes for none
     sampling.t_min = 1e-3  # where sampling stops
     sampling.finish = placeholder(str)  # mean (pc only), denoise (one more evaluation), sample
     sampling.predictor = "euler_maruyama"  # euler_maruyama, reverse_diffusion, ancestral, none

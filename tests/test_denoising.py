@@ -24,13 +24,31 @@ ANSWERS = {
     "x0": lambda x0, eps, alpha, sigma: x0,
     "v": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
     "sigma_score": lambda x0, eps, alpha, sigma: -eps,
+    "centred_score": lambda x0, eps, alpha, sigma: -eps / sigma,
+    "edm": lambda x0, eps, alpha, sigma: edm_target(x0, eps, sigma / alpha),
+    "eps_variance": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
 }
-INPUTS = {"sigma_score": lambda x: 2 * x - 1}
+
+
+def edm_target(x0, eps, s):
+    """Karras et al. 2022, Eq. 8: (x0 - c_skip y) / c_out, coefficients of their Table 1."""
+    c_skip = 0.5**2 / (s**2 + 0.5**2)
+    c_out = s * 0.5 / np.sqrt(0.5**2 + s**2)
+    return (x0 - c_skip * (x0 + s * eps)) / c_out
+
+
+INPUTS = {
+    "sigma_score": lambda x, alpha, sigma: 2 * x - 1,
+    "centred_score": lambda x, alpha, sigma: 2 * x - 1,
+    "edm": lambda x, alpha, sigma: x / alpha / np.sqrt((sigma / alpha) ** 2 + 0.5**2),
+}
 LABELS = {
     "t": lambda sde, t: t,
     "999t": lambda sde, t: 999 * t,
     "log_sigma": lambda sde, t: np.log(sde.sigma(t)),
     "log_snr": lambda sde, t: np.log(sde.alpha(t) ** 2 / sde.sigma(t) ** 2),
+    "sigma_index": lambda sde, t: np.round(999 * (1 - t)),
+    "edm": lambda sde, t: np.log(sde.sigma(t) / sde.alpha(t)) / 4,
 }
 
 
@@ -58,7 +76,9 @@ def test_every_meaning_of_the_output_gives_the_same_prediction(x64, sde, name):
     np.testing.assert_allclose(prediction.x0, x0, rtol=1e-7, atol=1e-8)
     np.testing.assert_allclose(prediction.eps, eps, rtol=1e-7, atol=1e-8)
     np.testing.assert_allclose(denoiser.score(x, t), -eps / sigma, rtol=1e-7, atol=1e-8)
-    np.testing.assert_allclose(seen[0][0], INPUTS.get(name, lambda x: x)(x), rtol=1e-12)
+    np.testing.assert_allclose(
+        seen[0][0], INPUTS.get(name, lambda x, alpha, sigma: x)(x, alpha, sigma), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", CONDITIONINGS)

@@ -60,6 +60,41 @@ def values_and_slopes(loss, sde, theta, key, x0):
     return jax.jvp(values, (theta,), (jnp.ones_like(theta),))
 
 
+@pytest.mark.parametrize("levels", [10, 1000])
+def test_discrete_times_are_the_levels_equally_often(levels):
+    loss = ScoreMatching(times="levels", levels=levels)
+    t = np.asarray(loss.draw_times(jax.random.key(0), BATCH), np.float64)
+    index = np.rint(t * (levels - 1))
+    np.testing.assert_allclose(t, index / (levels - 1), rtol=1e-6)
+    counts = np.bincount(index.astype(int), minlength=levels)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_discrete_smld_loss_is_the_published_one():
+    """Half the sum of (sigma_i score + eps)^2 over levels of a geometric sequence."""
+    sde, loss = VESDE(), ScoreMatching(times="levels", levels=232, reduction="half_sum")
+    levels = np.geomspace(0.01, 50.0, 232)
+    seen = []
+
+    def network(x, index):
+        seen.append((x, index))
+        return 0 * x
+
+    denoiser = Denoiser(
+        sde=sde,
+        network=network,
+        parameterization="sigma_score",
+        conditioning="sigma_index",
+        levels=232,
+    )
+    values = loss(jax.random.key(0), denoiser, jnp.zeros((BATCH, DIMS)))
+    ((x, index),) = seen
+    sigma = levels[::-1][np.asarray(index).astype(int)]
+    eps = (np.asarray(x, np.float64) + 1) / 2 / sigma[:, None]
+    np.testing.assert_allclose(values, 0.5 * (eps**2).sum(axis=1), rtol=1e-3)
+    assert agrees(eps**2, 1.0)
+
+
 @pytest.mark.parametrize("weight", WEIGHTS)
 @every_process
 def test_exact_score_attains_the_known_minimum_with_slope_zero(sde, weight):

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from arrays import sample_keys
-from sde_lib import SDES, VESDE, VPSDE, SubVPSDE, reverse_drift
+from sde_lib import SDES, VESDE, VPSDE, DiscreteVPSDE, SubVPSDE, reverse_drift
 
 PROCESSES = [
     pytest.param(VPSDE(), id="vp"),
@@ -209,3 +209,47 @@ def test_processes_can_be_stacked():
         VPSDE(beta_min=low, beta_max=high), jnp.float32(0.5)
     )
     np.testing.assert_allclose(stacked, (low + high) / 2, rtol=1e-5)
+
+
+# The discrete chain
+
+
+def textbook_chain(schedule, levels):
+    """The products of 1 - beta_i of both papers, one factor at a time."""
+    if schedule == "linear":  # Ho et al. 2020, Section 4, for 1000 levels: 1e-4 to 0.02
+        betas = [1e-4 * 1000 / levels * (1 + i * 199 / (levels - 1)) for i in range(levels)]
+    else:  # Nichol and Dhariwal 2021, Eq. 17
+        f = [math.cos((i / levels + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(levels + 1)]
+        betas = [min(1 - f[i + 1] / f[i], 0.999) for i in range(levels)]
+    return np.cumprod(1 - np.array(betas))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("levels", [100, 1000, 4000])
+def test_discrete_chain_has_the_exact_table(x64, schedule, levels):
+    sde = DiscreteVPSDE(schedule=schedule, levels=levels)
+    t = jnp.arange(levels) / (levels - 1)
+    alpha_bar = textbook_chain(schedule, levels)
+    np.testing.assert_allclose(sde.alpha(t) ** 2, alpha_bar, rtol=1e-9)
+    np.testing.assert_allclose(sde.sigma(t) ** 2, 1 - alpha_bar, rtol=1e-9)
+    assert np.all(np.diff(sde.log_snr(jnp.linspace(0, 1, 3 * levels))) < 0)
+
+
+def test_discrete_chain_is_accurate_in_float32_and_near_its_limit():
+    t = jnp.arange(1000, dtype=jnp.float32) / 999
+    sigma = DiscreteVPSDE().sigma(t)
+    np.testing.assert_allclose(sigma**2, 1 - textbook_chain("linear", 1000), rtol=1e-5)
+    np.testing.assert_allclose(sigma[100:], VPSDE().sigma(t[100:]), rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule": "sine"}, "schedule='sine' is unknown; choose one of: linear, cosine"),
+        ({"levels": 1}, "levels=1 must be at least 2"),
+        ({"levels": 20}, "levels=20 is too few"),
+    ],
+)
+def test_impossible_chain_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DiscreteVPSDE(**fields)

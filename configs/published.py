@@ -1,0 +1,212 @@
+"""What the published configurations of Song et al. 2021 (arXiv:2011.13456) share.
+
+The names of variants are those of the published files, without the data set; the deep networks,
+which exist in continuous time only, lose their `_continuous`. Where a published file is broken, the
+configuration that stands for it says in its docstring what was repaired.
+"""
+
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def check_variant(variant: str, variants: Iterable[str]) -> None:
+    """Raises ValueError for a variant, the part of --config after the colon, that is not there."""
+    if variant not in variants:
+        raise ValueError(f"variant {variant!r} is unknown; choose one of: {', '.join(variants)}")
+
+
+# Data, and the training that goes with them.
+
+
+def cifar10() -> ConfigDict:
+    """CIFAR-10, 32x32: 1.3M steps of 128 images."""
+    config = _images("cifar10", 32)
+    config.model.dropout = 0.1
+    _train(config, steps=1_300_000, batch_size=128, checkpoint_every=10_000, evaluate=1024)
+    return config
+
+
+def celeba() -> ConfigDict:
+    """CelebA, 64x64: 1.3M steps of 128 images.
+
+    The published code crops the central 140x140 pixels before resizing, ours the central square of
+    178: give an image folder or .npz made with the published crop to compare numbers.
+    """
+    config = _images("celeb_a", 64)
+    config.data.resize = "crop"
+    config.model.dropout = 0.1
+    _train(config, steps=1_300_000, batch_size=128, checkpoint_every=10_000, evaluate=1024)
+    return config
+
+
+def large_images(name: str, image_size: int, *, batch_size: int = 64) -> ConfigDict:
+    """LSUN, FFHQ and CelebA-HQ: 2.4M steps, no dropout."""
+    config = _images(name, image_size)
+    config.data.resize = "crop"
+    config.model.dropout = 0.0
+    _train(config, steps=2_400_000, batch_size=batch_size, checkpoint_every=5_000, evaluate=512)
+    return config
+
+
+def _images(name: str, image_size: int) -> ConfigDict:
+    config = default.get_config()
+    config.data.name = name
+    config.data.image_size = image_size
+    config.data.channels = 3
+    config.data.random_flip = True
+    config.data.dequantize = False
+    return config
+
+
+def _train(
+    config: ConfigDict, *, steps: int, batch_size: int, checkpoint_every: int, evaluate: int
+) -> None:
+    config.training.steps = steps
+    config.training.batch_size = batch_size
+    config.training.checkpoint_every = checkpoint_every
+    config.training.sample_every = 50_000
+    config.eval.batch_size = evaluate
+    config.eval.samples = 50_000
+
+
+# Processes, with the objective and the sampler that go with them.
+
+
+def vp(config: ConfigDict, *, name: str = "vp", predictor: str = "euler_maruyama") -> None:
+    """VP or sub-VP in continuous time: noise prediction on [-1, 1]."""
+    config.sde.name = name
+    config.data.centered = True
+    config.ema.rate = 0.9999
+    config.sampling.predictor = predictor
+    config.sampling.steps = 1000
+
+
+def vp_discrete(config: ConfigDict, *, predictor: str = "ancestral") -> None:
+    """DDPM's chain of 1000 levels and its simple loss."""
+    vp(config, name="ddpm", predictor=predictor)
+    config.loss.times = "levels"
+
+
+def ve(
+    config: ConfigDict, *, sigma_max: float, snr: float, steps: int = 1000, ema: float = 0.999
+) -> None:
+    """VE in continuous time: sigma times the score on [0, 1], reverse diffusion and Langevin."""
+    config.sde.name = "ve"
+    config.sde.sigma_min = 0.01
+    config.sde.sigma_max = sigma_max
+    config.data.centered = False
+    config.model.embedding = "fourier"
+    config.denoiser.parameterization = "sigma_score"
+    config.denoiser.conditioning = "log_sigma"
+    config.loss.reduction = "half_sum"
+    config.ema.rate = ema
+    config.sampling.t_min = 1e-5
+    config.sampling.predictor = "reverse_diffusion"
+    config.sampling.corrector = "langevin"
+    config.sampling.snr = snr
+    config.sampling.steps = steps
+
+
+def ve_discrete(
+    config: ConfigDict, *, sigma_max: float, snr: float, levels: int = 1000, ema: float = 0.999
+) -> None:
+    """SMLD's levels: the network sees their index. Their likelihood is not defined between them."""
+    ve(config, sigma_max=sigma_max, snr=snr, steps=levels, ema=ema)
+    config.model.embedding = "positional"
+    config.denoiser.conditioning = "sigma_index"
+    config.denoiser.levels = levels
+    config.loss.times = "levels"
+    config.loss.levels = levels
+    config.eval.metrics = ("loss", "frechet")
+
+
+def annealed_langevin(
+    config: ConfigDict,
+    *,
+    sigma_max: float,
+    levels: int,
+    corrections: int,
+    snr: float,
+    lr: float,
+    ema: float,
+) -> None:
+    """NCSN and NCSNv2: SMLD's levels, no warm-up or clipping, and annealed Langevin dynamics."""
+    ve_discrete(config, sigma_max=sigma_max, snr=snr, levels=levels, ema=ema)
+    config.optim.lr = lr
+    config.optim.warmup = 0
+    config.optim.grad_clip = 0.0
+    config.sampling.predictor = "none"
+    config.sampling.corrector = "annealed_langevin"
+    config.sampling.corrections = corrections
+
+
+# Networks.
+
+
+def ddpm(config: ConfigDict, *, multipliers: tuple[int, ...] = (1, 2, 2, 2)) -> None:
+    """The network of Ho et al. 2020."""
+    config.model.name = "ddpm"
+    config.model.features = 128
+    config.model.channel_multipliers = multipliers
+    config.model.blocks_per_level = 2
+    config.model.attention_resolutions = (16,)
+    config.model.embedding = "positional"
+
+
+def ddpmpp(config: ConfigDict, *, blocks: int = 4) -> None:
+    """DDPM++; 8 blocks a level make it deep, and its training shorter."""
+    config.model.name = "ncsnpp"
+    config.model.features = 128
+    config.model.channel_multipliers = (1, 2, 2, 2)
+    config.model.blocks_per_level = blocks
+    config.model.attention_resolutions = (16,)
+    config.model.residual_block = "biggan"
+    config.model.resample = "plain"
+    config.model.progressive_input = "none"
+    config.model.progressive_output = "none"
+    if blocks == 8:
+        config.training.steps = 950_000
+
+
+def ncsnpp(config: ConfigDict, *, blocks: int = 4) -> None:
+    """NCSN++: DDPM++ with FIR resampling and a residual progressive input."""
+    ddpmpp(config, blocks=blocks)
+    config.model.resample = "fir"
+    config.model.progressive_input = "residual"
+
+
+def ncsnpp_large(
+    config: ConfigDict, *, features: int, multipliers: tuple[int, ...], blocks: int
+) -> None:
+    """NCSN++ for 256 and 1024 pixels: progressive skips at both ends."""
+    ncsnpp(config, blocks=blocks)
+    config.model.features = features
+    config.model.channel_multipliers = multipliers
+    config.model.progressive_input = "input_skip"
+    config.model.progressive_output = "output_skip"
+
+
+def ncsnpp_256(config: ConfigDict) -> None:
+    ncsnpp_large(config, features=128, multipliers=(1, 1, 2, 2, 2, 2, 2), blocks=2)
+
+
+def ncsnpp_1024(config: ConfigDict) -> None:
+    ncsnpp_large(config, features=16, multipliers=(1, 2, 4, 8, 16, 32, 32, 32), blocks=1)
+
+
+def ncsn(config: ConfigDict) -> None:
+    """NCSN v1 (Song and Ermon 2019), whose output is the score itself."""
+    config.model.name = "ncsn"
+    config.model.features = 128
+    config.model.levels = config.denoiser.levels
+    config.denoiser.parameterization = "centred_score"
+
+
+def ncsnv2(config: ConfigDict, *, size: int = 64) -> None:
+    """NCSNv2 (Song and Ermon 2020)."""
+    config.model.name = "ncsnv2"
+    config.model.features = 128
+    config.model.size = size

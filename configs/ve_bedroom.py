@@ -1,0 +1,32 @@
+"""VE SDE on LSUN bedrooms, Song et al. 2021 (arXiv:2011.13456), and NCSNv2.
+
+python main.py --config=configs/ve_bedroom.py --mode=train
+
+    variant              pixels   parameters
+    ncsnpp_continuous       256        65.6M   (the default)
+    ncsnv2                  128
+
+No figures were published, and none was measured with this code. Repaired: the published NCSNv2
+misspells `continuous`, and so would train in continuous time on discrete labels.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import published
+
+VARIANTS = ("ncsnpp_continuous", "ncsnv2")
+
+
+def get_config(variant: str = "ncsnpp_continuous") -> ConfigDict:
+    published.check_variant(variant, VARIANTS)
+    if variant == "ncsnv2":
+        config = published.large_images("lsun/bedroom", 128, batch_size=128)
+        published.annealed_langevin(
+            config, sigma_max=190.0, levels=1086, corrections=3, snr=0.095, lr=1e-4, ema=0.9999
+        )
+        published.ncsnv2(config, size=128)
+        return config
+    config = published.large_images("lsun/bedroom", 256)
+    published.ve(config, sigma_max=378.0, snr=0.075, steps=2000)
+    published.ncsnpp_256(config)
+    return config

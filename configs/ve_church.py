@@ -1,0 +1,17 @@
+"""VE SDE with NCSN++ on LSUN churches at 256 pixels, Song et al. 2021 (arXiv:2011.13456).
+
+python main.py --config=configs/ve_church.py --mode=train
+
+65.6M parameters. No figures were published, and none was measured with this code.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import published
+
+
+def get_config() -> ConfigDict:
+    config = published.large_images("lsun/church_outdoor", 256)
+    published.ve(config, sigma_max=380.0, snr=0.075, steps=2000)
+    published.ncsnpp_256(config)
+    return config

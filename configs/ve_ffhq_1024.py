@@ -1,0 +1,19 @@
+"""VE SDE with NCSN++ on FFHQ at 1024 pixels, Song et al. 2021 (arXiv:2011.13456).
+
+python main.py --config=configs/ve_ffhq_1024.py --mode=train --config.data.name=FOLDER
+
+105.8M parameters. No figures were published, and none was measured with this code. FOLDER holds the
+images. Repaired: the published file lacks fields that its own code reads.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import published
+
+
+def get_config() -> ConfigDict:
+    config = published.large_images("ffhq", 1024, batch_size=8)
+    published.ve(config, sigma_max=1348.0, snr=0.15, steps=2000, ema=0.9999)
+    config.loss.reduction = "mean"
+    published.ncsnpp_1024(config)
+    return config

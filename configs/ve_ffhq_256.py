@@ -1,0 +1,18 @@
+"""VE SDE with NCSN++ on FFHQ at 256 pixels, Song et al. 2021 (arXiv:2011.13456).
+
+python main.py --config=configs/ve_ffhq_256.py --mode=train --config.data.name=FOLDER
+
+65.6M parameters. No figures were published, and none was measured with this code. FOLDER holds the
+images, of any size.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import published
+
+
+def get_config() -> ConfigDict:
+    config = published.large_images("ffhq", 256)
+    published.ve(config, sigma_max=348.0, snr=0.075, steps=2000)
+    published.ncsnpp_256(config)
+    return config

@@ -1,0 +1,87 @@
+"""The published configurations: all there, each of the size that was published."""
+
+import functools
+import json
+import math
+
+import jax
+import pytest
+from command_line import ROOT
+
+import builders
+import main
+
+# Parameters of the originals, built from their code. NCSN's were counted after its repair, and grow
+# with the levels: each has normalizations of its own.
+DDPM, DDPMPP, DDPMPP_DEEP = 35_218_947, 61_804_419, 106_632_579
+NCSN = {10: 34_428_675, 232: 44_828_931, 500: 57_384_195}
+PUBLISHED = {
+    "vp_cifar10:ddpm": DDPM,
+    "vp_cifar10:ddpm_continuous": DDPM,
+    "vp_cifar10:ddpm_unconditional": 32_329_347,
+    "vp_cifar10:ddpmpp": DDPMPP,
+    "vp_cifar10:ddpmpp_continuous": DDPMPP,
+    "vp_cifar10:ddpmpp_deep": DDPMPP_DEEP,
+    "vp_cifar10:ncsnpp": 62_693_251,
+    "vp_cifar10:ncsnpp_continuous": 62_693_251,
+    "vp_cifar10:ncsnpp_deep": 107_521_411,
+    "subvp_cifar10:ddpm_continuous": DDPM,
+    "subvp_cifar10:ddpmpp_continuous": DDPMPP,
+    "subvp_cifar10:ddpmpp_deep": DDPMPP_DEEP,
+    "subvp_cifar10:ncsnpp_continuous": 62_693_251,
+    "subvp_cifar10:ncsnpp_deep": 107_521_411,
+    "ve_cifar10:ddpm": DDPM,
+    "ve_cifar10:ncsnpp": 62_693_251,
+    "ve_cifar10:ncsnpp_continuous": 62_758_915,
+    "ve_cifar10:ncsnpp_deep": 107_587_075,
+    "ve_cifar10:ncsn": NCSN[10],
+    "ve_cifar10:ncsn_5": NCSN[10],
+    "ve_cifar10:ncsn_124": NCSN[232],
+    "ve_cifar10:ncsn_1245": NCSN[232],
+    "ve_cifar10:ncsnv2": 33_970_563,
+    "ve_celeba:ncsnpp": 62_693_251,
+    "ve_celeba:ncsn": NCSN[10],
+    "ve_celeba:ncsn_5": NCSN[10],
+    "ve_celeba:ncsn_124": NCSN[500],
+    "ve_celeba:ncsn_1245": NCSN[500],
+    "ve_celeba:ncsnv2": 33_970_563,
+    "ve_bedroom:ncsnpp_continuous": 65_574_549,
+    "ve_bedroom:ncsnv2": 83_445_379,
+    "ve_church": 65_574_549,
+    "ve_ffhq_256": 65_574_549,
+    "ve_celebahq_256": 65_574_549,
+    "ve_ffhq_1024": 105_785_896,
+    "ve_celebahq_1024": 105_785_896,
+    "vp_bedroom": 111_569_923,
+    "vp_church": 111_569_923,
+    "vp_celebahq_256": 111_569_923,
+}
+
+
+def load(name):
+    file, _, variant = name.partition(":")
+    return main._load(f"{ROOT}/configs/{file}.py" + (f":{variant}" if variant else ""))
+
+
+@functools.cache
+def count(model, image_size, data):
+    """The parameters of a network, by what it is made of: many configurations share one."""
+    config = load("vp_digits")
+    config.model, config.data = json.loads(model), json.loads(data)
+    _, _, params = builders.build_network(config)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def test_all_39_published_configurations_are_there():
+    assert len(PUBLISHED) == 39
+    files = {f"{ROOT}/configs/" + name.replace(":", ".py:") for name in PUBLISHED}
+    known = {name if ":" in name else name.removesuffix(".py") for name in main._known_configs()}
+    missing = {name.split("/")[-1] for name in files} - {name.split("/")[-1] for name in known}
+    assert not missing
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_network_has_the_published_size(name):
+    config = load(name)
+    model, data = (json.dumps(config[path].to_dict()) for path in ("model", "data"))
+    assert count(model, config.data.image_size, data) == PUBLISHED[name]
