@@ -49,12 +49,18 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
     network = reader.choose("model", NETWORKS)
     denoiser = _denoiser_factory(reader, sde, network)
     loss = reader.construct("loss", ScoreMatching)
+    if loss.times == "levels" and not sde.sigma(jnp.zeros(())) > 0:
+        raise ConfigError(
+            f"config.loss.times='levels' trains at t = 0 too, where config.sde.name="
+            f"{config.sde.name!r} has no noise; choose uniform or stratified, or sde ddpm or ve"
+        )
     optimizer = reader.construct("optim", Optimizer)
     average = reader.construct("ema", MovingAverage)
     item_shape, scaler = _image_format(reader)
     with reader.errors("model"):
         network.validate(item_shape[0], item_shape[2])
     _check_training(reader, layout)
+    classes = _classes(reader, network)
     _check_eval(reader, layout)
     trainer = Trainer(
         init=partial(_init_network, network, item_shape),
@@ -63,6 +69,8 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
         optimizer=optimizer.chain(config.training.steps),
         average=average,
         layout=layout,
+        classes=classes,
+        label_dropout=config.training.label_dropout,
     )
     sampler, evaluations = _sampler(reader, sde)
     options, ode = reader.construct_all("likelihood", (LikelihoodOptions, ODEOptions), set())
@@ -72,14 +80,30 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
         item_shape=item_shape,
         scaler=scaler,
         loss=loss,
+        network=network,
         denoiser=denoiser,
         trainer=trainer,
         sampler=sampler,
         evaluations=evaluations,
         log_prob=partial(log_prob, options=options, ode=ode),
+        classes=classes,
     )
     _evaluate_shapes(experiment)
     return experiment
+
+
+def build_network(config: ConfigDict) -> tuple[nn.Module, int, Any]:
+    """The network of `config` alone, the size of its images, and its abstract parameters.
+
+    Raises:
+      ConfigError: for the first field that is wrong.
+    """
+    reader = _Reader(config, frozenset())
+    network = reader.choose("model", NETWORKS)
+    item_shape, _ = _image_format(reader)
+    init = partial(_init_network, network, item_shape)
+    with reader.errors("model"):
+        return network, item_shape[0], jax.eval_shape(init, jax.random.key(0))
 
 
 class _Reader:
@@ -174,12 +198,14 @@ def _denoiser_factory(reader: _Reader, sde: SDE, network: nn.Module) -> Callable
     fields = reader.config.denoiser.to_dict()
 
     # Named functions, made once: a Partial of the same function is the same to jit.
-    def apply(params: Any, x: Array, condition: Array) -> Array:
-        return network.apply({"params": params}, x, condition, train=False)
+    def apply(params: Any, x: Array, condition: Array, *labels: Array) -> Array:
+        return network.apply({"params": params}, x, condition, *labels, train=False)
 
-    def apply_with_dropout(params: Any, dropout: Array, x: Array, condition: Array) -> Array:
+    def apply_with_dropout(
+        params: Any, dropout: Array, x: Array, condition: Array, *labels: Array
+    ) -> Array:
         return network.apply(
-            {"params": params}, x, condition, train=True, rngs={"dropout": dropout}
+            {"params": params}, x, condition, *labels, train=True, rngs={"dropout": dropout}
         )
 
     def denoiser(params: Any, dropout: Key[Array, ""] | None = None) -> Denoiser:
@@ -193,6 +219,21 @@ def _denoiser_factory(reader: _Reader, sde: SDE, network: nn.Module) -> Callable
     with reader.errors("denoiser"):
         denoiser({})  # an unknown name shows now
     return denoiser
+
+
+def _classes(reader: _Reader, network: nn.Module) -> int:
+    """The number of classes that the network is told; 0 for none."""
+    classes, label = getattr(network, "num_classes", 0), reader.config.sampling.label
+    if not -1 <= label <= classes or (label >= 0 and not classes):
+        valid = f"-1 (all in turn), 0..{classes - 1}, or {classes} (none)" if classes else "-1"
+        raise ConfigError(
+            f"config.sampling.label={label} is not a class of the network, which has "
+            f"config.model.num_classes={classes}; valid is {valid}"
+        )
+    dropout = reader.config.training.label_dropout
+    if not 0 <= dropout <= 1:
+        raise ConfigError(f"config.training.label_dropout={dropout} must lie in [0, 1]")
+    return classes
 
 
 def _image_format(reader: _Reader) -> tuple[tuple[int, int, int], ImageScaler]:
@@ -245,7 +286,7 @@ def _predictor_corrector(reader: _Reader, sde: SDE) -> tuple[Callable[..., Sampl
     predictor = reader.lookup("sampling", "predictor", {**sampling.PREDICTORS, "none": None})
     corrector = reader.lookup("sampling", "corrector", {**sampling.CORRECTORS, "none": None})
     classes = tuple(cls for cls in (predictor, corrector) if cls)
-    ignore = {"name", "seed", "predictor", "corrector"}
+    ignore = {"name", "seed", "label", "predictor", "corrector"}
     schedule, *kernels = reader.construct_all("sampling", (Schedule, *classes), ignore)
     made = dict(zip(classes, kernels, strict=True))
     kernel = PredictorCorrector(predictor=made.get(predictor), corrector=made.get(corrector))
@@ -256,7 +297,9 @@ def _predictor_corrector(reader: _Reader, sde: SDE) -> tuple[Callable[..., Sampl
 
 
 def _flow(reader: _Reader, sde: SDE) -> tuple[Callable[..., Samples], None]:
-    options, ode = reader.construct_all("sampling", (FlowOptions, ODEOptions), {"name", "seed"})
+    options, ode = reader.construct_all(
+        "sampling", (FlowOptions, ODEOptions), {"name", "seed", "label"}
+    )
     return partial(sample_ode, options=options, ode=ode), None
 
 

@@ -139,14 +139,17 @@ def _test_loss(experiment: Experiment, denoiser: Denoiser, partial: _Partial) ->
     def losses(key: Array, denoiser: Denoiser, x: Array, indices: Array) -> Float[Array, "batch"]:
         # One sample a call of the loss: its time and noise depend on its own key alone.
         keys = sample_keys(key, indices)
-        return jax.vmap(lambda key, x: experiment.loss(key, denoiser, x[None])[0])(keys, x)
+        return jax.vmap(
+            lambda key, x, label: experiment.loss(key, denoiser.of_one(label), x[None])[0]
+        )(keys, x, denoiser.labels)
 
     def compute(indices: np.ndarray) -> np.ndarray:
         placed = experiment.place(indices)
+        labelled = experiment.with_test_labels(denoiser, placed)
         values = [
             losses(
                 jax.random.fold_in(base, repeat),
-                denoiser,
+                labelled,
                 _test_batch(experiment, placed, repeat),
                 placed,
             )
@@ -170,7 +173,8 @@ def _bits_per_dim(experiment: Experiment, denoiser: Denoiser, partial: _Partial)
         def compute(indices: np.ndarray, key: Array = key, draw: int = draw) -> np.ndarray:
             placed = experiment.place(indices)
             x = _test_batch(experiment, placed, draw)
-            result = experiment.log_prob(key, denoiser, x, indices=placed)
+            labelled = experiment.with_test_labels(denoiser, placed)
+            result = experiment.log_prob(key, labelled, x, indices=placed)
             nats = experiment.layout.fetch(result.nats)[: len(indices)]
             return np.stack([nats, np.full_like(nats, result.nfe)])
 

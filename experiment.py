@@ -1,11 +1,13 @@
 """An Experiment: all that a configuration describes, ready to train, sample and be evaluated."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
@@ -45,11 +47,13 @@ class Experiment:
     Attributes:
       config: the resolved configuration, a plain nested dict.
       item_shape: (height, width, channels) of an image.
+      network: the raw Flax module.
       denoiser: (params, dropout key or None) -> Denoiser.
       trainer: makes training states.
       sampler: (key, denoiser, shape, *, indices, frames) -> Samples.
       evaluations: network evaluations an image of `sampler`; None where it is adaptive.
       log_prob: (key, denoiser, x, *, indices) -> LogProb.
+      classes: number of classes of a class-conditional network; 0 for any other.
     """
 
     config: dict
@@ -57,11 +61,13 @@ class Experiment:
     item_shape: tuple[int, int, int]
     scaler: ImageScaler
     loss: ScoreMatching
+    network: Any
     denoiser: Callable[..., Denoiser]
     trainer: Trainer
     sampler: Callable[..., Samples]
     evaluations: int | None
     log_prob: Callable[..., LogProb]
+    classes: int
 
     @cached_property
     def data(self) -> ImageData:
@@ -83,10 +89,16 @@ class Experiment:
             raise ConfigError(str(error)) from error
 
     def training_batches(self) -> TrainingBatches:
-        """The training stream: batch k is a function of the seed and k alone."""
+        """The training stream: batch k is a function of the seed and k alone.
+
+        Raises:
+          ConfigError: as `data`, and if a class-conditional network finds no classes in it.
+        """
         fields = self.config["data"]
+        self._check_labels(self.data.train_labels)
         return TrainingBatches(
             images=self.data.train,
+            labels=self.data.train_labels if self.classes else None,
             batch_size=self.config["training"]["batch_size"],
             seed=self.config["seed"],
             random_flip=fields["random_flip"],
@@ -113,6 +125,10 @@ class Experiment:
           SamplingError: if any is not finite.
         """
         placed = self.place(indices)
+        if self.classes:
+            label = self.config["sampling"]["label"]
+            labels = placed % self.classes if label < 0 else jnp.full_like(placed, label)
+            denoiser = dataclasses.replace(denoiser, labels=labels)
         key = self.key(self.config["sampling"]["seed"], "sampling")
         shape = (placed.shape[0], *self.item_shape)
         samples = self.sampler(key, denoiser, shape, indices=placed, frames=frames)
@@ -129,9 +145,30 @@ class Experiment:
             trajectory = np.stack([self.pictures(frame[: len(indices)]) for frame in trajectory])
         return Pictures(images, samples.nfe, trajectory)
 
+    def with_test_labels(self, denoiser: Denoiser, indices: Int[Array, "batch"]) -> Denoiser:
+        """The denoiser of test images: it knows their classes if the network asks for classes."""
+        if not self.classes:
+            return denoiser
+        self._check_labels(self.data.test_labels)
+        labels = self.data.test_labels[self.layout.fetch(indices)]
+        return dataclasses.replace(denoiser, labels=self.layout.split_rows(labels))
+
+    def _check_labels(self, labels: Int[np.ndarray, "count"] | None) -> None:
+        name = self.config["data"]["name"]
+        if self.classes and labels is None:
+            raise ConfigError(
+                f"config.model.num_classes={self.classes}, but config.data.name={name!r} has no "
+                "labels; set config.model.num_classes=0"
+            )
+        if self.classes and not 0 <= labels.min() <= labels.max() < self.classes:
+            raise ConfigError(
+                f"config.model.num_classes={self.classes}, but the labels of config.data.name="
+                f"{name!r} are {labels.min()}..{labels.max()}; set it to {labels.max() + 1}"
+            )
+
     def pictures(self, x: Float[Any, "count height width channels"]) -> UInt8[np.ndarray, "..."]:
         """From the network's range to 0..255, through the data's own grey levels."""
-        quantizer = self.data.quantizer
+        quantizer = input_pipeline.quantizer(self.config["data"]["name"])
         dequantized = self.config["data"]["dequantize"]
         levels = quantizer.quantize(self.scaler.inverse(x), dequantized=dequantized)
         return quantizer.to_uint8(levels)

@@ -183,6 +183,7 @@ class TrainingBatches:
     """The endless training stream: batch k is a pure function of (seed, k).
 
     Every epoch is a fresh permutation of all images; batches straddle epochs and drop nothing.
+    `labels` are the classes of the images, for networks that see them.
     Raises ValueError for an empty data set, a batch size below 1 or a negative seed.
     """
 
@@ -193,6 +194,7 @@ class TrainingBatches:
     dequantize: bool
     quantizer: Quantizer = Quantizer()
     scaler: ImageScaler = ImageScaler()
+    labels: Int32[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.images):
@@ -233,6 +235,10 @@ class TrainingBatches:
             noise = _uniform(self.seed, _TRAIN_NOISE, step, first=first, count=count, shape=shape)
             return self.scaler.forward(self.quantizer.dequantize(stored, noise))
         return self.scaler.forward(self.quantizer.normalize(stored))
+
+    def labels_at(self, step: int, rows: slice = slice(None)) -> Int32[np.ndarray, " rows"]:
+        """The classes of the images `at(step, rows)`; there must be labels."""
+        return self.labels[self.indices(step)[rows]]
 
 
 def test_batch(
@@ -336,8 +342,13 @@ def load(
         test=test,
         train_labels=train_labels,
         test_labels=test_labels,
-        quantizer=Quantizer(levels=17) if name == DIGITS else Quantizer(),
+        quantizer=quantizer(name),
     )
+
+
+def quantizer(name: str) -> Quantizer:
+    """The levels of a data set, known without reading it: digits have 17, all others 256."""
+    return Quantizer(levels=17) if name == DIGITS else Quantizer()
 
 
 def train_count(name: str) -> int | None:

@@ -114,10 +114,12 @@ def _log_prob(
     keys = sample_keys(key, indices)
     probes = jax.vmap(lambda key, x: draw(key, options.probes, x))(keys, x)
 
-    def field(t: Float[Array, ""], state: tuple, probes: Array) -> tuple:
+    def field(t: Float[Array, ""], state: tuple, args: tuple) -> tuple:
+        probes, label = args
+        one = denoiser.of_one(label)
         # Forward and trace share one linearization. Forward mode keeps no tape, and on the CPU
         # stays clear of convolution gradients inside a loop, which are 10 to 60 times slower.
-        v, jacobian = jax.linearize(lambda x: denoiser.flow(x[None], t)[0], state[0])
+        v, jacobian = jax.linearize(lambda x: one.flow(x[None], t)[0], state[0])
         traces = jax.vmap(lambda e: jnp.sum(e * jacobian(e)))(probes)
         divergence = jnp.sum(traces) if options.trace == "exact" else jnp.mean(traces)
         return v, divergence
@@ -125,7 +127,7 @@ def _log_prob(
     solution = integrate(
         field,
         (x, jnp.zeros(x.shape[0], x.dtype)),
-        probes,
+        (probes, denoiser.labels),
         t0=options.t_min,
         t1=1.0,
         options=ode,

@@ -8,17 +8,22 @@ Any field of the configuration can be overridden: --config.optim.lr=1e-4.
 import os
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-_MODES = ("train", "eval", "sample", "check", "prepare")
+_MODES = ("train", "eval", "sample", "check", "prepare", "import", "export")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 _MODE = flags.DEFINE_enum("mode", None, _MODES, "What to do.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<config name>.")
-_CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "sample: step; by default the latest.")
+_CHECKPOINT = flags.DEFINE_integer(
+    "checkpoint", None, "sample, export: step; by default the latest."
+)
+_SOURCE = flags.DEFINE_string("source", None, "import: a published checkpoint, file or folder.")
+_TARGET = flags.DEFINE_string("target", None, "export: the file to write, for score_sde_pytorch.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "sample: number of images.")
 _GIF = flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
 _CACHE = flags.DEFINE_boolean(
@@ -67,8 +72,9 @@ def _main() -> None:
 def _run(run_lib: ModuleType) -> None:
     config = _CONFIG.value
     explicit = frozenset(config_flags.get_override_values(flags.FLAGS["config"]))
-    file = config_flags.get_config_filename(flags.FLAGS["config"])
-    path = Path(_WORKDIR.value or Path("runs") / Path(file).stem)
+    # configs/vp_cifar10.py:ddpm is at home in runs/vp_cifar10_ddpm.
+    file, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    path = Path(_WORKDIR.value or Path("runs") / "_".join(filter(None, [Path(file).stem, variant])))
     match _MODE.value:
         case "train":
             run_lib.train(config, path, explicit=explicit)
@@ -87,6 +93,35 @@ def _run(run_lib: ModuleType) -> None:
             run_lib.check(config, explicit=explicit)
         case "prepare":
             run_lib.prepare(config)
+        case "import":
+            run_lib.import_checkpoint(
+                config,
+                path,
+                Path(_required(_SOURCE)),
+                explicit=explicit,
+                known=((name, _load(name)) for name in _known_configs()),
+            )
+        case "export":
+            run_lib.export_checkpoint(
+                config,
+                path,
+                Path(_required(_TARGET)),
+                checkpoint=_CHECKPOINT.value,
+                explicit=explicit,
+            )
+
+
+def _required(flag: flags.FlagHolder[str | None]) -> str:
+    if not flag.value:
+        sys.exit(f"error: --mode={_MODE.value} needs --{flag.name}=FILE")
+    return flag.value
+
+
+def _known_configs() -> Iterator[str]:
+    """What --config can be: every configuration file, with each of its variants."""
+    for file in sorted(map(str, Path("configs").glob("[a-z]*_*.py"))):
+        variants = runpy.run_path(file).get("VARIANTS", ())
+        yield from (f"{file}:{variant}" for variant in variants) if variants else (file,)
 
 
 def _parse(argv: list[str]) -> list[str]:

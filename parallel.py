@@ -78,6 +78,10 @@ class Layout:
         """The whole of a global array, on every host."""
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
+    def fetch_tree(self, tree: Any) -> Any:
+        """`fetch` of every leaf of a replicated tree."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), tree)
+
     def abstract(self, tree: Any) -> Any:
         """Shapes of `tree` with the replicated sharding: the template for restoring it."""
         return jax.tree.map(

@@ -1,4 +1,4 @@
-"""The loops: train, evaluate, sample, check and prepare; their cadence, their files, and resuming.
+"""The modes: train, evaluate, sample and the others; their cadence, their files, and resuming.
 
 A run is a working directory. Training goes on from its latest good checkpoint; because data order
 and randomness are functions of the step, the result is that of a run that never stopped.
@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ import builders
 import data_preparation
 import evaluation
 import input_pipeline
+import interchange
 import plan
-from checkpoints import CheckpointError, Checkpoints
+from checkpoints import CheckpointError, Checkpoints, Restored
 from denoising import Denoiser
 from experiment import ConfigError, Experiment
+from interchange import Candidate
 from reporting import MetricsLog, image_grid, write_file, write_gif, write_png
 from training import TrainState
-from workdir import Workdir
+from workdir import Workdir, WorkdirError
 
 
 class TrainingError(RuntimeError):
@@ -102,8 +104,10 @@ def _train_loop(
     pending: deque[tuple[int, dict]] = deque()
     clock = _Clock()
     for step in range(int(state.step) + 1, last + 1):
-        batch = layout.put_batch(batches.at(step - 1, rows))
-        state, scalars = advance(key, state, batch)
+        batch = [layout.put_batch(batches.at(step - 1, rows))]
+        if experiment.classes:
+            batch.append(layout.put_batch(batches.labels_at(step - 1, rows)))
+        state, scalars = advance(key, state, *batch)
         pending.append((step, scalars))
         stopping = bool(stop)  # read once: a signal may come at any line of this loop
         due = {
@@ -215,6 +219,7 @@ def evaluate(config: ConfigDict, path: Path, *, explicit: frozenset[str] = froze
       IntegrationError: if the probability-flow ODE cannot be solved.
     """
     experiment, workdir, checkpoints = _open(config, path, explicit)
+    experiment.training_batches()  # missing data show now
     steps = experiment.config["eval"]["checkpoints"]
     for step in steps:
         checkpoints.config(step)  # a missing one shows before the others are evaluated
@@ -275,7 +280,6 @@ def _open(
     experiment = builders.build(config, explicit=explicit)
     workdir = Workdir(path)
     workdir.check(experiment.config, training=False)
-    experiment.training_batches()  # pictures need the data's grey levels: missing data show now
     return experiment, workdir, Checkpoints(workdir.checkpoints)
 
 
@@ -283,12 +287,74 @@ def _load(
     experiment: Experiment, workdir: Workdir, checkpoints: Checkpoints, step: int | None
 ) -> tuple[int, Denoiser]:
     """The step and the averaged network of a checkpoint; None for the latest good one."""
+    restored = _restore(experiment, workdir, checkpoints, step)
+    return restored.step, experiment.denoiser(restored.state.ema_params)
+
+
+def _restore(
+    experiment: Experiment, workdir: Workdir, checkpoints: Checkpoints, step: int | None
+) -> Restored:
     restored = checkpoints.restore(experiment.trainer.abstract_state(), step)
     if restored is None:
         raise CheckpointError(
-            f"there is no checkpoint in --workdir={workdir.path} yet; run --mode=train first"
+            f"there is no checkpoint in --workdir={workdir.path} yet; run --mode=train or "
+            "--mode=import first"
         )
-    return restored.step, experiment.denoiser(restored.state.ema_params)
+    return restored
+
+
+def import_checkpoint(
+    config: ConfigDict,
+    path: Path,
+    source: Path,
+    *,
+    explicit: frozenset[str] = frozenset(),
+    known: Iterable[tuple[str, ConfigDict]] = (),
+) -> None:
+    """Make the published checkpoint `source` the first one of a new run, for all other modes.
+
+    `known` are configurations, by name, that the file may be of if it is not of `config`.
+
+    Raises:
+      ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
+    """
+    experiment = builders.build(config, explicit=explicit)
+    workdir = Workdir(path)
+    checkpoints = Checkpoints(workdir.checkpoints)
+    if checkpoints.steps() or workdir.config.exists():
+        raise WorkdirError(f"--workdir={path} holds a run already; give a new folder to import to")
+    others = (Candidate(name, *builders.build_network(other)) for name, other in known)
+    family, state = interchange.import_state(experiment, source, others)
+    workdir.path.mkdir(parents=True, exist_ok=True)
+    workdir.save_config(experiment.config)
+    try:
+        checkpoints.save(int(state.step), state, experiment.config)
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+    print(
+        f"imported step {int(state.step)} of {family} from {source} to {path}; "
+        "next: --mode=sample or --mode=eval with the same --workdir"
+    )
+
+
+def export_checkpoint(
+    config: ConfigDict,
+    path: Path,
+    target: Path,
+    *,
+    checkpoint: int | None = None,
+    explicit: frozenset[str] = frozenset(),
+) -> None:
+    """Write a checkpoint of the run as a file that score_sde_pytorch restores.
+
+    Raises:
+      ConfigError, WorkdirError, CheckpointError: before anything is written.
+    """
+    experiment, workdir, checkpoints = _open(config, path, explicit)
+    restored = _restore(experiment, workdir, checkpoints, checkpoint)
+    interchange.export_pytorch(experiment, restored.state, target)
+    print(f"exported step {restored.step} of {path} to {target}")
 
 
 def check(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> None:

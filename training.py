@@ -4,6 +4,7 @@ Randomness is `fold_in(base key, step)`: no key is kept in the state, so a run r
 the run that never stopped, bit for bit.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -104,6 +105,8 @@ class Trainer:
       denoiser: a Denoiser from (parameters, dropout key).
       loss: per-sample losses from (key, denoiser, batch).
       optimizer: an optax transformation.
+      classes: number of classes of a network that is told them, 0 for one that is not.
+      label_dropout: probability of telling it none instead, which is class number `classes`.
     """
 
     init: Callable[[Key[Array, ""]], Any]
@@ -112,31 +115,45 @@ class Trainer:
     optimizer: optax.GradientTransformation
     average: MovingAverage
     layout: Layout
+    classes: int = 0
+    label_dropout: float = 0.1
 
     def first_state(self, key: Key[Array, ""]) -> TrainState:
         """A fresh state, made on the devices."""
         return jax.jit(self._first_state, out_shardings=self.layout.replicated)(key)
+
+    def state_of(self, params: Any, ema_params: Any, step: int) -> TrainState:
+        """A state of parameters that were trained elsewhere; the optimizer starts afresh."""
+
+        def make(params: Any, ema_params: Any) -> TrainState:
+            return TrainState(jnp.int32(step), params, ema_params, self.optimizer.init(params))
+
+        return jax.jit(make, out_shardings=self.layout.replicated)(params, ema_params)
 
     def abstract_state(self) -> TrainState:
         """The state's shapes and shardings, without computing anything."""
         return self.layout.abstract(jax.eval_shape(self._first_state, jax.random.key(0)))
 
     def compiled_step(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-        """The jitted step(base key, state, batch) -> (state, scalars); it consumes the state."""
+        """The jitted `step`, with labels if there are classes; it consumes the state."""
         replicated, split = self.layout.replicated, self.layout.split
         return jax.jit(
             self.step,
-            in_shardings=(replicated, replicated, split),
+            in_shardings=(replicated, replicated, split, *([split] if self.classes else [])),
             out_shardings=(replicated, replicated),
             donate_argnums=1,
         )
 
     def step(
-        self, base_key: Key[Array, ""], state: TrainState, batch: Float[Array, "batch ..."]
+        self,
+        base_key: Key[Array, ""],
+        state: TrainState,
+        batch: Float[Array, "batch ..."],
+        labels: Int[Array, "batch"] | None = None,
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         """One update on a batch; the scalars are the batch's loss and the gradient's norm."""
         key = jax.random.fold_in(base_key, state.step)
-        loss, grads = jax.value_and_grad(self.objective)(state.params, key, batch)
+        loss, grads = jax.value_and_grad(self.objective)(state.params, key, batch, labels)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = self.average.update(state.ema_params, params, state.step)
@@ -144,11 +161,21 @@ class Trainer:
         return TrainState(state.step + 1, params, ema_params, opt_state), scalars
 
     def objective(
-        self, params: Any, key: Key[Array, ""], batch: Float[Array, "batch ..."]
+        self,
+        params: Any,
+        key: Key[Array, ""],
+        batch: Float[Array, "batch ..."],
+        labels: Int[Array, "batch"] | None = None,
     ) -> Float[Array, ""]:
         """The batch's mean loss, whose gradient is taken."""
         loss_key, dropout_key = jax.random.split(key)
-        return jnp.mean(self.loss(loss_key, self.denoiser(params, dropout_key), batch))
+        denoiser = self.denoiser(params, dropout_key)
+        if labels is not None:
+            label_key = jax.random.fold_in(dropout_key, 0)
+            dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
+            labels = jnp.where(dropped, self.classes, labels)
+            denoiser = dataclasses.replace(denoiser, labels=labels)
+        return jnp.mean(self.loss(loss_key, denoiser, batch))
 
     def _first_state(self, key: Key[Array, ""]) -> TrainState:
         params = self.init(key)

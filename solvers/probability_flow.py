@@ -79,13 +79,17 @@ def _solve(
     ode: ODEOptions,
     frames: int,
 ) -> tuple[Float[Array, "batch ..."], Int[Array, "batch"], Bool[Array, "batch"], Array | None]:
-    def velocity(t: Float[Array, ""], x: Float[Array, "..."], _: None) -> Float[Array, "..."]:
-        return denoiser.flow(x[None], t)[0]
+    def velocity(
+        t: Float[Array, ""], x: Float[Array, "..."], label: Int[Array, ""] | None
+    ) -> Float[Array, "..."]:
+        return denoiser.of_one(label).flow(x[None], t)[0]
 
     keys = fold_in_each(sample_keys(key, indices), 0)
     prior = denoiser.sde.prior_sample(keys, jnp.zeros((indices.shape[0], *item_shape)))
     t_min = options.t_min
-    solution = integrate(velocity, prior, None, t0=1.0, t1=t_min, options=ode, frames=frames)
+    solution = integrate(
+        velocity, prior, denoiser.labels, t0=1.0, t1=t_min, options=ode, frames=frames
+    )
     denoise = options.finish == "denoise"
     x = denoiser.predict(solution.y, t_min).x0 if denoise else solution.y
     return x, solution.evaluations, solution.success, solution.path

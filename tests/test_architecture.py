@@ -16,18 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ("input_pipeline", "data_readers", "data_preparation")
 FLOORS = [
     {"arrays", "models", *DATA, "metrics", "parallel", "reporting", "ode"},
-    {"sde_lib", "training", "checkpoints", "workdir"},
+    {"sde_lib", "training", "checkpoints", "workdir", "published"},
     {"denoising"},
     {"sampling", "losses", "likelihood"},
     {"solvers"},
     {"experiment"},
     {"builders"},
-    {"plan", "evaluation"},
+    {"plan", "evaluation", "interchange"},
     {"run_lib"},
     {"main"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-ROOMS = ({"models"}, {"metrics"}, set(DATA))
+ROOMS = ({"models"}, {"metrics"}, {"published"}, set(DATA))
 TESTS = {path.stem for path in Path(__file__).parent.glob("*.py")} | {"tests"}
 OUTSIDE = {"configs", "benchmarks", "notebooks"}  # on no floor: nothing stands on them
 LINES = 450

@@ -15,8 +15,6 @@ from command_line import CONFIG, ROOT, TINY, flags, run, run_fresh, snapshot, wr
 
 from checkpoints import Checkpoints
 
-CONFIGS = sorted(path.stem for path in ROOT.glob("configs/[a-z]*_*.py"))
-
 
 def assert_rejected(call, pattern):
     assert call.status not in (0, None), call
@@ -348,19 +346,15 @@ def test_workdir_that_may_not_be_written():
 
 # --- check ------------------------------------------------------------------------------------
 
-PARAMETERS = {
-    "vp_cifar10": "61,804,419",
-    "subvp_cifar10": "61,804,419",
-    "ve_cifar10": "62,758,915",
-}
 
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_check_plans_every_configuration(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("vp_digits.py", ""), ("vp_cifar10.py:ddpm", "35,218,947")]
+)
+def test_check_plans_a_configuration(tmp_path, name, parameters):
     workdir = tmp_path / "run"
-    call = run(f"--config=configs/{name}.py", "--mode=check", f"--workdir={workdir}")
+    call = run(f"--config=configs/{name}", "--mode=check", f"--workdir={workdir}")
     assert call.status == 0, call.stderr
-    assert re.search(rf"^parameters +{PARAMETERS.get(name, '')}", call.stdout, re.MULTILINE)
+    assert re.search(rf"^parameters +{parameters}", call.stdout, re.MULTILINE)
     assert re.search(r"^train step +about \d+\.\d\d GB", call.stdout, re.MULTILINE)
     assert not workdir.exists()
 

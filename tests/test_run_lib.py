@@ -376,3 +376,55 @@ def test_fresh_interpreter_trains_the_same(tmp_path, finished):
     call = run_fresh(*flags("train", tmp_path))
     assert call.status == 0, call.stderr
     assert_same_run(tmp_path, finished)
+
+
+# --- classes ------------------------------------------------------------------------------------
+
+
+def test_class_conditional_run_trains_samples_and_is_evaluated(tmp_path):
+    """Other classes, other samples; all classes in turn are sample k of class k mod 10."""
+    # An initial scale of 0 would make the output 0 whatever the class.
+    fields = TINY | {"model.num_classes": 10, "model.init_scale": 1.0, "training.steps": 2}
+    fields["eval.metrics"] = ("loss",)
+    workdir = tmp_path / "run"
+    assert run(*flags("train", workdir, fields)).status == 0
+
+    def drawn(**choice):
+        call = run(*flags("sample", workdir, fields | choice), "--num_samples=12")
+        assert call.status == 0, call.stderr
+        with np.load(workdir / "samples" / "checkpoint_2.npz") as file:
+            return file["samples"]
+
+    turns, threes, none = (drawn(**{"sampling.label": label}) for label in (-1, 3, 10))
+    np.testing.assert_array_equal(turns[3], threes[3])
+    assert np.any(turns != threes)
+    assert np.any(threes != none)
+    call = run(*flags("eval", workdir, fields | {"eval.loss_repeats": 1}))
+    assert call.status == 0, call.stderr
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"model.num_classes": 10, "sampling.label": 11},
+            r"label=11 is not a class.*0\.\.9, or 10",
+        ),
+        ({"sampling.label": 3}, r"label=3 is not a class.*num_classes=0; valid is -1"),
+        ({"model.num_classes": 4}, r"num_classes=4, but the labels .* are 0\.\.9; set it to 10"),
+        ({"training.label_dropout": 2.0}, r"label_dropout=2\.0 must lie in \[0, 1\]"),
+    ],
+)
+def test_classes_that_are_not_there_are_told_before_anything_runs(tmp_path, fields, message):
+    call = run(*flags("train", tmp_path / "run", TINY | fields))
+    assert call.status == 1
+    assert re.search(message, call.stderr), call.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_classes_of_images_without_labels_are_told(tmp_path):
+    write_images(tmp_path / "images.npz", 40, 10)
+    fields = TINY | {"model.num_classes": 2, "data.name": str(tmp_path / "images.npz")}
+    call = run(*flags("train", tmp_path / "run", fields))
+    assert call.status == 1
+    assert "has no labels; set config.model.num_classes=0" in call.stderr

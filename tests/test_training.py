@@ -1,5 +1,6 @@
 """The training step against hand-written Adam, and the same numbers on one device and on four."""
 
+import dataclasses
 import functools
 import math
 
@@ -58,6 +59,46 @@ def run(trainer, steps, state=None, key=KEY):
         state, scalars = step(key, state, trainer.layout.put_batch(batch_of(int(state.step))))
         losses.append(float(scalars["loss"]))
     return state, losses
+
+
+# --- classes ---
+
+
+def test_classes_reach_the_network_but_for_the_dropped_ones():
+    seen = []
+
+    def loss(key, denoiser, batch):
+        seen.append(denoiser.labels)
+        return jnp.zeros(len(batch))
+
+    rows = 4000
+    labels = jnp.arange(rows) % 5
+    trainer = dataclasses.replace(make_trainer(loss=loss), classes=5, label_dropout=0.25)
+    for seed in (0, 1):
+        trainer.objective({}, jax.random.key(seed), jnp.zeros((rows, DIMS)), labels)
+    for told in seen:
+        dropped = told == 5
+        assert abs(float(dropped.mean()) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / rows)
+        np.testing.assert_array_equal(told[~dropped], labels[~dropped])
+    assert np.any(seen[0] != seen[1])
+
+
+def test_step_with_classes_takes_them_on_every_layout():
+    def biased(params, x, t, labels):
+        return x @ params["kernel"] + params["bias"][None] + labels[:, None]
+
+    def conditional(params, dropout=None):
+        return Denoiser(sde=VPSDE(), network=Partial(biased, params))
+
+    losses = []
+    for layout in (ONE, FOUR):
+        trainer = dataclasses.replace(make_trainer(layout=layout), classes=5, denoiser=conditional)
+        labels = np.arange(8, dtype=np.int32) % 5
+        batch = layout.put_batch(batch_of(0)), layout.put_batch(labels)
+        _, scalars = trainer.compiled_step()(KEY, trainer.first_state(KEY), *batch)
+        losses.append(float(scalars["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] > 1.5  # the labels are errors
 
 
 # --- one step -----------------------------------------------------------------------------------

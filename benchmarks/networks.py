@@ -1,0 +1,280 @@
+"""Throughput of our networks beside PyTorch's on the same machine, alternating, in one run.
+
+    pip install torch diffusers
+    python benchmarks/networks.py                          # CPU: DDPM and DDPM++ of CIFAR-10
+    python benchmarks/networks.py --suite=edm --edm=DIR    # GPU: EDM's DDPM++, batch 512, bfloat16
+
+The CPU suite compares with the U-Nets of diffusers, set to the same architecture as far as they can
+express it (DDPM++: without the division of residual sums by sqrt 2). The GPU suite compares with
+the network in a checkout of NVlabs/edm at its own mixed precision. Each side is a process of its
+own, so that peak memory is its own; they take turns, and a ratio is that of neighbours in time.
+A training step is the forward and backward pass of the error of the predicted noise, and Adam's
+update. Results are written to benchmarks/results/.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+# name -> (fields of NCSNpp, arguments of diffusers.UNet2DModel)
+COMMON = {
+    "sample_size": 32,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (128, 256, 256, 256),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": None,
+    "norm_eps": 1e-6,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+}
+OURS = {"decoder_attention": "block", "dropout": 0.0}
+NETWORKS = {
+    "ddpm": (
+        OURS | {"blocks_per_level": 2, "residual_block": "ddpm", "skip_rescale": False},
+        COMMON | {"layers_per_block": 2},
+    ),
+    "ddpmpp": (
+        OURS | {"blocks_per_level": 4},
+        COMMON | {"layers_per_block": 4, "downsample_type": "resnet", "upsample_type": "resnet"},
+    ),
+}
+EDM_FIELDS = {"channel_multipliers": (2, 2, 2), "blocks_per_level": 4, "dropout": 0.13}
+# Dense bfloat16 peaks in FLOP/s, from the data sheets.
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+
+
+# --- the two sides: each returns ((kind of call) -> function that makes it), and what it knows ----
+
+
+def ours(name: str, batch: int, precision: str) -> tuple[dict, dict]:
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from models.ncsnpp import NCSNpp
+
+    fields = EDM_FIELDS if name == "edm" else NETWORKS[name][0]
+    network = NCSNpp(**fields, compute_dtype=precision)
+    x = jax.random.normal(jax.random.key(0), (batch, 32, 32, 3))
+    cond = jnp.linspace(0.0, 999.0, batch)
+    params = jax.jit(lambda key: network.init(key, x[:1], cond[:1], train=False)["params"])(
+        jax.random.key(1)
+    )
+    optimizer = optax.adam(1e-4)
+
+    def loss(params, key, x):
+        rngs = {"dropout": key}
+        y = network.apply({"params": params}, x, cond, train=True, rngs=rngs)
+        return jnp.mean((y - x) ** 2)
+
+    def train(params, opt_state, key, x):
+        grads = jax.grad(loss)(params, key, x)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    state = [params, jax.jit(optimizer.init)(params)]
+    seconds, start = {}, time.perf_counter()
+    forward = (
+        jax.jit(lambda p, x: network.apply({"params": p}, x, cond, train=False))
+        .lower(params, x)
+        .compile()
+    )
+    seconds["forward"] = time.perf_counter() - start
+    start, key = time.perf_counter(), jax.random.key(2)
+    step = jax.jit(train, donate_argnums=(0, 1)).lower(*state, key, x).compile()
+    seconds["train"] = time.perf_counter() - start
+    costs = step.cost_analysis() or {}
+
+    def run_train():
+        state[:] = jax.block_until_ready(step(*state, key, x))
+
+    calls = {
+        "forward": lambda: jax.block_until_ready(forward(state[0], x)),
+        "train": run_train,
+    }
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    device = jax.devices()[0].device_kind
+    facts = {"parameters": count, "compile_seconds": seconds, "device": device}
+    return calls, facts | {"train_flops": float(costs.get("flops", 0.0))}
+
+
+def theirs(name: str, batch: int, edm: str | None) -> tuple[dict, dict]:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() and edm else "cpu"
+    if edm:
+        sys.path.insert(0, edm)
+        from training.networks import EDMPrecond
+
+        torch.backends.cudnn.benchmark = True
+        network = EDMPrecond(
+            32, 3, use_fp16=True, model_type="SongUNet", channel_mult=[2, 2, 2], dropout=0.13
+        )
+    else:
+        import diffusers
+
+        network = diffusers.UNet2DModel(**NETWORKS[name][1])
+    network = network.to(device).train()
+    x = torch.randn(batch, 3, 32, 32, device=device)
+    cond = torch.linspace(0.1, 80.0 if edm else 999.0, batch, device=device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+
+    def apply(x):
+        return network(x, cond) if edm else network(x, cond).sample
+
+    def finish():
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def forward():
+        with torch.no_grad():
+            apply(x)
+        finish()
+
+    def train():
+        optimizer.zero_grad(set_to_none=True)
+        torch.mean((apply(x) - x) ** 2).backward()
+        optimizer.step()
+        finish()
+
+    count = sum(p.numel() for p in network.parameters())
+    facts = {"parameters": count, "compile_seconds": {}, "threads": torch.get_num_threads()}
+    return {"forward": forward, "train": train}, facts
+
+
+def worker(connection, side: str, arguments: tuple) -> None:
+    """Answers each name of a call with its seconds, and "end" with the facts."""
+    calls, facts = {"ours": ours, "theirs": theirs}[side](*arguments)
+    connection.send("ready")
+    while (kind := connection.recv()) != "end":
+        start = time.perf_counter()
+        calls[kind]()
+        connection.send(time.perf_counter() - start)
+    facts["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    connection.send(facts)
+
+
+# --- the comparison ---------------------------------------------------------------------------
+
+
+def compare(name: str, batch: int, repeats: int, precision: str, edm: str | None) -> dict:
+    """Seconds of both sides, in turns; sides that cannot be had are left out."""
+    context = multiprocessing.get_context("spawn")
+    arguments = {"ours": (name, batch, precision), "theirs": (name, batch, edm)}
+    ends = {}
+    for side in arguments:
+        ends[side], other = context.Pipe()
+        process = context.Process(target=worker, args=(other, side, arguments[side]), daemon=True)
+        process.start()
+        other.close()
+        ends[side].recv()
+    seconds = {kind: {side: [] for side in ends} for kind in ("forward", "train")}
+    for kind, columns in seconds.items():
+        for repeat in range(repeats + 1):
+            for side, end in ends.items():
+                end.send(kind)
+                elapsed = end.recv()
+                if repeat:  # the first warms up
+                    columns[side].append(elapsed)
+    facts = {}
+    for side, end in ends.items():
+        end.send("end")
+        facts[side] = end.recv()
+    return {
+        "network": name,
+        "batch": batch,
+        "precision": precision,
+        "facts": facts,
+        "seconds": seconds,
+    }
+
+
+def report(result: dict) -> str:
+    """A few lines: images a second, ratios of neighbours with their spread, memory, compilation."""
+    facts, batch = result["facts"], result["batch"]
+    lines = [f"{result['network']}, batch {batch}, {result['precision']}"]
+    for kind, columns in result["seconds"].items():
+        ratios = np.array(columns["theirs"]) / np.array(columns["ours"])
+        low, middle, high = np.quantile(ratios, [0.0, 0.5, 1.0])
+        rates = {side: batch / np.median(s) for side, s in columns.items()}
+        lines.append(
+            f"  {kind:8}{rates['ours']:9.1f} images/s, theirs {rates['theirs']:9.1f}: "
+            f"ratio {middle:.2f} ({low:.2f} .. {high:.2f}, {len(ratios)} pairs)"
+        )
+    for side, known in facts.items():
+        compiled = ", ".join(f"{k} {s:.1f} s" for k, s in known["compile_seconds"].items())
+        lines.append(
+            f"  {side:8}{known['parameters']:,} parameters, peak memory "
+            f"{known['peak_memory_gb']:.2f} GB" + (f", compiled {compiled}" if compiled else "")
+        )
+    peak = next((p for name, p in PEAKS.items() if name in facts["ours"]["device"]), None)
+    if peak:
+        rate = facts["ours"]["train_flops"] / np.median(result["seconds"]["train"]["ours"])
+        lines.append(
+            f"  our training step: {rate / 1e12:.0f} TFLOP/s, {rate / peak:.0%} of the peak"
+        )
+    return "\n".join(lines)
+
+
+def provenance(facts: dict) -> dict:
+    """What a number is worth nothing without."""
+    versions = {}
+    for package in ("jax", "jaxlib", "flax", "torch", "diffusers"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "device": facts["ours"]["device"],
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "commit": commit,
+        "versions": versions,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=("cpu", "edm"), default="cpu")
+    parser.add_argument("--networks", default="ddpm,ddpmpp", help="of the CPU suite")
+    parser.add_argument("--batch", type=int, help="default: 16 on the CPU, 512 for edm")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--edm", help="a checkout of NVlabs/edm, for --suite=edm")
+    options = parser.parse_args()
+    if options.suite == "edm" and not (Path(options.edm or "") / "training/networks.py").is_file():
+        sys.exit(f"error: --edm={options.edm!r} is no checkout of NVlabs/edm; give its folder")
+    names = ["edm"] if options.suite == "edm" else options.networks.split(",")
+    batch = options.batch or (512 if options.suite == "edm" else 16)
+    precision = "bfloat16" if options.suite == "edm" else "float32"
+    results = []
+    for name in names:
+        results.append(compare(name, batch, options.repeats, precision, options.edm))
+        print(report(results[-1]), flush=True)
+    made = provenance(results[0]["facts"])
+    kind = made["device"].replace(" ", "_").lower()
+    file = ROOT / "benchmarks" / "results" / f"networks_{options.suite}_{kind}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({**made, "results": results}, indent=1) + "\n")
+    print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    main()
