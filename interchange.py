@@ -1,8 +1,7 @@
 """Checkpoints of other code bases, into a run of ours and back out of it.
 
 A family is a module of `published` with the functions `recognises(tree)`, whether a file's content
-is of that code base, and `import_state(tree, network, image_size, template, *, source)`, and the
-names NETWORKS of the networks that it knows.
+is of that code base, and `import_state(tree, network, image_size, template, *, source)`.
 """
 
 from collections.abc import Iterable
@@ -72,11 +71,6 @@ def export_pytorch(experiment: Experiment, state: TrainState, target: Path) -> N
     """
     if target.exists():
         raise ConfigError(f"--target={target} is there already; give the name of a new file")
-    if experiment.config["model"]["name"] not in score_sde.NETWORKS:
-        raise ConfigError(
-            f"config.model.name={experiment.config['model']['name']!r} is not a network of "
-            f"score_sde_pytorch, which has: {', '.join(score_sde.NETWORKS)}"
-        )
     layout = experiment.layout
     try:
         score_sde.export_pytorch(
@@ -93,13 +87,7 @@ def export_pytorch(experiment: Experiment, state: TrainState, target: Path) -> N
 
 
 def _translated(family: str, tree: Any, candidate: Candidate, source: Path) -> score_sde.Imported:
-    module = FAMILIES[family]
-    if type(candidate.network).__name__.lower() not in module.NETWORKS:
-        raise ValueError(
-            f"{source} is a checkpoint of {family}, whose networks are config.model.name="
-            f"{' or '.join(map(repr, module.NETWORKS))}, not {candidate.name!r}"
-        )
-    return module.import_state(
+    return FAMILIES[family].import_state(
         tree, candidate.network, candidate.image_size, candidate.template, source=str(source)
     )
 

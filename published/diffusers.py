@@ -25,9 +25,8 @@ from typing import Any
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
 from published.errors import FileError
-from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Weight, translate
+from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Imported, Weight, translate
 from published.pytorch_layers import affine, check_network, norm, one_set
-from published.score_sde import Imported
 
 _OLD_FREQUENCIES, _FREQUENCIES = "time_proj.W", "time_proj.weight"
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "output": "to_out.0"}

@@ -29,7 +29,7 @@ import numpy as np
 from models.adm import ADM
 from models.ncsnpp import NCSNpp
 from published.errors import FileError
-from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Weight, translate
+from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Imported, Weight, translate
 from published.pytorch_layers import (
     AFTER_COSINE_FIRST,
     Tensors,
@@ -39,7 +39,6 @@ from published.pytorch_layers import (
     one_set,
     projections,
 )
-from published.score_sde import Imported
 
 # Tensors that are no parameters of ours: filters, the noise levels of the preconditioner "iDDPM",
 # and what augmentation labels go through.

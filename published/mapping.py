@@ -50,6 +50,14 @@ class Weight:
     to_theirs: Rearrange | None
 
 
+class Imported(NamedTuple):
+    """A training state in our words, its parameters nested dicts of float32 arrays."""
+
+    step: int
+    params: dict[str, Any]
+    ema_params: dict[str, Any]
+
+
 class Layout(NamedTuple):
     """Two rearrangements, each the other's inverse."""
 

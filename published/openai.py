@@ -28,7 +28,7 @@ import numpy as np
 from models.adm import ADM
 from models.adm_classifier import ADMClassifier
 from published.errors import FileError
-from published.mapping import CONV, CONV_1D, CONV_1X1, LINEAR, Layout, Weight, translate
+from published.mapping import CONV, CONV_1D, CONV_1X1, LINEAR, Imported, Layout, Weight, translate
 from published.pytorch_layers import (
     AFTER_COSINE_FIRST,
     affine,
@@ -37,7 +37,6 @@ from published.pytorch_layers import (
     one_set,
     projections,
 )
-from published.score_sde import Imported
 
 # How the outputs of the layer for query, key and value run, by the name of the order.
 ATTENTION_ORDERS = {"legacy": "head part channel", "new": "part head channel"}

@@ -22,8 +22,7 @@ from models.adm import ADM
 from models.adm_classifier import ADMClassifier
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
-from published.mapping import IDENTICAL, LINEAR, Layout, Weight, part
-from published.score_sde import Imported
+from published.mapping import IDENTICAL, LINEAR, Imported, Layout, Weight, part
 
 Network = NCSNpp | DDPM | ADM | ADMClassifier
 Tensors = dict[str, Shaped[np.ndarray, "..."]]

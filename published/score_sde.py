@@ -26,11 +26,12 @@ from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSNv2
 from published import score_sde_refinenets, score_sde_unets
 from published.errors import FileError
-from published.mapping import Weight, translate, translate_back
+from published.mapping import Imported, Weight, translate, translate_back
+from published.pytorch_layers import check_network
 from published.torch_writer import write_torch
 
 Network = NCSNpp | DDPM | NCSN | NCSNv2
-NETWORKS = ("ncsnpp", "ddpm", "ncsnv2", "ncsn")  # by the names of config.model.name
+_CLASSES = {"ncsnpp": NCSNpp, "ddpm": DDPM, "ncsnv2": NCSNv2, "ncsn": NCSN}
 Tensors = dict[str, Shaped[np.ndarray, "..."]]
 
 # Tensors of the PyTorch networks that are no parameters: the table of noise levels.
@@ -45,14 +46,6 @@ class Published(NamedTuple):
     step: int
     params: Tensors
     ema: Tensors
-
-
-class Imported(NamedTuple):
-    """The same in our words: nested dicts of float32 arrays."""
-
-    step: int
-    params: dict[str, Any]
-    ema_params: dict[str, Any]
 
 
 def recognises(tree: Any) -> bool:
@@ -104,6 +97,7 @@ def weights_jax(network: Network, image_size: int) -> list[Weight]:
     Raises:
         ValueError: the JAX code has no such network.
     """
+    check_network(network, "score_sde", _CLASSES, {})
     if isinstance(network, NCSN | NCSNv2):
         return score_sde_refinenets.weights_jax(network)
     return score_sde_unets.weights_jax(network, image_size)
@@ -115,6 +109,7 @@ def weights_pytorch(network: Network, image_size: int) -> list[Weight]:
     Raises:
         ValueError: the PyTorch code has no such network.
     """
+    check_network(network, "score_sde", _CLASSES, {})
     if isinstance(network, NCSN | NCSNv2):
         return score_sde_refinenets.weights_pytorch(network)
     return score_sde_unets.weights_pytorch(network, image_size)
