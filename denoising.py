@@ -109,6 +109,9 @@ CONDITIONINGS: dict[str, Callable[[SDE, Time, int], Time]] = {
     "t": lambda sde, t, levels: t,
     # The continuous VP networks of Song et al. keep DDPM's scale of labels, 0..999.
     "999t": lambda sde, t, levels: 999.0 * t,
+    # A chain of any length counts its levels, or scales them to 0 .. 1000 (improved DDPM).
+    "index": lambda sde, t, levels: (levels - 1) * t,
+    "rescaled_index": lambda sde, t, levels: 1000 * (levels - 1) / levels * t,
     # SMLD counts its levels from the largest sigma down.
     "sigma_index": lambda sde, t, levels: jnp.round((1 - t) * (levels - 1)),
     "log_sigma": lambda sde, t, levels: sde.log_sigma(t),
@@ -135,7 +138,7 @@ class Denoiser:
       labels: the class of each image of the batch, for a class-conditional network.
       parameterization: a name in PARAMETERIZATIONS.
       conditioning: a name in CONDITIONINGS.
-      levels: number of noise levels that "sigma_index" counts.
+      levels: number of noise levels that the conditionings with an index count.
 
     Raises:
       ValueError: for an unknown name.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from experiment import ConfigError, Experiment
 from published import diffusers, edm, files, openai, score_sde
+from published.mapping import Imported
 from training import TrainState
 
 # What a message calls a family.
@@ -31,9 +32,14 @@ class Candidate(NamedTuple):
 
 
 def import_state(
-    experiment: Experiment, source: Path, others: Iterable[Candidate]
+    experiment: Experiment,
+    source: Path,
+    others: Iterable[Candidate],
+    attention_order: str = "legacy",
 ) -> tuple[str, TrainState]:
     """The name of the family of `source`, and its parameters with an optimizer that starts afresh.
+
+    `attention_order` is a name in `published.openai.ATTENTION_ORDERS`, for files of that family.
 
     Raises:
       ConfigError: the file cannot be read, is of no family, or is not of this network; then the
@@ -55,7 +61,7 @@ def import_state(
         experiment.trainer.abstract_state().params,
     )
     try:
-        imported = _translated(family, tree, mine, source)
+        imported = _translated(family, tree, mine, source, attention_order)
     except ValueError as error:
         fitting = [other.name for other in others if _fits(family, tree, other, source)]
         hint = f". It is of the network of --config={' or '.join(fitting)}" if fitting else ""
@@ -86,10 +92,13 @@ def export_pytorch(experiment: Experiment, state: TrainState, target: Path) -> N
         raise ConfigError(str(error)) from error
 
 
-def _translated(family: str, tree: Any, candidate: Candidate, source: Path) -> score_sde.Imported:
-    return FAMILIES[family].import_state(
-        tree, candidate.network, candidate.image_size, candidate.template, source=str(source)
-    )
+def _translated(
+    family: str, tree: Any, candidate: Candidate, source: Path, attention_order: str = "legacy"
+) -> Imported:
+    module = FAMILIES[family]
+    options = {"attention_order": attention_order} if module is openai else {}
+    _, network, image_size, template = candidate
+    return module.import_state(tree, network, image_size, template, source=str(source), **options)
 
 
 def _fits(family: str, tree: Any, candidate: Candidate, source: Path) -> bool:

@@ -23,6 +23,12 @@ _CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "sample, export: step; by default the latest."
 )
 _SOURCE = flags.DEFINE_string("source", None, "import: a published checkpoint, file or folder.")
+_ATTENTION_ORDER = flags.DEFINE_enum(
+    "attention_order",
+    "legacy",
+    ("legacy", "new"),
+    "import: how a file of OpenAI sorts query, key and value; new for 64x64_diffusion.pt.",
+)
 _TARGET = flags.DEFINE_string("target", None, "export: the file to write, for score_sde_pytorch.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "sample: number of images.")
 _GIF = flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
@@ -98,6 +104,7 @@ def _run(run_lib: ModuleType) -> None:
                 config,
                 path,
                 Path(_required(_SOURCE)),
+                attention_order=_ATTENTION_ORDER.value,
                 explicit=explicit,
                 known=((name, _load(name)) for name in _known_configs()),
             )

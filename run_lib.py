@@ -308,12 +308,14 @@ def import_checkpoint(
     path: Path,
     source: Path,
     *,
+    attention_order: str = "legacy",
     explicit: frozenset[str] = frozenset(),
     known: Iterable[tuple[str, ConfigDict]] = (),
 ) -> None:
     """Make the published checkpoint `source` the first one of a new run, for all other modes.
 
-    `known` are configurations, by name, that the file may be of if it is not of `config`.
+    `attention_order` is as in `interchange.import_state`; `known` are configurations, by name, that
+    the file may be of if it is not of `config`.
 
     Raises:
       ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
@@ -324,7 +326,7 @@ def import_checkpoint(
     if checkpoints.steps() or workdir.config.exists():
         raise WorkdirError(f"--workdir={path} holds a run already; give a new folder to import to")
     others = (Candidate(name, *builders.build_network(other)) for name, other in known)
-    family, state = interchange.import_state(experiment, source, others)
+    family, state = interchange.import_state(experiment, source, others, attention_order)
     workdir.path.mkdir(parents=True, exist_ok=True)
     workdir.save_config(experiment.config)
     try:

@@ -59,9 +59,10 @@ def get_config() -> ConfigDict:
     # What the network's output means: eps, eps_variance, score, x0, v, sigma_score, centred_score,
     # edm; see denoising.py.
     denoiser.parameterization = "eps"
-    # What the network is fed as time: 999t, t, log_sigma, log_snr, sigma_index, edm.
+    # What the network is fed as time: 999t, t, log_sigma, log_snr, edm, index, rescaled_index,
+    # sigma_index.
     denoiser.conditioning = "999t"
-    denoiser.levels = 1000  # noise levels that sigma_index counts
+    denoiser.levels = 1000  # noise levels that an index counts
 
     config.loss = loss = ConfigDict()
     loss.weight = "sigma2"  # lambda(t): sigma2, or g2 (likelihood weighting)

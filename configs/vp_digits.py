@@ -2,26 +2,44 @@
 
 python main.py --config=configs/vp_digits.py --mode=train
 python main.py --config=configs/vp_digits.py --mode=eval
+
+    variant   network             parameters   test loss   Frechet distance to the training images
+    unet      DDPM's blocks             0.3M       0.081   0.08   (the default)
+    dit       a small transformer       0.3M       0.098   0.40
+
+Measured, with one seed each.
 """
 
 from ml_collections import ConfigDict
 
 from configs import default
+from configs.published import check_variant
+
+VARIANTS = ("unet", "dit")
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "unet") -> ConfigDict:
+    check_variant(variant, VARIANTS)
     config = default.get_config()
     config.data.name = "digits"
 
-    config.model.features = 32
-    config.model.channel_multipliers = (1, 1)
-    config.model.blocks_per_level = 1
-    config.model.attention_resolutions = (4,)
-    config.model.residual_block = "ddpm"
     config.model.dropout = 0.0
+    config.optim.lr = 2e-3
+    if variant == "dit":
+        config.model.name = "dit"
+        config.model.patch_size = 1
+        config.model.features = 64
+        config.model.depth = 4
+        config.model.heads = 4
+        config.optim.lr = 1e-3
+    else:
+        config.model.features = 32
+        config.model.channel_multipliers = (1, 1)
+        config.model.blocks_per_level = 1
+        config.model.attention_resolutions = (4,)
+        config.model.residual_block = "ddpm"
 
     config.loss.times = "stratified"
-    config.optim.lr = 2e-3
     config.optim.warmup = 100
     config.optim.decay = "cosine"
     config.ema.rate = 0.995

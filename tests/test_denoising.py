@@ -47,6 +47,8 @@ LABELS = {
     "999t": lambda sde, t: 999 * t,
     "log_sigma": lambda sde, t: np.log(sde.sigma(t)),
     "log_snr": lambda sde, t: np.log(sde.alpha(t) ** 2 / sde.sigma(t) ** 2),
+    "index": lambda sde, t: 999 * t,
+    "rescaled_index": lambda sde, t: 999 * t,  # 1000 / N of it, for N = 1000 levels
     "sigma_index": lambda sde, t: np.round(999 * (1 - t)),
     "edm": lambda sde, t: np.log(sde.sigma(t) / sde.alpha(t)) / 4,
 }
@@ -91,6 +93,17 @@ def test_network_is_fed_the_label_of_its_name_per_sample(sde, name):
     denoiser.predict(x, 0.5)
     np.testing.assert_allclose(seen[0][1], LABELS[name](sde, t), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(seen[1][1], np.broadcast_to(seen[0][1][1], 3), rtol=1e-5)
+
+
+def test_index_of_a_longer_chain():
+    """The last of 4000 levels is number 3999, or 999.75 where labels are scaled to 1000."""
+    seen = []
+    for conditioning in ("index", "rescaled_index", "sigma_index"):
+        network = recording(jnp.zeros((2, 1)), seen)
+        denoiser = Denoiser(sde=VPSDE(), network=network, conditioning=conditioning, levels=4000)
+        denoiser.predict(jnp.zeros((2, 1)), jnp.array([0.25, 1.0]))
+    conditions = [condition for _, condition in seen]
+    np.testing.assert_allclose(conditions, [[999.75, 3999], [249.9375, 999.75], [2999, 0]])
 
 
 @every_process

@@ -1,0 +1,26 @@
+"""EDM on FFHQ at 64 pixels, Karras et al. 2022 (arXiv:2206.00364): for its published networks.
+
+python main.py --config=configs/edm_ffhq_64.py --mode=import --source=FILE --workdir=runs/edm
+python main.py --config=configs/edm_ffhq_64.py --mode=sample --workdir=runs/edm
+
+    variant   file edm-ffhq-64x64-uncond-   parameters
+    ddpmpp    vp                                 61.8M   (the default)
+    ncsnpp    ve                                 62.8M
+
+FILE is a state dict made from EDM's pickle where that is trusted. The files for AFHQv2 fit too. No
+figure was measured with this code; see configs/edm_cifar10.py for what of EDM is not here yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import edm_cifar10, published
+
+VARIANTS = ("ddpmpp", "ncsnpp")
+
+
+def get_config(variant: str = "ddpmpp") -> ConfigDict:
+    published.check_variant(variant, VARIANTS)
+    config = published.large_images("ffhq", 64)
+    edm_cifar10.edm_process(config)
+    edm_cifar10.edm_network(config, variant, multipliers=(1, 2, 2, 2), dropout=0.05)
+    return config

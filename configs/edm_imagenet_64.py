@@ -1,0 +1,22 @@
+"""EDM on ImageNet at 64 pixels, Karras et al. 2022 (arXiv:2206.00364): for its published network.
+
+python main.py --config=configs/edm_imagenet_64.py --mode=import --source=FILE --workdir=runs/edm
+python main.py --config=configs/edm_imagenet_64.py --mode=sample --workdir=runs/edm
+
+295.9M parameters, 1000 classes; published FID 1.36 with EDM's stochastic sampler, not measured with
+this code. FILE is a state dict made from EDM's pickle where that is trusted; see
+configs/edm_cifar10.py for what of EDM is not here yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import adm_imagenet, edm_cifar10, published
+
+
+def get_config() -> ConfigDict:
+    config = published.large_images("imagenet_resized/64x64", 64)
+    adm_imagenet.adm(config, features=192, multipliers=(1, 2, 3, 4), blocks=3)
+    config.model.num_classes = 1000
+    config.model.learned_variance = False
+    edm_cifar10.edm_process(config)
+    return config

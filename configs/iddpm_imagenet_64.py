@@ -1,0 +1,30 @@
+"""Improved DDPM on ImageNet at 64 pixels, Nichol and Dhariwal 2021 (arXiv:2102.09672).
+
+python main.py --config=configs/iddpm_imagenet_64.py --mode=import --source=FILE --workdir=runs/in64
+python main.py --config=configs/iddpm_imagenet_64.py --mode=sample --workdir=runs/in64
+
+    variant         file such as                        parameters   FID
+    unconditional   imagenet64_uncond_100M_1500K.pt         121.1M   19.2   (the default)
+    conditional     imagenet64_cond_270M_250K.pt            273.0M    2.92
+
+The figures are the published ones; none was measured with this code, and the objectives of the
+paper are not here yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import iddpm_cifar10, published
+
+VARIANTS = ("unconditional", "conditional")
+
+
+def get_config(variant: str = "unconditional") -> ConfigDict:
+    published.check_variant(variant, VARIANTS)
+    config = published.large_images("imagenet_resized/64x64", 64)
+    conditional = variant == "conditional"
+    features = 192 if conditional else 128
+    iddpm_cifar10.iddpm(config, features=features, multipliers=(1, 2, 3, 4))
+    if conditional:
+        config.model.num_classes = 1000
+        config.denoiser.conditioning = "index"
+    return config
