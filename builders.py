@@ -5,6 +5,7 @@ anything is computed or written; what is wrong is told in one line with the conf
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Set
 from functools import partial
 from typing import Any
@@ -101,9 +102,14 @@ def build_network(config: ConfigDict) -> tuple[nn.Module, int, Any]:
     reader = _Reader(config, frozenset())
     network = reader.choose("model", NETWORKS)
     item_shape, _ = _image_format(reader)
-    init = partial(_init_network, network, item_shape)
     with reader.errors("model"):
-        return network, item_shape[0], jax.eval_shape(init, jax.random.key(0))
+        return network, item_shape[0], _abstract_params(network, item_shape)
+
+
+@functools.cache
+def _abstract_params(network: nn.Module, item_shape: tuple[int, int, int]) -> Any:
+    # Many configurations have the same network, and some take seconds to trace.
+    return jax.eval_shape(partial(_init_network, network, item_shape), jax.random.key(0))
 
 
 class _Reader:
@@ -217,7 +223,13 @@ def _denoiser_factory(reader: _Reader, sde: SDE, network: nn.Module) -> Callable
         return Denoiser(sde=sde, network=closed, **fields)
 
     with reader.errors("denoiser"):
-        denoiser({})  # an unknown name shows now
+        made = denoiser({})  # an unknown name shows now
+    levels = getattr(network, "levels", None)  # a network that embeds the number of a level
+    if levels and (made.conditioning not in ("index", "sigma_index") or made.levels != levels):
+        raise ConfigError(
+            f"config.model.levels={levels} needs config.denoiser.levels={levels} and conditioning "
+            f"sigma_index or index, not levels={made.levels} and {made.conditioning!r}"
+        )
     return denoiser
 
 
@@ -306,7 +318,7 @@ def _flow(reader: _Reader, sde: SDE) -> tuple[Callable[..., Samples], None]:
 def _evaluate_shapes(experiment: Experiment) -> None:
     """Trace the network abstractly: what it refuses shows before anything runs."""
     params = experiment.trainer.abstract_state().params
-    with _Prefix("model"):
+    with _Prefix("denoiser"):
         jax.eval_shape(
             lambda params, x: experiment.denoiser(params).predict(x, 0.5),
             params,

@@ -76,9 +76,13 @@ def _edm_gain(s: Batch) -> Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameterization:
-    """A meaning of the network's output, and the map (x, alpha, sigma) -> input of the network."""
+    """A meaning of the network's output, and the map (x, alpha, sigma) -> input of the network.
+
+    The output has `channels` times the channels of x.
+    """
 
     predict: Callable[[Batch, Batch, Batch, Batch], Prediction]
+    channels: int = 1
     input: Callable[[Batch, Batch, Batch], Batch] = lambda x, alpha, sigma: x
 
 
@@ -90,7 +94,7 @@ def _centre(x: Batch, alpha: Batch, sigma: Batch) -> Batch:
 PARAMETERIZATIONS = {
     "eps": Parameterization(predict=_from_eps),
     "eps_variance": Parameterization(
-        predict=lambda x, a, s, h: _from_eps(x, a, s, h[..., : x.shape[-1]])
+        predict=lambda x, a, s, h: _from_eps(x, a, s, h[..., : x.shape[-1]]), channels=2
     ),
     "score": Parameterization(predict=lambda x, a, s, h: _from_eps(x, a, s, -s * h)),
     "x0": Parameterization(predict=_from_x0),
@@ -176,6 +180,13 @@ class Denoiser:
         alpha, sigma = expand_like(self.sde.alpha(t), x), expand_like(self.sde.sigma(t), x)
         labels = () if self.labels is None else (self.labels,)
         output = self.network(meaning.input(x, alpha, sigma), condition, *labels)
+        expected = (*x.shape[:-1], meaning.channels * x.shape[-1])
+        if output.shape != expected:
+            raise ValueError(
+                f"parameterization={self.parameterization!r} means an output of shape {expected}, "
+                f"but the network answers {output.shape}; eps_variance is for a network with "
+                "learned_variance, and for no other"
+            )
         return meaning.predict(x, alpha, sigma, output)
 
     def score(self, x: Batch, t: Time) -> Batch:

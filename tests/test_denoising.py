@@ -155,3 +155,14 @@ def test_new_parameters_need_no_new_compilation():
         expected = -weight * x / sde.sigma(jnp.float32(0.5))
         np.testing.assert_allclose(score(denoiser, x), expected, rtol=1e-5)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize(("name", "channels"), [("eps", 2), ("eps_variance", 1), ("x0", 3)])
+def test_output_of_another_shape_is_refused_where_it_would_broadcast(name, channels):
+    denoiser = Denoiser(
+        sde=VPSDE(),
+        network=lambda x, t: jnp.zeros((*x.shape[:-1], channels)),
+        parameterization=name,
+    )
+    with pytest.raises(ValueError, match=rf"parameterization='{name}' means an output of shape"):
+        denoiser.predict(jnp.zeros((2, 4, 4, 1)), 0.5)
