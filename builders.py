@@ -50,6 +50,7 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
     network = reader.choose("model", NETWORKS)
     denoiser = _denoiser_factory(reader, sde, network)
     loss = reader.construct("loss", ScoreMatching)
+    _check_levels(reader, sde, loss)
     if loss.times == "levels" and not sde.sigma(jnp.zeros(())) > 0:
         raise ConfigError(
             f"config.loss.times='levels' trains at t = 0 too, where config.sde.name="
@@ -231,6 +232,20 @@ def _denoiser_factory(reader: _Reader, sde: SDE, network: nn.Module) -> Callable
             f"sigma_index or index, not levels={made.levels} and {made.conditioning!r}"
         )
     return denoiser
+
+
+def _check_levels(reader: _Reader, sde: SDE, loss: ScoreMatching) -> None:
+    """The levels of a discrete process are those of its objective and of its network's index."""
+    levels, denoiser = getattr(sde, "levels", None), reader.config.denoiser
+    pairs = (
+        ("loss.levels", loss.levels, loss.times == "levels"),
+        ("denoiser.levels", denoiser.levels, denoiser.conditioning in ("index", "rescaled_index")),
+    )
+    for name, value, used in pairs:
+        if levels and used and value != levels:
+            raise ConfigError(
+                f"config.{name}={value}, but config.sde.levels={levels}; set both to the same"
+            )
 
 
 def _classes(reader: _Reader, network: nn.Module) -> int:

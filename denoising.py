@@ -165,6 +165,8 @@ class Denoiser:
                 raise ValueError(
                     f"{field}={value!r} is unknown; choose one of: {', '.join(sorted(table))}"
                 )
+        if self.levels < 2:
+            raise ValueError(f"levels={self.levels} must be at least 2")
         if callable(self.network) and not isinstance(self.network, Partial):
             object.__setattr__(self, "network", Partial(self.network))
 

@@ -5,6 +5,7 @@
 Any field of the configuration can be overridden: --config.optim.lr=1e-4.
 """
 
+import contextlib
 import os
 import runpy
 import sys
@@ -106,7 +107,7 @@ def _run(run_lib: ModuleType) -> None:
                 Path(_required(_SOURCE)),
                 attention_order=_ATTENTION_ORDER.value,
                 explicit=explicit,
-                known=((name, _load(name)) for name in _known_configs()),
+                known=_known_configs(),
             )
         case "export":
             run_lib.export_checkpoint(
@@ -124,11 +125,14 @@ def _required(flag: flags.FlagHolder[str | None]) -> str:
     return flag.value
 
 
-def _known_configs() -> Iterator[str]:
-    """What --config can be: every configuration file, with each of its variants."""
+def _known_configs() -> Iterator[tuple[str, ConfigDict]]:
+    """What --config can be: every configuration file that loads, with each of its variants."""
     for file in sorted(map(str, Path("configs").glob("[a-z]*_*.py"))):
-        variants = runpy.run_path(file).get("VARIANTS", ())
-        yield from (f"{file}:{variant}" for variant in variants) if variants else (file,)
+        with contextlib.suppress(Exception):  # somebody's own file may raise anything
+            module = runpy.run_path(file)
+            for variant in module.get("VARIANTS", ("",)):
+                config = module["get_config"](*filter(None, [variant]))
+                yield ":".join(filter(None, [file, variant])), config
 
 
 def _parse(argv: list[str]) -> list[str]:

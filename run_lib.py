@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -323,21 +323,30 @@ def import_checkpoint(
     experiment = builders.build(config, explicit=explicit)
     workdir = Workdir(path)
     checkpoints = Checkpoints(workdir.checkpoints)
-    if checkpoints.steps() or workdir.config.exists():
+    if checkpoints.steps() or (path / "metrics.jsonl").exists():
         raise WorkdirError(f"--workdir={path} holds a run already; give a new folder to import to")
-    others = (Candidate(name, *builders.build_network(other)) for name, other in known)
+    others = _candidates(known)
     family, state = interchange.import_state(experiment, source, others, attention_order)
     workdir.path.mkdir(parents=True, exist_ok=True)
-    workdir.save_config(experiment.config)
     try:
         checkpoints.save(int(state.step), state, experiment.config)
         checkpoints.wait()
     finally:
         checkpoints.close()
+    workdir.save_config(experiment.config)  # last: until then, the same command starts again
+    sde, denoiser = experiment.config["sde"]["name"], experiment.config["denoiser"]
+    # No file says what its network's output means; a wrong guess would make wrong samples.
     print(
-        f"imported step {int(state.step)} of {family} from {source} to {path}; "
-        "next: --mode=sample or --mode=eval with the same --workdir"
+        f"imported step {int(state.step)} of {family} from {source} to {path}, taking its output "
+        f"for {denoiser['parameterization']} of the {sde} process and its input of time for "
+        f"{denoiser['conditioning']}; next: --mode=sample or --mode=eval with the same --workdir"
     )
+
+
+def _candidates(known: Iterable[tuple[str, ConfigDict]]) -> Iterator[Candidate]:
+    for name, config in known:
+        with suppress(ConfigError):  # of somebody's own file, which nobody asked for
+            yield Candidate(name, *builders.build_network(config))
 
 
 def export_checkpoint(

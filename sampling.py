@@ -78,10 +78,19 @@ def _log_snr(sde: SDE, u: np.ndarray, t_min: float) -> np.ndarray:
     return np.concatenate([[1.0], inner, [t_min]])
 
 
+def _levels(sde: SDE, u: np.ndarray, t_min: float) -> np.ndarray:
+    if not sde.sigma(jnp.zeros(())) > 0:
+        raise ValueError("grid='levels' ends at t = 0, where this process has no noise")
+    if len(u) < 3:
+        raise ValueError(f"steps={len(u) - 1} must be at least 2 for grid='levels'")
+    return np.append(np.linspace(1, 0, len(u) - 1), 0.0)
+
+
 TIME_GRIDS: dict[str, Callable[[SDE, np.ndarray, float], np.ndarray]] = {
     "uniform": _uniform,
     "quadratic": _quadratic,
     "log_snr": _log_snr,
+    "levels": _levels,
 }
 
 
@@ -95,7 +104,9 @@ class Schedule:
     """Where a sampler walks and how it ends.
 
     Args:
-      grid: spacing of the times, a name in TIME_GRIDS.
+      grid: spacing of the times, a name in TIME_GRIDS. "levels" is the grid of a chain of `steps`
+        levels, i / (steps - 1) down to 0 whatever t_min; the last level comes twice, since there
+        is a corrector's step at it too, and ends with finish="denoise".
       steps: number of steps from t = 1 to t_min.
       t_min: where sampling stops; Song et al. take 1e-3 for VP and sub-VP, 1e-5 for VE.
       finish: what is returned there, a name in FINISHES.
@@ -120,13 +131,15 @@ class Schedule:
             raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
 
     def times(self, sde: SDE) -> np.ndarray:
-        """`steps` + 1 strictly decreasing times from 1 to t_min, in float64.
+        """`steps` + 1 strictly decreasing times from 1 to t_min, in float64; "levels" ends in 0, 0.
 
         Raises:
-          ValueError: if steps are so many that neighbouring times coincide in float32.
+          ValueError: if steps are so many that neighbouring times coincide in float32, or the
+            process has no such grid.
         """
         times = TIME_GRIDS[self.grid](sde, np.linspace(0, 1, self.steps + 1), self.t_min)
-        if not np.all(np.diff(times.astype(np.float32)) < 0):
+        distinct = times[:-1] if self.grid == "levels" else times
+        if not np.all(np.diff(distinct.astype(np.float32)) < 0):
             raise ValueError(f"steps={self.steps}: times coincide on this grid; use fewer steps")
         return times
 

@@ -227,9 +227,10 @@ BETAS = {"linear": _linear_betas, "cosine": _cosine_betas}
 class DiscreteVPSDE(SDE):
     """The chain of DDPM (Ho et al. 2020, arXiv:2006.11239): alpha^2 = prod_i (1 - beta_i).
 
-    Level i = 0 .. levels - 1 is at t = i / (levels - 1), where alpha and sigma are the table's, to
-    the last digit; between levels log alpha is linear. At t = 0 the data carry the first level's
-    noise.
+    Level i = 0 .. levels - 1 is at t = i / (levels - 1), where alpha and sigma are the table's;
+    between levels log alpha is linear, and the drift has a kink at each. At t = 0 the data carry
+    the first level's noise, which is more than a grey level of an image: the published bits/dim of
+    networks trained on this chain come from the continuous VP SDE.
 
     Args:
       schedule: the table of betas, a name in BETAS.
@@ -260,9 +261,9 @@ class DiscreteVPSDE(SDE):
     def log_alpha(self, t: Time) -> Time:
         t = jnp.asarray(t)
         table = jnp.asarray(0.5 * np.cumsum(np.log1p(-self._betas())), t.dtype)
-        position = jnp.clip(t, 0, 1) * (self.levels - 1)
-        # The level below, so that a level itself is met at fraction 1 or 0 and is exact.
-        below = jnp.minimum(jnp.floor(position), self.levels - 2).astype(jnp.int32)
+        position = t * (self.levels - 1)
+        # Clipping the level and not t keeps the derivative at both ends.
+        below = jnp.clip(jnp.floor(position), 0, self.levels - 2).astype(jnp.int32)
         fraction = position - below
         return (1 - fraction) * table[below] + fraction * table[below + 1]
 

@@ -82,13 +82,17 @@ def _is_free(name: str, *, config: dict, training: bool) -> bool:
 
 
 def differences(saved: dict, given: dict) -> list[tuple[str, str]]:
-    """Fields in which two nested dicts differ: (dotted name, a phrase with both values)."""
+    """Fields in which two nested dicts differ: (dotted name, a phrase with both values).
+
+    A field that is new since the run was saved is no difference: what it is by default is what
+    was done before there was a choice.
+    """
     old, new = _flatten(saved), _flatten(json.loads(json.dumps(given)))
     absent = "absent"
     return [
-        (name, f"config.{name} was {old.get(name, absent)!r}, is {new.get(name, absent)!r}")
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name, absent) != new.get(name, absent)
+        (name, f"config.{name} was {value!r}, is {new.get(name, absent)!r}")
+        for name, value in sorted(old.items())
+        if value != new.get(name, absent)
     ]
 
 

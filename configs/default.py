@@ -114,7 +114,7 @@ def get_config() -> ConfigDict:
     sampling.finish = placeholder(str)  # mean (pc only), denoise (one more evaluation), sample
     sampling.predictor = "euler_maruyama"  # euler_maruyama, reverse_diffusion, ancestral, none
     sampling.corrector = "none"  # langevin, annealed_langevin, none
-    sampling.grid = placeholder(str)  # pc: uniform (in t), quadratic, log_snr
+    sampling.grid = placeholder(str)  # pc: uniform (in t), quadratic, log_snr, levels
     sampling.steps = placeholder(int)  # pc
     sampling.churn = placeholder(float)  # euler_maruyama: 1 reverse SDE, 0 probability flow
     sampling.variance = placeholder(str)  # ancestral: small, large

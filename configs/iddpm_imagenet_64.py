@@ -5,7 +5,7 @@ python main.py --config=configs/iddpm_imagenet_64.py --mode=sample --workdir=run
 
     variant         file such as                        parameters   FID
     unconditional   imagenet64_uncond_100M_1500K.pt         121.1M   19.2   (the default)
-    conditional     imagenet64_cond_270M_250K.pt            273.0M    2.92
+    conditional     imagenet64_cond_270M_250K.pt            273.1M    2.92
 
 The figures are the published ones; none was measured with this code, and the objectives of the
 paper are not here yet.

@@ -85,9 +85,14 @@ def vp(config: ConfigDict, *, name: str = "vp", predictor: str = "euler_maruyama
 
 
 def vp_discrete(config: ConfigDict, *, predictor: str = "ancestral") -> None:
-    """DDPM's chain of 1000 levels and its simple loss."""
+    """DDPM's chain of 1000 levels and its simple loss, sampled level by level."""
     vp(config, name="ddpm", predictor=predictor)
     config.loss.times = "levels"
+    config.sampling.grid = "levels"
+    config.sampling.finish = "denoise"
+    config.sampling.variance = "large"
+    # Published bits/dim come from the continuous SDE, config.sde.name=vp; see DiscreteVPSDE.
+    config.eval.metrics = ("loss", "frechet")
 
 
 def ve(
@@ -120,6 +125,8 @@ def ve_discrete(
     config.denoiser.levels = levels
     config.loss.times = "levels"
     config.loss.levels = levels
+    config.sampling.grid = "levels"
+    config.sampling.finish = "denoise"
     config.eval.metrics = ("loss", "frechet")
 
 

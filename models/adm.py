@@ -27,6 +27,7 @@ rule and not by PyTorch's, which has a third of its variance; either way every b
 shortcut.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -127,6 +128,8 @@ class ADMEncoder(nn.Module):
 
     @nn.nowrap
     def _makes_width(self, multiplier: float) -> bool:
+        if not isinstance(multiplier, int | float) or not math.isfinite(multiplier):
+            return False
         width = self.features * multiplier
         return width >= 4 and width == int(width)
 

@@ -213,7 +213,11 @@ class DiT(nn.Module):
                 is_positive(self.patch_size) and image_size % self.patch_size == 0,
                 f"a divisor of config.data.image_size={image_size}",
             ),
-            ("mlp_ratio", self.mlp_ratio * self.features >= 1, "a positive number"),
+            (
+                "mlp_ratio",
+                1 <= self.mlp_ratio * self.features < math.inf,
+                "a positive number",
+            ),
             ("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)"),
             ("num_classes", is_positive(self.num_classes, least=0), "an integer, 0 for no classes"),
             ("out_channels", self.out_channels is None or is_positive(self.out_channels), positive),

@@ -169,7 +169,7 @@ class NCSNpp(nn.Module):
             (
                 "channel_multipliers",
                 all(map(is_positive, self.channel_multipliers)),
-                positive + "s",
+                "positive integers",
             ),
             ("blocks_per_level", is_positive(self.blocks_per_level), positive),
             ("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)"),

@@ -1,7 +1,5 @@
 """The diffusion transformer against the published one, and the laws it must obey."""
 
-import functools
-import math
 from pathlib import Path
 
 import jax
@@ -9,11 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from networks import (
+    assert_bfloat16_is_close,
+    assert_derivatives_agree,
+    assert_dropout_acts_in_training_only,
+    assert_published,
+    assert_refused,
+    assert_wrong_images_are_refused,
+    compiled,
+    parameter_count,
+    quick_jit,
+    seeded_batch,
+    seeded_params,
+)
 
 from models.dit import DiT, grid_embedding, modulate, patchify, unpatchify
-
-# Compiling these networks costs far more than running them, so XLA is told not to optimize.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 REFERENCE = Path(__file__).parent / "data" / "dit_reference.npz"
 
@@ -45,44 +53,6 @@ PUBLISHED_COUNTS = {
 }
 
 
-def abstract_params(network, size=8, channels=3):
-    """The shapes of the parameters, without computing any."""
-
-    def init(key):
-        x, cond = jnp.zeros((1, size, size, channels)), jnp.zeros((1,))
-        return network.init(key, x, cond, train=False)["params"]
-
-    return jax.eval_shape(init, jax.random.key(0))
-
-
-def seeded_params(network, size=8, channels=3, dtype=np.float32):
-    """Weights without any zero, drawn in the order of the sorted paths, as for the reference."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        u = rng.uniform(-1.0, 1.0, leaf.shape)
-        if path[-1].key == "kernel":
-            u = u * math.sqrt(3.0 / math.prod(leaf.shape[:-1]))
-        else:
-            u = {"bias": 0.5, "table": 1.0}[path[-1].key] * u
-        return u.astype(dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract_params(network, size, channels))
-
-
-def seeded_batch(dtype=np.float32):
-    """Two images and noise levels."""
-    rng = np.random.default_rng(1)
-    return rng.uniform(-1.0, 1.0, (2, 8, 8, 3)).astype(dtype), np.array([3.5, 621.0], dtype)
-
-
-def evaluator(network):
-    """The network without dropout, as a function of (params, x, cond, labels)."""
-    return lambda params, x, cond, labels=None: network.apply(
-        {"params": params}, x, cond, labels, train=False
-    )
-
-
 # Against the published network
 
 
@@ -90,27 +60,18 @@ def evaluator(network):
 def test_parameter_count_is_the_published_one(name):
     fields, count = PUBLISHED_COUNTS[name]
     network = DiT(**fields, num_classes=1000, learned_variance=True)
-    params = abstract_params(network, 32, 4)
     positions = 256 * fields["features"]
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) + positions == count
+    assert parameter_count(network, 32, 4) + positions == count
 
 
 @pytest.mark.parametrize("name", REFERENCE_FIELDS)
 def test_output_equals_the_published_code(name):
-    """Outputs of the published code with these seeded weights, made outside this repository.
-
-    A submodule that is renamed may change the order of the draws: that too fails here.
-    """
     network = DiT(**REFERENCE_FIELDS[name])
     with np.load(REFERENCE) as reference:
-        x, cond, labels, expected, weight_sum = (
-            reference[f"{name}_{key}"] for key in ("x", "cond", "labels", "y", "weight_sum")
-        )
-    params = seeded_params(network, *x.shape[2:])
-    total = sum(float(np.sum(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(params))
-    assert total == pytest.approx(float(weight_sum)), "other weights"
-    y = quick_jit(evaluator(network))(params, x, cond, labels)
-    assert np.max(np.abs(y - expected)) < 1e-5 * np.max(np.abs(expected))
+        x, *conditions = (reference[f"{name}_{key}"] for key in ("x", "cond", "labels"))
+        params = seeded_params(network, *x.shape[2:])
+        y = compiled(network)(params, x, *conditions)
+        assert_published(y, reference, name, params)
 
 
 # Parts
@@ -192,7 +153,7 @@ def test_blocks_start_as_the_identity():
         params[f"block_{i}"]["modulation"] = jax.tree.map(
             np.zeros_like, params[f"block_{i}"]["modulation"]
         )
-    f = quick_jit(evaluator(network))
+    f = compiled(network)
     x, cond = seeded_batch()
     changed = x.copy()
     changed[:, :2, :2] += 1.0
@@ -204,7 +165,7 @@ def test_blocks_start_as_the_identity():
 
 def test_labels_matter_and_none_is_the_last():
     network = DiT(**SMALL, num_classes=4)
-    f, params = quick_jit(evaluator(network)), seeded_params(network)
+    f, params = compiled(network), seeded_params(network)
     x, cond = seeded_batch()
     nothing = f(params, x, cond)
     np.testing.assert_array_equal(nothing, f(params, x, cond, np.array([4, 4])))
@@ -213,72 +174,17 @@ def test_labels_matter_and_none_is_the_last():
     np.testing.assert_allclose(labelled[1], nothing[1], atol=1e-6)
 
 
-def test_derivatives_agree_in_float64():
-    """J v by forward mode equals a central difference, and <u, J v> = <J^T u, v>."""
-    network = DiT(**SMALL | {"depth": 1})
-    with jax.enable_x64(True):
-        params = seeded_params(network, dtype=np.float64)
-        x, cond = seeded_batch(np.float64)
-        rng = np.random.default_rng(2)
-        u, v = rng.normal(size=x.shape), rng.normal(size=x.shape)
-
-        def f(x):
-            return evaluator(network)(params, x, cond)
-
-        y, jvp = quick_jit(lambda x, v: jax.jvp(f, (x,), (v,)))(x, v)
-        (vjp,) = quick_jit(lambda x, u: jax.vjp(f, x)[1](u))(x, u)
-        assert y.dtype == jvp.dtype == vjp.dtype == jnp.float64
-        h, step = 1e-6, quick_jit(f)
-        difference = (step(x + h * v) - step(x - h * v)) / (2 * h)
-        np.testing.assert_allclose(jvp, difference, rtol=1e-6, atol=1e-6)
-        assert np.vdot(u, jvp) == pytest.approx(np.vdot(vjp, v), rel=1e-10)
-
-
-def test_every_parameter_learns_and_rematerialized_blocks_learn_the_same():
-    x, cond = seeded_batch()
-    labels = np.array([1, 2])
-
-    def gradients(**fields):
-        network = DiT(**SMALL | {"depth": 1, "num_classes": 2} | fields)
-
-        def loss(params):
-            return jnp.mean(jnp.square(evaluator(network)(params, x, cond, labels) - 1.0))
-
-        return quick_jit(jax.grad(loss))(seeded_params(network))
-
-    kept, again = gradients(), gradients(remat=True)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), kept, again)
-    for path, gradient in jax.tree_util.tree_leaves_with_path(kept):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        assert np.max(np.abs(gradient)) > 1e-6, name
+def test_derivatives_agree_and_every_parameter_learns():
+    network = DiT(**SMALL | {"depth": 1, "num_classes": 2})
+    assert_derivatives_agree(network, jnp.array([1, 2]))
 
 
 def test_bfloat16_is_close_to_float32():
-    x, cond = seeded_batch()
-    params = seeded_params(DiT(**SMALL))
-    precise = quick_jit(evaluator(DiT(**SMALL)))(params, x, cond)
-    rounded = quick_jit(evaluator(DiT(**SMALL, compute_dtype="bfloat16")))(params, x, cond)
-    assert rounded.dtype == jnp.float32
-    error = np.max(np.abs(rounded - precise)) / np.max(np.abs(precise))
-    assert 1e-4 < error < 2e-2
+    assert_bfloat16_is_close(DiT(**SMALL), 1e-4)
 
 
 def test_dropout_acts_in_training_only():
-    network = DiT(**SMALL, dropout=0.5)
-    params = seeded_params(network)
-    x, cond = seeded_batch()
-
-    @quick_jit
-    def trained(key):
-        rngs = {"dropout": key}
-        return network.apply({"params": params}, x, cond, train=True, rngs=rngs)
-
-    first, again, second = (trained(jax.random.key(seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert not np.allclose(first, second, atol=1e-2)
-    evaluated = quick_jit(evaluator(network))(params, x, cond)
-    without = quick_jit(evaluator(DiT(**SMALL)))(params, x, cond)
-    np.testing.assert_array_equal(evaluated, without)
+    assert_dropout_acts_in_training_only(DiT(**SMALL))
 
 
 # Refusals
@@ -302,24 +208,11 @@ INVALID = [
 
 @pytest.mark.parametrize(("fields", "message"), INVALID)
 def test_invalid_field_is_named_before_anything_is_computed(fields, message):
-    network = DiT(**SMALL | fields)
-    field = next(iter(fields))
-    with pytest.raises(ValueError, match=message) as error:
-        network.validate(8, 3)
-    assert str(error.value).startswith(f"config.model.{field} is ")
-    with pytest.raises(ValueError, match=message):
-        abstract_params(network)
+    assert_refused(DiT(**SMALL | fields), next(iter(fields)), message)
 
 
-@pytest.mark.parametrize(("size", "channels"), [(0, 3), (8, 0)])
-def test_empty_images_are_refused(size, channels):
-    with pytest.raises(ValueError, match=r"config\.data\.(image_size|channels) is 0"):
-        DiT(**SMALL).validate(size, channels)
-
-
-def test_oblong_images_are_refused():
-    with pytest.raises(ValueError, match="8x16 pixels; valid is square"):
-        DiT(**SMALL).init(jax.random.key(0), jnp.zeros((1, 8, 16, 3)), jnp.zeros(1), train=False)
+def test_images_that_are_empty_or_oblong_are_refused():
+    assert_wrong_images_are_refused(DiT(**SMALL))
 
 
 def test_defaults_are_valid_for_cifar10():

@@ -1,6 +1,5 @@
 """The networks against the published ones, textbook filters, and the laws they must obey."""
 
-import functools
 import itertools
 import math
 from pathlib import Path
@@ -11,6 +10,21 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.tree_util import Partial
+from networks import (
+    abstract_params,
+    assert_check_refuses_what_layers_refuse,
+    assert_derivatives_agree,
+    assert_dropout_acts_in_training_only,
+    assert_published,
+    assert_refused,
+    assert_wrong_images_are_refused,
+    compiled,
+    evaluator,
+    named,
+    quick_jit,
+    seeded_batch,
+    seeded_params,
+)
 
 from denoising import Denoiser
 from models import NETWORKS
@@ -29,9 +43,6 @@ from models.resample import (
     upsample,
 )
 from sde_lib import VPSDE
-
-# Compiling these networks costs far more than running them, so XLA is told not to optimize.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 REFERENCE = Path(__file__).parent / "data" / "ncsnpp_reference.npz"
 KERNELS = [(1, 1), (1, 2, 1), (1, 3, 3, 1), (1, 4, 6, 4, 1), (1, 2, 4, 8), (3, 1, 2)]
@@ -65,67 +76,6 @@ REFERENCE_FIELDS = {
     },
 }
 LSUN = NCSNPP | {"progressive_input": "input_skip", "progressive_output": "output_skip"}
-PUBLISHED_COUNTS = {
-    "ddpmpp": (32, {}, 61_804_419),
-    "ddpmpp_deep": (32, {"blocks_per_level": 8}, 106_632_579),
-    "ncsnpp_ve": (32, NCSNPP, 62_758_915),
-    "ncsnpp_ve_deep": (32, NCSNPP | {"blocks_per_level": 8}, 107_587_075),
-    "ncsnpp_vp": (32, NCSNPP | {"embedding": "positional"}, 62_693_251),
-    "bedroom_256": (
-        256,
-        LSUN | {"channel_multipliers": (1, 1, 2, 2, 2, 2, 2), "blocks_per_level": 2},
-        65_574_549,
-    ),
-    "ffhq_1024": (
-        1024,
-        LSUN
-        | {
-            "features": 16,
-            "channel_multipliers": (1, 2, 4, 8, 16, 32, 32, 32),
-            "blocks_per_level": 1,
-        },
-        105_785_896,
-    ),
-}
-
-
-def abstract_params(network, size=8, channels=3):
-    """The shapes of the parameters, without computing any."""
-
-    def init(key):
-        x, cond = jnp.zeros((1, size, size, channels)), jnp.zeros((1,))
-        return network.init(key, x, cond, train=False)["params"]
-
-    return jax.eval_shape(init, jax.random.key(0))
-
-
-def seeded_params(network, seed=0, size=8, dtype=np.float32):
-    """Weights without any zero, drawn in the order of the sorted paths, as for the reference."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        u = rng.uniform(-1.0, 1.0, leaf.shape)
-        kind = path[-1].key
-        if kind == "kernel":
-            u = u * math.sqrt(3.0 / math.prod(leaf.shape[:-1]))
-        elif kind == "scale":
-            u = 1.0 + 0.5 * u
-        else:
-            u = {"bias": 0.5, "frequencies": 16.0, "table": 1.0}[kind] * u
-        return u.astype(dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract_params(network, size))
-
-
-def seeded_batch(dtype=np.float32, size=8):
-    """Two images and noise levels that suit either embedding."""
-    rng = np.random.default_rng(1)
-    return rng.uniform(-1.0, 1.0, (2, size, size, 3)).astype(dtype), np.array([1.5, 2.75], dtype)
-
-
-def evaluator(network):
-    """The network without dropout, as a function of (params, x, cond)."""
-    return lambda params, x, cond: network.apply({"params": params}, x, cond, train=False)
 
 
 def textbook_upfirdn(x, kernel, *, up, down, before, after):
@@ -143,30 +93,16 @@ def textbook_upfirdn(x, kernel, *, up, down, before, after):
     return y[:, ::down, ::down]
 
 
-# Against the published networks
-
-
-@pytest.mark.parametrize("name", PUBLISHED_COUNTS)
-def test_parameter_count_is_the_published_one(name):
-    size, fields, count = PUBLISHED_COUNTS[name]
-    params = abstract_params(NCSNpp(**fields), size)
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == count
+# Against the published networks, whose sizes test_configs.py counts
 
 
 @pytest.mark.parametrize("name", REFERENCE_FIELDS)
 def test_output_equals_the_published_code(name):
-    """Outputs of the published code with these seeded weights, made outside this repository.
-
-    A submodule that is renamed may change the order of the draws: that too fails here.
-    """
     network = NCSNpp(**REFERENCE_FIELDS[name])
     params = seeded_params(network)
     with np.load(REFERENCE) as reference:
-        total = sum(float(np.sum(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(params))
-        assert total == pytest.approx(float(reference[f"{name}_weight_sum"])), "other weights"
-        y = quick_jit(evaluator(network))(params, reference["x"], reference["cond"])
-        expected = reference[f"{name}_y"]
-    assert np.max(np.abs(y - expected)) < 1e-5 * np.max(np.abs(expected))
+        y = compiled(network)(params, reference["x"], reference["cond"])
+        assert_published(y, reference, name, params)
 
 
 # Resampling
@@ -303,30 +239,13 @@ def test_every_kind_of_network_keeps_the_resolution(
     assert y.dtype == jnp.float32
 
 
-def test_derivatives_agree_in_float64():
-    """J v by forward mode equals a central difference, and <u, J v> = <J^T u, v>."""
-    network = NCSNpp(**SMALL | NCSNPP)
-    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
-        params = seeded_params(network, dtype=np.float64)
-        x, cond = seeded_batch(np.float64)
-        rng = np.random.default_rng(2)
-        u, v = rng.normal(size=x.shape), rng.normal(size=x.shape)
-
-        def f(x):
-            return evaluator(network)(params, x, cond)
-
-        y, jvp = quick_jit(lambda x, v: jax.jvp(f, (x,), (v,)))(x, v)
-        (vjp,) = quick_jit(lambda x, u: jax.vjp(f, x)[1](u))(x, u)
-        assert y.dtype == jvp.dtype == vjp.dtype == jnp.float64
-        h, step = 1e-6, quick_jit(f)
-        difference = (step(x + h * v) - step(x - h * v)) / (2 * h)
-        np.testing.assert_allclose(jvp, difference, rtol=1e-6, atol=1e-6)
-        assert np.vdot(u, jvp) == pytest.approx(np.vdot(vjp, v), rel=1e-10)
+def test_derivatives_agree_and_every_parameter_learns_but_the_frequencies():
+    assert_derivatives_agree(NCSNpp(**SMALL | NCSNPP), fixed=("fourier/frequencies",))
 
 
 def test_an_image_does_not_depend_on_its_batch():
     network = NCSNpp(**SMALL | NCSNPP)
-    params, f = seeded_params(network), quick_jit(evaluator(network))
+    params, f = seeded_params(network), compiled(network)
     x, cond = seeded_batch()
     both = f(params, x, cond)
     other = f(params, np.stack([x[0], -3.0 * x[1]]), np.stack([cond[0], cond[1] + 1.0]))
@@ -334,24 +253,8 @@ def test_an_image_does_not_depend_on_its_batch():
     assert not np.allclose(both[1], other[1], atol=1e-2)
 
 
-def test_every_parameter_learns_but_the_frequencies():
-    network = NCSNpp(**SMALL | NCSNPP)
-    params = seeded_params(network)
-    x, cond = seeded_batch()
-
-    def loss(params):
-        return jnp.mean(jnp.square(evaluator(network)(params, x, cond) - 1.0))
-
-    for path, gradient in jax.tree_util.tree_leaves_with_path(quick_jit(jax.grad(loss))(params)):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name == "fourier/frequencies":
-            assert np.all(gradient == 0)
-        elif not name.endswith("/key/bias"):  # softmax ignores what is added to every logit
-            assert np.max(np.abs(gradient)) > 1e-6, name
-
-
 def test_network_starts_at_almost_zero():
-    network = NCSNpp(**SMALL | {"channel_multipliers": (1,)})
+    network = NCSNpp(**TINY)
     x, cond = seeded_batch()
     y, _ = quick_jit(lambda key: network.init_with_output(key, x, cond, train=False))(
         jax.random.key(0)
@@ -360,25 +263,10 @@ def test_network_starts_at_almost_zero():
 
 
 def test_dropout_acts_in_training_only():
-    fields = SMALL | {"channel_multipliers": (1,)}
-    network = NCSNpp(**fields | {"dropout": 0.5})
-    params = seeded_params(network)
-    x, cond = seeded_batch()
-
-    @quick_jit
-    def trained(key):
-        rngs = {"dropout": key}
-        return network.apply({"params": params}, x, cond, train=True, rngs=rngs)
-
-    first, again, second = (trained(jax.random.key(seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert not np.allclose(first, second, atol=1e-2)
-    evaluated = quick_jit(evaluator(network))(params, x, cond)
-    without = quick_jit(evaluator(NCSNpp(**fields)))(params, x, cond)
-    np.testing.assert_array_equal(evaluated, without)
+    assert_dropout_acts_in_training_only(NCSNpp(**TINY))
 
 
-# Precision and memory
+# Precision
 
 
 @pytest.mark.parametrize("fields", [SMALL, SMALL | LSUN], ids=["ddpmpp", "lsun"])
@@ -410,24 +298,6 @@ def test_bfloat16_keeps_parameters_and_gradients_in_float32():
     gradients = jax.eval_shape(jax.grad(loss), params)
     for leaf in [*jax.tree.leaves(abstract_params(network)), *jax.tree.leaves(gradients)]:
         assert leaf.dtype == jnp.float32
-
-
-def test_rematerialization_changes_memory_not_gradients():
-    x, cond = seeded_batch()
-    params = seeded_params(NCSNpp(**TINY))
-
-    def gradient(remat):
-        network = NCSNpp(**TINY, remat=remat)
-        f = jax.grad(lambda p: jnp.mean(evaluator(network)(p, x, cond) ** 2))
-        return f, quick_jit(f)(params)
-
-    def kept(f):
-        return sum(eqn.primitive.name in ("remat", "remat2", "checkpoint") for eqn in f.eqns)
-
-    (plain, expected), (remat, computed) = gradient(False), gradient(True)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7)
-    jax.tree.map(close, computed, expected)
-    assert kept(jax.make_jaxpr(remat)(params)) > kept(jax.make_jaxpr(plain)(params)) == 0
 
 
 # Attention
@@ -476,14 +346,13 @@ def test_classes_matter_and_none_is_a_class_of_its_own():
     network = NCSNpp(**TINY, num_classes=3)
     params, (x, cond) = seeded_params(network), seeded_batch()
 
-    @quick_jit
     def f(labels):
-        return network.apply({"params": params}, x, cond, labels, train=False)
+        return compiled(network)(params, x, cond, labels)
 
     outputs = [f(jnp.array([label, label])) for label in range(4)]
     for a, b in itertools.combinations(outputs, 2):
         assert np.max(np.abs(a - b)) > 1e-3
-    unlabelled = quick_jit(evaluator(network))(params, x, cond)
+    unlabelled = compiled(network)(params, x, cond)
     np.testing.assert_allclose(unlabelled, outputs[3], atol=1e-5)
     mixed = f(jnp.array([1, 2]))
     np.testing.assert_allclose(mixed, np.stack([outputs[1][0], outputs[2][1]]), atol=1e-5)
@@ -495,28 +364,24 @@ def test_ddpm_is_ncsnpp_with_its_settings():
     ncsnpp = NCSNpp(**fields, residual_block="ddpm", skip_rescale=False)
     params, (x, cond) = seeded_params(ncsnpp), seeded_batch()
     assert jax.tree.structure(abstract_params(ddpm)) == jax.tree.structure(params)
-    y, expected = (quick_jit(evaluator(n))(params, x, cond) for n in (ddpm, ncsnpp))
+    y, expected = (compiled(n)(params, x, cond) for n in (ddpm, ncsnpp))
     np.testing.assert_array_equal(y, expected)
 
 
 def test_network_without_embedding_does_not_see_the_noise_level():
     network = NCSNpp(**TINY, embedding="none")
     params, (x, cond) = seeded_params(network), seeded_batch()
-    f = quick_jit(evaluator(network))
+    f = compiled(network)
     np.testing.assert_array_equal(f(params, x, cond), f(params, x, cond + 100))
-    assert not any("embedding" in jax.tree_util.keystr(path) for path in _paths(params))
-
-
-def _paths(tree):
-    return [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    assert not any("embedding" in name for name in named(params))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_is_used(activation):
     network = NCSNpp(**TINY, activation=activation)
     params, (x, cond) = seeded_params(network), seeded_batch()
-    swish = quick_jit(evaluator(NCSNpp(**TINY)))(params, x, cond)
-    y = quick_jit(evaluator(network))(params, x, cond)
+    swish = compiled(NCSNpp(**TINY))(params, x, cond)
+    y = compiled(network)(params, x, cond)
     assert np.array_equal(y, swish) == (activation == "swish")
 
 
@@ -553,49 +418,18 @@ INVALID = [
 
 @pytest.mark.parametrize(("fields", "message"), INVALID)
 def test_invalid_field_is_named_before_anything_is_computed(fields, message):
-    network = NCSNpp(**SMALL | fields)
-    field = next(iter(fields))
-    with pytest.raises(ValueError, match=message) as error:
-        network.validate(8, 3)
-    assert str(error.value).startswith(f"config.model.{field} is ")
-    with pytest.raises(ValueError, match=message):
-        abstract_params(network)
+    assert_refused(NCSNpp(**SMALL | fields), next(iter(fields)), message)
 
 
-@pytest.mark.parametrize(("size", "channels"), [(0, 3), (8, 0)])
-def test_empty_images_are_refused(size, channels):
-    with pytest.raises(ValueError, match=r"config\.data\.(image_size|channels) is 0"):
-        NCSNpp(**SMALL).validate(size, channels)
-
-
-def test_oblong_images_are_refused():
-    with pytest.raises(ValueError, match="8x16 pixels; valid is square"):
-        NCSNpp(**SMALL).init(jax.random.key(0), jnp.zeros((1, 8, 16, 3)), jnp.zeros(1), train=False)
+def test_images_that_are_empty_or_oblong_are_refused():
+    assert_wrong_images_are_refused(NCSNpp(**SMALL))
 
 
 @pytest.mark.parametrize("features", [6, 12, 36, 96])
 @pytest.mark.parametrize("combine", CHOICES["progressive_combine"])
 def test_group_check_refuses_exactly_what_the_layers_refuse(features, combine):
-    class Unchecked(NCSNpp):
-        @nn.nowrap
-        def validate(self, image_size, channels):
-            pass
-
-    fields = SMALL | {
-        "features": features,
-        "progressive_input": "input_skip",
-        "progressive_combine": combine,
-    }
-
-    def refuses(act):
-        try:
-            act()
-        except ValueError:
-            return True
-        return False
-
-    checked = refuses(lambda: NCSNpp(**fields).validate(8, 3))
-    assert checked == refuses(lambda: abstract_params(Unchecked(**fields)))
+    fields = {"progressive_input": "input_skip", "progressive_combine": combine}
+    assert_check_refuses_what_layers_refuse(NCSNpp, SMALL | fields | {"features": features})
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import abstract_params, compiled
 
 from denoising import Denoiser
 from models.adm import ADM
@@ -25,9 +26,6 @@ from models.ncsnpp import NCSNpp
 from published import diffusers, edm, files, openai
 from published.files import FileError
 from sde_lib import VESDE, VPSDE
-
-# Compiling these networks costs far more than running them, so XLA is told not to optimize.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 DATA = Path(__file__).parent / "data" / "published"
 SIZE, TIMES = 8, np.array([0.25, 0.5], np.float32)
@@ -82,28 +80,10 @@ def tree(name):
     return drawn(names)
 
 
-@functools.cache
-def template(network):
-    def init(key):
-        x = jnp.zeros((1, SIZE, SIZE, 3))
-        return network.init(key, x, jnp.zeros(1), train=False)["params"]
-
-    return jax.eval_shape(init, jax.random.key(0))
-
-
 def imported(family, content, network, **options):
     return family.import_state(
-        content, network, SIZE, template(network), source="file", **options
+        content, network, SIZE, abstract_params(network), source="file", **options
     ).params
-
-
-def outputs(network, params, *inputs):
-    return compiled(network)(params, *inputs)
-
-
-@functools.cache
-def compiled(network):
-    return quick_jit(lambda p, *inputs: network.apply({"params": p}, *inputs, train=False))
 
 
 def broken(content, **changes):
@@ -212,21 +192,21 @@ LABEL = np.array([249.75, 499.5], np.float32)
 @pytest.mark.parametrize(("name", "order"), [("guided", "legacy"), ("guided_new", "new")])
 def test_guided_diffusion_computes_as_the_original(name, order):
     params = imported(openai, tree("guided"), GUIDED, attention_order=order)
-    assert_close(outputs(GUIDED, params, images(), LABEL, np.array([0, 2])), name)
+    assert_close(compiled(GUIDED)(params, images(), LABEL, np.array([0, 2])), name)
     assert not params["classes"]["table"][-1].any()
 
 
 def test_improved_diffusion_computes_as_the_original():
     params = imported(openai, tree("improved"), IMPROVED)
-    assert_close(outputs(IMPROVED, params, images(), LABEL), "improved")
+    assert_close(compiled(IMPROVED)(params, images(), LABEL), "improved")
 
 
 def test_classifier_computes_as_the_original():
     content = tree("classifier_attention")
     params = openai.import_classifier(
-        content, CLASSIFIER, SIZE, template(CLASSIFIER), source="file"
+        content, CLASSIFIER, SIZE, abstract_params(CLASSIFIER), source="file"
     )
-    assert_close(outputs(CLASSIFIER, params, images(), LABEL), "classifier_attention")
+    assert_close(compiled(CLASSIFIER)(params, images(), LABEL), "classifier_attention")
     with pytest.raises(FileError, match=r"no state dict of a UNetModel .* which has output_blocks"):
         imported(openai, content, GUIDED)
 
@@ -245,20 +225,20 @@ SIGMA = 0.01 * 5000.0**TIMES
 
 def test_ddpm_of_diffusers_computes_as_the_original():
     params = imported(diffusers, tree("diffusers_ddpm"), GOOGLE)
-    assert_close(outputs(GOOGLE, params, images(), LABEL), "diffusers_ddpm")
+    assert_close(compiled(GOOGLE)(params, images(), LABEL), "diffusers_ddpm")
 
 
 def test_ncsnpp_of_diffusers_computes_as_the_original():
     params = imported(diffusers, tree("diffusers_ncsnpp"), LARGE)
     x = 2 * images() - 1  # center_input_sample
-    assert_close(outputs(LARGE, params, x, np.log(SIGMA)), "diffusers_ncsnpp")
+    assert_close(compiled(LARGE)(params, x, np.log(SIGMA)), "diffusers_ncsnpp")
 
 
 def test_a_folder_of_diffusers_computes_as_the_original():
     network = LARGE.clone(features=8, channel_multipliers=(1, 1), attention_resolutions=())
     params = imported(diffusers, files.read(DATA / "diffusers"), network)
     x = 2 * images() - 1
-    assert_close(outputs(network, params, x, np.log(SIGMA)), "file_diffusers")
+    assert_close(compiled(network)(params, x, np.log(SIGMA)), "file_diffusers")
 
 
 def test_ddpm_may_be_given_as_settings_of_ncsnpp():
@@ -354,7 +334,7 @@ def test_what_no_family_knows_is_refused(content):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_both_sets_are_equal_and_share_no_memory(name):
     family, network, _ = FAMILIES[name]
-    state = family.import_state(tree(name), network, SIZE, template(network), source="file")
+    state = family.import_state(tree(name), network, SIZE, abstract_params(network), source="file")
     assert state.step == 0
     assert_equal(state.params, state.ema_params)
     pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema_params), strict=True)

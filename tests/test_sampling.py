@@ -4,6 +4,7 @@ Monte-Carlo comparisons allow 4.5 standard errors, and a bias where the step siz
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import jax
@@ -14,7 +15,7 @@ from analytic import gaussian, standardized_mixture
 
 import sampling
 from arrays import fold_in_each, normal_like, sample_keys
-from denoising import Denoiser
+from denoising import CONDITIONINGS, Denoiser
 from likelihood import LikelihoodOptions, log_prob
 from ode import ODEOptions, integrate
 from parallel import Layout
@@ -32,7 +33,7 @@ from sampling import (
     Step,
     sample,
 )
-from sde_lib import VESDE, VPSDE, SubVPSDE
+from sde_lib import VESDE, VPSDE, DiscreteVPSDE, SubVPSDE
 from solvers.probability_flow import FlowOptions, sample_ode
 
 KEY = jax.random.key(0)
@@ -370,7 +371,7 @@ def prior_of(sde, count, dims):
     return sde.prior_sample(keys, jnp.zeros((count, dims)))
 
 
-@pytest.mark.parametrize("grid", TIME_GRIDS)
+@pytest.mark.parametrize("grid", sorted(TIME_GRIDS.keys() - {"levels"}))
 @every_process
 def test_loop_walks_the_whole_grid_from_the_prior(sde, grid):
     denoiser = Denoiser(sde=sde, network=idle)
@@ -530,7 +531,7 @@ def test_chunks_are_equal_and_cover_all_steps(parts):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 100])
-@pytest.mark.parametrize("grid", TIME_GRIDS)
+@pytest.mark.parametrize("grid", sorted(TIME_GRIDS.keys() - {"levels"}))
 @every_process
 def test_grid_descends_from_one_to_t_min(sde, grid, steps):
     times = Schedule(grid=grid, steps=steps, t_min=T_MIN).times(sde)
@@ -557,7 +558,10 @@ def test_grid_is_even_in_its_variable(x64, sde, grid, even):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Schedule(grid="no"), "grid='no' is unknown; choose one of: log_snr, quadratic"),
+        (
+            lambda: Schedule(grid="no"),
+            "grid='no' is unknown; choose one of: levels, log_snr, quadratic",
+        ),
         (lambda: Schedule(finish="no"), "finish='no' is unknown; choose one of: mean, denoise"),
         (lambda: Schedule(steps=0), "steps=0 must be at least 1"),
         (lambda: Schedule(t_min=1.0), r"t_min=1\.0 must lie between 0 and 1"),
@@ -580,3 +584,50 @@ def test_times_that_coincide_in_float32_are_refused():
     schedule = Schedule(steps=1000, t_min=1 - 1e-6)
     with pytest.raises(ValueError, match="steps=1000: times coincide"):
         schedule.times(VPSDE())
+
+
+# --- levels -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [10, 232, 500, 1000, 1086])
+def test_grid_of_levels_shows_the_network_each_level_once(levels):
+    """The grid itself, and the number that a network of so many levels is fed on it in float32."""
+    times = Schedule(grid="levels", steps=levels, t_min=1e-5).times(VESDE())
+    np.testing.assert_allclose(times[:-1], 1 - np.arange(levels) / (levels - 1), atol=1e-15)
+    assert times[-1] == 0
+    t = jnp.asarray(times[:-1], jnp.float32)
+    seen = CONDITIONINGS["sigma_index"](VESDE(), t, levels)
+    np.testing.assert_array_equal(seen, np.arange(levels))
+    np.testing.assert_allclose(VESDE().sigma(t), np.geomspace(50, 0.01, levels), rtol=1e-5)
+
+
+def test_grid_of_levels_needs_noise_at_its_end():
+    with pytest.raises(ValueError, match="ends at t = 0, where this process has no noise"):
+        Schedule(grid="levels").times(VPSDE())
+    with pytest.raises(ValueError, match="steps=1 must be at least 2"):
+        Schedule(grid="levels", steps=1).times(VESDE())
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_ddpm_level_by_level_is_its_algorithm(variance):
+    """Ho et al. 2020, Algorithm 2, on a Gaussian: by hand the variance after each level."""
+    sde, spread, count = DiscreteVPSDE(levels=100), 0.25, 4000
+    data = gaussian(np.zeros(1), spread**2 * np.eye(1))
+    t = np.arange(100) / 99
+    alpha_bar = np.asarray(sde.alpha(jnp.asarray(t)), np.float64) ** 2
+    expected = 1.0
+    for i in range(99, -1, -1):
+        before = alpha_bar[i - 1] if i else 1.0
+        beta = 1 - alpha_bar[i] / before
+        score = -1 / (alpha_bar[i] * spread**2 + 1 - alpha_bar[i])
+        noise = {"small": (1 - before) / (1 - alpha_bar[i]) * beta, "large": beta}[variance]
+        expected = (1 + beta * score) ** 2 / (1 - beta) * expected + (noise if i else 0.0)
+    samples = sample(
+        jax.random.key(0),
+        data.denoiser(sde),
+        (count, 1),
+        kernel=PredictorCorrector(predictor=Ancestral(variance=variance)),
+        schedule=Schedule(grid="levels", steps=100, finish="denoise"),
+    )
+    assert samples.nfe == 101
+    assert np.var(samples.x) == pytest.approx(expected, rel=5 * math.sqrt(2 / count))

@@ -253,3 +253,10 @@ def test_discrete_chain_is_accurate_in_float32_and_near_its_limit():
 def test_impossible_chain_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         DiscreteVPSDE(**fields)
+
+
+def test_discrete_chain_has_its_drift_at_both_ends(x64):
+    sde = DiscreteVPSDE()
+    for function in (sde.drift_coefficient, sde.squared_diffusion):
+        ends, inside = function(jnp.array([0.0, 1.0])), function(jnp.array([1e-9, 1 - 1e-9]))
+        np.testing.assert_allclose(ends, inside, rtol=1e-4)
