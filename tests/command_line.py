@@ -46,7 +46,7 @@ TINY = {
 }
 
 # These programs run for moments: compiled without optimization they cost half as much in all.
-_QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+_QUICK = "--xla_backend_optimization_level=0"
 
 # What processes import before they are forked; none of it starts a thread of JAX.
 _PRELOADED = ["run_lib", "orbax.checkpoint", "tensorboardX", "sklearn.datasets", "PIL.Image"]

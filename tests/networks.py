@@ -12,12 +12,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-# Compiling these networks costs far more than running them, so XLA is told not to optimize: a
-# quarter of the time.
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
-)
+# Compiling these networks costs far more than running them, so XLA is told not to optimize.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 # Weights and inputs

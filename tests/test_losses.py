@@ -199,7 +199,7 @@ def test_loss_is_the_same_on_one_device_and_on_four():
     ("fields", "message"),
     [
         ({"weight": "no"}, "weight='no' is unknown; choose one of: g2, sigma2"),
-        ({"times": "no"}, "times='no' is unknown; choose one of: stratified, uniform"),
+        ({"times": "no"}, "times='no' is unknown; choose one of: levels, stratified, uniform"),
         ({"reduction": "no"}, "reduction='no' is unknown; choose one of: half_sum, mean"),
         ({"t_min": 0.0}, r"t_min=0\.0 must lie between 0 and 1"),
         ({"t_min": 1.0}, r"t_min=1\.0 must lie between 0 and 1"),

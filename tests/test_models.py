@@ -1,5 +1,6 @@
 """The networks against the published ones, textbook filters, and the laws they must obey."""
 
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -117,14 +118,14 @@ def test_fir_resampling_is_the_textbook_upfirdn(kernel):
     blur = {"down": 1, "up": 1, "before": (n - 1) // 2 + 1, "after": (n - 2) // 2 + 1}
     wide = up | {"before": up["before"] + 1, "after": up["after"] + 1}
     with jax.enable_x64(True):
-        x = jnp.asarray(x)
-        pairs = (
-            (fir_downsample(x, kernel), textbook_upfirdn(x, kernel, **down)),
-            (fir_upsample(x, kernel), textbook_upfirdn(x, kernel, **up)),
-            (fir_upsample(x, kernel, margin=1), textbook_upfirdn(x, kernel, **wide)),
-            (fir_blur(x, kernel), textbook_upfirdn(x, kernel, **blur)),
-        )
-        for ours, textbook in pairs:
+
+        @quick_jit
+        def resampled(x):
+            wider = fir_upsample(x, kernel, margin=1)
+            return fir_downsample(x, kernel), fir_upsample(x, kernel), wider, fir_blur(x, kernel)
+
+        for ours, way in zip(resampled(x), (down, up, wide, blur), strict=True):
+            textbook = textbook_upfirdn(x, kernel, **way)
             np.testing.assert_allclose(ours, textbook, rtol=0, atol=1e-14)
 
 
@@ -188,25 +189,24 @@ def test_block_starts_as_its_shortcut():
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 16)).astype(np.float32)
     e = np.ones((2, 8), np.float32)
     block = ResidualBlock(16, init_scale=0.0)
-    y, _ = block.init_with_output(jax.random.key(0), x, e, False)
+    y, _ = quick_jit(lambda key: block.init_with_output(key, x, e, False))(jax.random.key(0))
     np.testing.assert_allclose(y, x / math.sqrt(2), atol=1e-4)
 
 
 def test_attention_is_equivariant_to_permutations_of_the_pixels():
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype(np.float32)
     attention = SelfAttention(init_scale=1.0)
-    params = attention.init(jax.random.key(0), x, train=False)
+    f = quick_jit(functools.partial(attention.apply, train=False))
+    params = quick_jit(functools.partial(attention.init, train=False))(jax.random.key(0), x)
     params = jax.tree.map(lambda leaf: leaf + 0.5, params)
     order = np.random.default_rng(1).permutation(16)
 
     def permute(images):
         return np.asarray(images).reshape(2, 16, 8)[:, order].reshape(2, 4, 4, 8)
 
-    y = attention.apply(params, x, train=False)
+    y = f(params, x)
     assert not np.allclose(permute(y), y, atol=1e-2)
-    np.testing.assert_allclose(
-        attention.apply(params, permute(x), train=False), permute(y), rtol=1e-5
-    )
+    np.testing.assert_allclose(f(params, permute(x)), permute(y), rtol=1e-5)
 
 
 # The network as a function
