@@ -63,7 +63,7 @@ def import_state(
     try:
         imported = _translated(family, tree, mine, source, attention_order)
     except ValueError as error:
-        print("the file is of another network; looking for its configuration")
+        print("the file does not fit; looking for a configuration that it fits")
         fitting = [other.name for other in others if _fits(family, tree, other, source)]
         hint = f". It is of the network of --config={' or '.join(fitting)}" if fitting else ""
         raise ConfigError(f"--source={error}{hint}") from error

@@ -5,6 +5,7 @@ Files are really damaged, disks are really full, processes are really killed.
 
 import logging as std_logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -379,8 +380,12 @@ FULL_DISK = """
 """
 
 
+# A thread of Orbax may outlive the event loop of its failed save, and say so; rarely, and to no harm.
+LATE_THREAD = r"Traceback .*\n(  .*\n)*RuntimeError: Event loop is closed\n"
+
+
 def assert_survived_full_disk(done, directory, cause):
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, re.sub(LATE_THREAD, "", done.stderr)) == (0, "")
     lines = done.stdout.splitlines()
     assert len(lines) == 2
     for line in lines:
