@@ -380,7 +380,7 @@ FULL_DISK = """
 """
 
 
-# A thread of Orbax may outlive the event loop of its failed save, and say so; rarely, and to no harm.
+# A thread of Orbax may outlive the event loop of its failed save and say so, rarely and harmlessly.
 LATE_THREAD = r"Traceback .*\n(  .*\n)*RuntimeError: Event loop is closed\n"
 
 
