@@ -217,3 +217,28 @@ def ncsnv2(config: ConfigDict, *, size: int = 64) -> None:
     config.model.name = "ncsnv2"
     config.model.features = 128
     config.model.size = size
+
+
+def song_ermon(
+    config: ConfigDict, variant: str, *, sigma_max: float, levels: int, corrections: int, snr: float
+) -> None:
+    """NCSNv2, or NCSN with some of NCSNv2's techniques: those of the levels given, 5 the average.
+
+    Without the techniques, NCSN has 10 levels up to 1 and 100 Langevin steps at each.
+    """
+    kind = variant.partition("_")[2]
+    if variant in ("ncsn", "ncsn_5"):
+        sigma_max, levels, corrections, snr = 1.0, 10, 100, 0.316
+    annealed_langevin(
+        config,
+        sigma_max=sigma_max,
+        levels=levels,
+        corrections=corrections,
+        snr=snr,
+        lr=1e-4 if variant == "ncsnv2" else 1e-3,
+        ema=0.999 if variant == "ncsnv2" or kind.endswith("5") else 0.0,
+    )
+    if variant == "ncsnv2":
+        ncsnv2(config)
+    else:
+        ncsn(config)

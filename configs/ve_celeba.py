@@ -25,18 +25,9 @@ VARIANTS = ("ncsnpp", "ncsn", "ncsn_5", "ncsn_124", "ncsn_1245", "ncsnv2")
 def get_config(variant: str = "ncsnpp") -> ConfigDict:
     published.check_variant(variant, VARIANTS)
     config = published.celeba()
-    network, _, kind = variant.partition("_")
-    levels = {"sigma_max": 90.0, "levels": 500, "corrections": 5, "snr": 0.128}
-    if network == "ncsn":
-        if kind in ("", "5"):
-            levels = {"sigma_max": 1.0, "levels": 10, "corrections": 100, "snr": 0.316}
-        ema = 0.999 if kind.endswith("5") else 0.0
-        published.annealed_langevin(config, **levels, lr=1e-3, ema=ema)
-        published.ncsn(config)
-    elif network == "ncsnv2":
-        published.annealed_langevin(config, **levels, lr=1e-4, ema=0.999)
-        published.ncsnv2(config)
-    else:
+    if variant == "ncsnpp":
         published.ve_discrete(config, sigma_max=90.0, snr=0.17)
         published.ncsnpp(config)
+    else:
+        published.song_ermon(config, variant, sigma_max=90.0, levels=500, corrections=5, snr=0.128)
     return config

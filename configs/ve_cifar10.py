@@ -40,15 +40,8 @@ def get_config(variant: str = "ncsnpp_continuous") -> ConfigDict:
     config = published.cifar10()
     network, _, kind = variant.partition("_")
     levels = {"sigma_max": 50.0, "levels": 232, "corrections": 5, "snr": 0.176}
-    if network == "ncsn":
-        if kind in ("", "5"):
-            levels = {"sigma_max": 1.0, "levels": 10, "corrections": 100, "snr": 0.316}
-        ema = 0.999 if kind.endswith("5") else 0.0
-        published.annealed_langevin(config, **levels, lr=1e-3, ema=ema)
-        published.ncsn(config)
-    elif network == "ncsnv2":
-        published.annealed_langevin(config, **levels, lr=1e-4, ema=0.999)
-        published.ncsnv2(config)
+    if network in ("ncsn", "ncsnv2"):
+        published.song_ermon(config, variant, **levels)
     else:
         process = published.ve if kind in ("continuous", "deep") else published.ve_discrete
         process(config, sigma_max=50.0, snr=0.16)

@@ -80,7 +80,7 @@ class ADMEncoder(nn.Module):
         resample: "block" changes the resolution within residual blocks, "conv" in convolutions
             between them, of stride 2 down and behind nearest neighbour up.
         compute_dtype: "float32", or "bfloat16" for all but parameters, statistics and output.
-        remat: compute residual blocks again in the backward pass: less memory, a third more time.
+        remat: compute residual blocks again in the backward pass, to save memory.
     """
 
     features: int = 192

@@ -134,7 +134,7 @@ class DiT(nn.Module):
         learned_variance: a second output per channel, after all the first ones, for the variance.
         out_channels: channels of the output, not counting variances; None for those of the input.
         compute_dtype: "float32", or "bfloat16" for all but parameters, statistics and output.
-        remat: compute blocks again in the backward pass: less memory, a third more time.
+        remat: compute blocks again in the backward pass, to save memory.
     """
 
     features: int = 384

@@ -96,7 +96,7 @@ class NCSNpp(nn.Module):
         init_scale: initial variance scale of the last layer of every block and of the output.
         out_channels: channels of the output; None for those of the input.
         compute_dtype: "float32", or "bfloat16" for all but parameters, statistics and output.
-        remat: compute residual blocks again in the backward pass: less memory, a third more time.
+        remat: compute residual blocks again in the backward pass, to save memory.
     """
 
     features: int = 128

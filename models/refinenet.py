@@ -328,7 +328,7 @@ class RefineNet(nn.Module):
             corners, and, at size 64, the last refine block but one has half the channels.
         out_channels: channels of the output; None for those of the input.
         compute_dtype: "float32", or "bfloat16" for all but parameters, statistics and output.
-        remat: compute all blocks again in the backward pass: less memory, a third more time.
+        remat: compute all blocks again in the backward pass, to save memory.
     """
 
     features: int = 128
