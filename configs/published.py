@@ -91,7 +91,7 @@ def vp_discrete(config: ConfigDict, *, predictor: str = "ancestral") -> None:
     config.sampling.grid = "levels"
     config.sampling.finish = "denoise"
     config.sampling.variance = "large"
-    # Published bits/dim come from the continuous SDE, config.sde.name=vp; see DiscreteVPSDE.
+    # Published bits/dim come from the continuous SDE, thus from `vp`; see DiscreteVPSDE.
     config.eval.metrics = ("loss", "frechet")
 
 

@@ -16,7 +16,7 @@ python main.py --config=configs/vp_cifar10.py:ddpmpp_deep --mode=eval
 
 The figures are the published ones; none was measured with this code. Variants without `_continuous`
 that are not deep are trained on DDPM's 1000 levels; their bits/dim were published for the
-continuous process: import with --config.sde.name=vp --config.sampling.grid=uniform to measure them.
+continuous process: import their file with the `_continuous` variant of the network to measure them.
 """
 
 from ml_collections import ConfigDict
