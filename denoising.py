@@ -22,7 +22,6 @@ c_skip = sigma_d^2 / (s^2 + sigma_d^2), c_out = s sigma_d c_in, c_in = 1 / sqrt(
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -31,6 +30,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from arrays import expand_like
+from pytrees import pytree
 from sde_lib import SDE, Time, reverse_drift
 
 Batch = Float[Array, "batch ..."]
@@ -125,11 +125,7 @@ CONDITIONINGS: dict[str, Callable[[SDE, Time, int], Time]] = {
 }
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["sde", "network", "labels"],
-    meta_fields=["parameterization", "conditioning", "levels"],
-)
+@pytree(static=("parameterization", "conditioning", "levels"))
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """A network that knows how to undo `sde` at every noise level.

@@ -23,7 +23,6 @@ at t = 1e-5 in float32.
 import abc
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -32,6 +31,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from arrays import expand_like, normal_like, sum_per_sample
+from pytrees import pytree
 
 Time = Float[Array, "*batch"]
 # A number; a tracer or a placeholder while JAX takes an SDE apart and rebuilds it.
@@ -138,7 +138,7 @@ def _derivative(function: Any, t: Time) -> Time:
     return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["sigma_min", "sigma_max"], meta_fields=[])
+@pytree()
 @dataclass(frozen=True, kw_only=True)
 class VESDE(SDE):
     """Variance-exploding SDE: sigma geometric from sigma_min to sigma_max (Eq. 30), data in [0, 1].
@@ -183,7 +183,7 @@ class _LinearBeta(SDE):
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["beta_min", "beta_max"], meta_fields=[])
+@pytree()
 @dataclass(frozen=True, kw_only=True)
 class VPSDE(_LinearBeta):
     """Variance-preserving SDE, the limit of DDPM: sigma^2 = 1 - alpha^2 (Eq. 32-33)."""
@@ -195,7 +195,7 @@ class VPSDE(_LinearBeta):
         return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["beta_min", "beta_max"], meta_fields=[])
+@pytree()
 @dataclass(frozen=True, kw_only=True)
 class SubVPSDE(_LinearBeta):
     """Sub-VP SDE, whose variance stays below VP's: sigma = 1 - alpha^2 (Eq. 27-29)."""
@@ -222,7 +222,7 @@ def _cosine_betas(levels: int) -> np.ndarray:
 BETAS = {"linear": _linear_betas, "cosine": _cosine_betas}
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["schedule", "levels"])
+@pytree(static=("schedule", "levels"))
 @dataclass(frozen=True, kw_only=True)
 class DiscreteVPSDE(SDE):
     """The chain of DDPM (Ho et al. 2020, arXiv:2006.11239): alpha^2 = prod_i (1 - beta_i).

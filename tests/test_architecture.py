@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ("input_pipeline", "data_readers", "data_preparation")
 FLOORS = [
-    {"arrays", "models", *DATA, "metrics", "parallel", "reporting", "ode"},
+    {"arrays", "pytrees", "models", *DATA, "metrics", "parallel", "reporting", "ode"},
     {"sde_lib", "training", "checkpoints", "workdir", "published"},
     {"denoising"},
     {"sampling", "losses", "likelihood"},

@@ -1,5 +1,6 @@
 """Processes against the paper's closed forms (Song et al. 2021, arXiv:2011.13456, Section 3.4)."""
 
+import itertools
 import math
 
 import jax
@@ -186,6 +187,13 @@ def test_process_is_a_pytree_of_its_parameters(sde):
     leaves, structure = jax.tree.flatten(sde)
     assert len(leaves) == 2
     assert jax.tree.unflatten(structure, leaves) == sde
+
+
+def test_jit_can_tell_the_processes_apart():
+    """Were the structures of two classes equal, one might run with the other's program."""
+    structures = [jax.tree.structure(cls()) for cls in SDES.values()]
+    for first, second in itertools.combinations(structures, 2):
+        assert first != second
 
 
 def test_one_compilation_serves_all_parameters():
