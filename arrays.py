@@ -5,8 +5,12 @@ Random numbers belong to samples, not to batches: sample k draws from `fold_in(k
 the same image in any batch, on any number of devices, and after any restart.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 
@@ -38,3 +42,12 @@ def normal_like(
 ) -> Float[Array, "batch *shape"]:
     """Standard normal noise shaped like `x`, row k drawn from `keys[k]` alone."""
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+
+
+def in_float64(function: Callable[..., Any], *values: Any) -> Any:
+    """`function` of NumPy values in double precision, on the CPU; its arrays are NumPy's.
+
+    For what is computed once, from a process and a grid of times, before anything large runs.
+    """
+    with jax.enable_x64(True), jax.default_device("cpu"):
+        return jax.tree.map(np.asarray, function(*(jnp.asarray(v, float) for v in values)))

@@ -18,7 +18,7 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 import sampling
-from denoising import Denoiser
+from denoising import Clipping, Denoiser
 from experiment import ConfigError, Experiment
 from input_pipeline import ImageScaler
 from likelihood import LikelihoodOptions, log_prob
@@ -27,9 +27,13 @@ from metrics.frechet import EXTRACTORS
 from models import NETWORKS
 from ode import ODEOptions
 from parallel import Layout
-from sampling import PredictorCorrector, Samples, Schedule
+from sampling import Samples
 from sde_lib import SDE, SDES
-from solvers.probability_flow import FlowOptions, sample_ode
+from solvers import ADAPTIVE, SOLVERS
+from solvers.analytic_dpm import AnalyticDPM
+from solvers.moments import EpsMoments
+from solvers.predictor_corrector import CORRECTORS, PREDICTORS, PredictorCorrector
+from time_grids import Schedule
 from training import MovingAverage, Optimizer, Trainer
 
 METRICS = ("loss", "bits_per_dim", "frechet")
@@ -51,11 +55,6 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
     denoiser = _denoiser_factory(reader, sde, network)
     loss = reader.construct("loss", ScoreMatching)
     _check_levels(reader, sde, loss)
-    if loss.times == "levels" and not sde.sigma(jnp.zeros(())) > 0:
-        raise ConfigError(
-            f"config.loss.times='levels' trains at t = 0 too, where config.sde.name="
-            f"{config.sde.name!r} has no noise; choose uniform or stratified, or sde ddpm or ve"
-        )
     optimizer = reader.construct("optim", Optimizer)
     average = reader.construct("ema", MovingAverage)
     item_shape, scaler = _image_format(reader)
@@ -74,7 +73,7 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
         classes=classes,
         label_dropout=config.training.label_dropout,
     )
-    sampler, evaluations = _sampler(reader, sde)
+    sampler, evaluations, with_moments = _sampler(reader, sde, scaler)
     options, ode = reader.construct_all("likelihood", (LikelihoodOptions, ODEOptions), set())
     experiment = Experiment(
         config=reader.resolved,
@@ -87,6 +86,7 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
         trainer=trainer,
         sampler=sampler,
         evaluations=evaluations,
+        with_moments=with_moments,
         log_prob=partial(log_prob, options=options, ode=ode),
         classes=classes,
     )
@@ -239,13 +239,23 @@ def _check_levels(reader: _Reader, sde: SDE, loss: ScoreMatching) -> None:
     levels, denoiser = getattr(sde, "levels", None), reader.config.denoiser
     pairs = (
         ("loss.levels", loss.levels, loss.times == "levels"),
-        ("denoiser.levels", denoiser.levels, denoiser.conditioning in ("index", "rescaled_index")),
+        (
+            "denoiser.levels",
+            denoiser.levels,
+            denoiser.conditioning in ("index", "rescaled_index", "sigma_index"),
+        ),
     )
     for name, value, used in pairs:
         if levels and used and value != levels:
             raise ConfigError(
                 f"config.{name}={value}, but config.sde.levels={levels}; set both to the same"
             )
+    if loss.times == "levels" and not sde.sigma(jnp.zeros(())) > 0:
+        raise ConfigError(
+            "config.loss.times='levels' trains at t = 0 too, where config.sde.name="
+            f"{reader.config.sde.name!r} has no noise; choose uniform or stratified, or the sde "
+            "ddpm, smld or ve"
+        )
 
 
 def _classes(reader: _Reader, network: nn.Module) -> int:
@@ -295,6 +305,8 @@ def _check_eval(reader: _Reader, layout: Layout) -> None:
     for name in ("loss_repeats", "dequantizations"):
         _at_least(f"eval.{name}", evaluation[name], 1)
     _at_least("eval.samples", evaluation.samples, 2)
+    _at_least("moments.images", reader.config.moments.images, 3)
+    _at_least("moments.times", reader.config.moments.times, 3)
     reader.lookup("eval", "features", EXTRACTORS)
     unknown = [name for name in evaluation.metrics if name not in METRICS]
     if unknown or not evaluation.metrics:
@@ -303,31 +315,63 @@ def _check_eval(reader: _Reader, layout: Layout) -> None:
         )
 
 
-def _sampler(reader: _Reader, sde: SDE) -> tuple[Callable[..., Samples], int | None]:
-    """The sampler, and its network evaluations an image where they are known beforehand."""
-    make = reader.lookup("sampling", "name", {"pc": _predictor_corrector, "ode": _flow})
-    return make(reader, sde)
+def _sampler(
+    reader: _Reader, sde: SDE, scaler: ImageScaler
+) -> tuple[Callable[..., Samples], int | None, Callable[..., Any] | None]:
+    """The sampler, its network evaluations an image where they are known beforehand, and how to
+    give it the moments of its network if it needs them."""
+    chosen = reader.lookup("sampling", "name", {**SOLVERS, **ADAPTIVE})
+    ignore = {"name", "seed", "label"}
+    if reader.config.sampling.name in ADAPTIVE:
+        function, options = chosen
+        classes = (Clipping, *options.values())
+        clipping, *made = reader.construct_all("sampling", classes, ignore)
+        clipping = dataclasses.replace(clipping, low=scaler.low, high=scaler.high)
+        given = dict(zip(options, made, strict=True))
+        return _clipped(partial(function, **given), clipping), None, None
 
+    clipping, schedule, solver = _fixed_steps(reader, chosen, ignore)
+    clipping = dataclasses.replace(clipping, low=scaler.low, high=scaler.high)
 
-def _predictor_corrector(reader: _Reader, sde: SDE) -> tuple[Callable[..., Samples], int]:
-    predictor = reader.lookup("sampling", "predictor", {**sampling.PREDICTORS, "none": None})
-    corrector = reader.lookup("sampling", "corrector", {**sampling.CORRECTORS, "none": None})
-    classes = tuple(cls for cls in (predictor, corrector) if cls)
-    ignore = {"name", "seed", "label", "predictor", "corrector"}
-    schedule, *kernels = reader.construct_all("sampling", (Schedule, *classes), ignore)
-    made = dict(zip(classes, kernels, strict=True))
-    kernel = PredictorCorrector(predictor=made.get(predictor), corrector=made.get(corrector))
+    def sampler(solver: sampling.Solver) -> Callable[..., Samples]:
+        return _clipped(partial(sampling.sample, solver=solver, schedule=schedule), clipping)
+
     with reader.errors("sampling"):
-        schedule.times(sde)
-    evaluations = kernel.evaluations * schedule.steps + (schedule.finish == "denoise")
-    return partial(sampling.sample, kernel=kernel, schedule=schedule), evaluations
+        times = schedule.of(sde)
+        needs_moments = chosen is AnalyticDPM
+        rows = len(times) - 1 if needs_moments else solver.plan(sde, times).evaluations
+    reader.resolved["sampling"]["steps"] = len(times) - (schedule.grid != "levels")
+    with_moments = None
+    if needs_moments:
+
+        def with_moments(moments: EpsMoments) -> Callable[..., Samples]:
+            return sampler(dataclasses.replace(solver, moments=moments))
+
+    return sampler(solver), rows + (schedule.finish == "denoise"), with_moments
 
 
-def _flow(reader: _Reader, sde: SDE) -> tuple[Callable[..., Samples], None]:
-    options, ode = reader.construct_all(
-        "sampling", (FlowOptions, ODEOptions), {"name", "seed", "label"}
-    )
-    return partial(sample_ode, options=options, ode=ode), None
+def _clipped(draw: Callable[..., Samples], clipping: Clipping) -> Callable[..., Samples]:
+    def sampler(key: Key[Array, ""], denoiser: Denoiser, shape: tuple, **options: Any) -> Samples:
+        return draw(key, dataclasses.replace(denoiser, clipping=clipping), shape, **options)
+
+    return sampler
+
+
+def _fixed_steps(
+    reader: _Reader, cls: type, ignore: set[str]
+) -> tuple[Clipping, Schedule, sampling.Solver]:
+    if cls is not PredictorCorrector:
+        return tuple(reader.construct_all("sampling", (Clipping, Schedule, cls), ignore))
+    moves = [
+        reader.lookup("sampling", role, {**table, "none": None})
+        for role, table in (("predictor", PREDICTORS), ("corrector", CORRECTORS))
+    ]
+    given = [move for move in moves if move]
+    classes = (Clipping, Schedule, PredictorCorrector, *given)
+    ignore |= {"predictor", "corrector"}
+    clipping, schedule, whole, *made = reader.construct_all("sampling", classes, ignore)
+    predictor, corrector = (made.pop(0) if move else None for move in moves)
+    return clipping, schedule, dataclasses.replace(whole, predictor=predictor, corrector=corrector)
 
 
 def _evaluate_shapes(experiment: Experiment) -> None:

@@ -38,14 +38,24 @@ Network = Callable[..., Batch]  # (input, condition), then labels if the denoise
 
 
 class Prediction(NamedTuple):
-    """What a network believes about x_t = alpha x0 + sigma eps."""
+    """What a network believes about x_t = alpha x0 + sigma eps.
+
+    variance, of a network that answers one, tells how far the logarithm of a reverse step's
+    variance is from the smallest (0) to the largest (1): Nichol & Dhariwal 2021, Eq. 15.
+    """
 
     x0: Batch
     eps: Batch
+    variance: Batch | None = None
 
 
 def _from_eps(x: Batch, alpha: Batch, sigma: Batch, eps: Batch) -> Prediction:
     return Prediction((x - sigma * eps) / alpha, eps)
+
+
+def _from_eps_variance(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction:
+    eps, fraction = jnp.split(h, 2, axis=-1)
+    return _from_eps(x, alpha, sigma, eps)._replace(variance=(fraction + 1) / 2)
 
 
 def _from_x0(x: Batch, alpha: Batch, sigma: Batch, x0: Batch) -> Prediction:
@@ -93,9 +103,7 @@ def _centre(x: Batch, alpha: Batch, sigma: Batch) -> Batch:
 
 PARAMETERIZATIONS = {
     "eps": Parameterization(predict=_from_eps),
-    "eps_variance": Parameterization(
-        predict=lambda x, a, s, h: _from_eps(x, a, s, h[..., : x.shape[-1]]), channels=2
-    ),
+    "eps_variance": Parameterization(predict=_from_eps_variance, channels=2),
     "score": Parameterization(predict=lambda x, a, s, h: _from_eps(x, a, s, -s * h)),
     "x0": Parameterization(predict=_from_x0),
     "v": Parameterization(predict=_from_v),
@@ -125,7 +133,50 @@ CONDITIONINGS: dict[str, Callable[[SDE, Time, int], Time]] = {
 }
 
 
-@pytree(static=("parameterization", "conditioning", "levels"))
+CLIPS = ("none", "range", "dynamic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clipping:
+    """Keeps the predicted x0 in the range of data, for samplers that leave it.
+
+    Args:
+      clip: "none"; "range" cuts x0 to [low, high] (Ho et al. 2020); "dynamic" cuts each sample's x0
+        to its own `quantile` of the distance from the middle of the range, where that is beyond
+        the range, and shrinks it back into it (Saharia et al. 2022, arXiv:2205.11487, Section 2.3).
+      quantile: in (0, 1), by default 0.995; of dynamic clipping alone.
+      low, high: the range of the data.
+
+    Raises:
+      ValueError: for an unknown name or a quantile that is out of range or without use.
+    """
+
+    clip: str = "none"
+    quantile: float | None = None
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.clip not in CLIPS:
+            raise ValueError(f"clip={self.clip!r} is unknown; choose one of: {', '.join(CLIPS)}")
+        if self.quantile is not None and (self.clip != "dynamic" or not 0 < self.quantile < 1):
+            raise ValueError(
+                f"quantile={self.quantile} is a number in (0, 1), and of clip='dynamic' alone"
+            )
+
+    def apply(self, x0: Batch) -> Batch:
+        """x0 of shape (batch, ...) within the range, if clip is not "none"."""
+        if self.clip == "range":
+            return jnp.clip(x0, self.low, self.high)
+        middle, radius = (self.low + self.high) / 2, (self.high - self.low) / 2
+        centred = (x0 - middle) / radius
+        quantile = 0.995 if self.quantile is None else self.quantile
+        size = jnp.quantile(jnp.abs(centred).reshape(len(x0), -1), quantile, axis=-1)
+        size = expand_like(jnp.maximum(size, 1), x0)
+        return middle + radius * jnp.clip(centred, -size, size) / size
+
+
+@pytree(static=("parameterization", "conditioning", "levels", "clipping"))
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """A network that knows how to undo `sde` at every noise level.
@@ -139,6 +190,7 @@ class Denoiser:
       parameterization: a name in PARAMETERIZATIONS.
       conditioning: a name in CONDITIONINGS.
       levels: number of noise levels that the conditionings with an index count.
+      clipping: what is done to the predicted x0; eps and the score follow it.
 
     Raises:
       ValueError: for an unknown name.
@@ -150,6 +202,7 @@ class Denoiser:
     parameterization: str = "eps"
     conditioning: str = "999t"
     levels: int = 1000
+    clipping: Clipping = Clipping()
 
     def __post_init__(self) -> None:
         for field, table in (
@@ -185,7 +238,13 @@ class Denoiser:
                 f"but the network answers {output.shape}; eps_variance is for a network with "
                 "learned_variance, and for no other"
             )
-        return meaning.predict(x, alpha, sigma, output)
+        prediction = meaning.predict(x, alpha, sigma, output)
+        if self.clipping.clip == "none":
+            return prediction
+        x0 = self.clipping.apply(prediction.x0)
+        # x = alpha x0 + sigma eps still; where nothing is clipped, eps stays what it was.
+        eps = prediction.eps + alpha / sigma * (prediction.x0 - x0)
+        return prediction._replace(x0=x0, eps=eps)
 
     def score(self, x: Batch, t: Time) -> Batch:
         """grad log p_t(x_t) = -eps / sigma."""

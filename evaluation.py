@@ -145,7 +145,7 @@ def _test_loss(experiment: Experiment, denoiser: Denoiser, partial: _Partial) ->
 
     def compute(indices: np.ndarray) -> np.ndarray:
         placed = experiment.place(indices)
-        labelled = experiment.with_test_labels(denoiser, placed)
+        labelled = experiment.with_labels(denoiser, placed, experiment.data.test_labels)
         values = [
             losses(
                 jax.random.fold_in(base, repeat),
@@ -173,7 +173,7 @@ def _bits_per_dim(experiment: Experiment, denoiser: Denoiser, partial: _Partial)
         def compute(indices: np.ndarray, key: Array = key, draw: int = draw) -> np.ndarray:
             placed = experiment.place(indices)
             x = _test_batch(experiment, placed, draw)
-            labelled = experiment.with_test_labels(denoiser, placed)
+            labelled = experiment.with_labels(denoiser, placed, experiment.data.test_labels)
             result = experiment.log_prob(key, labelled, x, indices=placed)
             nats = experiment.layout.fetch(result.nats)[: len(indices)]
             return np.stack([nats, np.full_like(nats, result.nfe)])

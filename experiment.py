@@ -1,7 +1,8 @@
 """An Experiment: all that a configuration describes, ready to train, sample and be evaluated."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
+from tqdm import tqdm
 
 import input_pipeline
 from denoising import Denoiser
@@ -18,18 +20,15 @@ from likelihood import LogProb
 from losses import ScoreMatching
 from parallel import Layout
 from sampling import Samples
+from solvers.moments import EpsMoments
 from training import Trainer
 
 # The uses of randomness, each with a base key of its own.
-_STREAMS = ("init", "training", "sampling", "loss", "likelihood")
+_STREAMS = ("init", "training", "sampling", "loss", "likelihood", "moments")
 
 
 class ConfigError(ValueError):
     """What a configuration asks for cannot be had; one line that says the field and the remedy."""
-
-
-class SamplingError(RuntimeError):
-    """Samples that are not finite; one line that says how many and what to do."""
 
 
 class Pictures(NamedTuple):
@@ -38,6 +37,18 @@ class Pictures(NamedTuple):
     images: UInt8[np.ndarray, "count height width channels"]
     nfe: int
     trajectory: UInt8[np.ndarray, "frames count height width channels"] | None
+
+
+@contextmanager
+def _steps_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar of the steps of one batch, where they take long enough to want one."""
+    with tqdm(desc="steps", leave=False, delay=5, dynamic_ncols=True) as bar:
+
+        def show(done: int, count: int) -> None:
+            bar.total = count
+            bar.update(done - bar.n)
+
+        yield show
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,10 @@ class Experiment:
       network: the raw Flax module.
       denoiser: (params, dropout key or None) -> Denoiser.
       trainer: makes training states.
-      sampler: (key, denoiser, shape, *, indices, frames) -> Samples.
+      sampler: (key, denoiser, shape, *, indices, frames) -> Samples; with `progress` too, unless
+        it is adaptive.
       evaluations: network evaluations an image of `sampler`; None where it is adaptive.
+      with_moments: moments -> sampler, of a solver that needs those of its network; otherwise None.
       log_prob: (key, denoiser, x, *, indices) -> LogProb.
       classes: number of classes of a class-conditional network; 0 for any other.
     """
@@ -66,6 +79,7 @@ class Experiment:
     trainer: Trainer
     sampler: Callable[..., Samples]
     evaluations: int | None
+    with_moments: Callable[[EpsMoments], Callable[..., Samples]] | None
     log_prob: Callable[..., LogProb]
     classes: int
 
@@ -122,7 +136,7 @@ class Experiment:
         """The samples of these numbers; each depends on the sampling seed and its number alone.
 
         Raises:
-          SamplingError: if any is not finite.
+          SamplingError: if any becomes NaN or infinite.
         """
         placed = self.place(indices)
         if self.classes:
@@ -131,27 +145,29 @@ class Experiment:
             denoiser = dataclasses.replace(denoiser, labels=labels)
         key = self.key(self.config["sampling"]["seed"], "sampling")
         shape = (placed.shape[0], *self.item_shape)
-        samples = self.sampler(key, denoiser, shape, indices=placed, frames=frames)
-        x = self.layout.fetch(samples.x)[: len(indices)]
-        broken = len(x) - int(np.isfinite(x).all(axis=(1, 2, 3)).sum())
-        if broken:
-            raise SamplingError(
-                f"{broken} of {len(x)} samples are NaN or infinite: either the sampler is unstable "
-                f"(give more config.sampling.steps, or a smaller snr), or the checkpoint is no good"
-            )
-        images = self.pictures(x)
+        options: dict[str, Any] = {"indices": placed, "frames": frames}
+        with _steps_bar() as progress:
+            if self.evaluations is not None:  # an adaptive sampler does not know how far it is
+                options["progress"] = progress
+            samples = self.sampler(key, denoiser, shape, **options)
+        images = self.pictures(self.layout.fetch(samples.x)[: len(indices)])
         trajectory = samples.trajectory
         if trajectory is not None:
             trajectory = np.stack([self.pictures(frame[: len(indices)]) for frame in trajectory])
         return Pictures(images, samples.nfe, trajectory)
 
-    def with_test_labels(self, denoiser: Denoiser, indices: Int[Array, "batch"]) -> Denoiser:
-        """The denoiser of test images: it knows their classes if the network asks for classes."""
+    def with_labels(
+        self,
+        denoiser: Denoiser,
+        indices: Int[Array, "batch"],
+        labels: Int[np.ndarray, "count"] | None,
+    ) -> Denoiser:
+        """The denoiser of these images: it knows their classes if the network asks for classes."""
         if not self.classes:
             return denoiser
-        self._check_labels(self.data.test_labels)
-        labels = self.data.test_labels[self.layout.fetch(indices)]
-        return dataclasses.replace(denoiser, labels=self.layout.split_rows(labels))
+        self._check_labels(labels)
+        chosen = labels[self.layout.fetch(indices)]
+        return dataclasses.replace(denoiser, labels=self.layout.split_rows(chosen))
 
     def _check_labels(self, labels: Int[np.ndarray, "count"] | None) -> None:
         name = self.config["data"]["name"]

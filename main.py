@@ -16,12 +16,12 @@ from types import ModuleType
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-_MODES = ("train", "eval", "sample", "check", "prepare", "import", "export")
+_MODES = ("train", "eval", "sample", "check", "prepare", "moments", "import", "export")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 _MODE = flags.DEFINE_enum("mode", None, _MODES, "What to do.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<config name>.")
 _CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", None, "sample, export: step; by default the latest."
+    "checkpoint", None, "sample, moments, export: step; by default the latest."
 )
 _SOURCE = flags.DEFINE_string("source", None, "import: a published checkpoint, file or folder.")
 _ATTENTION_ORDER = flags.DEFINE_enum(
@@ -54,8 +54,9 @@ def _main() -> None:
 
     import run_lib
     from checkpoints import CheckpointError
-    from experiment import ConfigError, SamplingError
+    from experiment import ConfigError
     from ode import IntegrationError
+    from sampling import SamplingError
     from workdir import WorkdirError
 
     if _CACHE.value:
@@ -100,6 +101,8 @@ def _run(run_lib: ModuleType) -> None:
             run_lib.check(config, explicit=explicit)
         case "prepare":
             run_lib.prepare(config)
+        case "moments":
+            run_lib.moments(config, path, checkpoint=_CHECKPOINT.value, explicit=explicit)
         case "import":
             run_lib.import_checkpoint(
                 config,

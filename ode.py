@@ -11,20 +11,37 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-# name -> (solver, network evaluations of one step, and before the first). All but Heun take the
-# last stage of a step as the first of the next, so that one is needed to begin with.
+
+class Method(NamedTuple):
+    """A Runge-Kutta pair of diffrax, and its evaluations of the field in one step.
+
+    first_same_as_last: the last stage of an accepted step is the first of the next. Nothing can be
+    taken over until a step has been accepted, so what is tried before that costs one more each.
+    """
+
+    solver: type[diffrax.AbstractSolver]
+    evaluations: int
+    first_same_as_last: bool
+
+
+# diffrax's implicit solvers are missing, as each of their steps wants the Jacobian of the network;
+# and ReversibleHeun, whose virtue is in gradients through the solve.
 SOLVERS = {
-    "dopri5": (diffrax.Dopri5, 6, 1),
-    "tsit5": (diffrax.Tsit5, 6, 1),
-    "dopri8": (diffrax.Dopri8, 13, 1),
-    "heun": (diffrax.Heun, 2, 0),
+    "heun": Method(diffrax.Heun, 2, False),
+    "midpoint": Method(diffrax.Midpoint, 2, False),
+    "ralston": Method(diffrax.Ralston, 2, False),
+    "bosh3": Method(diffrax.Bosh3, 3, True),
+    "tsit5": Method(diffrax.Tsit5, 6, True),
+    "dopri5": Method(diffrax.Dopri5, 6, True),
+    "dopri8": Method(diffrax.Dopri8, 13, True),
 }
 
 
 class IntegrationError(RuntimeError):
-    """An ODE solve that did not reach its end; the message says why and what to change."""
+    """A solve that did not reach its end; the message says why and what to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +69,62 @@ class ODEOptions:
 
 
 class Solution(NamedTuple):
-    """The state at the end (and on the way, if asked), and what it took to get there."""
+    """The state at the end (and on the way, if asked), and what it took to get there.
+
+    `reached` is the time of the last accepted step, the end if all went well; `broken` says that
+    NaN or infinity stopped it there.
+    """
 
     y: Any
     evaluations: Int[Array, "batch"]
     success: Bool[Array, "batch"]
     path: Any
+    reached: Float[Array, "batch"]
+    broken: Bool[Array, "batch"]
+
+
+class Watched(diffrax.AbstractStepSizeController):
+    """A step size controller, watched.
+
+    Its state has what diffrax does not tell: how many steps were tried before the first was
+    accepted, and whether NaN or infinity left no way on. There it stops, where diffrax would try
+    until its step limit: at a state that is not finite, or at a step too small to move the time.
+    """
+
+    controller: diffrax.AbstractStepSizeController
+
+    def wrap(self, direction: Any) -> "Watched":
+        return Watched(self.controller.wrap(direction))
+
+    def init(self, *args: Any, **kwargs: Any) -> tuple:
+        end, state = self.controller.init(*args, **kwargs)
+        return end, _Watch(state, jnp.array(False), jnp.array(0), jnp.array(False))
+
+    def adapt_step_size(
+        self, t0: Any, t1: Any, y0: Any, y1: Any, args: Any, error: Any, order: Any, state: Any
+    ) -> tuple:
+        keep, start, end, jump, inner, result = self.controller.adapt_step_size(
+            t0, t1, y0, y1, args, error, order, state.inner
+        )
+        kept = jnp.asarray(keep)
+        stuck = (end <= start) | (result != diffrax.RESULTS.successful)
+        broken = jnp.where(kept, ~all_finite(y1), stuck & ~all_finite(error))
+        result = diffrax.RESULTS.where(broken, diffrax.RESULTS.dt_min_reached, result)
+        started = state.started | kept
+        watch = _Watch(inner, started, state.retries + ~started, broken)
+        return keep, start, end, jump, watch, result
+
+
+class _Watch(NamedTuple):
+    inner: Any
+    started: Bool[Array, ""]
+    retries: Int[Array, ""]
+    broken: Bool[Array, ""]
+
+
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether all numbers in a pytree are finite."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def integrate(
@@ -65,55 +132,94 @@ def integrate(
     y0: Any,
     args: Any,
     *,
-    t0: float,
-    t1: float,
+    t0: float | Float[Array, ""],
+    t1: float | Float[Array, ""],
     options: ODEOptions,
-    frames: int = 0,
+    frames: int | Float[Array, "frames"] = 0,
+    first_step: float = 0.01,
 ) -> Solution:
     """Solve dy/dt = field(t, y, args) from t0 to t1 (either direction) for each sample.
 
-    `field` sees one sample; `y0` and `args` are pytrees with a leading batch axis. With `frames`,
-    `path` holds the state at that many equally spaced times, t0 first, shaped (batch, frames, ...).
-    Traceable; a failed sample has `success` False, and must be checked with `require_success`.
+    `field` sees one sample; `y0` and `args` are pytrees with a leading batch axis. `first_step` is
+    the length of the first step that is tried. With `frames`, `path` holds the state at these
+    times, on the way from t0 to t1, or at so many equally spaced ones, t0 first; it is shaped
+    (batch, frames, ...). Traceable; a failed sample has `success` False, and must be checked with
+    `require_success`.
     """
-    solver, per_step, before = SOLVERS[options.solver]
-    ts = jnp.linspace(t0, t1, frames) if frames else None
+    method = SOLVERS[options.solver]
+    ts = None
+    if not isinstance(frames, int):
+        ts = frames
+    elif frames:
+        ts = jnp.linspace(t0, t1, frames)
+    pid = diffrax.PIDController(rtol=options.rtol, atol=options.atol)
+    ends = diffrax.SubSaveAt(t1=True)
 
     def solve(y: Any, arg: Any) -> Solution:
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field),
-            solver(),
+            method.solver(),
             t0=t0,
             t1=t1,
-            dt0=None,
+            dt0=jnp.where(t1 > t0, first_step, -first_step),
             y0=y,
             args=arg,
-            stepsize_controller=diffrax.PIDController(rtol=options.rtol, atol=options.atol),
+            stepsize_controller=Watched(pid),
             max_steps=options.max_steps,
-            saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(t1=True), diffrax.SubSaveAt(ts=ts)])
-            if frames
-            else diffrax.SaveAt(t1=True),
+            saveat=diffrax.SaveAt(
+                subs=[ends] if ts is None else [ends, diffrax.SubSaveAt(ts=ts)],
+                controller_state=True,
+            ),
             adjoint=diffrax.ForwardMode(),  # a plain loop: nothing here is differentiated
             throw=False,
         )
-        end, path = solution.ys if frames else (solution.ys, None)
-        end = jax.tree.map(lambda leaf: leaf[0], end)
-        finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(end)]))
-        success = (solution.result == diffrax.RESULTS.successful) & finite
-        evaluations = solution.stats["num_steps"] * per_step + before
-        return Solution(end, evaluations, success, path)
+        end = jax.tree.map(lambda leaf: leaf[0], solution.ys[0])
+        successful = solution.result == diffrax.RESULTS.successful
+        watch = solution.controller_state
+        evaluations = solution.stats["num_steps"] * method.evaluations
+        if method.first_same_as_last:
+            evaluations += 1 + watch.retries
+        return Solution(
+            y=end,
+            evaluations=evaluations,
+            success=successful & all_finite(end),
+            path=None if ts is None else solution.ys[1],
+            reached=solution.ts[0][0],
+            broken=watch.broken,
+        )
 
     return jax.vmap(solve)(y0, args)
 
 
 def require_success(
-    solution_success: Bool[Array, "batch"], where: str, options: ODEOptions
+    success: Bool[Array, "batch"],
+    where: str,
+    options: Any,
+    *,
+    times: Float[Array, "batch"] | None = None,
+    broken: Bool[Array, "batch"] | None = None,
 ) -> None:
-    """Raise IntegrationError unless every sample's solve succeeded."""
-    failed = int((~solution_success).sum())
-    if failed:
+    """Raise IntegrationError unless every sample's solve succeeded.
+
+    `times` tells when each has stopped, and `broken` which were stopped by NaN or infinity.
+    """
+    failed = ~np.asarray(success)
+    if not failed.any():
+        return
+    by_nan = broken is not None and bool(np.any(broken))
+    if by_nan:
+        failed = np.asarray(broken)
+    what = f"{where}: {failed.sum()} of {failed.size} samples"
+    at = ""
+    if times is not None:
+        high, low = f"{np.max(times[failed]):.4g}", f"{np.min(times[failed]):.4g}"
+        at = f" at t={high}" if low == high else f" between t={high} and t={low}"
+    if by_nan:
         raise IntegrationError(
-            f"{where}: {failed} of {solution_success.size} samples did not reach the end within "
-            f"max_steps={options.max_steps} or became non-finite; raise max_steps, loosen "
-            f"rtol={options.rtol} and atol={options.atol}, or check the network for NaN"
+            f"{what} became NaN or infinite{at}; check the network for NaN there"
         )
+    raise IntegrationError(
+        f"{what} did not reach the end within max_steps={options.max_steps} or became non-finite"
+        f"{at and ', but stopped'}{at}; raise max_steps, loosen rtol={options.rtol} and "
+        f"atol={options.atol}, or check the network for NaN"
+    )

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import builders
+import calibration
 import data_preparation
 import evaluation
 import input_pipeline
@@ -30,6 +32,7 @@ from denoising import Denoiser
 from experiment import ConfigError, Experiment
 from interchange import Candidate
 from reporting import MetricsLog, image_grid, write_file, write_gif, write_png
+from solvers.moments import EpsMoments
 from training import TrainState
 from workdir import Workdir, WorkdirError
 
@@ -52,6 +55,11 @@ def train(config: ConfigDict, path: Path, *, explicit: frozenset[str] = frozense
     """
     experiment = builders.build(config, explicit=explicit)
     batches = experiment.training_batches()
+    if experiment.with_moments and experiment.config["training"]["sample_every"]:
+        raise ConfigError(
+            "config.sampling.name=analytic needs the moments of a trained network; train with "
+            "another sampler, or with config.training.sample_every=0"
+        )
     workdir = Workdir(path)
     workdir.check(experiment.config, training=True)
     settings = experiment.config["training"]
@@ -224,8 +232,8 @@ def evaluate(config: ConfigDict, path: Path, *, explicit: frozenset[str] = froze
     for step in steps:
         checkpoints.config(step)  # a missing one shows before the others are evaluated
     for step in steps or (None,):
-        step, denoiser = _load(experiment, workdir, checkpoints, step)
-        print(evaluation.evaluate(experiment, denoiser, step, workdir.eval))
+        ready, step, denoiser = _load(experiment, workdir, checkpoints, step)
+        print(evaluation.evaluate(ready, denoiser, step, workdir.eval))
 
 
 def sample(
@@ -247,7 +255,7 @@ def sample(
     if count < 1:
         raise ConfigError(f"--num_samples={count} must be at least 1")
     experiment, workdir, checkpoints = _open(config, path, explicit)
-    step, denoiser = _load(experiment, workdir, checkpoints, checkpoint)
+    experiment, step, denoiser = _load(experiment, workdir, checkpoints, checkpoint)
     name = workdir.samples / f"checkpoint_{step}"
     images = _draw_all(experiment, denoiser, count)
     write_file(name.with_suffix(".npz"), lambda file: np.savez_compressed(file, samples=images))
@@ -285,10 +293,17 @@ def _open(
 
 def _load(
     experiment: Experiment, workdir: Workdir, checkpoints: Checkpoints, step: int | None
-) -> tuple[int, Denoiser]:
-    """The step and the averaged network of a checkpoint; None for the latest good one."""
+) -> tuple[Experiment, int, Denoiser]:
+    """A checkpoint (None for the latest good one): the experiment with a sampler that has the
+    network's moments if it wants them, the step, and the averaged network."""
     restored = _restore(experiment, workdir, checkpoints, step)
-    return restored.step, experiment.denoiser(restored.state.ema_params)
+    if experiment.with_moments:
+        try:
+            moments = EpsMoments.load(workdir.moments / f"{restored.step}.npz")
+            experiment = replace(experiment, sampler=experiment.with_moments(moments))
+        except (ValueError, FileNotFoundError) as error:
+            raise ConfigError(f"config.sampling.name=analytic: {error}") from error
+    return experiment, restored.step, experiment.denoiser(restored.state.ema_params)
 
 
 def _restore(
@@ -301,6 +316,31 @@ def _restore(
             "--mode=import first"
         )
     return restored
+
+
+def moments(
+    config: ConfigDict,
+    path: Path,
+    *,
+    checkpoint: int | None = None,
+    explicit: frozenset[str] = frozenset(),
+) -> None:
+    """Measure the second moments of a checkpoint's network, which the sampler "analytic" needs.
+
+    Raises:
+      ConfigError, WorkdirError, CheckpointError: before anything is computed.
+    """
+    experiment, workdir, checkpoints = _open(config, path, explicit)
+    experiment.training_batches()  # missing data show now
+    restored = _restore(experiment, workdir, checkpoints, checkpoint)
+    denoiser = experiment.denoiser(restored.state.ema_params)
+    file = workdir.moments / f"{restored.step}.npz"
+    measured = calibration.measure_moments(experiment, denoiser)
+    measured.save(file)
+    print(
+        f"moments of step {restored.step} at {len(measured.times)} times, standard errors up to "
+        f"{measured.errors.max():.1e}: {file}; next: --config.sampling.name=analytic"
+    )
 
 
 def import_checkpoint(

@@ -1,4 +1,4 @@
-r"""Processes that turn data into noise: the VE, VP and sub-VP SDEs, and DDPM's discrete chain.
+r"""Processes that turn data into noise: SDEs, flow matching's straight path, and discrete chains.
 
 Song et al. 2021, arXiv:2011.13456; the equation numbers are theirs. Every process here is linear,
 dx = f(t) x dt + g(t) dw on t in [0, 1], with data at t = 0, so that
@@ -17,7 +17,8 @@ is the reverse-time SDE for churn = 1 and the probability-flow ODE for churn = 0
 Notation of the whole project: x0 data, x_t noisy data, eps standard normal noise, alpha and sigma
 the coefficients above, score = grad log p_t(x_t), t the time; coefficients are shaped like t.
 Everything is computed in logarithms with expm1: the textbook sqrt(1 - exp(.)) loses 1% of sigma
-at t = 1e-5 in float32.
+at t = 1e-5 in float32. Where alpha falls to nearly 0, log alpha is -log1p((1 - alpha) / alpha) or
+-log1p(sigma^2 / alpha^2) / 2 of a ratio of small numbers, which keeps it and f exact at both ends.
 """
 
 import abc
@@ -38,13 +39,13 @@ Time = Float[Array, "*batch"]
 Parameter = float | Any
 
 
-def _require_positive(sde: "SDE", **values: Any) -> None:
-    """Refuse non-positive numbers; traced values, met when JAX rebuilds the SDE, pass."""
+def _require_positive(sde: "SDE", *, below: float = math.inf, **values: Any) -> None:
+    """Refuse numbers outside (0, below); traced values, met when JAX rebuilds the SDE, pass."""
+    wanted = "a finite number above 0" if below == math.inf else f"a number between 0 and {below}"
     for name, value in values.items():
-        if isinstance(value, int | float) and not (0 < value < math.inf):
+        if isinstance(value, int | float) and not (0 < value < below):
             raise ValueError(
-                f"{name}={value} is out of range for {type(sde).__name__}: "
-                f"give a finite number above 0"
+                f"{name}={value} is out of range for {type(sde).__name__}: give {wanted}"
             )
 
 
@@ -54,6 +55,11 @@ def _require_increasing(sde: "SDE", low: str, high: str) -> None:
         raise ValueError(
             f"{low}={values[0]} must be below {high}={values[1]} for {type(sde).__name__}"
         )
+
+
+def _require_levels(sde: "SDE") -> None:
+    if sde.levels < 2:
+        raise ValueError(f"levels={sde.levels} must be at least 2")
 
 
 class SDE(abc.ABC):
@@ -138,20 +144,10 @@ def _derivative(function: Any, t: Time) -> Time:
     return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
 
 
-@pytree()
-@dataclass(frozen=True, kw_only=True)
-class VESDE(SDE):
-    """Variance-exploding SDE: sigma geometric from sigma_min to sigma_max (Eq. 30), data in [0, 1].
+class _VarianceExploding(SDE):
+    """What VE, SMLD and EDM share: alpha = 1, and noise up to sigma_max."""
 
-    sigma(0) is sigma_min, not 0: at t = 0 the data already carry noise of that size.
-    """
-
-    sigma_min: Parameter = 0.01
-    sigma_max: Parameter = 50.0
-
-    def __post_init__(self) -> None:
-        _require_positive(self, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
-        _require_increasing(self, "sigma_min", "sigma_max")
+    sigma_max: Parameter
 
     @property
     def prior_std(self) -> Parameter:
@@ -160,8 +156,77 @@ class VESDE(SDE):
     def log_alpha(self, t: Time) -> Time:
         return jnp.zeros_like(t)
 
+
+class _Geometric(_VarianceExploding):
+    """What VE and SMLD share: sigma geometric from sigma_min to sigma_max (Eq. 30).
+
+    sigma(0) is sigma_min, not 0: at t = 0 the data already carry noise of that size.
+    """
+
+    sigma_min: Parameter
+
+    def __post_init__(self) -> None:
+        _require_positive(self, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        _require_increasing(self, "sigma_min", "sigma_max")
+
     def log_sigma(self, t: Time) -> Time:
         return jnp.log(self.sigma_min) + t * jnp.log(self.sigma_max / self.sigma_min)
+
+
+@pytree()
+@dataclass(frozen=True, kw_only=True)
+class VESDE(_Geometric):
+    """Variance-exploding SDE, the limit of SMLD, for data in [0, 1] (Eq. 30)."""
+
+    sigma_min: Parameter = 0.01
+    sigma_max: Parameter = 50.0
+
+
+@pytree(static=("levels",))
+@dataclass(frozen=True, kw_only=True)
+class DiscreteVESDE(_Geometric):
+    """The chain of SMLD (Song & Ermon 2019, arXiv:1907.05600), for data in [0, 1].
+
+    Level i = 0 .. levels - 1, counted from the smallest sigma up, is at t = i / (levels - 1). With
+    log sigma linear between levels a geometric table is VE's own line, so this is VE that knows
+    how many levels it was trained on.
+    """
+
+    sigma_min: Parameter = 0.01
+    sigma_max: Parameter = 50.0
+    levels: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_levels(self)
+
+
+@pytree()
+@dataclass(frozen=True, kw_only=True)
+class EDMSDE(_VarianceExploding):
+    """sigma proportional to time (Karras et al. 2022, arXiv:2206.00364): sigma = sigma_max t.
+
+    Their time is sigma itself, sigma_max times ours. Their smallest noise, 0.002 of 80, is where
+    sampling stops: t_min = 2.5e-5 of the sampler, and no field of the process.
+    """
+
+    sigma_max: Parameter = 80.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, sigma_max=self.sigma_max)
+
+    def log_sigma(self, t: Time) -> Time:
+        return jnp.log(self.sigma_max * t)
+
+
+class _VariancePreserving(SDE):
+    """sigma^2 = 1 - alpha^2: data of unit variance keep it (Eq. 33)."""
+
+    # The papers draw from N(0, I), though sigma(1) is a little less: 0.99998 for VP.
+    prior_std = 1.0
+
+    def log_sigma(self, t: Time) -> Time:
+        return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
 
 
 class _LinearBeta(SDE):
@@ -174,25 +239,17 @@ class _LinearBeta(SDE):
         _require_positive(self, beta_min=self.beta_min, beta_max=self.beta_max)
         _require_increasing(self, "beta_min", "beta_max")
 
-    @property
-    def prior_std(self) -> float:
-        """The papers draw from N(0, I), though sigma(1) = 0.99998."""
-        return 1.0
-
     def log_alpha(self, t: Time) -> Time:
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
 
 @pytree()
 @dataclass(frozen=True, kw_only=True)
-class VPSDE(_LinearBeta):
+class VPSDE(_LinearBeta, _VariancePreserving):
     """Variance-preserving SDE, the limit of DDPM: sigma^2 = 1 - alpha^2 (Eq. 32-33)."""
 
     beta_min: Parameter = 0.1
     beta_max: Parameter = 20.0
-
-    def log_sigma(self, t: Time) -> Time:
-        return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
 
 
 @pytree()
@@ -202,9 +259,69 @@ class SubVPSDE(_LinearBeta):
 
     beta_min: Parameter = 0.1
     beta_max: Parameter = 20.0
+    prior_std = 1.0
 
     def log_sigma(self, t: Time) -> Time:
         return jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
+
+
+@pytree()
+@dataclass(frozen=True, kw_only=True)
+class CosineVPSDE(_VariancePreserving):
+    """Cosine schedule, alpha = cos(phi) / cos(phi_0) (Nichol & Dhariwal 2021, arXiv:2102.09672).
+
+    The limit of their chain (Eq. 17): phi goes linearly from phi_0 = offset / (1 + offset) pi / 2
+    to where alpha is alpha_min, just before pi / 2. At pi / 2 itself no signal is left, f is
+    infinite, and no solver that walks in log-SNR has a first step.
+
+    Args:
+      offset: makes phi_0 > 0, so that the first noise is not too small.
+      alpha_min: alpha(1). VP's is 0.0066.
+    """
+
+    offset: Parameter = 0.008
+    alpha_min: Parameter = 1e-3
+
+    def __post_init__(self) -> None:
+        _require_positive(self, offset=self.offset)
+        _require_positive(self, alpha_min=self.alpha_min, below=1)
+
+    def log_alpha(self, t: Time) -> Time:
+        # In psi = pi / 2 - phi, which is small, and so accurate, where phi nears pi / 2: then
+        # alpha = sin(psi) / sin(psi_0), and with turn = phi - phi_0
+        # sigma^2 / alpha^2 = (sin(psi_0)^2 - sin(psi)^2) / sin(psi)^2, a product of two sines.
+        psi_0 = 0.5 * math.pi / (1 + self.offset)
+        phi_0 = self.offset * psi_0
+        psi_1 = jnp.arcsin(self.alpha_min * jnp.sin(psi_0))
+        psi = psi_1 + (1 - t) * (psi_0 - psi_1)
+        turn = t * (psi_0 - psi_1)
+        noise_to_signal = jnp.sin(turn) * jnp.sin(turn + 2 * phi_0) / jnp.sin(psi) ** 2
+        return -0.5 * jnp.log1p(noise_to_signal)
+
+
+@pytree()
+@dataclass(frozen=True, kw_only=True)
+class LinearPathSDE(SDE):
+    """Straight path from data to noise: alpha = 1 - (1 - alpha_min) t, sigma = t.
+
+    Rectified flow (Liu et al. 2022, arXiv:2209.03003) and flow matching (Lipman et al. 2022,
+    arXiv:2210.02747, Eq. 20 with sigma_min = 0) have alpha_min = 0 and let time run from noise to
+    data. Here alpha_min, which is alpha(1), is above 0, so that the log-SNR is finite there.
+    """
+
+    alpha_min: Parameter = 1e-3
+    prior_std = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, alpha_min=self.alpha_min, below=1)
+
+    def log_alpha(self, t: Time) -> Time:
+        lost = 1 - self.alpha_min
+        # (1 - alpha) / alpha, with alpha written for t near 1.
+        return -jnp.log1p(lost * t / (self.alpha_min + lost * (1 - t)))
+
+    def log_sigma(self, t: Time) -> Time:
+        return jnp.log(t)
 
 
 def _linear_betas(levels: int) -> np.ndarray:
@@ -224,7 +341,7 @@ BETAS = {"linear": _linear_betas, "cosine": _cosine_betas}
 
 @pytree(static=("schedule", "levels"))
 @dataclass(frozen=True, kw_only=True)
-class DiscreteVPSDE(SDE):
+class DiscreteVPSDE(_VariancePreserving):
     """The chain of DDPM (Ho et al. 2020, arXiv:2006.11239): alpha^2 = prod_i (1 - beta_i).
 
     Level i = 0 .. levels - 1 is at t = i / (levels - 1), where alpha and sigma are the table's;
@@ -245,18 +362,12 @@ class DiscreteVPSDE(SDE):
             raise ValueError(
                 f"schedule={self.schedule!r} is unknown; choose one of: {', '.join(BETAS)}"
             )
-        if self.levels < 2:
-            raise ValueError(f"levels={self.levels} must be at least 2")
+        _require_levels(self)
         if not np.all(self._betas() < 1):
             raise ValueError(
                 f"levels={self.levels} is too few for schedule={self.schedule!r}, where a beta "
                 "reaches 1; the linear table needs more than 20 levels"
             )
-
-    @property
-    def prior_std(self) -> float:
-        """DDPM draws from N(0, I)."""
-        return 1.0
 
     def log_alpha(self, t: Time) -> Time:
         t = jnp.asarray(t)
@@ -267,14 +378,20 @@ class DiscreteVPSDE(SDE):
         fraction = position - below
         return (1 - fraction) * table[below] + fraction * table[below + 1]
 
-    def log_sigma(self, t: Time) -> Time:
-        return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
-
     def _betas(self) -> np.ndarray:
         return BETAS[self.schedule](self.levels)
 
 
-SDES = {"ve": VESDE, "vp": VPSDE, "subvp": SubVPSDE, "ddpm": DiscreteVPSDE}
+SDES = {
+    "ve": VESDE,
+    "vp": VPSDE,
+    "subvp": SubVPSDE,
+    "cosine": CosineVPSDE,
+    "linear": LinearPathSDE,
+    "edm": EDMSDE,
+    "ddpm": DiscreteVPSDE,
+    "smld": DiscreteVESDE,
+}
 
 
 def reverse_drift(

@@ -23,6 +23,7 @@ import sampling  # noqa: E402
 import sde_lib  # noqa: E402
 from likelihood import LikelihoodOptions, log_prob  # noqa: E402
 from ode import ODEOptions  # noqa: E402
+from solvers.predictor_corrector import EulerMaruyama, PredictorCorrector  # noqa: E402
 from solvers.probability_flow import FlowOptions, sample_ode  # noqa: E402
 
 COUNT = 20_000
@@ -63,12 +64,12 @@ def deviations(samples: np.ndarray) -> str:
 
 
 def draw(sde: sde_lib.SDE, steps: int, churn: float, grid: str = "uniform") -> np.ndarray:
-    kernel = sampling.PredictorCorrector(predictor=sampling.EulerMaruyama(churn=churn))
+    solver = PredictorCorrector(predictor=EulerMaruyama(churn=churn))
     schedule = sampling.Schedule(steps=steps, t_min=T_MIN, grid=grid, finish="sample")
     denoiser = MIXTURE.denoiser(sde)
     key = jax.random.key(1)
     return np.asarray(
-        sampling.sample(key, denoiser, (COUNT, 2), kernel=kernel, schedule=schedule).x
+        sampling.sample(key, denoiser, (COUNT, 2), solver=solver, schedule=schedule).x
     )
 
 

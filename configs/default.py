@@ -14,13 +14,15 @@ def get_config() -> ConfigDict:
     config.seed = 42  # of initialization, training noise and data order
 
     config.sde = sde = ConfigDict()
-    sde.name = "vp"  # vp, subvp, ve, ddpm
+    sde.name = "vp"  # vp, subvp, cosine, linear, ve, edm; chains ddpm, smld
     sde.beta_min = placeholder(float)  # vp, subvp: beta(0)
     sde.beta_max = placeholder(float)  # vp, subvp: beta(1)
-    sde.sigma_min = placeholder(float)  # ve: noise of the data, in units of [0, 1]
-    sde.sigma_max = placeholder(float)  # ve: noise of the prior
+    sde.sigma_min = placeholder(float)  # ve, smld: noise of the data
+    sde.sigma_max = placeholder(float)  # ve, smld, edm: noise of the prior
+    sde.offset = placeholder(float)  # cosine: keeps the first noise from vanishing
+    sde.alpha_min = placeholder(float)  # cosine, linear: signal left at t = 1
     sde.schedule = placeholder(str)  # ddpm: linear, cosine
-    sde.levels = placeholder(int)  # ddpm: length of the chain
+    sde.levels = placeholder(int)  # ddpm, smld: length of the chain
 
     config.model = model = ConfigDict()
     model.name = "ncsnpp"  # a network of models.NETWORKS; its fields are documented there
@@ -107,20 +109,39 @@ def get_config() -> ConfigDict:
     training.sample_count = 64  # images in the grid
 
     config.sampling = sampling = ConfigDict()
-    sampling.name = "pc"  # pc (Predictor-Corrector), ode (probability flow)
+    sampling.name = "pc"  # pc (Predictor-Corrector), ddim, ode (probability flow, adaptive)
     sampling.seed = 0
     sampling.label = -1  # class of the samples: -1 all in turn, or one; num_classes for none
+    sampling.clip = placeholder(str)  # of the predicted x0: none, range, dynamic
+    sampling.quantile = placeholder(float)  # dynamic clipping
     sampling.t_min = 1e-3  # where sampling stops
-    sampling.finish = placeholder(str)  # mean (pc only), denoise (one more evaluation), sample
-    sampling.predictor = "euler_maruyama"  # euler_maruyama, reverse_diffusion, ancestral, none
+    sampling.finish = placeholder(str)  # mean (not ode), denoise (one more evaluation), sample
+    # Fixed steps, all but ode:
+    # uniform, quadratic, log_snr, karras; of a chain levels, or some: ddim50, or 10,15,20
+    sampling.grid = placeholder(str)
+    sampling.steps = placeholder(int)
+    sampling.times = placeholder(tuple)  # from 1 down, instead of a grid
+    sampling.rho = placeholder(float)  # karras
+    # pc:
+    # euler_maruyama, reverse_diffusion, probability_flow, ancestral, none
+    sampling.predictor = "euler_maruyama"
     sampling.corrector = "none"  # langevin, annealed_langevin, none
-    sampling.grid = placeholder(str)  # pc: uniform (in t), quadratic, log_snr, levels
-    sampling.steps = placeholder(int)  # pc
-    sampling.churn = placeholder(float)  # euler_maruyama: 1 reverse SDE, 0 probability flow
-    sampling.variance = placeholder(str)  # ancestral: small, large
+    sampling.corrector_first = placeholder(bool)
+    sampling.churn = placeholder(float)  # euler_maruyama: 1 reverse SDE, 0 flow; heun: S_churn
+    sampling.variance = placeholder(str)  # ancestral: small, large, learned
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
     sampling.corrections = placeholder(int)  # correctors: Langevin steps at each time
     sampling.norms = placeholder(str)  # langevin: per_sample, batch
+    # Others:
+    sampling.eta = placeholder(float)  # ddim: 0 deterministic to 1 ancestral
+    sampling.stage = placeholder(float)  # heun: 1 Heun, 0.5 midpoint, 2/3 Ralston
+    sampling.churn_min = placeholder(float)  # heun: levels sigma / alpha between which it churns
+    sampling.churn_max = placeholder(float)
+    sampling.churn_noise = placeholder(float)  # heun: scale of the fresh noise
+    sampling.form = placeholder(str)  # analytic: ddpm, ddim
+    sampling.trajectory = placeholder(str)  # analytic: grid, optimal
+    sampling.last_noise = placeholder(float)  # analytic: bounds
+    sampling.half_range = placeholder(float)
     sampling.solver = placeholder(str)  # ode: dopri5, tsit5, dopri8, heun
     sampling.rtol = placeholder(float)  # ode
     sampling.atol = placeholder(float)  # ode
@@ -134,6 +155,10 @@ def get_config() -> ConfigDict:
     likelihood.rtol = 1e-5
     likelihood.atol = 1e-5
     likelihood.max_steps = 4096
+
+    config.moments = moments = ConfigDict()  # --mode=moments, for the sampler analytic
+    moments.images = 1000  # training images
+    moments.times = 100  # noise levels; of a chain, all
 
     config.eval = evaluation = ConfigDict()
     evaluation.checkpoints = ()  # steps; empty for the latest

@@ -1,1 +1,24 @@
-"""Solver families beyond Predictor-Corrector, one file each."""
+"""Solver families, one file each, and their names.
+
+What a `sampling.Solver` is, `sampling.sample` runs in fixed steps along a `time_grids.Schedule`;
+the adaptive samplers choose their own steps, each a function with options of its own.
+"""
+
+from ode import ODEOptions
+from solvers.analytic_dpm import AnalyticDPM
+from solvers.ddim import DDIM
+from solvers.heun import Heun
+from solvers.predictor_corrector import PredictorCorrector
+from solvers.probability_flow import FlowOptions, sample_ode
+
+SOLVERS = {
+    "pc": PredictorCorrector,
+    "ddim": DDIM,
+    "heun": Heun,
+    "analytic": AnalyticDPM,
+}
+
+# name -> (sampler, its options by keyword)
+ADAPTIVE = {
+    "ode": (sample_ode, {"options": FlowOptions, "ode": ODEOptions}),
+}

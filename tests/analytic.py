@@ -117,3 +117,33 @@ def standardized_mixture(dims=2):
     covariance = np.eye(dims)
     covariance[:2, :2] = whiten @ raw.covariances[0] @ whiten.T
     return Mixture(weights, means, np.stack([covariance] * 4))
+
+
+def assert_samples_follow(x, truth, *, bias=0.0, deviations=4.5):
+    """Mean, covariance, component weights and component widths of samples of a mixture.
+
+    Allowed are so many standard errors, and a bias where the step size leaves one.
+    """
+    x = np.asarray(x, np.float64)
+    mean, covariance, count = truth.mean, truth.covariance, len(x)
+    variance = np.diag(covariance)
+    errors = (x.mean(axis=0) - mean) / np.sqrt(variance / count)
+    assert np.abs(errors).max() < deviations, f"mean is off by {errors} standard errors"
+
+    difference = np.cov(x.T) - covariance
+    allowed = deviations * np.sqrt((np.outer(variance, variance) + covariance**2) / count)
+    allowed += bias * np.sqrt(np.outer(variance, variance))
+    assert np.all(np.abs(difference) < allowed), f"covariance is off by {difference}"
+    total = np.trace(difference) / np.trace(covariance)
+    assert abs(total) < deviations * np.sqrt(2 / x.size) + bias, f"variance is off by {total:.1%}"
+
+    component = truth.nearest(x)
+    share = np.bincount(component, minlength=len(truth.weights)) / count
+    errors = (share - truth.weights) / np.sqrt(truth.weights * (1 - truth.weights) / count)
+    assert np.abs(errors).max() < deviations, f"weights are off by {errors} standard errors"
+    # The components differ in the first two dimensions, whose width settles last.
+    narrow = truth.covariances[component][:, :2, :2]
+    centred = (x - truth.means[component])[:, :2]
+    squares = np.einsum("bi,bij,bj->b", centred, np.linalg.inv(narrow), centred) / 2
+    width = squares.mean() - 1
+    assert abs(width) < deviations / np.sqrt(count) + 2 * bias, f"widths are off by {width:.1%}"

@@ -17,17 +17,18 @@ DATA = ("input_pipeline", "data_readers", "data_preparation")
 FLOORS = [
     {"arrays", "pytrees", "models", *DATA, "metrics", "parallel", "reporting", "ode"},
     {"sde_lib", "training", "checkpoints", "workdir", "published"},
-    {"denoising"},
+    {"denoising", "time_grids"},
     {"sampling", "losses", "likelihood"},
     {"solvers"},
     {"experiment"},
     {"builders"},
     {"plan", "evaluation", "interchange"},
+    {"calibration"},
     {"run_lib"},
     {"main"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-ROOMS = ({"models"}, {"metrics"}, {"published"}, set(DATA))
+ROOMS = ({"models"}, {"metrics"}, {"published"}, {"solvers"}, set(DATA))
 TESTS = {path.stem for path in Path(__file__).parent.glob("*.py")} | {"tests"}
 OUTSIDE = {"configs", "benchmarks", "notebooks"}  # on no floor: nothing stands on them
 LINES = 450

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import json
 import runpy
 
@@ -11,8 +12,8 @@ import pytest
 from command_line import ROOT, TINY, configuration
 
 import builders
-import sampling
 from configs import default, vp_cifar10
+from denoising import Clipping
 from experiment import ConfigError
 from likelihood import LikelihoodOptions
 from losses import ScoreMatching
@@ -20,7 +21,9 @@ from models import NETWORKS
 from ode import ODEOptions
 from plan import _memory
 from sde_lib import SDES
-from solvers.probability_flow import FlowOptions
+from solvers import ADAPTIVE, SOLVERS
+from solvers.predictor_corrector import CORRECTORS, PREDICTORS
+from time_grids import Schedule
 from training import MovingAverage, Optimizer
 from workdir import differences
 
@@ -37,17 +40,18 @@ OWNERS = {
     "likelihood": ([LikelihoodOptions, ODEOptions], set()),
     "sampling": (
         [
-            sampling.Schedule,
-            *sampling.PREDICTORS.values(),
-            *sampling.CORRECTORS.values(),
-            FlowOptions,
-            ODEOptions,
+            Clipping,
+            Schedule,
+            *SOLVERS.values(),
+            *PREDICTORS.values(),
+            *CORRECTORS.values(),
+            *itertools.chain(*(options.values() for _, options in ADAPTIVE.values())),
         ],
         {"name", "seed", "label", "predictor", "corrector"},
     ),
 }
 # Fields of a thing that are no choice of a person's: Linen's own, and what the data decide.
-NOT_CHOSEN = {"parent", "out_channels"}
+NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments"}
 
 
 @pytest.mark.parametrize("path", OWNERS)
@@ -62,7 +66,8 @@ def test_other_subtrees_have_a_reader_for_each_field():
     """Read by name: a field that no module spells is a field that does nothing."""
     sources = (
         "\n".join(
-            (ROOT / name).read_text() for name in ("builders.py", "experiment.py", "evaluation.py")
+            (ROOT / name).read_text()
+            for name in ("builders.py", "experiment.py", "evaluation.py", "calibration.py")
         )
         + (ROOT / "run_lib.py").read_text()
     )
@@ -74,9 +79,9 @@ def test_other_subtrees_have_a_reader_for_each_field():
         for node in ast.walk(ast.parse(sources))
         if isinstance(node, ast.Constant | ast.Attribute)
     }
-    assert set(config) == {*OWNERS, "seed", "denoiser", "data", "training", "eval"}
+    assert set(config) == {*OWNERS, "seed", "denoiser", "data", "training", "moments", "eval"}
     assert set(config.denoiser) == {"parameterization", "conditioning", "levels"}
-    for path in ("data", "training", "eval"):
+    for path in ("data", "training", "moments", "eval"):
         assert set(config[path]) - patterns <= spelt, path
 
 
@@ -96,8 +101,10 @@ def test_resolved_configuration_is_complete_plain_json(name):
         "sde": dataclasses.fields(SDES[resolved["sde"]["name"]]),
         "model": dataclasses.fields(NETWORKS[resolved["model"]["name"]]),
         "sampling": [
-            *dataclasses.fields(sampling.Schedule),
-            *dataclasses.fields(sampling.PREDICTORS[resolved["sampling"]["predictor"]]),
+            *dataclasses.fields(Clipping),
+            *dataclasses.fields(Schedule),
+            *dataclasses.fields(SOLVERS["pc"]),
+            *dataclasses.fields(PREDICTORS[resolved["sampling"]["predictor"]]),
         ],
     }
     for path, node in resolved.items():
@@ -105,10 +112,12 @@ def test_resolved_configuration_is_complete_plain_json(name):
             continue
         own = {f.name for f in chosen[path]} if path in chosen else set(node)
         if path == "sampling" and node["corrector"] != "none":
-            corrector = sampling.CORRECTORS[node["corrector"]]
+            corrector = CORRECTORS[node["corrector"]]
             own |= {f.name for f in dataclasses.fields(corrector)}
         for field, value in node.items():
-            if field in own - NOT_CHOSEN:
+            if field in {"rho", "quantile"}:
+                assert value is None, f"{path}.{field} is of a grid or clipping not chosen"
+            elif field in own - NOT_CHOSEN:
                 assert value is not None, f"{path}.{field} is chosen"
             elif field not in OWNERS.get(path, ((), set()))[1]:
                 assert value is None, f"{path}.{field} is of something not chosen"

@@ -1,4 +1,5 @@
-"""Processes against the paper's closed forms (Song et al. 2021, arXiv:2011.13456, Section 3.4)."""
+"""Processes against their papers' closed forms, for VE, VP and sub-VP those of Song et al. 2021
+(arXiv:2011.13456, Section 3.4)."""
 
 import itertools
 import math
@@ -10,7 +11,18 @@ import pytest
 import scipy.stats
 
 from arrays import sample_keys
-from sde_lib import SDES, VESDE, VPSDE, DiscreteVPSDE, SubVPSDE, reverse_drift
+from sde_lib import (
+    EDMSDE,
+    SDES,
+    VESDE,
+    VPSDE,
+    CosineVPSDE,
+    DiscreteVESDE,
+    DiscreteVPSDE,
+    LinearPathSDE,
+    SubVPSDE,
+    reverse_drift,
+)
 
 PROCESSES = [
     pytest.param(VPSDE(), id="vp"),
@@ -18,18 +30,40 @@ PROCESSES = [
     pytest.param(VESDE(), id="ve"),
     pytest.param(VPSDE(beta_min=1.0, beta_max=5.0), id="vp_mild"),
     pytest.param(VESDE(sigma_min=0.1, sigma_max=3.0), id="ve_narrow"),
+    pytest.param(DiscreteVESDE(levels=10), id="smld"),
+    pytest.param(EDMSDE(), id="edm"),
+    pytest.param(CosineVPSDE(), id="cosine"),
+    pytest.param(CosineVPSDE(offset=0.1, alpha_min=0.2), id="cosine_mild"),
+    pytest.param(LinearPathSDE(), id="linear"),
+    pytest.param(LinearPathSDE(alpha_min=0.2), id="linear_mild"),
 ]
 every_process = pytest.mark.parametrize("sde", PROCESSES)
 TIMES = np.geomspace(1e-5, 1, 200)
+# As close to 1 as to 0.
+FLOAT32_TIMES = np.sort(np.append(TIMES, 1 - np.geomspace(1e-7, 0.5, 100))).astype(np.float32)
 
 
 def closed_forms(sde, t):
-    """alpha, sigma, f and g^2 as the paper prints them, in float64."""
-    if isinstance(sde, VESDE):
+    """alpha, sigma, f and g^2 as the papers print them, in float64."""
+    if isinstance(sde, VESDE | DiscreteVESDE):
         ratio = sde.sigma_max / sde.sigma_min
         sigma = sde.sigma_min * ratio**t
         growth = 2 * math.log(ratio)  # d sigma^2 / dt = sigma^2 times this
         return {"alpha": 1 + 0 * t, "sigma": sigma, "f": 0 * t, "g2": sigma**2 * growth}
+    if isinstance(sde, EDMSDE):  # g^2 = d sigma^2 / dt
+        g2 = 2 * sde.sigma_max**2 * t
+        return {"alpha": 1 + 0 * t, "sigma": sde.sigma_max * t, "f": 0 * t, "g2": g2}
+    if isinstance(sde, LinearPathSDE):  # g^2 = 2 sigma (sigma' - f sigma)
+        alpha = 1 - (1 - sde.alpha_min) * t
+        return {"alpha": alpha, "sigma": t, "f": -(1 - sde.alpha_min) / alpha, "g2": 2 * t / alpha}
+    if isinstance(sde, CosineVPSDE):
+        # The papers' time runs to 1, where alpha is 0; ours to where it is alpha_min.
+        s, start = sde.offset, math.cos(sde.offset / (1 + sde.offset) * math.pi / 2)
+        end = math.acos(sde.alpha_min * start) / (math.pi / 2) * (1 + s) - s
+        angle = (end * t + s) / (1 + s) * math.pi / 2
+        alpha = np.cos(angle) / start
+        beta = 2 * np.tan(angle) * end / (1 + s) * math.pi / 2
+        return {"alpha": alpha, "sigma": np.sqrt(1 - alpha**2), "f": -beta / 2, "g2": beta}
     beta = sde.beta_min + t * (sde.beta_max - sde.beta_min)
     integral = t * sde.beta_min + t**2 / 2 * (sde.beta_max - sde.beta_min)
     forgotten = -np.expm1(-integral)  # 1 - exp(-int_0^t beta)
@@ -57,16 +91,21 @@ def test_coefficients_are_the_papers(x64, sde):
 
 @every_process
 def test_float32_is_accurate_down_to_the_smallest_time(sde):
-    times = TIMES.astype(np.float32)
-    ours = derived(sde, jnp.asarray(times))
-    for name, paper in closed_forms(sde, times.astype(np.float64)).items():
+    """And up to 1, with the process's parameters traced as in training."""
+    times = FLOAT32_TIMES
+    ours, log_snr = jax.jit(lambda sde, t: (derived(sde, t), sde.log_snr(t)))(sde, times)
+    paper = closed_forms(sde, times.astype(np.float64))
+    for name in paper:
         assert ours[name].dtype == jnp.float32
-        np.testing.assert_allclose(ours[name], paper, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(ours[name], paper[name], rtol=1e-5, err_msg=name)
+    # Relative, but absolute where the log-SNR crosses 0: at most 1e-5 max(1, |log_snr|).
+    truth = 2 * np.log(paper["alpha"] / paper["sigma"])
+    np.testing.assert_allclose(log_snr, truth, rtol=5e-6, atol=5e-6)
 
 
 @every_process
 def test_scalar_and_batched_times_agree(sde):
-    batched = derived(sde, jnp.asarray([0.01, 0.3, 1.0]))
+    batched = derived(sde, jnp.asarray([1.0, 0.3]))
     for name, value in derived(sde, jnp.float32(0.3)).items():
         assert value.shape == ()
         np.testing.assert_allclose(value, batched[name][1], rtol=1e-6, err_msg=name)
@@ -93,9 +132,12 @@ def test_log_snr_decreases_and_its_inverse_inverts_it(x64, sde):
 
 @every_process
 def test_log_snr_is_inverted_in_float32_too(sde):
-    t = jnp.asarray(TIMES, jnp.float32)
-    log_snr = sde.log_snr(t)
-    np.testing.assert_allclose(sde.log_snr(sde.time_of_log_snr(log_snr)), log_snr, atol=2e-5)
+    log_snr = sde.log_snr(jnp.asarray(FLOAT32_TIMES))
+    again = sde.log_snr(sde.time_of_log_snr(log_snr))
+    # Where alpha falls steeply, neighbouring float32 times are further apart than 2e-5.
+    paper = closed_forms(sde, FLOAT32_TIMES.astype(np.float64))
+    apart = paper["g2"] / paper["sigma"] ** 2 * np.spacing(FLOAT32_TIMES)
+    assert np.all(np.abs(again - log_snr) < 2e-5 + apart)
 
 
 @every_process
@@ -113,7 +155,7 @@ def test_transitions_compose_and_lead_from_marginal_to_marginal(x64, sde):
 
 @every_process
 def test_short_transition_has_the_diffusion_of_the_sde(x64, sde):
-    t, dt = jnp.asarray(TIMES[TIMES > 1e-2]), 1e-7
+    t, dt = jnp.asarray(TIMES[TIMES > 1e-2]), 1e-8
     scale, std = sde.transition(t - dt, t)
     paper = closed_forms(sde, np.asarray(t))
     np.testing.assert_allclose(std**2 / dt, paper["g2"], rtol=1e-4)
@@ -123,21 +165,26 @@ def test_short_transition_has_the_diffusion_of_the_sde(x64, sde):
 @every_process
 def test_simulated_sde_has_the_stated_marginals(x64, sde):
     """The exact moments of Euler-Maruyama's chain converge to alpha and sigma^2, at order 1."""
+    end = 0.95  # later, the drift of cosine and linear is too steep for its steps
+    times = np.linspace(1e-3, end, 8001)
+    coefficients = {name: np.asarray(v) for name, v in derived(sde, jnp.asarray(times)).items()}
+    last = closed_forms(sde, np.float64(end))
 
-    def errors(steps):
-        t = np.linspace(1e-3, 1, steps + 1)
-        dt = np.diff(t)
-        coefficients = {name: np.asarray(v) for name, v in derived(sde, jnp.asarray(t)).items()}
-        mean, variance = coefficients["alpha"][0], coefficients["sigma"][0] ** 2
-        for k in range(steps):
-            scale = 1 + coefficients["f"][k] * dt[k]
-            mean, variance = scale * mean, scale**2 * variance + coefficients["g2"][k] * dt[k]
-        last = closed_forms(sde, np.float64(1.0))
+    def errors(stride):
+        dt = np.diff(times[::stride])
+        alpha, sigma, f, g2 = (
+            coefficients[name][::stride] for name in ("alpha", "sigma", "f", "g2")
+        )
+        scale = 1 + f[:-1] * dt
+        # What each moment is multiplied by until the end: the start's, then each step's noise.
+        to_end = np.append(np.cumprod(scale[::-1])[::-1], 1.0)
+        mean = to_end[0] * alpha[0]
+        variance = to_end[0] ** 2 * sigma[0] ** 2 + np.sum(to_end[1:] ** 2 * g2[:-1] * dt)
         return np.array([mean / last["alpha"] - 1, variance / last["sigma"] ** 2 - 1])
 
-    coarse, fine = errors(4000), errors(8000)
+    coarse, fine = errors(2), errors(1)
     assert np.all(np.abs(fine) < 0.01)
-    large = np.abs(fine) > 1e-6  # VE's mean is exact; VP's variance at t = 1 is nearly so
+    large = np.abs(fine) > 1e-6  # VE's mean is exact; VP's variance at the end is nearly so
     np.testing.assert_allclose(coarse[large] / fine[large], 2, rtol=0.05)
 
 
@@ -175,6 +222,13 @@ def test_reverse_drift_is_anderson_or_probability_flow(sde, churn, share):
         ("vp", {"beta_min": -1.0}, r"beta_min=-1\.0 is out of range for VPSDE"),
         ("vp", {"beta_max": math.nan}, "beta_max=nan is out of range"),
         ("subvp", {"beta_min": 20.0}, r"beta_min=20\.0 must be below beta_max=20\.0 for SubVPSDE"),
+        ("smld", {"sigma_min": 60.0}, r"sigma_min=60\.0 must be below sigma_max=50\.0"),
+        ("smld", {"levels": 1}, "levels=1 must be at least 2"),
+        ("edm", {"sigma_max": 0.0}, r"sigma_max=0\.0 is out of range for EDMSDE"),
+        ("cosine", {"offset": 0.0}, r"offset=0\.0 is out of range for CosineVPSDE"),
+        ("cosine", {"alpha_min": 1.0}, r"alpha_min=1\.0 is .*: give a number between 0 and 1"),
+        ("linear", {"alpha_min": 0.0}, r"alpha_min=0\.0 is out of range for LinearPathSDE"),
+        ("linear", {"alpha_min": math.nan}, "alpha_min=nan is out of range"),
     ],
 )
 def test_invalid_parameter_is_named(name, fields, message):
@@ -185,7 +239,7 @@ def test_invalid_parameter_is_named(name, fields, message):
 @every_process
 def test_process_is_a_pytree_of_its_parameters(sde):
     leaves, structure = jax.tree.flatten(sde)
-    assert len(leaves) == 2
+    assert leaves == [value for value in vars(sde).values() if isinstance(value, float)]
     assert jax.tree.unflatten(structure, leaves) == sde
 
 
@@ -211,15 +265,33 @@ def test_one_compilation_serves_all_parameters():
     assert len(traces) == 1
 
 
-def test_processes_can_be_stacked():
-    low, high = jnp.array([0.1, 0.2]), jnp.array([20.0, 10.0])
-    stacked = jax.vmap(lambda sde, t: sde.squared_diffusion(t), in_axes=(0, None))(
-        VPSDE(beta_min=low, beta_max=high), jnp.float32(0.5)
-    )
-    np.testing.assert_allclose(stacked, (low + high) / 2, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("cls", "fields"),
+    [
+        (VPSDE, {"beta_min": [0.1, 0.2], "beta_max": [20.0, 10.0]}),
+        (CosineVPSDE, {"offset": [0.008, 0.1], "alpha_min": [1e-3, 0.2]}),
+    ],
+)
+def test_processes_can_be_stacked(cls, fields):
+    stack = cls(**{name: jnp.array(values) for name, values in fields.items()})
+    g2 = jax.jit(jax.vmap(lambda sde: sde.squared_diffusion(jnp.array(0.5))))(stack)
+    for k in range(2):
+        single = cls(**{name: values[k] for name, values in fields.items()})
+        np.testing.assert_allclose(g2[k], closed_forms(single, np.float64(0.5))["g2"], rtol=1e-5)
 
 
-# The discrete chain
+@pytest.mark.parametrize("cls", [CosineVPSDE, LinearPathSDE])
+def test_signal_runs_from_all_to_alpha_min(cls):
+    for alpha_min in (1e-6, 1e-3, 0.5):
+        sde = cls(alpha_min=alpha_min)
+        alpha = sde.alpha(jnp.array([0.0, 1.0]))
+        np.testing.assert_allclose(alpha, [1, alpha_min], rtol=2e-6)
+        f = sde.drift_coefficient(jnp.array([0.0, 1.0]))
+        paper = closed_forms(sde, np.array([0.0, 1.0]))["f"]
+        np.testing.assert_allclose(f, paper, rtol=1e-5)
+
+
+# The discrete chains
 
 
 def textbook_chain(schedule, levels):
@@ -236,18 +308,40 @@ def textbook_chain(schedule, levels):
 @pytest.mark.parametrize("levels", [100, 1000, 4000])
 def test_discrete_chain_has_the_exact_table(x64, schedule, levels):
     sde = DiscreteVPSDE(schedule=schedule, levels=levels)
-    t = jnp.arange(levels) / (levels - 1)
+    t, dense = np.arange(levels) / (levels - 1), np.linspace(0, 1, 3 * levels)
+    evaluate = jax.jit(lambda t, dense: (sde.alpha(t), sde.sigma(t), sde.log_snr(dense)))
+    alpha, sigma, log_snr = evaluate(t, dense)
     alpha_bar = textbook_chain(schedule, levels)
-    np.testing.assert_allclose(sde.alpha(t) ** 2, alpha_bar, rtol=1e-9)
-    np.testing.assert_allclose(sde.sigma(t) ** 2, 1 - alpha_bar, rtol=1e-9)
-    assert np.all(np.diff(sde.log_snr(jnp.linspace(0, 1, 3 * levels))) < 0)
+    np.testing.assert_allclose(alpha**2, alpha_bar, rtol=1e-9)
+    np.testing.assert_allclose(sigma**2, 1 - alpha_bar, rtol=1e-9)
+    assert np.all(np.diff(log_snr) < 0)
 
 
 def test_discrete_chain_is_accurate_in_float32_and_near_its_limit():
-    t = jnp.arange(1000, dtype=jnp.float32) / 999
-    sigma = DiscreteVPSDE().sigma(t)
+    t = np.arange(1000, dtype=np.float32) / np.float32(999)
+    sigma, limit = jax.jit(lambda t: (DiscreteVPSDE().sigma(t), VPSDE().sigma(t)))(t)
     np.testing.assert_allclose(sigma**2, 1 - textbook_chain("linear", 1000), rtol=1e-5)
-    np.testing.assert_allclose(sigma[100:], VPSDE().sigma(t[100:]), rtol=0.01)
+    np.testing.assert_allclose(sigma[100:], limit[100:], rtol=0.01)
+
+
+def test_cosine_chain_tends_to_the_continuous_one(x64):
+    """At a rate of one over its levels; alpha_min is small here, as the chain ends at alpha = 0."""
+    chains = [DiscreteVPSDE(schedule="cosine", levels=levels) for levels in (200, 400)]
+    limit, t = CosineVPSDE(alpha_min=1e-6), np.linspace(0, 1, 100)
+    gaps = jax.jit(lambda t: [chain.alpha(t) - limit.alpha(t) for chain in chains])(t)
+    coarse, fine = np.max(np.abs(gaps), axis=1)
+    assert coarse < 1 / 200
+    np.testing.assert_allclose(coarse / fine, 2, rtol=0.02)
+
+
+@pytest.mark.parametrize("levels", [10, 1000])
+def test_smld_has_the_exact_table(x64, levels):
+    """Song and Ermon 2019, Section 4.3: a geometric sequence, which they count from its largest."""
+    sde = DiscreteVESDE(sigma_max=1.0, levels=levels)
+    table = [0.01 * 100 ** (i / (levels - 1)) for i in range(levels)]
+    t = np.arange(levels) / (levels - 1)
+    np.testing.assert_allclose(sde.sigma(jnp.asarray(t)), table, rtol=1e-12)
+    np.testing.assert_allclose(sde.sigma(jnp.asarray(t, jnp.float32)), table, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -266,5 +360,5 @@ def test_impossible_chain_is_refused(fields, message):
 def test_discrete_chain_has_its_drift_at_both_ends(x64):
     sde = DiscreteVPSDE()
     for function in (sde.drift_coefficient, sde.squared_diffusion):
-        ends, inside = function(jnp.array([0.0, 1.0])), function(jnp.array([1e-9, 1 - 1e-9]))
-        np.testing.assert_allclose(ends, inside, rtol=1e-4)
+        values = jax.jit(function)(np.array([0.0, 1.0, 1e-9, 1 - 1e-9]))
+        np.testing.assert_allclose(values[:2], values[2:], rtol=1e-4)

@@ -1,0 +1,146 @@
+r"""Analytic-DPM: reverse steps with the best variance (Bao et al. 2022, arXiv:2201.06503).
+
+Both DDPM and DDIM step from t to s by a Gaussian q(x_s | x_t, x0) with the mean and variance
+
+    alpha_s x0 + k (x_t - alpha_t x0) / sigma_t,    v = sigma_s^2 - k^2,
+
+"ddpm" with k = sigma_s e^-h, h = lam_s - lam_t, where v is the posterior's small variance; "ddim"
+with k = sigma_s and v = 0. They replace x0 by its prediction and add noise of variance v, as if the
+prediction were certain. The Gaussian N(m(x_t), std^2 I) that is closest to q(x_s | x_t) in KL has
+that mean, but a variance to which the uncertain eps = (x_t - alpha_t x0) / sigma_t adds:
+
+    m(x_t) = (alpha_s / alpha_t) x_t + c E[eps | x_t],    c = k - alpha_s sigma_t / alpha_t
+    std^2  = v + c^2 E tr Cov(eps | x_t) / d = v + c^2 (1 - Gamma_t)                  (Theorem 1)
+
+with Gamma_t = E ||E[eps | x_t]||^2 / d of `moments.py`, because E ||eps||^2 = d. Gamma lies in
+[0, 1], which bounds std^2 on both sides. Data in an interval of half-width r have
+tr Cov(x0 | x_t) <= d r^2, so that 1 - Gamma <= r^2 alpha_t^2 / sigma_t^2 (Theorem 2).
+
+The KL divergence of a whole "ddpm" chain, but for what no path changes, is d / 2 times the sum of
+
+    J = log(std^2 / v) = log(1 + (e^2h - 1)(1 - Gamma_t))                             (Section 4)
+
+over its steps, and the path of K steps with the least is found by dynamic programming. With v = 0
+every path is infinitely far: "ddim" has no best times of its own, and may take those of "ddpm".
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from sampling import Plan
+from sde_lib import SDE
+from solvers.moments import EpsMoments
+from solvers.tables import Levels, levels_of, table_plan
+
+FORMS = ("ddpm", "ddim")
+TRAJECTORIES = ("grid", "optimal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyticDPM:
+    """DDPM or DDIM with the best variance for a network's moments.
+
+    Args:
+      form: a name in FORMS.
+      trajectory: "grid" walks the times that it is given; "optimal" takes as many steps along
+        `optimal_times`, to where the moments end, which must be the last time given.
+      last_noise: a bound on the noise that the step to the last time adds, before finish="denoise"
+        takes it for part of the image. For data in [-1, 1] the paper bounds its mean size to two
+        grey levels (form ddpm) or one (ddim): 0.0197 and 0.0098 (their Appendix on clipping).
+      half_range: half the width of the interval that the data lie in, 1 for [-1, 1]; None for
+        data without bounds.
+      moments: of the network that is to be sampled from; a plan needs them.
+    """
+
+    form: str = "ddpm"
+    trajectory: str = "grid"
+    last_noise: float | None = None
+    half_range: float | None = None
+    moments: EpsMoments | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("form", FORMS), ("trajectory", TRAJECTORIES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is unknown; choose one of: {', '.join(known)}")
+        for name in ("last_noise", "half_range"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value} must be finite and above 0, or None for no bound")
+
+    def plan(self, sde: SDE, times: np.ndarray) -> Plan:
+        if self.moments is None:
+            raise ValueError(
+                "moments are missing: this solver needs those of its network; run --mode=moments "
+                "first, or choose another solver"
+            )
+        if self.trajectory == "optimal":
+            times = self._optimal(sde, times)
+        level = levels_of(sde, times)
+        sigma, step = level.sigma[1:], np.diff(level.lam)
+        if self.form == "ddpm":
+            least, of_eps = sigma**2 * -np.expm1(-2 * step), -2 * sigma * np.sinh(step)
+        else:
+            least, of_eps = 0.0, -sigma * np.expm1(step)
+        before = Levels(*(values[:-1] for values in level))
+        unknown = 1 - self.moments.at(sde, before)
+        if self.half_range is not None:
+            unknown = np.minimum(unknown, self.half_range**2 * np.exp(2 * before.lam))
+        noise = np.sqrt(least + of_eps**2 * unknown)
+        if self.last_noise is not None:
+            noise[-1] = min(noise[-1], self.last_noise)
+        weights = np.stack([level.alpha[1:] / level.alpha[:-1], of_eps], axis=1)
+        return table_plan(times, weights, prediction="eps", noise=noise)
+
+    def _optimal(self, sde: SDE, times: np.ndarray) -> np.ndarray:
+        end = self.moments.times[-1]
+        if not np.isclose(times[-1], end, rtol=1e-6, atol=0):
+            raise ValueError(
+                f"trajectory='optimal' ends where the moments do, at t={end:.4g}, and not at "
+                f"{times[-1]:.4g}; set t_min to that, or run --mode=moments with this t_min"
+            )
+        return optimal_times(sde, self.moments, len(times) - 1)
+
+
+def optimal_times(sde: SDE, moments: EpsMoments, steps: int) -> Float[np.ndarray, "times"]:
+    """The `steps` + 1 of the moments' times, first and last among them, with the least sum of J.
+
+    The network's mean-squared error in x0, (1 - Gamma) sigma^2 / alpha^2, would not fall with the
+    noise if Gamma were exact. Where it does, it is raised: a Gamma of 1 or more, as networks have
+    near t = 1, would make any step from there cost nothing.
+
+    Raises:
+      ValueError: if there are not so many times, or the moments are of another process.
+    """
+    times, count = moments.times, len(moments.times)
+    if not 1 <= steps < count:
+        raise ValueError(
+            f"steps={steps} must lie between 1 and {count - 1}, the moments having {count} times"
+        )
+    level = levels_of(sde, times)
+    lam = level.lam
+    error = (1 - moments.at(sde, level)) * np.exp(-2 * lam)
+    error = np.maximum.accumulate(error[::-1])[::-1]
+    unknown = error * np.exp(2 * lam)
+    # cost[i, j] of the step to time i from time j, which must come before.
+    ahead = np.arange(count)[:, None] > np.arange(count)
+    growth = np.expm1(2 * np.where(ahead, lam[:, None] - lam, 0))
+    cost = np.where(ahead, np.log1p(growth * unknown), np.inf)
+    return times[_cheapest_path(cost, steps)]
+
+
+def _cheapest_path(cost: Float[np.ndarray, "nodes nodes"], steps: int) -> np.ndarray:
+    """The nodes of the cheapest path of so many steps from the first node to the last."""
+    total = np.full(len(cost), np.inf)
+    total[0] = 0
+    came_from = []
+    for _ in range(steps):
+        through = cost + total
+        came_from.append(through.argmin(axis=1))
+        total = through.min(axis=1)
+    path = [len(cost) - 1]
+    for before in reversed(came_from):
+        path.append(before[path[-1]])
+    return np.array(path[::-1])

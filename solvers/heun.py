@@ -1,0 +1,126 @@
+r"""EDM's sampler: second-order Runge-Kutta steps with churn (Karras et al. 2022, arXiv:2206.00364).
+
+In y = x / alpha and the noise level s = sigma / alpha the probability flow of every linear process
+is dy/ds = eps: their Eq. 1, where eps is (y - x0) / s. So their steps need no process of their own.
+With s_i the level where a step starts, s_n the one where it ends, and N levels in all,
+
+    gamma    = min(churn / N, sqrt(2) - 1)  if churn_min <= s_i <= churn_max, else 0
+    s_hat    = (1 + gamma) s_i
+    y_hat    = y_i + churn_noise sqrt(s_hat^2 - s_i^2) z                                (churn)
+    y_stage  = y_hat + stage (s_n - s_hat) eps(y_hat)
+    y_n      = y_hat + (s_n - s_hat) [(1 - c) eps(y_hat) + c eps(y_stage)],   c = 1 / (2 stage)
+
+which is Algorithm 2 for stage = 1 and Algorithm 3 (there alpha is our stage) for any. No churn is
+the probability-flow ODE; churn adds fresh noise, then removes it, which mends earlier errors.
+
+Their last step, to noise 0, is a step of Euler, and so the finish "denoise" here: their sampler of
+N steps is Schedule(grid="karras", steps=N - 1, finish="denoise"), of 2 N - 1 network evaluations.
+Two differences: a process ends at t = 1, so no level is raised above that one's, and the first step,
+which starts there, has no churn, where theirs goes up to sqrt(2) times the largest noise; and the
+last level, where "denoise" evaluates, has none (nor has theirs if churn_min is above it).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from arrays import in_float64
+from sampling import Plan
+from sde_lib import SDE
+from solvers.tables import basis, levels_of, stage_rows, table_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun:
+    """Two evaluations a step, of second order, with noise added before a step if churn is above 0.
+
+    Args:
+      stage: how far into the step the second evaluation is, in (0, 1], as a part of the way in s:
+        1 is Heun's method, 1/2 the midpoint method, 2/3 Ralston's.
+      churn: S_churn of the paper, the fresh noise of the whole way, 0 for none. N counts the times
+        of the grid, the last included. Above 0.41 N more churn changes nothing.
+      churn_min: S_min and
+      churn_max: S_max, the levels s = sigma / alpha between which noise is added.
+      churn_noise: S_noise, by which the fresh noise is scaled; the paper's 1.003 to 1.007 make up
+        for networks that remove too much.
+
+    Raises:
+      ValueError: for a number out of range, or one that changes nothing since churn is 0.
+    """
+
+    stage: float = 1.0
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float = math.inf
+    churn_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.stage <= 1:
+            raise ValueError(
+                f"stage={self.stage} must be above 0 and at most 1: 1 is Heun's method, 0.5 the "
+                "midpoint method"
+            )
+        if not 0 <= self.churn < math.inf:
+            raise ValueError(f"churn={self.churn} must be finite and at least 0")
+        if not self.churn_min >= 0:
+            raise ValueError(f"churn_min={self.churn_min} must be at least 0")
+        if not self.churn_max > self.churn_min:
+            raise ValueError(f"churn_max={self.churn_max} must be above churn_min={self.churn_min}")
+        if not 0 < self.churn_noise < math.inf:
+            raise ValueError(f"churn_noise={self.churn_noise} must be finite and above 0")
+        for name, idle in (("churn_min", 0.0), ("churn_max", math.inf), ("churn_noise", 1.0)):
+            if self.churn == 0 and getattr(self, name) != idle:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no meaning with churn=0; give churn above "
+                    f"0, or leave {name} out"
+                )
+
+    def plan(self, sde: SDE, times: np.ndarray) -> Plan:
+        level = levels_of(sde, times)
+        s = np.exp(-level.lam)
+        s_hat = self._raised(sde, s)
+        # Bisection only where it is needed: the grid's own times stay as they are.
+        t_hat = np.where(s_hat > s[:-1], _time_of(sde, s_hat), times[:-1])
+        s_stage = s_hat + self.stage * (s[1:] - s_hat)
+        t_stage = times[1:] if self.stage == 1 else _time_of(sde, s_stage)
+        alpha_hat, alpha_stage = levels_of(sde, t_hat).alpha, levels_of(sde, t_stage).alpha
+        # A step ends where the next one starts, with that one's noise added; the last has none.
+        s_end, alpha_end = np.append(s_hat[1:], s[-1]), np.append(alpha_hat[1:], level.alpha[-1])
+
+        x, eps_hat, eps_stage = basis(2)
+        weight = 1 / (2 * self.stage)
+        weights = []
+        for i, way in enumerate(s[1:] - s_hat):
+            y_hat = x / alpha_hat[i]
+            y_stage = y_hat + self.stage * way * eps_hat
+            y_next = y_hat + way * ((1 - weight) * eps_hat + weight * eps_stage)
+            weights.append(stage_rows([alpha_stage[i] * y_stage, alpha_end[i] * y_next]))
+        added = self.churn_noise * alpha_end * np.sqrt(s_end**2 - s[1:] ** 2)
+        return table_plan(
+            np.append(np.stack([t_hat, t_stage], axis=1).ravel(), times[-1]),
+            np.concatenate(weights),
+            prediction="eps",
+            noise=np.stack([np.zeros_like(added), added], axis=1).ravel() if self.churn else None,
+        )
+
+    def _raised(self, sde: SDE, s: np.ndarray) -> np.ndarray:
+        """s_hat of every step, from the levels s of the grid."""
+        start = s[:-1]
+        if not self.churn:
+            return start
+        churned = (self.churn_min <= start) & (start <= self.churn_max)
+        churned[0] = False
+        if not churned.any():
+            raise ValueError(
+                f"churn={self.churn} adds no noise: no step but the first, which has none, starts "
+                f"at a level sigma/alpha between churn_min={self.churn_min} and "
+                f"churn_max={self.churn_max}; they start at {start.min():.4g} to {start.max():.4g}"
+            )
+        gamma = min(self.churn / len(s), math.sqrt(2) - 1)
+        largest = np.exp(-levels_of(sde, np.ones(1)).lam)
+        return np.where(churned, np.minimum((1 + gamma) * start, largest), start)
+
+
+def _time_of(sde: SDE, s: np.ndarray) -> np.ndarray:
+    return in_float64(sde.time_of_log_snr, -2 * np.log(s))

@@ -1,0 +1,222 @@
+r"""Second moments of a network's predicted noise, which Analytic-DPM turns into variances.
+
+    Gamma(t) = E ||eps(x_t, t)||^2 / d,    x_t = alpha x0 + sigma eps,    x0 from the data
+
+(Bao et al. 2022, arXiv:2201.06503; their Gamma_n of Eq. 8 is ours / sigma^2.) The true noise has
+the moment 1, and the best prediction of it less: 0 <= Gamma <= 1, and 1 - Gamma is what x_t leaves
+open about the noise. At large t that is a small difference, so the noise that was drawn serves as a
+control variate: with c = Cov(||eps(x_t, t)||^2, ||eps||^2) / Var(||eps||^2) the estimate is
+
+    Gamma = mean ||eps(x_t, t)||^2 / d - c (mean ||eps||^2 / d - 1),
+
+whose expectation is the paper's (up to 1/n), and whose error falls with 1 - Gamma.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from arrays import normal_like, sample_keys, sum_per_sample
+from denoising import Denoiser
+from reporting import write_file
+from sampling import Batch, Scalar
+from sde_lib import SDE
+from solvers.tables import Levels, levels_of
+
+_FORMAT = "eps moments, version 1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EpsMoments:
+    """Gamma on a grid of times, in NumPy's float64.
+
+    Args:
+      times: decreasing, from 1 to where sampling stops.
+      lam: log(alpha / sigma) of the process there, in which Gamma is interpolated linearly.
+      values: Gamma; estimates may leave [0, 1] a little.
+      errors: their standard errors, 0 if they are known exactly.
+
+    Raises:
+      ValueError: for arrays that cannot be that.
+    """
+
+    times: np.ndarray
+    lam: np.ndarray
+    values: np.ndarray
+    errors: np.ndarray
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            array = getattr(self, field.name)
+            if array.dtype != np.float64 or array.shape != (len(self.times),) or len(array) < 2:
+                raise ValueError(
+                    f"{field.name} of the moments is {array.dtype}{list(array.shape)}; all are "
+                    "float64 of one length, at least 2"
+                )
+            if not np.isfinite(array).all():
+                raise ValueError(f"{field.name} of the moments has NaN or infinite entries")
+        if self.times[0] != 1 or not (np.diff(self.times) < 0).all() or self.times[-1] < 0:
+            raise ValueError("times of the moments must decrease from 1, and not below 0")
+        if not (np.diff(self.lam) > 0).all():
+            raise ValueError("lam of the moments must increase")
+        if self.values.min() < -0.1 or self.errors.min() < 0:
+            raise ValueError("values and errors of the moments must not be negative")
+
+    def at(self, sde: SDE, level: Levels) -> Float[np.ndarray, "times"]:
+        """Gamma in [0, 1] at some levels of the process that it was measured on.
+
+        Raises:
+          ValueError: for another process, or times below those of the moments.
+        """
+        # Stored lam is float64 of another machine, perhaps; processes differ by much more.
+        if not np.allclose(levels_of(sde, self.times).lam, self.lam, rtol=1e-6, atol=1e-6):
+            raise ValueError(
+                "moments were measured on another process than this one; run --mode=moments again"
+            )
+        if level.t.min() < self.times[-1] * (1 - 1e-6):
+            raise ValueError(
+                f"moments reach from t=1 to {self.times[-1]:.4g}, but the sampler steps from "
+                f"t={level.t.min():.4g}; raise t_min, or run --mode=moments with a smaller one"
+            )
+        return np.clip(np.interp(level.lam, self.lam, self.values), 0, 1)
+
+    def save(self, path: Path) -> None:
+        """Write an .npz, whole or not at all."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        write_file(path, lambda temporary: _write(temporary, arrays))
+
+    @classmethod
+    def load(cls, path: Path) -> "EpsMoments":
+        """What `save` wrote.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+          ValueError: for a damaged or foreign one.
+        """
+        try:
+            # Reading the members from the archive checks their sums; NumPy alone would make room
+            # for whatever shape a damaged header tells.
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            with np.load(path, allow_pickle=False) as arrays:
+                if damaged or arrays["format"] != _FORMAT:
+                    raise ValueError("the sums do not fit, or the format")
+                return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path}: there are no moments; run --mode=moments first"
+            ) from None
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            NotImplementedError,  # a damaged flag of the archive
+            RuntimeError,  # another, which means encryption
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise ValueError(
+                f"{path} is damaged or no file of moments; run --mode=moments again"
+            ) from error
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:  # of a name, savez would make another that ends in .npz
+        np.savez(file, format=np.array(_FORMAT), **arrays)
+
+
+def estimate_moments(
+    key: Key[Array, ""],
+    denoiser: Denoiser,
+    batches: Iterable[Batch],
+    times: Float[np.ndarray, "times"],
+) -> EpsMoments:
+    """Gamma at decreasing times by a mean over images, image k with noise of fold_in(key, k).
+
+    The cost is one network evaluation an image and time. The estimate depends on the images and
+    their order, and not on how they are cut into batches.
+
+    Args:
+      batches: of images in the network's range, at least 3 images in all.
+      times: such as those of a `Schedule` with the log_snr grid, or all levels of a chain.
+
+    Raises:
+      ValueError: for too few images, or a network that answers NaN.
+    """
+    return moments_of(denoiser.sde, times, _measured(key, denoiser, batches, times))
+
+
+def _measured(
+    key: Key[Array, ""], denoiser: Denoiser, batches: Iterable[Batch], times: np.ndarray
+) -> Iterable[np.ndarray]:
+    first = 0
+    for x in batches:
+        indices = first + jnp.arange(len(x))
+        yield np.asarray(squared_noise(key, denoiser, x, times, indices))
+        first += len(x)
+
+
+def squared_noise(
+    key: Key[Array, ""],
+    denoiser: Denoiser,
+    x: Batch,
+    times: Float[np.ndarray, "times"],
+    indices: Int[Array, "batch"],
+) -> Float[Array, "rows batch"]:
+    """||eps||^2 / d of the noise drawn for each image, and of its predictions: rows 1 + times.
+
+    Row k of x has the noise of fold_in(key, indices[k]), the same at all times: so their errors go
+    together, and Gamma is smooth in t. What `moments_of` gathers; apart from `estimate_moments`
+    for images that come with labels, or in pieces that are stored between.
+    """
+    rows = [_squares(key, denoiser, x, indices, jnp.asarray(t, x.dtype)) for t in times]
+    return jnp.stack([rows[0][0], *[predicted for _, predicted in rows]])
+
+
+@jax.jit
+def _squares(
+    key: Key[Array, ""], denoiser: Denoiser, x: Batch, indices: Int[Array, "batch"], t: Scalar
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    eps = normal_like(sample_keys(key, indices), x)
+    predicted = denoiser.predict(denoiser.sde.perturb(x, t, eps), t).eps
+    dims = x[0].size
+    return sum_per_sample(eps**2) / dims, sum_per_sample(predicted**2) / dims
+
+
+def moments_of(
+    sde: SDE, times: Float[np.ndarray, "times"], parts: Iterable[np.ndarray]
+) -> EpsMoments:
+    """The moments that the results of `squared_noise`, one part after another, amount to.
+
+    Raises:
+      ValueError: for fewer than 3 images, or parts with NaN.
+    """
+    count, sums, products = 0, 0.0, 0.0
+    for part in parts:
+        # All are near 1, so that no digits are lost to their squares.
+        part = np.asarray(part, np.float64) - 1
+        count += part.shape[1]
+        sums = sums + part.sum(axis=1)
+        products = products + np.stack([(part * part[0]).sum(axis=1), (part**2).sum(axis=1)])
+    if count < 3:
+        raise ValueError(f"moments of {count} images; 3 are the fewest, 1000 make a good estimate")
+    mean = sums / count
+    with_noise, own = products / count - np.stack([mean * mean[0], mean**2])
+    slope = with_noise / own[0]
+    values = 1 + mean - slope * mean[0]
+    rest = np.maximum(own - slope * with_noise, 0)  # the variance that the noise does not explain
+    errors = np.sqrt(rest / (count - 2))
+    return EpsMoments(
+        times=np.asarray(times, np.float64),
+        lam=levels_of(sde, np.asarray(times, np.float64)).lam,
+        values=values[1:],
+        errors=errors[1:],
+    )

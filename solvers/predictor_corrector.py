@@ -1,0 +1,260 @@
+r"""Predictor-Corrector samplers (Song et al. 2021, arXiv:2011.13456, Algorithm 1).
+
+With (a, b) the exact transition of the process from s to t, x_t = a x_s + b eps, predictors are
+
+    Euler-Maruyama      x + reverse_drift (s - t) + churn g sqrt(t - s) z                (Eq. 6, 13)
+    reverse diffusion   (2 - a) x + b^2 score + b z                              (App. E, Eq. 46)
+    probability flow    (2 - a) x + b^2 score / 2                                (App. E, Eq. 46)
+    ancestral           (x + b^2 score) / a + std z                              (Eq. 4 and App. F)
+
+and the correctors take, at one time, Langevin steps x + h score + sqrt(2 h) z (Algorithms 4 and 5).
+Written in (a, b), each is defined for every linear process, on any grid.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from arrays import expand_like, fold_in_each, normal_like, sum_per_sample
+from denoising import Denoiser
+from sampling import Batch, Keys, Plan, Scalar, Step
+from sde_lib import SDE, reverse_drift
+
+
+@runtime_checkable
+class Move(Protocol):
+    """A step from t to s, or one that stays at t."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of one step."""
+
+    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+        """From time t to the earlier time s; row k draws its noise from `keys[k]` alone."""
+
+
+# --- predictors -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EulerMaruyama:
+    """Euler-Maruyama on the reverse SDE; churn 0 is Euler on the probability-flow ODE."""
+
+    churn: float = 1.0
+    evaluations = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.churn < float("inf"):
+            raise ValueError(f"churn={self.churn} must be finite and at least 0")
+
+    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+        sde, x = denoiser.sde, carry.x
+        drift = reverse_drift(sde, denoiser.score(x, t), x, t, self.churn)
+        mean = x + drift * (s - t)
+        noise = self.churn * jnp.sqrt(sde.squared_diffusion(t) * (t - s))
+        return Step(mean + noise * normal_like(keys, x), mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseDiffusion:
+    """The forward step's own discretization, reversed: drift and noise of the exact transition."""
+
+    evaluations = 1
+
+    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+        scale, std = denoiser.sde.transition(s, t)
+        mean = (2 - scale) * carry.x + std**2 * denoiser.score(carry.x, t)
+        return Step(mean + std * normal_like(keys, carry.x), mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbabilityFlow:
+    """Reverse diffusion of the probability-flow ODE: half the score, and no noise."""
+
+    evaluations = 1
+
+    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+        scale, std = denoiser.sde.transition(s, t)
+        mean = (2 - scale) * carry.x + 0.5 * std**2 * denoiser.score(carry.x, t)
+        return Step(mean, mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral:
+    """Sampling from p(x_s | x_t): DDPM's sampler for VP, SMLD's for VE (App. F).
+
+    variance "small" is the posterior's, b^2 sigma_s^2 / sigma_t^2; "large" is the transition's b^2
+    (Ho et al. 2020, arXiv:2006.11239, Section 3.2). Song et al. use large for VP, small for VE.
+    "learned" goes between them, in logarithms, by the fraction that a network with eps_variance
+    answers for every pixel (Nichol and Dhariwal 2021, arXiv:2102.09672, Eq. 15).
+    """
+
+    variance: str = "small"
+    evaluations = 1
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("small", "large", "learned"):
+            raise ValueError(
+                f"variance={self.variance!r} is unknown; choose one of: large, learned, small"
+            )
+
+    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+        sde = denoiser.sde
+        scale, large = sde.transition(s, t)
+        prediction = denoiser.predict(carry.x, t)
+        mean = (carry.x - large**2 / sde.sigma(t) * prediction.eps) / scale
+        log_ratio = sde.log_sigma(s) - sde.log_sigma(t)  # of the small to the large deviation
+        if self.variance == "learned":
+            if prediction.variance is None:
+                raise ValueError(
+                    "variance='learned' needs a network that answers one, with "
+                    "config.denoiser.parameterization=eps_variance; choose small or large"
+                )
+            std = large * jnp.exp((1 - prediction.variance) * log_ratio)
+        else:
+            std = large * jnp.exp(log_ratio) if self.variance == "small" else large
+        return Step(mean + std * normal_like(keys, carry.x), mean)
+
+
+# --- correctors -------------------------------------------------------------------------------
+
+
+def _check_corrector(snr: float, corrections: int) -> None:
+    if not 0 < snr < float("inf"):
+        raise ValueError(f"snr={snr} must be finite and above 0")
+    if corrections < 1:
+        raise ValueError(f"corrections={corrections} must be at least 1")
+
+
+def _langevin_steps(
+    keys: Keys,
+    denoiser: Denoiser,
+    carry: Step,
+    t: Scalar,
+    s: Scalar,
+    corrections: int,
+    step_size: Callable[[Batch, Batch], Array],
+) -> Step:
+    """`corrections` Langevin steps at time t, of size scale^2 step_size(score, noise)."""
+    # The published step size carries the one-step alpha_i = 1 - beta_i, which is the squared
+    # scale of the transition from s to t; it is 1 for VE.
+    scale, _ = denoiser.sde.transition(s, t)
+
+    def correct(i: Int[Array, ""], carry: Step) -> Step:
+        noise = normal_like(fold_in_each(keys, i), carry.x)
+        score = denoiser.score(carry.x, t)
+        h = expand_like(scale**2 * step_size(score, noise), carry.x)
+        mean = carry.x + h * score
+        return Step(mean + jnp.sqrt(2 * h) * noise, mean)
+
+    return jax.lax.fori_loop(0, corrections, correct, carry)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Langevin:
+    """Langevin dynamics at a fixed signal-to-noise ratio (Algorithms 4 and 5).
+
+    The step size is h = 2 scale^2 (snr |noise| / |score|)^2. norms "per_sample" takes each
+    sample's own norms, so that a sample never depends on its batch; "batch" takes the batch's mean
+    norms, as the paper does. With few dimensions use "batch": a single score can be near zero, and
+    the step then huge.
+    """
+
+    snr: float = 0.16
+    corrections: int = 1
+    norms: str = "per_sample"
+
+    def __post_init__(self) -> None:
+        _check_corrector(self.snr, self.corrections)
+        if self.norms not in ("per_sample", "batch"):
+            raise ValueError(f"norms={self.norms!r} is unknown; choose one of: batch, per_sample")
+
+    @property
+    def evaluations(self) -> int:
+        return self.corrections
+
+    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+        def step_size(score: Batch, noise: Batch) -> Array:
+            noise_norm, score_norm = (jnp.sqrt(sum_per_sample(a**2)) for a in (noise, score))
+            if self.norms == "batch":
+                noise_norm, score_norm = jnp.mean(noise_norm), jnp.mean(score_norm)
+            return 2 * (self.snr * noise_norm / score_norm) ** 2
+
+        return _langevin_steps(keys, denoiser, carry, t, s, self.corrections, step_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnealedLangevin:
+    """Annealed Langevin dynamics of NCSN (Song & Ermon 2019, arXiv:1907.05600, Algorithm 1).
+
+    The step size is h = 2 scale^2 (snr sigma(t))^2: it follows the noise level, not the score.
+    """
+
+    snr: float = 0.16
+    corrections: int = 1
+
+    def __post_init__(self) -> None:
+        _check_corrector(self.snr, self.corrections)
+
+    @property
+    def evaluations(self) -> int:
+        return self.corrections
+
+    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+        def step_size(score: Batch, noise: Batch) -> Array:
+            return 2 * (self.snr * denoiser.sde.sigma(t)) ** 2
+
+        return _langevin_steps(keys, denoiser, carry, t, s, self.corrections, step_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorCorrector:
+    """Algorithm 1 of Song et al.; solver and kernel in one, whose rows are (t, s, the time after s).
+
+    Args:
+      predictor: moves from t to s.
+      corrector: Langevin steps. Either may be None; with both None samples are the prior's.
+      corrector_first: correct at t, then predict s, as the published code does; False predicts s,
+        then corrects there, as the paper's algorithm does.
+    """
+
+    predictor: Move | None = None
+    corrector: Move | None = None
+    corrector_first: bool = True
+
+    @property
+    def evaluations(self) -> int:
+        return sum(move.evaluations for move in (self.corrector, self.predictor) if move)
+
+    def plan(self, sde: SDE, times: np.ndarray) -> Plan:
+        if times[-1] == 0 and self.corrector and self.corrector_first:
+            times = np.append(times, 0.0)  # a chain's last level is corrected too
+        after = np.append(times[2:], times[-1])
+        return Plan(self, (times[:-1], times[1:], after), times)
+
+    def start(self, x: Batch) -> Step:
+        return Step(x, x)
+
+    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, row: tuple) -> Step:
+        t, s, after = row
+        correction = (self.corrector, 0, *((t, s) if self.corrector_first else (s, after)))
+        prediction = (self.predictor, 1, t, s)
+        moves = (correction, prediction) if self.corrector_first else (prediction, correction)
+        for move, role, start, end in moves:
+            if move:
+                carry = move.step(fold_in_each(keys, role), denoiser, carry, start, end)
+        return carry
+
+
+PREDICTORS = {
+    "euler_maruyama": EulerMaruyama,
+    "reverse_diffusion": ReverseDiffusion,
+    "probability_flow": ProbabilityFlow,
+    "ancestral": Ancestral,
+}
+CORRECTORS = {"langevin": Langevin, "annealed_langevin": AnnealedLangevin}

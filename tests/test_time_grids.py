@@ -1,0 +1,135 @@
+"""Time grids: where they lie, and which are refused."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from denoising import CONDITIONINGS
+from sde_lib import VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, SubVPSDE
+from time_grids import TIME_GRIDS, Schedule, respaced_levels
+
+PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=20.0)}
+every_process = pytest.mark.parametrize("sde", PROCESSES.values(), ids=PROCESSES)
+T_MIN = 1e-3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 100])
+@pytest.mark.parametrize("grid", TIME_GRIDS)
+@every_process
+def test_grid_descends_from_one_to_t_min(sde, grid, steps):
+    times = Schedule(grid=grid, steps=steps, t_min=T_MIN).of(sde)
+    assert times.shape == (steps + 1,)
+    assert times.dtype == np.float64
+    assert np.all(np.diff(times) < 0)
+    np.testing.assert_allclose(times[[0, -1]], [1, T_MIN], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("grid", "even"),
+    [
+        ("uniform", lambda sde, t: t),
+        ("quadratic", lambda sde, t: np.sqrt(t)),
+        ("log_snr", lambda sde, t: np.asarray(sde.log_snr(jnp.asarray(t)))),
+        ("karras", lambda sde, t: np.exp(np.asarray(sde.log_snr(jnp.asarray(t))) / -14)),
+    ],
+)
+@every_process
+def test_grid_is_even_in_its_variable(x64, sde, grid, even):
+    gaps = np.diff(even(sde, Schedule(grid=grid, steps=50, t_min=T_MIN).of(sde)))
+    np.testing.assert_allclose(gaps, gaps[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Schedule(grid="no"),
+            "grid='no' is unknown; choose one of: karras, levels, log_snr",
+        ),
+        (lambda: Schedule(finish="no"), "finish='no' is unknown; choose one of: mean, denoise"),
+        (lambda: Schedule(steps=0), "steps=0 must be at least 1"),
+        (lambda: Schedule(t_min=1.0), "t_min=1.0 must lie between 0 and 1"),
+        (lambda: Schedule(t_min=0.0), "t_min=0.0 must lie between 0 and 1"),
+        (lambda: Schedule(rho=7.0), "rho=7.0 is a number above 0, and of grid='karras' alone"),
+        (lambda: Schedule(times=(1.0,)), "two are the fewest"),
+        (lambda: Schedule(times=(0.9, 0.1)), "the first must be 1, where the prior is"),
+        (lambda: Schedule(times=(1.0, 0.1, 0.2)), "0.2 follows 0.1; they must strictly decrease"),
+        (lambda: Schedule(times=(1.0, 0.5, 0.5)), "0.5 follows 0.5; they must strictly decrease"),
+        (lambda: Schedule(times=(1.0, -0.5)), "the last must not be below 0"),
+        (lambda: Schedule(times=(1.0, float("nan"))), "nan follows 1.0"),
+        (lambda: Schedule(times=(1.0, 0.1), grid="karras"), "grid='karras' has no meaning"),
+        (lambda: Schedule(times=(1.0, 0.0)).of(VPSDE()), "times end at t = 0, where this process"),
+        (lambda: Schedule(times=(1.0, 0.1), steps=5).of(VPSDE()), "steps=5, but the grid has 1"),
+        (
+            lambda: Schedule(grid="ddim50").of(VPSDE()),
+            "respaces a chain, which this process is not",
+        ),
+        (lambda: Schedule(grid="ddim300").of(DiscreteVPSDE()), "no whole stride keeps 300 of 1000"),
+        (lambda: Schedule(grid="1").of(DiscreteVPSDE()), "keeps one level; two are the fewest"),
+        (
+            lambda: Schedule(grid="0,5").of(DiscreteVPSDE()),
+            "section 1 has 500 levels, cannot keep 0",
+        ),
+        (lambda: Schedule(grid="2,600").of(DiscreteVPSDE()), "section 2 has 500 levels"),
+    ],
+)
+def test_impossible_grid_is_refused(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+def test_times_that_coincide_in_float32_are_refused():
+    schedule = Schedule(steps=1000, t_min=1 - 1e-6)
+    with pytest.raises(ValueError, match="steps=1000: times coincide"):
+        schedule.of(VPSDE())
+
+
+@pytest.mark.parametrize("levels", [10, 232, 500, 1000, 1086])
+def test_grid_of_levels_shows_the_network_each_level_once(levels):
+    """The grid itself, and the number that a network of so many levels is fed on it in float32."""
+    times = Schedule(grid="levels", steps=levels, t_min=1e-5).of(VESDE())
+    np.testing.assert_allclose(times, 1 - np.arange(levels) / (levels - 1), atol=1e-15)
+    t = jnp.asarray(times, jnp.float32)
+    seen = CONDITIONINGS["sigma_index"](VESDE(), t, levels)
+    np.testing.assert_array_equal(seen, np.arange(levels))
+    np.testing.assert_allclose(VESDE().sigma(t), np.geomspace(50, 0.01, levels), rtol=1e-5)
+
+
+def test_grid_of_levels_needs_noise_at_its_end():
+    with pytest.raises(ValueError, match="ends at t = 0, where this process has no noise"):
+        Schedule(grid="levels").of(VPSDE())
+    with pytest.raises(ValueError, match="steps=1 must be at least 2"):
+        Schedule(grid="levels", steps=1).of(VESDE())
+
+
+@pytest.mark.parametrize("sde", [DiscreteVPSDE(), DiscreteVESDE()], ids=["ddpm", "smld"])
+@pytest.mark.parametrize(
+    ("grid", "kept"),
+    [
+        ("levels", range(1000)),
+        ("ddim50", range(0, 1000, 20)),
+        ("ddim1000", range(1000)),
+        ("5", [0, 250, 500, 749, 999]),
+        ("2,1,3", [0, 333, 334, 667, 833, 999]),
+    ],
+)
+def test_chain_is_respaced(sde, grid, kept):
+    """Of 1000 levels in three sections, the first has 334; a section's ends are always kept."""
+    times = Schedule(grid=grid).of(sde)
+    np.testing.assert_allclose(times[::-1] * 999, list(kept), atol=1e-9)
+
+
+def test_given_times_are_taken_as_they_are():
+    times = Schedule(times=(1.0, 0.5, 0.1)).of(VPSDE())
+    np.testing.assert_array_equal(times, [1, 0.5, 0.1])
+    assert Schedule(times=(1.0, 0.5, 0.0)).of(VESDE())[-1] == 0
+
+
+def test_respacing_a_short_chain_keeps_every_level_once():
+    for count in range(2, 11):
+        kept = respaced_levels(10, str(count))
+        assert len(set(kept)) == count
+        assert kept[0] == 0
+        assert kept[-1] == 9

@@ -1,0 +1,197 @@
+r"""Time grids: where a sampler of fixed steps evaluates the network, and how it ends.
+
+A grid is data, decreasing times t_0 > t_1 > ... > t_N in [0, 1], from the prior to nearly the data.
+With u = 0, 1/N, ..., 1 and s(t) = sigma(t) / alpha(t),
+
+    uniform     t = 1 + (t_min - 1) u
+    quadratic   sqrt(t) = 1 + (sqrt(t_min) - 1) u                       DDIM's for CIFAR-10
+    log_snr     log s linear in u                                       DPM-Solver, arXiv:2206.00927
+    karras      s^(1/rho) linear in u                                   EDM, arXiv:2206.00364, Eq. 5
+
+A chain of n levels has level i at t = i / (n - 1). "levels" is all of them; "ddim50" is every k-th
+from 0 up, with k chosen so that 50 are kept; "10,15,20" keeps 10 of the first third of the chain,
+15 of the second and 20 of the last (Nichol and Dhariwal 2021, arXiv:2102.09672, Section 4).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from arrays import in_float64
+from sde_lib import SDE
+
+
+def _uniform(sde: SDE, u: np.ndarray, t_min: float, rho: float) -> np.ndarray:
+    return 1 + (t_min - 1) * u
+
+
+def _quadratic(sde: SDE, u: np.ndarray, t_min: float, rho: float) -> np.ndarray:
+    return (1 + (np.sqrt(t_min) - 1) * u) ** 2
+
+
+def _log_snr(sde: SDE, u: np.ndarray, t_min: float, rho: float) -> np.ndarray:
+    low, high = in_float64(sde.log_snr, np.array([1.0, t_min]))
+    inner = in_float64(sde.time_of_log_snr, low + (high - low) * u[1:-1])
+    return np.concatenate([[1.0], inner, [t_min]])
+
+
+def _karras(sde: SDE, u: np.ndarray, t_min: float, rho: float) -> np.ndarray:
+    # s = exp(-log_snr / 2), so s^(1/rho) = exp(-log_snr / (2 rho)).
+    high, low = np.exp(in_float64(sde.log_snr, np.array([1.0, t_min])) / (-2 * rho))
+    inner = in_float64(sde.time_of_log_snr, -2 * rho * np.log(high + (low - high) * u[1:-1]))
+    return np.concatenate([[1.0], inner, [t_min]])
+
+
+# name -> (process, u, t_min, rho) -> times
+TIME_GRIDS: dict[str, Callable[[SDE, np.ndarray, float, float], np.ndarray]] = {
+    "uniform": _uniform,
+    "quadratic": _quadratic,
+    "log_snr": _log_snr,
+    "karras": _karras,
+}
+
+_RESPACING = re.compile(r"ddim(\d+)|\d+(,\d+)*")
+
+
+def respaced_levels(levels: int, respacing: str) -> np.ndarray:
+    """The levels of a chain that "ddim50" or "10,15,20" keeps, increasing from 0.
+
+    Raises:
+      ValueError: if the chain cannot be respaced so.
+    """
+    if respacing.startswith("ddim"):
+        count = int(respacing.removeprefix("ddim"))
+        for stride in range(1, levels):
+            kept = np.arange(0, levels, stride)
+            if len(kept) == count:
+                return kept
+        raise ValueError(
+            f"grid={respacing!r}: no whole stride keeps {count} of {levels} levels; "
+            f"'{count}' spaces them as evenly as whole levels can be"
+        )
+    counts = [int(count) for count in respacing.split(",")]
+    kept, start = [], 0
+    for section, count in enumerate(counts):
+        size = levels // len(counts) + (section < levels % len(counts))
+        if not 1 <= count <= size:
+            raise ValueError(
+                f"grid={respacing!r}: section {section + 1} has {size} levels, cannot keep {count}"
+            )
+        # Evenly from the section's first level to its last; a single one is the first.
+        kept.append(start + np.rint(np.linspace(0, size - 1 if count > 1 else 0, count)))
+        start += size
+    return np.concatenate(kept).astype(int)
+
+
+# What is returned at t_min: the last step's mean ("noise removal" of the published code), Tweedie's
+# estimate of x0 (one more network evaluation), or the noisy state itself.
+FINISHES = ("mean", "denoise", "sample")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Where a sampler walks and how it ends.
+
+    Args:
+      grid: spacing of the times, a name in TIME_GRIDS, or some of a chain's levels: "levels", or
+        a respacing such as "ddim50" or "10,15,20". Levels end at level 0 whatever t_min; the step
+        from there to the data is finish="denoise".
+      times: the times themselves, from 1 down, instead of a grid; the last takes t_min's place.
+      steps: number of steps from t = 1 to t_min, by default 1000, or what times or a respacing say;
+        of "levels" the number of levels, by default all.
+      t_min: where sampling stops; Song et al. take 1e-3 for VP and sub-VP, 1e-5 for VE.
+      rho: of the karras grid, by default 7; larger has shorter steps near t_min.
+      finish: what is returned there, a name in FINISHES.
+
+    Raises:
+      ValueError: for an unknown name or a number out of range.
+    """
+
+    grid: str = "uniform"
+    times: tuple[float, ...] = ()
+    steps: int | None = None
+    t_min: float = 1e-3
+    rho: float | None = None
+    finish: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.grid not in TIME_GRIDS and self.grid != "levels" and not self._respaced:
+            names = ", ".join(sorted((*TIME_GRIDS, "levels")))
+            raise ValueError(
+                f"grid={self.grid!r} is unknown; choose one of: {names}, ddim<count>, or counts "
+                "such as 10,15,20"
+            )
+        if self.finish not in FINISHES:
+            raise ValueError(
+                f"finish={self.finish!r} is unknown; choose one of: {', '.join(FINISHES)}"
+            )
+        if self.times:
+            self._check_times()
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be at least 1")
+        if not 0 < self.t_min < 1:
+            raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
+        if self.rho is not None and (self.grid != "karras" or not 0 < self.rho < float("inf")):
+            raise ValueError(f"rho={self.rho} is a number above 0, and of grid='karras' alone")
+
+    @property
+    def _respaced(self) -> bool:
+        return bool(_RESPACING.fullmatch(self.grid))
+
+    def _check_times(self) -> None:
+        if self.grid != "uniform":
+            raise ValueError(f"times are given, so grid={self.grid!r} has no meaning; leave it out")
+        if len(self.times) < 2:
+            raise ValueError(f"times={self.times}: two are the fewest, from 1 to where to stop")
+        if self.times[0] != 1:
+            raise ValueError(f"times={self.times}: the first must be 1, where the prior is")
+        for before, after in zip(self.times, self.times[1:], strict=False):
+            if not after < before:
+                raise ValueError(f"times: {after} follows {before}; they must strictly decrease")
+        if not self.times[-1] >= 0:
+            raise ValueError(f"times={self.times}: the last must not be below 0")
+
+    def of(self, sde: SDE) -> np.ndarray:
+        """The strictly decreasing times of this schedule for a process, in float64.
+
+        Raises:
+          ValueError: if steps are so many that neighbouring times coincide in float32, or the
+            process has no such grid.
+        """
+        times = self._times_of(sde)
+        steps = len(times) - 1
+        if self.steps not in (None, steps + (self.grid == "levels")):
+            raise ValueError(f"steps={self.steps}, but the grid has {steps}; leave steps out")
+        if times[-1] == 0 and not in_float64(sde.sigma, 0.0) > 0:
+            raise ValueError(
+                f"{'times end' if self.times else f'grid={self.grid!r} ends'} at t = 0, where this "
+                "process has no noise"
+            )
+        if not np.all(np.diff(times.astype(np.float32)) < 0):
+            raise ValueError(f"steps={steps}: times coincide on this grid; use fewer steps")
+        return times
+
+    def _times_of(self, sde: SDE) -> np.ndarray:
+        if self.times:
+            return np.array(self.times, np.float64)
+        if self._respaced:
+            levels = getattr(sde, "levels", None)
+            if not levels:
+                raise ValueError(
+                    f"grid={self.grid!r} respaces a chain, which this process is not; choose one "
+                    f"of: {', '.join(sorted(TIME_GRIDS))}"
+                )
+            kept = respaced_levels(levels, self.grid)
+            if len(kept) < 2:
+                raise ValueError(f"grid={self.grid!r} keeps one level; two are the fewest")
+            return kept[::-1] / (levels - 1)
+        if self.grid == "levels":
+            steps = self.steps or getattr(sde, "levels", 1000)
+            if steps < 2:
+                raise ValueError(f"steps={steps} must be at least 2 for grid='levels'")
+            return np.linspace(1, 0, steps)
+        steps = self.steps or 1000
+        rho = 7.0 if self.rho is None else self.rho
+        return TIME_GRIDS[self.grid](sde, np.linspace(0, 1, steps + 1), self.t_min, rho)
