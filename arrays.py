@@ -44,10 +44,14 @@ def normal_like(
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
-def in_float64(function: Callable[..., Any], *values: Any) -> Any:
-    """`function` of NumPy values in double precision, on the CPU; its arrays are NumPy's.
+def in_float64(function: Callable[[Array], Any], values: Any) -> Any:
+    """An elementwise `function` of NumPy values in double precision; its arrays are NumPy's.
 
-    For what is computed once, from a process and a grid of times, before anything large runs.
+    For what is computed once, from a process and a grid of times, before anything large runs. It
+    runs on the CPU, in blocks of one size, so that another number of times needs no compilation.
     """
+    values = np.asarray(values, np.float64)
+    blocks = np.pad(values.ravel(), (0, -values.size % 1024), constant_values=1)
     with jax.enable_x64(True), jax.default_device("cpu"):
-        return jax.tree.map(np.asarray, function(*(jnp.asarray(v, float) for v in values)))
+        answer = function(jnp.asarray(blocks))
+        return jax.tree.map(lambda y: np.asarray(y)[: values.size].reshape(values.shape), answer)

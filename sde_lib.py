@@ -87,6 +87,7 @@ class SDE(abc.ABC):
         """Log signal-to-noise ratio 2 (log alpha - log sigma), strictly decreasing in t."""
         return 2 * (self.log_alpha(t) - self.log_sigma(t))
 
+    @jax.jit
     def time_of_log_snr(self, log_snr: Time) -> Time:
         """Inverse of `log_snr`, by bisection in log t on [1e-12, 1]; clipped to that interval."""
         log_snr = jnp.asarray(log_snr)

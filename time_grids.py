@@ -79,8 +79,10 @@ def respaced_levels(levels: int, respacing: str) -> np.ndarray:
             raise ValueError(
                 f"grid={respacing!r}: section {section + 1} has {size} levels, cannot keep {count}"
             )
-        # Evenly from the section's first level to its last; a single one is the first.
-        kept.append(start + np.rint(np.linspace(0, size - 1 if count > 1 else 0, count)))
+        # Evenly from the section's first level to its last; a single one is the first. The strides
+        # are added up one by one, since the published chains round their ties so.
+        stride = (size - 1) / max(count - 1, 1)
+        kept.append(start + np.rint(np.cumsum([0.0] + [stride] * (count - 1))))
         start += size
     return np.concatenate(kept).astype(int)
 
