@@ -11,6 +11,7 @@ see `predict` and `score` only, and so never learn what the network was trained 
     score              the score                       x
     x0                 x0                              x
     v                  alpha eps - sigma x0            x            Salimans & Ho, arXiv:2202.00512
+    velocity           eps - x0                        x            rectified flow, arXiv:2209.03003
     sigma_score        sigma times the score = -eps    2 x - 1      VE of Song et al., NCSNv2
     centred_score      the score                       2 x - 1      NCSN
     edm                (x0 - c_skip y) / c_out         c_in y       Karras et al., arXiv:2206.00364
@@ -68,6 +69,11 @@ def _from_v(x: Batch, alpha: Batch, sigma: Batch, v: Batch) -> Prediction:
     return Prediction((alpha * x - sigma * v) / norm, (sigma * x + alpha * v) / norm)
 
 
+def _from_velocity(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction:
+    # alpha + sigma is 1 on the linear path, and never 0.
+    return Prediction((x - sigma * h) / (alpha + sigma), (x + alpha * h) / (alpha + sigma))
+
+
 EDM_DATA_STD = 0.5  # sigma_d, the standard deviation of images in [-1, 1]
 
 
@@ -107,6 +113,7 @@ PARAMETERIZATIONS = {
     "score": Parameterization(predict=lambda x, a, s, h: _from_eps(x, a, s, -s * h)),
     "x0": Parameterization(predict=_from_x0),
     "v": Parameterization(predict=_from_v),
+    "velocity": Parameterization(predict=_from_velocity),
     "sigma_score": Parameterization(
         predict=lambda x, a, s, h: _from_eps(x, a, s, -h), input=_centre
     ),

@@ -7,7 +7,7 @@ import pytest
 from analytic import standardized_mixture
 from jax.tree_util import Partial
 
-from denoising import CONDITIONINGS, PARAMETERIZATIONS, Denoiser
+from denoising import CONDITIONINGS, PARAMETERIZATIONS, Clipping, Denoiser
 from sde_lib import VESDE, VPSDE, SubVPSDE, reverse_drift
 
 PROCESSES = [
@@ -23,6 +23,7 @@ ANSWERS = {
     "score": lambda x0, eps, alpha, sigma: -eps / sigma,
     "x0": lambda x0, eps, alpha, sigma: x0,
     "v": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
+    "velocity": lambda x0, eps, alpha, sigma: eps - x0,
     "sigma_score": lambda x0, eps, alpha, sigma: -eps,
     "centred_score": lambda x0, eps, alpha, sigma: -eps / sigma,
     "edm": lambda x0, eps, alpha, sigma: edm_target(x0, eps, sigma / alpha),
@@ -166,3 +167,43 @@ def test_output_of_another_shape_is_refused_where_it_would_broadcast(name, chann
     )
     with pytest.raises(ValueError, match=rf"parameterization='{name}' means an output of shape"):
         denoiser.predict(jnp.zeros((2, 4, 4, 1)), 0.5)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0)])
+@pytest.mark.parametrize("clip", ["range", "dynamic"])
+@every_process
+def test_clipped_prediction_lies_in_the_range_and_still_makes_x(x64, sde, clip, low, high):
+    """One sample's x0 is within the range, the other's far outside; the first stays as it is."""
+    rng = np.random.default_rng(0)
+    inside = rng.uniform(low, high, (1, 4, 4, 1))
+    x0 = jnp.asarray(np.concatenate([inside, 3 * rng.normal(size=inside.shape)]))
+    x, t = x0 + 1, jnp.float64(0.4)
+    denoiser = Denoiser(
+        sde=sde,
+        network=lambda x, t: x0,
+        parameterization="x0",
+        clipping=Clipping(
+            clip=clip, quantile=0.8 if clip == "dynamic" else None, low=low, high=high
+        ),
+    )
+    prediction = denoiser.predict(x, t)
+    middle, radius = (low + high) / 2, (high - low) / 2
+    size = 1 if clip == "range" else np.quantile(np.abs(x0[1] - middle) / radius, 0.8)
+    outside = middle + radius * np.clip((x0[1] - middle) / radius, -size, size) / size
+    np.testing.assert_allclose(prediction.x0[0], x0[0], rtol=1e-12)
+    np.testing.assert_allclose(prediction.x0[1], outside, rtol=1e-9)
+    made = sde.alpha(t) * prediction.x0 + sde.sigma(t) * prediction.eps
+    np.testing.assert_allclose(made, x, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"clip": "no"}, "clip='no' is unknown; choose one of: none, range, dynamic"),
+        ({"clip": "range", "quantile": 0.9}, "quantile=0.9 .* of clip='dynamic' alone"),
+        ({"clip": "dynamic", "quantile": 1.5}, r"quantile=1.5 is a number in \(0, 1\)"),
+    ],
+)
+def test_impossible_clipping_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Clipping(**fields)
