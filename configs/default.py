@@ -58,8 +58,8 @@ def get_config() -> ConfigDict:
     model.remat = placeholder(bool)
 
     config.denoiser = denoiser = ConfigDict()
-    # What the network's output means: eps, eps_variance, score, x0, v, sigma_score, centred_score,
-    # edm; see denoising.py.
+    # What the network's output means: eps, eps_variance, score, x0, v, velocity, sigma_score,
+    # centred_score, edm; see denoising.py.
     denoiser.parameterization = "eps"
     # What the network is fed as time: 999t, t, log_sigma, log_snr, edm, index, rescaled_index,
     # sigma_index.
@@ -134,6 +134,12 @@ def get_config() -> ConfigDict:
     sampling.norms = placeholder(str)  # langevin: per_sample, batch
     # Others:
     sampling.eta = placeholder(float)  # ddim: 0 deterministic to 1 ancestral
+    sampling.order = placeholder(int)  # dpm_solver 1 to 3, unipc and deis 1 to 4
+    sampling.prediction = placeholder(str)  # dpm_solver, unipc: x0 (DPM-Solver++), eps
+    sampling.lower_order_final = placeholder(bool)  # dpm_solver, unipc
+    sampling.method = placeholder(str)  # dpm_solver: multistep, singlestep
+    sampling.stochastic = placeholder(bool)  # dpm_solver: the reverse SDE
+    sampling.variant = placeholder(str)  # unipc: bh2, bh1
     sampling.stage = placeholder(float)  # heun: 1 Heun, 0.5 midpoint, 2/3 Ralston
     sampling.churn_min = placeholder(float)  # heun: levels sigma / alpha between which it churns
     sampling.churn_max = placeholder(float)

@@ -7,13 +7,19 @@ the adaptive samplers choose their own steps, each a function with options of it
 from ode import ODEOptions
 from solvers.analytic_dpm import AnalyticDPM
 from solvers.ddim import DDIM
+from solvers.deis import DEIS
+from solvers.dpm_solver import DPMSolver
 from solvers.heun import Heun
 from solvers.predictor_corrector import PredictorCorrector
 from solvers.probability_flow import FlowOptions, sample_ode
+from solvers.unipc import UniPC
 
 SOLVERS = {
     "pc": PredictorCorrector,
     "ddim": DDIM,
+    "dpm_solver": DPMSolver,
+    "unipc": UniPC,
+    "deis": DEIS,
     "heun": Heun,
     "analytic": AnalyticDPM,
 }

@@ -15,8 +15,8 @@ the probability-flow ODE; churn adds fresh noise, then removes it, which mends e
 
 Their last step, to noise 0, is a step of Euler, and so the finish "denoise" here: their sampler of
 N steps is Schedule(grid="karras", steps=N - 1, finish="denoise"), of 2 N - 1 network evaluations.
-Two differences: a process ends at t = 1, so no level is raised above that one's, and the first step,
-which starts there, has no churn, where theirs goes up to sqrt(2) times the largest noise; and the
+Two differences: a process ends at t = 1, so no level is raised above that one's, and the first
+step, which starts there, has no churn, where theirs goes up to sqrt(2) times the largest noise; the
 last level, where "denoise" evaluates, has none (nor has theirs if churn_min is above it).
 """
 

@@ -214,7 +214,7 @@ class AnnealedLangevin:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorCorrector:
-    """Algorithm 1 of Song et al.; solver and kernel in one, whose rows are (t, s, the time after s).
+    """Algorithm 1 of Song et al.: solver and kernel in one; a row is t, s, and the time after s.
 
     Args:
       predictor: moves from t to s.

@@ -17,7 +17,6 @@ states: `basis` gives those of x and of the predictions, and NumPy adds and scal
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float

@@ -1,0 +1,52 @@
+r"""DEIS: exponential Adams-Bashforth steps (Zhang & Chen 2022, arXiv:2204.13902), tAB-DEIS.
+
+With the exact solution of `exponential.py`, which is theirs (Proposition 1) written in lambda,
+
+    x_s = alpha_s / alpha_t x_t - sigma_s int exp(h - tau) P(t(lam_t + tau)) dtau
+
+where P is the polynomial in the time t through the latest predictions of eps (Eq. 14 and 15). In
+lambda in place of t it would be DPM-Solver's multistep. The integrals have no closed form; they are
+Gauss-Legendre sums in lambda, where the integrand is smooth at both ends of time.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from arrays import in_float64
+from sampling import Plan
+from sde_lib import SDE
+from solvers.exponential import FRACTIONS, passage, require_choice, step_orders
+from solvers.tables import basis, levels_of, table_plan
+
+ORDERS = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DEIS:
+    """tAB-DEIS by the latest `order` predictions, 1 to 4: the paper's tAB0 (DDIM) to tAB3.
+
+    The first steps are of orders 1, 2, ...
+
+    Raises:
+      ValueError: for an unknown order, and for fewer steps than that.
+    """
+
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        require_choice("order", self.order, ORDERS)
+
+    def plan(self, sde: SDE, times: np.ndarray) -> Plan:
+        orders = step_orders(len(times) - 1, self.order, rising=True, falling=False)
+        level = levels_of(sde, times)
+        inside = level.lam[:-1, None] + np.diff(level.lam)[:, None] * FRACTIONS
+        inside = in_float64(sde.time_of_log_snr, 2 * inside)
+        x, *predictions = basis(self.order)
+        weights = []
+        for i, order in enumerate(orders):
+            step = passage(level, i, i + 1, "eps")
+            latest = times[i - order + 1 : i + 1][::-1]
+            integral = step.weights(latest, inside[i]) @ np.stack(predictions[:order])
+            weights.append(step.scale * x + integral)
+        return table_plan(times, np.stack(weights), prediction="eps")
