@@ -371,6 +371,12 @@ def _fixed_steps(
     ignore |= {"predictor", "corrector"}
     clipping, schedule, whole, *made = reader.construct_all("sampling", classes, ignore)
     predictor, corrector = (made.pop(0) if move else None for move in moves)
+    meaning = reader.config.denoiser.parameterization
+    if getattr(predictor, "variance", None) == "learned" and meaning != "eps_variance":
+        raise ConfigError(
+            "config.sampling.variance='learned' needs a network that answers variances, with "
+            f"config.denoiser.parameterization=eps_variance, not {meaning!r}; choose small or large"
+        )
     return clipping, schedule, dataclasses.replace(whole, predictor=predictor, corrector=corrector)
 
 

@@ -8,6 +8,7 @@ from ode import ODEOptions
 from solvers.analytic_dpm import AnalyticDPM
 from solvers.ddim import DDIM
 from solvers.deis import DEIS
+from solvers.dpm_adaptive import DPMAdaptive, sample_adaptive
 from solvers.dpm_solver import DPMSolver
 from solvers.heun import Heun
 from solvers.predictor_corrector import PredictorCorrector
@@ -26,5 +27,6 @@ SOLVERS = {
 
 # name -> (sampler, its options by keyword)
 ADAPTIVE = {
+    "dpm_adaptive": (sample_adaptive, {"options": DPMAdaptive}),
     "ode": (sample_ode, {"options": FlowOptions, "ode": ODEOptions}),
 }

@@ -136,6 +136,17 @@ def test_resolved_configuration_builds_the_same():
     assert builders.build(config).config == resolved
 
 
+@pytest.mark.parametrize("name", [*SOLVERS, *ADAPTIVE])
+def test_every_sampler_is_built_by_its_name(name):
+    experiment = builders.build(configuration(TINY | {"sampling.name": name, "sampling.steps": 6}))
+    assert (experiment.evaluations is None) == (name in ADAPTIVE)
+    assert (experiment.with_moments is not None) == (name == "analytic")
+    assert experiment.config["sampling"]["clip"] == "none"
+    if name in SOLVERS:
+        assert experiment.evaluations in (6, 12)
+        assert experiment.config["sampling"]["steps"] == 6
+
+
 def test_explicit_field_of_another_choice_is_an_error_and_of_a_file_is_null():
     config = configuration(TINY | {"sde.sigma_max": 3.0})
     assert builders.build(config).config["sde"]["sigma_max"] is None

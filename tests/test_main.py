@@ -161,6 +161,27 @@ def test_value_of_the_wrong_type(tmp_path, field, value, kind):
             {"sampling.predictor": "ancestral", "sampling.variance": "tiny"},
             r"config\.sampling\.variance='tiny'.*small",
         ),
+        (
+            {"sampling.predictor": "ancestral", "sampling.variance": "learned"},
+            r"config\.sampling\.variance='learned'.*parameterization=eps_variance.*small",
+        ),
+        (
+            {"sampling.name": "dpm_solver", "sampling.order": 3, "sampling.steps": 2},
+            r"config\.sampling\.order=3 needs at least 3 steps",
+        ),
+        (
+            {"sampling.name": "ddim", "sampling.churn": 1.0},
+            r"config\.sampling\.churn=1\.0 .*DDIM.*eta",
+        ),
+        (
+            {"sampling.steps": 2, "sampling.times": "(1.0, 0.2, 0.5)"},
+            r"config\.sampling\.times: 0\.5 follows 0\.2",
+        ),
+        ({"sampling.grid": "ddim50"}, r"config\.sampling\.grid='ddim50' respaces a chain"),
+        (
+            {"sampling.name": "analytic", "training.sample_every": 10},
+            r"analytic needs the moments.*training\.sample_every=0",
+        ),
         ({"sde.beta_max": 0.01}, r"config\.sde\.beta_min=0\.1 must be below beta_max=0\.01"),
         ({"sde.name": "ve", "sde.sigma_max": 1e-3}, r"config\.sde\.sigma_m"),
         ({"data.image_size": 16}, r"config\.data\.image_size=16.*8x8 pixels.*image_size=8.*'pad'"),

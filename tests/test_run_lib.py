@@ -324,6 +324,18 @@ def test_samples_of_an_earlier_checkpoint_and_of_another_sampler(sampled):
     assert call.status == 0, call.stderr
 
 
+def test_sampler_that_needs_moments_says_so_and_uses_them(sampled):
+    analytic = TINY | {"sampling.name": "analytic"}
+    call = run(*flags("sample", sampled, analytic), "--num_samples=3")
+    assert_one_error(call, r"moments/30\.npz: there are no moments; run --mode=moments first")
+    measure = TINY | {"moments.images": 20, "moments.times": 5}
+    call = run(*flags("moments", sampled, measure))
+    assert call.status == 0, call.stderr
+    assert "moments of step 30 at 5 times" in call.stdout
+    call = run(*flags("sample", sampled, analytic), "--num_samples=3")
+    assert call.status == 0, call.stderr
+
+
 def test_sampling_needs_no_data(tmp_path):
     """A checkpoint may come to where its training data never were; evaluation alone needs them."""
     data = write_images(tmp_path / "data.npz", 32, 4)
