@@ -59,5 +59,6 @@ def adm_process(config: ConfigDict, *, schedule: str) -> None:
     """DDPM's chain of 1000 levels, whose noise the network predicts."""
     published.vp_discrete(config)
     config.sde.schedule = schedule
-    config.sampling.variance = "small"  # theirs is learned, between small and large
+    config.sampling.variance = "learned"
+    config.sampling.clip = "range"
     config.denoiser.parameterization = "eps_variance"
