@@ -109,49 +109,60 @@ def get_config() -> ConfigDict:
     training.sample_count = 64  # images in the grid
 
     config.sampling = sampling = ConfigDict()
-    sampling.name = "pc"  # pc (Predictor-Corrector), ddim, ode (probability flow, adaptive)
+    # Fixed steps: pc (Predictor-Corrector), ddim, dpm_solver, unipc, deis, heun, analytic,
+    # langevin. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
+    sampling.name = "pc"
     sampling.seed = 0
     sampling.label = -1  # class of the samples: -1 all in turn, or one; num_classes for none
     sampling.clip = placeholder(str)  # of the predicted x0: none, range, dynamic
     sampling.quantile = placeholder(float)  # dynamic clipping
     sampling.t_min = 1e-3  # where sampling stops
-    sampling.finish = placeholder(str)  # mean (not ode), denoise (one more evaluation), sample
-    # Fixed steps, all but ode:
+    sampling.finish = placeholder(str)  # denoise (one more evaluation), sample; fixed steps: mean
+    # Fixed steps:
+    sampling.steps = placeholder(int)
     # uniform, quadratic, log_snr, karras; of a chain levels, or some: ddim50, or 10,15,20
     sampling.grid = placeholder(str)
-    sampling.steps = placeholder(int)
-    sampling.times = placeholder(tuple)  # from 1 down, instead of a grid
     sampling.rho = placeholder(float)  # karras
+    sampling.times = placeholder(tuple)  # from 1 down, instead of a grid
     # pc:
     # euler_maruyama, reverse_diffusion, probability_flow, ancestral, none
     sampling.predictor = "euler_maruyama"
     sampling.corrector = "none"  # langevin, annealed_langevin, none
     sampling.corrector_first = placeholder(bool)
-    sampling.churn = placeholder(float)  # euler_maruyama: 1 reverse SDE, 0 flow; heun: S_churn
+    sampling.churn = placeholder(float)  # euler_maruyama, sde: 1 reverse SDE; heun: S_churn
     sampling.variance = placeholder(str)  # ancestral: small, large, learned
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
     sampling.corrections = placeholder(int)  # correctors: Langevin steps at each time
     sampling.norms = placeholder(str)  # langevin: per_sample, batch
-    # Others:
-    sampling.eta = placeholder(float)  # ddim: 0 deterministic to 1 ancestral
-    sampling.order = placeholder(int)  # dpm_solver 1 to 3, unipc and deis 1 to 4
-    sampling.prediction = placeholder(str)  # dpm_solver, unipc: x0 (DPM-Solver++), eps
-    sampling.lower_order_final = placeholder(bool)  # dpm_solver, unipc
+    # ddim:
+    sampling.eta = placeholder(float)  # 0 deterministic to 1 ancestral
+    # dpm_solver, unipc, deis, dpm_adaptive:
+    sampling.order = placeholder(int)
+    sampling.prediction = placeholder(str)  # x0 (DPM-Solver++), eps
     sampling.method = placeholder(str)  # dpm_solver: multistep, singlestep
     sampling.stochastic = placeholder(bool)  # dpm_solver: the reverse SDE
     sampling.variant = placeholder(str)  # unipc: bh2, bh1
-    sampling.stage = placeholder(float)  # heun: 1 Heun, 0.5 midpoint, 2/3 Ralston
-    sampling.churn_min = placeholder(float)  # heun: levels sigma / alpha between which it churns
+    sampling.lower_order_final = placeholder(bool)  # dpm_solver, unipc
+    # heun:
+    sampling.stage = placeholder(float)  # 1 Heun, 0.5 midpoint, 2/3 Ralston
+    sampling.churn_min = placeholder(float)  # levels sigma / alpha between which it churns
     sampling.churn_max = placeholder(float)
-    sampling.churn_noise = placeholder(float)  # heun: scale of the fresh noise
-    sampling.form = placeholder(str)  # analytic: ddpm, ddim
-    sampling.trajectory = placeholder(str)  # analytic: grid, optimal
-    sampling.last_noise = placeholder(float)  # analytic: bounds
+    sampling.churn_noise = placeholder(float)  # scale of the fresh noise
+    # analytic:
+    sampling.form = placeholder(str)  # ddpm, ddim
+    sampling.trajectory = placeholder(str)  # grid, optimal
+    sampling.last_noise = placeholder(float)  # bounds on the variance
     sampling.half_range = placeholder(float)
-    sampling.solver = placeholder(str)  # ode: dopri5, tsit5, dopri8, heun
-    sampling.rtol = placeholder(float)  # ode
-    sampling.atol = placeholder(float)  # ode
-    sampling.max_steps = placeholder(int)  # ode
+    # langevin:
+    sampling.step_size = placeholder(float)  # in units of sigma^2
+    # ode, sde, dpm_adaptive:
+    sampling.solver = placeholder(str)  # ode: dopri5, tsit5, ...; sde: sra1, euler, ...
+    sampling.variable = placeholder(str)  # ode: t, log_snr, angle
+    sampling.rtol = placeholder(float)
+    sampling.atol = placeholder(float)
+    sampling.max_steps = placeholder(int)
+    sampling.h_init = placeholder(float)  # dpm_adaptive: first step in lambda
+    sampling.safety = placeholder(float)  # dpm_adaptive
 
     config.likelihood = likelihood = ConfigDict()
     likelihood.trace = "rademacher"  # rademacher, gaussian, exact

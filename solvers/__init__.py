@@ -5,14 +5,17 @@ the adaptive samplers choose their own steps, each a function with options of it
 """
 
 from ode import ODEOptions
+from sde_integration import SDEOptions
 from solvers.analytic_dpm import AnalyticDPM
 from solvers.ddim import DDIM
 from solvers.deis import DEIS
 from solvers.dpm_adaptive import DPMAdaptive, sample_adaptive
 from solvers.dpm_solver import DPMSolver
 from solvers.heun import Heun
+from solvers.langevin import LangevinDynamics
 from solvers.predictor_corrector import PredictorCorrector
 from solvers.probability_flow import FlowOptions, sample_ode
+from solvers.reverse_sde import ReverseSDE, sample_sde
 from solvers.unipc import UniPC
 
 SOLVERS = {
@@ -23,10 +26,12 @@ SOLVERS = {
     "deis": DEIS,
     "heun": Heun,
     "analytic": AnalyticDPM,
+    "langevin": LangevinDynamics,
 }
 
 # name -> (sampler, its options by keyword)
 ADAPTIVE = {
     "dpm_adaptive": (sample_adaptive, {"options": DPMAdaptive}),
     "ode": (sample_ode, {"options": FlowOptions, "ode": ODEOptions}),
+    "sde": (sample_sde, {"options": ReverseSDE, "solving": SDEOptions}),
 }

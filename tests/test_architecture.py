@@ -15,7 +15,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ("input_pipeline", "data_readers", "data_preparation")
 FLOORS = [
-    {"arrays", "pytrees", "models", *DATA, "metrics", "parallel", "reporting", "ode"},
+    {
+        "arrays",
+        "pytrees",
+        "models",
+        *DATA,
+        "metrics",
+        "parallel",
+        "reporting",
+        "ode",
+        "sde_integration",
+    },
     {"sde_lib", "training", "checkpoints", "workdir", "published"},
     {"denoising", "time_grids"},
     {"sampling", "losses", "likelihood"},
@@ -28,7 +38,7 @@ FLOORS = [
     {"main"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-ROOMS = ({"models"}, {"metrics"}, {"published"}, {"solvers"}, set(DATA))
+ROOMS = ({"ode", "sde_integration"}, {"models"}, {"metrics"}, {"published"}, {"solvers"}, set(DATA))
 TESTS = {path.stem for path in Path(__file__).parent.glob("*.py")} | {"tests"}
 OUTSIDE = {"configs", "benchmarks", "notebooks"}  # on no floor: nothing stands on them
 LINES = 450
@@ -38,7 +48,7 @@ PACKAGES = {
     "flax": {"models", "training", "builders"},
     "ml_collections": {"main", "run_lib", "builders", "configs"},
     "tensorflow": set(DATA),
-    "diffrax": {"ode"},
+    "diffrax": {"ode", "sde_integration"},
     "orbax": {"checkpoints"},
     "optax": {"training"},
 }

@@ -15,12 +15,13 @@ import builders
 from configs import default, vp_cifar10
 from denoising import Clipping
 from experiment import ConfigError
+from input_pipeline import ImageScaler
 from likelihood import LikelihoodOptions
 from losses import ScoreMatching
 from models import NETWORKS
 from ode import ODEOptions
 from plan import _memory
-from sde_lib import SDES
+from sde_lib import SDES, VPSDE
 from solvers import ADAPTIVE, SOLVERS
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
 from time_grids import Schedule
@@ -138,13 +139,15 @@ def test_resolved_configuration_builds_the_same():
 
 @pytest.mark.parametrize("name", [*SOLVERS, *ADAPTIVE])
 def test_every_sampler_is_built_by_its_name(name):
-    experiment = builders.build(configuration(TINY | {"sampling.name": name, "sampling.steps": 6}))
-    assert (experiment.evaluations is None) == (name in ADAPTIVE)
-    assert (experiment.with_moments is not None) == (name == "analytic")
-    assert experiment.config["sampling"]["clip"] == "none"
+    config = configuration(TINY | {"sampling.name": name, "sampling.steps": 6})
+    reader, scaler = builders._Reader(config, frozenset()), ImageScaler(low=-1.0, high=1.0)
+    _, evaluations, with_moments = builders._sampler(reader, VPSDE(), scaler)
+    assert (evaluations is None) == (name in ADAPTIVE)
+    assert (with_moments is not None) == (name == "analytic")
+    assert reader.resolved["sampling"]["clip"] == "none"
     if name in SOLVERS:
-        assert experiment.evaluations in (6, 12)
-        assert experiment.config["sampling"]["steps"] == 6
+        assert evaluations in (6, 12)
+        assert reader.resolved["sampling"]["steps"] == 6
 
 
 def test_explicit_field_of_another_choice_is_an_error_and_of_a_file_is_null():
