@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from analytic import standardized_mixture
+from analytic import assert_samples_follow, standardized_mixture
 
 from arrays import fold_in_each, normal_like, sample_keys
 from denoising import Denoiser

@@ -1,0 +1,316 @@
+"""Speed of a sampling run: over the bare network, to compile, and beside diffusers' loop.
+
+    pip install torch diffusers                          # for the last comparison alone
+    python benchmarks/sampler_speed.py [--cores=2]
+
+Overhead: seconds of a run of 20 steps, everything between the call of `sampling.sample` and the
+samples included, over those of 20 calls of the jitted network on an input that is at hand.
+Diffusers: the same for its U-Net of the same architecture and number of parameters, with its own
+DDIM and DPM-Solver++ schedulers, in float32 on the same cores. Calls of both sides, each a process
+of its own, take turns, and a ratio is that of neighbours in time. Compilation: Predictor-Corrector
+runs of 10 and of 1000 steps, each in a new process without a compilation cache. Results are
+written to benchmarks/results/sampler_speed.json.
+"""
+
+import argparse
+import importlib.util
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from networks import COMMON, OURS, provenance  # noqa: E402
+
+from reporting import write_json  # noqa: E402
+
+STEPS = 20
+DDPM = OURS | {"residual_block": "ddpm", "skip_rescale": False}
+# name -> (fields of NCSNpp, arguments of diffusers.UNet2DModel, shape of an image, batch)
+SETTINGS = {
+    "9M": (
+        DDPM | {"features": 64, "blocks_per_level": 2},
+        COMMON | {"layers_per_block": 2, "block_out_channels": (64, 128, 128, 128)},
+        (32, 32, 3),
+        8,
+    ),
+    "digits": (
+        DDPM
+        | {
+            "features": 32,
+            "channel_multipliers": (1, 1),
+            "blocks_per_level": 1,
+            "attention_resolutions": (4,),
+        },
+        COMMON
+        | {
+            "sample_size": 8,
+            "in_channels": 1,
+            "out_channels": 1,
+            "block_out_channels": (32, 32),
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+            "layers_per_block": 1,
+        },
+        (8, 8, 1),
+        16,
+    ),
+}
+Calls = dict[str, Callable[[], object]]
+
+
+# --- the two sides: each returns ((name of a call) -> function that makes it), and what it knows --
+
+
+def _denoiser(fields: dict, shape: tuple[int, ...]):
+    """Ours, with a batch of images and times for it."""
+    import jax
+    import jax.numpy as jnp
+
+    import sde_lib
+    from denoising import Denoiser
+    from models.ncsnpp import NCSNpp
+
+    network = NCSNpp(**fields)
+    x, cond = jnp.zeros(shape), jnp.full(shape[0], 500.0)
+    params = jax.jit(lambda key: network.init(key, x, cond, train=False))(jax.random.key(0))
+    apply = jax.tree_util.Partial(_apply(network), params)
+    return Denoiser(sde=sde_lib.VPSDE(), network=apply), x, cond
+
+
+def _apply(network):
+    def apply(params, x, cond):
+        return network.apply(params, x, cond, train=False)
+
+    return apply
+
+
+def ours(name: str) -> tuple[Calls, dict]:
+    import jax
+
+    import sampling
+    from solvers.ddim import DDIM
+    from solvers.dpm_solver import DPMSolver
+    from solvers.predictor_corrector import EulerMaruyama, PredictorCorrector
+    from time_grids import Schedule
+
+    fields, _, shape, batch = SETTINGS[name]
+    denoiser, x, cond = _denoiser(fields, (batch, *shape))
+    bare = jax.jit(lambda network, x, cond: network(x, cond))
+    solvers = {
+        "ddim": DDIM(),
+        "dpm_solver++": DPMSolver(),
+        "pc": PredictorCorrector(predictor=EulerMaruyama()),
+    }
+    key, schedule = jax.random.key(1), Schedule(steps=STEPS)
+
+    def network() -> None:
+        answers = [bare(denoiser.network, x, cond) for _ in range(STEPS)]
+        jax.block_until_ready(answers)
+
+    def sampler(solver) -> Callable[[], object]:
+        def call() -> None:
+            samples = sampling.sample(key, denoiser, x.shape, solver=solver, schedule=schedule)
+            assert samples.nfe == STEPS
+            jax.block_until_ready(samples.x)
+
+        return call
+
+    calls = {"network": network} | {kind: sampler(solver) for kind, solver in solvers.items()}
+    count = sum(leaf.size for leaf in jax.tree.leaves(denoiser.network))
+    return calls, {"parameters": count, "device": jax.devices()[0].device_kind}
+
+
+def theirs(name: str) -> tuple[Calls, dict]:
+    import diffusers
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    _, arguments, (height, width, channels), batch = SETTINGS[name]
+    unet = diffusers.UNet2DModel(**arguments).eval()
+    start = torch.randn(batch, channels, height, width)
+    schedulers = {
+        "ddim": diffusers.DDIMScheduler(),
+        "dpm_solver++": diffusers.DPMSolverMultistepScheduler(),
+    }
+
+    @torch.inference_mode()
+    def network() -> None:
+        for _ in range(STEPS):
+            unet(start, 500)
+
+    def sampler(scheduler) -> Callable[[], object]:
+        @torch.inference_mode()
+        def call() -> None:
+            x = start
+            scheduler.set_timesteps(STEPS)
+            for t in scheduler.timesteps:
+                x = scheduler.step(unet(x, t).sample, t, x).prev_sample
+
+        return call
+
+    calls = {"network": network} | {kind: sampler(s) for kind, s in schedulers.items()}
+    count = sum(p.numel() for p in unet.parameters())
+    return calls, {"parameters": count, "threads": torch.get_num_threads()}
+
+
+def worker(connection, side: str, name: str) -> None:
+    """Tells what it knows and can do, then answers each name of a call with its seconds."""
+    calls, facts = {"ours": ours, "theirs": theirs}[side](name)
+    connection.send((facts, list(calls)))
+    while (kind := connection.recv()) != "end":
+        start = time.perf_counter()
+        calls[kind]()
+        connection.send(time.perf_counter() - start)
+
+
+# --- the comparison ------------------------------------------------------------------------------
+
+
+def compare(name: str, repeats: int, sides: list[str]) -> dict:
+    """Seconds of 20 evaluations by every call of both sides, in turns."""
+    context = multiprocessing.get_context("spawn")
+    ends, facts, kinds = {}, {}, {}
+    for side in sides:
+        ends[side], other = context.Pipe()
+        context.Process(target=worker, args=(other, side, name), daemon=True).start()
+        other.close()
+        facts[side], kinds[side] = ends[side].recv()
+    # Neighbours in time are what is compared: a call of ours and the same of theirs.
+    turns = [(side, kind) for kind in kinds["ours"] for side in sides if kind in kinds[side]]
+    seconds = {side: {kind: [] for kind in kinds[side]} for side in sides}
+    for repeat in range(repeats + 1):
+        for side, kind in turns:
+            ends[side].send(kind)
+            elapsed = ends[side].recv()
+            if repeat:  # the first warms up
+                seconds[side][kind].append(elapsed)
+    for end in ends.values():
+        end.send("end")
+    return {"network": name, "batch": SETTINGS[name][3], "facts": facts, "seconds": seconds}
+
+
+def spread(ratios: np.ndarray, form: str) -> str:
+    low, middle, high = (format(q, form) for q in np.quantile(ratios, [0, 0.5, 1]))
+    return f"{middle} ({low} .. {high}, {len(ratios)} pairs)"
+
+
+def report(result: dict) -> str:
+    """Lines on the overhead of each sampler, and on both sides' ratio."""
+    seconds = {
+        side: {kind: np.array(s) for kind, s in kinds.items()}
+        for side, kinds in result["seconds"].items()
+    }
+    facts = result["facts"]
+    lines = [
+        f"{result['network']}, {facts['ours']['parameters']:,} parameters, batch {result['batch']}"
+    ]
+    for side, kinds in seconds.items():
+        bare = kinds["network"]
+        lines.append(f"  {side}: {np.median(bare) / STEPS * 1e3:.2f} ms a call of the network")
+        for kind in [kind for kind in kinds if kind != "network"]:
+            extra = np.median(kinds[kind] - bare) / STEPS * 1e3
+            overhead = spread(kinds[kind] / bare - 1, ".1%")
+            lines.append(f"    {kind:14} takes {overhead} more, {extra:.2f} ms an evaluation")
+    for kind, theirs_took in seconds.get("theirs", {}).items():
+        ratio = spread(theirs_took / seconds["ours"][kind], ".2f")
+        lines.append(f"  theirs over ours, {kind:14} {ratio}")
+    return "\n".join(lines)
+
+
+# --- compilation ---------------------------------------------------------------------------------
+
+
+def compile_seconds(connection, steps: int) -> None:
+    """Of a new process: seconds of tracing, lowering and compiling in a PC run, and of the run."""
+    import jax
+
+    import sampling
+    from solvers.predictor_corrector import EulerMaruyama, Langevin, PredictorCorrector
+    from time_grids import Schedule
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    # Small images take as long to compile.
+    denoiser, x, _ = _denoiser(SETTINGS["9M"][0], (1, 16, 16, 3))
+    seconds, loops = [], []
+
+    def listen(event: str, duration: float, **about) -> None:
+        if event.startswith("/jax/core/compile/"):
+            seconds.append(duration)
+            if event.endswith("backend_compile_duration") and "_advance" in str(about):
+                loops.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    solver = PredictorCorrector(predictor=EulerMaruyama(), corrector=Langevin())
+    schedule = Schedule(steps=steps)
+    start = time.perf_counter()
+    samples = sampling.sample(
+        jax.random.key(1), denoiser, x.shape, solver=solver, schedule=schedule
+    )
+    jax.block_until_ready(samples.x)
+    whole = time.perf_counter() - start
+    connection.send({"compile": sum(seconds), "loops": len(loops), "whole": whole})
+
+
+def compilation(repeats: int) -> list[dict]:
+    """Compile times of 10 and 1000 steps, in turns."""
+    context = multiprocessing.get_context("spawn")
+    results = []
+    for _ in range(repeats):
+        for steps in (10, 1000):
+            end, other = context.Pipe()
+            process = context.Process(target=compile_seconds, args=(other, steps), daemon=True)
+            process.start()
+            other.close()
+            results.append({"steps": steps, **end.recv()})
+            process.join()
+    return results
+
+
+def report_compilation(results: list[dict]) -> str:
+    short, long = (
+        np.array([r["compile"] for r in results if r["steps"] == steps]) for steps in (10, 1000)
+    )
+    loops = {r["loops"] for r in results}
+    return (
+        f"Predictor-Corrector, compiled in {np.median(short):.1f} s for 10 steps, "
+        f"{np.median(long):.1f} s for 1000: ratio {spread(long / short, '.2f')}; "
+        f"programs of the loop: {', '.join(map(str, sorted(loops)))}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", default="9M,digits")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--compilations", type=int, default=3)
+    parser.add_argument("--cores", type=int, help="of both sides; default: all that there are")
+    options = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))[: options.cores]
+    # Before JAX or PyTorch make their threads; the processes that are started inherit it.
+    os.sched_setaffinity(0, cores)
+    sides = ["ours", "theirs"]
+    if not all(importlib.util.find_spec(name) for name in ("torch", "diffusers")):
+        print("torch and diffusers are not installed: no comparison (pip install torch diffusers)")
+        sides = ["ours"]
+    results = []
+    for name in options.networks.split(","):
+        results.append(compare(name, options.repeats, sides))
+        print(report(results[-1]), flush=True)
+    compiled = compilation(options.compilations)
+    if compiled:
+        print(report_compilation(compiled))
+    file = ROOT / "benchmarks" / "results" / "sampler_speed.json"
+    made = provenance(results[0]["facts"])
+    write_json(file, {**made, "steps": STEPS, "results": results, "compilation": compiled})
+    print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    main()
