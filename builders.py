@@ -33,7 +33,7 @@ from solvers import ADAPTIVE, SOLVERS
 from solvers.analytic_dpm import AnalyticDPM
 from solvers.moments import EpsMoments
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS, PredictorCorrector
-from time_grids import Schedule
+from time_grids import TIME_GRIDS, Schedule
 from training import MovingAverage, Optimizer, Trainer
 
 METRICS = ("loss", "bits_per_dim", "frechet")
@@ -117,7 +117,7 @@ class _Reader:
     """Reads subtrees of a configuration into objects and notes what each field resolved to."""
 
     def __init__(self, config: ConfigDict, explicit: frozenset[str]) -> None:
-        self.config = config
+        self.config = config.copy_and_resolve_references()
         self.explicit = explicit
         self.resolved = _plain(config)
 
@@ -320,6 +320,7 @@ def _sampler(
 ) -> tuple[Callable[..., Samples], int | None, Callable[..., Any] | None]:
     """The sampler, its network evaluations an image where they are known beforehand, and how to
     give it the moments of its network if it needs them."""
+    _give_way(reader)
     chosen = reader.lookup("sampling", "name", {**SOLVERS, **ADAPTIVE})
     ignore = {"name", "seed", "label"}
     if reader.config.sampling.name in ADAPTIVE:
@@ -345,9 +346,38 @@ def _sampler(
     if needs_moments:
 
         def with_moments(moments: EpsMoments) -> Callable[..., Samples]:
-            return sampler(dataclasses.replace(solver, moments=moments))
+            ready = dataclasses.replace(solver, moments=moments)
+            ready.plan(sde, times)  # moments that do not fit show now
+            return sampler(ready)
 
     return sampler(solver), rows + (schedule.finish == "denoise"), with_moments
+
+
+# What a person gives by hand takes the place of what the file says in another way.
+_INSTEAD = {
+    "steps": ("times",),
+    "times": ("grid", "steps", "rho"),
+    "grid": ("times", "steps", "rho"),
+    "rtol": ("steps",),
+    "s_churn": ("churn_min", "churn_max", "churn_noise"),
+}
+
+
+def _give_way(reader: _Reader) -> None:
+    """Unset the file's fields of sampling that fields given by hand make meaningless."""
+    config = reader.config.sampling
+    for given, others in _INSTEAD.items():
+        if f"sampling.{given}" not in reader.explicit:
+            continue
+        if given == "grid" and config.grid in TIME_GRIDS:
+            others = ("times", "rho")
+        if given == "s_churn" and config.s_churn:
+            others = ()
+        if given == "rtol" and config.name != "sde":
+            others = ()
+        for name in others:
+            if f"sampling.{name}" not in reader.explicit:
+                config[name] = None
 
 
 def _clipped(draw: Callable[..., Samples], clipping: Clipping) -> Callable[..., Samples]:

@@ -24,6 +24,7 @@ from experiment import Experiment
 from metrics.bits_per_dim import bits_per_dim, estimate
 from metrics.frechet import EXTRACTORS, Statistics, frechet_distance
 from reporting import image_grid, table, write_file, write_json, write_png
+from workdir import differences
 
 
 def evaluate(experiment: Experiment, denoiser: Denoiser, step: int, folder: Path) -> str:
@@ -71,7 +72,7 @@ def _finished(file: Path, protocol: dict) -> dict | None:
     if not file.exists():
         return None
     results = json.loads(file.read_text())
-    if results["protocol"] == protocol:
+    if not differences(results["protocol"], protocol):
         print(f"{file} is finished; not repeated")
         return results
     number = 1
@@ -88,7 +89,7 @@ class _Partial:
     def __init__(self, folder: Path, protocol: dict) -> None:
         self._folder = folder
         stamp = folder / "protocol.json"
-        if not stamp.exists() or json.loads(stamp.read_text()) != protocol:
+        if not stamp.exists() or differences(json.loads(stamp.read_text()), protocol):
             self.remove()
             write_json(stamp, protocol)
 
@@ -230,6 +231,7 @@ def _frechet(experiment: Experiment, denoiser: Denoiser, partial: _Partial) -> d
         "train_to_test": frechet_distance(train, test),
         "features": settings["features"],
         "samples": settings["samples"],
+        "nfe": experiment.evaluations,  # none where they are adaptive
     }
 
 

@@ -4,6 +4,7 @@ A run is a working directory. Training goes on from its latest good checkpoint; 
 and randomness are functions of the step, the result is that of a run that never stopped.
 """
 
+import hashlib
 import math
 import signal
 import sys
@@ -229,8 +230,9 @@ def evaluate(config: ConfigDict, path: Path, *, explicit: frozenset[str] = froze
     experiment, workdir, checkpoints = _open(config, path, explicit)
     experiment.training_batches()  # missing data show now
     steps = experiment.config["eval"]["checkpoints"]
-    for step in steps:
-        checkpoints.config(step)  # a missing one shows before the others are evaluated
+    for step in steps:  # what is missing of one shows before the others are evaluated
+        checkpoints.config(step)
+        _moments_of(experiment, workdir, step)
     for step in steps or (None,):
         ready, step, denoiser = _load(experiment, workdir, checkpoints, step)
         print(evaluation.evaluate(ready, denoiser, step, workdir.eval))
@@ -257,10 +259,10 @@ def sample(
     experiment, workdir, checkpoints = _open(config, path, explicit)
     experiment, step, denoiser = _load(experiment, workdir, checkpoints, checkpoint)
     name = workdir.samples / f"checkpoint_{step}"
-    images = _draw_all(experiment, denoiser, count)
+    images, nfe = _draw_all(experiment, denoiser, count)
     write_file(name.with_suffix(".npz"), lambda file: np.savez_compressed(file, samples=images))
     write_png(name.with_suffix(".png"), image_grid(images[:_GRID]))
-    print(f"{count} samples of step {step}: {name}.npz and {name}.png")
+    print(f"{count} samples of step {step}, NFE {nfe}: {name}.npz and {name}.png")
     if gif:
         shown = np.arange(min(count, _GRID))
         frames = experiment.draw(denoiser, shown, frames=_FRAMES).trajectory
@@ -272,13 +274,16 @@ _GRID = 100  # images that a picture shows
 _FRAMES = 40  # snapshots of an animation
 
 
-def _draw_all(experiment: Experiment, denoiser: Denoiser, count: int) -> np.ndarray:
-    parts = []
+def _draw_all(experiment: Experiment, denoiser: Denoiser, count: int) -> tuple[np.ndarray, int]:
+    """The images, and the network evaluations of one of them: the most, where they are adaptive."""
+    parts, nfe = [], 0
     with _progress_bar(count, 0, "sampling") as bar:
         for indices in evaluation.batches_of(count, experiment.config["eval"]["batch_size"]):
-            parts.append(experiment.draw(denoiser, indices).images)
+            drawn = experiment.draw(denoiser, indices)
+            parts.append(drawn.images)
+            nfe = max(nfe, drawn.nfe)
             bar.update(len(indices))
-    return np.concatenate(parts)
+    return np.concatenate(parts), nfe
 
 
 def _open(
@@ -297,13 +302,25 @@ def _load(
     """A checkpoint (None for the latest good one): the experiment with a sampler that has the
     network's moments if it wants them, the step, and the averaged network."""
     restored = _restore(experiment, workdir, checkpoints, step)
-    if experiment.with_moments:
-        try:
-            moments = EpsMoments.load(workdir.moments / f"{restored.step}.npz")
-            experiment = replace(experiment, sampler=experiment.with_moments(moments))
-        except (ValueError, FileNotFoundError) as error:
-            raise ConfigError(f"config.sampling.name=analytic: {error}") from error
+    experiment = _moments_of(experiment, workdir, restored.step)
     return experiment, restored.step, experiment.denoiser(restored.state.ema_params)
+
+
+def _moments_of(experiment: Experiment, workdir: Workdir, step: int) -> Experiment:
+    """The experiment with a sampler that has the moments of this step's network, if it needs them.
+
+    Its configuration, which is the protocol of an evaluation, tells them apart from others.
+    """
+    if not experiment.with_moments:
+        return experiment
+    file = workdir.moments / f"{step}.npz"
+    try:
+        sampler = experiment.with_moments(EpsMoments.load(file))
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"config.sampling.name=analytic: {error}") from error
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    sampling = experiment.config["sampling"] | {"moments": digest}
+    return replace(experiment, sampler=sampler, config=experiment.config | {"sampling": sampling})
 
 
 def _restore(
@@ -335,7 +352,10 @@ def moments(
     restored = _restore(experiment, workdir, checkpoints, checkpoint)
     denoiser = experiment.denoiser(restored.state.ema_params)
     file = workdir.moments / f"{restored.step}.npz"
-    measured = calibration.measure_moments(experiment, denoiser)
+    try:
+        measured = calibration.measure_moments(experiment, denoiser)
+    except ValueError as error:  # NaN of the network
+        raise ConfigError(f"step {restored.step} cannot be measured: {error}") from error
     measured.save(file)
     print(
         f"moments of step {restored.step} at {len(measured.times)} times, standard errors up to "

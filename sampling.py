@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from arrays import fold_in_each, sample_keys
 from denoising import Denoiser
@@ -149,7 +149,8 @@ def run(
     count = len(plan.times) - 1
     marks = _marks(plan.times, frames)
     rows = jax.tree.map(lambda rows: _padded(rows, x.dtype), plan.rows)
-    state = _Progress(plan.kernel.start(x), jnp.full(x.shape[0], -1))
+    # Made of x, so that it is spread over the devices as x is.
+    state = _Progress(plan.kernel.start(x), jnp.where(_is_finite(x), -1, 0))
     snapshots = {0: np.asarray(x)} if 0 in marks else {}
     pauses = sorted({*marks, *np.linspace(0, count, min(count, 10) + 1).astype(int).tolist()} - {0})
     for first, last in zip([0, *pauses], pauses, strict=False):
@@ -174,7 +175,8 @@ def _marks(times: np.ndarray, frames: int | Sequence[float]) -> list[int]:
     """The numbers of rows done at which a snapshot is taken, increasing."""
     if isinstance(frames, int):
         return sorted(set(np.linspace(0, len(times) - 1, frames).round().astype(int).tolist()))
-    return sorted({int(np.abs(times - t).argmin()) for t in frames})
+    # Of rows at the same time, as the stages of a step may be, the last.
+    return sorted({len(times) - 1 - int(np.abs(times[::-1] - t).argmin()) for t in frames})
 
 
 _BLOCK = 1024
@@ -219,10 +221,14 @@ def _advance(
         row = jax.tree.map(lambda rows: rows[number], rows)
         step_keys = fold_in_each(keys, 1 + number)  # 0 drew the prior
         carry = kernel.step(step_keys, denoiser, state.carry, row)
-        finite = jnp.isfinite(carry.x).reshape(carry.x.shape[0], -1).all(axis=-1)
-        return _Progress(carry, jnp.where((state.broken < 0) & ~finite, number, state.broken))
+        broken = (state.broken < 0) & ~_is_finite(carry.x)
+        return _Progress(carry, jnp.where(broken, number, state.broken))
 
     return jax.lax.fori_loop(first, last, body, state)
+
+
+def _is_finite(x: Batch) -> Bool[Array, "batch"]:
+    return jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=-1)
 
 
 def _require_finite(broken: Int[Array, "batch"], times: np.ndarray) -> None:

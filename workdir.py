@@ -11,6 +11,7 @@ _FREE_IN_TRAINING = (
     "data.dir",
     "eval.",
     "likelihood.",
+    "moments.",
     "sampling.",
     "training.checkpoint_every",
     "training.keep_checkpoints",

@@ -207,7 +207,7 @@ ENTRIES = {
     "adaptive ODE (bosh3)": _ode(solver=adaptive_ode, tolerances=(0.1, 0.005, 2e-4)),
     "DDIM, eta 1": _sde(solver=DDIM(eta=1.0)),
     "SDE-DPM-Solver++ 2M": _sde(solver=DPMSolver(stochastic=True)),
-    "Heun with churn": _sde(solver=Heun(churn=20.0), evaluations=2, grids=EVEN_IN_LOG),
+    "Heun with churn": _sde(solver=Heun(s_churn=20.0), evaluations=2, grids=EVEN_IN_LOG),
     "Analytic-DDIM": _sde(solver=AnalyticDPM(form="ddim")),
     "Analytic-DDPM": _sde(solver=AnalyticDPM()),
     "ancestral, large": _sde(solver=_pc(Ancestral(variance="large")), grids=QUADRATIC),

@@ -129,7 +129,7 @@ def get_config() -> ConfigDict:
     sampling.predictor = "euler_maruyama"
     sampling.corrector = "none"  # langevin, annealed_langevin, none
     sampling.corrector_first = placeholder(bool)
-    sampling.churn = placeholder(float)  # euler_maruyama, sde: 1 reverse SDE; heun: S_churn
+    sampling.churn = placeholder(float)  # euler_maruyama, sde: 1 reverse SDE, 0 flow
     sampling.variance = placeholder(str)  # ancestral: small, large, learned
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
     sampling.corrections = placeholder(int)  # correctors: Langevin steps at each time
@@ -145,6 +145,7 @@ def get_config() -> ConfigDict:
     sampling.lower_order_final = placeholder(bool)  # dpm_solver, unipc
     # heun:
     sampling.stage = placeholder(float)  # 1 Heun, 0.5 midpoint, 2/3 Ralston
+    sampling.s_churn = placeholder(float)  # fresh noise of the whole way, in EDM's measure
     sampling.churn_min = placeholder(float)  # levels sigma / alpha between which it churns
     sampling.churn_max = placeholder(float)
     sampling.churn_noise = placeholder(float)  # scale of the fresh noise
@@ -163,12 +164,13 @@ def get_config() -> ConfigDict:
     sampling.max_steps = placeholder(int)
     sampling.h_init = placeholder(float)  # dpm_adaptive: first step in lambda
     sampling.safety = placeholder(float)  # dpm_adaptive
+    sampling.growth = placeholder(float)  # dpm_adaptive: of a step to the next, at most
 
     config.likelihood = likelihood = ConfigDict()
     likelihood.trace = "rademacher"  # rademacher, gaussian, exact
     likelihood.probes = 1
     likelihood.t_min = 1e-5
-    likelihood.solver = "dopri5"  # dopri5, tsit5, dopri8, heun
+    likelihood.solver = "dopri5"  # dopri5, tsit5, dopri8, bosh3, heun, midpoint, ralston
     likelihood.rtol = 1e-5
     likelihood.atol = 1e-5
     likelihood.max_steps = 4096

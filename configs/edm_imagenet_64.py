@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 1000
     config.model.learned_variance = False
     edm_cifar10.edm_process(config, steps=256)
-    config.sampling.churn = 40.0
+    config.sampling.s_churn = 40.0
     config.sampling.churn_min = 0.05
     config.sampling.churn_max = 50.0
     config.sampling.churn_noise = 1.003

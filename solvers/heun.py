@@ -4,7 +4,7 @@ In y = x / alpha and the noise level s = sigma / alpha the probability flow of e
 is dy/ds = eps: their Eq. 1, where eps is (y - x0) / s. So their steps need no process of their own.
 With s_i the level where a step starts, s_n the one where it ends, and N levels in all,
 
-    gamma    = min(churn / N, sqrt(2) - 1)  if churn_min <= s_i <= churn_max, else 0
+    gamma    = min(s_churn / N, sqrt(2) - 1)  if churn_min <= s_i <= churn_max, else 0
     s_hat    = (1 + gamma) s_i
     y_hat    = y_i + churn_noise sqrt(s_hat^2 - s_i^2) z                                (churn)
     y_stage  = y_hat + stage (s_n - s_hat) eps(y_hat)
@@ -33,12 +33,12 @@ from solvers.tables import basis, levels_of, stage_rows, table_plan
 
 @dataclass(frozen=True, kw_only=True)
 class Heun:
-    """Two evaluations a step, of second order, with noise added before a step if churn is above 0.
+    """Two evaluations a step, of second order; with s_churn above 0 noise is added before a step.
 
     Args:
       stage: how far into the step the second evaluation is, in (0, 1], as a part of the way in s:
         1 is Heun's method, 1/2 the midpoint method, 2/3 Ralston's.
-      churn: S_churn of the paper, the fresh noise of the whole way, 0 for none. N counts the times
+      s_churn: S_churn of the paper, the fresh noise of the whole way, 0 for none. N counts times
         of the grid, the last included. Above 0.41 N more churn changes nothing.
       churn_min: S_min and
       churn_max: S_max, the levels s = sigma / alpha between which noise is added.
@@ -46,11 +46,11 @@ class Heun:
         for networks that remove too much.
 
     Raises:
-      ValueError: for a number out of range, or one that changes nothing since churn is 0.
+      ValueError: for a number out of range, or one that changes nothing since s_churn is 0.
     """
 
     stage: float = 1.0
-    churn: float = 0.0
+    s_churn: float = 0.0
     churn_min: float = 0.0
     churn_max: float = math.inf
     churn_noise: float = 1.0
@@ -61,8 +61,8 @@ class Heun:
                 f"stage={self.stage} must be above 0 and at most 1: 1 is Heun's method, 0.5 the "
                 "midpoint method"
             )
-        if not 0 <= self.churn < math.inf:
-            raise ValueError(f"churn={self.churn} must be finite and at least 0")
+        if not 0 <= self.s_churn < math.inf:
+            raise ValueError(f"s_churn={self.s_churn} must be finite and at least 0")
         if not self.churn_min >= 0:
             raise ValueError(f"churn_min={self.churn_min} must be at least 0")
         if not self.churn_max > self.churn_min:
@@ -70,9 +70,9 @@ class Heun:
         if not 0 < self.churn_noise < math.inf:
             raise ValueError(f"churn_noise={self.churn_noise} must be finite and above 0")
         for name, idle in (("churn_min", 0.0), ("churn_max", math.inf), ("churn_noise", 1.0)):
-            if self.churn == 0 and getattr(self, name) != idle:
+            if self.s_churn == 0 and getattr(self, name) != idle:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} has no meaning with churn=0; give churn above "
+                    f"{name}={getattr(self, name)} has no meaning with s_churn=0; give it above "
                     f"0, or leave {name} out"
                 )
 
@@ -101,23 +101,23 @@ class Heun:
             np.append(np.stack([t_hat, t_stage], axis=1).ravel(), times[-1]),
             np.concatenate(weights),
             prediction="eps",
-            noise=np.stack([np.zeros_like(added), added], axis=1).ravel() if self.churn else None,
+            noise=np.stack([np.zeros_like(added), added], axis=1).ravel() if self.s_churn else None,
         )
 
     def _raised(self, sde: SDE, s: np.ndarray) -> np.ndarray:
         """s_hat of every step, from the levels s of the grid."""
         start = s[:-1]
-        if not self.churn:
+        if not self.s_churn:
             return start
         churned = (self.churn_min <= start) & (start <= self.churn_max)
         churned[0] = False
         if not churned.any():
             raise ValueError(
-                f"churn={self.churn} adds no noise: no step but the first, which has none, starts "
-                f"at a level sigma/alpha between churn_min={self.churn_min} and "
+                f"s_churn={self.s_churn} adds no noise: no step but the first, which has none, "
+                f"starts at a level sigma/alpha between churn_min={self.churn_min} and "
                 f"churn_max={self.churn_max}; they start at {start.min():.4g} to {start.max():.4g}"
             )
-        gamma = min(self.churn / len(s), math.sqrt(2) - 1)
+        gamma = min(self.s_churn / len(s), math.sqrt(2) - 1)
         largest = np.exp(-levels_of(sde, np.ones(1)).lam)
         return np.where(churned, np.minimum((1 + gamma) * start, largest), start)
 

@@ -150,6 +150,29 @@ def test_every_sampler_is_built_by_its_name(name):
         assert reader.resolved["sampling"]["steps"] == 6
 
 
+@pytest.mark.parametrize(
+    ("config", "given", "evaluations"),
+    [
+        ("vp_digits", {"times": (1.0, 0.5, 0.01)}, 2),
+        ("vp_cifar10:ddpm", {"grid": "ddim50"}, 50),
+        ("vp_cifar10:ddpm", {"times": (1.0, 0.5, 0.0)}, 3),
+        ("edm_imagenet_64", {"s_churn": 0.0}, 511),
+        ("edm_imagenet_64", {"grid": "uniform"}, 511),
+    ],
+)
+def test_what_a_person_gives_takes_the_place_of_what_the_file_says(config, given, evaluations):
+    file, _, variant = config.partition(":")
+    module = runpy.run_path(str(ROOT / "configs" / f"{file}.py"))
+    made = module["get_config"](*filter(None, [variant]))
+    made.sampling.update(given)
+    before = str(made)
+    reader = builders._Reader(made, frozenset(f"sampling.{name}" for name in given))
+    sde = reader.choose("sde", SDES)
+    _, counted, _ = builders._sampler(reader, sde, ImageScaler(low=-1.0, high=1.0))
+    assert counted == evaluations
+    assert str(made) == before
+
+
 def test_explicit_field_of_another_choice_is_an_error_and_of_a_file_is_null():
     config = configuration(TINY | {"sde.sigma_max": 3.0})
     assert builders.build(config).config["sde"]["sigma_max"] is None

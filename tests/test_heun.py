@@ -64,11 +64,11 @@ def algorithm_3(y, s, stage):
     return y
 
 
-def algorithm_2(y, s, churn, churn_min, churn_max, churn_noise):
+def algorithm_2(y, s, s_churn, churn_min, churn_max, churn_noise):
     """With s_N = 0, where there is no second evaluation; no churn above s_0, nor at s_{N-1}."""
     count = len(s)
     for i, here in enumerate(s):
-        gamma = min(churn / count, math.sqrt(2) - 1) if churn_min <= here <= churn_max else 0
+        gamma = min(s_churn / count, math.sqrt(2) - 1) if churn_min <= here <= churn_max else 0
         raised = min((1 + gamma) * here, s[0]) if i < count - 1 else here
         if raised > here:
             y = y + churn_noise * math.sqrt(raised**2 - here**2) * fresh_noise(2 * i - 1)
@@ -93,10 +93,10 @@ def test_the_family_is_algorithm_3(x64, sde, stage):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"churn": 0.0},
-        {"churn": 3.0, "churn_min": 0.05, "churn_max": 50.0, "churn_noise": 1.007},
+        {"s_churn": 0.0},
+        {"s_churn": 3.0, "churn_min": 0.05, "churn_max": 50.0, "churn_noise": 1.007},
         # As much as there can be: the second level is raised to the first, and no further.
-        {"churn": 40.0},
+        {"s_churn": 40.0},
     ],
     ids=["none", "some", "most"],
 )
@@ -116,7 +116,7 @@ def test_with_the_finish_denoise_it_is_algorithm_2(x64, sde, fields):
 def test_noise_is_never_raised_above_the_processs_largest():
     sde = PROCESSES["edm"]
     times = Schedule(grid="karras", steps=17, t_min=2.5e-5).of(sde)
-    plan = Heun(churn=40.0).plan(sde, times)
+    plan = Heun(s_churn=40.0).plan(sde, times)
     assert plan.times.max() == 1
     assert plan.times[2] == pytest.approx(1, rel=1e-12)
     assert ratio(sde, plan.times[4]) == pytest.approx(math.sqrt(2) * ratio(sde, times[2]))
@@ -178,7 +178,7 @@ def test_churn_keeps_the_marginal():
         sde=sde, network=Partial(x0_of_a_gaussian, sde), parameterization="x0", conditioning="t"
     )
     schedule = Schedule(grid="karras", steps=80, t_min=t_min, finish="sample")
-    x = sample(KEY, denoiser, (1000, 20), solver=Heun(churn=15.0), schedule=schedule).x
+    x = sample(KEY, denoiser, (1000, 20), solver=Heun(s_churn=15.0), schedule=schedule).x
     alpha, sigma = in_float64(sde.alpha, t_min), in_float64(sde.sigma, t_min)
     variance = 0.3 * alpha**2 + sigma**2
     assert abs(x.mean() - 0.5 * alpha) < 4.5 * math.sqrt(variance / x.size)
@@ -190,17 +190,17 @@ def test_churn_keeps_the_marginal():
     [
         ({"stage": 0.0}, r"stage=0\.0 must be above 0 and at most 1"),
         ({"stage": 1.5}, r"stage=1\.5 must be above 0"),
-        ({"churn": -1.0}, r"churn=-1\.0 must be finite and at least 0"),
-        ({"churn": math.inf}, "churn=inf must be finite"),
-        ({"churn": 1.0, "churn_min": -0.1}, r"churn_min=-0\.1 must be at least 0"),
+        ({"s_churn": -1.0}, r"s_churn=-1\.0 must be finite and at least 0"),
+        ({"s_churn": math.inf}, "s_churn=inf must be finite"),
+        ({"s_churn": 1.0, "churn_min": -0.1}, r"churn_min=-0\.1 must be at least 0"),
         (
-            {"churn": 1.0, "churn_min": 2.0, "churn_max": 1.0},
+            {"s_churn": 1.0, "churn_min": 2.0, "churn_max": 1.0},
             r"churn_max=1\.0 must be above churn_min=2\.0",
         ),
-        ({"churn": 1.0, "churn_noise": 0.0}, r"churn_noise=0\.0 must be finite and above 0"),
-        ({"churn_min": 0.05}, r"churn_min=0\.05 has no meaning with churn=0; give churn above 0"),
-        ({"churn_max": 50.0}, r"churn_max=50\.0 has no meaning with churn=0"),
-        ({"churn_noise": 1.003}, r"churn_noise=1\.003 has no meaning with churn=0"),
+        ({"s_churn": 1.0, "churn_noise": 0.0}, r"churn_noise=0\.0 must be finite and above 0"),
+        ({"churn_min": 0.05}, r"churn_min=0\.05 has no meaning with s_churn=0; give it above 0"),
+        ({"churn_max": 50.0}, r"churn_max=50\.0 has no meaning with s_churn=0"),
+        ({"churn_noise": 1.003}, r"churn_noise=1\.003 has no meaning with s_churn=0"),
     ],
 )
 def test_bad_fields_are_refused(fields, message):
@@ -212,5 +212,5 @@ def test_bad_fields_are_refused(fields, message):
 def test_churn_that_meets_no_level_is_refused(steps, churn_max):
     sde = PROCESSES["edm"]
     times = Schedule(grid="karras", steps=steps).of(sde)
-    with pytest.raises(ValueError, match=r"churn=10\.0 adds no noise: no step but the first"):
-        Heun(churn=10.0, churn_max=churn_max).plan(sde, times)
+    with pytest.raises(ValueError, match=r"s_churn=10\.0 adds no noise: no step but the first"):
+        Heun(s_churn=10.0, churn_max=churn_max).plan(sde, times)

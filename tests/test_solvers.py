@@ -112,7 +112,7 @@ STOCHASTIC = {
     "ddim": DDIM(eta=1.0),
     "sde_dpm_solver++": DPMSolver(stochastic=True),
     "sde_dpm_solver++_3_singlestep": DPMSolver(order=3, method="singlestep", stochastic=True),
-    "heun": Heun(churn=20.0),
+    "heun": Heun(s_churn=20.0),
 }
 
 
@@ -194,7 +194,7 @@ def test_decoding_an_encoding_is_exact_in_the_limit_of_many_steps(x64):
             "order=3 needs at least 3",
         ),
         (lambda: AnalyticDPM().plan(VP, np.array([1.0, 0.5])), "run --mode=moments first"),
-        (lambda: Heun(churn_min=1.0), "churn_min=1.0 has no meaning with churn=0"),
+        (lambda: Heun(churn_min=1.0), "churn_min=1.0 has no meaning with s_churn=0"),
     ],
 )
 def test_solver_that_is_not_defined_for_what_is_asked_says_so(make, message):
