@@ -177,7 +177,10 @@ def _singlestep(order: int) -> DPMSolver:
 
 
 def adaptive_dpm(denoiser: Denoiser, shape: tuple, t_min: float, tolerance: float):
-    options = DPMAdaptive(rtol=tolerance, atol=tolerance, t_min=t_min)
+    # As the paper has it.
+    options = DPMAdaptive(
+        rtol=tolerance, atol=tolerance, prediction="eps", growth=float("inf"), t_min=t_min
+    )
     return sample_adaptive(KEY, denoiser, shape, options=options)
 
 
