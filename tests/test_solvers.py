@@ -91,11 +91,9 @@ ORDERS = {
     ),
     "dpm_solver++_2": (DPMSolver(order=2, **WHOLE), 2),
     "dpm_solver++_3": (DPMSolver(order=3, **WHOLE), 3),
-    "dpm_solver++_2_singlestep": (DPMSolver(order=2, method="singlestep", **WHOLE), 2),
     "unipc_2": (UniPC(order=2, **WHOLE), 3),
     "deis_3": (DEIS(order=3), 3),
     "heun": (Heun(), 2),
-    "midpoint": (Heun(stage=0.5), 2),
 }
 
 
