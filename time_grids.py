@@ -67,6 +67,8 @@ def respaced_levels(levels: int, respacing: str) -> np.ndarray:
             kept = np.arange(0, levels, stride)
             if len(kept) == count:
                 return kept
+        if not 2 <= count <= levels:
+            raise ValueError(f"grid={respacing!r}: the chain has {levels} levels, keep 2 or more")
         raise ValueError(
             f"grid={respacing!r}: no whole stride keeps {count} of {levels} levels; "
             f"'{count}' spaces them as evenly as whole levels can be"

@@ -67,6 +67,7 @@ def test_grid_is_even_in_its_variable(x64, sde, grid, even):
             "respaces a chain, which this process is not",
         ),
         (lambda: Schedule(grid="ddim300").of(DiscreteVPSDE()), "no whole stride keeps 300 of 1000"),
+        (lambda: Schedule(grid="ddim0").of(DiscreteVPSDE()), "has 1000 levels, keep 2 or more"),
         (lambda: Schedule(grid="1").of(DiscreteVPSDE()), "keeps one level; two are the fewest"),
         (
             lambda: Schedule(grid="0,5").of(DiscreteVPSDE()),
