@@ -1,12 +1,14 @@
 r"""Exact log-likelihoods by the probability-flow ODE.
 
-Along dx/dt = f x - g^2 score / 2 =: v(x, t) the log-density changes by the divergence of v,
+Along the flow du/ds = v(u, s), in any of its variables s (flow.py), the log-density changes by the
+divergence of v,
 
-    log p(x_0) = log p_T(x_T) + int_0^T div v(x_t, t) dt
+    log p(u(s_0)) = log p(u(s_1)) + int_{s_0}^{s_1} div v(u, s) ds
 
-(Song et al. 2021, arXiv:2011.13456, Eq. 39). The divergence is the trace of v's Jacobian J, either
-exact (one directional derivative a dimension) or estimated without bias by E[e^T J e] for probes e
-of unit covariance (Hutchinson 1990). Answers are in nats; bits/dim need a quantizer: `metrics`.
+(Song et al. 2021, arXiv:2011.13456, Eq. 39), and x = scale u adds D log scale at both ends. The
+divergence is the trace of v's Jacobian J, either exact (one directional derivative a dimension) or
+estimated without bias by E[e^T J e] for probes e of unit covariance (Hutchinson 1990). Answers are
+in nats; bits/dim need a quantizer: `metrics`.
 """
 
 from collections.abc import Callable
@@ -16,11 +18,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from arrays import sample_keys
 from denoising import Denoiser
-from ode import ODEOptions, integrate, require_success
+from flow import VARIABLES, check_variable
+from ode import ODEOptions, Solution, integrate, require_success
 
 
 def _rademacher(key: Key[Array, ""], probes: int, x: Float[Array, "*shape"]) -> Array:
@@ -31,16 +34,10 @@ def _gaussian(key: Key[Array, ""], probes: int, x: Float[Array, "*shape"]) -> Ar
     return jax.random.normal(key, (probes, *x.shape), x.dtype)
 
 
-def _basis(key: Key[Array, ""], probes: int, x: Float[Array, "*shape"]) -> Array:
-    return jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
-
-
-# The directions e along which e^T J e is taken: random with unit covariance, or all of a basis.
-TRACES: dict[str, Callable[..., Array]] = {
-    "rademacher": _rademacher,
-    "gaussian": _gaussian,
-    "exact": _basis,
-}
+# The directions e along which e^T J e is taken at random, with unit covariance.
+PROBES: dict[str, Callable[..., Array]] = {"rademacher": _rademacher, "gaussian": _gaussian}
+TRACES = (*PROBES, "exact")
+_DIRECTIONS = 64  # of the exact trace that are taken at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +48,13 @@ class LikelihoodOptions:
       trace: a name in TRACES. "exact" costs one directional derivative a dimension.
       probes: random probes a sample, the same along its whole path; "exact" ignores it.
       t_min: where the path starts; the density is that of data noised to this time.
+      variable: what is integrated in, a name in flow.VARIABLES.
     """
 
     trace: str = "rademacher"
     probes: int = 1
     t_min: float = 1e-5
+    variable: str = "root_angle"
 
     def __post_init__(self) -> None:
         if self.trace not in TRACES:
@@ -66,18 +65,26 @@ class LikelihoodOptions:
             raise ValueError(f"probes={self.probes} must be at least 1")
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
+        check_variable(self.variable)
+
+    @property
+    def estimates(self) -> int:
+        """Estimates of each sample's log-density: one a probe; the exact trace is one."""
+        return 1 if self.trace == "exact" else self.probes
 
 
 class LogProb(NamedTuple):
-    """Log-density of each sample in nats, its latent code x_T, and the network evaluations.
+    """Log-density of each sample in nats, its latent code x_1, and the network evaluations.
 
-    `nfe` counts what the whole batch really costs: the slowest sample's evaluations. Each comes
-    with the directional derivatives of its trace.
+    `per_probe` holds what each probe alone would have answered, all along one path; `nats` is their
+    mean. `nfe` counts each sample's evaluations; the batch waits for the slowest. Each comes with
+    the directional derivatives of its trace.
     """
 
     nats: Float[Array, "batch"]
+    per_probe: Float[Array, "batch probes"]
     latent: Float[Array, "batch ..."]
-    nfe: int
+    nfe: Int[Array, "batch"]
 
 
 def log_prob(
@@ -96,12 +103,18 @@ def log_prob(
     """
     if indices is None:
         indices = jnp.arange(x.shape[0])
-    nats, latent, evaluations, success = _log_prob(key, denoiser, x, indices, options, ode)
-    require_success(success, "log-likelihood", ode)
-    return LogProb(nats, latent, int(evaluations.max()))
+    result, solution = _log_prob(key, denoiser, x, indices, options, ode)
+    require_success(
+        solution.success,
+        "log-likelihood",
+        ode,
+        times=solution.reached,
+        broken=solution.broken,
+    )
+    return result
 
 
-@partial(jax.jit, static_argnames=("options", "ode"))
+@partial(jax.jit, static_argnames=("options",))
 def _log_prob(
     key: Key[Array, ""],
     denoiser: Denoiser,
@@ -109,29 +122,45 @@ def _log_prob(
     indices: Int[Array, "batch"],
     options: LikelihoodOptions,
     ode: ODEOptions,
-) -> tuple[Float[Array, "batch"], Array, Int[Array, "batch"], Bool[Array, "batch"]]:
-    draw = TRACES[options.trace]
-    keys = sample_keys(key, indices)
-    probes = jax.vmap(lambda key, x: draw(key, options.probes, x))(keys, x)
+) -> tuple[LogProb, Solution]:
+    sde, (at, velocity) = denoiser.sde, VARIABLES[options.variable]
+    exact, dims = options.trace == "exact", x[0].size
+    probes = None
+    if not exact:
+        draw = partial(PROBES[options.trace], probes=options.probes)
+        probes = jax.vmap(lambda key, x: draw(key, x=x))(sample_keys(key, indices), x)
 
-    def field(t: Float[Array, ""], state: tuple, args: tuple) -> tuple:
+    def field(value: Float[Array, ""], state: tuple, args: tuple) -> tuple:
         probes, label = args
         one = denoiser.of_one(label)
         # Forward and trace share one linearization. Forward mode keeps no tape, and on the CPU
         # stays clear of convolution gradients inside a loop, which are 10 to 60 times slower.
-        v, jacobian = jax.linearize(lambda x: one.flow(x[None], t)[0], state[0])
-        traces = jax.vmap(lambda e: jnp.sum(e * jacobian(e)))(probes)
-        divergence = jnp.sum(traces) if options.trace == "exact" else jnp.mean(traces)
-        return v, divergence
+        v, jacobian = jax.linearize(lambda u: velocity(one, u[None], value)[0], state[0])
+        if not exact:
+            return v, jax.vmap(lambda e: jnp.sum(e * jacobian(e)))(probes)
 
+        def diagonal(i: Int[Array, ""]) -> Float[Array, ""]:
+            e = jax.nn.one_hot(i, dims, dtype=v.dtype).reshape(v.shape)
+            return jnp.sum(e * jacobian(e))
+
+        terms = jax.lax.map(diagonal, jnp.arange(dims), batch_size=min(dims, _DIRECTIONS))
+        return v, jnp.sum(terms, keepdims=True)
+
+    (first, last), scales = (
+        [function(sde, jnp.asarray(t, x.dtype)) for t in (options.t_min, 1.0)]
+        for function in (at.value, at.scale)
+    )
     solution = integrate(
         field,
-        (x, jnp.zeros(x.shape[0], x.dtype)),
+        (x / scales[0], jnp.zeros((x.shape[0], options.estimates), x.dtype)),
         (probes, denoiser.labels),
-        t0=options.t_min,
-        t1=1.0,
+        t0=first,
+        t1=last,
         options=ode,
     )
-    latent, change = solution.y
-    nats = denoiser.sde.prior_log_prob(latent) + change
-    return nats, latent, solution.evaluations, solution.success
+    u, change = solution.y
+    latent = u * scales[1]
+    density = sde.prior_log_prob(latent) + dims * jnp.log(scales[1] / scales[0])
+    per_probe = density[:, None] + change
+    result = LogProb(per_probe.mean(axis=1), per_probe, latent, solution.evaluations)
+    return result, solution._replace(y=None, reached=at.time(sde, solution.reached))

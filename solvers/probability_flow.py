@@ -1,26 +1,14 @@
-r"""Sampling by the probability-flow ODE with an adaptive diffrax solver.
+"""Sampling by the probability-flow ODE with an adaptive diffrax solver.
 
-dx/dt = f x - g^2 score / 2 has the marginals of the SDE (Song et al. 2021, arXiv:2011.13456,
-Eq. 13), so integrating it from prior noise at t = 1 down to t_min gives samples without further
-randomness; the same seed and sample number give the same image to within the tolerance.
-
-The same curve in other variables, with lam = log(alpha / sigma) half the log-SNR and phi the angle
-whose tangent is sigma / alpha:
-
-    t          dx/dt   = f x - g^2 score / 2
-    log_snr    dy/dlam = -exp(-lam) eps              y = x / alpha        (arXiv:2010.02502, Eq. 14)
-    angle      du/dphi = cos(phi) eps - sin(phi) x0  u = x / norm         (arXiv:2202.00512, App. D)
-
-with norm^2 = alpha^2 + sigma^2. The last two do not know the process's own clock, so that all
-processes cost the same. In the angle the state keeps its scale, so that one atol suits every noise
-level, and no noise level is so long that steps grow over what follows: it needs the fewest
-evaluations at loose tolerances.
+Integrating the flow (flow.py) from prior noise at t = 1 down to t_min gives samples without further
+randomness; the same seed and sample number give the same image to within the tolerance. The flow
+goes both ways: up, it takes an image to its latent code x_1, of which it is made again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,71 +17,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from arrays import expand_like, fold_in_each, in_float64, sample_keys
 from denoising import Denoiser
+from flow import VARIABLES, Batch, Coordinates, check_variable
 from ode import ODEOptions, Solution, integrate, require_success
-from sampling import Batch, Samples, SamplingError
-from sde_lib import SDE, Time
+from sampling import Samples, SamplingError
+from sde_lib import SDE
 
 # What is returned at t_min: Tweedie's estimate of x0 (one more evaluation), or the state itself.
 FINISHES = ("denoise", "sample")
-
-
-# --- variables --------------------------------------------------------------------------------
-
-
-class Coordinates(NamedTuple):
-    """What is integrated in: a value for t and back, and x = scale(t) times the state."""
-
-    value: Callable[[SDE, Time], Time]
-    time: Callable[[SDE, Time], Time]
-    scale: Callable[[SDE, Time], Time]
-
-
-def norm(sde: SDE, t: Time) -> Time:
-    """sqrt(alpha^2 + sigma^2), nearly the size of x_t if the data's is 1."""
-    return jnp.exp(0.5 * jnp.logaddexp(2 * sde.log_alpha(t), 2 * sde.log_sigma(t)))
-
-
-def lam(sde: SDE, t: Time) -> Time:
-    """log(alpha / sigma)."""
-    return sde.log_snr(t) / 2
-
-
-def time_of_lam(sde: SDE, lam: Time) -> Time:
-    """The time at which log(alpha / sigma) is lam."""
-    return sde.time_of_log_snr(2 * lam)
-
-
-def _lam_velocity(denoiser: Denoiser, y: Batch, lam: Time) -> Batch:
-    t = time_of_lam(denoiser.sde, lam)
-    return -jnp.exp(-lam) * denoiser.predict(denoiser.sde.alpha(t) * y, t).eps
-
-
-def _angle(sde: SDE, t: Time) -> Time:
-    return jnp.arctan2(sde.sigma(t), sde.alpha(t))
-
-
-def _time_of_angle(sde: SDE, phi: Time) -> Time:
-    return time_of_lam(sde, -jnp.log(jnp.tan(phi)))
-
-
-def _angle_velocity(denoiser: Denoiser, u: Batch, phi: Time) -> Batch:
-    t = _time_of_angle(denoiser.sde, phi)
-    prediction = denoiser.predict(norm(denoiser.sde, t) * u, t)
-    return jnp.cos(phi) * prediction.eps - jnp.sin(phi) * prediction.x0
-
-
-# name -> coordinates, and (denoiser, states, value) -> the states' derivative
-VARIABLES: dict[str, tuple[Coordinates, Callable[[Denoiser, Batch, Time], Batch]]] = {
-    "t": (
-        Coordinates(lambda sde, t: t, lambda sde, t: t, lambda sde, t: jnp.ones_like(t)),
-        lambda denoiser, x, t: denoiser.flow(x, t),
-    ),
-    "log_snr": (Coordinates(lam, time_of_lam, lambda sde, t: sde.alpha(t)), _lam_velocity),
-    "angle": (Coordinates(_angle, _time_of_angle, norm), _angle_velocity),
-}
-
-
-# --- sampling ---------------------------------------------------------------------------------
 
 
 def check_end(t_min: float, finish: str, sampler: str) -> None:
@@ -123,11 +53,7 @@ class FlowOptions:
 
     def __post_init__(self) -> None:
         check_end(self.t_min, self.finish, "ode")
-        if self.variable not in VARIABLES:
-            raise ValueError(
-                f"variable={self.variable!r} is unknown; "
-                f"choose one of: {', '.join(sorted(VARIABLES))}"
-            )
+        check_variable(self.variable)
 
 
 def sample_ode(
@@ -156,16 +82,62 @@ def sample_ode(
     """
     if indices is None:
         indices = jnp.arange(shape[0])
+    latent = _latent(key, denoiser.sde, indices, shape[1:])
+    return decode(denoiser, latent, options=options, ode=ode, frames=frames)
+
+
+def decode(
+    denoiser: Denoiser,
+    latent: Batch,
+    *,
+    options: FlowOptions,
+    ode: ODEOptions,
+    frames: int | Sequence[float] = 0,
+) -> Samples:
+    """The samples that the flow makes of latent codes x_1; all else as in `sample_ode`."""
     times = frame_times(frames, denoiser.sde, options.t_min, VARIABLES[options.variable][0])
-    x, solution = _solve(key, denoiser, indices, times, shape[1:], options, ode)
+    x, solution = _solve(denoiser, latent, times, options, ode)
+    _require_success(solution, ode)
+    return collected(x, solution, times, options)
+
+
+def encode(denoiser: Denoiser, x: Batch, *, options: FlowOptions, ode: ODEOptions) -> Samples:
+    """The latent codes x_1 of images, which are taken as the flow's states at t_min.
+
+    `decode` with finish "sample" gives the images back, to within the tolerance.
+
+    Raises:
+      IntegrationError: if an image's solve fails.
+    """
+    latent, solution = _encode(denoiser, x, options, ode)
+    _require_success(solution, ode)
+    return Samples(latent, int(solution.evaluations.max()))
+
+
+def interpolate(
+    a: Float[Array, "*shape"], b: Float[Array, "*shape"], fractions: Float[Array, "n"]
+) -> Float[Array, "n *shape"]:
+    """Latent codes on the great circle from a to b.
+
+    (sin((1 - f) w) a + sin(f w) b) / sin(w), with w the angle between the two (Shoemake 1985).
+    Unlike on a straight line, those between have the length that a prior's draws have.
+    """
+    cosine = jnp.sum(a * b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+    angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+    f = expand_like(jnp.asarray(fractions), a[None])
+    # sin(f w) / sin(w) by sinc, so that equal codes are no special case.
+    a_share, b_share = (share * jnp.sinc(share * angle / jnp.pi) for share in (1 - f, f))
+    return (a_share * a[None] + b_share * b[None]) / jnp.sinc(angle / jnp.pi)
+
+
+def _require_success(solution: Solution, ode: ODEOptions) -> None:
     require_success(
         solution.success,
-        "probability-flow ODE sampler",
+        "probability-flow ODE",
         ode,
         times=solution.reached,
         broken=solution.broken,
     )
-    return collected(x, solution, times, options)
 
 
 def frame_times(
@@ -224,16 +196,45 @@ def collected(x: Batch, solution: Solution, times: np.ndarray, options: Any) -> 
     return Samples(x, nfe, trajectory, times)
 
 
-@partial(jax.jit, static_argnames=("item_shape", "options", "ode"))
+@partial(jax.jit, static_argnames=("item_shape",))
+def _latent(
+    key: Key[Array, ""], sde: SDE, indices: Int[Array, "batch"], item_shape: tuple[int, ...]
+) -> Batch:
+    return prior_states(sample_keys(key, indices), sde, item_shape)
+
+
+@partial(jax.jit, static_argnames=("options",))
 def _solve(
-    key: Key[Array, ""],
     denoiser: Denoiser,
-    indices: Int[Array, "batch"],
+    latent: Batch,
     times: Float[Array, "frames"],
-    item_shape: tuple[int, ...],
     options: FlowOptions,
     ode: ODEOptions,
 ) -> tuple[Batch, Solution]:
+    at, _ = VARIABLES[options.variable]
+    solution = _walk(denoiser, latent, (1.0, options.t_min), times, options, ode)
+    return finished(denoiser, solution, times, options, at)
+
+
+@partial(jax.jit, static_argnames=("options",))
+def _encode(
+    denoiser: Denoiser, x: Batch, options: FlowOptions, ode: ODEOptions
+) -> tuple[Batch, Solution]:
+    at, _ = VARIABLES[options.variable]
+    solution = _walk(denoiser, x, (options.t_min, 1.0), jnp.zeros(0), options, ode)
+    latent = solution.y * at.scale(denoiser.sde, jnp.asarray(1.0, x.dtype))
+    return latent, solution._replace(y=None, reached=at.time(denoiser.sde, solution.reached))
+
+
+def _walk(
+    denoiser: Denoiser,
+    x: Batch,
+    ends: tuple[float, float],
+    times: Float[Array, "frames"],
+    options: FlowOptions,
+    ode: ODEOptions,
+) -> Solution:
+    """The flow's states from one time to another, in the variable that is integrated in."""
     sde, (at, derivative) = denoiser.sde, VARIABLES[options.variable]
 
     def velocity(
@@ -241,12 +242,11 @@ def _solve(
     ) -> Float[Array, "..."]:
         return derivative(denoiser.of_one(label), state[None], value)[0]
 
-    x = prior_states(sample_keys(key, indices), sde, item_shape)
-    first, last = (at.value(sde, jnp.asarray(t, x.dtype)) for t in (1.0, options.t_min))
+    first, last = (at.value(sde, jnp.asarray(t, x.dtype)) for t in ends)
     values = at.value(sde, jnp.asarray(times, x.dtype))
-    solution = integrate(
+    return integrate(
         velocity,
-        x / at.scale(sde, jnp.asarray(1.0, x.dtype)),
+        x / at.scale(sde, jnp.asarray(ends[0], x.dtype)),
         denoiser.labels,
         t0=first,
         t1=last,
@@ -255,4 +255,3 @@ def _solve(
         if len(times)
         else 0,
     )
-    return finished(denoiser, solution, times, options, at)

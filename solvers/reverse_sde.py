@@ -23,19 +23,16 @@ from jaxtyping import Array, Float, Int, Key
 
 from arrays import fold_in_each, sample_keys
 from denoising import Denoiser
+from flow import Batch, Coordinates, lam, norm, time_of_lam
 from ode import Solution, require_success
-from sampling import Batch, Samples
+from sampling import Samples
 from sde_integration import SDEOptions, integrate_sde
 from solvers.probability_flow import (
-    Coordinates,
     check_end,
     collected,
     finished,
     frame_times,
-    lam,
-    norm,
     prior_states,
-    time_of_lam,
 )
 
 COORDINATES = Coordinates(lam, time_of_lam, norm)

@@ -7,10 +7,18 @@ import pytest
 from analytic import gaussian
 
 from denoising import Denoiser
+from flow import VARIABLES
 from ode import SOLVERS, IntegrationError, ODEOptions, integrate
 from sampling import SamplingError
 from sde_lib import VESDE, VPSDE
-from solvers.probability_flow import VARIABLES, FlowOptions, frame_times, sample_ode
+from solvers.probability_flow import (
+    FlowOptions,
+    decode,
+    encode,
+    frame_times,
+    interpolate,
+    sample_ode,
+)
 
 KEY = jax.random.key(0)
 PROCESSES = {"vp": VPSDE(), "ve": VESDE()}
@@ -31,7 +39,10 @@ def flow_of_gaussian(sde, x, t):
     return mean_t + deviation_t * (x - mean) / deviation
 
 
-@pytest.mark.parametrize(("variable", "name"), [("t", "vp"), ("log_snr", "vp"), ("angle", "ve")])
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [("t", "vp"), ("log_snr", "vp"), ("angle", "ve"), ("root_angle", "vp")],
+)
 def test_the_same_curve_in_every_variable(variable, name):
     """In float32, whose rounding the inversion of the log-SNR must survive; frames on the way."""
     sde = PROCESSES[name]
@@ -91,7 +102,7 @@ def noise_until(t_end):
 
 
 def test_nan_of_the_network_is_reported_with_its_time():
-    message = r"ODE sampler: 3 of 3 samples became NaN or infinite at t=0\.5; check the network"
+    message = r"probability-flow ODE: 3 of 3 samples became NaN or infinite at t=0\.5; check"
     options = FlowOptions(variable="angle")
     with pytest.raises(IntegrationError, match=message):
         sample_ode(KEY, noise_until(0.5), (3, 2), options=options, ode=ODEOptions(rtol=1e-3))
@@ -116,7 +127,7 @@ def test_too_few_steps_are_reported_with_the_time_reached():
     [
         (
             lambda: FlowOptions(variable="s"),
-            "variable='s' is unknown; choose one of: angle, log_snr, t",
+            "variable='s' is unknown; choose one of: angle, log_snr, root_angle, t",
         ),
         (lambda: FlowOptions(finish="mean"), "finish='mean' is not defined for the ode sampler"),
         (lambda: FlowOptions(t_min=0.0), r"t_min=0\.0 must lie between 0 and 1"),
@@ -130,3 +141,41 @@ def test_too_few_steps_are_reported_with_the_time_reached():
 def test_invalid_field_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_codes_are_where_the_closed_form_says_and_lead_back():
+    sde = PROCESSES["vp"]
+    options = FlowOptions(variable="angle", t_min=0.02, finish="sample")
+    denoiser, x = DATA.denoiser(sde), jnp.asarray(DATA.sample(0, 6), jnp.float32)
+    codes = encode(denoiser, x, options=options, ode=TIGHT)
+    back = flow_of_gaussian(sde, np.asarray(codes.x, float), 0.02)
+    np.testing.assert_allclose(back, x, atol=1e-4)
+    decoded = decode(denoiser, codes.x, options=options, ode=TIGHT)
+    np.testing.assert_allclose(decoded.x, x, atol=1e-4)
+    assert codes.nfe > 0
+
+
+def test_a_batch_may_take_common_steps():
+    """Then its samples agree with their own ways to the tolerance, and cost alike."""
+    sde, options = PROCESSES["vp"], FlowOptions(variable="angle", finish="sample")
+    own, common = (
+        sample_ode(
+            KEY,
+            DATA.denoiser(sde),
+            (4, 2),
+            options=options,
+            ode=ODEOptions(rtol=1e-6, atol=1e-6, control=control),
+            frames=3,
+        )
+        for control in ("per_sample", "batch")
+    )
+    np.testing.assert_allclose(common.x, own.x, atol=1e-4)
+    np.testing.assert_allclose(common.trajectory, own.trajectory, atol=1e-4)
+
+
+def test_codes_between_two_are_on_the_great_circle():
+    a, b = jnp.array([[3.0, 0.0]]), jnp.array([[0.0, 3.0]])
+    between = interpolate(a, b, jnp.array([0.0, 1 / 3, 1.0]))
+    expected = 3 * np.array([[1, 0], [np.cos(np.pi / 6), np.sin(np.pi / 6)], [0, 1]])
+    np.testing.assert_allclose(between[:, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(interpolate(a, a, jnp.array([0.3]))[0], a, atol=1e-6)

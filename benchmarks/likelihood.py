@@ -1,0 +1,276 @@
+r"""Log-likelihoods against the truth, what they cost, and beside the published computation.
+
+    python benchmarks/likelihood.py                              # the first table alone
+    python main.py --config=configs/vp_digits.py --mode=train    # minutes; then all three:
+    python benchmarks/likelihood.py --workdir=runs/vp_digits
+
+Exactness: mixtures of four Gaussians in 2 and in 64 dimensions, whose score and density are known
+at every time, in float64 with tight tolerances. The answer is meant for the data noised to t_min,
+but it takes noised data at t = 1 to follow the prior. With z the latent code of x and p_1 the true
+density at t = 1,
+
+    answer(x) - log p(x) = (log prior(z) - log p_1(z)) + the solver's error + the probes' noise.
+
+The first bracket, the prior's mismatch, belongs to the process and has columns of its own; the
+errors are what is left. Those of random probes are given by their mean over points, in standard
+errors of that mean.
+
+Cost: bits/dim of test images by each solver in each variable at one tolerance, with one probe an
+image, the same for all; the truth is the same solve at a tolerance of 1e-6.
+
+The published way (Song et al. 2021, arXiv:2011.13456, Appendix D.2): SciPy's RK45 on the host over
+t, with all pixels and log-densities of the batch as one vector in float64, around jitted functions
+of the drift and of e^T J e = e^T grad_x (e^T drift), a vector-Jacobian product. As released they
+are two programs, and the network is evaluated twice; one program that answers both is measured
+too. They and `log_prob`, by default and in t with common steps, take turns with the same images,
+probes, t_min and tolerance.
+"""
+
+import argparse
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.integrate import solve_ivp
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from analytic import Mixture, standardized_mixture  # noqa: E402
+
+import runs  # noqa: E402
+import sde_lib  # noqa: E402
+from arrays import sample_keys, sum_per_sample  # noqa: E402
+from configs import vp_digits  # noqa: E402
+from denoising import Denoiser  # noqa: E402
+from experiment import Experiment  # noqa: E402
+from flow import VARIABLES  # noqa: E402
+from likelihood import PROBES, LikelihoodOptions, log_prob  # noqa: E402
+from metrics.bits_per_dim import bits_per_dim  # noqa: E402
+from ode import ODEOptions  # noqa: E402
+
+KEY = jax.random.key(0)
+T_MIN = 1e-5
+PROCESSES = {"VP": sde_lib.VPSDE(), "sub-VP": sde_lib.SubVPSDE(), "VE": sde_lib.VESDE()}
+TIGHT = ODEOptions(solver="dopri8", rtol=1e-7, atol=1e-7)
+RANDOM = list(PROBES)
+TRUTH = ODEOptions(rtol=1e-6, atol=1e-6)
+
+
+# --- exactness -----------------------------------------------------------------------------------
+
+
+def exactness(dims: int, points: int) -> None:
+    """Print the errors of each process in each variable, with each trace."""
+    mixture = standardized_mixture(dims)
+    x = jnp.asarray(mixture.sample(0, points))
+    print(f"\nmixture in {dims}-D, {points} points, in nats")
+    print("                      prior's mismatch    exact trace     one probe, standard errors")
+    print("  process  variable    largest    mean   largest    NFE   " + "  ".join(RANDOM))
+    for name, sde in PROCESSES.items():
+        for variable in sorted(VARIABLES):
+            mismatch, error, nfe = _errors(mixture, sde, x, variable, "exact")
+            deviations = ""
+            for trace in RANDOM:
+                noise = _errors(mixture, sde, x, variable, trace)[1]
+                deviation = noise.mean() / (noise.std(ddof=1) / np.sqrt(points))
+                deviations += f"{deviation:+12.2f}"
+            print(
+                f"  {name:8} {variable:8} {np.abs(mismatch).max():10.1e} {mismatch.mean():+.1e} "
+                f"{np.abs(error).max():9.1e} {nfe:6.0f}{deviations}",
+                flush=True,
+            )
+
+
+def _errors(
+    mixture: Mixture, sde: sde_lib.SDE, x: jax.Array, variable: str, trace: str
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The prior's mismatch of each point, the error without it, and the mean NFE."""
+    options = LikelihoodOptions(trace=trace, t_min=T_MIN, variable=variable)
+    answer = log_prob(KEY, mixture.denoiser(sde), x, options=options, ode=TIGHT)
+    mismatch = np.asarray(sde.prior_log_prob(answer.latent))
+    mismatch = mismatch - mixture.marginal(sde, 1.0).log_prob(answer.latent)
+    error = np.asarray(answer.nats) - mixture.marginal(sde, T_MIN).log_prob(x) - mismatch
+    return mismatch, error, float(np.asarray(answer.nfe).mean())
+
+
+# --- what it costs ----------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """Bits/dim of each image, evaluations of each, and seconds of the whole batch."""
+
+    bits: np.ndarray
+    nfe: np.ndarray
+    seconds: float
+
+
+class Digits(NamedTuple):
+    """A trained network, test images as it sees them, and how nats become bits/dim."""
+
+    denoiser: Denoiser
+    x: jax.Array
+    in_bits: Callable[[Any], np.ndarray]
+
+
+def trained(workdir: Path, count: int) -> Digits:
+    """The newest checkpoint of a run of configs/vp_digits.py, and its first test images."""
+    opened = runs.open_run(vp_digits.get_config(), workdir, frozenset())
+    experiment, step, denoiser = runs.load(*opened, None)
+    x = experiment.test_batch(experiment.place(np.arange(count)), 0)
+    print(f"\ndigits, step {step}, {count} test images")
+    return Digits(denoiser, x, _in_bits(experiment))
+
+
+def _in_bits(experiment: Experiment) -> Callable[[Any], np.ndarray]:
+    dims = experiment.data.test[0].size
+    log_det = experiment.data.quantizer.log_det(dims) + experiment.scaler.log_det(dims)
+    return functools.partial(bits_per_dim, log_det=log_det, dims=dims)
+
+
+def ours(digits: Digits, variable: str, ode: ODEOptions) -> Found:
+    """One call of `log_prob`; the seconds are those of a program that is compiled."""
+    options = LikelihoodOptions(t_min=T_MIN, variable=variable)
+    start = time.perf_counter()
+    answer = jax.block_until_ready(
+        log_prob(KEY, digits.denoiser, digits.x, options=options, ode=ode)
+    )
+    seconds = time.perf_counter() - start
+    return Found(digits.in_bits(answer.nats), np.asarray(answer.nfe), seconds)
+
+
+def cost(digits: Digits, truth: np.ndarray, solvers: list[str], rtol: float) -> None:
+    """Print evaluations, seconds and errors of each solver in each variable."""
+    print(f"\ntolerance {rtol:g}; truth {truth.mean():.4f} bits/dim")
+    print("                                             bits/dim less the truth:")
+    print("  solver  variable   NFE slowest   s/image     mean   mean size of an image's")
+    for solver in solvers:
+        for variable in sorted(VARIABLES):
+            ode = ODEOptions(solver=solver, rtol=rtol, atol=rtol)
+            # The first call compiles.
+            tries = [ours(digits, variable, ode) for _ in range(3)][1:]
+            found = min(tries, key=lambda found: found.seconds)
+            error = found.bits - truth
+            print(
+                f"  {solver:7} {variable:8} {found.nfe.mean():5.0f} {found.nfe.max():7} "
+                f"{found.seconds / len(error):9.4f} {error.mean():+10.5f} "
+                f"{np.abs(error).mean():9.5f}",
+                flush=True,
+            )
+
+
+# --- the published way ---------------------------------------------------------------------------
+
+
+@jax.jit
+def _drift(denoiser: Denoiser, x: Any, t: Any) -> Any:
+    return denoiser.flow(x, t)
+
+
+@jax.jit
+def _drift_and_divergence(denoiser: Denoiser, x: Any, t: Any, probes: Any) -> tuple[Any, Any]:
+    drift, pull_back = jax.vjp(lambda x: denoiser.flow(x, t), x)
+    (gradient,) = pull_back(probes)
+    return drift, sum_per_sample(probes * gradient)
+
+
+@jax.jit
+def _divergence(denoiser: Denoiser, x: Any, t: Any, probes: Any) -> Any:
+    return _drift_and_divergence(denoiser, x, t, probes)[1]
+
+
+def published(digits: Digits, rtol: float, programs: int) -> Found:
+    """Bits/dim by SciPy's RK45, with the probes that `log_prob` draws."""
+    denoiser, x, in_bits = digits
+    batch, size = len(x), x.size
+    keys = sample_keys(KEY, jnp.arange(batch))
+    probes = jax.vmap(lambda key, x: PROBES["rademacher"](key, 1, x)[0])(keys, x)
+
+    def field(t: float, state: np.ndarray) -> np.ndarray:
+        pixels, t = jnp.asarray(state[:size].reshape(x.shape), x.dtype), jnp.asarray(t, x.dtype)
+        if programs == 1:
+            drift, divergence = _drift_and_divergence(denoiser, pixels, t, probes)
+        else:
+            drift = np.asarray(_drift(denoiser, pixels, t))
+            divergence = _divergence(denoiser, pixels, t, probes)
+        return np.concatenate([np.asarray(drift, np.float64).ravel(), np.asarray(divergence)])
+
+    start = time.perf_counter()
+    begin = np.concatenate([np.asarray(x, np.float64).ravel(), np.zeros(batch)])
+    solution = solve_ivp(field, (T_MIN, 1.0), begin, method="RK45", rtol=rtol, atol=rtol)
+    assert solution.success, solution.message
+    latent = jnp.asarray(solution.y[:size, -1].reshape(x.shape), x.dtype)
+    nats = np.asarray(denoiser.sde.prior_log_prob(latent)) + solution.y[size:, -1]
+    seconds = time.perf_counter() - start
+    return Found(in_bits(nats), np.full(batch, solution.nfev), seconds)
+
+
+def against_published(digits: Digits, truth: np.ndarray, rtol: float, repeats: int) -> None:
+    """Print seconds, evaluations and bits/dim of all sides, which take turns."""
+    ode = ODEOptions(rtol=rtol, atol=rtol)
+    batch = dataclasses.replace(ode, control="batch")
+    variable = LikelihoodOptions().variable
+    sides = {
+        "SciPy, two programs": lambda: published(digits, rtol, 2),
+        "SciPy, one program": lambda: published(digits, rtol, 1),
+        f"ours, {variable}, {ode.control}": lambda: ours(digits, variable, ode),
+        "ours, t, batch": lambda: ours(digits, "t", batch),
+    }
+    found = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name, side in sides.items():
+            result = side()
+            if repeat:  # the first compiles
+                found[name].append(result)
+    seconds = {name: np.array([run.seconds for run in tries]) for name, tries in found.items()}
+    two, one, *_ = sides
+    reference = found[one][-1].bits
+    print(f"\ntolerance {rtol:g}; seconds of the batch, median (range) of {repeats}")
+    print("times faster than SciPy with two programs, with one; NFE, of the slowest; bits/dim,")
+    print("less those of SciPy; less the truth: mean, mean size of an image's")
+    for name, tries in found.items():
+        bits, nfe = tries[-1].bits, tries[-1].nfe
+        error = bits - truth
+        print(
+            f"  {name:24} {_spread(seconds[name])}  {_spread(seconds[two] / seconds[name])}  "
+            f"{_spread(seconds[one] / seconds[name])}  {nfe.mean():4.0f} {nfe.max():4}  "
+            f"{bits.mean():.5f} {(bits - reference).mean():+.5f}  "
+            f"{error.mean():+.5f} {np.abs(error).mean():.5f}"
+        )
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{np.median(values):.2f} ({values.min():.2f} .. {values.max():.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, help="a trained run of configs/vp_digits.py")
+    parser.add_argument("--points", type=int, default=256, help="of each mixture; 0 leaves it out")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--solvers", default="bosh3,dopri5,dopri8,heun,tsit5")
+    parser.add_argument("--rtol", type=float, default=1e-3, help="of the table of solvers")
+    parser.add_argument("--rtol_scipy", type=float, default=1e-5, help="as published")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    if options.points:
+        with jax.enable_x64(True):
+            for dims in (2, 64):
+                exactness(dims, options.points)
+    if options.workdir is None:
+        return
+    digits = trained(options.workdir, options.images)
+    truth = ours(digits, "angle", TRUTH).bits
+    cost(digits, truth, sorted(filter(None, options.solvers.split(","))), options.rtol)
+    against_published(digits, truth, options.rtol_scipy, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
