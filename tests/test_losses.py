@@ -1,5 +1,6 @@
 """The objective on Gaussian data, where its minimum, its slope and its weights are known."""
 
+import dataclasses
 import functools
 import math
 
@@ -63,7 +64,7 @@ def values_and_slopes(loss, sde, theta, key, x0):
 @pytest.mark.parametrize("levels", [10, 1000])
 def test_discrete_times_are_the_levels_equally_often(levels):
     loss = ScoreMatching(times="levels", levels=levels)
-    t = np.asarray(loss.draw_times(jax.random.key(0), BATCH), np.float64)
+    t = np.asarray(loss.draw_times(jax.random.key(0), BATCH, VPSDE()), np.float64)
     index = np.rint(t * (levels - 1))
     np.testing.assert_allclose(t, index / (levels - 1), rtol=1e-6)
     counts = np.bincount(index.astype(int), minlength=levels)
@@ -164,6 +165,39 @@ def test_stratified_times_cover_the_interval_and_lower_the_variance():
     assert spread["stratified"] < 0.5 * spread["uniform"]
 
 
+@every_process
+def test_times_of_log_snr_have_stratified_log_snr(sde):
+    loss = ScoreMatching(times="log_snr", t_min=1e-5)
+    t = loss.draw_times(jax.random.key(8), 64, sde)
+    assert 1e-5 <= t.min() < t.max() <= 1
+    low, high = sde.log_snr(jnp.array([1.0, 1e-5]))
+    position = np.sort((sde.log_snr(t) - low) / (high - low))
+    np.testing.assert_allclose(np.diff(position), 1 / 64, rtol=0.01)
+    assert position[0] < 1 / 64
+    assert position[-1] > 63 / 64
+
+
+@pytest.mark.parametrize(
+    ("sde", "weight", "least", "most"),
+    [
+        (VPSDE(), "g2", 0.4, 0.55),
+        (SubVPSDE(), "sigma2", 0.0, math.inf),
+        # Its log-SNR is linear in t: the same times.
+        (VESDE(sigma_max=10.0), "g2", 0.95, 1.05),
+    ],
+    ids=["vp-g2", "subvp-sigma2", "ve-g2"],
+)
+def test_uniform_log_snr_has_the_expectation_of_uniform_times(sde, weight, least, most):
+    """And under weight="g2" a smaller standard deviation, by a factor from `least` to `most`."""
+    x0, key = jnp.asarray(DATA.sample(0, BATCH), jnp.float32), jax.random.key(9)
+    uniform = ScoreMatching(weight=weight, t_min=T_MIN)
+    even, _ = values_and_slopes(uniform, sde, jnp.float32(0), key, x0)
+    loss = dataclasses.replace(uniform, times="log_snr")
+    values = jax.jit(loss)(key, DATA.denoiser(sde), x0)
+    assert agrees(values, closed_form(sde, weight, lambda signal, noise: signal / (signal + noise)))
+    assert least < np.std(values) / np.std(even) < most
+
+
 @pytest.mark.parametrize("times", TIME_SAMPLERS)
 def test_times_lie_between_t_min_and_one_and_noise_is_normal_and_independent(times):
     seen = []
@@ -199,7 +233,7 @@ def test_loss_is_the_same_on_one_device_and_on_four():
     ("fields", "message"),
     [
         ({"weight": "no"}, "weight='no' is unknown; choose one of: g2, sigma2"),
-        ({"times": "no"}, "times='no' is unknown; choose one of: levels, stratified, uniform"),
+        ({"times": "no"}, "times='no' is unknown; choose one of: levels, log_snr, stratified"),
         ({"reduction": "no"}, "reduction='no' is unknown; choose one of: half_sum, mean"),
         ({"t_min": 0.0}, r"t_min=0\.0 must lie between 0 and 1"),
         ({"t_min": 1.0}, r"t_min=1\.0 must lie between 0 and 1"),
