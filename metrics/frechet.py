@@ -2,58 +2,151 @@ r"""Frechet distance between two sets of features, each summarized by its mean a
 
     d^2 = || m_1 - m_2 ||^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^{1/2})
 
-(Dowson & Landau 1982; Heusel et al. 2017, arXiv:1706.08500). Statistics stream in float64: no
-matrix of all features is ever held.
+(Dowson & Landau 1982; Heusel et al. 2017, arXiv:1706.08500). With C_1 = R R^T, the last trace is
+the sum of the roots of the eigenvalues of the symmetric R^T C_2 R: faster and steadier than a
+matrix square root, and no trouble for singular covariances. Features stream in float64: no matrix
+of all features is ever held.
+
+The spread of d^2 over sets of samples comes from contiguous groups of images, whose sums are all
+that is kept: the jackknife that leaves out a group at a time, and a bootstrap of its pseudo-values
+(Efron & Tibshirani 1993, Sections 11.5 and 12.5).
 """
 
-from collections.abc import Callable, Iterable
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-Extractor = Callable[[UInt8[np.ndarray, "batch h w c"]], Float[np.ndarray, "batch features"]]
-
-
-def pixels(images: UInt8[np.ndarray, "batch h w c"]) -> Float[np.ndarray, "batch dims"]:
-    """The pixels themselves, in [0, 1]: meaningful for tiny grey-level images, needs no network."""
-    return images.reshape(len(images), -1).astype(np.float64) / 255
+_BLOCK = 256  # images whose features are multiplied at a time
+_KEPT = 20 * 2048**2  # entries of all groups' outer products, at most: 0.7 GB
+_FEWEST = 5  # groups that tell a spread
 
 
-EXTRACTORS: dict[str, Extractor] = {"pixels": pixels}
+def check_features(features: Float[np.ndarray, "n features"], *, first: int = 0) -> None:
+    """Raise ValueError unless all features are finite; row 0 is that of image `first`."""
+    bad = ~np.isfinite(features).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"features of {bad.sum()} of {len(features)} images are not finite, the first of image "
+            f"{first + bad.argmax()}; check the images and the extractor's weights"
+        )
+
+
+def check_alike(a: int, b: int) -> None:
+    """Raise ValueError unless two sets have the same number of features."""
+    if a != b:
+        raise ValueError(f"features differ in number: {a} and {b}; use one extractor for both sets")
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Count, mean and (unbiased) covariance of features."""
+    """Count, mean and (unbiased) covariance of features.
 
-    count: int
+    The count is None for statistics from other projects' files, which do not tell it.
+    """
+
+    count: int | None
     mean: Float[np.ndarray, "features"]
     covariance: Float[np.ndarray, "features features"]
 
-    @classmethod
-    def of(
-        cls, batches: Iterable[UInt8[np.ndarray, "_ h w c"]], extractor: Extractor
-    ) -> "Statistics":
-        """Statistics of the features of images that come in batches of uint8.
+    @property
+    def rank_deficient(self) -> bool:
+        """Whether images are so few (count <= features) that the covariance is singular.
+
+        The distance is finite then, but much too large. False where the count is not known.
+        """
+        return self.count is not None and self.count <= self.mean.size
+
+
+class Accumulator:
+    """Mean and covariance of the features of `total` images, which come in batches, in order.
+
+    The images fall into contiguous groups, as equal as can be. Of each its sum and outer product
+    are kept. The result is the same, bit for bit, however the images are cut into batches.
+
+    Args:
+      total: number of images, at least 2. Exactly so many must come.
+      groups: for `frechet_interval`; 1 where only the statistics are wanted. Fewer are kept of
+        fewer images, and where 8 groups features^2 bytes would be over 0.7 GB (20 groups of more
+        than 2048 features), but not fewer than 5.
+    """
+
+    def __init__(self, total: int, *, groups: int = 20) -> None:
+        if total < 2:
+            raise ValueError(f"total={total} images are too few; statistics need at least 2")
+        if groups < 1:
+            raise ValueError(f"groups={groups} must be at least 1")
+        self.total, self.count, self.groups = total, 0, min(groups, total)
+        self._block: Float[np.ndarray, "rows features"] | None = None
+
+    def add(self, features: Float[np.ndarray, "batch features"]) -> None:
+        """Take in the features of the next images.
 
         Raises:
-          ValueError: for fewer than two images.
+          ValueError: for features that are not finite, that differ in number from those before, or
+            that are of more images than `total`. Nothing is taken in then.
         """
-        count, shift, total, outer = 0, None, 0.0, 0.0
-        for batch in batches:
-            features = np.asarray(extractor(batch), np.float64)
-            # Shifted by the first batch's mean, sums of squares do not cancel.
-            shift = features.mean(axis=0) if shift is None else shift
-            centred = features - shift
-            count += len(features)
-            total = total + centred.sum(axis=0)
-            outer = outer + centred.T @ centred
-        if count < 2:
-            raise ValueError(f"Frechet statistics need at least 2 images, got {count}")
-        mean = total / count
-        covariance = (outer - count * np.outer(mean, mean)) / (count - 1)
-        return cls(count, shift + mean, covariance)
+        check_features(features, first=self.count)
+        if self.count + len(features) > self.total:
+            raise _wrong_count(self.total, self.count + len(features))
+        if self._block is None:
+            self._allocate(features.shape[1])
+        check_alike(self._block.shape[1], features.shape[1])
+        self.count += len(features)
+        while len(features):
+            # Only whole blocks are multiplied, with edges that know nothing of the batches.
+            group, rows = self._blocks[0]
+            part = features[: rows - self._filled]
+            self._block[self._filled : self._filled + len(part)] = part
+            self._filled, features = self._filled + len(part), features[len(part) :]
+            if self._filled == rows:
+                self._multiply(group, self._block[:rows])
+                self._filled = 0
+                del self._blocks[0]
+
+    def statistics(self, *, without: int | None = None) -> Statistics:
+        """Statistics of all images, or of those that are not of one group.
+
+        Raises:
+          ValueError: unless `total` images have come.
+        """
+        if self.count != self.total:
+            raise _wrong_count(self.total, self.count)
+        kept = np.arange(self.groups) != without
+        count = int(self._counts[kept].sum())
+        mean = self._sums[kept].sum(axis=0) / count
+        # A product with 0 and 1, because indexing would copy the matrices.
+        covariance = np.tensordot(kept.astype(np.float64), self._outer, axes=1)
+        covariance -= count * np.outer(mean, mean)
+        covariance /= count - 1
+        return Statistics(count, self._shift + mean, covariance)
+
+    def _allocate(self, features: int) -> None:
+        self.groups = min(self.groups, max(_FEWEST, _KEPT // features**2))
+        edges = np.arange(self.groups + 1) * self.total // self.groups
+        self._counts = np.diff(edges)
+        self._blocks = [
+            (group, min(_BLOCK, int(count) - first))
+            for group, count in enumerate(self._counts)
+            for first in range(0, count, _BLOCK)
+        ]
+        self._block, self._filled = np.empty((_BLOCK, features)), 0
+        self._shift: np.ndarray | None = None
+        self._sums = np.zeros((self.groups, features))
+        self._outer = np.zeros((self.groups, features, features))
+
+    def _multiply(self, group: int, block: Float[np.ndarray, "rows features"]) -> None:
+        # Shifted by the first block's mean, sums of squares do not cancel.
+        self._shift = block.mean(axis=0) if self._shift is None else self._shift
+        block -= self._shift
+        self._sums[group] += block.sum(axis=0)
+        self._outer[group] += block.T @ block
+
+
+def _wrong_count(total: int, got: int) -> ValueError:
+    return ValueError(f"total={total} images were announced, got {got}; each must come once")
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
@@ -62,18 +155,92 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     Raises:
       ValueError: if the features differ in number.
     """
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(f"features differ in number: {a.mean.size} and {b.mean.size}")
-    # Tr (C_1 C_2)^{1/2} is the sum of the roots of the eigenvalues of the symmetric product
-    # C_1^{1/2} C_2 C_1^{1/2}: faster and steadier than a matrix square root.
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = vectors * np.sqrt(np.clip(values, 0, None))
+    if a.rank_deficient:  # the other's root may come cheaper
+        a, b = b, a
+    return _distance(a, _root(a.covariance), b)
+
+
+class Interval(NamedTuple):
+    """A Frechet distance, its standard error and its 95% interval over sets of samples.
+
+    `corrected` is the distance less its bias; None for too few images to tell.
+    """
+
+    distance: float
+    corrected: float | None
+    standard_error: float
+    low: float
+    high: float
+
+
+def frechet_interval(
+    drawn: Accumulator, reference: Statistics, *, replicates: int = 1000, seed: int = 0
+) -> Interval:
+    """d^2 of samples to a fixed reference, and how far it would move with other samples.
+
+    With G groups and d_g^2 the distance without group g, the pseudo-values p_g = G d^2 - (G - 1)
+    d_g^2 behave as independent values whose mean is d^2 less its bias of order 1 / count, and
+
+        standard error s = std(p_g) / sqrt(G),
+        interval = [d^2 - s t_{0.975}, d^2 - s t_{0.025}]
+
+    where t_q are quantiles of (mean(p*) - mean(p)) / s(p*) over sets p* of G pseudo-values drawn
+    with replacement. Distances of sets of groups drawn with replacement would be simpler, but a set
+    that repeats a group more often has fewer different images and so more bias: where images are
+    few for the number of features, that spread is several times too large.
+
+    The interval holds d^2 of as many other samples on average, bias included: `corrected` is not
+    at its centre. The reference's sampling error is not in it. Twenty groups tell s within about
+    16%; where samples are as good as the reference's, s is up to sqrt(2) too large.
+
+    Args:
+      replicates: sets p*; they cost nothing.
+
+    Raises:
+      ValueError: for fewer than 5 groups or 100 replicates, and as `frechet_distance` does.
+    """
+    groups = drawn.groups
+    if groups < _FEWEST or replicates < 100:
+        raise ValueError(
+            f"groups={groups} and replicates={replicates}: an interval needs at least 5 and 100"
+        )
+    root, statistics = _root(reference.covariance), drawn.statistics()
+    distance = _distance(reference, root, statistics)
+    others = [_distance(reference, root, drawn.statistics(without=g)) for g in range(groups)]
+    pseudo = groups * distance - (groups - 1) * np.array(others)
+    error = pseudo.std(ddof=1) / math.sqrt(groups)
+    sets = pseudo[np.random.default_rng(seed).integers(0, groups, (replicates, groups))]
+    errors = sets.std(axis=1, ddof=1) / math.sqrt(groups)
+    t = sets.mean(axis=1) - pseudo.mean()
+    np.divide(t, errors, out=t, where=errors > 0)  # 0 / 0 where all groups tell the same
+    low, high = distance - error * np.quantile(t, (0.975, 0.025))
+    too_few = statistics.count * (groups - 1) <= groups * statistics.mean.size
+    return Interval(
+        distance,
+        None if too_few else float(pseudo.mean()),
+        float(error),
+        max(float(low), 0.0),
+        float(high),
+    )
+
+
+def _root(covariance: Float[np.ndarray, "features features"]) -> np.ndarray:
+    """R with R R^T = covariance. Cholesky's is 20 times cheaper, where there is one."""
+    try:
+        return np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:  # singular, but for rounding
+        values, vectors = np.linalg.eigh(covariance)
+        return vectors * np.sqrt(np.clip(values, 0, None))
+
+
+def _distance(a: Statistics, root: Float[np.ndarray, "features features"], b: Statistics) -> float:
+    """d^2, given the root of a's covariance."""
+    check_alike(a.mean.size, b.mean.size)
     cross = np.linalg.eigvalsh(root.T @ b.covariance @ root)
-    trace_root = np.sqrt(np.clip(cross, 0, None)).sum()
     distance = (
         np.sum((a.mean - b.mean) ** 2)
         + np.trace(a.covariance)
         + np.trace(b.covariance)
-        - 2 * trace_root
+        - 2 * np.sqrt(np.clip(cross, 0, None)).sum()
     )
     return float(max(distance, 0.0))

@@ -1,0 +1,60 @@
+"""Feature extractors: from images to the numbers that distances between sets of images compare."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+Images = UInt8[np.ndarray, "batch h w c"]
+
+
+class Extracted(NamedTuple):
+    """Features of images, and the class probabilities of extractors that are classifiers."""
+
+    features: Float[np.ndarray, "batch features"]
+    probabilities: Float[np.ndarray, "batch classes"] | None
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A function from images 0..255 to features, with a name for people and an identity.
+
+    Attributes:
+      name: as in config.eval.features.
+      digest: tells apart what computes other features: weights, resizing, value range.
+      compute: the function; `__call__` checks what goes in and comes out.
+    """
+
+    name: str
+    digest: str
+    compute: Callable[[Images], Extracted]
+
+    def __call__(self, images: Images) -> Extracted:
+        """Features of uint8 images (batch, height, width, channels).
+
+        Raises:
+          ValueError: for images that are not uint8, and for features that are not finite.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(
+                f"features={self.name!r} are of uint8 images (batch, height, width, channels), "
+                f"got {images.dtype} {images.shape}"
+            )
+        extracted = self.compute(images)
+        bad = ~np.isfinite(extracted.features).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"features={self.name!r} of {bad.sum()} of {len(images)} images are not finite; "
+                "check the extractor's weights"
+            )
+        return extracted
+
+
+def _pixels(images: Images) -> Extracted:
+    return Extracted(images.reshape(len(images), -1) / np.float32(255), None)
+
+
+# The pixels themselves, in [0, 1]: for tiny grey-level images; they need no network.
+PIXELS = Extractor("pixels", "pixels", _pixels)

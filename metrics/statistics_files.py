@@ -1,0 +1,198 @@
+"""Reference statistics of a data set in a file, with what they are the statistics of.
+
+An .npz without pickles:
+
+    mu, sigma    mean and unbiased covariance, named as pytorch-fid and EDM do, which can read it
+    count        number of images
+    provenance   JSON: {"format": 1, and the fields of `Provenance`}
+
+Files of other projects are read too, all without provenance: pytorch-fid's and EDM's, which have mu
+and sigma, and score_sde's, which have the features themselves (pool_3).
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from metrics.frechet import Accumulator, Statistics
+
+_FORMAT = 1
+_ROWS = 1024  # images or features that are read at a time
+_ASYMMETRY = 1e-5  # of a covariance, over its largest entry: what float32 leaves
+_REMEDY = "write statistics anew with --mode=stats"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Of which images, and by which extractor, statistics are.
+
+    Attributes:
+      dataset: its name.
+      split: train or test.
+      image_size: height and width of the stored images.
+      resize: how they came to that size.
+      count: how many they are.
+      fingerprint: of the stored images, see `fingerprint`.
+      extractor: its name.
+      extractor_digest: tells apart what computes other features under one name.
+    """
+
+    dataset: str
+    split: str
+    image_size: int
+    resize: str
+    count: int
+    fingerprint: str
+    extractor: str
+    extractor_digest: str
+
+
+def fingerprint(images: UInt8[np.ndarray, "n h w c"]) -> str:
+    """SHA-256 of the images' shape and bytes in C order, in hexadecimal digits."""
+    digest = hashlib.sha256(repr(tuple(map(int, images.shape))).encode())
+    for first in range(0, len(images), _ROWS):
+        digest.update(np.ascontiguousarray(images[first : first + _ROWS]))
+    return digest.hexdigest()
+
+
+def check(given: Provenance, wanted: Provenance) -> None:
+    """Raise ValueError, naming the first field that differs, unless the statistics fit."""
+    for field in dataclasses.fields(Provenance):
+        has, wants = getattr(given, field.name), getattr(wanted, field.name)
+        if has != wants:
+            raise ValueError(
+                f"{field.name}={has!r} of the statistics is not {wants!r}, which is asked for; "
+                f"{_REMEDY}"
+            )
+
+
+def save(file: Path, statistics: Statistics, provenance: Provenance) -> None:
+    """Write the file, whole or not at all; equal statistics give equal bytes.
+
+    Raises:
+      ValueError: if the statistics are not of as many images as the provenance says.
+    """
+    if statistics.count != provenance.count:
+        raise ValueError(
+            f"count={provenance.count} of the provenance, but {statistics.count} of the statistics"
+        )
+    origin = json.dumps({"format": _FORMAT} | dataclasses.asdict(provenance))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.partial")
+    try:
+        # An open file, because np.savez would add .npz to a name.
+        with temporary.open("wb") as stream:
+            np.savez(
+                stream,
+                mu=statistics.mean,
+                sigma=statistics.covariance,
+                count=np.array(statistics.count),
+                provenance=np.array(origin),
+            )
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(file: Path) -> tuple[Statistics, Provenance | None]:
+    """Statistics, and their provenance where the file is ours.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: for a file that is damaged, is a pickle, or holds no statistics.
+    """
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: there are no statistics; {_REMEDY}")
+    try:
+        _check_archive(file)
+        # Members whose sums fit have the shape that their headers tell: no damaged header makes
+        # NumPy ask for more memory than there is.
+        with np.load(file, allow_pickle=False) as arrays:
+            if "pool_3" in arrays and "mu" not in arrays:
+                return _of_features(file, "pool_3"), None
+            if missing := {"mu", "sigma"} - set(arrays):
+                raise ValueError(
+                    f"has no {' and '.join(sorted(missing))} among {', '.join(arrays) or 'nothing'}"
+                )
+            mean, covariance = arrays["mu"], arrays["sigma"]
+            provenance = _provenance(str(arrays["provenance"])) if "provenance" in arrays else None
+            count = int(arrays["count"]) if provenance else None
+        if provenance and count != provenance.count:
+            raise ValueError(f"is of {count} images, but its provenance says {provenance.count}")
+        return _checked(count, mean, covariance), provenance
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        NotImplementedError,  # a damaged flag of the archive
+        RuntimeError,  # another, which means encryption
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(f"{file} cannot be read as statistics: {error}; {_REMEDY}") from error
+
+
+def _check_archive(file: Path) -> None:
+    """Raise unless the file is a zip archive whose members' sums fit."""
+    with file.open("rb") as stream:
+        start = stream.read(1)
+    if start == b"\x80":
+        raise ValueError(
+            "is a pickle, which may run code when it is read; where you trust it, save its mean "
+            "and covariance by np.savez(file, mu=..., sigma=...)"
+        )
+    with zipfile.ZipFile(file) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} is damaged")
+
+
+def _provenance(text: str) -> Provenance:
+    values = json.loads(text)
+    if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
+        raise ValueError(f"its provenance is not of format {_FORMAT}: {text:.60}")
+    types = {field.name: field.type for field in dataclasses.fields(Provenance)}
+    names = values.keys() | types.keys()
+    if wrong := sorted(name for name in names if type(values.get(name)) is not types.get(name)):
+        raise ValueError(f"its provenance is wrong in {', '.join(wrong)}: {text:.200}")
+    return Provenance(**values)
+
+
+def _checked(count: int | None, mean: np.ndarray, covariance: np.ndarray) -> Statistics:
+    """Statistics in float64; raises ValueError unless they can be those of some features."""
+    if mean.ndim != 1 or not mean.size or covariance.shape != 2 * mean.shape:
+        raise ValueError(f"has mu {mean.shape} and sigma {covariance.shape}")
+    if not all(np.issubdtype(array.dtype, np.floating) for array in (mean, covariance)):
+        raise ValueError(f"has mu of {mean.dtype} and sigma of {covariance.dtype}")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError("has NaN or infinite entries")
+    if (covariance.diagonal() < 0).any():
+        raise ValueError("has negative variances in sigma")
+    mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
+    asymmetry = np.abs(covariance - covariance.T).max()
+    if asymmetry > _ASYMMETRY * np.abs(covariance).max():
+        raise ValueError(f"sigma is not symmetric: entries differ by {asymmetry:.3g}")
+    return Statistics(count, mean, (covariance + covariance.T) / 2)
+
+
+def _of_features(file: Path, name: str) -> Statistics:
+    """Statistics of an array (n, features) in an archive, which is never read whole."""
+    with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError(f"{name} is in another version of NumPy's format than 1.0")
+        shape, columns_first, dtype = np.lib.format.read_array_header_1_0(stream)
+        if len(shape) != 2 or columns_first or not np.issubdtype(dtype, np.floating):
+            raise ValueError(f"{name} is no matrix of features row by row: {dtype} {shape}")
+        accumulator = Accumulator(shape[0], groups=1)
+        for first in range(0, shape[0], _ROWS):
+            rows = min(_ROWS, shape[0] - first)
+            values = stream.read(rows * shape[1] * dtype.itemsize)
+            accumulator.add(np.frombuffer(values, dtype).reshape(rows, shape[1]))
+    return accumulator.statistics()
