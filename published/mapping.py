@@ -30,6 +30,7 @@ Tensor = Shaped[np.ndarray, "..."]
 Rearrange = Callable[[Tensor], Tensor]
 
 _SHOWN = 4  # how many of a long list a message names
+REMEDY = "Set the fields of config.model to those the checkpoint was trained with"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,7 @@ def translate(
     *,
     unused: Sequence[str] = (),
     source: str = "the checkpoint",
+    remedy: str = REMEDY,
 ) -> dict[str, Any]:
     """Our parameters from their tensors, as nested dicts of float32 arrays.
 
@@ -151,6 +153,7 @@ def translate(
         tensors: their tensors by name.
         unused: patterns (`fnmatch`) of tensors that no rule needs to name, such as "*.sigmas".
         source: what messages call the checkpoint, such as its path.
+        remedy: what messages end with.
 
     Raises:
         ValueError: in one line, which tensors are missing, surplus or of the wrong shape, with both
@@ -178,7 +181,7 @@ def translate(
         for name, tensor in tensors.items()
         if name not in named and not any(fnmatchcase(name, pattern) for pattern in unused)
     ]
-    _raise_if_any(problems, source)
+    _raise_if_any(problems, source, remedy)
     theirs = {rule.ours: rule.theirs for rule in rules}
     return _nested(
         {path: _finite(found[path], f"{theirs[path]} ({path})", source) for path in wanted}
@@ -223,17 +226,14 @@ def _unruled(rules: Sequence[Weight], wanted: Mapping[str, Any]) -> dict[str, li
     }
 
 
-def _raise_if_any(problems: Mapping[str, Sequence[str]], source: str) -> None:
+def _raise_if_any(problems: Mapping[str, Sequence[str]], source: str, remedy: str = REMEDY) -> None:
     texts = []
     for kind, items in problems.items():
         if items:
             more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
             texts.append(f"{len(items)} {kind}: {', '.join(items[:_SHOWN])}{more}")
     if texts:
-        raise ValueError(
-            f"{source} does not fit this network; {'; '.join(texts)}. Set the fields of "
-            "config.model to those the checkpoint was trained with"
-        )
+        raise ValueError(f"{source} does not fit this network; {'; '.join(texts)}. {remedy}")
 
 
 def _rearranged(rearrange: Rearrange, tensor: Tensor) -> Tensor:
