@@ -1,18 +1,25 @@
 """Raw networks: Flax Linen modules `network(x, cond, labels, *, train)` without SDE or config.
 
-To add a network, write its module in a file of this folder and give it a name below.
+Classifiers, `network(x, cond, *, train)`, answer logits, and sow the features that their last
+matrix is applied to. To add a network, write its module in a file of this folder and give it a name
+below.
 """
 
+from typing import Any
+
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from models.adm import ADM
+from models.adm_classifier import ADMClassifier
 from models.ddpm import DDPM
 from models.dit import DiT
 from models.ncsn import NCSN
 from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSNv2
+from models.wide_resnet import WideResNet
 
-__all__ = ["NETWORKS"]
+__all__ = ["CLASSIFIERS", "NETWORKS", "with_features"]
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "adm": ADM,
@@ -22,3 +29,27 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "ncsnpp": NCSNpp,
     "ncsnv2": NCSNv2,
 }
+
+CLASSIFIERS: dict[str, type[nn.Module]] = {
+    "adm_classifier": ADMClassifier,
+    "wide_resnet": WideResNet,
+}
+
+
+def with_features(
+    network: nn.Module, params: Any, x: Array, cond: Array, *, train: bool = False, **options: Any
+) -> tuple[Float[Array, "batch classes"], Float[Array, "batch features"]]:
+    """Logits of a classifier, and the features of which its last layer makes them.
+
+    logits = features @ kernel + bias, for that layer's own kernel and bias.
+
+    Args:
+      network: of a class in CLASSIFIERS.
+      params: its parameters.
+      x, cond, train: as its `__call__` has them.
+      options: of `Module.apply`, such as `rngs={"dropout": key}`.
+    """
+    logits, sown = network.apply(
+        {"params": params}, x, cond, train=train, mutable=["intermediates"], **options
+    )
+    return logits, sown["intermediates"]["features"][0]

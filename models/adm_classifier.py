@@ -13,7 +13,8 @@ It is the encoder and the middle of models/adm.py, ended by a pooling of feature
                   and of the middle, side by side
     "spatial_v2"  the same, with silu(norm(.)) for relu
 
-The published classifiers pool by attention. Pooling, whatever the rest, is in the dtype of x.
+The published classifiers pool by attention. Pooling, whatever the rest, is in the dtype of x. What
+the last matrix, W_o or W_1, is applied to is sown as "features"; see `models.with_features`.
 """
 
 from collections.abc import Sequence
@@ -45,8 +46,13 @@ class AttentionPool(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x: Images) -> Float[Array, "batch {self.features}"]:
-        """Maps (b, h, w, c) to (b, features); parameters depend on h and w."""
+    def __call__(
+        self, x: Images
+    ) -> tuple[Float[Array, "batch {self.features}"], Float[Array, "batch channels"]]:
+        """Maps (b, h, w, c) to (b, features), and to the (b, c) of all heads before W_o.
+
+        Parameters depend on h and w.
+        """
         b, height, width, c = x.shape
         pixels = x.reshape(b, height * width, c)
         tokens = jnp.concatenate([pixels.mean(axis=1, keepdims=True), pixels], axis=1)
@@ -61,7 +67,8 @@ class AttentionPool(nn.Module):
         query = project("query", tokens[:, :1])
         # Not the training kernel: with one query, there is no memory to save.
         h = attend(query, project("key", tokens), project("value", tokens), train=False)
-        return dense(self.features, name="output")(h.reshape(b, c))
+        h = h.reshape(b, c)
+        return dense(self.features, name="output")(h), h
 
 
 class ADMClassifier(ADMEncoder):
@@ -99,8 +106,13 @@ class ADMClassifier(ADMEncoder):
             return self._pool_everything([map_.astype(x.dtype) for map_ in (*skips, h)])
         h = nn.silu(GroupNorm(EPSILON, name="output_norm")(h.astype(x.dtype)))
         if self.pool == "adaptive":
-            return dense(self.num_classes, init_scale=0.0, name="output")(h.mean(axis=(1, 2)))
-        return AttentionPool(self.num_classes, self._heads(h.shape[-1]), name="pool")(h)
+            h = h.mean(axis=(1, 2))
+            logits = dense(self.num_classes, init_scale=0.0, name="output")(h)
+        else:
+            pool = AttentionPool(self.num_classes, self._heads(h.shape[-1]), name="pool")
+            logits, h = pool(h)
+        self.sow("intermediates", "features", h)
+        return logits
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
@@ -119,4 +131,5 @@ class ADMClassifier(ADMEncoder):
         else:
             norm = GroupNorm(EPSILON, name="output_norm")
             h = nn.silu(norm(h[:, None, None, :])[:, 0, 0, :])
+        self.sow("intermediates", "features", h)
         return dense(self.num_classes, name="output_1")(h)

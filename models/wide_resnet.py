@@ -148,6 +148,7 @@ class WideResNet(nn.Module):
                 )
                 h = block(h, e)
         h = nn.relu(GroupNorm(EPSILON, name="output_norm")(h)).mean(axis=(1, 2))
+        self.sow("intermediates", "features", h)  # see `models.with_features`
         return nn.Dense(
             self.num_classes,
             kernel_init=uniform_init(self.num_classes**-0.5),
