@@ -6,37 +6,49 @@ anything is computed or written; what is wrong is told in one line with the conf
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.tree_util import Partial
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-import sampling
+from classification import Classifier, CrossEntropy
+from config_reader import Prefix, Reader
+from continuous_bound import ContinuousBoundOptions
 from denoising import Clipping, Denoiser
+from discrete_bound import DiscreteBoundOptions
 from experiment import ConfigError, Experiment
 from input_pipeline import ImageScaler
-from likelihood import LikelihoodOptions, log_prob
+from likelihood import LikelihoodOptions
 from losses import ScoreMatching
-from metrics.frechet import EXTRACTORS
-from models import NETWORKS
+from models import CLASSIFIERS, NETWORKS, with_features
+from models.inception import RECIPES
 from ode import ODEOptions
 from parallel import Layout
-from sampling import Samples
+from sampler_builder import build_sampler, require_learned
 from sde_lib import SDE, SDES
-from solvers import ADAPTIVE, SOLVERS
-from solvers.analytic_dpm import AnalyticDPM
-from solvers.moments import EpsMoments
-from solvers.predictor_corrector import CORRECTORS, PREDICTORS, PredictorCorrector
-from time_grids import TIME_GRIDS, Schedule
+from time_grids import Schedule
 from training import MovingAverage, Optimizer, Trainer
 
-METRICS = ("loss", "bits_per_dim", "frechet")
+METRICS = (
+    "loss",
+    "bits_per_dim",
+    "continuous_bound",
+    "discrete_bound",
+    "frechet",
+    "kid",
+    "precision_recall",
+    "inception_score",
+)
+# Metrics of samples need so many of them, or they cannot be computed.
+_FEWEST_SAMPLES = {"frechet": 5, "kid": 4, "precision_recall": 4, "inception_score": 10}
+FEATURES = ("classifier", "inception", "pixels")
 
 
 def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Experiment:
@@ -48,7 +60,7 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
     Raises:
       ConfigError: for the first field that is wrong.
     """
-    reader = _Reader(config, explicit)
+    reader = Reader(config, explicit)
     layout = Layout.over_all_devices()
     sde = reader.choose("sde", SDES)
     network = reader.choose("model", NETWORKS)
@@ -73,8 +85,8 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
         classes=classes,
         label_dropout=config.training.label_dropout,
     )
-    sampler, evaluations, with_moments = _sampler(reader, sde, scaler)
-    options, ode = reader.construct_all("likelihood", (LikelihoodOptions, ODEOptions), set())
+    sampler, evaluations, with_moments = build_sampler(reader, sde, scaler)
+    likelihood, ode = reader.construct_all("likelihood", (LikelihoodOptions, ODEOptions), set())
     experiment = Experiment(
         config=reader.resolved,
         layout=layout,
@@ -87,11 +99,15 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
         sampler=sampler,
         evaluations=evaluations,
         with_moments=with_moments,
-        log_prob=partial(log_prob, options=options, ode=ode),
+        likelihood=likelihood,
+        ode=ode,
+        discrete_bound=_discrete_bound(reader, sde, scaler),
+        continuous_bound=reader.construct("continuous_bound", ContinuousBoundOptions),
         classes=classes,
+        classifier=None,
     )
     _evaluate_shapes(experiment)
-    return experiment
+    return dataclasses.replace(experiment, classifier=_classifier(reader, experiment, sde))
 
 
 def build_network(config: ConfigDict) -> tuple[nn.Module, int, Any]:
@@ -100,7 +116,7 @@ def build_network(config: ConfigDict) -> tuple[nn.Module, int, Any]:
     Raises:
       ConfigError: for the first field that is wrong.
     """
-    reader = _Reader(config, frozenset())
+    reader = Reader(config, frozenset())
     network = reader.choose("model", NETWORKS)
     item_shape, _ = _image_format(reader)
     with reader.errors("model"):
@@ -113,94 +129,12 @@ def _abstract_params(network: nn.Module, item_shape: tuple[int, int, int]) -> An
     return jax.eval_shape(partial(_init_network, network, item_shape), jax.random.key(0))
 
 
-class _Reader:
-    """Reads subtrees of a configuration into objects and notes what each field resolved to."""
-
-    def __init__(self, config: ConfigDict, explicit: frozenset[str]) -> None:
-        self.config = config.copy_and_resolve_references()
-        self.explicit = explicit
-        self.resolved = _plain(config)
-
-    def errors(self, path: str) -> "_Prefix":
-        """A context in which a ValueError becomes a ConfigError with the config path in front."""
-        return _Prefix(path)
-
-    def lookup(self, path: str, field: str, table: Mapping[str, Any]) -> Any:
-        """The entry of `table` named by a field."""
-        name = self.config[path][field]
-        if name not in table:
-            raise ConfigError(
-                f"config.{path}.{field}={name!r} is unknown; "
-                f"choose one of: {', '.join(sorted(table))}"
-            )
-        return table[name]
-
-    def choose(self, path: str, table: Mapping[str, type]) -> Any:
-        """An object of the class that `name` names, from the other fields of the subtree."""
-        return self.construct(path, self.lookup(path, "name", table), ignore={"name"})
-
-    def construct(self, path: str, cls: type, ignore: Set[str] = frozenset()) -> Any:
-        """An object of `cls` from a whole subtree; every field must be one of its own."""
-        (thing,) = self.construct_all(path, (cls,), ignore)
-        return thing
-
-    def construct_all(self, path: str, classes: tuple[type, ...], ignore: Set[str]) -> list[Any]:
-        """Objects that share a subtree, each taking the fields that it has."""
-        subtree = dict(self.config[path].items())
-        owned = {
-            cls: {f.name for f in dataclasses.fields(cls)} & subtree.keys() - ignore
-            for cls in classes
-        }
-        known = set().union(*owned.values())
-        given = {k: _plain(v) for k, v in subtree.items() if v is not None and k not in ignore}
-        for name in sorted(given.keys() - known):
-            if f"{path}.{name}" in self.explicit:
-                fields = ", ".join(sorted(known | ignore))
-                owners = " and ".join(cls.__name__ for cls in classes) or "what is chosen here"
-                raise ConfigError(
-                    f"config.{path}.{name}={given[name]!r} is not a field of {owners}; "
-                    f"its fields are: {fields}"
-                )
-            self.resolved[path][name] = None
-        things = []
-        for cls in classes:
-            with self.errors(path):
-                thing = cls(**{k: v for k, v in given.items() if k in owned[cls]})
-            things.append(thing)
-            for name in owned[cls]:
-                self.resolved[path][name] = _plain(getattr(thing, name))
-        return things
-
-
-class _Prefix:
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, ValueError | TypeError) and not isinstance(error, ConfigError):
-            message = str(error)
-            prefix = "" if message.startswith("config.") else f"config.{self.path}."
-            raise ConfigError(prefix + message) from error
-
-
-def _plain(value: Any) -> Any:
-    """Plain Python, as JSON and hashing want it: dicts, and tuples for all sequences."""
-    if isinstance(value, ConfigDict | dict):
-        return {key: _plain(value[key]) for key in value}
-    if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value)
-    return value
-
-
 def _init_network(network: nn.Module, item_shape: tuple, key: Key[Array, ""]) -> Any:
     images, condition = jnp.zeros((1, *item_shape)), jnp.zeros(1)
     return network.init(key, images, condition, train=False)["params"]
 
 
-def _denoiser_factory(reader: _Reader, sde: SDE, network: nn.Module) -> Callable[..., Denoiser]:
+def _denoiser_factory(reader: Reader, sde: SDE, network: nn.Module) -> Callable[..., Denoiser]:
     """(params, dropout key or None) -> Denoiser."""
     fields = reader.config.denoiser.to_dict()
 
@@ -234,7 +168,7 @@ def _denoiser_factory(reader: _Reader, sde: SDE, network: nn.Module) -> Callable
     return denoiser
 
 
-def _check_levels(reader: _Reader, sde: SDE, loss: ScoreMatching) -> None:
+def _check_levels(reader: Reader, sde: SDE, loss: ScoreMatching) -> None:
     """The levels of a discrete process are those of its objective and of its network's index."""
     levels, denoiser = getattr(sde, "levels", None), reader.config.denoiser
     pairs = (
@@ -258,7 +192,7 @@ def _check_levels(reader: _Reader, sde: SDE, loss: ScoreMatching) -> None:
         )
 
 
-def _classes(reader: _Reader, network: nn.Module) -> int:
+def _classes(reader: Reader, network: nn.Module) -> int:
     """The number of classes that the network is told; 0 for none."""
     classes, label = getattr(network, "num_classes", 0), reader.config.sampling.label
     if not -1 <= label <= classes or (label >= 0 and not classes):
@@ -273,7 +207,57 @@ def _classes(reader: _Reader, network: nn.Module) -> int:
     return classes
 
 
-def _image_format(reader: _Reader) -> tuple[tuple[int, int, int], ImageScaler]:
+def _classifier(reader: Reader, experiment: Experiment, sde: SDE) -> Experiment:
+    """The same experiment with a classifier of noisy images in the denoiser's place."""
+    settings = reader.config.classifier
+    ours = {"name", "lr", "warmup", "batch_size", "steps", "conditioning", "levels"}
+    kind = reader.lookup("classifier", "name", CLASSIFIERS)
+    network, loss = reader.construct_all("classifier", (kind, CrossEntropy), ours)
+    size, _, channels = experiment.item_shape
+    named = {k: settings[k] for k in ("conditioning", "levels") if settings[k] is not None}
+
+    def classifier(params: Any, dropout: Key[Array, ""] | None = None) -> Classifier:
+        closed = Partial(_answer, params, dropout)
+        return Classifier(sde=sde, network=closed, **named)
+
+    def _answer(params: Any, dropout: Any, x: Array, cond: Array) -> tuple[Array, Array]:
+        rngs = {} if dropout is None else {"rngs": {"dropout": dropout}}
+        return with_features(network, params, x, cond, train=dropout is not None, **rngs)
+
+    training = experiment.config["training"] | {
+        "steps": settings.steps,
+        "batch_size": settings.batch_size,
+        "sample_every": 0,
+        "checkpoint_every": settings.steps,
+    }
+    with reader.errors("classifier"):
+        network.validate(size, channels)
+        classifier({})  # an unknown name shows now
+        optimizer = Optimizer(lr=settings.lr, warmup=settings.warmup, decay="cosine")
+        experiment.layout.check_batch(settings.batch_size, "batch_size")
+    _at_least("classifier.steps", settings.steps, 1)
+    trainer = dataclasses.replace(
+        experiment.trainer,
+        init=partial(_init_network, network, experiment.item_shape),
+        denoiser=classifier,
+        loss=loss,
+        optimizer=optimizer.chain(settings.steps),
+        average=MovingAverage(rate=0.99),
+        classes=network.num_classes,
+        label_dropout=0.0,
+    )
+    return dataclasses.replace(
+        experiment,
+        config=experiment.config | {"training": training},
+        network=network,
+        denoiser=classifier,
+        loss=loss,
+        trainer=trainer,
+        classes=network.num_classes,
+    )
+
+
+def _image_format(reader: Reader) -> tuple[tuple[int, int, int], ImageScaler]:
     data = reader.config.data
     for name in ("image_size", "channels"):
         _at_least(f"data.{name}", data[name], 1)
@@ -286,7 +270,7 @@ def _at_least(path: str, value: float, low: float) -> None:
         raise ConfigError(f"config.{path}={value} must be at least {low}")
 
 
-def _check_training(reader: _Reader, layout: Layout) -> None:
+def _check_training(reader: Reader, layout: Layout) -> None:
     training = reader.config.training
     with reader.errors("training"):
         layout.check_batch(training.batch_size, "batch_size")
@@ -298,122 +282,65 @@ def _check_training(reader: _Reader, layout: Layout) -> None:
         _at_least(path, reader.config[path], 0)
 
 
-def _check_eval(reader: _Reader, layout: Layout) -> None:
+def _check_eval(reader: Reader, layout: Layout) -> None:
     evaluation = reader.config.eval
     with reader.errors("eval"):
         layout.check_batch(evaluation.batch_size, "batch_size")
     for name in ("loss_repeats", "dequantizations"):
         _at_least(f"eval.{name}", evaluation[name], 1)
     _at_least("eval.samples", evaluation.samples, 2)
+    _at_least("eval.sampling_seeds", evaluation.sampling_seeds, 1)
+    _at_least("eval.ladder_images", evaluation.ladder_images, 0)
     _at_least("moments.images", reader.config.moments.images, 3)
     _at_least("moments.times", reader.config.moments.times, 3)
-    reader.lookup("eval", "features", EXTRACTORS)
-    unknown = [name for name in evaluation.metrics if name not in METRICS]
-    if unknown or not evaluation.metrics:
+    for name, choices in (("metrics", METRICS), ("features", FEATURES)):
+        given = tuple(evaluation[name])
+        if not given or set(given) - set(choices):
+            raise ConfigError(f"config.eval.{name}={given!r}: choose some of {choices!r}")
+    for metric in evaluation.metrics:
+        if evaluation.samples < (fewest := _FEWEST_SAMPLES.get(metric, 0)):
+            raise ConfigError(
+                f"config.eval.samples={evaluation.samples} are too few for {metric}; "
+                f"give at least {fewest}, or leave it out of config.eval.metrics"
+            )
+    reader.lookup("eval", "inception_resize", RECIPES)
+    if "inception_score" in evaluation.metrics and set(evaluation.features) == {"pixels"}:
         raise ConfigError(
-            f"config.eval.metrics={tuple(evaluation.metrics)!r}: choose some of {METRICS!r}"
+            "config.eval.metrics has inception_score, which needs the classes of "
+            "config.eval.features inception or classifier"
+        )
+    if evaluation.reference and "frechet" not in evaluation.metrics:
+        raise ConfigError(
+            f"config.eval.reference={evaluation.reference!r} is for frechet, which is not in "
+            f"config.eval.metrics={tuple(evaluation.metrics)!r}; add it, or leave the reference out"
+        )
+    if evaluation.reference and len(evaluation.features) > 1:
+        raise ConfigError(
+            f"config.eval.reference={evaluation.reference!r} is of one extractor, but "
+            f"config.eval.features={tuple(evaluation.features)!r}; choose one"
         )
 
 
-def _sampler(
-    reader: _Reader, sde: SDE, scaler: ImageScaler
-) -> tuple[Callable[..., Samples], int | None, Callable[..., Any] | None]:
-    """The sampler, its network evaluations an image where they are known beforehand, and how to
-    give it the moments of its network if it needs them."""
-    _give_way(reader)
-    chosen = reader.lookup("sampling", "name", {**SOLVERS, **ADAPTIVE})
-    ignore = {"name", "seed", "label"}
-    if reader.config.sampling.name in ADAPTIVE:
-        function, options = chosen
-        classes = (Clipping, *options.values())
-        clipping, *made = reader.construct_all("sampling", classes, ignore)
-        clipping = dataclasses.replace(clipping, low=scaler.low, high=scaler.high)
-        given = dict(zip(options, made, strict=True))
-        return _clipped(partial(function, **given), clipping), None, None
-
-    clipping, schedule, solver = _fixed_steps(reader, chosen, ignore)
-    clipping = dataclasses.replace(clipping, low=scaler.low, high=scaler.high)
-
-    def sampler(solver: sampling.Solver) -> Callable[..., Samples]:
-        return _clipped(partial(sampling.sample, solver=solver, schedule=schedule), clipping)
-
-    with reader.errors("sampling"):
+def _discrete_bound(
+    reader: Reader, sde: SDE, scaler: ImageScaler
+) -> tuple[DiscreteBoundOptions, np.ndarray, Clipping]:
+    """The bound's options, its times, by default all levels of a chain, and its clipping."""
+    if reader.config.discrete_bound.grid is None:
+        reader.config.discrete_bound.grid = "levels" if getattr(sde, "levels", 0) else "log_snr"
+    classes = (DiscreteBoundOptions, Schedule, Clipping)
+    options, schedule, clipping = reader.construct_all("discrete_bound", classes, set())
+    if options.variance == "learned":
+        require_learned(reader, "discrete_bound")
+    with reader.errors("discrete_bound"):
         times = schedule.of(sde)
-        needs_moments = chosen is AnalyticDPM
-        rows = len(times) - 1 if needs_moments else solver.plan(sde, times).evaluations
-    reader.resolved["sampling"]["steps"] = len(times) - (schedule.grid != "levels")
-    with_moments = None
-    if needs_moments:
-
-        def with_moments(moments: EpsMoments) -> Callable[..., Samples]:
-            ready = dataclasses.replace(solver, moments=moments)
-            ready.plan(sde, times)  # moments that do not fit show now
-            return sampler(ready)
-
-    return sampler(solver), rows + (schedule.finish == "denoise"), with_moments
-
-
-# What a person gives by hand takes the place of what the file says in another way.
-_INSTEAD = {
-    "steps": ("times",),
-    "times": ("grid", "steps", "rho"),
-    "grid": ("times", "steps", "rho"),
-    "rtol": ("steps",),
-    "s_churn": ("churn_min", "churn_max", "churn_noise"),
-}
-
-
-def _give_way(reader: _Reader) -> None:
-    """Unset the file's fields of sampling that fields given by hand make meaningless."""
-    config = reader.config.sampling
-    for given, others in _INSTEAD.items():
-        if f"sampling.{given}" not in reader.explicit:
-            continue
-        if given == "grid" and config.grid in TIME_GRIDS:
-            others = ("times", "rho")
-        if given == "s_churn" and config.s_churn:
-            others = ()
-        if given == "rtol" and config.name != "sde":
-            others = ()
-        for name in others:
-            if f"sampling.{name}" not in reader.explicit:
-                config[name] = None
-
-
-def _clipped(draw: Callable[..., Samples], clipping: Clipping) -> Callable[..., Samples]:
-    def sampler(key: Key[Array, ""], denoiser: Denoiser, shape: tuple, **options: Any) -> Samples:
-        return draw(key, dataclasses.replace(denoiser, clipping=clipping), shape, **options)
-
-    return sampler
-
-
-def _fixed_steps(
-    reader: _Reader, cls: type, ignore: set[str]
-) -> tuple[Clipping, Schedule, sampling.Solver]:
-    if cls is not PredictorCorrector:
-        return tuple(reader.construct_all("sampling", (Clipping, Schedule, cls), ignore))
-    moves = [
-        reader.lookup("sampling", role, {**table, "none": None})
-        for role, table in (("predictor", PREDICTORS), ("corrector", CORRECTORS))
-    ]
-    given = [move for move in moves if move]
-    classes = (Clipping, Schedule, PredictorCorrector, *given)
-    ignore |= {"predictor", "corrector"}
-    clipping, schedule, whole, *made = reader.construct_all("sampling", classes, ignore)
-    predictor, corrector = (made.pop(0) if move else None for move in moves)
-    meaning = reader.config.denoiser.parameterization
-    if getattr(predictor, "variance", None) == "learned" and meaning != "eps_variance":
-        raise ConfigError(
-            "config.sampling.variance='learned' needs a network that answers variances, with "
-            f"config.denoiser.parameterization=eps_variance, not {meaning!r}; choose small or large"
-        )
-    return clipping, schedule, dataclasses.replace(whole, predictor=predictor, corrector=corrector)
+    reader.resolved["discrete_bound"]["steps"] = len(times) - (schedule.grid != "levels")
+    return options, times, dataclasses.replace(clipping, low=scaler.low, high=scaler.high)
 
 
 def _evaluate_shapes(experiment: Experiment) -> None:
     """Trace the network abstractly: what it refuses shows before anything runs."""
     params = experiment.trainer.abstract_state().params
-    with _Prefix("denoiser"):
+    with Prefix("denoiser"):
         jax.eval_shape(
             lambda params, x: experiment.denoiser(params).predict(x, 0.5),
             params,

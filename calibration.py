@@ -5,8 +5,8 @@ from tqdm import tqdm
 
 import input_pipeline
 from denoising import Denoiser
-from evaluation import batches_of
 from experiment import Experiment
+from resumable import batches_of
 from solvers.moments import EpsMoments, moments_of, squared_noise
 from time_grids import Schedule
 

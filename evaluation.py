@@ -1,258 +1,260 @@
-"""Judging a checkpoint: test loss, bits/dim and Frechet distance, stopped and resumed at will.
+"""Judging a checkpoint: its likelihood and its samples, stopped and resumed at will.
 
-Work is cut into batches; the result of each is a file in `eval/<step>.partial`, written whole, and
-every number belongs to an image's index, not to its batch. So an evaluation that was killed goes on
-where it stopped, and ends with the same numbers.
+Every metric is a row of one of two tables. The results go into one JSON file with the protocol that
+made them, numbers of single images into an .npz and samples into a .png beside it.
 """
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
-import input_pipeline
-from arrays import sample_keys
+import likelihood_report
+import sample_report
+from arrays import digest
 from denoising import Denoiser
-from experiment import Experiment
-from metrics.bits_per_dim import bits_per_dim, estimate
-from metrics.frechet import EXTRACTORS, Statistics, frechet_distance
+from experiment import ConfigError, Experiment
+from likelihood_report import Report
+from metrics.extractor import Extractor
+from metrics.statistics_files import fingerprint
+from reference import file_digest
 from reporting import image_grid, table, write_file, write_json, write_png
+from resumable import Resumable
+from sample_report import SampleSets
 from workdir import differences
 
+# Of the test images under the model; and of the model's samples.
+OF_IMAGES: dict[str, Callable[[Experiment, Denoiser, Resumable], Report]] = {
+    "loss": likelihood_report.test_loss,
+    "bits_per_dim": likelihood_report.flow_bits,
+    "continuous_bound": likelihood_report.continuous_bound_bits,
+    "discrete_bound": likelihood_report.discrete_bound_bits,
+}
+OF_SAMPLES: dict[str, Callable[[SampleSets], Report]] = {
+    "frechet": sample_report.frechet,
+    "kid": sample_report.kid,
+    "precision_recall": sample_report.precision_and_recall,
+    "inception_score": sample_report.inception,
+}
+_FEWEST_IMAGES = {"kid": 4, "precision_recall": 4}
+_PICTURE = 100  # samples that the picture shows
 
-def evaluate(experiment: Experiment, denoiser: Denoiser, step: int, folder: Path) -> str:
-    """Evaluate one checkpoint; writes `<step>.json` and `<step>.png`, and returns a small table.
+
+def evaluate(
+    experiment: Experiment,
+    denoiser: Denoiser,
+    step: int,
+    folder: Path,
+    *,
+    extractors: tuple[Extractor, ...],
+    statistics: Path,
+) -> str:
+    """Evaluate one checkpoint; writes `<step>.json`, `.npz` and `.png`; returns a small table.
 
     A finished evaluation with the same protocol is not repeated, one with another protocol is kept
-    under another name.
+    under another name. Statistics of the data are looked for, and kept, in the folder `statistics`.
+
+    Raises:
+      ConfigError: for reference statistics that do not fit, before anything is computed.
     """
-    protocol = _protocol(experiment)
+    protocol = _protocol(experiment, denoiser, extractors)
     file = folder / f"{step}.json"
+    work = Resumable(folder / f"{step}.partial", protocol)
     results = _finished(file, protocol)
     if results is None:
-        partial = _Partial(folder / f"{step}.partial", protocol)
         start = time.perf_counter()
+        sets = SampleSets(experiment, denoiser, work, extractors, statistics)
         results = {"step": step, "protocol": protocol}
-        for name in experiment.config["eval"]["metrics"]:
-            results[name] = _METRICS[name](experiment, denoiser, partial)
-        results["seconds"] = round(time.perf_counter() - start, 1)
-        images = _samples(experiment, denoiser, partial, min(100, protocol["eval"]["samples"]))
-        write_png(file.with_suffix(".png"), image_grid(images))
+        per_image = {}
+        chosen = protocol["eval"]["metrics"]
+        _check_counts(experiment, chosen)
+        if "frechet" in chosen:
+            _ = sets.references  # what does not fit shows now
+        for name in chosen:
+            if name in OF_IMAGES:
+                report = OF_IMAGES[name](experiment, denoiser, work)
+            else:
+                report = OF_SAMPLES[name](sets)
+            results[name] = report.summary
+            per_image |= report.per_image
+        if per_image:
+            write_file(
+                file.with_suffix(".npz"), lambda path: np.savez_compressed(path, **per_image)
+            )
+        if set(chosen) & OF_SAMPLES.keys():
+            results["samples"] = _of_samples(sets, file.with_suffix(".png"))
+        results["seconds"] = round(time.perf_counter() - start, 1)  # since the last start
         write_json(file, results)
-        partial.remove()
-    return f"{_summary(results)}\n{file}"
+    work.remove()
+    return f"{summary(results)}\n{file}"
 
 
-def batches_of(count: int, batch_size: int) -> list[Int[np.ndarray, "batch"]]:
-    """0, ..., count - 1 in equal batches (the last may be shorter) of at most `batch_size`."""
-    parts = -(-count // batch_size)
-    size = -(-count // parts)
-    return [np.arange(first, min(first + size, count)) for first in range(0, count, size)]
+def _check_counts(experiment: Experiment, chosen: Iterable[str]) -> None:
+    """Refuse metrics that need more training images than there are."""
+    name, count = experiment.config["data"]["name"], len(experiment.data.train)
+    for metric in chosen:
+        if count < (fewest := _FEWEST_IMAGES.get(metric, 0)):
+            raise ConfigError(
+                f"config.data.name={name!r} has {count} training images, too few for {metric}, "
+                f"which needs {fewest}; leave it out of config.eval.metrics"
+            )
+
+
+def _of_samples(sets: SampleSets, file: Path) -> dict:
+    """The picture, and what the results say of the samples."""
+    first, nfe = [], []
+    for seed in sets.seeds:
+        for part in sets.images(seed):
+            nfe.append(part["nfe"])
+            if seed == sets.seeds[0]:
+                first.append(part["images"][:_PICTURE])
+    write_png(file, image_grid(np.concatenate(first)[:_PICTURE]))
+    levels = sets.experiment.data.quantizer.levels
+    bins = "bin" if sets.experiment.config["data"]["dequantize"] else "nearest"
+    return {
+        "count": sets.count,
+        "seeds": sets.seeds,
+        "nfe": float(np.concatenate(nfe).mean()),  # where adaptive, the slowest of each batch
+        "rounding": f"to the {bins} of {levels} levels, these to 0..255",
+        "parameters": "moving average",
+    }
 
 
 # --- files ------------------------------------------------------------------------------------
 
 
-def _protocol(experiment: Experiment) -> dict:
-    """All that the numbers depend on beside the checkpoint, as it reads back from JSON."""
-    parts = {name: experiment.config[name] for name in ("data", "likelihood", "sampling", "eval")}
-    protocol = json.loads(json.dumps({**parts, "loss": experiment.config["loss"]}))
-    del protocol["eval"]["checkpoints"], protocol["data"]["dir"]
-    return protocol
+def _protocol(
+    experiment: Experiment, denoiser: Denoiser, extractors: tuple[Extractor, ...]
+) -> dict:
+    """All that the numbers depend on, as it reads back from JSON."""
+    names = ("data", "sde", "denoiser", "ema", "loss", "sampling", "eval")
+    bounds = ("likelihood", "continuous_bound", "discrete_bound")
+    protocol = json.loads(json.dumps({name: experiment.config[name] for name in (*names, *bounds)}))
+    # Where things lie and how long to try do not change numbers.
+    for path in (
+        ("data", "dir"),
+        ("eval", "checkpoints"),
+        ("eval", "inception_weights"),
+        ("eval", "reference"),
+        ("likelihood", "max_steps"),
+        ("sampling", "max_steps"),
+    ):
+        del protocol[path[0]][path[1]]
+    file, data = experiment.config["eval"]["reference"], experiment.data
+    leaves = [leaf for leaf in jax.tree.leaves(denoiser.network) if isinstance(leaf, jax.Array)]
+    params = experiment.layout.fetch_tree(leaves)
+    return protocol | {
+        "checkpoint": digest(params),
+        "model": {"num_classes": experiment.classes},
+        "images": {
+            name: {"count": len(images), "sha256": fingerprint(images)[:16]}
+            for name, images in (("train", data.train), ("test", data.test))
+        },
+        "extractors": {extractor.name: extractor.digest for extractor in extractors},
+        "reference": file_digest(Path(file).expanduser()) if file else None,
+    }
 
 
 def _finished(file: Path, protocol: dict) -> dict | None:
     if not file.exists():
         return None
-    results = json.loads(file.read_text())
-    if not differences(results["protocol"], protocol):
-        print(f"{file} is finished; not repeated")
-        return results
+    try:
+        results = json.loads(file.read_text())
+        if not differences(results["protocol"], protocol):
+            print(f"{file} is finished; not repeated")
+            return results
+    except (ValueError, KeyError, TypeError, AttributeError):  # no result, or a damaged one
+        pass
     number = 1
     while (kept := file.with_name(f"{file.stem}.{number}.json")).exists():
         number += 1
     print(f"{file} was made with another protocol; keeping it as {kept.name}")
-    file.rename(kept)
+    for suffix in (".npz", ".png", ".json"):
+        if (old := file.with_suffix(suffix)).exists():
+            old.rename(kept.with_suffix(suffix))
     return None
 
 
-class _Partial:
-    """The folder of an unfinished evaluation; one with another protocol is started afresh."""
-
-    def __init__(self, folder: Path, protocol: dict) -> None:
-        self._folder = folder
-        stamp = folder / "protocol.json"
-        if not stamp.exists() or differences(json.loads(stamp.read_text()), protocol):
-            self.remove()
-            write_json(stamp, protocol)
-
-    def remove(self) -> None:
-        if self._folder.exists():
-            shutil.rmtree(self._folder)
-
-    def collect(
-        self,
-        name: str,
-        count: int,
-        batch_size: int,
-        compute: Callable[[Int[np.ndarray, "batch"]], np.ndarray],
-    ) -> Iterator[np.ndarray]:
-        """`compute` of each batch of indices below `count`, from its file where it has one."""
-        with tqdm(total=count, desc=name, dynamic_ncols=True, mininterval=0.5) as bar:
-            for indices in batches_of(count, batch_size):
-                file = self._folder / f"{name}-{indices[0]}-{indices[-1]}.npy"
-                if not file.exists():
-                    values = compute(indices)
-                    write_file(file, lambda temporary, values=values: np.save(temporary, values))
-                yield np.load(file)
-                bar.update(len(indices))
+# --- the table --------------------------------------------------------------------------------
 
 
-# --- metrics ----------------------------------------------------------------------------------
-
-
-def _test_batch(experiment: Experiment, indices: Int[Array, "batch"], draw: int) -> Array:
-    """Dequantized test images; the noise of an image depends on its index and the draw alone."""
-    images = input_pipeline.test_batch(
-        experiment.data.test,
-        experiment.layout.fetch(indices),
-        seed=experiment.config["eval"]["seed"],
-        draw=draw,
-        quantizer=experiment.data.quantizer,
-        scaler=experiment.scaler,
-    )
-    return experiment.layout.split_rows(images)
-
-
-def _test_loss(experiment: Experiment, denoiser: Denoiser, partial: _Partial) -> dict:
-    """The training objective on the test images, with the averaged parameters."""
-    settings = experiment.config["eval"]
-    base = experiment.key(settings["seed"], "loss")
-
-    @jax.jit
-    def losses(key: Array, denoiser: Denoiser, x: Array, indices: Array) -> Float[Array, "batch"]:
-        # One sample a call of the loss: its time and noise depend on its own key alone.
-        keys = sample_keys(key, indices)
-        return jax.vmap(
-            lambda key, x, label: experiment.loss(key, denoiser.of_one(label), x[None])[0]
-        )(keys, x, denoiser.labels)
-
-    def compute(indices: np.ndarray) -> np.ndarray:
-        placed = experiment.place(indices)
-        labelled = experiment.with_labels(denoiser, placed, experiment.data.test_labels)
-        values = [
-            losses(
-                jax.random.fold_in(base, repeat),
-                labelled,
-                _test_batch(experiment, placed, repeat),
-                placed,
-            )
-            for repeat in range(settings["loss_repeats"])
-        ]
-        return np.stack([experiment.layout.fetch(v)[: len(indices)] for v in values])
-
-    parts = partial.collect("loss", len(experiment.data.test), settings["batch_size"], compute)
-    values = np.concatenate(list(parts), axis=1)
-    return estimate(values)._asdict()
-
-
-def _bits_per_dim(experiment: Experiment, denoiser: Denoiser, partial: _Partial) -> dict:
-    """Bits/dim of the test images by the probability-flow ODE, over dequantization draws."""
-    settings, test = experiment.config["eval"], experiment.data.test
-    base = experiment.key(settings["seed"], "likelihood")
-    draws = []
-    for draw in range(settings["dequantizations"]):
-        key = jax.random.fold_in(base, draw)
-
-        def compute(indices: np.ndarray, key: Array = key, draw: int = draw) -> np.ndarray:
-            placed = experiment.place(indices)
-            x = _test_batch(experiment, placed, draw)
-            labelled = experiment.with_labels(denoiser, placed, experiment.data.test_labels)
-            result = experiment.log_prob(key, labelled, x, indices=placed)
-            nats = experiment.layout.fetch(result.nats)[: len(indices)]
-            return np.stack([nats, np.full_like(nats, result.nfe)])
-
-        parts = partial.collect(
-            f"bits-per-dim-{draw + 1}", len(test), settings["batch_size"], compute
-        )
-        draws.append(np.concatenate(list(parts), axis=1))
-    nats, evaluations = np.stack(draws, axis=1)
-    dims = test[0].size
-    log_det = experiment.data.quantizer.log_det(dims) + experiment.scaler.log_det(dims)
-    values = bits_per_dim(nats, log_det=log_det, dims=dims)
-    return {
-        **estimate(values)._asdict(),
-        "draws": len(draws),
-        "images": len(test),
-        "nfe": float(evaluations.mean()),
-    }
-
-
-def _samples(
-    experiment: Experiment, denoiser: Denoiser, partial: _Partial, count: int
-) -> np.ndarray:
-    """The first `count` samples, uint8."""
-    return np.concatenate(list(_sample_batches(experiment, denoiser, partial)))[:count]
-
-
-def _sample_batches(
-    experiment: Experiment, denoiser: Denoiser, partial: _Partial
-) -> Iterator[np.ndarray]:
-    settings = experiment.config["eval"]
-    return partial.collect(
-        "samples",
-        settings["samples"],
-        settings["batch_size"],
-        lambda indices: experiment.draw(denoiser, indices).images,
-    )
-
-
-def _frechet(experiment: Experiment, denoiser: Denoiser, partial: _Partial) -> dict:
-    """Frechet distance of the samples to the train and the test images, and between those two."""
-    settings, data = experiment.config["eval"], experiment.data
-    extractor = EXTRACTORS[settings["features"]]
-
-    def statistics(images: np.ndarray) -> Statistics:
-        parts = batches_of(len(images), settings["batch_size"])
-        return Statistics.of((data.quantizer.to_uint8(images[p]) for p in parts), extractor)
-
-    drawn = Statistics.of(_sample_batches(experiment, denoiser, partial), extractor)
-    train, test = statistics(data.train), statistics(data.test)
-    return {
-        "to_train": frechet_distance(drawn, train),
-        "to_test": frechet_distance(drawn, test),
-        "train_to_test": frechet_distance(train, test),
-        "features": settings["features"],
-        "samples": settings["samples"],
-        "nfe": experiment.evaluations,  # none where they are adaptive
-    }
-
-
-_METRICS: dict[str, Callable[..., dict[str, Any]]] = {
-    "loss": _test_loss,
-    "bits_per_dim": _bits_per_dim,
-    "frechet": _frechet,
-}
-
-
-def _summary(results: dict) -> str:
+def summary(results: dict) -> str:
+    """The results as a table of name, value, and how far to trust it."""
     rows = [(f"step {results['step']}", "value", "")]
     if loss := results.get("loss"):
-        rows.append(("test loss", f"{loss['mean']:.4f}", f"+- {loss['over_images']:.4f} (images)"))
-    if bits := results.get("bits_per_dim"):
-        errors = f"+- {bits['over_draws']:.4f} ({bits['draws']} draws)"
-        errors += f" +- {bits['over_images']:.4f} ({bits['images']} images), NFE {bits['nfe']:.0f}"
-        rows.append(("bits/dim", f"{bits['mean']:.4f}", errors))
-    if distance := results.get("frechet"):
-        note = f"{distance['samples']} samples, {distance['features']}"
-        rows.append(("Frechet to train", f"{distance['to_train']:.4f}", note))
-        rows.append(("Frechet to test", f"{distance['to_test']:.4f}", note))
-        rows.append(("  train to test", f"{distance['train_to_test']:.4f}", "for scale"))
+        rows.append(("test loss", f"{loss['mean']:.4f}", _error(loss["over_images"], "images")))
+    if flow := results.get("bits_per_dim"):
+        rows += _flow_rows(flow)
+    for name, label in (("continuous_bound", "continuous"), ("discrete_bound", "discrete")):
+        if bound := results.get(name):
+            parts = ", ".join(
+                f"{part} {bound[part]:.4f}"
+                for part in ("prior", "diffusion", "decoder", "L_T", "L_t", "L_0")
+                if part in bound
+            )
+            error = _error(bound["over_images"], "images")
+            rows.append((f"bits/dim, {label} bound", f"{bound['mean']:.4f}", f"{error} {parts}"))
+    rows += _sample_rows(results)
     return table(rows)
+
+
+def _error(value: float | None, of: str = "") -> str:
+    """A standard error for the table; nothing where it is not known."""
+    return "" if value is None else f"+- {value:.4f}" + f" ({of})" * bool(of)
+
+
+def _flow_rows(flow: dict) -> Iterator[tuple[str, str, str]]:
+    errors = [
+        _error(flow[f"over_{of}"], f"{count}{of}")
+        for of, count in (("images", ""), ("draws", f"{flow['draws']} "), ("probes", ""))
+    ]
+    yield "bits/dim", f"{flow['mean']:.4f}", " ".join(filter(None, errors))
+    if flow["importance_weighted"] is not None:
+        note = f"bound over {flow['draws']} draws together"
+        yield "  importance-weighted", f"{flow['importance_weighted']:.4f}", note
+    if "solver_error" in flow:
+        solver, truncation = flow["solver_error"], flow["truncation"]
+        of = f"on {flow['ladder_images']} images"
+        note = f"{_error(solver['standard_error'])} rtol {solver['rtol']:.0e} less used, {of}"
+        yield "  solver error", f"{solver['mean']:+.4f}", note
+        note = f"{_error(truncation['standard_error'])} bound of the data less that at t_min, {of}"
+        yield "  truncation", f"{truncation['mean']:+.4f}", note
+        yield "  prior mismatch", f"{flow['prior_mismatch']:.4f}", "of it, at most"
+    seconds = f"slowest {flow['nfe_of_slowest']}, {flow['seconds']:.0f} s"
+    yield "  network evaluations", f"{flow['nfe']:.0f}", seconds
+
+
+def _sample_rows(results: dict) -> Iterator[tuple[str, str, str]]:
+    if samples := results.get("samples"):
+        seeds = len(samples["seeds"])
+        note = f"of {seeds} seed{'s' * (seeds > 1)}, NFE {samples['nfe']:.0f}"
+        yield "samples", str(samples["count"]), note
+    for features, found in results.get("frechet", {}).items():
+        for name, value in found.items():
+            if name.startswith("to_"):
+                yield f"Frechet {name.replace('_', ' ')}", *_spread(value, features)
+                if value["rank_deficient"]:
+                    yield "  biased", "", "by fewer images than features"
+        if "train_to_test" in found:
+            yield "  train to test", f"{found['train_to_test']:.4f}", "for scale"
+    for features, found in results.get("kid", {}).items():
+        note = f"{features} {_error(found['over_images'], 'images')}"
+        yield "KID", *_spread(found["mean"], note)
+    for features, found in results.get("precision_recall", {}).items():
+        yield "precision", *_spread(found["precision"], features)
+        yield "recall", *_spread(found["recall"], features)
+    for features, found in results.get("inception_score", {}).items():
+        yield "Inception Score", *_spread(found, features)
+
+
+def _spread(value: dict, features: str) -> tuple[str, str]:
+    note = features
+    if value["std"] is not None:
+        note = f"{_error(value['std'], 'std over seeds')}, {note}"
+    if "interval" in value:
+        low, high = value["interval"]
+        note += f", 95% of the first [{low:.4f}, {high:.4f}]"
+    return f"{value['mean']:.4f}", note

@@ -14,17 +14,31 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from tqdm import tqdm
 
 import input_pipeline
-from denoising import Denoiser
+from classification import Classifier, CrossEntropy
+from continuous_bound import ContinuousBoundOptions
+from denoising import Clipping, Denoiser
+from discrete_bound import DiscreteBoundOptions
 from input_pipeline import ImageData, ImageScaler, TrainingBatches
-from likelihood import LogProb
+from likelihood import LikelihoodOptions
 from losses import ScoreMatching
+from ode import ODEOptions
 from parallel import Layout
 from sampling import Samples
 from solvers.moments import EpsMoments
 from training import Trainer
 
 # The uses of randomness, each with a base key of its own.
-_STREAMS = ("init", "training", "sampling", "loss", "likelihood", "moments")
+_STREAMS = (
+    "init",
+    "training",
+    "sampling",
+    "loss",
+    "likelihood",
+    "moments",
+    "truncation",
+    "discrete_bound",
+    "continuous_bound",
+)
 
 
 class ConfigError(ValueError):
@@ -65,23 +79,31 @@ class Experiment:
         it is adaptive.
       evaluations: network evaluations an image of `sampler`; None where it is adaptive.
       with_moments: moments -> sampler, of a solver that needs those of its network; otherwise None.
-      log_prob: (key, denoiser, x, *, indices) -> LogProb.
+      likelihood, ode: how log-likelihoods are computed.
+      discrete_bound: its options, the times of its chain, and how predictions are clipped.
+      continuous_bound: its options.
       classes: number of classes of a class-conditional network; 0 for any other.
+      classifier: the experiment that trains the classifier of noisy images, whose `denoiser` makes
+        a Classifier.
     """
 
     config: dict
     layout: Layout
     item_shape: tuple[int, int, int]
     scaler: ImageScaler
-    loss: ScoreMatching
+    loss: ScoreMatching | CrossEntropy
     network: Any
-    denoiser: Callable[..., Denoiser]
+    denoiser: Callable[..., Denoiser | Classifier]
     trainer: Trainer
     sampler: Callable[..., Samples]
     evaluations: int | None
     with_moments: Callable[[EpsMoments], Callable[..., Samples]] | None
-    log_prob: Callable[..., LogProb]
+    likelihood: LikelihoodOptions
+    ode: ODEOptions
+    discrete_bound: tuple[DiscreteBoundOptions, np.ndarray, Clipping]
+    continuous_bound: ContinuousBoundOptions
     classes: int
+    classifier: "Experiment | None"
 
     @cached_property
     def data(self) -> ImageData:
@@ -130,10 +152,35 @@ class Experiment:
         padded = np.pad(indices, (0, -len(indices) % self.layout.devices), mode="edge")
         return self.layout.split_rows(padded)
 
+    def test_batch(
+        self, indices: Int[Array, "batch"], draw: int, *, dequantize: bool = True
+    ) -> Float[Array, "batch h w c"]:
+        """Test images as the network sees them, split over the devices.
+
+        The dequantization noise of an image depends on its index and the draw alone.
+        """
+        images = input_pipeline.test_batch(
+            self.data.test,
+            self.layout.fetch(indices),
+            seed=self.config["eval"]["seed"],
+            draw=draw,
+            quantizer=self.data.quantizer,
+            scaler=self.scaler,
+            dequantize=dequantize,
+        )
+        return self.layout.split_rows(images)
+
     def draw(
-        self, denoiser: Denoiser, indices: Int[np.ndarray, "count"], *, frames: int = 0
+        self,
+        denoiser: Denoiser,
+        indices: Int[np.ndarray, "count"],
+        *,
+        frames: int = 0,
+        seed: int | None = None,
     ) -> Pictures:
-        """The samples of these numbers; each depends on the sampling seed and its number alone.
+        """The samples of these numbers; each depends on the seed and its number alone.
+
+        The seed is by default the configuration's.
 
         Raises:
           SamplingError: if any becomes NaN or infinite.
@@ -143,7 +190,7 @@ class Experiment:
             label = self.config["sampling"]["label"]
             labels = placed % self.classes if label < 0 else jnp.full_like(placed, label)
             denoiser = dataclasses.replace(denoiser, labels=labels)
-        key = self.key(self.config["sampling"]["seed"], "sampling")
+        key = self.key(self.config["sampling"]["seed"] if seed is None else seed, "sampling")
         shape = (placed.shape[0], *self.item_shape)
         options: dict[str, Any] = {"indices": placed, "frames": frames}
         with _steps_bar() as progress:
@@ -171,15 +218,18 @@ class Experiment:
 
     def _check_labels(self, labels: Int[np.ndarray, "count"] | None) -> None:
         name = self.config["data"]["name"]
+        # What trains a classifier is no experiment that has one.
+        classifies = self.classifier is None
+        field = f"config.{'classifier' if classifies else 'model'}.num_classes"
         if self.classes and labels is None:
+            remedy = "no classifier can be trained on it" if classifies else f"set {field}=0"
             raise ConfigError(
-                f"config.model.num_classes={self.classes}, but config.data.name={name!r} has no "
-                "labels; set config.model.num_classes=0"
+                f"{field}={self.classes}, but config.data.name={name!r} has no labels; {remedy}"
             )
         if self.classes and not 0 <= labels.min() <= labels.max() < self.classes:
             raise ConfigError(
-                f"config.model.num_classes={self.classes}, but the labels of config.data.name="
-                f"{name!r} are {labels.min()}..{labels.max()}; set it to {labels.max() + 1}"
+                f"{field}={self.classes}, but the labels of config.data.name={name!r} are "
+                f"{labels.min()}..{labels.max()}; set it to {labels.max() + 1}"
             )
 
     def pictures(self, x: Float[Any, "count height width channels"]) -> UInt8[np.ndarray, "..."]:

@@ -70,7 +70,8 @@ class Quantizer:
             raise ValueError(f"Quantizer.levels={self.levels}: levels are uint8, choose 2..256")
 
     def normalize(self, stored: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
-        """k / (levels - 1), in [0, 1]."""
+        """k / (levels - 1), in [0, 1]. Raises ValueError for what are not stored levels."""
+        self._check(stored)
         return stored / np.float32(self.levels - 1)
 
     def dequantize(
@@ -79,11 +80,20 @@ class Quantizer:
         """(k + u) / levels, in [0, 1), for noise u in [0, 1).
 
         u should be a multiple of 2^-16, as this module draws it: then k + u is exact in float32
-        and stays in its bin. Finer noise may round up to the next level.
+        and stays in its bin. Finer noise may round up to the next level. Raises ValueError for what
+        are not stored levels.
         """
+        self._check(stored)
         x = stored + noise
         x /= self.levels
         return x
+
+    def _check(self, stored: UInt8[np.ndarray, "..."]) -> None:
+        if stored.dtype != np.uint8 or (stored.size and stored.max() >= self.levels):
+            raise ValueError(
+                f"stored levels are uint8 in 0..{self.levels - 1}, got {stored.dtype} up to "
+                f"{stored.max() if stored.size else 'nothing'}; give images before they are scaled"
+            )
 
     def quantize(self, x: Floats, *, dequantized: bool = False) -> UInt8[np.ndarray, "*shape"]:
         """Levels of floats in [0, 1]; what lies outside is clipped. Raises ValueError on NaN.

@@ -16,7 +16,19 @@ from types import ModuleType
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-_MODES = ("train", "eval", "sample", "check", "prepare", "moments", "import", "export")
+_MODES = (
+    "train",
+    "eval",
+    "sample",
+    "check",
+    "prepare",
+    "train_classifier",
+    "stats",
+    "compare",
+    "moments",
+    "import",
+    "export",
+)
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
 _MODE = flags.DEFINE_enum("mode", None, _MODES, "What to do.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<config name>.")
@@ -30,7 +42,9 @@ _ATTENTION_ORDER = flags.DEFINE_enum(
     ("legacy", "new"),
     "import: how a file of OpenAI sorts query, key and value; new for 64x64_diffusion.pt.",
 )
-_TARGET = flags.DEFINE_string("target", None, "export: the file to write, for score_sde_pytorch.")
+_TARGET = flags.DEFINE_string(
+    "target", None, "export: the file to write, for score_sde_pytorch. stats: the .npz to write."
+)
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "sample: number of images.")
 _GIF = flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
 _CACHE = flags.DEFINE_boolean(
@@ -38,46 +52,80 @@ _CACHE = flags.DEFINE_boolean(
 )
 
 
-def main(_: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # JAX tells of each accelerator that is not there
     try:
-        _main()
+        _main(arguments[1:])
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last save", file=sys.stderr)
         sys.exit(130)
 
 
-def _main() -> None:
+def _main(files: list[str]) -> None:
     # After the flags: a misspelt flag should not wait for JAX to load.
     import jax
 
     import run_lib
     from checkpoints import CheckpointError
+    from discrete_bound import BoundError
     from experiment import ConfigError
+    from likelihood_report import EvaluationError
     from ode import IntegrationError
     from sampling import SamplingError
+    from training_run import TrainingError
     from workdir import WorkdirError
 
     if _CACHE.value:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoresde"
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
     try:
-        _run(run_lib)
+        _run(run_lib, files)
     except (
         ConfigError,
         WorkdirError,
         CheckpointError,
         IntegrationError,
+        BoundError,
+        EvaluationError,
         SamplingError,
-        run_lib.TrainingError,
+        TrainingError,
     ) as error:
         sys.exit(f"error: {error}")
     except OSError as error:  # a full disk, a folder that may not be written
         sys.exit(f"error: {error}; mend this and run the same command again")
 
 
-def _run(run_lib: ModuleType) -> None:
+# Flags of some modes alone.
+_OF_MODES = {
+    "checkpoint": ("sample", "moments", "export"),
+    "source": ("import",),
+    "attention_order": ("import",),
+    "target": ("stats", "export"),
+    "num_samples": ("sample",),
+    "gif": ("sample",),
+}
+
+
+def _check_mode() -> None:
+    """Exit with the remedy if a flag was given that the mode has no use for."""
+    for name, modes in _OF_MODES.items():
+        if flags.FLAGS[name].present and _MODE.value not in modes:
+            instead = ""
+            if (name, _MODE.value) == ("checkpoint", "eval"):
+                instead = "; give --config.eval.checkpoints='(STEP,)'"
+            sys.exit(
+                f"error: --{name} is of --mode={', '.join(modes)}, not of {_MODE.value}{instead}"
+            )
+
+
+def _run(run_lib: ModuleType, files: list[str]) -> None:
+    if _MODE.value == "compare":
+        run_lib.compare([Path(file) for file in files])
+        return
+    _check_mode()
+    if files:
+        sys.exit(f"error: {' '.join(files)}: not expected here; flags start with --")
     config = _CONFIG.value
     explicit = frozenset(config_flags.get_override_values(flags.FLAGS["config"]))
     # configs/vp_cifar10.py:ddpm is at home in runs/vp_cifar10_ddpm.
@@ -101,6 +149,11 @@ def _run(run_lib: ModuleType) -> None:
             run_lib.check(config, explicit=explicit)
         case "prepare":
             run_lib.prepare(config)
+        case "train_classifier":
+            run_lib.train_classifier(config, path, explicit=explicit)
+        case "stats":
+            target = Path(_TARGET.value) if _TARGET.value else None
+            run_lib.stats(config, path, target=target, explicit=explicit)
         case "moments":
             run_lib.moments(config, path, checkpoint=_CHECKPOINT.value, explicit=explicit)
         case "import":
@@ -141,7 +194,7 @@ def _known_configs() -> Iterator[tuple[str, ConfigDict]]:
 def _parse(argv: list[str]) -> list[str]:
     """Parse the flags; whatever is wrong with them is one line on stderr."""
     given = _given(argv[1:])
-    if not any(name.startswith("help") for name in given):
+    if not any(name.startswith("help") for name in given) and given.get("mode") != "compare":
         config = _load(given.get("config", ""))
         for name in given:
             if name.startswith("config."):

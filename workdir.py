@@ -8,7 +8,10 @@ from reporting import write_json
 
 # Fields that do not change what is trained: a run may go on with other values of these.
 _FREE_IN_TRAINING = (
+    "classifier.",
+    "continuous_bound.",
     "data.dir",
+    "discrete_bound.",
     "eval.",
     "likelihood.",
     "moments.",
@@ -21,7 +24,12 @@ _FREE_IN_TRAINING = (
 )
 
 # Fields that say what a trained network is: who reads a run must give the same.
-_FIXED_IN_READING = ("data.", "denoiser.", "model.", "sde.")
+_FIXED_IN_READING = ("data.", "denoiser.", "ema.", "model.", "sde.")
+
+# The same for a classifier of noisy images, which knows nothing of the run beside it; and those of
+# its fields that matter in training alone.
+_OF_CLASSIFIER = ("classifier.", "data.", "sde.")
+_IN_ITS_TRAINING = ("batch_size", "clean", "dropout", "lr", "steps", "warmup")
 
 
 class WorkdirError(RuntimeError):
@@ -29,15 +37,20 @@ class WorkdirError(RuntimeError):
 
 
 class Workdir:
-    """Paths of a run's files, and its saved configuration. Making one touches nothing on disk."""
+    """Paths of a run's files, and its saved configuration. Making one touches nothing on disk.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    `classifies` says that it is the folder of a classifier of noisy images.
+    """
+
+    def __init__(self, path: str | Path, *, classifies: bool = False) -> None:
+        self.path, self._classifies = Path(path), classifies
         self.config = self.path / "config.json"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.eval = self.path / "eval"
         self.moments = self.path / "moments"
+        self.statistics = self.path / "statistics"
+        self.classifier = self.path / "classifier"
         if self.path.exists() and not self.path.is_dir():
             raise WorkdirError(f"--workdir={path} is a file; give a folder")
 
@@ -59,7 +72,7 @@ class Workdir:
         differing = [
             phrase
             for name, phrase in differences(saved, config)
-            if not _is_free(name, config=config, training=training)
+            if not self._is_free(name, config=config, training=training)
         ]
         if differing:
             raise WorkdirError(
@@ -68,19 +81,23 @@ class Workdir:
                 + ". Give these values, or another --workdir"
             )
 
+    def _is_free(self, name: str, *, config: dict, training: bool) -> bool:
+        if name == "data.dir":
+            return True
+        if self._classifies:
+            of_training = name.removeprefix("classifier.") in _IN_ITS_TRAINING
+            return not name.startswith(_OF_CLASSIFIER) or (of_training and not training)
+        if not training:
+            return not name.startswith(_FIXED_IN_READING)
+        # A longer run is the same run continued, unless the learning rate depends on its length.
+        if name == "training.steps":
+            return config["optim"]["decay"] == "constant"
+        return name.startswith(_FREE_IN_TRAINING)
+
     def save_config(self, config: dict) -> None:
         """Write config.json, unless it already says the same."""
         if not self.config.exists() or differences(json.loads(self.config.read_text()), config):
             write_json(self.config, config)
-
-
-def _is_free(name: str, *, config: dict, training: bool) -> bool:
-    if not training:
-        return name == "data.dir" or not name.startswith(_FIXED_IN_READING)
-    # A longer run is the same run continued, unless the learning rate depends on its length.
-    if name == "training.steps":
-        return config["optim"]["decay"] == "constant"
-    return name.startswith(_FREE_IN_TRAINING)
 
 
 def differences(saved: dict, given: dict) -> list[tuple[str, str]]:
@@ -89,7 +106,7 @@ def differences(saved: dict, given: dict) -> list[tuple[str, str]]:
     A field that is new since the run was saved is no difference: what it is by default is what
     was done before there was a choice.
     """
-    old, new = _flatten(saved), _flatten(json.loads(json.dumps(given)))
+    old, new = flatten(saved), flatten(json.loads(json.dumps(given)))
     absent = "absent"
     return [
         (name, f"config.{name} was {value!r}, is {new.get(name, absent)!r}")
@@ -98,9 +115,10 @@ def differences(saved: dict, given: dict) -> list[tuple[str, str]]:
     ]
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by dotted name, after `prefix`."""
     flat = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        flat.update(_flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
+        flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
     return flat

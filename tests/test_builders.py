@@ -12,15 +12,22 @@ import pytest
 from command_line import ROOT, TINY, configuration
 
 import builders
+import evaluation
+import extractors
+from classification import CrossEntropy
+from config_reader import Reader
 from configs import default, vp_cifar10
+from continuous_bound import ContinuousBoundOptions
 from denoising import Clipping
+from discrete_bound import DiscreteBoundOptions
 from experiment import ConfigError
 from input_pipeline import ImageScaler
 from likelihood import LikelihoodOptions
 from losses import ScoreMatching
-from models import NETWORKS
+from models import CLASSIFIERS, NETWORKS
 from ode import ODEOptions
 from plan import _memory
+from sampler_builder import build_sampler
 from sde_lib import SDES, VPSDE
 from solvers import ADAPTIVE, SOLVERS
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
@@ -39,6 +46,12 @@ OWNERS = {
     "optim": ([Optimizer], set()),
     "ema": ([MovingAverage], set()),
     "likelihood": ([LikelihoodOptions, ODEOptions], set()),
+    "continuous_bound": ([ContinuousBoundOptions], set()),
+    "discrete_bound": ([DiscreteBoundOptions, Clipping, Schedule], set()),
+    "classifier": (
+        [CrossEntropy, *CLASSIFIERS.values()],
+        {"name", "conditioning", "levels", "lr", "warmup", "batch_size", "steps"},
+    ),
     "sampling": (
         [
             Clipping,
@@ -60,17 +73,25 @@ def test_fields_are_those_of_what_is_made_from_them(path):
     classes, choices = OWNERS[path]
     read = {f.name for cls in classes for f in dataclasses.fields(cls)} - NOT_CHOSEN
     read -= {"name"} - choices  # Linen modules are named too
+    if path == "discrete_bound":
+        read -= {"finish"}  # a sampler's
     assert set(default.get_config()[path]) == read | choices
 
 
 def test_other_subtrees_have_a_reader_for_each_field():
     """Read by name: a field that no module spells is a field that does nothing."""
-    sources = (
-        "\n".join(
-            (ROOT / name).read_text()
-            for name in ("builders.py", "experiment.py", "evaluation.py", "calibration.py")
+    sources = "\n".join(
+        (ROOT / name).read_text()
+        for name in (
+            "builders.py",
+            "experiment.py",
+            "extractors.py",
+            "calibration.py",
+            "likelihood_report.py",
+            "run_lib.py",
+            "sample_report.py",
+            "training_run.py",
         )
-        + (ROOT / "run_lib.py").read_text()
     )
     config = default.get_config()
     # `training.<name>_every` are read in one loop over <name>.
@@ -101,18 +122,24 @@ def test_resolved_configuration_is_complete_plain_json(name):
     chosen = {
         "sde": dataclasses.fields(SDES[resolved["sde"]["name"]]),
         "model": dataclasses.fields(NETWORKS[resolved["model"]["name"]]),
+        "classifier": [
+            *dataclasses.fields(CLASSIFIERS[resolved["classifier"]["name"]]),
+            *dataclasses.fields(CrossEntropy),
+        ],
         "sampling": [
             *dataclasses.fields(Clipping),
             *dataclasses.fields(Schedule),
-            *dataclasses.fields(SOLVERS["pc"]),
-            *dataclasses.fields(PREDICTORS[resolved["sampling"]["predictor"]]),
+            *dataclasses.fields(SOLVERS[resolved["sampling"]["name"]]),
         ],
     }
+    if resolved["sampling"]["name"] == "pc":
+        predictor = PREDICTORS[resolved["sampling"]["predictor"]]
+        chosen["sampling"] += dataclasses.fields(predictor)
     for path, node in resolved.items():
         if not isinstance(node, dict):
             continue
         own = {f.name for f in chosen[path]} if path in chosen else set(node)
-        if path == "sampling" and node["corrector"] != "none":
+        if path == "sampling" and node["corrector"] not in ("none", None):
             corrector = CORRECTORS[node["corrector"]]
             own |= {f.name for f in dataclasses.fields(corrector)}
         for field, value in node.items():
@@ -140,20 +167,21 @@ def test_resolved_configuration_builds_the_same():
 @pytest.mark.parametrize("name", [*SOLVERS, *ADAPTIVE])
 def test_every_sampler_is_built_by_its_name(name):
     config = configuration(TINY | {"sampling.name": name, "sampling.steps": 6})
-    reader, scaler = builders._Reader(config, frozenset()), ImageScaler(low=-1.0, high=1.0)
-    _, evaluations, with_moments = builders._sampler(reader, VPSDE(), scaler)
+    reader, scaler = Reader(config, frozenset()), ImageScaler(low=-1.0, high=1.0)
+    _, evaluations, with_moments = build_sampler(reader, VPSDE(), scaler)
     assert (evaluations is None) == (name in ADAPTIVE)
     assert (with_moments is not None) == (name == "analytic")
     assert reader.resolved["sampling"]["clip"] == "none"
     if name in SOLVERS:
-        assert evaluations in (6, 12)
+        finished = reader.resolved["sampling"]["finish"] == "denoise"
+        assert evaluations - finished in (6, 12)
         assert reader.resolved["sampling"]["steps"] == 6
 
 
 @pytest.mark.parametrize(
     ("config", "given", "evaluations"),
     [
-        ("vp_digits", {"times": (1.0, 0.5, 0.01)}, 2),
+        ("vp_digits", {"times": (1.0, 0.5, 0.1, 0.01)}, 4),
         ("vp_cifar10:ddpm", {"grid": "ddim50"}, 50),
         ("vp_cifar10:ddpm", {"times": (1.0, 0.5, 0.0)}, 3),
         ("edm_imagenet_64", {"s_churn": 0.0}, 511),
@@ -166,9 +194,9 @@ def test_what_a_person_gives_takes_the_place_of_what_the_file_says(config, given
     made = module["get_config"](*filter(None, [variant]))
     made.sampling.update(given)
     before = str(made)
-    reader = builders._Reader(made, frozenset(f"sampling.{name}" for name in given))
+    reader = Reader(made, frozenset(f"sampling.{name}" for name in given))
     sde = reader.choose("sde", SDES)
-    _, counted, _ = builders._sampler(reader, sde, ImageScaler(low=-1.0, high=1.0))
+    _, counted, _ = build_sampler(reader, sde, ImageScaler(low=-1.0, high=1.0))
     assert counted == evaluations
     assert str(made) == before
 
@@ -204,3 +232,8 @@ def test_memory_estimate_is_near_what_the_compiler_plans():
     told = float(_memory(experiment).split()[1]) * 1e9
     assert planned / 2 < told + 0.005e9
     assert told - 0.005e9 < planned * 2
+
+
+def test_names_that_are_checked_here_are_those_of_what_does_the_work():
+    assert set(builders.METRICS) == evaluation.OF_IMAGES.keys() | evaluation.OF_SAMPLES.keys()
+    assert set(builders.FEATURES) == extractors.EXTRACTORS.keys()

@@ -15,6 +15,7 @@ from command_line import TINY, configuration, flags, run, start, write_images
 import builders
 import evaluation
 from input_pipeline import test_batch as batch_of_test_images
+from metrics.extractor import PIXELS
 from sde_lib import VPSDE
 
 STEPS = TINY["training.steps"]
@@ -33,6 +34,8 @@ def fields(tmp_path_factory):
         "eval.dequantizations": 2,
         "eval.loss_repeats": 2,
         "eval.samples": 24,
+        "eval.sampling_seeds": 2,
+        "eval.ladder_images": 3,
     }
 
 
@@ -55,15 +58,23 @@ def evaluated(trained, fields, tmp_path_factory):
 
 
 def results(workdir, name=str(STEPS)):
-    found = json.loads((workdir / "eval" / f"{name}.json").read_text())
-    assert found.pop("seconds") >= 0
-    return found
+    return without_seconds(json.loads((workdir / "eval" / f"{name}.json").read_text()))
+
+
+def without_seconds(tree):
+    """What two evaluations alike have in common."""
+    if not isinstance(tree, dict):
+        return tree
+    assert tree.get("seconds", 0) >= 0
+    return {key: without_seconds(value) for key, value in tree.items() if key != "seconds"}
 
 
 def evaluate(fields, denoiser, folder):
     """The results of a denoiser here, on four devices and with every shape checked."""
     experiment = builders.build(configuration(fields))
-    evaluation.evaluate(experiment, denoiser, STEPS, folder)
+    evaluation.evaluate(
+        experiment, denoiser, STEPS, folder, extractors=(PIXELS,), statistics=folder / "statistics"
+    )
     return json.loads((folder / f"{STEPS}.json").read_text())
 
 
@@ -79,7 +90,7 @@ def close(a, b, tolerance):
 
 def test_finished_evaluation_is_not_repeated(evaluated, fields):
     files = sorted((evaluated / "eval").iterdir())
-    assert [file.name for file in files] == [f"{STEPS}.json", f"{STEPS}.png"]
+    assert [file.name for file in files] == [f"{STEPS}{end}" for end in (".json", ".npz", ".png")]
     before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
     call = run(*flags("eval", evaluated, fields))
     assert call.status == 0
@@ -94,12 +105,12 @@ def test_evaluation_killed_in_each_metric_ends_with_the_same_numbers(
     workdir = shutil.copytree(trained, tmp_path / "run")
     partial = workdir / "eval" / f"{STEPS}.partial"
     done = {}
-    for metric in ("loss", "bits-per-dim-2", "samples"):
+    for metric in ("loss", "bits-per-dim-2", "samples-1"):
         running = start(*flags("eval", workdir, fields))
-        running.until(lambda metric=metric: any(partial.glob(f"{metric}-*.npy")))
+        running.until(lambda metric=metric: any(partial.glob(f"{metric}-*.npz")))
         running.send(signal.SIGKILL)
         assert running.wait().status == -signal.SIGKILL
-        now = {file.name: file.stat().st_mtime_ns for file in partial.glob("*.npy")}
+        now = {file.name: file.stat().st_mtime_ns for file in partial.glob("*.npz")}
         assert done.items() < now.items(), "what was done is not done again"
         done = now
     assert not (workdir / "eval" / f"{STEPS}.json").exists()
@@ -127,7 +138,7 @@ def test_another_protocol_keeps_the_old_results(evaluated, fields, tmp_path):
 def test_partial_results_of_another_protocol_are_not_used(trained, evaluated, fields, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "run")
     running = start(*flags("eval", workdir, fields | {"eval.seed": 1}))
-    running.until(lambda: any((workdir / "eval").glob("*.partial/loss-*.npy")))
+    running.until(lambda: any((workdir / "eval").glob("*.partial/loss-*.npz")))
     running.send(signal.SIGKILL)
     running.wait()
     assert run(*flags("eval", workdir, fields)).status == 0
@@ -146,6 +157,26 @@ def test_chosen_checkpoints_are_evaluated_each(trained, fields, tmp_path):
     assert missing.status == 1
     assert "checkpoints/7 cannot be loaded: there is no such checkpoint" in missing.stderr
     assert results(workdir, "15") == first, "nothing was computed before the error"
+
+
+def test_evaluation_of_other_images_or_another_network_is_another(evaluated, fields, tmp_path):
+    """Though name, step and configuration are the same."""
+    workdir = shutil.copytree(evaluated, tmp_path / "run")
+    images = write_images(tmp_path / "images.npz", 32, TEST_IMAGES, seed=1)
+    few = fields | {"eval.metrics": ("loss",), "data.name": str(images)}
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["name"] = str(images)
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert run(*flags("eval", workdir, few)).status == 0
+    first = results(workdir)
+    assert "finished; not repeated" in run(*flags("eval", workdir, few)).stdout
+    write_images(images, 32, TEST_IMAGES, seed=2)
+    assert "keeping it as" in run(*flags("eval", workdir, few)).stdout
+    assert results(workdir)["loss"] != first["loss"]
+    (workdir / "eval" / f"{STEPS}.json").write_text("{")
+    again = run(*flags("eval", workdir, few))
+    assert again.status == 0, "a damaged result is put aside"
+    assert "keeping it as" in again.stdout
 
 
 # --- numbers ----------------------------------------------------------------------------------
@@ -190,6 +221,10 @@ def test_bits_per_dim_is_the_density_of_the_dequantized_images(model, numbers):
     assert found["bits_per_dim"]["over_images"] == pytest.approx(error, rel=1e-2)
     assert found["bits_per_dim"]["images"] == TEST_IMAGES
     assert found["bits_per_dim"]["draws"] == 2
+    assert found["bits_per_dim"]["over_probes"] == 0, "the trace is exact"
+    together = -np.log2((2.0 ** (-64 * bits)).mean(axis=0)).mean() / 64
+    assert found["bits_per_dim"]["importance_weighted"] == pytest.approx(together, abs=1e-3)
+    assert abs(found["bits_per_dim"]["solver_error"]["mean"]) < 1e-4
 
 
 def test_batches_do_not_change_the_numbers(numbers, tmp_path):
@@ -223,9 +258,64 @@ def test_one_device_and_four_agree(evaluated, trained, fields, tmp_path):
     assert close(results(workdir)["loss"], results(evaluated)["loss"], 1e-5)
 
 
-@pytest.mark.parametrize(("count", "size"), [(1, 4), (4, 4), (5, 4), (12, 5), (297, 128)])
-def test_batches_cover_every_index_once(count, size):
-    batches = evaluation.batches_of(count, size)
-    np.testing.assert_array_equal(np.concatenate(batches), np.arange(count))
-    assert max(map(len, batches)) <= size
-    assert len({len(batch) for batch in batches[:-1]}) <= 1
+# --- all metrics ------------------------------------------------------------------------------
+
+EVERY = TINY | {
+    "training.steps": 2,
+    "classifier.features": 8,
+    "classifier.channel_multipliers": (1,),
+    "classifier.head_width": 8,
+    "classifier.steps": 3,
+    "discrete_bound.steps": 3,
+    "continuous_bound.times": 2,
+    "eval.batch_size": 100,
+    "eval.dequantizations": 2,
+    "eval.samples": 30,
+    "eval.features": ("pixels", "classifier"),
+    "eval.metrics": (
+        "continuous_bound",
+        "discrete_bound",
+        "frechet",
+        "kid",
+        "precision_recall",
+        "inception_score",
+    ),
+}
+
+
+def test_classifier_is_trained_and_every_metric_computed(tmp_path):
+    workdir = tmp_path / "run"
+    assert run(*flags("train", workdir, EVERY)).status == 0
+    early = run(*flags("eval", workdir, EVERY))
+    assert early.status == 1
+    assert "features='classifier', but there is none" in early.stderr
+    assert "--mode=train_classifier" in early.stderr
+    trained = run(*flags("train_classifier", workdir, EVERY))
+    assert trained.status == 0, trained.stderr
+    again = run(*flags("train_classifier", workdir, EVERY))
+    assert "is trained: step 3 of 3" in again.stdout
+    other = run(*flags("train_classifier", workdir, EVERY | {"classifier.features": 16}))
+    assert other.status == 1
+    assert "config.classifier.features was 8, is 16" in other.stderr
+    # How long it was trained does not matter to who uses it.
+    call = run(*flags("eval", workdir, EVERY | {"classifier.steps": 600}))
+    assert call.status == 0, call.stderr
+    found = results(workdir, "2")
+    for name in ("frechet", "kid", "precision_recall"):
+        assert found[name].keys() == {"pixels", "classifier"}, name
+    assert found["inception_score"].keys() == {"classifier"}
+    score = found["inception_score"]["classifier"]["mean"]
+    assert 1 <= score <= 10
+    bound = found["discrete_bound"]
+    assert bound["mean"] == pytest.approx(bound["L_T"] + bound["L_t"] + bound["L_0"], rel=1e-5)
+    continuous = found["continuous_bound"]
+    parts = (continuous[name] for name in ("prior", "diffusion", "decoder"))
+    assert continuous["mean"] == pytest.approx(sum(parts), rel=1e-5)
+    with np.load(workdir / "eval" / "2.npz") as arrays:
+        assert arrays["discrete_bound"].shape == (297,)
+        assert arrays["continuous_bound"].shape == (2, 297)
+        assert arrays["discrete_bound"].mean() == pytest.approx(bound["mean"], rel=1e-6)
+    pixels = {"eval.features": ("pixels",), "eval.metrics": ("frechet",)}
+    stats = run(*flags("stats", workdir, EVERY | pixels))
+    assert stats.status == 0, stats.stderr
+    assert "statistics of 1500 images, 64 pixels" in stats.stdout

@@ -1,0 +1,79 @@
+"""The feature extractors that a configuration names, ready to be used."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from arrays import digest
+from checkpoints import Checkpoints
+from classification import Classifier
+from experiment import ConfigError, Experiment
+from metrics.extractor import PIXELS, Extracted, Extractor, Images
+from published.inception import inception_features, weights_file
+from workdir import Workdir
+
+
+def of(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, ...]:
+    """The extractors that `config.eval.features` names.
+
+    Raises:
+      ConfigError: for weights that are neither at hand nor to be had.
+    """
+    return tuple(
+        EXTRACTORS[name](experiment, workdir) for name in experiment.config["eval"]["features"]
+    )
+
+
+def _pixels(experiment: Experiment, workdir: Workdir) -> Extractor:
+    return PIXELS
+
+
+def _inception(experiment: Experiment, workdir: Workdir) -> Extractor:
+    channels = experiment.item_shape[2]
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"config.eval.features='inception' looks at 3 channels (or 1, repeated), but "
+            f"config.data.channels={channels}; choose pixels or classifier"
+        )
+    try:
+        settings = experiment.config["eval"]
+        weights = weights_file(settings["inception_weights"])
+        return inception_features(weights, resize=settings["inception_resize"])
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"config.eval.features='inception': {error}") from error
+
+
+def _classifier(experiment: Experiment, workdir: Workdir) -> Extractor:
+    trained, settings = experiment.classifier, experiment.config["classifier"]
+    folder = Workdir(workdir.classifier, classifies=True)
+    folder.check(trained.config, training=False)
+    restored = Checkpoints(folder.checkpoints).restore(trained.trainer.abstract_state())
+    if restored is None:
+        raise ConfigError(
+            f"config.eval.features='classifier', but there is none in {folder.path} yet; run "
+            "--mode=train_classifier first, or choose pixels or inception"
+        )
+    params = trained.layout.fetch_tree(restored.state.ema_params)
+    classifier, scaler = trained.denoiser(params), trained.scaler
+    identity = digest((params, np.float64(settings["t_min"])))
+
+    @jax.jit
+    def answer(classifier: Classifier, x: Float[Array, "batch h w c"]) -> Extracted:
+        answer = classifier.answer(x, settings["t_min"])
+        return Extracted(answer.features, jax.nn.softmax(answer.logits))
+
+    def compute(images: Images) -> Extracted:
+        x = scaler.forward(jnp.asarray(images, jnp.float32) / 255)
+        return Extracted(*map(np.asarray, answer(classifier, x)))
+
+    return Extractor("classifier", identity, compute)
+
+
+EXTRACTORS: dict[str, Callable[[Experiment, Workdir], Extractor]] = {
+    "classifier": _classifier,
+    "inception": _inception,
+    "pixels": _pixels,
+}
