@@ -83,8 +83,8 @@ def main() -> None:
         seconds, output = run(scratch / "other_cache", workdir, "--mode=eval")
         print(f"evaluation: {seconds:.1f} s\n{output}", flush=True)
         newest = max((workdir / "eval").glob("*.json"), key=lambda file: file.stat().st_mtime)
-        distance = json.loads(newest.read_text())["frechet"]
-        ratio = distance["to_train"] / distance["train_to_test"]
+        distance = json.loads(newest.read_text())["frechet"]["pixels"]
+        ratio = distance["to_train"]["mean"] / distance["train_to_test"]
         print(f"Frechet distance to the training images, over train to test: {ratio:.2f}")
     bits, kind = gaussian_mixture_bits()
     print(f"Gaussian mixture: {bits:.3f} bits/dim ({kind})")

@@ -60,5 +60,6 @@ def adm_process(config: ConfigDict, *, schedule: str) -> None:
     published.vp_discrete(config)
     config.sde.schedule = schedule
     config.sampling.variance = "learned"
+    config.discrete_bound.variance = "learned"
     config.sampling.clip = "range"
     config.denoiser.parameterization = "eps_variance"

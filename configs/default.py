@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
 
     config.loss = loss = ConfigDict()
     loss.weight = "sigma2"  # lambda(t): sigma2, or g2 (likelihood weighting)
-    loss.times = "uniform"  # how times are drawn: uniform, stratified, levels (discrete)
+    loss.times = "uniform"  # how times are drawn: uniform, stratified, log_snr, levels (discrete)
     loss.levels = placeholder(int)  # times=levels: their number
     loss.reduction = "mean"  # over dimensions: mean, or half_sum
     loss.t_min = 1e-5  # smallest time trained on
@@ -158,7 +158,8 @@ def get_config() -> ConfigDict:
     sampling.step_size = placeholder(float)  # in units of sigma^2
     # ode, sde, dpm_adaptive:
     sampling.solver = placeholder(str)  # ode: dopri5, tsit5, ...; sde: sra1, euler, ...
-    sampling.variable = placeholder(str)  # ode: t, log_snr, angle
+    sampling.variable = placeholder(str)  # ode: t, log_snr, angle, root_angle
+    sampling.control = placeholder(str)  # ode: step sizes per_sample, batch
     sampling.rtol = placeholder(float)
     sampling.atol = placeholder(float)
     sampling.max_steps = placeholder(int)
@@ -175,17 +176,73 @@ def get_config() -> ConfigDict:
     likelihood.atol = 1e-5
     likelihood.max_steps = 4096
 
+    likelihood.variable = "root_angle"  # what is integrated in: t, log_snr, angle, root_angle
+    likelihood.control = "per_sample"  # of step sizes: per_sample, batch (as published)
+
+    # The continuous-time bound on the likelihood, with dequantized images.
+    config.continuous_bound = continuous_bound = ConfigDict()
+    continuous_bound.times = 32  # drawn for each image and dequantization
+    continuous_bound.importance = "log_snr"  # density of the times: log_snr, uniform
+    continuous_bound.t_min = 1e-5
+
+    # The variational bound of a chain, or of any process on a grid; images are not dequantized.
+    config.discrete_bound = discrete_bound = ConfigDict()
+    discrete_bound.variance = "small"  # small, large, learned
+    discrete_bound.decoder = "chain"  # variance of L_0: chain (as published), tweedie
+    discrete_bound.grid = placeholder(str)  # as sampling.grid; by default levels or log_snr
+    discrete_bound.steps = placeholder(int)
+    discrete_bound.rho = placeholder(float)
+    discrete_bound.times = placeholder(tuple)
+    discrete_bound.t_min = 1e-5
+    discrete_bound.clip = placeholder(str)  # of the predicted x0: none, range, dynamic
+    discrete_bound.quantile = placeholder(float)
+
     config.moments = moments = ConfigDict()  # --mode=moments, for the sampler analytic
     moments.images = 1000  # training images
     moments.times = 100  # noise levels; of a chain, all
 
+    # --mode=train_classifier: a classifier of noisy images, for features and for guidance.
+    config.classifier = classifier = ConfigDict()
+    classifier.name = "adm_classifier"  # a network of models.CLASSIFIERS
+    classifier.features = 32
+    classifier.channel_multipliers = (1, 2)
+    classifier.blocks_per_level = 1
+    classifier.attention_resolutions = ()
+    classifier.dropout = 0.0
+    classifier.heads = placeholder(int)
+    classifier.head_width = 16
+    classifier.scale_shift = placeholder(bool)
+    classifier.resample = placeholder(str)
+    classifier.compute_dtype = placeholder(str)
+    classifier.remat = placeholder(bool)
+    classifier.pool = "attention"  # attention, adaptive, spatial, spatial_v2
+    classifier.num_classes = 10
+    classifier.blocks_per_group = placeholder(int)  # wide_resnet
+    classifier.channel_multiplier = placeholder(int)  # wide_resnet
+    classifier.fourier_scale = placeholder(float)  # wide_resnet
+    classifier.conditioning = "999t"  # as denoiser.conditioning
+    classifier.levels = placeholder(int)
+    classifier.t_min = 1e-5  # the time of clean images, of which features are taken
+    classifier.clean = 0.5  # share of the images that are clean in training
+    classifier.lr = 2e-3
+    classifier.warmup = 100  # steps
+    classifier.batch_size = 64
+    classifier.steps = 600
+
     config.eval = evaluation = ConfigDict()
     evaluation.checkpoints = ()  # steps; empty for the latest
+    # loss, bits_per_dim, continuous_bound, discrete_bound; of samples: frechet, kid,
+    # precision_recall, inception_score
     evaluation.metrics = ("loss", "bits_per_dim", "frechet")
     evaluation.batch_size = 128  # images, over all devices
     evaluation.seed = 0  # of noise, probes, dequantization
     evaluation.loss_repeats = 10  # times and noises a test image
     evaluation.dequantizations = 5  # draws a test image
-    evaluation.samples = 1500  # images for the Frechet distance
-    evaluation.features = "pixels"  # features of the Frechet distance
+    evaluation.ladder_images = 32  # on which the solver's error and truncation are measured
+    evaluation.samples = 1500  # images a sampling seed
+    evaluation.sampling_seeds = 1  # sampling.seed and those after it
+    evaluation.features = ("pixels",)  # some of pixels, inception, classifier
+    evaluation.reference = ""  # file of statistics to compare with; empty for the data's own
+    evaluation.inception_weights = ""  # their file; empty for the one in the user's cache
+    evaluation.inception_resize = "tf1"  # tf1 (TF's, EDM's), pytorch (pytorch-fid's)
     return config

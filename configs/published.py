@@ -70,6 +70,7 @@ def _train(
     config.training.sample_every = 50_000
     config.eval.batch_size = evaluate
     config.eval.samples = 50_000
+    config.eval.features = ("inception",)
 
 
 # Processes, with the objective and the sampler that go with them.
@@ -91,8 +92,10 @@ def vp_discrete(config: ConfigDict, *, predictor: str = "ancestral") -> None:
     config.sampling.grid = "levels"
     config.sampling.finish = "denoise"
     config.sampling.variance = "large"
-    # Published bits/dim come from the continuous SDE, thus from `vp`; see DiscreteVPSDE.
-    config.eval.metrics = ("loss", "frechet")
+    config.discrete_bound.variance = "large"
+    config.discrete_bound.clip = "range"
+    # Song et al.'s bits/dim come from the continuous SDE, thus from `vp`; see DiscreteVPSDE.
+    config.eval.metrics = ("loss", "discrete_bound", "frechet")
 
 
 def ve(
