@@ -44,6 +44,7 @@ TINY = {
     "sampling.name": "pc",
     "sampling.steps": 4,
     "eval.batch_size": 4,
+    "eval.ladder_images": 4,  # a batch, so that they run the program of the others
 }
 
 # These programs run for moments: compiled without optimization they cost half as much in all.

@@ -35,7 +35,6 @@ def fields(tmp_path_factory):
         "eval.loss_repeats": 2,
         "eval.samples": 24,
         "eval.sampling_seeds": 2,
-        "eval.ladder_images": 3,
     }
 
 
@@ -133,16 +132,6 @@ def test_another_protocol_keeps_the_old_results(evaluated, fields, tmp_path):
     assert "bits_per_dim" not in new
     assert new["loss"]["mean"] != old["loss"]["mean"]
     assert new["frechet"] == old["frechet"], "the seed of sampling is another"
-
-
-def test_partial_results_of_another_protocol_are_not_used(trained, evaluated, fields, tmp_path):
-    workdir = shutil.copytree(trained, tmp_path / "run")
-    running = start(*flags("eval", workdir, fields | {"eval.seed": 1}))
-    running.until(lambda: any((workdir / "eval").glob("*.partial/loss-*.npz")))
-    running.send(signal.SIGKILL)
-    running.wait()
-    assert run(*flags("eval", workdir, fields)).status == 0
-    assert results(workdir) == results(evaluated)
 
 
 def test_chosen_checkpoints_are_evaluated_each(trained, fields, tmp_path):

@@ -397,7 +397,7 @@ def test_class_conditional_run_trains_samples_and_is_evaluated(tmp_path):
     """Other classes, other samples; all classes in turn are sample k of class k mod 10."""
     # An initial scale of 0 would make the output 0 whatever the class.
     fields = TINY | {"model.num_classes": 10, "model.init_scale": 1.0, "training.steps": 2}
-    fields["eval.metrics"] = ("loss",)
+    fields |= {"eval.metrics": ("loss",), "eval.batch_size": 12}
     workdir = tmp_path / "run"
     assert run(*flags("train", workdir, fields)).status == 0
 
