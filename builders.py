@@ -207,8 +207,12 @@ def _classes(reader: Reader, network: nn.Module) -> int:
     return classes
 
 
-def _classifier(reader: Reader, experiment: Experiment, sde: SDE) -> Experiment:
-    """The same experiment with a classifier of noisy images in the denoiser's place."""
+def _classifier(reader: Reader, experiment: Experiment, sde: SDE) -> Callable[[], Experiment]:
+    """Makes the same experiment with a classifier of noisy images in the denoiser's place.
+
+    Whether it suits the images and the devices is asked only then: who needs none has no use for
+    its limits.
+    """
     settings = reader.config.classifier
     ours = {"name", "lr", "warmup", "batch_size", "steps", "conditioning", "levels"}
     kind = reader.lookup("classifier", "name", CLASSIFIERS)
@@ -231,10 +235,8 @@ def _classifier(reader: Reader, experiment: Experiment, sde: SDE) -> Experiment:
         "checkpoint_every": settings.steps,
     }
     with reader.errors("classifier"):
-        network.validate(size, channels)
         classifier({})  # an unknown name shows now
         optimizer = Optimizer(lr=settings.lr, warmup=settings.warmup, decay="cosine")
-        experiment.layout.check_batch(settings.batch_size, "batch_size")
     _at_least("classifier.steps", settings.steps, 1)
     trainer = dataclasses.replace(
         experiment.trainer,
@@ -246,7 +248,7 @@ def _classifier(reader: Reader, experiment: Experiment, sde: SDE) -> Experiment:
         classes=network.num_classes,
         label_dropout=0.0,
     )
-    return dataclasses.replace(
+    made = dataclasses.replace(
         experiment,
         config=experiment.config | {"training": training},
         network=network,
@@ -255,6 +257,14 @@ def _classifier(reader: Reader, experiment: Experiment, sde: SDE) -> Experiment:
         trainer=trainer,
         classes=network.num_classes,
     )
+
+    def checked() -> Experiment:
+        with reader.errors("classifier"):
+            network.validate(size, channels)
+            experiment.layout.check_batch(settings.batch_size, "batch_size")
+        return made
+
+    return checked
 
 
 def _image_format(reader: Reader) -> tuple[tuple[int, int, int], ImageScaler]:

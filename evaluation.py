@@ -16,11 +16,11 @@ import likelihood_report
 import sample_report
 from arrays import digest
 from denoising import Denoiser
+from downloads import sha256_of
 from experiment import ConfigError, Experiment
 from likelihood_report import Report
 from metrics.extractor import Extractor
 from metrics.statistics_files import fingerprint
-from reference import file_digest
 from reporting import image_grid, table, write_file, write_json, write_png
 from resumable import Resumable
 from sample_report import SampleSets
@@ -154,8 +154,18 @@ def _protocol(
             for name, images in (("train", data.train), ("test", data.test))
         },
         "extractors": {extractor.name: extractor.digest for extractor in extractors},
-        "reference": file_digest(Path(file).expanduser()) if file else None,
+        "reference": _digest_of(file) if file else None,
     }
+
+
+def _digest_of(reference: str) -> str:
+    try:
+        return sha256_of(Path(reference).expanduser())[:16]
+    except OSError as error:
+        raise ConfigError(
+            f"config.eval.reference={reference!r} cannot be read ({error.strerror}); write one "
+            "with --mode=stats"
+        ) from error
 
 
 def _finished(file: Path, protocol: dict) -> dict | None:

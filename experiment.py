@@ -83,8 +83,8 @@ class Experiment:
       discrete_bound: its options, the times of its chain, and how predictions are clipped.
       continuous_bound: its options.
       classes: number of classes of a class-conditional network; 0 for any other.
-      classifier: the experiment that trains the classifier of noisy images, whose `denoiser` makes
-        a Classifier.
+      classifier: makes the experiment that trains the classifier of noisy images, whose `denoiser`
+        makes a Classifier; that one has none.
     """
 
     config: dict
@@ -103,7 +103,7 @@ class Experiment:
     discrete_bound: tuple[DiscreteBoundOptions, np.ndarray, Clipping]
     continuous_bound: ContinuousBoundOptions
     classes: int
-    classifier: "Experiment | None"
+    classifier: "Callable[[], Experiment] | None"
 
     @cached_property
     def data(self) -> ImageData:

@@ -47,7 +47,7 @@ def _inception(experiment: Experiment, workdir: Workdir) -> Extractor:
 
 
 def _classifier(experiment: Experiment, workdir: Workdir) -> Extractor:
-    trained, settings = experiment.classifier, experiment.config["classifier"]
+    trained, settings = experiment.classifier(), experiment.config["classifier"]
     folder = Workdir(workdir.classifier, classifies=True)
     folder.check(trained.config, training=False)
     restored = Checkpoints(folder.checkpoints).restore(trained.trainer.abstract_state())

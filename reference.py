@@ -5,7 +5,6 @@ run. A file of ours says which images and which extractor it is of, and is refus
 the ones asked for; files of other projects cannot say, and are marked as unverified.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from downloads import sha256_of
 from experiment import ConfigError, Experiment
 from metrics import statistics_files
 from metrics.extractor import Extractor
@@ -46,11 +46,6 @@ def provenance(experiment: Experiment, split: str, extractor: Extractor) -> Prov
         extractor=extractor.name,
         extractor_digest=extractor.digest,
     )
-
-
-def file_digest(file: Path) -> str:
-    """16 hexadecimal digits that tell a file from others."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def file_name(experiment: Experiment, split: str, extractor: Extractor) -> str:
@@ -106,7 +101,7 @@ def from_file(experiment: Experiment, extractor: Extractor, file: Path) -> Refer
         raise ConfigError(f"config.eval.reference={str(file)!r}: {error}") from error
     origin = {
         "file": file.name,
-        "sha256": file_digest(file),
+        "sha256": sha256_of(file)[:16],
         "images": statistics.count,
         "verified": given is not None,
     }

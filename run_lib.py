@@ -62,7 +62,7 @@ def train_classifier(
     experiment = builders.build(config, explicit=explicit)
     workdir = Workdir(path)
     workdir.check(experiment.config, training=False)
-    if not train_experiment(experiment.classifier, Workdir(workdir.classifier, classifies=True)):
+    if not train_experiment(experiment.classifier(), Workdir(workdir.classifier, classifies=True)):
         return
     print("next: --mode=eval with --config.eval.features=\"('classifier',)\"")
 
@@ -77,7 +77,9 @@ def evaluate(config: ConfigDict, path: Path, *, explicit: frozenset[str] = froze
     experiment, workdir, checkpoints = runs.open_run(config, path, explicit)
     experiment.training_batches()  # missing data show now
     steps = experiment.config["eval"]["checkpoints"]
-    found = extractors.of(experiment, workdir)
+    # Likelihoods alone need no features, and no weights that would have to be downloaded.
+    of_samples = evaluation.OF_SAMPLES.keys() & set(experiment.config["eval"]["metrics"])
+    found = extractors.of(experiment, workdir) if of_samples else ()
     for step in steps:  # what is missing of one shows before the others are evaluated
         checkpoints.config(step)
         runs.with_moments_of(experiment, workdir, step)

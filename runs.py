@@ -1,6 +1,5 @@
 """Reading a run: its experiment, its folder, and what a checkpoint of it holds."""
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from ml_collections import ConfigDict
 import builders
 from checkpoints import CheckpointError, Checkpoints, Restored
 from denoising import Denoiser
+from downloads import sha256_of
 from experiment import ConfigError, Experiment
 from solvers.moments import EpsMoments
 from workdir import Workdir
@@ -46,7 +46,7 @@ def with_moments_of(experiment: Experiment, workdir: Workdir, step: int) -> Expe
         sampler = experiment.with_moments(EpsMoments.load(file))
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"config.sampling.name=analytic: {error}") from error
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    digest = sha256_of(file)[:16]
     sampling = experiment.config["sampling"] | {"moments": digest}
     return replace(experiment, sampler=sampler, config=experiment.config | {"sampling": sampling})
 

@@ -24,7 +24,7 @@ def get_config(variant: str = "unet") -> ConfigDict:
     config.data.name = "digits"
 
     # Smooth in time, where the published 999 t turns 159 times between t = 0 and 1: measured, a
-    # log-likelihood needs a third of the evaluations, with a smaller error.
+    # log-likelihood in the angle to 1e-5 takes 182 evaluations instead of 457.
     config.denoiser.conditioning = "log_snr"
     config.model.dropout = 0.0
     config.optim.lr = 2e-3

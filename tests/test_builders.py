@@ -237,3 +237,10 @@ def test_memory_estimate_is_near_what_the_compiler_plans():
 def test_names_that_are_checked_here_are_those_of_what_does_the_work():
     assert set(builders.METRICS) == evaluation.OF_IMAGES.keys() | evaluation.OF_SAMPLES.keys()
     assert set(builders.FEATURES) == extractors.EXTRACTORS.keys()
+
+
+def test_limits_of_the_classifier_bind_only_who_uses_it():
+    """Nor may its batch, which need not divide over the devices of those who train without one."""
+    experiment = builders.build(configuration(TINY | {"classifier.batch_size": 30}))
+    with pytest.raises(ConfigError, match=r"config\.classifier\.batch_size=30 does not divide"):
+        experiment.classifier()
