@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from models.convolution import image_convolution
 from models.resample import Kernel, downsample, fir_blur, fir_upsample, nearest_upsample, upsample
 
 Images = Float[Array, "batch height width channels"]
@@ -120,6 +121,7 @@ def conv3x3(
         padding=padding,
         kernel_init=default_init(init_scale),
         promote_dtype=follow_input,
+        conv_general_dilated=image_convolution,
         name=name,
     )
 

@@ -34,6 +34,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from models.checks import check_choices, check_fields, check_image, check_square, is_positive
+from models.convolution import image_convolution
 from models.embeddings import Labels
 from models.layers import ACTIVATIONS, FeatureMaps, Images, at_least_float32, cast, follow_input
 from models.resample import ResampledImages, average_downsample
@@ -114,6 +115,7 @@ def conv(
         kernel_init=init,
         bias_init=init,
         promote_dtype=follow_input,
+        conv_general_dilated=image_convolution,
         name=name,
     )(x)
 

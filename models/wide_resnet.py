@@ -20,6 +20,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from models.checks import check_fields, check_image, check_square, field_error, is_positive
+from models.convolution import image_convolution
 from models.embeddings import FourierEmbedding
 from models.layers import (
     Embedding,
@@ -61,6 +62,7 @@ def conv(features: int, *, name: str, stride: int = 1) -> nn.Conv:
         use_bias=False,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         promote_dtype=follow_input,
+        conv_general_dilated=image_convolution,
         name=name,
     )
 
