@@ -150,22 +150,28 @@ def integrate(
     t1: float | Float[Array, ""],
     options: ODEOptions,
     frames: int | Float[Array, "frames"] = 0,
-    first_step: float = 0.01,
 ) -> Solution:
     """Solve dy/dt = field(t, y, args) from t0 to t1 (either direction) for each sample.
 
-    `field` sees one sample; `y0` and `args` are pytrees with a leading batch axis. `first_step` is
-    the length of the first step that is tried. With `frames`, `path` holds the state at these
-    times, on the way from t0 to t1, or at so many equally spaced ones, t0 first; it is shaped
-    (batch, frames, ...). Traceable; a failed sample has `success` False, and must be checked with
+    `field` sees one sample; `y0` and `args` are pytrees with a leading batch axis. The first step
+    that is tried is a hundredth of the way. With `frames`, `path` holds the state at these times,
+    on the way from t0 to t1, or at so many equally spaced ones, t0 first; it is shaped (batch,
+    frames, ...). Traceable; a failed sample has `success` False, and must be checked with
     `require_success`.
     """
     method = SOLVERS[options.solver]
+    # The solver's own time goes from 0 to 1. Of ends that are traced diffrax would check the order
+    # by a call to Python, and what makes such calls is in no compilation cache.
+    way = t1 - t0
     ts = None
     if not isinstance(frames, int):
-        ts = frames
+        ts = (frames - t0) / way
     elif frames:
-        ts = jnp.linspace(t0, t1, frames)
+        ts = jnp.linspace(0.0, 1.0, frames)
+
+    def along(time: Float[Array, ""], y: Any, arg: Any) -> Any:
+        return jax.tree.map(lambda slope: way * slope, field(t0 + way * time, y, arg))
+
     # Of the last two errors, so that steps do not grow and shrink in turns: along a network's flow
     # a third of all steps were refused without.
     pid = diffrax.PIDController(rtol=options.rtol, atol=options.atol, pcoeff=0.2, icoeff=0.6)
@@ -175,9 +181,9 @@ def integrate(
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field),
             method.solver(),
-            t0=t0,
-            t1=t1,
-            dt0=jnp.where(t1 > t0, first_step, -first_step),
+            t0=0.0,
+            t1=1.0,
+            dt0=0.01,
             y0=y,
             args=arg,
             stepsize_controller=Watched(pid),
@@ -200,13 +206,13 @@ def integrate(
             evaluations=evaluations,
             success=successful & all_finite(end),
             path=None if ts is None else solution.ys[1],
-            reached=solution.ts[0][0],
+            reached=t0 + way * solution.ts[0][0],
             broken=watch.broken,
         )
 
     if options.control == "per_sample":
-        return jax.vmap(partial(solve, field))(y0, args)
-    solution = solve(jax.vmap(field, in_axes=(None, 0, 0)), y0, args)
+        return jax.vmap(partial(solve, along))(y0, args)
+    solution = solve(jax.vmap(along, in_axes=(None, 0, 0)), y0, args)
     batch = len(jax.tree.leaves(y0)[0])
     shared = jax.tree.map(
         lambda number: jnp.broadcast_to(number, batch),
