@@ -11,7 +11,6 @@ estimated without bias by E[e^T J e] for probes e of unit covariance (Hutchinson
 in nats; bits/dim need a quantizer: `metrics`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -22,22 +21,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from arrays import sample_keys
 from denoising import Denoiser
+from divergence import PROBES, exact_trace
 from flow import VARIABLES, check_variable
 from ode import ODEOptions, Solution, integrate, require_success
 
-
-def _rademacher(key: Key[Array, ""], probes: int, x: Float[Array, "*shape"]) -> Array:
-    return jax.random.rademacher(key, (probes, *x.shape), x.dtype)
-
-
-def _gaussian(key: Key[Array, ""], probes: int, x: Float[Array, "*shape"]) -> Array:
-    return jax.random.normal(key, (probes, *x.shape), x.dtype)
-
-
-# The directions e along which e^T J e is taken at random, with unit covariance.
-PROBES: dict[str, Callable[..., Array]] = {"rademacher": _rademacher, "gaussian": _gaussian}
 TRACES = (*PROBES, "exact")
-_DIRECTIONS = 64  # of the exact trace that are taken at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,20 +119,15 @@ def _log_prob(
         probes = jax.vmap(lambda key, x: draw(key, x=x))(sample_keys(key, indices), x)
 
     def field(value: Float[Array, ""], state: tuple, args: tuple) -> tuple:
-        probes, label = args
-        one = denoiser.of_one(label)
+        probes, entry = args
+        one = denoiser.of_one(entry)
         # Forward and trace share one linearization. Forward mode keeps no tape, and on the CPU
         # stays clear of convolution gradients inside a loop, which are 10 to 60 times slower.
         v, jacobian = jax.linearize(lambda u: velocity(one, u[None], value)[0], state[0])
         if not exact:
             return v, jax.vmap(lambda e: jnp.sum(e * jacobian(e)))(probes)
 
-        def diagonal(i: Int[Array, ""]) -> Float[Array, ""]:
-            e = jax.nn.one_hot(i, dims, dtype=v.dtype).reshape(v.shape)
-            return jnp.sum(e * jacobian(e))
-
-        terms = jax.lax.map(diagonal, jnp.arange(dims), batch_size=min(dims, _DIRECTIONS))
-        return v, jnp.sum(terms, keepdims=True)
+        return v, exact_trace(lambda e: jacobian(e[0])[None], v[None])
 
     (first, last), scales = (
         [function(sde, jnp.asarray(t, x.dtype)) for t in (options.t_min, 1.0)]
@@ -153,7 +136,7 @@ def _log_prob(
     solution = integrate(
         field,
         (x / scales[0], jnp.zeros((x.shape[0], options.estimates), x.dtype)),
-        (probes, denoiser.labels),
+        (probes, denoiser.per_image),
         t0=first,
         t1=last,
         options=ode,

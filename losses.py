@@ -1,19 +1,33 @@
 r"""One objective: the weighted Fisher divergence of model and data at all noise levels.
 
-    E_t lambda(t) E || s(x_t, t) - grad log p(x_t | x_0) ||^2,   x_t = alpha x_0 + sigma eps
+    E_t lambda(t) E || s(x_t, t) - grad log p_t(x_t) ||^2 + C,    x_t = alpha x_0 + sigma eps
 
-(denoising score matching, Vincent 2011; Song et al. 2021, arXiv:2011.13456, Eq. 7). Because
-grad log p(x_t | x_0) = -eps / sigma, the squared norm is || eps - eps_hat ||^2 / sigma^2, so that
+Three estimators of it that need no grad log p_t, for any network and any shape of data. Written in
+the predicted noise eps_hat = -sigma s, without lambda / sigma^2:
 
-    lambda = sigma^2   is the plain error of the predicted noise (DDPM's simple loss, SMLD's loss);
-    lambda = g^2       bounds the negative log-likelihood (arXiv:2101.09258, Theorem 1).
+    denoising   || eps_hat - eps ||^2
+    exact       || eps_hat ||^2 - 2 sigma tr(d eps_hat / dx) + D
+    sliced      || eps_hat ||^2 - 2 sigma v^T (d eps_hat / dx) v + D
+
+(Vincent 2011 and Song et al. 2021, arXiv:2011.13456, Eq. 7; Hyvarinen 2005; Song et al. 2019,
+arXiv:1905.07088, Eq. 8) in D dimensions, for random v with E v v^T = I. E || eps ||^2 = D and, by
+Stein's identity, E eps^T eps_hat(x_t) = sigma E tr(d eps_hat / dx): all three have one expectation
+at each t, C included, and so one scale, one minimum, one meaning of weights and times. With
+
+    lambda = sigma^2   it is the plain error of the predicted noise (DDPM's simple loss, SMLD's);
+    lambda = g^2       it bounds the negative log-likelihood (arXiv:2101.09258, Theorem 1).
 
 The second weighs the error by g^2 / sigma^2, which can grow as 1 / t near 0: a noisy mean over
 uniform times. But it is -d log_snr / dt. Times whose log-SNR is uniform have the density
 (g^2 / sigma^2) / (log_snr(t_min) - log_snr(1)), and divided by it all errors weigh the same, with
 the expectation that uniform times have (Section 5.1 there).
+
+The exact and the sliced form see x_t only, and tell it from its neighbours by the slope of the
+network: where the data lie on a surface, eps_hat has slopes of 1 / sigma across it. They need the
+smoothness that noise gives, t_min well above 0.
 """
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,8 +35,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from arrays import expand_like, sum_per_sample
-from denoising import Denoiser
+from arrays import sum_per_sample
+from denoising import Batch, Denoiser
+from divergence import PROBES, exact_trace
 from sde_lib import SDE
 
 Times = Float[Array, "batch"]
@@ -57,8 +72,8 @@ REDUCTIONS: dict[str, Callable[[int], float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreMatching:
-    """Weighted denoising score matching.
+class FisherDivergence(abc.ABC):
+    """What the estimators share: times, weights and reduction.
 
     Args:
       weight: lambda, a name in WEIGHTS.
@@ -100,14 +115,23 @@ class ScoreMatching:
     ) -> Float[Array, "batch"]:
         """The loss of each sample, at one random time and noise each; their mean is the loss."""
         time_key, noise_key = jax.random.split(key)
+        probe_key = jax.random.fold_in(noise_key, 0)
         sde = denoiser.sde
         t = self.draw_times(time_key, x0.shape[0], sde).astype(x0.dtype)
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
-        error = denoiser.predict(sde.perturb(x0, t, eps), t).eps - eps
         weight = WEIGHTS[self.weight](sde, t) * REDUCTIONS[self.reduction](x0[0].size)
         if self.times == LOG_SNR:
             weight /= self._density(sde, t)
-        return sum_per_sample(expand_like(weight, x0) * error**2)
+        return weight * self.estimate(probe_key, denoiser, sde.perturb(x0, t, eps), t, eps)
+
+    @abc.abstractmethod
+    def estimate(
+        self, key: Key[Array, ""], denoiser: Denoiser, x: Batch, t: Times, eps: Batch
+    ) -> Float[Array, "batch"]:
+        """One number a sample, of which E || eps_hat - eps ||^2 is the expectation.
+
+        x is x_t of shape (batch, ...), and `eps` the noise in it.
+        """
 
     def draw_times(self, key: Key[Array, ""], batch: int, sde: SDE) -> Times:
         """The times (batch,) at which a batch is looked at."""
@@ -127,3 +151,84 @@ class ScoreMatching:
     def _log_snr_range(self, sde: SDE) -> Float[Array, "2"]:
         """The log-SNR at t = 1 and at t_min."""
         return sde.log_snr(jnp.array([1.0, self.t_min]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreMatching(FisherDivergence):
+    """Weighted denoising score matching; its fields are those of `FisherDivergence`."""
+
+    def estimate(
+        self, key: Key[Array, ""], denoiser: Denoiser, x: Batch, t: Times, eps: Batch
+    ) -> Float[Array, "batch"]:
+        """|| eps_hat - eps ||^2."""
+        return sum_per_sample((denoiser.predict(x, t).eps - eps) ** 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactScoreMatching(FisherDivergence):
+    """Score matching by the exact trace, at one directional derivative a dimension: for few.
+
+    Its fields are those of `FisherDivergence`.
+    """
+
+    def estimate(
+        self, key: Key[Array, ""], denoiser: Denoiser, x: Batch, t: Times, eps: Batch
+    ) -> Float[Array, "batch"]:
+        """|| eps_hat ||^2 - 2 sigma tr(d eps_hat / dx) + D."""
+        predicted, jacobian = jax.linearize(lambda x: denoiser.predict(x, t).eps, x)
+        trace = denoiser.sde.sigma(t) * exact_trace(jacobian, x)
+        return sum_per_sample(predicted**2) - 2 * trace + x[0].size
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicedScoreMatching(FisherDivergence):
+    """Sliced score matching, at one directional derivative a probe.
+
+    Args:
+      probes: random directions v a sample, over which the estimate is averaged.
+      directions: their distribution, a name in divergence.PROBES.
+      variance_reduced: whether || eps_hat ||^2 is in the place of (v^T eps_hat)^2, its expectation
+        over v (SSM-VR of Song et al. 2019, Eq. 8, in the place of their Eq. 7).
+
+    The other fields are those of `FisherDivergence`.
+
+    Raises:
+      ValueError: for fewer than one probe or an unknown name.
+    """
+
+    probes: int = 1
+    directions: str = "rademacher"
+    variance_reduced: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.probes < 1:
+            raise ValueError(f"probes={self.probes} must be at least 1")
+        if self.directions not in PROBES:
+            raise ValueError(
+                f"directions={self.directions!r} is unknown; "
+                f"choose one of: {', '.join(sorted(PROBES))}"
+            )
+
+    def estimate(
+        self, key: Key[Array, ""], denoiser: Denoiser, x: Batch, t: Times, eps: Batch
+    ) -> Float[Array, "batch"]:
+        """|| eps_hat ||^2 - 2 sigma v^T (d eps_hat / dx) v + D, the mean over probes v."""
+        predicted, jacobian = jax.linearize(lambda x: denoiser.predict(x, t).eps, x)
+
+        def along(v: Batch) -> tuple[Times, Times]:
+            return sum_per_sample(v * predicted) ** 2, sum_per_sample(v * jacobian(v))
+
+        probes = PROBES[self.directions](key, self.probes, x)
+        squares, traces = (jnp.mean(terms, axis=0) for terms in jax.vmap(along)(probes))
+        if self.variance_reduced:
+            squares = sum_per_sample(predicted**2)
+        return squares - 2 * denoiser.sde.sigma(t) * traces + x[0].size
+
+
+# The estimators by name.
+LOSSES: dict[str, type[FisherDivergence]] = {
+    "denoising": ScoreMatching,
+    "exact": ExactScoreMatching,
+    "sliced": SlicedScoreMatching,
+}

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from parallel import Layout
 
-# denoising.Denoiser is made from (parameters, dropout key); the loss is losses.ScoreMatching.
+# denoising.Denoiser is made from (parameters, dropout key); the loss is one of losses.LOSSES.
 LossFunction = Callable[[Key[Array, ""], Any, Float[Array, "batch ..."]], Float[Array, "batch"]]
 
 

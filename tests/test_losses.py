@@ -1,4 +1,7 @@
-"""The objective on Gaussian data, where its minimum, its slope and its weights are known."""
+"""The objective on Gaussian data, where its minimum, its slope and its weights are known.
+
+And its estimators by traces, on any network against the brute-force Jacobian.
+"""
 
 import dataclasses
 import functools
@@ -12,9 +15,18 @@ import scipy.integrate
 import scipy.stats
 from analytic import gaussian
 from jax.tree_util import Partial
+from networks import quick_jit
 
 from denoising import Denoiser
-from losses import REDUCTIONS, TIME_SAMPLERS, WEIGHTS, ScoreMatching
+from losses import (
+    LOSSES,
+    REDUCTIONS,
+    TIME_SAMPLERS,
+    WEIGHTS,
+    ExactScoreMatching,
+    ScoreMatching,
+    SlicedScoreMatching,
+)
 from parallel import Layout
 from sde_lib import VESDE, VPSDE, SubVPSDE
 
@@ -229,6 +241,114 @@ def test_loss_is_the_same_on_one_device_and_on_four():
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
+ESTIMATORS = {
+    "exact": (VPSDE(), ExactScoreMatching(t_min=T_MIN)),
+    "sliced": (VESDE(sigma_max=10.0), SlicedScoreMatching(t_min=T_MIN)),
+    "sliced-plain": (SubVPSDE(), SlicedScoreMatching(t_min=T_MIN, variance_reduced=False)),
+    "sliced-gaussian-g2": (
+        VPSDE(),
+        SlicedScoreMatching(t_min=T_MIN, weight="g2", times="log_snr", directions="gaussian"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("sde", "loss"), ESTIMATORS.values(), ids=ESTIMATORS)
+def test_estimators_have_the_expectation_of_denoising_and_its_minimum(sde, loss):
+    """Its constant included: at the exact score, whose slope is zero, and at a wrong one."""
+    x0 = jnp.asarray(DATA.sample(3, BATCH), jnp.float32)
+    best = closed_form(sde, loss.weight, lambda signal, noise: signal / (signal + noise))
+    squared = closed_form(sde, loss.weight, lambda signal, noise: noise / (signal + noise))
+    for theta in (0.0, 0.5):
+        run = functools.partial(values_and_slopes, loss, sde, jnp.float32(theta))
+        values, slopes = run(jax.random.key(10), x0)
+        assert agrees(values, best + theta**2 * squared)
+        assert agrees(slopes, 2 * theta * squared)
+
+
+def mixing(theta, x, t):
+    """A network whose Jacobian is full, not symmetric, and different for each image and time."""
+    flat = x.reshape(len(x), -1)
+    rows = jnp.sin(theta * jnp.arange(flat.shape[1] ** 2, dtype=x.dtype))
+    mixed = flat @ rows.reshape(flat.shape[1], -1)
+    return jnp.tanh(mixed * (1 + t[:, None])).reshape(x.shape)
+
+
+X0 = np.random.default_rng(4).normal(size=(3, 5, 7, 2))
+
+
+def test_exact_form_of_a_sample_is_the_formula(x64):
+    """|| eps_hat ||^2 - 2 sigma tr(d eps_hat / dx) + D of what the network saw, in an image.
+
+    It has more dimensions than are taken at once.
+    """
+
+    @quick_jit
+    def compare(x0):
+        def network(x, t):
+            seen.append((x, t))
+            return mixing(0.7, x, t)
+
+        def formula(x, t):
+            def network(x):
+                return mixing(0.7, x[None], t[None]).ravel()
+
+            eps, slopes = network(x), jax.jacfwd(network)(x)
+            return eps @ eps - 2 * sde.sigma(t) * jnp.trace(slopes.reshape(70, 70)) + 70
+
+        sde, key, seen = VPSDE(), jax.random.key(11), []
+        denoiser = Denoiser(sde=sde, network=network, conditioning="t")
+        ScoreMatching(t_min=0.1)(key, denoiser, x0)
+        ((x, t),) = seen  # times and noise do not depend on the estimator
+        return ExactScoreMatching(t_min=0.1)(key, denoiser, x0), jax.vmap(formula)(x, t) / 70
+
+    np.testing.assert_allclose(*compare(X0), rtol=1e-10)
+
+
+@pytest.mark.parametrize("directions", ["rademacher", "gaussian"])
+def test_sliced_forms_are_unbiased_and_the_reduced_one_varies_less(directions, x64):
+    """About the exact form at the same times and noise."""
+    copies, spread = 2000, {}
+    one = jnp.asarray(X0[:, :2, :3])
+    many = jnp.repeat(one, copies, axis=0)
+    t = jnp.array([0.1, 0.4, 0.9])
+    denoiser = Denoiser(sde=VPSDE(), network=Partial(mixing, 0.7), conditioning="t")
+
+    @functools.partial(quick_jit, static_argnums=0)
+    def estimate(loss, x, t):
+        return loss.estimate(jax.random.key(12), denoiser, x, t, x)
+
+    exact = np.asarray(estimate(ExactScoreMatching(), one, t))
+    for reduced in (True, False):
+        loss = SlicedScoreMatching(directions=directions, variance_reduced=reduced)
+        values = np.reshape(estimate(loss, many, jnp.repeat(t, copies)), (3, copies))
+        assert all(map(agrees, values, exact))
+        spread[reduced] = np.std(values, axis=1)
+        # As many probes of each sample: their mean.
+        mean = estimate(dataclasses.replace(loss, probes=copies), one, t)
+        assert np.all(np.abs(mean - exact) < 4 * spread[reduced] / math.sqrt(copies))
+        assert np.all(mean != exact)
+    assert np.all(spread[True] < 0.9 * spread[False])
+
+
+def test_gradients_in_the_parameters_are_those_of_the_values(x64):
+    """By reverse mode, as in training, and with the trace in several parts."""
+
+    def means(theta):
+        denoiser = Denoiser(sde=VPSDE(), network=Partial(mixing, theta), conditioning="t")
+        return {
+            name: jnp.mean(loss(t_min=0.1)(jax.random.key(11), denoiser, jnp.asarray(X0)))
+            for name, loss in LOSSES.items()
+        }
+
+    slopes, values = quick_jit(jax.jacrev(means))(0.7), quick_jit(means)
+    # The weights of `mixing` turn up to 4900 times as fast as theta: a larger step is too coarse.
+    step = 1e-8
+    above, below = values(0.7 + step), values(0.7 - step)
+    for name, slope in slopes.items():
+        assert abs(slope) > 1e-3
+        np.testing.assert_allclose(slope, (above[name] - below[name]) / (2 * step), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -242,3 +362,16 @@ def test_loss_is_the_same_on_one_device_and_on_four():
 def test_invalid_field_is_named(fields, message):
     with pytest.raises(ValueError, match=message):
         ScoreMatching(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"probes": 0}, "probes=0 must be at least 1"),
+        ({"directions": "no"}, "directions='no' is unknown; choose one of: gaussian, rademacher"),
+        ({"t_min": 1.0}, r"t_min=1\.0 must lie between 0 and 1"),
+    ],
+)
+def test_invalid_field_of_the_sliced_form_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        SlicedScoreMatching(**fields)
