@@ -3,7 +3,7 @@
 An interpreter needs three seconds to import JAX and its libraries. So most calls are forked from a
 server that has imported them and started nothing; `run_fresh` starts an interpreter as people do.
 Either way there is one CPU device, or as many as asked for, no type checking, no strict mode; XLA
-is told to compile quickly.
+is told to compile quickly, as in conftest.py.
 """
 
 import atexit
@@ -46,9 +46,6 @@ TINY = {
     "eval.batch_size": 4,
     "eval.ladder_images": 4,  # a batch, so that they run the program of the others
 }
-
-# These programs run for moments: compiled without optimization they cost half as much in all.
-_QUICK = "--xla_backend_optimization_level=0"
 
 # What processes import before they are forked; none of it starts a thread of JAX.
 _PRELOADED = ["run_lib", "orbax.checkpoint", "tensorboardX", "sklearn.datasets", "PIL.Image"]
@@ -183,7 +180,7 @@ def _environment(devices):
         "OPENBLAS_NUM_THREADS": "1",  # a process with threads should not be forked
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": os.environ.get("JAX_COMPILATION_CACHE_DIR") or _scratch(),
-        "XLA_FLAGS": f"{_QUICK} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
 
 

@@ -7,11 +7,17 @@ JAX_COMPILATION_CACHE_DIR keeps compiled programs between runs; without it they 
 folder.
 """
 
+import os
 from pathlib import Path
 
 import jax
 import jaxtyping
 import pytest
+
+# To compile these programs takes far longer than to run them. So LLVM does not optimize, and XLA
+# emits operations in its plain way, not through MLIR. Flags of the environment come last and win.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -30,10 +36,16 @@ pytest.register_assert_rewrite("networks")
 
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory):
+    """One for all workers of pytest-xdist, and for the processes that tests start."""
     if jax.config.jax_compilation_cache_dir is None:
-        folder = tmp_path_factory.mktemp("compiled")
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        folder = tmp_path_factory.getbasetemp()
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            folder = folder.parent  # each worker has a folder of its own in it
+        folder = str(folder / "compiled")
+        jax.config.update("jax_compilation_cache_dir", folder)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture
