@@ -1,0 +1,449 @@
+r"""What guidance gives and what it costs: classes of guided digits, and time over evaluations.
+
+    pip install scikit-learn
+    python benchmarks/guidance.py                          # trains both networks first
+    python benchmarks/guidance.py --part=accuracy --unconditional=FOLDER --conditional=FOLDER
+    python benchmarks/guidance.py --part=overhead          # needs no trained network
+
+Accuracy. Samples of the ten digits in turn, from a run of configs/vp_digits.py guided by its
+classifier of noisy images, and from a run of configs/vp_digits.py:conditional guided against itself
+(controllable_generation.py has the formulas). Of each row are told
+
+    accuracy   the share of samples that a support vector machine of scikit-learn, trained on the
+               training images alone, takes for the digit asked for, with sqrt(p (1 - p) / n);
+    distance   Frechet distance of pixels in [0, 1] to all training images;
+    spread     root of the pixels' variance within a class, over that of the training images.
+
+Overhead. Time of a whole call of `sampling.sample`, of 20 steps of DDIM, over that of the 20 bare
+evaluations it needs in one jitted loop: of the network; of it and the gradient of the classifier;
+of the network at twice the batch; of it and its transpose. Weights are random. Calls take turns,
+and a ratio is that of medians. The last table has the same evaluations in a loop over those called
+one by one, 10 to 60 for gradients of JAX's own convolution on the CPU (models/convolution.py).
+
+Each part rewrites its tables in benchmarks/results/guidance.md and leaves the rest of it.
+"""
+
+import argparse
+import dataclasses
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from networks import provenance  # noqa: E402
+
+import builders  # noqa: E402
+import linear_operators  # noqa: E402
+import runs  # noqa: E402
+import sampling  # noqa: E402
+from arrays import sum_per_sample  # noqa: E402
+from classification import Classifier  # noqa: E402
+from configs import vp_cifar10, vp_digits  # noqa: E402
+from controllable_generation import (  # noqa: E402
+    DPS,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    LossGuidance,
+    PiGDM,
+    Projection,
+    guide,
+)
+from denoising import Clipping, Denoiser  # noqa: E402
+from experiment import Experiment  # noqa: E402
+from metrics.frechet import Statistics, frechet_distance  # noqa: E402
+from reporting import write_file  # noqa: E402
+from resumable import batches_of  # noqa: E402
+from solvers.ddim import DDIM  # noqa: E402
+from solvers.predictor_corrector import Ancestral, PredictorCorrector  # noqa: E402
+from solvers.unipc import UniPC  # noqa: E402
+from time_grids import Schedule  # noqa: E402
+from workdir import Workdir  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "guidance.md"
+CLASSES, SEED, BATCH = 10, 0, 100
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_part(name: str, text: str) -> None:
+    """Put the text between the marks of this part in the file of results."""
+    marks = [f"<!-- {name} -->", f"<!-- end of {name} -->"]
+    old = RESULTS.read_text() if RESULTS.exists() else "# Guidance on the digits, and what it costs"
+    if marks[0] not in old:
+        old = "\n\n".join([old.rstrip("\n"), *marks]) + "\n"
+    between = re.compile(f"{re.escape(marks[0])}.*{re.escape(marks[1])}", re.DOTALL)
+    new = between.sub(lambda _: f"{marks[0]}\n\n{text}\n\n{marks[1]}", old)
+    write_file(RESULTS, lambda temporary: temporary.write_text(new))
+
+
+def machine() -> str:
+    made = provenance({"ours": {"device": jax.devices()[0].device_kind}})
+    return "{device}, {cores} cores, commit {commit}".format(**made)
+
+
+# --- accuracy ------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    experiment: Experiment
+    denoiser: Denoiser
+    workdir: Workdir
+
+
+def train(folder: Path, variant: str, *modes: str) -> None:
+    for mode in modes:
+        flags = [f"--config=configs/vp_digits.py:{variant}", f"--workdir={folder}"]
+        subprocess.run([sys.executable, "main.py", *flags, f"--mode={mode}"], cwd=ROOT, check=True)
+
+
+def load(folder: Path, variant: str) -> Run:
+    config = vp_digits.get_config(variant)
+    experiment, workdir, checkpoints = runs.open_run(config, folder, frozenset())
+    experiment, _, denoiser = runs.load(experiment, workdir, checkpoints, None)
+    return Run(experiment, denoiser, workdir)
+
+
+class Judge:
+    """Tells what samples of the digits are worth, in three columns."""
+
+    COLUMNS = ("accuracy", "distance", "spread")
+
+    def __init__(self, experiment: Experiment) -> None:
+        from sklearn.svm import SVC
+
+        data = experiment.data
+        self.train, test = (
+            data.quantizer.to_uint8(images).reshape(len(images), -1) / 255
+            for images in (data.train, data.test)
+        )
+        self.labels = data.train_labels
+        self.machine = SVC().fit(self.train, self.labels)
+        self.on_test = self.machine.score(test, data.test_labels)
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray) -> list[str]:
+        pixels = images.reshape(len(images), -1) / 255
+        accuracy = np.mean(self.machine.predict(pixels) == labels)
+        error = np.sqrt(accuracy * (1 - accuracy) / len(labels))
+        return [
+            f"{accuracy:.1%} +- {error:.1%}",
+            f"{self.distance(pixels):.3f}",
+            f"{self.spread(pixels, labels) / self.spread(self.train, self.labels):.2f}",
+        ]
+
+    def distance(self, pixels: np.ndarray) -> float:
+        return frechet_distance(_statistics(pixels), _statistics(self.train))
+
+    def floor(self, count: int) -> str:
+        """The distance of so many training images, drawn with replacement."""
+        rng = np.random.default_rng(SEED)
+        draws = [self.train[rng.integers(len(self.train), size=count)] for _ in range(10)]
+        distances = [self.distance(draw) for draw in draws]
+        return f"{np.mean(distances):.3f} +- {np.std(distances, ddof=1):.3f}"
+
+    def spread(self, pixels: np.ndarray, labels: np.ndarray) -> float:
+        variances = [pixels[labels == y].var(axis=0, ddof=1).sum() for y in range(CLASSES)]
+        return np.sqrt(np.mean(variances))
+
+
+def _statistics(pixels: np.ndarray) -> Statistics:
+    return Statistics(len(pixels), pixels.mean(axis=0), np.cov(pixels.T))
+
+
+SHORT = Schedule(grid="quadratic", steps=19, finish="denoise")
+LONG = Schedule(grid="quadratic", steps=99, finish="denoise")
+SCORE, MEAN = (
+    PredictorCorrector(predictor=Ancestral(variance="large", guidance_form=form))
+    for form in ("score", "mean")
+)
+SAMPLERS = {
+    "UniPC, 20 evaluations": {"solver": UniPC(), "schedule": SHORT},
+    "DDIM, 20": {"solver": DDIM(), "schedule": SHORT},
+    "ancestral, 100": {"solver": SCORE, "schedule": LONG},
+    "ancestral, mean form, 100": {"solver": MEAN, "schedule": LONG},
+}
+CLASSIFIER_SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+# The second has the noise, sigma / alpha from 0.19 to 1.61, of Kynkaanniemi et al. 2024.
+INTERVALS = {
+    (0.0, 1.0): (0.0, 1.0, 1.5, 2.0, 3.0, 5.0),
+    (0.06, 0.36): (2.0, 3.0, 5.0),
+    (0.3, 0.8): (2.0, 3.0, 5.0),
+}
+
+
+def row(
+    run: Run, judge: Judge, sampler: str, condition: Callable[..., Denoiser], count: int
+) -> list[str]:
+    """What samples are worth whose denoiser is made of the network's and the classes."""
+    experiment, parts = run.experiment, []
+    key, labels = experiment.key(SEED, "sampling"), np.arange(count) % CLASSES
+    for indices in batches_of(count, BATCH):
+        denoiser = condition(run.denoiser, jnp.asarray(labels[indices]))
+        options = {"indices": jnp.asarray(indices), **SAMPLERS[sampler]}
+        shape = (len(indices), *experiment.item_shape)
+        samples = sampling.sample(key, denoiser, shape, **options)
+        parts.append(experiment.pictures(np.asarray(samples.x)))
+    worth = judge(np.concatenate(parts), labels)
+    print(sampler, *worth, flush=True)
+    return worth
+
+
+def of_classifier(run: Run, judge: Judge, count: int) -> str:
+    classifier = runs.trained_classifier(run.experiment, run.workdir, "guidance")
+
+    def guided(scale: float, denoiser: Denoiser, labels: jax.Array) -> Denoiser:
+        of_class = ClassifierGuidance(classifier=classifier, labels=labels, scale=scale)
+        return guide(denoiser, of_class)
+
+    rows = [
+        [sampler, f"{scale:g}", *row(run, judge, sampler, partial(guided, scale), count)]
+        for sampler in SAMPLERS
+        for scale in CLASSIFIER_SCALES
+    ]
+    return table(["sampler", "scale", *Judge.COLUMNS], rows)
+
+
+def of_itself(run: Run, judge: Judge, sampler: str, count: int) -> str:
+    def told(guidance: ClassifierFreeGuidance, denoiser: Denoiser, labels: jax.Array) -> Denoiser:
+        return guide(dataclasses.replace(denoiser, labels=labels), guidance)
+
+    rows = []
+    for interval, scales in INTERVALS.items():
+        for scale in scales:
+            guidance = ClassifierFreeGuidance(none=CLASSES, scale=scale, interval=interval)
+            worth = row(run, judge, sampler, partial(told, guidance), count)
+            rows.append(["{:g} to {:g}".format(*interval), f"{scale:g}", *worth])
+    return table(["interval of t", "scale", *Judge.COLUMNS], rows)
+
+
+def measure_accuracy(unconditional: Path, conditional: Path, count: int) -> str:
+    """The tables, as Markdown."""
+    run, sampler = load(unconditional, "unet"), next(iter(SAMPLERS))
+    judge = Judge(run.experiment)
+    tables = [
+        "### Guided by a classifier of noisy images, network without classes",
+        of_classifier(run, judge, count),
+        f"### Guided without a classifier, class-conditional network, {sampler}",
+        of_itself(load(conditional, "conditional"), judge, sampler, count),
+    ]
+    told = [
+        f"`python benchmarks/guidance.py --part=accuracy --count={count}`: {count} samples a row, "
+        f"the ten digits in turn, sampling seed {SEED}, training seed 42; {machine()}.",
+        f"The judge is right on {judge.on_test:.1%} of the real test images. {count} real training "
+        f"images have a distance of {judge.floor(count)} and a spread of 1.",
+    ]
+    return "\n\n".join([*told, *tables])
+
+
+# --- overhead ------------------------------------------------------------------------------------
+
+STEPS = 20
+
+
+class Setting(NamedTuple):
+    """Networks of random weights, and a batch of what their samples are told."""
+
+    denoiser: Denoiser
+    conditional: Denoiser
+    classifier: Classifier
+    x: jax.Array
+    labels: jax.Array
+
+
+def setting(config: Any, batch: int) -> Setting:
+    config.training.batch_size = batch
+    experiment = builders.build(config)
+    config.model.num_classes = CLASSES
+
+    def randomized(experiment: Experiment) -> Any:
+        params = experiment.trainer.first_state(jax.random.key(SEED)).ema_params
+        # Layers that start at 0 would answer numbers so small that arithmetic is slow.
+        noise = partial(jax.random.normal, jax.random.key(SEED))
+        return experiment.denoiser(jax.tree.map(lambda p: p + 0.02 * noise(p.shape), params))
+
+    # Clipped as restorations are: gradients are huge where there is hardly any signal.
+    denoiser = dataclasses.replace(randomized(experiment), clipping=Clipping(clip="range"))
+    conditional = randomized(builders.build(config))
+    x = jax.random.normal(jax.random.key(1), (batch, *experiment.item_shape))
+    labels = jnp.arange(batch) % CLASSES
+    return Setting(denoiser, conditional, randomized(experiment.classifier()), x, labels)
+
+
+def digits() -> Setting:
+    return setting(vp_digits.get_config(), 64)
+
+
+def eighth_of_cifar10() -> Setting:
+    config = vp_cifar10.get_config("ddpm_continuous")
+    config.model.features //= 8
+    return setting(config, 8)
+
+
+# The bare evaluations: (setting, x, condition) -> what becomes of x.
+
+
+def network(at: Setting, x: jax.Array, cond: jax.Array) -> jax.Array:
+    return at.denoiser.network(x, cond)
+
+
+def network_and_classifier(at: Setting, x: jax.Array, cond: jax.Array) -> jax.Array:
+    def log_prob(x: jax.Array) -> jax.Array:
+        logits, _ = at.classifier.network(x, cond)
+        return jnp.sum(jax.nn.log_softmax(logits)[:, 0])
+
+    return network(at, x, cond) + jax.grad(log_prob)(x)
+
+
+def network_twice(at: Setting, x: jax.Array, cond: jax.Array) -> jax.Array:
+    labels = jnp.concatenate([at.labels, jnp.full_like(at.labels, CLASSES)])
+    double = at.conditional.network(jnp.tile(x, (2, 1, 1, 1)), jnp.tile(cond, 2), labels)
+    return double[: len(x)] - double[len(x) :]
+
+
+def network_and_transpose(at: Setting, x: jax.Array, cond: jax.Array) -> jax.Array:
+    answer, transpose = jax.vjp(lambda x: network(at, x, cond), x)
+    return answer + transpose(x)[0]
+
+
+Evaluate = Callable[[Setting, jax.Array, jax.Array], jax.Array]
+
+
+@partial(jax.jit, static_argnames="evaluate")
+def once(evaluate: Evaluate, at: Setting, x: jax.Array, t: Any) -> jax.Array:
+    return x + 0.1 * jnp.tanh(evaluate(at, x, jnp.full(len(x), t)))
+
+
+@partial(jax.jit, static_argnames="evaluate")
+def looped(evaluate: Evaluate, at: Setting, steps: Any) -> jax.Array:
+    return jax.lax.fori_loop(0, steps, lambda i, x: once(evaluate, at, x, i / steps), at.x)
+
+
+def one_by_one(evaluate: Evaluate, at: Setting) -> jax.Array:
+    x = at.x
+    for i in range(STEPS):
+        x = once(evaluate, at, x, i / STEPS)
+    return x
+
+
+def questions(at: Setting) -> dict[str, tuple[Denoiser, Evaluate]]:
+    """What is asked -> the denoiser that answers it, and the evaluations that it takes."""
+    classifier = ClassifierGuidance(classifier=at.classifier, labels=at.labels)
+    free = ClassifierFreeGuidance(none=CLASSES, scale=2.0)
+    told = dataclasses.replace(at.conditional, labels=at.labels)
+    loss = LossGuidance(loss=lambda x0: sum_per_sample(x0**2))
+    asked = {
+        "nothing": (at.denoiser, network),
+        "class, by a classifier": (guide(at.denoiser, classifier), network_and_classifier),
+        "class, without a classifier": (guide(told, free), network_twice),
+        "loss of the image": (guide(at.denoiser, loss), network_and_transpose),
+    }
+    shape = at.x.shape[1:]
+    left = np.broadcast_to(np.arange(shape[1]) < shape[1] // 2, shape[:2])
+    operators = {
+        "inpainting": linear_operators.inpainting(shape, left),
+        "blur": linear_operators.blur(shape, 1.0),
+        "Fourier": linear_operators.fourier(shape, linear_operators.cartesian_mask(shape, 2.0)),
+        "compressed sensing": linear_operators.compressed_sensing(shape, 0.25),
+    }
+    for name, operator in operators.items():
+        known = {"operator": operator, "measurement": operator(at.x)}
+        if name != "blur":  # whose inverse magnifies noise without bounds
+            projected = dataclasses.replace(at.denoiser, projection=Projection(**known))
+            asked[f"{name}, projection"] = (projected, network)
+        for method in (PiGDM, DPS):
+            guided = guide(at.denoiser, method(**known, noise=0.1))
+            asked[f"{name}, {method.__name__}"] = (guided, network_and_transpose)
+    return asked
+
+
+def sampled(denoiser: Denoiser, x: jax.Array) -> jax.Array:
+    schedule = Schedule(grid="quadratic", steps=STEPS, finish="sample")
+    key = jax.random.key(SEED)
+    return sampling.sample(key, denoiser, x.shape, solver=DDIM(), schedule=schedule).x
+
+
+def in_turns(calls: dict[Any, Callable[[], jax.Array]], repeats: int) -> dict[Any, float]:
+    """The median milliseconds of an evaluation in each call."""
+    seconds = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if repeat:  # the first compiles
+                seconds[name].append(time.perf_counter() - start)
+        if not repeat:
+            print("compiled; now measuring", flush=True)
+    return {name: 1e3 * float(np.median(taken)) / STEPS for name, taken in seconds.items()}
+
+
+def measure_overhead(of: Callable[[], Setting], repeats: int) -> str:
+    """The tables of one network, as Markdown."""
+    at = of()
+    asked = questions(at)
+    evaluations = (network, network_and_classifier, network_twice, network_and_transpose)
+    taken = in_turns(
+        {evaluate: partial(looped, evaluate, at, STEPS) for evaluate in evaluations}
+        | {question: partial(sampled, denoiser, at.x) for question, (denoiser, _) in asked.items()}
+        | {(evaluate, "alone"): partial(one_by_one, evaluate, at) for evaluate in evaluations},
+        repeats,
+    )
+    rows, loops = [], []
+    for question, (_, evaluate) in asked.items():
+        bare, whole = taken[evaluate], taken[question]
+        told = [f"{bare:.2f}", f"{whole:.2f}", f"{whole / bare - 1:+.1%}"]
+        rows.append([question, evaluate.__name__.replace("_", " "), *told])
+    for evaluate in evaluations:
+        inside, alone = taken[evaluate], taken[evaluate, "alone"]
+        told = [f"{inside:.2f}", f"{alone:.2f}", f"{inside / alone:.2f}"]
+        loops.append([evaluate.__name__.replace("_", " "), *told])
+    count = sum(leaf.size for leaf in jax.tree.leaves(at.denoiser.network))
+    tables = [
+        f"### {of.__name__.replace('_', ' ')}: {count:,} parameters, batch {len(at.x)}",
+        table(["asked", "evaluations", "bare, ms", "sampling, ms", "more"], rows),
+        table(["evaluations", "in a loop, ms", "one by one, ms", "ratio"], loops),
+    ]
+    print("\n".join(tables), flush=True)
+    return "\n\n".join(tables)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=("accuracy", "overhead", "both"), default="both")
+    parser.add_argument("--count", type=int, default=500, help="samples of a row")
+    parser.add_argument("--unconditional", type=Path, help="a run of configs/vp_digits.py")
+    parser.add_argument("--conditional", type=Path, help="a run of its variant conditional")
+    parser.add_argument("--repeats", type=int, default=9, help="turns of the overhead")
+    options = parser.parse_args()
+    if options.part != "overhead":
+        with tempfile.TemporaryDirectory() as scratch:
+            if not (unconditional := options.unconditional):
+                unconditional = Path(scratch) / "unconditional"
+                train(unconditional, "unet", "train", "train_classifier")
+            if not (conditional := options.conditional):
+                conditional = Path(scratch) / "conditional"
+                train(conditional, "conditional", "train")
+            write_part("accuracy", measure_accuracy(unconditional, conditional, options.count))
+    if options.part != "accuracy":
+        command = f"`python benchmarks/guidance.py --part=overhead --repeats={options.repeats}`"
+        parts = [measure_overhead(of, options.repeats) for of in (digits, eighth_of_cifar10)]
+        told = f"{command}: medians of {options.repeats} turns; {machine()}."
+        write_part("overhead", "\n\n".join([told, *parts]))
+    print(f"written to {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
