@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 
 def expand_like(
-    coefficient: Float[Array, "*batch"], x: Float[Array, "*shape"]
-) -> Float[Array, "*expanded"]:
+    coefficient: Shaped[Array, "*batch"], x: Shaped[Array, "*shape"]
+) -> Shaped[Array, "*expanded"]:
     """Append axes of length one to `coefficient` until it broadcasts against `x`."""
     coefficient = jnp.asarray(coefficient)
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))

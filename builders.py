@@ -19,19 +19,22 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from classification import Classifier, CrossEntropy
+from conditions import GuidanceOptions
 from config_reader import Prefix, Reader
 from continuous_bound import ContinuousBoundOptions
+from controllable_generation import ClassifierFreeGuidance, ClassifierGuidance, guide
 from denoising import Clipping, Denoiser
 from discrete_bound import DiscreteBoundOptions
 from experiment import ConfigError, Experiment
 from input_pipeline import ImageScaler
 from likelihood import LikelihoodOptions
-from losses import ScoreMatching
+from losses import LOSSES, FisherDivergence
 from models import CLASSIFIERS, NETWORKS, with_features
+from models.energy import energy_gradient
 from models.inception import RECIPES
 from ode import ODEOptions
 from parallel import Layout
-from sampler_builder import build_sampler, require_learned
+from sampler_builder import build_sampling, require_learned
 from sde_lib import SDE, SDES
 from time_grids import Schedule
 from training import MovingAverage, Optimizer, Trainer
@@ -65,7 +68,7 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
     sde = reader.choose("sde", SDES)
     network = reader.choose("model", NETWORKS)
     denoiser = _denoiser_factory(reader, sde, network)
-    loss = reader.construct("loss", ScoreMatching)
+    loss = reader.choose("loss", LOSSES)
     _check_levels(reader, sde, loss)
     optimizer = reader.construct("optim", Optimizer)
     average = reader.construct("ema", MovingAverage)
@@ -73,7 +76,9 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
     with reader.errors("model"):
         network.validate(item_shape[0], item_shape[2])
     _check_training(reader, layout)
-    classes = _classes(reader, network)
+    classes = getattr(network, "num_classes", 0)  # that the network is told; 0 for none
+    sampling = build_sampling(reader, sde, scaler, item_shape)
+    sample_classes = _sample_classes(reader, classes, sampling.guidance)
     _check_eval(reader, layout)
     trainer = Trainer(
         init=partial(_init_network, network, item_shape),
@@ -85,7 +90,6 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
         classes=classes,
         label_dropout=config.training.label_dropout,
     )
-    sampler, evaluations, with_moments = build_sampler(reader, sde, scaler)
     likelihood, ode = reader.construct_all("likelihood", (LikelihoodOptions, ODEOptions), set())
     experiment = Experiment(
         config=reader.resolved,
@@ -96,9 +100,14 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
         network=network,
         denoiser=denoiser,
         trainer=trainer,
-        sampler=sampler,
-        evaluations=evaluations,
-        with_moments=with_moments,
+        sampler=sampling.sampler,
+        evaluations=sampling.evaluations,
+        with_moments=sampling.with_moments,
+        labels=sampling.guidance.labels,
+        sample_classes=sample_classes,
+        guided=_guided(sampling.guidance, classes),
+        with_classifier=_with_classifier(sampling.guidance),
+        task=sampling.task,
         likelihood=likelihood,
         ode=ode,
         discrete_bound=_discrete_bound(reader, sde, scaler),
@@ -137,17 +146,25 @@ def _init_network(network: nn.Module, item_shape: tuple, key: Key[Array, ""]) ->
 def _denoiser_factory(reader: Reader, sde: SDE, network: nn.Module) -> Callable[..., Denoiser]:
     """(params, dropout key or None) -> Denoiser."""
     fields = reader.config.denoiser.to_dict()
+    energy = fields.pop("energy")
+    if energy and fields["parameterization"] == "eps_variance":
+        raise ConfigError(
+            "config.denoiser.energy=True is for networks with one answer, not the two of "
+            "config.denoiser.parameterization='eps_variance'; choose eps, or set energy=False"
+        )
+
+    def answer(params: Any, x: Array, *conditions: Array, **options: Any) -> Array:
+        def closed(x: Array) -> Array:
+            return network.apply({"params": params}, x, *conditions, **options)
+
+        return energy_gradient(closed, x) if energy else closed(x)
 
     # Named functions, made once: a Partial of the same function is the same to jit.
-    def apply(params: Any, x: Array, condition: Array, *labels: Array) -> Array:
-        return network.apply({"params": params}, x, condition, *labels, train=False)
+    def apply(params: Any, x: Array, *conditions: Array) -> Array:
+        return answer(params, x, *conditions, train=False)
 
-    def apply_with_dropout(
-        params: Any, dropout: Array, x: Array, condition: Array, *labels: Array
-    ) -> Array:
-        return network.apply(
-            {"params": params}, x, condition, *labels, train=True, rngs={"dropout": dropout}
-        )
+    def apply_with_dropout(params: Any, dropout: Array, x: Array, *conditions: Array) -> Array:
+        return answer(params, x, *conditions, train=True, rngs={"dropout": dropout})
 
     def denoiser(params: Any, dropout: Key[Array, ""] | None = None) -> Denoiser:
         closed = (
@@ -168,7 +185,7 @@ def _denoiser_factory(reader: Reader, sde: SDE, network: nn.Module) -> Callable[
     return denoiser
 
 
-def _check_levels(reader: Reader, sde: SDE, loss: ScoreMatching) -> None:
+def _check_levels(reader: Reader, sde: SDE, loss: FisherDivergence) -> None:
     """The levels of a discrete process are those of its objective and of its network's index."""
     levels, denoiser = getattr(sde, "levels", None), reader.config.denoiser
     pairs = (
@@ -192,19 +209,70 @@ def _check_levels(reader: Reader, sde: SDE, loss: ScoreMatching) -> None:
         )
 
 
-def _classes(reader: Reader, network: nn.Module) -> int:
-    """The number of classes that the network is told; 0 for none."""
-    classes, label = getattr(network, "num_classes", 0), reader.config.sampling.label
-    if not -1 <= label <= classes or (label >= 0 and not classes):
-        valid = f"-1 (all in turn), 0..{classes - 1}, or {classes} (none)" if classes else "-1"
+def _sample_classes(reader: Reader, classes: int, options: GuidanceOptions) -> int:
+    """The number of classes of which samples are drawn; 0 if none are told apart."""
+    config = reader.config.sampling
+    none = classes  # the label of no class, which a class-conditional network knows
+    if options.guidance == "classifier_free" and not classes:
         raise ConfigError(
-            f"config.sampling.label={label} is not a class of the network, which has "
-            f"config.model.num_classes={classes}; valid is {valid}"
+            "config.sampling.guidance='classifier_free' is for class-conditional networks, and "
+            "config.model.num_classes=0; choose classifier, which --mode=train_classifier trains"
         )
     dropout = reader.config.training.label_dropout
     if not 0 <= dropout <= 1:
         raise ConfigError(f"config.training.label_dropout={dropout} must lie in [0, 1]")
+    if options.guidance == "classifier_free" and not dropout:
+        raise ConfigError(
+            "config.sampling.guidance='classifier_free' asks the network for no class too, which "
+            "config.training.label_dropout=0 never trains"
+        )
+    if options.guidance == "classifier":
+        others, classes = classes, reader.config.classifier.num_classes
+        if others not in (0, classes):
+            raise ConfigError(
+                f"config.classifier.num_classes={classes}, but config.model.num_classes={others}; "
+                "to guide it, they must be the same"
+            )
+    unguided = options.guidance == "none" and none
+    owner = "classifier" if options.guidance == "classifier" else "model"
+    for field, labels in (("label", (config.label,)), ("labels", options.labels)):
+        for label in labels:
+            turn = field == "label" and label == -1
+            if not turn and not 0 <= label < classes + bool(unguided):
+                valid = [f"0..{classes - 1}"] if classes else []
+                valid += ["-1 (all in turn)"] if field == "label" else []
+                valid += [f"{none} (none)"] if unguided else []
+                raise ConfigError(
+                    f"config.sampling.{field}={config[field]!r} is not a class, with config.{owner}"
+                    f".num_classes={classes}; valid is {' or '.join(valid) or 'nothing'}"
+                )
+    if options.labels and config.label != -1:
+        raise ConfigError(
+            f"config.sampling.labels={options.labels} and label={config.label}; give one of them"
+        )
     return classes
+
+
+def _guided(options: GuidanceOptions, classes: int) -> Callable[..., Denoiser] | None:
+    """(denoiser, labels) -> denoiser, of guidance that needs nothing but the network."""
+    if options.guidance != "classifier_free":
+        return None
+    interval = (float(options.guidance_interval[0]), float(options.guidance_interval[1]))
+    guidance = ClassifierFreeGuidance(none=classes, scale=options.scale, interval=interval)
+    return lambda denoiser, labels: guide(denoiser, guidance)
+
+
+def _with_classifier(options: GuidanceOptions) -> Callable[[Classifier], Callable] | None:
+    """Makes `guided` of a trained classifier, where one is asked for."""
+    if options.guidance != "classifier":
+        return None
+
+    def guided(classifier: Classifier, denoiser: Denoiser, labels: Array) -> Denoiser:
+        return guide(
+            denoiser, ClassifierGuidance(classifier=classifier, labels=labels, scale=options.scale)
+        )
+
+    return lambda classifier: partial(guided, classifier)
 
 
 def _classifier(reader: Reader, experiment: Experiment, sde: SDE) -> Callable[[], Experiment]:

@@ -139,10 +139,10 @@ def _image_files(root: Path) -> list[Path]:
 def _decode_files(root: Path, files: list[Path], labels: dict[str, int]) -> Iterator[Item]:
     for file in files:
         label = labels[file.relative_to(root).parts[0]] if labels else None
-        yield Item(str(file), _decode(file, str(file)), label)
+        yield Item(str(file), decode(file, str(file)), label)
 
 
-def _decode(source: Path | io.BytesIO, where: str) -> UInt8[np.ndarray, "h w c"]:
+def decode(source: Path | io.BytesIO, where: str) -> UInt8[np.ndarray, "h w c"]:
     """The upright picture in its own one or three channels; ValueError names a damaged file."""
     from PIL import Image, ImageOps
 
@@ -188,4 +188,4 @@ def _decode_records(where: str, source: Sequence[dict[str, Any]]) -> Iterator[It
     for row, record in enumerate(source):
         place, label = f"{where}[{row}]", record.get("label")
         number = int(label) if isinstance(label, int | np.integer) else None
-        yield Item(place, _decode(io.BytesIO(record["image"]), place), number)
+        yield Item(place, decode(io.BytesIO(record["image"]), place), number)

@@ -21,20 +21,22 @@ c_skip = sigma_d^2 / (s^2 + sigma_d^2), c_out = s sigma_d c_in, c_in = 1 / sqrt(
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from arrays import expand_like
 from pytrees import pytree
 from sde_lib import SDE, Time, reverse_drift
 
 Batch = Float[Array, "batch ..."]
+Coefficient = Float[Array, "..."]
 Network = Callable[..., Batch]  # (input, condition), then labels if the denoiser has any
 
 
@@ -43,11 +45,14 @@ class Prediction(NamedTuple):
 
     variance, of a network that answers one, tells how far the logarithm of a reverse step's
     variance is from the smallest (0) to the largest (1): Nichol & Dhariwal 2021, Eq. 15.
+
+    gradient is what guidances have added to the score, of which x0 and eps know already.
     """
 
     x0: Batch
     eps: Batch
     variance: Batch | None = None
+    gradient: Batch | None = None
 
 
 def _from_eps(x: Batch, alpha: Batch, sigma: Batch, eps: Batch) -> Prediction:
@@ -183,6 +188,34 @@ class Clipping:
         return middle + radius * jnp.clip(centred, -size, size) / size
 
 
+@runtime_checkable
+class Guidance(Protocol):
+    """What makes a denoiser answer a conditional question; a pytree, its arrays traced.
+
+    `per_image` names its fields that are arrays, or trees of arrays, with an entry for each image
+    of the batch; `evaluations` counts the network's evaluations in one prediction.
+    """
+
+    per_image: tuple[str, ...]
+
+    @property
+    def evaluations(self) -> int: ...
+
+    def __call__(self, denoiser: "Denoiser", x: Batch, t: Time) -> Prediction:
+        """What `denoiser`, which is without this guidance, predicts with it."""
+
+
+@runtime_checkable
+class Projection(Protocol):
+    """Holds samples to what is known of them, between the steps of a sampler; a pytree."""
+
+    def project(self, keys: Key[Array, "batch"], sde: SDE, x: Batch, t: Time) -> Batch:
+        """x_t in agreement with what is known; row k draws its noise from `keys[k]` alone."""
+
+    def finish(self, x0: Batch) -> Batch:
+        """The sampler's last answer in agreement with what is known."""
+
+
 @pytree(static=("parameterization", "conditioning", "levels", "clipping"))
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
@@ -197,7 +230,11 @@ class Denoiser:
       parameterization: a name in PARAMETERIZATIONS.
       conditioning: a name in CONDITIONINGS.
       levels: number of noise levels that the conditionings with an index count.
-      clipping: what is done to the predicted x0; eps and the score follow it.
+      clipping: what is done to the predicted x0; eps and the score follow it. Guidances see it
+        clipped, and clip what they make of it where their kind asks for that.
+      guidances: what changes its predictions, the last one last.
+      projection: what the samplers with fixed steps hold their states to; predictions know
+        nothing of it.
 
     Raises:
       ValueError: for an unknown name.
@@ -210,6 +247,8 @@ class Denoiser:
     conditioning: str = "999t"
     levels: int = 1000
     clipping: Clipping = Clipping()
+    guidances: tuple[Guidance, ...] = ()
+    projection: Projection | None = None
 
     def __post_init__(self) -> None:
         for field, table in (
@@ -226,16 +265,40 @@ class Denoiser:
         if callable(self.network) and not isinstance(self.network, Partial):
             object.__setattr__(self, "network", Partial(self.network))
 
-    def of_one(self, label: Int[Array, ""] | None) -> "Denoiser":
-        """This denoiser for a batch of one image, the one with that entry of `labels`."""
-        return self if label is None else dataclasses.replace(self, labels=label[None])
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of one prediction, at most."""
+        return math.prod(guidance.evaluations for guidance in self.guidances)
+
+    @property
+    def per_image(self) -> Any:
+        """A tree of all that has an entry for each image of the batch; `of_one` takes an entry."""
+        guided = [{name: getattr(g, name) for name in g.per_image} for g in self.guidances]
+        return self.labels, guided
+
+    def of_one(self, entry: Any) -> "Denoiser":
+        """This denoiser for a batch of one image, the one with that entry of `per_image`."""
+        labels, guided = jax.tree.map(lambda array: array[None], entry)
+        guidances = tuple(
+            dataclasses.replace(guidance, **fields)
+            for guidance, fields in zip(self.guidances, guided, strict=True)
+        )
+        return dataclasses.replace(self, labels=labels, guidances=guidances)
 
     def predict(self, x: Batch, t: Time | float) -> Prediction:
         """The pair (x0, eps) that the network sees in x_t; t of shape () or (batch,)."""
+        if self.guidances:
+            *others, last = self.guidances
+            t = jnp.asarray(t, x.dtype)
+            return last(dataclasses.replace(self, guidances=tuple(others)), x, t)
+        return self.clipped(self._meaning(x, t), x, t)
+
+    def _meaning(self, x: Batch, t: Time | float) -> Prediction:
+        """Of the network's output."""
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         meaning = PARAMETERIZATIONS[self.parameterization]
         condition = CONDITIONINGS[self.conditioning](self.sde, t, self.levels)
-        alpha, sigma = expand_like(self.sde.alpha(t), x), expand_like(self.sde.sigma(t), x)
+        alpha, sigma = self.coefficients(x, t)
         labels = () if self.labels is None else (self.labels,)
         output = self.network(meaning.input(x, alpha, sigma), condition, *labels)
         expected = (*x.shape[:-1], meaning.channels * x.shape[-1])
@@ -245,13 +308,34 @@ class Denoiser:
                 f"but the network answers {output.shape}; eps_variance is for a network with "
                 "learned_variance, and for no other"
             )
-        prediction = meaning.predict(x, alpha, sigma, output)
+        return meaning.predict(x, alpha, sigma, output)
+
+    def clipped(self, prediction: Prediction, x: Batch, t: Time | float) -> Prediction:
+        """The prediction of x_t with its x0 clipped; eps follows it."""
         if self.clipping.clip == "none":
             return prediction
         x0 = self.clipping.apply(prediction.x0)
         # x = alpha x0 + sigma eps still; where nothing is clipped, eps stays what it was.
+        alpha, sigma = self.coefficients(x, t)
         eps = prediction.eps + alpha / sigma * (prediction.x0 - x0)
         return prediction._replace(x0=x0, eps=eps)
+
+    def guided(
+        self, prediction: Prediction, gradient: Batch, x: Batch, t: Time | float
+    ) -> Prediction:
+        """The prediction of x_t whose score is greater by `gradient`."""
+        alpha, sigma = self.coefficients(x, t)
+        before = 0.0 if prediction.gradient is None else prediction.gradient
+        return prediction._replace(
+            x0=prediction.x0 + sigma**2 / alpha * gradient,
+            eps=prediction.eps - sigma * gradient,
+            gradient=before + gradient,
+        )
+
+    def coefficients(self, x: Batch, t: Time | float) -> tuple[Coefficient, Coefficient]:
+        """alpha(t) and sigma(t) in shapes that broadcast against x."""
+        t = jnp.asarray(t, x.dtype)
+        return expand_like(self.sde.alpha(t), x), expand_like(self.sde.sigma(t), x)
 
     def score(self, x: Batch, t: Time) -> Batch:
         """grad log p_t(x_t) = -eps / sigma."""

@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 import input_pipeline
 from classification import Classifier, CrossEntropy
+from conditions import Task
 from continuous_bound import ContinuousBoundOptions
 from denoising import Clipping, Denoiser
 from discrete_bound import DiscreteBoundOptions
 from input_pipeline import ImageData, ImageScaler, TrainingBatches
 from likelihood import LikelihoodOptions
-from losses import ScoreMatching
+from losses import FisherDivergence
 from ode import ODEOptions
 from parallel import Layout
 from sampling import Samples
@@ -38,6 +39,7 @@ _STREAMS = (
     "truncation",
     "discrete_bound",
     "continuous_bound",
+    "measurement",
 )
 
 
@@ -79,6 +81,11 @@ class Experiment:
         it is adaptive.
       evaluations: network evaluations an image of `sampler`; None where it is adaptive.
       with_moments: moments -> sampler, of a solver that needs those of its network; otherwise None.
+      labels: the classes of the samples in turn; empty for what config.sampling.label says.
+      sample_classes: number of classes of which samples are drawn; 0 if none are told apart.
+      guided: (denoiser, labels) -> denoiser, guided towards the classes; or None.
+      with_classifier: classifier -> guided, of guidance that needs a trained one; otherwise None.
+      task: what is to be done with pictures; None for plain samples.
       likelihood, ode: how log-likelihoods are computed.
       discrete_bound: its options, the times of its chain, and how predictions are clipped.
       continuous_bound: its options.
@@ -91,13 +98,18 @@ class Experiment:
     layout: Layout
     item_shape: tuple[int, int, int]
     scaler: ImageScaler
-    loss: ScoreMatching | CrossEntropy
+    loss: FisherDivergence | CrossEntropy
     network: Any
     denoiser: Callable[..., Denoiser | Classifier]
     trainer: Trainer
     sampler: Callable[..., Samples]
     evaluations: int | None
     with_moments: Callable[[EpsMoments], Callable[..., Samples]] | None
+    labels: tuple[int, ...]
+    sample_classes: int
+    guided: Callable[[Denoiser, Array], Denoiser] | None
+    with_classifier: Callable[[Classifier], Callable] | None
+    task: Task | None
     likelihood: LikelihoodOptions
     ode: ODEOptions
     discrete_bound: tuple[DiscreteBoundOptions, np.ndarray, Clipping]
@@ -177,22 +189,26 @@ class Experiment:
         *,
         frames: int = 0,
         seed: int | None = None,
+        condition: Callable[[Denoiser, Int[Array, "batch"]], Denoiser] | None = None,
+        source: Callable[[Int[Array, "batch"]], Float[Array, "batch h w c"]] | None = None,
     ) -> Pictures:
         """The samples of these numbers; each depends on the seed and its number alone.
 
-        The seed is by default the configuration's.
+        The seed is by default the configuration's. `condition` tells the denoiser what is known of
+        the samples of some numbers; `source` gives the images at which they start.
 
         Raises:
           SamplingError: if any becomes NaN or infinite.
         """
         placed = self.place(indices)
-        if self.classes:
-            label = self.config["sampling"]["label"]
-            labels = placed % self.classes if label < 0 else jnp.full_like(placed, label)
-            denoiser = dataclasses.replace(denoiser, labels=labels)
+        denoiser = self.of_classes(denoiser, placed)
+        if condition is not None:
+            denoiser = condition(denoiser, placed)
         key = self.key(self.config["sampling"]["seed"] if seed is None else seed, "sampling")
         shape = (placed.shape[0], *self.item_shape)
         options: dict[str, Any] = {"indices": placed, "frames": frames}
+        if source is not None:
+            options["source"] = source(placed)
         with _steps_bar() as progress:
             if self.evaluations is not None:  # an adaptive sampler does not know how far it is
                 options["progress"] = progress
@@ -202,6 +218,20 @@ class Experiment:
         if trajectory is not None:
             trajectory = np.stack([self.pictures(frame[: len(indices)]) for frame in trajectory])
         return Pictures(images, samples.nfe, trajectory)
+
+    def of_classes(self, denoiser: Denoiser, numbers: Int[Array, "batch"]) -> Denoiser:
+        """The denoiser of the samples of these numbers: it knows their classes, or is guided to
+        them, as config.sampling says."""
+        if not self.sample_classes:
+            return denoiser
+        label = self.config["sampling"]["label"]
+        if self.labels:
+            labels = jnp.asarray(self.labels, numbers.dtype)[numbers % len(self.labels)]
+        else:
+            labels = numbers % self.sample_classes if label < 0 else jnp.full_like(numbers, label)
+        if self.classes:
+            denoiser = dataclasses.replace(denoiser, labels=labels)
+        return self.guided(denoiser, labels) if self.guided else denoiser
 
     def with_labels(
         self,
@@ -231,6 +261,13 @@ class Experiment:
                 f"{field}={self.classes}, but the labels of config.data.name={name!r} are "
                 f"{labels.min()}..{labels.max()}; set it to {labels.max() + 1}"
             )
+
+    def of_pictures(self, pictures: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """From images in [0, 1] to the network's range; `pictures` brings their levels back."""
+        levels = input_pipeline.quantizer(self.config["data"]["name"]).levels
+        if self.config["data"]["dequantize"]:  # the middle of the bin
+            pictures = (pictures * (levels - 1) + 0.5) / levels
+        return self.scaler.forward(pictures)
 
     def pictures(self, x: Float[Any, "count height width channels"]) -> UInt8[np.ndarray, "..."]:
         """From the network's range to 0..255, through the data's own grey levels."""

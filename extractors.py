@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+import runs
 from arrays import digest
-from checkpoints import Checkpoints
 from classification import Classifier
 from experiment import ConfigError, Experiment
 from metrics.extractor import PIXELS, Extracted, Extractor, Images
@@ -47,18 +47,9 @@ def _inception(experiment: Experiment, workdir: Workdir) -> Extractor:
 
 
 def _classifier(experiment: Experiment, workdir: Workdir) -> Extractor:
-    trained, settings = experiment.classifier(), experiment.config["classifier"]
-    folder = Workdir(workdir.classifier, classifies=True)
-    folder.check(trained.config, training=False)
-    restored = Checkpoints(folder.checkpoints).restore(trained.trainer.abstract_state())
-    if restored is None:
-        raise ConfigError(
-            f"config.eval.features='classifier', but there is none in {folder.path} yet; run "
-            "--mode=train_classifier first, or choose pixels or inception"
-        )
-    params = trained.layout.fetch_tree(restored.state.ema_params)
-    classifier, scaler = trained.denoiser(params), trained.scaler
-    identity = digest((params, np.float64(settings["t_min"])))
+    classifier = runs.trained_classifier(experiment, workdir, "config.eval.features")
+    settings, scaler = experiment.config["classifier"], experiment.scaler
+    identity = digest((classifier.network.args, np.float64(settings["t_min"])))
 
     @jax.jit
     def answer(classifier: Classifier, x: Float[Array, "batch h w c"]) -> Extracted:

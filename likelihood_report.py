@@ -108,8 +108,8 @@ def test_loss(experiment: Experiment, denoiser: Denoiser, work: Resumable) -> Re
         # One sample a call of the loss: its time and noise depend on its own key alone.
         keys = sample_keys(key, indices)
         return jax.vmap(
-            lambda key, x, label: experiment.loss(key, denoiser.of_one(label), x[None])[0]
-        )(keys, x, denoiser.labels)
+            lambda key, x, entry: experiment.loss(key, denoiser.of_one(entry), x[None])[0]
+        )(keys, x, denoiser.per_image)
 
     def compute(batch: _Batch) -> dict[str, Array]:
         return {

@@ -35,6 +35,9 @@ def describe(experiment: Experiment) -> str:
             + " an image",
         ),
     ]
+    asked = [config["sampling"][name] for name in ("task", "guidance")]
+    if asked != ["generate", "none"]:
+        rows.append(("asked", f"task {asked[0]}, guidance {asked[1]}"))
     return "\n\n".join([json.dumps(config, indent=2), parameter_table(params), table(rows)])
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import builders
 import calibration
@@ -23,11 +22,10 @@ import plan
 import reference
 import runs
 from checkpoints import Checkpoints
-from denoising import Denoiser
-from experiment import ConfigError, Experiment
+from experiment import ConfigError
 from interchange import Candidate
 from reporting import image_grid, write_file, write_gif, write_png
-from resumable import batches_of
+from task_run import TaskRun, draw_all
 from training_run import train_experiment
 from workdir import Workdir, WorkdirError
 
@@ -42,11 +40,17 @@ def train(config: ConfigDict, path: Path, *, explicit: frozenset[str] = frozense
       TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
     """
     experiment = builders.build(config, explicit=explicit)
-    if experiment.with_moments and experiment.config["training"]["sample_every"]:
-        raise ConfigError(
-            "config.sampling.name=analytic needs the moments of a trained network; train with "
-            "another sampler, or with config.training.sample_every=0"
-        )
+    if experiment.config["training"]["sample_every"]:
+        for wanting, what in (
+            (experiment.task, "task is for --mode=sample"),
+            (experiment.with_moments, "name=analytic needs the moments of a trained network"),
+            (experiment.with_classifier, "guidance=classifier needs a trained classifier"),
+        ):
+            if wanting:
+                raise ConfigError(
+                    f"config.sampling.{what}; train with another choice, or with "
+                    "config.training.sample_every=0"
+                )
     if train_experiment(experiment, Workdir(path)):
         print(f"samples are in {Workdir(path).samples}; next: --mode=eval or --mode=sample")
 
@@ -75,6 +79,11 @@ def evaluate(config: ConfigDict, path: Path, *, explicit: frozenset[str] = froze
       IntegrationError: if the probability-flow ODE cannot be solved.
     """
     experiment, workdir, checkpoints = runs.open_run(config, path, explicit)
+    if experiment.task is not None:
+        raise ConfigError(
+            f"config.sampling.task={experiment.task.name!r} is for --mode=sample; evaluate with "
+            "task=generate"
+        )
     experiment.training_batches()  # missing data show now
     steps = experiment.config["eval"]["checkpoints"]
     # Likelihoods alone need no features, and no weights that would have to be downloaded.
@@ -143,7 +152,8 @@ def sample(
 ) -> None:
     """Write `count` images of a checkpoint as .npz (uint8, NHWC, key `samples`) and PNG grid.
 
-    With `gif`, also an animation of the reverse process of the first of them.
+    With a task, beside what it was given. With `gif`, also an animation of the reverse process of
+    the first of them.
 
     Raises:
       ConfigError, WorkdirError, CheckpointError: before anything is computed.
@@ -151,33 +161,36 @@ def sample(
     if count < 1:
         raise ConfigError(f"--num_samples={count} must be at least 1")
     experiment, workdir, checkpoints = runs.open_run(config, path, explicit)
+    if gif and experiment.task is not None and experiment.task.coder is not None:
+        raise ConfigError(
+            f"--gif animates samples, and config.sampling.task={experiment.task.name!r} draws none"
+        )
+    if experiment.task is not None:
+        TaskRun(experiment, experiment.task).check_count(count)  # what is wrong shows now
     experiment, step, denoiser = runs.load(experiment, workdir, checkpoints, checkpoint)
-    name = workdir.samples / f"checkpoint_{step}"
-    images, nfe = _draw_all(experiment, denoiser, count)
-    write_file(name.with_suffix(".npz"), lambda file: np.savez_compressed(file, samples=images))
-    write_png(name.with_suffix(".png"), image_grid(images[:_GRID]))
-    print(f"{count} samples of step {step}, NFE {nfe}: {name}.npz and {name}.png")
+    name, drawing = workdir.samples / f"checkpoint_{step}", {}
+    if experiment.task is None:
+        images, nfe = draw_all(experiment, denoiser, count)
+        arrays, picture, told = {}, image_grid(images[:_GRID]), f"NFE {nfe}"
+    else:
+        run = TaskRun(experiment, experiment.task)
+        name = name.with_name(f"{name.name}_{experiment.task.name}")
+        images, arrays, picture, told = run.answer(denoiser, count)
+        drawing = run.drawing
+    write_file(
+        name.with_suffix(".npz"), lambda file: np.savez_compressed(file, samples=images, **arrays)
+    )
+    write_png(name.with_suffix(".png"), picture)
+    print(f"{len(images)} samples of step {step}, {told}: {name}.npz and {name}.png")
     if gif:
         shown = np.arange(min(count, _GRID))
-        frames = experiment.draw(denoiser, shown, frames=_FRAMES).trajectory
+        frames = experiment.draw(denoiser, shown, frames=_FRAMES, **drawing).trajectory
         write_gif(name.with_suffix(".gif"), [image_grid(frame) for frame in frames])
         print(f"their reverse process: {name}.gif")
 
 
 _GRID = 100  # images that a picture shows
 _FRAMES = 40  # snapshots of an animation
-
-
-def _draw_all(experiment: Experiment, denoiser: Denoiser, count: int) -> tuple[np.ndarray, int]:
-    """The images, and the network evaluations of one of them: the most, where they are adaptive."""
-    parts, nfe = [], 0
-    with tqdm(total=count, desc="sampling", dynamic_ncols=True, mininterval=0.5) as bar:
-        for indices in batches_of(count, experiment.config["eval"]["batch_size"]):
-            drawn = experiment.draw(denoiser, indices)
-            parts.append(drawn.images)
-            nfe = max(nfe, drawn.nfe)
-            bar.update(len(indices))
-    return np.concatenate(parts), nfe
 
 
 def moments(

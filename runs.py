@@ -6,7 +6,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 import builders
+from arrays import digest
 from checkpoints import CheckpointError, Checkpoints, Restored
+from classification import Classifier
 from denoising import Denoiser
 from downloads import sha256_of
 from experiment import ConfigError, Experiment
@@ -27,10 +29,10 @@ def open_run(
 def load(
     experiment: Experiment, workdir: Workdir, checkpoints: Checkpoints, step: int | None
 ) -> tuple[Experiment, int, Denoiser]:
-    """A checkpoint (None for the latest good one): the experiment with a sampler that has the
-    network's moments if it wants them, the step, and the averaged network."""
+    """A checkpoint (None for the latest good one): the experiment with the network's moments and
+    the classifier if it wants them, the step, and the averaged network."""
     restored = restore(experiment, workdir, checkpoints, step)
-    experiment = with_moments_of(experiment, workdir, restored.step)
+    experiment = with_classifier_of(with_moments_of(experiment, workdir, restored.step), workdir)
     return experiment, restored.step, experiment.denoiser(restored.state.ema_params)
 
 
@@ -49,6 +51,42 @@ def with_moments_of(experiment: Experiment, workdir: Workdir, step: int) -> Expe
     digest = sha256_of(file)[:16]
     sampling = experiment.config["sampling"] | {"moments": digest}
     return replace(experiment, sampler=sampler, config=experiment.config | {"sampling": sampling})
+
+
+def with_classifier_of(experiment: Experiment, workdir: Workdir) -> Experiment:
+    """The experiment whose samples are guided by the run's classifier, if they are to be.
+
+    Its configuration, which is the protocol of an evaluation, tells classifiers apart.
+    """
+    if experiment.with_classifier is None:
+        return experiment
+    classifier = trained_classifier(experiment, workdir, "config.sampling.guidance")
+    sampling = experiment.config["sampling"] | {"classifier": digest(classifier.network.args)}
+    return replace(
+        experiment,
+        guided=experiment.with_classifier(classifier),
+        with_classifier=None,
+        config=experiment.config | {"sampling": sampling},
+    )
+
+
+def trained_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Classifier:
+    """The latest classifier of noisy images in the run's folder, which `field` asks for.
+
+    Raises:
+      ConfigError: if there is none yet.
+      WorkdirError: if it was trained for something else.
+    """
+    trained = experiment.classifier()
+    folder = Workdir(workdir.classifier, classifies=True)
+    folder.check(trained.config, training=False)
+    restored = Checkpoints(folder.checkpoints).restore(trained.trainer.abstract_state())
+    if restored is None:
+        raise ConfigError(
+            f"{field}='classifier', but there is none in {folder.path} yet; run "
+            "--mode=train_classifier first, or choose another"
+        )
+    return trained.denoiser(trained.layout.fetch_tree(restored.state.ema_params))
 
 
 def restore(

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from arrays import fold_in_each, sample_keys
-from denoising import Denoiser
+from arrays import fold_in_each, normal_like, sample_keys
+from denoising import Denoiser, Projection
 from sde_lib import SDE
 from time_grids import Schedule
 
@@ -31,7 +31,8 @@ class SamplingError(RuntimeError):
 class Samples(NamedTuple):
     """Samples in the network's range, what they cost, and the path if frames were asked for.
 
-    nfe is the number of network evaluations an image; trajectory has shape (frames, batch, ...),
+    nfe is the number of network evaluations an image (with guidance at some times alone, the most
+    there can be); trajectory has shape (frames, batch, ...),
     its states at `times`.
     """
 
@@ -60,7 +61,7 @@ class Kernel(Protocol):
         """Network evaluations of one row."""
 
     def start(self, x: Batch) -> Any:
-        """The carry before the first row: a pytree with the members x and mean of a Step."""
+        """The carry before the first row: a NamedTuple with the members x and mean of a Step."""
 
     def step(self, keys: Keys, denoiser: Denoiser, carry: Any, row: Any) -> Any:
         """The carry after a row; row k of the batch draws its noise from `keys[k]` alone."""
@@ -106,6 +107,7 @@ def sample(
     solver: Solver,
     schedule: Schedule,
     indices: Int[Array, "batch"] | None = None,
+    source: Batch | None = None,
     frames: int | Sequence[float] = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
@@ -116,6 +118,8 @@ def sample(
 
     Args:
       key: sample k depends on `key` and `indices[k]` (default k) alone.
+      source: images that noise is added to, to where the schedule starts; None for the prior, with
+        a schedule that starts at 1 (SDEdit, Meng et al. 2022, arXiv:2108.01073).
       frames: so many snapshots in `trajectory`, the start and the samples among them, or the times
         at which they are taken (on the nearest row of the plan).
       progress: called with the rows done and the number of them all.
@@ -126,8 +130,14 @@ def sample(
     """
     if indices is None:
         indices = jnp.arange(shape[0])
-    plan = solver.plan(denoiser.sde, schedule.of(denoiser.sde))
-    keys, x = _start(key, denoiser, indices, shape[1:])
+    times = schedule.of(denoiser.sde)
+    if (source is None) != (schedule.start == 1):
+        raise ValueError(
+            f"start={schedule.start:g}: below 1, and only there, a sampler starts at noised "
+            f"images, which are {'not ' if source is None else ''}given"
+        )
+    plan = solver.plan(denoiser.sde, times)
+    keys, x = _start(key, denoiser, indices, shape[1:], source, times[0])
     return run(keys, denoiser, x, plan, finish=schedule.finish, frames=frames, progress=progress)
 
 
@@ -148,7 +158,7 @@ def run(
     """
     count = len(plan.times) - 1
     marks = _marks(plan.times, frames)
-    rows = jax.tree.map(lambda rows: _padded(rows, x.dtype), plan.rows)
+    rows = jax.tree.map(lambda rows: _padded(rows, x.dtype), (plan.rows, plan.times[1:]))
     # Made of x, so that it is spread over the devices as x is.
     state = _Progress(plan.kernel.start(x), jnp.where(_is_finite(x), -1, 0))
     snapshots = {0: np.asarray(x)} if 0 in marks else {}
@@ -163,7 +173,7 @@ def run(
     x, extra = _finish(denoiser, state.carry, jnp.asarray(plan.times[-1], x.dtype), finish)
     if not jnp.isfinite(x).all():
         raise SamplingError("the last evaluation, which denoises the samples, is NaN or infinite")
-    nfe = plan.evaluations + extra
+    nfe = (plan.evaluations + extra) * denoiser.evaluations
     if not marks:
         return Samples(x, nfe)
     if count in marks:
@@ -196,13 +206,34 @@ class _Progress(NamedTuple):
     broken: Int[Array, "batch"]
 
 
+def project(keys: Keys, denoiser: Denoiser, carry: Any, t: Scalar) -> Any:
+    """A kernel's carry at time t, its state held to what the denoiser's projection knows of it."""
+    if denoiser.projection is None:
+        return carry
+    keys = fold_in_each(keys, _PROJECTION)
+    return carry._replace(x=denoiser.projection.project(keys, denoiser.sde, carry.x, t))
+
+
+_PROJECTION = 1 << 20  # what is folded into a step's keys for it; kernels fold in small numbers
+
+
 @partial(jax.jit, static_argnames="item_shape")
 def _start(
-    key: Key[Array, ""], denoiser: Denoiser, indices: Int[Array, "batch"], item_shape: tuple
+    key: Key[Array, ""],
+    denoiser: Denoiser,
+    indices: Int[Array, "batch"],
+    item_shape: tuple,
+    source: Batch | None,
+    t: Float[Array, ""] | float,
 ) -> tuple[Keys, Batch]:
     keys = sample_keys(key, indices)
-    like = jnp.zeros((indices.shape[0], *item_shape))
-    return keys, denoiser.sde.prior_sample(fold_in_each(keys, 0), like)
+    noise_keys = fold_in_each(keys, 0)
+    if source is None:
+        x = denoiser.sde.prior_sample(noise_keys, jnp.zeros((indices.shape[0], *item_shape)))
+    else:
+        t = jnp.asarray(t, source.dtype)
+        x = denoiser.sde.perturb(source, t, normal_like(noise_keys, source))
+    return keys, project(noise_keys, denoiser, Step(x, x), jnp.asarray(t, x.dtype)).x
 
 
 @partial(jax.jit, static_argnames="kernel")
@@ -218,9 +249,10 @@ def _advance(
     """Rows first to last - 1; both are traced, so that pieces of any length are one program."""
 
     def body(number: Int[Array, ""], state: _Progress) -> _Progress:
-        row = jax.tree.map(lambda rows: rows[number], rows)
+        row, end = jax.tree.map(lambda rows: rows[number], rows)
         step_keys = fold_in_each(keys, 1 + number)  # 0 drew the prior
         carry = kernel.step(step_keys, denoiser, state.carry, row)
+        carry = project(step_keys, denoiser, carry, end)
         broken = (state.broken < 0) & ~_is_finite(carry.x)
         return _Progress(carry, jnp.where(broken, number, state.broken))
 
@@ -244,11 +276,28 @@ def _require_finite(broken: Int[Array, "batch"], times: np.ndarray) -> None:
 
 
 def _finish(denoiser: Denoiser, carry: Any, t: Scalar, finish: str) -> tuple[Batch, int]:
+    x = carry.mean if finish == "mean" else carry.x
     if finish == "denoise":
-        return _denoise(denoiser, carry.x, t), 1
-    return (carry.mean if finish == "mean" else carry.x), 0
+        x = _denoise(denoiser, x, t)
+    if denoiser.projection is not None:
+        x = _held(denoiser.projection, x)
+    return x, int(finish == "denoise")
 
 
 @jax.jit
 def _denoise(denoiser: Denoiser, x: Batch, t: Scalar) -> Batch:
     return denoiser.predict(x, t).x0
+
+
+@jax.jit
+def _held(projection: Projection, x: Batch) -> Batch:
+    return projection.finish(x)
+
+
+def refuse_projection(denoiser: Denoiser, sampler: str) -> None:
+    """Raise ValueError if the denoiser has a projection, which adaptive steps cannot follow."""
+    if denoiser.projection is not None:
+        raise ValueError(
+            f"name={sampler!r} chooses its own steps, between which nothing can be projected; take "
+            "a sampler with fixed steps, or a guidance instead of a projection"
+        )

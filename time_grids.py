@@ -105,6 +105,8 @@ class Schedule:
       times: the times themselves, from 1 down, instead of a grid; the last takes t_min's place.
       steps: number of steps from t = 1 to t_min, by default 1000, or what times or a respacing say;
         of "levels" the number of levels, by default all.
+      start: where sampling starts; below 1, at noised images (`source` of `sampling.sample`), from
+        where it walks the rest of the grid.
       t_min: where sampling stops; Song et al. take 1e-3 for VP and sub-VP, 1e-5 for VE.
       rho: of the karras grid, by default 7; larger has shorter steps near t_min.
       finish: what is returned there, a name in FINISHES.
@@ -116,6 +118,7 @@ class Schedule:
     grid: str = "uniform"
     times: tuple[float, ...] = ()
     steps: int | None = None
+    start: float = 1.0
     t_min: float = 1e-3
     rho: float | None = None
     finish: str = "mean"
@@ -137,6 +140,8 @@ class Schedule:
             raise ValueError(f"steps={self.steps} must be at least 1")
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
+        if not self.t_min < self.start <= 1:
+            raise ValueError(f"start={self.start} must lie above t_min={self.t_min}, up to 1")
         if self.rho is not None and (self.grid != "karras" or not 0 < self.rho < float("inf")):
             raise ValueError(f"rho={self.rho} is a number above 0, and of grid='karras' alone")
 
@@ -168,6 +173,8 @@ class Schedule:
         steps = len(times) - 1
         if self.steps not in (None, steps + (self.grid == "levels")):
             raise ValueError(f"steps={self.steps}, but the grid has {steps}; leave steps out")
+        if self.start < 1:
+            times = self._rest_of(times)
         if times[-1] == 0 and not in_float64(sde.sigma, 0.0) > 0:
             raise ValueError(
                 f"{'times end' if self.times else f'grid={self.grid!r} ends'} at t = 0, where this "
@@ -176,6 +183,15 @@ class Schedule:
         if not np.all(np.diff(times.astype(np.float32)) < 0):
             raise ValueError(f"steps={steps}: times coincide on this grid; use fewer steps")
         return times
+
+    def _rest_of(self, times: np.ndarray) -> np.ndarray:
+        """From `start` on; of a chain, from its first level there."""
+        rest = times[times <= self.start]
+        if self.grid != "levels" and not self._respaced and (not len(rest) or rest[0] < self.start):
+            rest = np.append(self.start, rest)
+        if len(rest) < 2:
+            raise ValueError(f"start={self.start} leaves nothing of the grid; take a larger one")
+        return rest
 
     def _times_of(self, sde: SDE) -> np.ndarray:
         if self.times:

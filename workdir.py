@@ -32,6 +32,15 @@ _OF_CLASSIFIER = ("classifier.", "data.", "sde.")
 _IN_ITS_TRAINING = ("batch_size", "clean", "dropout", "lr", "steps", "warmup")
 
 
+# Fields that are younger than some runs, with what was done before there was a choice.
+_BEFORE = {
+    "denoiser.energy": False,
+    "loss.name": "denoising",
+    "sampling.guidance": "none",
+    "sampling.task": "generate",
+}
+
+
 class WorkdirError(RuntimeError):
     """The working directory does not fit what is asked of it; one line with the remedy."""
 
@@ -103,10 +112,16 @@ class Workdir:
 def differences(saved: dict, given: dict) -> list[tuple[str, str]]:
     """Fields in which two nested dicts differ: (dotted name, a phrase with both values).
 
-    A field that is new since the run was saved is no difference: what it is by default is what
-    was done before there was a choice.
+    Of a field that is new since the run was saved, its default is no difference: that is what was
+    done before there was a choice.
     """
     old, new = flatten(saved), flatten(json.loads(json.dumps(given)))
+    sections = {name.split(".")[0] for name in old}
+    old |= {
+        name: value
+        for name, value in _BEFORE.items()
+        if name not in old and name in new and name.split(".")[0] in sections
+    }
     absent = "absent"
     return [
         (name, f"config.{name} was {value!r}, is {new.get(name, absent)!r}")

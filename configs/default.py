@@ -65,13 +65,19 @@ def get_config() -> ConfigDict:
     # sigma_index.
     denoiser.conditioning = "999t"
     denoiser.levels = 1000  # noise levels that an index counts
+    denoiser.energy = False  # the network's gradient answers: models/energy.py
 
     config.loss = loss = ConfigDict()
+    loss.name = "denoising"  # estimator of the Fisher divergence: denoising, sliced, exact
     loss.weight = "sigma2"  # lambda(t): sigma2, or g2 (likelihood weighting)
     loss.times = "uniform"  # how times are drawn: uniform, stratified, log_snr, levels (discrete)
     loss.levels = placeholder(int)  # times=levels: their number
     loss.reduction = "mean"  # over dimensions: mean, or half_sum
-    loss.t_min = 1e-5  # smallest time trained on
+    loss.t_min = 1e-5  # smallest time trained on; more for sliced and exact
+    # sliced:
+    loss.probes = placeholder(int)  # directions a sample
+    loss.directions = placeholder(str)  # rademacher, gaussian
+    loss.variance_reduced = placeholder(bool)
 
     config.optim = optim = ConfigDict()
     optim.lr = 2e-4
@@ -113,7 +119,14 @@ def get_config() -> ConfigDict:
     # langevin. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
     sampling.name = "pc"
     sampling.seed = 0
+    # generate (plain samples); from pictures: inpaint, colorize, super_resolve, deblur,
+    # compressed_sensing, mri, stroke, reconstruct, interpolate; see conditions.py
+    sampling.task = "generate"
     sampling.label = -1  # class of the samples: -1 all in turn, or one; num_classes for none
+    sampling.labels = placeholder(tuple)  # classes of the samples in turn, instead of label
+    sampling.guidance = "none"  # none, classifier, classifier_free
+    sampling.guidance_scale = placeholder(float)  # 1: the model's own; more sharpens
+    sampling.guidance_interval = placeholder(tuple)  # classifier_free: times between which it acts
     sampling.clip = placeholder(str)  # of the predicted x0: none, range, dynamic
     sampling.quantile = placeholder(float)  # dynamic clipping
     sampling.t_min = 1e-3  # where sampling stops
@@ -124,6 +137,7 @@ def get_config() -> ConfigDict:
     sampling.grid = placeholder(str)
     sampling.rho = placeholder(float)  # karras
     sampling.times = placeholder(tuple)  # from 1 down, instead of a grid
+    sampling.start = placeholder(float)  # task=stroke: the time below 1 to which noise is added
     # pc:
     # euler_maruyama, reverse_diffusion, probability_flow, ancestral, none
     sampling.predictor = "euler_maruyama"
@@ -131,6 +145,7 @@ def get_config() -> ConfigDict:
     sampling.corrector_first = placeholder(bool)
     sampling.churn = placeholder(float)  # euler_maruyama, sde: 1 reverse SDE, 0 flow
     sampling.variance = placeholder(str)  # ancestral: small, large, learned
+    sampling.guidance_form = placeholder(str)  # ancestral: score, mean
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
     sampling.corrections = placeholder(int)  # correctors: Langevin steps at each time
     sampling.norms = placeholder(str)  # langevin: per_sample, batch
@@ -166,6 +181,23 @@ def get_config() -> ConfigDict:
     sampling.h_init = placeholder(float)  # dpm_adaptive: first step in lambda
     sampling.safety = placeholder(float)  # dpm_adaptive
     sampling.growth = placeholder(float)  # dpm_adaptive: of a step to the next, at most
+
+    # tasks with pictures:
+    sampling.input = placeholder(str)  # files, separated by commas; or test, test:3, test:0-7
+    # inpaint: a file, white where known; or left, right, top, bottom, border, random
+    sampling.mask = placeholder(str)
+    sampling.factor = placeholder(int)  # super_resolve
+    sampling.blur_std = placeholder(float)  # deblur: pixels
+    sampling.fraction = placeholder(float)  # compressed_sensing: measurements a number of x
+    sampling.acceleration = placeholder(float)  # mri: columns over columns measured
+    sampling.measurement_seed = placeholder(int)  # compressed_sensing, mri
+    # the same but for stroke, reconstruct and interpolate:
+    sampling.measured = placeholder(bool)  # the input is the measurement already
+    sampling.posterior = placeholder(str)  # pigdm, dps, projection
+    sampling.noise = placeholder(float)  # of the measurement, for images in [0, 1]
+    sampling.strength = placeholder(float)  # projection: 0 to 1
+    sampling.data_std = placeholder(float)  # pigdm: of the data, in the network's range
+    sampling.restoration_scale = placeholder(float)  # pigdm, dps
 
     config.likelihood = likelihood = ConfigDict()
     likelihood.trace = "rademacher"  # rademacher, gaussian, exact

@@ -8,6 +8,7 @@ exponential Euler step (DPM-Solver-1), and can be walked in the other direction:
 noise of an image, which the solver decodes. eta = 1 is ancestral sampling with the small variance.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -60,5 +61,6 @@ def decode(denoiser: Denoiser, latent: Batch, schedule: Schedule) -> Batch:
 
 
 def _walk(denoiser: Denoiser, x: Batch, times: np.ndarray) -> Batch:
+    denoiser = dataclasses.replace(denoiser, projection=None)  # of samples, which these are not
     no_noise = sample_keys(jax.random.key(0), jnp.arange(len(x)))
     return run(no_noise, denoiser, x, DDIM().plan(denoiser.sde, times)).x

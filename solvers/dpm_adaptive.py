@@ -24,7 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ from denoising import Denoiser
 from flow import VARIABLES, Batch
 from ode import Solution, require_success
 from pytrees import pytree
-from sampling import Samples
+from sampling import Samples, refuse_projection
 from sde_lib import SDE
 from solvers.exponential import PREDICTIONS, require_choice
 from solvers.probability_flow import check_end, collected, frame_times, prior_states
@@ -123,6 +123,7 @@ def sample_adaptive(
     """
     if indices is None:
         indices = jnp.arange(shape[0])
+    refuse_projection(denoiser, "dpm_adaptive")
     in_log_snr, _ = VARIABLES["log_snr"]
     times = frame_times(frames, denoiser.sde, options.t_min, in_log_snr)
     x, solution = _solve(key, denoiser, indices, times, shape[1:], options)
@@ -133,7 +134,7 @@ def sample_adaptive(
         times=solution.reached,
         broken=solution.broken,
     )
-    return collected(x, solution, times, options)
+    return collected(denoiser, x, solution, times, options)
 
 
 @partial(jax.jit, static_argnames="item_shape")
@@ -147,10 +148,10 @@ def _solve(
 ) -> tuple[Batch, Solution]:
     prior = prior_states(sample_keys(key, indices), denoiser.sde, item_shape)
 
-    def of_one(x: Float[Array, "..."], label: Int[Array, ""] | None) -> Solution:
-        return _solve_one(denoiser.of_one(label), x[None], times.astype(x.dtype), options)
+    def of_one(x: Float[Array, "..."], entry: Any) -> Solution:
+        return _solve_one(denoiser.of_one(entry), x[None], times.astype(x.dtype), options)
 
-    solution = jax.vmap(of_one)(prior, denoiser.labels)
+    solution = jax.vmap(of_one)(prior, denoiser.per_image)
     denoise = options.finish == "denoise"
     x = denoiser.predict(solution.y, options.t_min).x0 if denoise else solution.y
     return x, solution._replace(y=None)

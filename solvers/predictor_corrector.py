@@ -22,7 +22,7 @@ from jaxtyping import Array, Int
 
 from arrays import expand_like, fold_in_each, normal_like, sum_per_sample
 from denoising import Denoiser
-from sampling import Batch, Keys, Plan, Scalar, Step
+from sampling import Batch, Keys, Plan, Scalar, Step, project
 from sde_lib import SDE, reverse_drift
 
 
@@ -96,15 +96,24 @@ class Ancestral:
     (Ho et al. 2020, arXiv:2006.11239, Section 3.2). Song et al. use large for VP, small for VE.
     "learned" goes between them, in logarithms, by the fraction that a network with eps_variance
     answers for every pixel (Nichol and Dhariwal 2021, arXiv:2102.09672, Eq. 15).
+
+    A classifier's guidance adds its gradient to the score, or, with guidance_form "mean", moves the
+    mean by the gradient times the step's variance (Dhariwal and Nichol 2021, arXiv:2105.05233,
+    Algorithm 1).
     """
 
     variance: str = "small"
+    guidance_form: str = "score"
     evaluations = 1
 
     def __post_init__(self) -> None:
         if self.variance not in ("small", "large", "learned"):
             raise ValueError(
                 f"variance={self.variance!r} is unknown; choose one of: large, learned, small"
+            )
+        if self.guidance_form not in ("score", "mean"):
+            raise ValueError(
+                f"guidance_form={self.guidance_form!r} is unknown; choose one of: mean, score"
             )
 
     def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
@@ -122,6 +131,9 @@ class Ancestral:
             std = large * jnp.exp((1 - prediction.variance) * log_ratio)
         else:
             std = large * jnp.exp(log_ratio) if self.variance == "small" else large
+        if self.guidance_form == "mean" and prediction.gradient is not None:
+            # The gradient has moved the mean by large^2 / scale already.
+            mean += (std**2 - large**2 / scale) * prediction.gradient
         return Step(mean + std * normal_like(keys, carry.x), mean)
 
 
@@ -252,6 +264,10 @@ class PredictorCorrector:
         for move, role, start, end in moves:
             if move:
                 carry = move.step(fold_in_each(keys, role), denoiser, carry, start, end)
+            if self.corrector and self.predictor and role == moves[0][1]:
+                # After the second move the loop projects, with noise of its own.
+                time = t if self.corrector_first else s
+                carry = project(fold_in_each(keys, 2), denoiser, carry, time)
         return carry
 
 

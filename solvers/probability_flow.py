@@ -19,7 +19,7 @@ from arrays import expand_like, fold_in_each, in_float64, sample_keys
 from denoising import Denoiser
 from flow import VARIABLES, Batch, Coordinates, check_variable
 from ode import ODEOptions, Solution, integrate, require_success
-from sampling import Samples, SamplingError
+from sampling import Samples, SamplingError, refuse_projection
 from sde_lib import SDE
 
 # What is returned at t_min: Tweedie's estimate of x0 (one more evaluation), or the state itself.
@@ -95,10 +95,11 @@ def decode(
     frames: int | Sequence[float] = 0,
 ) -> Samples:
     """The samples that the flow makes of latent codes x_1; all else as in `sample_ode`."""
+    refuse_projection(denoiser, "ode")
     times = frame_times(frames, denoiser.sde, options.t_min, VARIABLES[options.variable][0])
     x, solution = _solve(denoiser, latent, times, options, ode)
     _require_success(solution, ode)
-    return collected(x, solution, times, options)
+    return collected(denoiser, x, solution, times, options)
 
 
 def encode(denoiser: Denoiser, x: Batch, *, options: FlowOptions, ode: ODEOptions) -> Samples:
@@ -180,7 +181,9 @@ def finished(
     return x, solution._replace(y=None, path=path, reached=at.time(denoiser.sde, solution.reached))
 
 
-def collected(x: Batch, solution: Solution, times: np.ndarray, options: Any) -> Samples:
+def collected(
+    denoiser: Denoiser, x: Batch, solution: Solution, times: np.ndarray, options: Any
+) -> Samples:
     """The answer of a sampler whose solves have succeeded."""
     if not jnp.isfinite(x).all():
         raise SamplingError(
@@ -188,6 +191,7 @@ def collected(x: Batch, solution: Solution, times: np.ndarray, options: Any) -> 
             "is not finite; check the network for NaN there"
         )
     nfe = int(solution.evaluations.max()) + (options.finish == "denoise")
+    nfe *= denoiser.evaluations
     if not len(times):
         return Samples(x, nfe)
     trajectory = np.moveaxis(np.asarray(solution.path), 1, 0).copy()
@@ -238,16 +242,16 @@ def _walk(
     sde, (at, derivative) = denoiser.sde, VARIABLES[options.variable]
 
     def velocity(
-        value: Float[Array, ""], state: Float[Array, "..."], label: Int[Array, ""] | None
+        value: Float[Array, ""], state: Float[Array, "..."], entry: Any
     ) -> Float[Array, "..."]:
-        return derivative(denoiser.of_one(label), state[None], value)[0]
+        return derivative(denoiser.of_one(entry), state[None], value)[0]
 
     first, last = (at.value(sde, jnp.asarray(t, x.dtype)) for t in ends)
     values = at.value(sde, jnp.asarray(times, x.dtype))
     return integrate(
         velocity,
         x / at.scale(sde, jnp.asarray(ends[0], x.dtype)),
-        denoiser.labels,
+        denoiser.per_image,
         t0=first,
         t1=last,
         options=ode,

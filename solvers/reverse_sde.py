@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from arrays import fold_in_each, sample_keys
 from denoising import Denoiser
 from flow import Batch, Coordinates, lam, norm, time_of_lam
 from ode import Solution, require_success
-from sampling import Samples
+from sampling import Samples, refuse_projection
 from sde_integration import SDEOptions, integrate_sde
 from solvers.probability_flow import (
     check_end,
@@ -88,6 +89,7 @@ def sample_sde(
     """
     if indices is None:
         indices = jnp.arange(shape[0])
+    refuse_projection(denoiser, "sde")
     times = frame_times(frames, denoiser.sde, options.t_min, COORDINATES)
     x, solution = _solve(key, denoiser, indices, times, shape[1:], options, solving)
     require_success(
@@ -97,7 +99,7 @@ def sample_sde(
         times=solution.reached,
         broken=solution.broken,
     )
-    return collected(x, solution, times, options)
+    return collected(denoiser, x, solution, times, options)
 
 
 @partial(jax.jit, static_argnames=("item_shape", "options", "solving"))
@@ -117,12 +119,10 @@ def _solve(
     length = last - first
 
     # The integration's own time goes from 0 to 1, so that dlam = length dtime.
-    def drift(
-        time: Float[Array, ""], u: Float[Array, "..."], label: Int[Array, ""] | None
-    ) -> Float[Array, "..."]:
+    def drift(time: Float[Array, ""], u: Float[Array, "..."], entry: Any) -> Float[Array, "..."]:
         value = first + length * time
         t = time_of_lam(process, value)
-        x0, eps, *_ = denoiser.of_one(label).predict(norm(process, t) * u[None], t)
+        x0, eps, *_ = denoiser.of_one(entry).predict(norm(process, t) * u[None], t)
         sin, cos = _sin_cos(value)
         return length * (sin * cos * (sin * x0 - cos * eps) - churn**2 * sin * eps)[0]
 
@@ -134,7 +134,7 @@ def _solve(
         drift,
         diffusion,
         x / norm(process, jnp.asarray(1.0, x.dtype)),
-        denoiser.labels,
+        denoiser.per_image,
         fold_in_each(keys, 1),
         options=solving,
         frames=jnp.clip(marks, 0, 1) if len(times) else None,

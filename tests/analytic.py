@@ -2,7 +2,9 @@ r"""Distributions known exactly at every noise level: the independent truth of t
 
 If x_0 is a mixture of Gaussians N(m_k, C_k) with weights w_k, then x_t = alpha x_0 + sigma eps is
 the mixture of N(alpha m_k, alpha^2 C_k + sigma^2 I) with the same weights, so its density, its
-score and its moments have closed forms. A single component gives a Gaussian.
+score and its moments have closed forms. A single component gives a Gaussian. Given a measurement
+y = A x_0 + noise, x_0 is a mixture again; and taken as classes, the components have closed forms of
+p(k | x_t) and of the score given the class.
 """
 
 import math
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from classification import Classifier
 from denoising import Denoiser
 
 
@@ -52,20 +55,23 @@ class Mixture:
         noise = rng.normal(size=(count, self.dims))
         return self.means[component] + np.einsum("bij,bj->bi", roots[component], noise)
 
-    def log_prob(self, x):
-        """Log-density in nats of the rows of x, in NumPy's float64."""
+    def component_logs(self, x):
+        """log(weight_k N(x; m_k, C_k)) in nats of the rows of x, in NumPy's float64: (batch, k)."""
         centred = np.asarray(x, np.float64)[:, None] - self.means
         solved = np.linalg.solve(self.covariances, centred[..., None])[..., 0]
         logs = -0.5 * np.sum(centred * solved, axis=-1) + np.log(self.weights)
-        logs -= 0.5 * np.linalg.slogdet(2 * math.pi * self.covariances)[1]
+        return logs - 0.5 * np.linalg.slogdet(2 * math.pi * self.covariances)[1]
+
+    def log_prob(self, x):
+        """Log-density in nats of the rows of x, in NumPy's float64."""
+        logs = self.component_logs(x)
         top = logs.max(axis=1)
         return top + np.log(np.sum(np.exp(logs - top[:, None]), axis=1))
 
     def score(self, x):
         """Gradient of `log_prob` at the rows of x."""
-        tables = self.weights, self.means, *np.linalg.eigh(self.covariances)
         x = jnp.asarray(x)
-        tables = tuple(jnp.asarray(table, x.dtype) for table in tables)
+        tables = tuple(table.astype(x.dtype) for table in self._tables())
         one, zero = jnp.ones(len(x), x.dtype), jnp.zeros(len(x), x.dtype)
         return _score(tables, x, one, zero)
 
@@ -74,21 +80,72 @@ class Mixture:
         return np.argmin(np.sum((np.asarray(x)[:, None] - self.means) ** 2, axis=-1), axis=1)
 
     def denoiser(self, sde, shape=None):
-        """A Denoiser whose network answers the exact score; of items shaped `shape`, else (d,)."""
-        eigenvalues, eigenvectors = np.linalg.eigh(self.covariances)
-        tables = jax.tree.map(jnp.asarray, (self.weights, self.means, eigenvalues, eigenvectors))
-        network = Partial(_network, sde, tables)
+        """A Denoiser whose network answers the exact score; of items shaped `shape`, else (d,).
+
+        Told labels, it answers the score given the component; the label after the last is none.
+        """
+        network = Partial(_network, sde, self._tables())
         return Denoiser(sde=sde, network=network, parameterization="score", conditioning="t")
 
+    def classifier(self, sde):
+        """The exact p(k | x_t) of the components, as a Classifier of items of any shape."""
+        network = Partial(_classify, sde, self._tables())
+        return Classifier(sde=sde, network=network, conditioning="t")
 
-def _network(sde, tables, x, t):
+    def component(self, k):
+        """The Gaussian of one component."""
+        return gaussian(self.means[k], self.covariances[k])
+
+    def posterior(self, matrix, y, noise):
+        """The mixture that x follows given y = matrix x + noise eps, eps ~ N(0, I); y is (rows,).
+
+        Each component is conditioned as a Gaussian; its weight is multiplied by its N(y; ...).
+        """
+        measured = matrix @ self.covariances
+        covariances = measured @ matrix.T + noise**2 * np.eye(len(y))
+        residuals = y - self.means @ matrix.T
+        gains = np.linalg.solve(covariances, measured).transpose(0, 2, 1)
+        measurement = Mixture(self.weights, self.means @ matrix.T, covariances)
+        evidence = measurement.component_logs(np.asarray(y)[None])[0]
+        weights = np.exp(evidence - evidence.max())
+        means = self.means + np.einsum("kij,kj->ki", gains, residuals)
+        return Mixture(weights / weights.sum(), means, self.covariances - gains @ measured)
+
+    def _tables(self):
+        tables = self.weights, self.means, *np.linalg.eigh(self.covariances)
+        return jax.tree.map(jnp.asarray, tables)
+
+
+def _network(sde, tables, x, t, labels=None):
     tables = jax.tree.map(lambda table: table.astype(x.dtype), tables)
     flat = x.reshape(len(x), -1)
-    return _score(tables, flat, sde.alpha(t), sde.sigma(t)).reshape(x.shape)
+    return _score(tables, flat, sde.alpha(t), sde.sigma(t), labels).reshape(x.shape)
 
 
-def _score(tables, x, alpha, sigma):
-    """Each component in the eigenbasis of its covariance, where the noisy one is diagonal too."""
+def _classify(sde, tables, x, t):
+    tables = jax.tree.map(lambda table: table.astype(x.dtype), tables)
+    # A Classifier divides what it shows its network by the size of x_t.
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    flat = x.reshape(len(x), -1) * jnp.hypot(alpha, sigma)[:, None]
+    logits, _ = _components(tables, flat, alpha, sigma)
+    return logits, flat
+
+
+def _score(tables, x, alpha, sigma, labels=None):
+    logs, pulls = _components(tables, x, alpha, sigma)
+    shares = jax.nn.softmax(logs)
+    if labels is not None:
+        classes = logs.shape[1]
+        chosen = jax.nn.one_hot(labels, classes, dtype=x.dtype)
+        shares = jnp.where(labels[:, None] == classes, shares, chosen)
+    return -jnp.sum(shares[..., None] * pulls, axis=1)
+
+
+def _components(tables, x, alpha, sigma):
+    """The log of each component's share of the density, but for a constant, and its -score.
+
+    Each in the eigenbasis of its covariance, where the noisy one is diagonal too.
+    """
     weights, means, eigenvalues, eigenvectors = tables
     centred = x[:, None] - alpha[:, None, None] * means[None]
     rotated = jnp.einsum("kij,bki->bkj", eigenvectors, centred)
@@ -96,8 +153,7 @@ def _score(tables, x, alpha, sigma):
     logs = jnp.log(weights)[None] - 0.5 * jnp.sum(
         rotated**2 / variances + jnp.log(variances), axis=-1
     )
-    pulls = jnp.einsum("kij,bkj->bki", eigenvectors, rotated / variances)
-    return -jnp.sum(jax.nn.softmax(logs)[..., None] * pulls, axis=1)
+    return logs, jnp.einsum("kij,bkj->bki", eigenvectors, rotated / variances)
 
 
 def gaussian(mean, covariance):

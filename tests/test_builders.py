@@ -15,6 +15,7 @@ import builders
 import evaluation
 import extractors
 from classification import CrossEntropy
+from conditions import TASKS, GuidanceOptions
 from config_reader import Reader
 from configs import default, vp_cifar10
 from continuous_bound import ContinuousBoundOptions
@@ -23,11 +24,11 @@ from discrete_bound import DiscreteBoundOptions
 from experiment import ConfigError
 from input_pipeline import ImageScaler
 from likelihood import LikelihoodOptions
-from losses import ScoreMatching
+from losses import LOSSES
 from models import CLASSIFIERS, NETWORKS
 from ode import ODEOptions
 from plan import _memory
-from sampler_builder import build_sampler
+from sampler_builder import build_sampling
 from sde_lib import SDES, VPSDE
 from solvers import ADAPTIVE, SOLVERS
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
@@ -42,7 +43,7 @@ CONFIGS = ("vp_digits", "ve_cifar10", "vp_cifar10:ddpm")
 OWNERS = {
     "sde": (SDES.values(), {"name"}),
     "model": (NETWORKS.values(), {"name"}),
-    "loss": ([ScoreMatching], set()),
+    "loss": (LOSSES.values(), {"name"}),
     "optim": ([Optimizer], set()),
     "ema": ([MovingAverage], set()),
     "likelihood": ([LikelihoodOptions, ODEOptions], set()),
@@ -60,8 +61,10 @@ OWNERS = {
             *PREDICTORS.values(),
             *CORRECTORS.values(),
             *itertools.chain(*(options.values() for _, options in ADAPTIVE.values())),
+            GuidanceOptions,
+            *itertools.chain(*TASKS.values()),
         ],
-        {"name", "seed", "label", "predictor", "corrector"},
+        {"name", "task", "seed", "label", "predictor", "corrector"},
     ),
 }
 # Fields of a thing that are no choice of a person's: Linen's own, and what the data decide.
@@ -74,7 +77,7 @@ def test_fields_are_those_of_what_is_made_from_them(path):
     read = {f.name for cls in classes for f in dataclasses.fields(cls)} - NOT_CHOSEN
     read -= {"name"} - choices  # Linen modules are named too
     if path == "discrete_bound":
-        read -= {"finish"}  # a sampler's
+        read -= {"finish", "start"}  # a sampler's
     assert set(default.get_config()[path]) == read | choices
 
 
@@ -102,7 +105,7 @@ def test_other_subtrees_have_a_reader_for_each_field():
         if isinstance(node, ast.Constant | ast.Attribute)
     }
     assert set(config) == {*OWNERS, "seed", "denoiser", "data", "training", "moments", "eval"}
-    assert set(config.denoiser) == {"parameterization", "conditioning", "levels"}
+    assert set(config.denoiser) == {"parameterization", "conditioning", "levels", "energy"}
     for path in ("data", "training", "moments", "eval"):
         assert set(config[path]) - patterns <= spelt, path
 
@@ -122,6 +125,7 @@ def test_resolved_configuration_is_complete_plain_json(name):
     chosen = {
         "sde": dataclasses.fields(SDES[resolved["sde"]["name"]]),
         "model": dataclasses.fields(NETWORKS[resolved["model"]["name"]]),
+        "loss": dataclasses.fields(LOSSES[resolved["loss"]["name"]]),
         "classifier": [
             *dataclasses.fields(CLASSIFIERS[resolved["classifier"]["name"]]),
             *dataclasses.fields(CrossEntropy),
@@ -129,6 +133,7 @@ def test_resolved_configuration_is_complete_plain_json(name):
         "sampling": [
             *dataclasses.fields(Clipping),
             *dataclasses.fields(Schedule),
+            *dataclasses.fields(GuidanceOptions),
             *dataclasses.fields(SOLVERS[resolved["sampling"]["name"]]),
         ],
     }
@@ -143,7 +148,7 @@ def test_resolved_configuration_is_complete_plain_json(name):
             corrector = CORRECTORS[node["corrector"]]
             own |= {f.name for f in dataclasses.fields(corrector)}
         for field, value in node.items():
-            if field in {"rho", "quantile"}:
+            if field in {"rho", "quantile", "guidance_scale"}:
                 assert value is None, f"{path}.{field} is of a grid or clipping not chosen"
             elif field in own - NOT_CHOSEN:
                 assert value is not None, f"{path}.{field} is chosen"
@@ -168,13 +173,13 @@ def test_resolved_configuration_builds_the_same():
 def test_every_sampler_is_built_by_its_name(name):
     config = configuration(TINY | {"sampling.name": name, "sampling.steps": 6})
     reader, scaler = Reader(config, frozenset()), ImageScaler(low=-1.0, high=1.0)
-    _, evaluations, with_moments = build_sampler(reader, VPSDE(), scaler)
-    assert (evaluations is None) == (name in ADAPTIVE)
-    assert (with_moments is not None) == (name == "analytic")
+    made = build_sampling(reader, VPSDE(), scaler, (8, 8, 1))
+    assert (made.evaluations is None) == (name in ADAPTIVE)
+    assert (made.with_moments is not None) == (name == "analytic")
     assert reader.resolved["sampling"]["clip"] == "none"
     if name in SOLVERS:
         finished = reader.resolved["sampling"]["finish"] == "denoise"
-        assert evaluations - finished in (6, 12)
+        assert made.evaluations - finished in (6, 12)
         assert reader.resolved["sampling"]["steps"] == 6
 
 
@@ -196,7 +201,7 @@ def test_what_a_person_gives_takes_the_place_of_what_the_file_says(config, given
     before = str(made)
     reader = Reader(made, frozenset(f"sampling.{name}" for name in given))
     sde = reader.choose("sde", SDES)
-    _, counted, _ = build_sampler(reader, sde, ImageScaler(low=-1.0, high=1.0))
+    counted = build_sampling(reader, sde, ImageScaler(), (8, 8, 1)).evaluations
     assert counted == evaluations
     assert str(made) == before
 

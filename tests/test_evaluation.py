@@ -308,3 +308,13 @@ def test_classifier_is_trained_and_every_metric_computed(tmp_path):
     stats = run(*flags("stats", workdir, EVERY | pixels))
     assert stats.status == 0, stats.stderr
     assert "statistics of 1500 images, 64 pixels" in stats.stdout
+    # Samples guided by the classifier are others, and their protocol says by which it was.
+    guided = EVERY | pixels | {"sampling.guidance": "classifier", "sampling.guidance_scale": 9.0}
+    call = run(*flags("eval", workdir, guided))
+    assert call.status == 0, call.stderr
+    again = results(workdir, "2")
+    assert len(again["protocol"]["sampling"]["classifier"]) == 16
+    assert again["frechet"]["pixels"] != found["frechet"]["pixels"]
+    call = run(*flags("train", workdir, guided | {"training.sample_every": 1}))
+    assert call.status == 1
+    assert "guidance=classifier needs a trained classifier" in call.stderr

@@ -336,6 +336,28 @@ def test_sampler_that_needs_moments_says_so_and_uses_them(sampled):
     assert call.status == 0, call.stderr
 
 
+def test_pictures_are_restored_and_tasks_are_of_samples_alone(sampled):
+    task = {"sampling.task": "inpaint", "sampling.input": "test:0-1", "sampling.mask": "top"}
+    fields = TINY | task | {"sampling.posterior": "projection"}
+    call = run(*flags("sample", sampled, fields), "--num_samples=4", "--gif")
+    assert call.status == 0, call.stderr
+    assert re.search(r"4 samples of step 30, NFE 5, their measurements off by 0\.0", call.stdout)
+    name = sampled / "samples" / f"checkpoint_{LAST}_inpaint"
+    with np.load(name.with_suffix(".npz")) as arrays:
+        assert arrays["samples"].shape == (4, 8, 8, 1)
+        assert arrays["measurement"].shape == (2, 8, 8, 1)
+    with Image.open(name.with_suffix(".png")) as picture:
+        assert picture.size == ((4 * 9 - 1) * 5, (2 * 9 - 1) * 5)
+    assert name.with_suffix(".gif").exists()
+    few = run(*flags("sample", sampled, fields), "--num_samples=1")
+    assert_one_error(few, "--num_samples=1 are too few .* give at least 2")
+    assert_one_error(run(*flags("eval", sampled, fields)), "task='inpaint' is for --mode=sample")
+    fields |= {"training.sample_every": 1}
+    assert_one_error(run(*flags("train", sampled, fields)), "task is for --mode=sample; train")
+    energy = run(*flags("sample", sampled, TINY | {"denoiser.energy": True}))
+    assert_one_error(energy, "config.denoiser.energy was False, is True")
+
+
 def test_sampling_needs_no_data(tmp_path):
     """A checkpoint may come to where its training data never were; evaluation alone needs them."""
     data = write_images(tmp_path / "data.npz", 32, 4)
@@ -420,7 +442,7 @@ def test_class_conditional_run_trains_samples_and_is_evaluated(tmp_path):
     [
         (
             {"model.num_classes": 10, "sampling.label": 11},
-            r"label=11 is not a class.*0\.\.9, or 10",
+            r"label=11 is not a class.*num_classes=10; valid is 0\.\.9 .* or 10",
         ),
         ({"sampling.label": 3}, r"label=3 is not a class.*num_classes=0; valid is -1"),
         ({"model.num_classes": 4}, r"num_classes=4, but the labels .* are 0\.\.9; set it to 10"),

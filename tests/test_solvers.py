@@ -162,7 +162,7 @@ def test_predictor_without_a_corrector_is_the_predictor(x64):
         path = run(keys, denoiser, x, solver.plan(sde, times), frames=21).trajectory
         for i, (now, after) in enumerate(itertools.pairwise(path)):
             noise = normal_like(fold_in_each(fold_in_each(keys, 1 + i), 1), x)
-            x0, eps, _ = denoiser.predict(jnp.asarray(now), times[i])
+            x0, eps, *_ = denoiser.predict(jnp.asarray(now), times[i])
             ratio = level.alpha[i] * level.sigma[i + 1] / (level.alpha[i + 1] * level.sigma[i])
             std = level.sigma[i + 1] * np.sqrt(1 - ratio**2)
             direction = np.sqrt(level.sigma[i + 1] ** 2 - std**2) * eps

@@ -62,6 +62,16 @@ def test_field_that_is_newer_than_the_run_is_no_difference_but_a_lost_one_is():
     assert phrase.endswith("is 'absent'")
 
 
+def test_newer_field_that_says_other_than_its_default_is_a_difference():
+    saved = json.loads(json.dumps(CONFIG))
+    new = CONFIG | {"sampling": {"steps": 10, "guidance": "classifier"}}
+    assert [name for name, _ in differences(saved, new)] == ["sampling.guidance"]
+    new = CONFIG | {"sampling": {"steps": 10, "guidance": "none"}}
+    assert differences(saved, new) == []
+    # A protocol of parts of a configuration knows nothing of the others.
+    assert differences({"seed": 1}, {"seed": 1} | new) == []
+
+
 # field, other value, whether training may go on with it, whether a reader may have it.
 RULES = [
     ("seed", 2, False, True),
