@@ -235,7 +235,8 @@ class DPS:
       variance: "noise" takes v = noise^2, as the paper's derivation; where noise is small the
         gradient is too stiff for any step, which the paper meets by a step of constant length.
         "residual" takes for v the greatest of that, the mean square of y - A x0, and sigma^2 /
-        (sigma^2 + alpha^2), the variance that x_0 still has; it takes noise = 0 too.
+        (sigma^2 + alpha^2), the variance that x_0 of unit variance still has, as if A A^T were
+        the identity: where it is less, a larger scale makes up for it. It takes noise = 0 too.
 
     Raises:
       ValueError: for a measurement of the wrong shape, or numbers out of range.

@@ -165,8 +165,6 @@ def sample(
         raise ConfigError(
             f"--gif animates samples, and config.sampling.task={experiment.task.name!r} draws none"
         )
-    if experiment.task is not None:
-        TaskRun(experiment, experiment.task).check_count(count)  # what is wrong shows now
     experiment, step, denoiser = runs.load(experiment, workdir, checkpoints, checkpoint)
     name, drawing = workdir.samples / f"checkpoint_{step}", {}
     if experiment.task is None:
@@ -174,6 +172,7 @@ def sample(
         arrays, picture, told = {}, image_grid(images[:_GRID]), f"NFE {nfe}"
     else:
         run = TaskRun(experiment, experiment.task)
+        run.check_count(count)
         name = name.with_name(f"{name.name}_{experiment.task.name}")
         images, arrays, picture, told = run.answer(denoiser, count)
         drawing = run.drawing
