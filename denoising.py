@@ -31,8 +31,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
-from arrays import expand_like
-from pytrees import pytree
+from numerics.arrays import expand_like, pytree
 from sde_lib import SDE, Time, reverse_drift
 
 Batch = Float[Array, "batch ..."]

@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from arrays import sample_keys
 from denoising import Denoiser
-from divergence import PROBES, exact_trace
-from flow import VARIABLES, check_variable
-from ode import ODEOptions, Solution, integrate, require_success
+from numerics.arrays import sample_keys
+from numerics.ode import ODEOptions, Solution, integrate, require_success
+from numerics.traces import PROBES, exact_trace
+from probability_flow import VARIABLES, check_variable
 
 TRACES = (*PROBES, "exact")
 

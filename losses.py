@@ -35,9 +35,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from arrays import sum_per_sample
 from denoising import Batch, Denoiser
-from divergence import PROBES, exact_trace
+from numerics.arrays import sum_per_sample
+from numerics.traces import PROBES, exact_trace
 from sde_lib import SDE
 
 Times = Float[Array, "batch"]

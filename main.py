@@ -67,30 +67,14 @@ def _main(files: list[str]) -> None:
     import jax
 
     import run_lib
-    from checkpoints import CheckpointError
-    from discrete_bound import BoundError
-    from experiment import ConfigError
-    from likelihood_report import EvaluationError
-    from ode import IntegrationError
-    from sampling import SamplingError
-    from training_run import TrainingError
-    from workdir import WorkdirError
+    from errors import ScoreSDEError
 
     if _CACHE.value:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoresde"
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
     try:
         _run(run_lib, files)
-    except (
-        ConfigError,
-        WorkdirError,
-        CheckpointError,
-        IntegrationError,
-        BoundError,
-        EvaluationError,
-        SamplingError,
-        TrainingError,
-    ) as error:
+    except ScoreSDEError as error:
         sys.exit(f"error: {error}")
     except OSError as error:  # a full disk, a folder that may not be written
         sys.exit(f"error: {error}; mend this and run the same command again")

@@ -11,23 +11,22 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-import builders
-import calibration
-import comparison
-import data_preparation
-import evaluation
-import extractors
-import interchange
-import plan
-import reference
-import runs
-from checkpoints import Checkpoints
-from experiment import ConfigError
-from interchange import Candidate
-from reporting import image_grid, write_file, write_gif, write_png
-from task_run import TaskRun, draw_all
-from training_run import train_experiment
-from workdir import Workdir, WorkdirError
+from data import preparation
+from errors import ConfigError, WorkdirError
+from evaluation import compare as comparison
+from evaluation import evaluate as evaluation
+from evaluation import features, references
+from experiment import build
+from files.pictures import image_grid, write_gif, write_png
+from files.writing import write_file
+from jobs import moments as calibration
+from jobs import plan, restore
+from jobs.sample import TaskRun, draw_all
+from jobs.train import train_experiment
+from jobs.workdir import Workdir
+from published import exchange, score_sde
+from published.exchange import Candidate
+from training.checkpoints import Checkpoints
 
 
 def train(config: ConfigDict, path: Path, *, explicit: frozenset[str] = frozenset()) -> None:
@@ -39,7 +38,7 @@ def train(config: ConfigDict, path: Path, *, explicit: frozenset[str] = frozense
       ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
       TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
     """
-    experiment = builders.build(config, explicit=explicit)
+    experiment = build.build(config, explicit=explicit)
     if experiment.config["training"]["sample_every"]:
         for wanting, what in (
             (experiment.task, "task is for --mode=sample"),
@@ -63,7 +62,7 @@ def train_classifier(
     Raises:
       as `train`.
     """
-    experiment = builders.build(config, explicit=explicit)
+    experiment = build.build(config, explicit=explicit)
     workdir = Workdir(path)
     workdir.check(experiment.config, training=False)
     if not train_experiment(experiment.classifier(), Workdir(workdir.classifier, classifies=True)):
@@ -78,7 +77,7 @@ def evaluate(config: ConfigDict, path: Path, *, explicit: frozenset[str] = froze
       ConfigError, WorkdirError, CheckpointError: before anything is computed.
       IntegrationError: if the probability-flow ODE cannot be solved.
     """
-    experiment, workdir, checkpoints = runs.open_run(config, path, explicit)
+    experiment, workdir, checkpoints = restore.open_run(config, path, explicit)
     if experiment.task is not None:
         raise ConfigError(
             f"config.sampling.task={experiment.task.name!r} is for --mode=sample; evaluate with "
@@ -88,12 +87,12 @@ def evaluate(config: ConfigDict, path: Path, *, explicit: frozenset[str] = froze
     steps = experiment.config["eval"]["checkpoints"]
     # Likelihoods alone need no features, and no weights that would have to be downloaded.
     of_samples = evaluation.OF_SAMPLES.keys() & set(experiment.config["eval"]["metrics"])
-    found = extractors.of(experiment, workdir) if of_samples else ()
+    found = features.of(experiment, workdir) if of_samples else ()
     for step in steps:  # what is missing of one shows before the others are evaluated
         checkpoints.config(step)
-        runs.with_moments_of(experiment, workdir, step)
+        restore.with_moments_of(experiment, workdir, step)
     for step in steps or (None,):
-        ready, step, denoiser = runs.load(experiment, workdir, checkpoints, step)
+        ready, step, denoiser = restore.load(experiment, workdir, checkpoints, step)
         told = evaluation.evaluate(
             ready, denoiser, step, workdir.eval, extractors=found, statistics=workdir.statistics
         )
@@ -114,16 +113,16 @@ def stats(
     Raises:
       ConfigError: if data or weights are missing, or one file is to hold several statistics.
     """
-    experiment = builders.build(config, explicit=explicit)
+    experiment = build.build(config, explicit=explicit)
     workdir = Workdir(path)
-    found = extractors.of(experiment, workdir)
+    found = features.of(experiment, workdir)
     if target and len(found) > 1:
         names = experiment.config["eval"]["features"]
         raise ConfigError(f"--target={target} is one file, but config.eval.features={names!r}")
     for extractor in found:
-        name = reference.file_name(experiment, "train", extractor)
+        name = references.file_name(experiment, "train", extractor)
         file = target or workdir.statistics / name
-        made = reference.make(experiment, "train", extractor, file)
+        made = references.make(experiment, "train", extractor, file)
         print(f"statistics of {made.count} images, {made.mean.size} {extractor.name}: {file}")
 
 
@@ -160,12 +159,12 @@ def sample(
     """
     if count < 1:
         raise ConfigError(f"--num_samples={count} must be at least 1")
-    experiment, workdir, checkpoints = runs.open_run(config, path, explicit)
+    experiment, workdir, checkpoints = restore.open_run(config, path, explicit)
     if gif and experiment.task is not None and experiment.task.coder is not None:
         raise ConfigError(
             f"--gif animates samples, and config.sampling.task={experiment.task.name!r} draws none"
         )
-    experiment, step, denoiser = runs.load(experiment, workdir, checkpoints, checkpoint)
+    experiment, step, denoiser = restore.load(experiment, workdir, checkpoints, checkpoint)
     name, drawing = workdir.samples / f"checkpoint_{step}", {}
     if experiment.task is None:
         images, nfe = draw_all(experiment, denoiser, count)
@@ -204,9 +203,9 @@ def moments(
     Raises:
       ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
-    experiment, workdir, checkpoints = runs.open_run(config, path, explicit)
+    experiment, workdir, checkpoints = restore.open_run(config, path, explicit)
     experiment.training_batches()  # missing data show now
-    restored = runs.restore(experiment, workdir, checkpoints, checkpoint)
+    restored = restore.restore(experiment, workdir, checkpoints, checkpoint)
     denoiser = experiment.denoiser(restored.state.ema_params)
     file = workdir.moments / f"{restored.step}.npz"
     try:
@@ -231,19 +230,26 @@ def import_checkpoint(
 ) -> None:
     """Make the published checkpoint `source` the first one of a new run, for all other modes.
 
-    `attention_order` is as in `interchange.import_state`; `known` are configurations, by name, that
+    `attention_order` is as in `exchange.import_state`; `known` are configurations, by name, that
     the file may be of if it is not of `config`.
 
     Raises:
       ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
     """
-    experiment = builders.build(config, explicit=explicit)
+    experiment = build.build(config, explicit=explicit)
     workdir = Workdir(path)
     checkpoints = Checkpoints(workdir.checkpoints)
     if checkpoints.steps() or (path / "metrics.jsonl").exists():
         raise WorkdirError(f"--workdir={path} holds a run already; give a new folder to import to")
     others = _candidates(known)
-    family, state = interchange.import_state(experiment, source, others, attention_order)
+    candidate = Candidate(
+        experiment.config["model"]["name"],
+        experiment.network,
+        experiment.item_shape[0],
+        experiment.trainer.abstract_state().params,
+    )
+    project, imported = exchange.import_state(source, candidate, others, attention_order)
+    state = experiment.trainer.state_of(imported.params, imported.ema_params, imported.step)
     workdir.path.mkdir(parents=True, exist_ok=True)
     try:
         checkpoints.save(int(state.step), state, experiment.config)
@@ -254,7 +260,7 @@ def import_checkpoint(
     sde, denoiser = experiment.config["sde"]["name"], experiment.config["denoiser"]
     # No file says what its network's output means; a wrong guess would make wrong samples.
     print(
-        f"imported step {int(state.step)} of {family} from {source} to {path}, taking its output "
+        f"imported step {int(state.step)} of {project} from {source} to {path}, taking its output "
         f"for {denoiser['parameterization']} of the {sde} process and its input of time for "
         f"{denoiser['conditioning']}; next: --mode=sample or --mode=eval with the same --workdir"
     )
@@ -263,7 +269,7 @@ def import_checkpoint(
 def _candidates(known: Iterable[tuple[str, ConfigDict]]) -> Iterator[Candidate]:
     for name, config in known:
         with suppress(ConfigError):  # of somebody's own file, which nobody asked for
-            yield Candidate(name, *builders.build_network(config))
+            yield Candidate(name, *build.build_network(config))
 
 
 def export_checkpoint(
@@ -279,15 +285,29 @@ def export_checkpoint(
     Raises:
       ConfigError, WorkdirError, CheckpointError: before anything is written.
     """
-    experiment, workdir, checkpoints = runs.open_run(config, path, explicit)
-    restored = runs.restore(experiment, workdir, checkpoints, checkpoint)
-    interchange.export_pytorch(experiment, restored.state, target)
+    experiment, workdir, checkpoints = restore.open_run(config, path, explicit)
+    restored = restore.restore(experiment, workdir, checkpoints, checkpoint)
+    if target.exists():
+        raise ConfigError(f"--target={target} exists already; give the name of a new file")
+    layout = experiment.layout
+    try:
+        score_sde.export_pytorch(
+            experiment.network,
+            experiment.item_shape[0],
+            layout.fetch_tree(restored.state.params),
+            layout.fetch_tree(restored.state.ema_params),
+            restored.step,
+            target,
+            ema_decay=experiment.config["ema"]["rate"],
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     print(f"exported step {restored.step} of {path} to {target}")
 
 
 def check(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> None:
     """Print what `config` would do, on abstract shapes only."""
-    print(plan.describe(builders.build(config, explicit=explicit)))
+    print(plan.describe(build.build(config, explicit=explicit)))
 
 
 def prepare(config: ConfigDict) -> None:
@@ -297,6 +317,6 @@ def prepare(config: ConfigDict) -> None:
       ConfigError: if it can neither be found nor downloaded.
     """
     try:
-        print(data_preparation.prepare(config.data.name, data_dir=config.data.dir))
+        print(preparation.prepare(config.data.name, data_dir=config.data.dir))
     except (ValueError, OSError, RuntimeError) as error:
         raise ConfigError(str(error)) from error

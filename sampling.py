@@ -14,18 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from arrays import fold_in_each, normal_like, sample_keys
 from denoising import Denoiser, Projection
+from errors import SamplingError
+from numerics.arrays import fold_in_each, normal_like, sample_keys
 from sde_lib import SDE
 from time_grids import Schedule
 
 Batch = Float[Array, "batch ..."]
 Keys = Key[Array, "batch"]
 Scalar = Float[Array, ""]
-
-
-class SamplingError(RuntimeError):
-    """Samples that became NaN or infinite; one line that says when, how many, and what to do."""
 
 
 class Samples(NamedTuple):

@@ -31,8 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from arrays import expand_like, normal_like, sum_per_sample
-from pytrees import pytree
+from numerics.arrays import expand_like, normal_like, pytree, sum_per_sample
 
 Time = Float[Array, "*batch"]
 # A number; a tracer or a placeholder while JAX takes an SDE apart and rebuilds it.

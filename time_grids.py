@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arrays import in_float64
+from numerics.arrays import in_float64
 from sde_lib import SDE
 
 

@@ -23,9 +23,9 @@ from jax import lax
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import builders  # noqa: E402
-from configs import vp_digits  # noqa: E402
-from models import layers  # noqa: E402
+from configs import vp_digits
+from experiment import build
+from models.blocks import layers
 
 TURNS = 3  # of the loop
 
@@ -35,7 +35,7 @@ def calls(batch: int, features: int) -> dict[str, tuple[Callable[[], object], in
     config = vp_digits.get_config()
     config.model.features = features
     config.training.batch_size = batch
-    experiment = builders.build(config)
+    experiment = build.build(config)
     trainer, key = experiment.trainer, jax.random.key(0)
     state = trainer.first_state(key)
     x = experiment.layout.split_rows(np.asarray(jax.random.normal(key, (batch, 8, 8, 1))))

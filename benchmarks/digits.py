@@ -41,10 +41,10 @@ def gaussian_mixture_bits() -> tuple[float, str]:
     """Bits/dim on the test images of the best mixture over components and covariance types."""
     from sklearn.mixture import GaussianMixture
 
-    import input_pipeline
+    from data import datasets
     from metrics.bits_per_dim import bits_per_dim
 
-    data = input_pipeline.load("digits", image_size=8, channels=1)
+    data = datasets.load("digits", image_size=8, channels=1)
     rng = np.random.default_rng(0)
 
     def dequantized(images: np.ndarray) -> np.ndarray:

@@ -42,34 +42,29 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from networks import provenance  # noqa: E402
+from networks import provenance
 
-import builders  # noqa: E402
-import linear_operators  # noqa: E402
-import runs  # noqa: E402
-import sampling  # noqa: E402
-from arrays import sum_per_sample  # noqa: E402
-from classification import Classifier  # noqa: E402
-from configs import vp_cifar10, vp_digits  # noqa: E402
-from controllable_generation import (  # noqa: E402
-    DPS,
-    ClassifierFreeGuidance,
-    ClassifierGuidance,
-    LossGuidance,
-    PiGDM,
-    Projection,
-    guide,
-)
-from denoising import Clipping, Denoiser  # noqa: E402
-from experiment import Experiment  # noqa: E402
-from metrics.frechet import Statistics, frechet_distance  # noqa: E402
-from reporting import write_file  # noqa: E402
-from resumable import batches_of  # noqa: E402
-from solvers.ddim import DDIM  # noqa: E402
-from solvers.predictor_corrector import Ancestral, PredictorCorrector  # noqa: E402
-from solvers.unipc import UniPC  # noqa: E402
-from time_grids import Schedule  # noqa: E402
-from workdir import Workdir  # noqa: E402
+import sampling
+from configs import vp_cifar10, vp_digits
+from denoising import Clipping, Denoiser
+from experiment import build
+from experiment.experiment import Experiment
+from files.writing import write_file
+from guidance import operators
+from guidance.base import guide
+from guidance.classifier import Classifier, ClassifierGuidance
+from guidance.classifier_free import ClassifierFreeGuidance
+from guidance.posterior import DPS, LossGuidance, PiGDM
+from guidance.projection import Projection
+from jobs import restore
+from jobs.cache import batches_of
+from jobs.workdir import Workdir
+from metrics.frechet import Statistics, frechet_distance
+from numerics.arrays import sum_per_sample
+from solvers.ddim import DDIM
+from solvers.predictor_corrector import Ancestral, PredictorCorrector
+from solvers.unipc import UniPC
+from time_grids import Schedule
 
 RESULTS = ROOT / "benchmarks" / "results" / "guidance.md"
 CLASSES, SEED, BATCH = 10, 0, 100
@@ -113,8 +108,8 @@ def train(folder: Path, variant: str, *modes: str) -> None:
 
 def load(folder: Path, variant: str) -> Run:
     config = vp_digits.get_config(variant)
-    experiment, workdir, checkpoints = runs.open_run(config, folder, frozenset())
-    experiment, _, denoiser = runs.load(experiment, workdir, checkpoints, None)
+    experiment, workdir, checkpoints = restore.open_run(config, folder, frozenset())
+    experiment, _, denoiser = restore.load(experiment, workdir, checkpoints, None)
     return Run(experiment, denoiser, workdir)
 
 
@@ -203,7 +198,7 @@ def row(
 
 
 def of_classifier(run: Run, judge: Judge, count: int) -> str:
-    classifier = runs.trained_classifier(run.experiment, run.workdir, "guidance")
+    classifier = restore.trained_classifier(run.experiment, run.workdir, "guidance")
 
     def guided(scale: float, denoiser: Denoiser, labels: jax.Array) -> Denoiser:
         of_class = ClassifierGuidance(classifier=classifier, labels=labels, scale=scale)
@@ -266,7 +261,7 @@ class Setting(NamedTuple):
 
 def setting(config: Any, batch: int) -> Setting:
     config.training.batch_size = batch
-    experiment = builders.build(config)
+    experiment = build.build(config)
     config.model.num_classes = CLASSES
 
     def randomized(experiment: Experiment) -> Any:
@@ -277,7 +272,7 @@ def setting(config: Any, batch: int) -> Setting:
 
     # Clipped as restorations are: gradients are huge where there is hardly any signal.
     denoiser = dataclasses.replace(randomized(experiment), clipping=Clipping(clip="range"))
-    conditional = randomized(builders.build(config))
+    conditional = randomized(build.build(config))
     x = jax.random.normal(jax.random.key(1), (batch, *experiment.item_shape))
     labels = jnp.arange(batch) % CLASSES
     return Setting(denoiser, conditional, randomized(experiment.classifier()), x, labels)
@@ -353,13 +348,13 @@ def questions(at: Setting) -> dict[str, tuple[Denoiser, Evaluate]]:
     }
     shape = at.x.shape[1:]
     left = np.broadcast_to(np.arange(shape[1]) < shape[1] // 2, shape[:2])
-    operators = {
-        "inpainting": linear_operators.inpainting(shape, left),
-        "blur": linear_operators.blur(shape, 1.0),
-        "Fourier": linear_operators.fourier(shape, linear_operators.cartesian_mask(shape, 2.0)),
-        "compressed sensing": linear_operators.compressed_sensing(shape, 0.25),
+    measured = {
+        "inpainting": operators.inpainting(shape, left),
+        "blur": operators.blur(shape, 1.0),
+        "Fourier": operators.fourier(shape, operators.cartesian_mask(shape, 2.0)),
+        "compressed sensing": operators.compressed_sensing(shape, 0.25),
     }
-    for name, operator in operators.items():
+    for name, operator in measured.items():
         known = {"operator": operator, "measurement": operator(at.x)}
         if name != "blur":  # whose inverse magnifies noise without bounds
             projected = dataclasses.replace(at.denoiser, projection=Projection(**known))

@@ -34,7 +34,7 @@ def random_images(batch: int) -> np.ndarray:
 def ours(batch: int, threads: int) -> Callable[[], np.ndarray]:
     import jax
 
-    from published.inception import activations, template
+    from metrics.inception.weights import activations, template
 
     rng = np.random.default_rng(0)
     params = jax.device_put(

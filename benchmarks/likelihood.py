@@ -43,18 +43,18 @@ from scipy.integrate import solve_ivp
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from analytic import Mixture, standardized_mixture  # noqa: E402
+from analytic import Mixture, standardized_mixture
 
-import runs  # noqa: E402
-import sde_lib  # noqa: E402
-from arrays import sample_keys, sum_per_sample  # noqa: E402
-from configs import vp_digits  # noqa: E402
-from denoising import Denoiser  # noqa: E402
-from experiment import Experiment  # noqa: E402
-from flow import VARIABLES  # noqa: E402
-from likelihood import PROBES, LikelihoodOptions, log_prob  # noqa: E402
-from metrics.bits_per_dim import bits_per_dim  # noqa: E402
-from ode import ODEOptions  # noqa: E402
+import sde_lib
+from configs import vp_digits
+from denoising import Denoiser
+from experiment.experiment import Experiment
+from jobs import restore
+from likelihood import PROBES, LikelihoodOptions, log_prob
+from metrics.bits_per_dim import bits_per_dim
+from numerics.arrays import sample_keys, sum_per_sample
+from numerics.ode import ODEOptions
+from probability_flow import VARIABLES
 
 KEY = jax.random.key(0)
 T_MIN = 1e-5
@@ -122,8 +122,8 @@ class Digits(NamedTuple):
 
 def trained(workdir: Path, count: int) -> Digits:
     """The newest checkpoint of a run of configs/vp_digits.py, and its first test images."""
-    opened = runs.open_run(vp_digits.get_config(), workdir, frozenset())
-    experiment, step, denoiser = runs.load(*opened, None)
+    opened = restore.open_run(vp_digits.get_config(), workdir, frozenset())
+    experiment, step, denoiser = restore.load(*opened, None)
     x = experiment.test_batch(experiment.place(np.arange(count)), 0)
     print(f"\ndigits, step {step}, {count} test images")
     return Digits(denoiser, x, _in_bits(experiment))

@@ -25,13 +25,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from metrics.frechet import (  # noqa: E402
-    Accumulator,
-    Statistics,
-    frechet_distance,
-    frechet_interval,
-)
-from reporting import table  # noqa: E402
+from files.text import table
+from metrics.frechet import Accumulator, Statistics, frechet_distance, frechet_interval
 
 FEATURES, BATCH = 2048, 250
 RANKS = {"full rank": 10_000, "singular": 1000}  # and the images of each set

@@ -16,13 +16,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from analytic import standardized_mixture  # noqa: E402
+from analytic import standardized_mixture
 
-import sampling  # noqa: E402
-import sde_lib  # noqa: E402
-from ode import ODEOptions  # noqa: E402
-from solvers.predictor_corrector import EulerMaruyama, PredictorCorrector  # noqa: E402
-from solvers.probability_flow import FlowOptions, sample_ode  # noqa: E402
+import sampling
+import sde_lib
+from numerics.ode import ODEOptions
+from solvers.ode import FlowOptions, sample_ode
+from solvers.predictor_corrector import EulerMaruyama, PredictorCorrector
 
 COUNT = 20_000
 T_MIN = 1e-5

@@ -22,19 +22,18 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from analytic import Mixture  # noqa: E402
+from analytic import Mixture
 
-from controllable_generation import DPS, PiGDM, Projection, guide  # noqa: E402
-from linear_operators import blur, downsampling, fourier, inpainting  # noqa: E402
-from sampling import SamplingError, sample  # noqa: E402
-from sde_lib import VPSDE  # noqa: E402
-from solvers.ddim import DDIM  # noqa: E402
-from solvers.predictor_corrector import (  # noqa: E402
-    Ancestral,
-    AnnealedLangevin,
-    PredictorCorrector,
-)
-from time_grids import Schedule  # noqa: E402
+from errors import SamplingError
+from guidance.base import guide
+from guidance.operators import blur, downsampling, fourier, inpainting
+from guidance.posterior import DPS, PiGDM
+from guidance.projection import Projection
+from sampling import sample
+from sde_lib import VPSDE
+from solvers.ddim import DDIM
+from solvers.predictor_corrector import Ancestral, AnnealedLangevin, PredictorCorrector
+from time_grids import Schedule
 
 SDE = VPSDE()
 SHAPE = (2, 4, 1)

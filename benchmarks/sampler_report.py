@@ -17,7 +17,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from reporting import write_file  # noqa: E402
+from files.writing import write_file
 
 RESULTS = ROOT / "benchmarks" / "results" / "samplers.json"
 FIGURE = ROOT / "assets" / "samplers.png"

@@ -26,9 +26,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from networks import COMMON, OURS, provenance  # noqa: E402
+from networks import COMMON, OURS, provenance
 
-from reporting import write_json  # noqa: E402
+from files.writing import write_json
 
 STEPS = 20
 DDPM = OURS | {"residual_block": "ddpm", "skip_rescale": False}

@@ -44,25 +44,27 @@ from jax.tree_util import Partial
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from networks import provenance  # noqa: E402
-from sampler_report import FIGURE, RESULTS, number, write_report  # noqa: E402
+from networks import provenance
+from sampler_report import FIGURE, RESULTS, number, write_report
 
-import input_pipeline  # noqa: E402
-import sampling  # noqa: E402
-from arrays import expand_like  # noqa: E402
-from denoising import Denoiser  # noqa: E402
-from metrics.frechet import Statistics, frechet_distance  # noqa: E402
-from ode import ODEOptions  # noqa: E402
-from reporting import write_json  # noqa: E402
-from sde_lib import SDE, SDES  # noqa: E402
-from solvers.analytic_dpm import AnalyticDPM  # noqa: E402
-from solvers.ddim import DDIM  # noqa: E402
-from solvers.deis import DEIS  # noqa: E402
-from solvers.dpm_adaptive import DPMAdaptive, sample_adaptive  # noqa: E402
-from solvers.dpm_solver import DPMSolver  # noqa: E402
-from solvers.heun import Heun  # noqa: E402
-from solvers.moments import EpsMoments, estimate_moments  # noqa: E402
-from solvers.predictor_corrector import (  # noqa: E402
+import errors
+import sampling
+from data import datasets, scaling
+from denoising import Denoiser
+from files.writing import write_json
+from metrics.frechet import Statistics, frechet_distance
+from numerics.arrays import expand_like
+from numerics.ode import ODEOptions
+from sde_lib import SDE, SDES
+from solvers.analytic_dpm import AnalyticDPM
+from solvers.ddim import DDIM
+from solvers.deis import DEIS
+from solvers.dpm_adaptive import DPMAdaptive, sample_adaptive
+from solvers.dpm_solver import DPMSolver
+from solvers.heun import Heun
+from solvers.moments import EpsMoments, estimate_moments
+from solvers.ode import FlowOptions, sample_ode
+from solvers.predictor_corrector import (
     Ancestral,
     EulerMaruyama,
     Langevin,
@@ -70,9 +72,8 @@ from solvers.predictor_corrector import (  # noqa: E402
     ProbabilityFlow,
     ReverseDiffusion,
 )
-from solvers.probability_flow import FlowOptions, sample_ode  # noqa: E402
-from solvers.unipc import UniPC  # noqa: E402
-from time_grids import TIME_GRIDS, Schedule  # noqa: E402
+from solvers.unipc import UniPC
+from time_grids import TIME_GRIDS, Schedule
 
 PROCESSES = ("vp", "subvp", "cosine", "linear", "ve", "edm")
 BUDGETS = (5, 10, 20, 50, 100)
@@ -96,8 +97,8 @@ DIVERGED = 1e3  # pixels beyond this
 
 def digits() -> np.ndarray:
     """The training images of scikit-learn's digits in [-1, 1], of shape (1500, 8, 8, 1)."""
-    data = input_pipeline.load("digits", image_size=8, channels=1)
-    return input_pipeline.ImageScaler().forward(data.quantizer.normalize(data.train))
+    data = datasets.load("digits", image_size=8, channels=1)
+    return scaling.ImageScaler().forward(data.quantizer.normalize(data.train))
 
 
 def ideal_denoiser(sde: SDE, images: Any, width: float = WIDTH) -> Denoiser:
@@ -301,7 +302,7 @@ def fixed(problem: Problem, entry: Entry, grid: str, budgets: tuple[int, ...]) -
         steps = (budget - 1) // entry.evaluations  # and one evaluation denoises
         try:
             samples = problem.sample(entry.solver, grid, steps)
-        except sampling.SamplingError:
+        except errors.SamplingError:
             results[budget] = {"nfe": 1 + steps * entry.evaluations, "distance": None}
         else:
             results[budget] = problem.measured(samples, entry.flow)

@@ -17,15 +17,15 @@ variances, are not here yet.
 
 from ml_collections import ConfigDict
 
-from configs import published
+from configs import _song2021
 
 VARIANTS = ("64", "128", "256", "256_unconditional", "512")
 
 
 def get_config(variant: str = "64") -> ConfigDict:
-    published.check_variant(variant, VARIANTS)
+    _song2021.check_variant(variant, VARIANTS)
     size, _, unconditional = variant.partition("_")
-    config = published.large_images("imagenet2012", int(size))
+    config = _song2021.large_images("imagenet2012", int(size))
     if size == "64":
         config.data.name = "imagenet_resized/64x64"
         adm(config, features=192, multipliers=(1, 2, 3, 4), blocks=3)
@@ -57,7 +57,7 @@ def adm(config: ConfigDict, *, features: int, multipliers: tuple[float, ...], bl
 
 def adm_process(config: ConfigDict, *, schedule: str) -> None:
     """DDPM's chain of 1000 levels, whose noise the network predicts."""
-    published.vp_discrete(config)
+    _song2021.vp_discrete(config)
     config.sde.schedule = schedule
     config.sampling.variance = "learned"
     config.discrete_bound.variance = "learned"

@@ -14,13 +14,13 @@ trains the variances, is not here yet.
 
 from ml_collections import ConfigDict
 
-from configs import adm_imagenet, published
+from configs import _song2021, adm_imagenet
 
 VARIANTS = ("bedroom", "cat", "horse")
 
 
 def get_config(variant: str = "bedroom") -> ConfigDict:
-    published.check_variant(variant, VARIANTS)
+    _song2021.check_variant(variant, VARIANTS)
     config = adm_imagenet.get_config("256_unconditional")
     config.data.name = f"lsun/{variant}"
     config.model.dropout = 0.1

@@ -16,14 +16,14 @@ with this code. EDM's training distribution is not here yet: training would draw
 
 from ml_collections import ConfigDict
 
-from configs import published
+from configs import _song2021
 
 VARIANTS = ("ddpmpp", "ddpmpp_conditional", "ncsnpp", "ncsnpp_conditional")
 
 
 def get_config(variant: str = "ddpmpp") -> ConfigDict:
-    published.check_variant(variant, VARIANTS)
-    config = published.cifar10()
+    _song2021.check_variant(variant, VARIANTS)
+    config = _song2021.cifar10()
     network, _, conditional = variant.partition("_")
     edm_process(config, steps=18)
     edm_network(config, network, multipliers=(2, 2, 2), dropout=0.13)
@@ -50,9 +50,9 @@ def edm_network(
 ) -> None:
     """EDM's DDPM++ or NCSN++."""
     if network == "ncsnpp":
-        published.ncsnpp(config)
+        _song2021.ncsnpp(config)
         config.model.embedding = "fourier"
     else:
-        published.ddpmpp(config)
+        _song2021.ddpmpp(config)
     config.model.channel_multipliers = multipliers
     config.model.dropout = dropout

@@ -13,14 +13,14 @@ figure was measured with this code; 79 network evaluations as published.
 
 from ml_collections import ConfigDict
 
-from configs import edm_cifar10, published
+from configs import _song2021, edm_cifar10
 
 VARIANTS = ("ddpmpp", "ncsnpp")
 
 
 def get_config(variant: str = "ddpmpp") -> ConfigDict:
-    published.check_variant(variant, VARIANTS)
-    config = published.large_images("ffhq", 64)
+    _song2021.check_variant(variant, VARIANTS)
+    config = _song2021.large_images("ffhq", 64)
     edm_cifar10.edm_process(config, steps=40)
     edm_cifar10.edm_network(config, variant, multipliers=(1, 2, 2, 2), dropout=0.05)
     return config

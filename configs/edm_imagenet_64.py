@@ -10,11 +10,11 @@ that is trusted.
 
 from ml_collections import ConfigDict
 
-from configs import adm_imagenet, edm_cifar10, published
+from configs import _song2021, adm_imagenet, edm_cifar10
 
 
 def get_config() -> ConfigDict:
-    config = published.large_images("imagenet_resized/64x64", 64)
+    config = _song2021.large_images("imagenet_resized/64x64", 64)
     adm_imagenet.adm(config, features=192, multipliers=(1, 2, 3, 4), blocks=3)
     config.model.num_classes = 1000
     config.model.learned_variance = False

@@ -10,11 +10,11 @@ bound as the objective. None was measured with this code, and neither objective 
 
 from ml_collections import ConfigDict
 
-from configs import adm_imagenet, published
+from configs import _song2021, adm_imagenet
 
 
 def get_config() -> ConfigDict:
-    config = published.cifar10()
+    config = _song2021.cifar10()
     iddpm(config, features=128, multipliers=(1, 2, 2, 2))
     config.model.dropout = 0.3
     return config

@@ -13,14 +13,14 @@ paper are not here yet.
 
 from ml_collections import ConfigDict
 
-from configs import iddpm_cifar10, published
+from configs import _song2021, iddpm_cifar10
 
 VARIANTS = ("unconditional", "conditional")
 
 
 def get_config(variant: str = "unconditional") -> ConfigDict:
-    published.check_variant(variant, VARIANTS)
-    config = published.large_images("imagenet_resized/64x64", 64)
+    _song2021.check_variant(variant, VARIANTS)
+    config = _song2021.large_images("imagenet_resized/64x64", 64)
     conditional = variant == "conditional"
     features = 192 if conditional else 128
     iddpm_cifar10.iddpm(config, features=features, multipliers=(1, 2, 3, 4))

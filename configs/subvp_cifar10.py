@@ -14,7 +14,7 @@ The figures are the published ones; none was measured with this code.
 
 from ml_collections import ConfigDict
 
-from configs import published, vp_cifar10
+from configs import _song2021, vp_cifar10
 
 VARIANTS = (
     "ddpm_continuous",
@@ -26,7 +26,7 @@ VARIANTS = (
 
 
 def get_config(variant: str = "ddpmpp_continuous") -> ConfigDict:
-    published.check_variant(variant, VARIANTS)
+    _song2021.check_variant(variant, VARIANTS)
     config = vp_cifar10.get_config(variant)
     config.sde.name = "subvp"
     return config

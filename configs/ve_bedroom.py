@@ -12,21 +12,21 @@ misspells `continuous`, and so would train in continuous time on discrete labels
 
 from ml_collections import ConfigDict
 
-from configs import published
+from configs import _song2021
 
 VARIANTS = ("ncsnpp_continuous", "ncsnv2")
 
 
 def get_config(variant: str = "ncsnpp_continuous") -> ConfigDict:
-    published.check_variant(variant, VARIANTS)
+    _song2021.check_variant(variant, VARIANTS)
     if variant == "ncsnv2":
-        config = published.large_images("lsun/bedroom", 128, batch_size=128)
-        published.annealed_langevin(
+        config = _song2021.large_images("lsun/bedroom", 128, batch_size=128)
+        _song2021.annealed_langevin(
             config, sigma_max=190.0, levels=1086, corrections=3, snr=0.095, lr=1e-4, ema=0.9999
         )
-        published.ncsnv2(config, size=128)
+        _song2021.ncsnv2(config, size=128)
         return config
-    config = published.large_images("lsun/bedroom", 256)
-    published.ve(config, sigma_max=378.0, snr=0.075, steps=2000)
-    published.ncsnpp_256(config)
+    config = _song2021.large_images("lsun/bedroom", 256)
+    _song2021.ve(config, sigma_max=378.0, snr=0.075, steps=2000)
+    _song2021.ncsnpp_256(config)
     return config

@@ -17,17 +17,17 @@ networks lack the number of levels and one normalization, and could not run; one
 
 from ml_collections import ConfigDict
 
-from configs import published
+from configs import _song2021
 
 VARIANTS = ("ncsnpp", "ncsn", "ncsn_5", "ncsn_124", "ncsn_1245", "ncsnv2")
 
 
 def get_config(variant: str = "ncsnpp") -> ConfigDict:
-    published.check_variant(variant, VARIANTS)
-    config = published.celeba()
+    _song2021.check_variant(variant, VARIANTS)
+    config = _song2021.celeba()
     if variant == "ncsnpp":
-        published.ve_discrete(config, sigma_max=90.0, snr=0.17)
-        published.ncsnpp(config)
+        _song2021.ve_discrete(config, sigma_max=90.0, snr=0.17)
+        _song2021.ncsnpp(config)
     else:
-        published.song_ermon(config, variant, sigma_max=90.0, levels=500, corrections=5, snr=0.128)
+        _song2021.song_ermon(config, variant, sigma_max=90.0, levels=500, corrections=5, snr=0.128)
     return config

@@ -8,11 +8,11 @@ images. Repaired: the published file lacks fields that its own code reads.
 
 from ml_collections import ConfigDict
 
-from configs import published
+from configs import _song2021
 
 
 def get_config() -> ConfigDict:
-    config = published.large_images("celebahq", 1024, batch_size=8)
-    published.ve(config, sigma_max=1348.0, snr=0.15, steps=2000, ema=0.9999)
-    published.ncsnpp_1024(config)
+    config = _song2021.large_images("celebahq", 1024, batch_size=8)
+    _song2021.ve(config, sigma_max=1348.0, snr=0.15, steps=2000, ema=0.9999)
+    _song2021.ncsnpp_1024(config)
     return config

@@ -7,11 +7,11 @@ python main.py --config=configs/ve_church.py --mode=train
 
 from ml_collections import ConfigDict
 
-from configs import published
+from configs import _song2021
 
 
 def get_config() -> ConfigDict:
-    config = published.large_images("lsun/church_outdoor", 256)
-    published.ve(config, sigma_max=380.0, snr=0.075, steps=2000)
-    published.ncsnpp_256(config)
+    config = _song2021.large_images("lsun/church_outdoor", 256)
+    _song2021.ve(config, sigma_max=380.0, snr=0.075, steps=2000)
+    _song2021.ncsnpp_256(config)
     return config

@@ -20,7 +20,7 @@ networks lack the number of levels and one normalization, and could not run.
 
 from ml_collections import ConfigDict
 
-from configs import published
+from configs import _song2021
 
 VARIANTS = (
     "ddpm",
@@ -36,17 +36,17 @@ VARIANTS = (
 
 
 def get_config(variant: str = "ncsnpp_continuous") -> ConfigDict:
-    published.check_variant(variant, VARIANTS)
-    config = published.cifar10()
+    _song2021.check_variant(variant, VARIANTS)
+    config = _song2021.cifar10()
     network, _, kind = variant.partition("_")
     levels = {"sigma_max": 50.0, "levels": 232, "corrections": 5, "snr": 0.176}
     if network in ("ncsn", "ncsnv2"):
-        published.song_ermon(config, variant, **levels)
+        _song2021.song_ermon(config, variant, **levels)
     else:
-        process = published.ve if kind in ("continuous", "deep") else published.ve_discrete
+        process = _song2021.ve if kind in ("continuous", "deep") else _song2021.ve_discrete
         process(config, sigma_max=50.0, snr=0.16)
         if network == "ddpm":
-            published.ddpm(config)
+            _song2021.ddpm(config)
         else:
-            published.ncsnpp(config, blocks=8 if kind == "deep" else 4)
+            _song2021.ncsnpp(config, blocks=8 if kind == "deep" else 4)
     return config

@@ -8,12 +8,12 @@ images. Repaired: the published file lacks fields that its own code reads.
 
 from ml_collections import ConfigDict
 
-from configs import published
+from configs import _song2021
 
 
 def get_config() -> ConfigDict:
-    config = published.large_images("ffhq", 1024, batch_size=8)
-    published.ve(config, sigma_max=1348.0, snr=0.15, steps=2000, ema=0.9999)
+    config = _song2021.large_images("ffhq", 1024, batch_size=8)
+    _song2021.ve(config, sigma_max=1348.0, snr=0.15, steps=2000, ema=0.9999)
     config.loss.reduction = "mean"
-    published.ncsnpp_1024(config)
+    _song2021.ncsnpp_1024(config)
     return config

@@ -8,11 +8,11 @@ images, of any size.
 
 from ml_collections import ConfigDict
 
-from configs import published
+from configs import _song2021
 
 
 def get_config() -> ConfigDict:
-    config = published.large_images("ffhq", 256)
-    published.ve(config, sigma_max=348.0, snr=0.075, steps=2000)
-    published.ncsnpp_256(config)
+    config = _song2021.large_images("ffhq", 256)
+    _song2021.ve(config, sigma_max=348.0, snr=0.075, steps=2000)
+    _song2021.ncsnpp_256(config)
     return config

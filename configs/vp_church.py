@@ -8,12 +8,12 @@ code.
 
 from ml_collections import ConfigDict
 
-from configs import published
+from configs import _song2021
 
 
 def get_config() -> ConfigDict:
-    config = published.large_images("lsun/church_outdoor", 256)
-    published.vp_discrete(config)
-    published.ddpm(config, multipliers=(1, 1, 2, 2, 4, 4))
+    config = _song2021.large_images("lsun/church_outdoor", 256)
+    _song2021.vp_discrete(config)
+    _song2021.ddpm(config, multipliers=(1, 1, 2, 2, 4, 4))
     config.optim.lr = 2e-5
     return config

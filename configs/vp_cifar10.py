@@ -21,7 +21,7 @@ continuous process: import their file with the `_continuous` variant of the netw
 
 from ml_collections import ConfigDict
 
-from configs import published
+from configs import _song2021
 
 VARIANTS = (
     "ddpm",
@@ -37,20 +37,20 @@ VARIANTS = (
 
 
 def get_config(variant: str = "ddpmpp_continuous") -> ConfigDict:
-    published.check_variant(variant, VARIANTS)
-    config = published.cifar10()
+    _song2021.check_variant(variant, VARIANTS)
+    config = _song2021.cifar10()
     network, _, kind = variant.partition("_")
     if kind in ("continuous", "deep"):
-        published.vp(config)
+        _song2021.vp(config)
     else:
         predictor = "reverse_diffusion" if network == "ncsnpp" else "ancestral"
-        published.vp_discrete(config, predictor=predictor)
+        _song2021.vp_discrete(config, predictor=predictor)
     if network == "ddpm":
-        published.ddpm(config)
+        _song2021.ddpm(config)
     elif network == "ddpmpp":
-        published.ddpmpp(config, blocks=8 if kind == "deep" else 4)
+        _song2021.ddpmpp(config, blocks=8 if kind == "deep" else 4)
     else:
-        published.ncsnpp(config, blocks=8 if kind == "deep" else 4)
+        _song2021.ncsnpp(config, blocks=8 if kind == "deep" else 4)
     if kind == "unconditional":  # in time: the network does not see the noise level
         config.model.embedding = "none"
     return config

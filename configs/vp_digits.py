@@ -14,7 +14,7 @@ without a classifier.
 from ml_collections import ConfigDict
 
 from configs import default
-from configs.published import check_variant
+from configs._song2021 import check_variant
 
 VARIANTS = ("unet", "dit", "conditional")
 

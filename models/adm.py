@@ -34,8 +34,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from models.attention import SelfAttention
-from models.checks import (
+from models.blocks.attention import SelfAttention
+from models.blocks.checks import (
     check_choices,
     check_fields,
     check_groups,
@@ -45,8 +45,8 @@ from models.checks import (
     field_error,
     is_positive,
 )
-from models.embeddings import LabelEmbedding, Labels, positional_embedding
-from models.layers import (
+from models.blocks.embeddings import LabelEmbedding, Labels, positional_embedding
+from models.blocks.layers import (
     Embedding,
     FeatureMaps,
     GroupNorm,

@@ -24,9 +24,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from models.adm import EPSILON, ADMEncoder
-from models.attention import Heads, attend
-from models.checks import check_choices, check_fields, check_square, is_positive
-from models.layers import FeatureMaps, GroupNorm, Images, cast, dense
+from models.blocks.attention import Heads, attend
+from models.blocks.checks import check_choices, check_fields, check_square, is_positive
+from models.blocks.layers import FeatureMaps, GroupNorm, Images, cast, dense
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 SPATIAL_WIDTH = 2048  # of the hidden layer of both spatial pools

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from models.embeddings import Labels
-from models.layers import Images
+from models.blocks.embeddings import Labels
+from models.blocks.layers import Images
 from models.ncsnpp import NCSNpp
 
 

@@ -29,10 +29,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from models.attention import attend
-from models.checks import check_choices, check_fields, check_image, check_square, is_positive
-from models.embeddings import LabelEmbedding, Labels, positional_embedding
-from models.layers import (
+from models.blocks.attention import attend
+from models.blocks.checks import check_choices, check_fields, check_image, check_square, is_positive
+from models.blocks.embeddings import LabelEmbedding, Labels, positional_embedding
+from models.blocks.layers import (
     Embedding,
     Images,
     at_least_float32,

@@ -6,9 +6,9 @@ Every normalization has weights of its own for every noise level, of which it is
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from models.checks import check_fields, is_positive
-from models.embeddings import Labels
-from models.layers import Images
+from models.blocks.checks import check_fields, is_positive
+from models.blocks.embeddings import Labels
+from models.blocks.layers import Images
 from models.refinenet import RefineNet
 
 

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from models.attention import SelfAttention
-from models.checks import (
+from models.blocks.attention import SelfAttention
+from models.blocks.checks import (
     check_choices,
     check_fields,
     check_groups,
@@ -38,8 +38,8 @@ from models.checks import (
     field_error,
     is_positive,
 )
-from models.embeddings import FourierEmbedding, LabelEmbedding, Labels, positional_embedding
-from models.layers import (
+from models.blocks.embeddings import FourierEmbedding, LabelEmbedding, Labels, positional_embedding
+from models.blocks.layers import (
     ACTIVATIONS,
     Embedding,
     FeatureMaps,
@@ -54,7 +54,7 @@ from models.layers import (
     rematerialized,
     residual_sum,
 )
-from models.resample import Kernel, downsample, normalize_kernel, upsample
+from models.blocks.resample import Kernel, downsample, normalize_kernel, upsample
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "residual_block": ("biggan", "ddpm"),

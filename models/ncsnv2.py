@@ -7,8 +7,8 @@ the parameterization, as are all scalings.
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from models.embeddings import Labels
-from models.layers import Images
+from models.blocks.embeddings import Labels
+from models.blocks.layers import Images
 from models.refinenet import RefineNet
 
 

@@ -15,12 +15,7 @@ and Ermon 2019, arXiv:1907.05600, Appendix A) tells every normalization the nois
 before all other convolutions and pools too, and takes means over 5x5 pixels. NCSNv2 (Song and Ermon
 2020, arXiv:2006.09011) is not told it, normalizes in the encoder and before the output only, and
 takes maxima. All normalize by
-
-    InstanceNorm++   y = gamma ((x - mu) / s + alpha (mu - m) / v) + beta
-
-with mu and s the mean and deviation of a channel over its pixels, m and v those of mu over the
-channels: plain instance normalization would forget mu. NCSN has a gamma, alpha and beta for each
-noise level. (Its paper leaves the second term outside of gamma, all published code inside.)
+InstanceNorm++ (`models/blocks/instance_norm.py`).
 """
 
 import functools
@@ -31,15 +26,21 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from models.checks import check_choices, check_fields, check_image, check_square, is_positive
-from models.convolution import image_convolution
-from models.embeddings import Labels
-from models.layers import ACTIVATIONS, FeatureMaps, Images, at_least_float32, cast, follow_input
-from models.resample import ResampledImages, average_downsample
+from models.blocks.checks import check_choices, check_fields, check_image, check_square, is_positive
+from models.blocks.convolution import image_convolution
+from models.blocks.embeddings import Labels
+from models.blocks.instance_norm import InstanceNormPlus, Level
+from models.blocks.layers import (
+    ACTIVATIONS,
+    FeatureMaps,
+    Images,
+    cast,
+    follow_input,
+)
+from models.blocks.resample import ResampledImages, average_downsample
 
-Level = Int[Array, "batch"] | None  # of noise, for every image; None where nothing depends on it
 Normalization = Callable[..., nn.Module]  # (name=...) makes a module that maps (x, level) to x
 
 # Per level from fine to coarse, for images of about this size: width over `features`, dilation.
@@ -49,44 +50,6 @@ SIZES: dict[int, tuple[tuple[int, int], ...]] = {
     256: ((1, 1), (2, 1), (2, 1), (2, 1), (4, 2), (4, 4)),
 }
 IMPLEMENTATIONS = ("jax", "pytorch")
-
-
-class InstanceNormPlus(nn.Module):
-    """The normalization of the module docstring.
-
-    Attributes:
-        levels: number of noise levels, each with its own gamma, alpha, beta; 0 for one of each.
-        unbiased: divide the variance over c channels by c - 1, not c.
-    """
-
-    levels: int = 0
-    unbiased: bool = False
-
-    @nn.compact
-    def __call__(self, x: Images, level: Level) -> Images:
-        """Maps (b, h, w, c) to the same shape; a level outside of 0 .. levels - 1 gives NaN."""
-        c = x.shape[-1]
-        precise = at_least_float32(x)
-        mean = precise.mean(axis=(1, 2), keepdims=True)
-        centred = precise - mean
-        variance = jnp.square(centred).mean(axis=(1, 2), keepdims=True)
-        mean = mean - mean.mean(axis=-1, keepdims=True)
-        count = c - 1 if self.unbiased else c
-        spread = jnp.square(mean).sum(axis=-1, keepdims=True) / count
-
-        def weight(name: str, init: nn.initializers.Initializer) -> Float[Array, "_ 1 1 channels"]:
-            table = self.param(name, init, (self.levels, c) if self.levels else (c,))
-            rows = jnp.take(table, level, axis=0) if self.levels else table[None, :]
-            return rows[:, None, None, :].astype(precise.dtype)
-
-        gamma, alpha = weight("gamma", near_one), weight("alpha", near_one)
-        y = centred * lax.rsqrt(variance + 1e-5) + alpha * (mean * lax.rsqrt(spread + 1e-5))
-        return (gamma * y + weight("beta", nn.initializers.zeros)).astype(x.dtype)
-
-
-def near_one(key: Array, shape: tuple[int, ...]) -> Array:
-    """Draws from N(1, 0.02^2)."""
-    return 1.0 + 0.02 * jax.random.normal(key, shape)
 
 
 def conv(

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from models.checks import check_fields, check_image, check_square, field_error, is_positive
-from models.convolution import image_convolution
-from models.embeddings import FourierEmbedding
-from models.layers import (
+from models.blocks.checks import check_fields, check_image, check_square, field_error, is_positive
+from models.blocks.convolution import image_convolution
+from models.blocks.embeddings import FourierEmbedding
+from models.blocks.layers import (
     Embedding,
     FeatureMaps,
     GroupNorm,
@@ -32,7 +32,7 @@ from models.layers import (
     follow_input,
     group_count,
 )
-from models.resample import average_downsample
+from models.blocks.resample import average_downsample
 
 EPSILON = 1e-5  # of every GroupNorm
 

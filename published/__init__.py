@@ -1,7 +1,7 @@
 """Checkpoints that other projects have published, read without their code and without running any.
 
-`files.read` turns a file into nested dicts of NumPy arrays, whatever its format. `mapping` holds
-the rules between their tensors and our parameters, every one of which is accounted for. The other
-modules hold the rules for one project each: `recognises(tree)` tells whether a file's content is of
-this project, `import_state(tree, network, image_size, template, source=...)` translates it.
+`formats.read` turns a file of any format into nested dicts of NumPy arrays. `mapping` holds the
+rules between their tensors and our parameters, every one of which is accounted for. The other
+modules hold the rules of one project each: `is_checkpoint(tree)` recognizes its files, and
+`import_state(tree, network, image_size, template, source=...)` translates them.
 """

@@ -24,7 +24,7 @@ from typing import Any
 
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
-from published.errors import FileError
+from published.formats.errors import FileError
 from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Imported, Weight, translate
 from published.pytorch_layers import affine, check_network, norm, one_set
 
@@ -84,7 +84,7 @@ _NCSNPP = {
 _LEAST_WIDTH = 128  # from which on their 32 groups of a normalization are ours
 
 
-def recognises(tree: Any) -> bool:
+def is_checkpoint(tree: Any) -> bool:
     """Whether a file's content is that of a folder of diffusers."""
     return isinstance(tree, Mapping) and {"config", "tensors"} <= tree.keys()
 
@@ -110,7 +110,7 @@ def import_state(
         ValueError: the folder holds another network, or does not fit ours; the message names the
             fields to set.
     """
-    if not recognises(tree):
+    if not is_checkpoint(tree):
         raise FileError(
             f"{source}: it is no folder of diffusers. Take one with config.json and the weights"
         )

@@ -28,7 +28,7 @@ import numpy as np
 
 from models.adm import ADM
 from models.ncsnpp import NCSNpp
-from published.errors import FileError
+from published.formats.errors import FileError
 from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Imported, Weight, translate
 from published.pytorch_layers import (
     AFTER_COSINE_FIRST,
@@ -60,7 +60,7 @@ _SONG = {
 _DHARIWAL = {"heads": (0,), "head_width": (64,), "scale_shift": (True,), "resample": ("block",)}
 
 
-def recognises(tree: Any) -> bool:
+def is_checkpoint(tree: Any) -> bool:
     """Whether a file's content is that of a network of EDM."""
     return isinstance(tree, Mapping) and bool(
         {"map_layer0.weight", "model.map_layer0.weight"} & tree.keys()
@@ -87,7 +87,7 @@ def import_state(
     Raises:
         ValueError: the file is no state dict of EDM, or does not fit the network.
     """
-    if not recognises(tree):
+    if not is_checkpoint(tree):
         raise FileError(
             f"{source}: it is no state dict of a network of EDM, which has map_layer0.weight. Make "
             "one from the published pickle, as published/edm.py says"

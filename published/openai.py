@@ -27,7 +27,7 @@ import numpy as np
 
 from models.adm import ADM
 from models.adm_classifier import ADMClassifier
-from published.errors import FileError
+from published.formats.errors import FileError
 from published.mapping import CONV, CONV_1D, CONV_1X1, LINEAR, Imported, Layout, Weight, translate
 from published.pytorch_layers import (
     AFTER_COSINE_FIRST,
@@ -46,7 +46,7 @@ _LEAST_WIDTH = 128  # from which on they and we normalize the same groups
 _CLASSES = Layout(lambda w: np.concatenate([w, np.zeros_like(w[:1])]), lambda p: p[:-1])
 
 
-def recognises(tree: Any) -> bool:
+def is_checkpoint(tree: Any) -> bool:
     """Whether a file's content is that of a network of OpenAI's, a classifier too."""
     return isinstance(tree, Mapping) and set(_NAMES) <= tree.keys()
 
@@ -94,7 +94,7 @@ def import_classifier(
 
 
 def _check_file(tree: Any, source: str, kind: str, *names: str) -> None:
-    missing = [name for name in names if name not in tree] if recognises(tree) else list(_NAMES)
+    missing = [name for name in names if name not in tree] if is_checkpoint(tree) else list(_NAMES)
     if missing:
         raise FileError(
             f"{source}: it is no state dict of a {kind} of improved-diffusion or guided-diffusion, "

@@ -25,10 +25,10 @@ from models.ncsn import NCSN
 from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSNv2
 from published import score_sde_refinenets, score_sde_unets
-from published.errors import FileError
+from published.formats.errors import FileError
+from published.formats.torch_writer import write_torch
 from published.mapping import Imported, Weight, translate, translate_back
 from published.pytorch_layers import check_network
-from published.torch_writer import write_torch
 
 Network = NCSNpp | DDPM | NCSN | NCSNv2
 _CLASSES = {"ncsnpp": NCSNpp, "ddpm": DDPM, "ncsnv2": NCSNv2, "ncsn": NCSN}
@@ -48,7 +48,7 @@ class Published(NamedTuple):
     ema: Tensors
 
 
-def recognises(tree: Any) -> bool:
+def is_checkpoint(tree: Any) -> bool:
     """Whether the content of a file is a training state of one of the code bases."""
     if isinstance(tree, Mapping):
         return "params_ema" in tree or (

@@ -4,8 +4,8 @@ What a `sampling.Solver` is, `sampling.sample` runs in fixed steps along a `time
 the adaptive samplers choose their own steps, each a function with options of its own.
 """
 
-from ode import ODEOptions
-from sde_integration import SDEOptions
+from numerics.ode import ODEOptions
+from numerics.stochastic import SDEOptions
 from solvers.analytic_dpm import AnalyticDPM
 from solvers.ddim import DDIM
 from solvers.deis import DEIS
@@ -13,9 +13,9 @@ from solvers.dpm_adaptive import DPMAdaptive, sample_adaptive
 from solvers.dpm_solver import DPMSolver
 from solvers.heun import Heun
 from solvers.langevin import LangevinDynamics
+from solvers.ode import FlowOptions, sample_ode
 from solvers.predictor_corrector import PredictorCorrector
-from solvers.probability_flow import FlowOptions, sample_ode
-from solvers.reverse_sde import ReverseSDE, sample_sde
+from solvers.sde import ReverseSDE, sample_sde
 from solvers.unipc import UniPC
 
 SOLVERS = {

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from arrays import sample_keys
 from denoising import Denoiser
+from numerics.arrays import sample_keys
 from sampling import Batch, Plan, run
 from sde_lib import SDE
 from solvers.tables import levels_of, table_plan

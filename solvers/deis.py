@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arrays import in_float64
+from numerics.arrays import in_float64
 from sampling import Plan
 from sde_lib import SDE
 from solvers.exponential import FRACTIONS, passage, require_choice, step_orders

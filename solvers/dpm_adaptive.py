@@ -30,15 +30,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from arrays import expand_like, sample_keys
 from denoising import Denoiser
-from flow import VARIABLES, Batch
-from ode import Solution, require_success
-from pytrees import pytree
+from numerics.arrays import expand_like, pytree, sample_keys
+from numerics.ode import Solution, require_success
+from probability_flow import VARIABLES, Batch
 from sampling import Samples, refuse_projection
 from sde_lib import SDE
+from solvers.adaptive import check_end, collected, frame_times, prior_states
 from solvers.exponential import PREDICTIONS, require_choice
-from solvers.probability_flow import check_end, collected, frame_times, prior_states
 from solvers.tables import combine
 
 # order -> the stages of a step and its end, as parts of it: r1, or r1 and r2 of the paper, and 1.

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arrays import in_float64
+from numerics.arrays import in_float64
 from sampling import Plan
 from sde_lib import SDE
 from solvers.tables import basis, levels_of, stage_rows, table_plan

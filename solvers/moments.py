@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from arrays import normal_like, sample_keys, sum_per_sample
 from denoising import Denoiser
-from reporting import write_file
+from files.writing import write_file
+from numerics.arrays import normal_like, sample_keys, sum_per_sample
 from sampling import Batch, Scalar
 from sde_lib import SDE
 from solvers.tables import Levels, levels_of

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from arrays import expand_like, fold_in_each, normal_like, sum_per_sample
 from denoising import Denoiser
+from numerics.arrays import expand_like, fold_in_each, normal_like, sum_per_sample
 from sampling import Batch, Keys, Plan, Scalar, Step, project
 from sde_lib import SDE, reverse_drift
 

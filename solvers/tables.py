@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from arrays import in_float64, normal_like
 from denoising import Denoiser
+from numerics.arrays import in_float64, normal_like
 from sampling import Batch, Keys, Plan, Scalar
 from sde_lib import SDE
 

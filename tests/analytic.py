@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from classification import Classifier
 from denoising import Denoiser
+from guidance.classifier import Classifier
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,17 @@ from pathlib import Path
 import jax
 import jaxtyping
 import pytest
+from xla_flags import set_fast_compilation
 
-# To compile these programs takes far longer than to run them. So LLVM does not optimize, and XLA
-# emits operations in its plain way, not through MLIR. Flags of the environment come last and win.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
-
+set_fast_compilation()
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# All but models/, whose tests feed it NumPy arrays and numbers of the wrong type on purpose, to
-# read its own messages; the check itself agrees with Linen.
+# models/ is left out: its tests pass arrays and numbers of wrong types to read its own messages.
+UNCHECKED = {"configs", "models", "published"}
 ROOT = Path(__file__).resolve().parent.parent
-CHECKED = [*sorted(path.stem for path in ROOT.glob("*.py")), "metrics", "solvers"]
+PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} - UNCHECKED
+CHECKED = sorted({path.stem for path in ROOT.glob("*.py")} | PACKAGES)
 # To Python's typing rules (PEP 484) an int is a float, and so it is here.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 

@@ -1,6 +1,6 @@
 """Networks with weights that anyone can draw again, and the laws that all networks obey.
 
-The references in tests/data are outputs of the published codes with these very weights.
+The references in tests/fixtures are outputs of the published codes with these very weights.
 """
 
 import functools

@@ -8,8 +8,8 @@ import jax
 import pytest
 from command_line import ROOT
 
-import builders
 import main
+from experiment import build
 
 # Parameters of the originals, built from their code. NCSN's were counted after its repair, and grow
 # with the levels: each has normalizations of its own.
@@ -78,7 +78,7 @@ def count(model, image_size, data):
     """The parameters of a network, by what it is made of: many configurations share one."""
     config = load("vp_digits")
     config.model, config.data = json.loads(model), json.loads(data)
-    _, _, params = builders.build_network(config)
+    _, _, params = build.build_network(config)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from analytic import standardized_mixture
 
-from arrays import sample_keys
 from denoising import Denoiser
+from errors import IntegrationError
 from likelihood import PROBES, LikelihoodOptions, log_prob
-from ode import IntegrationError, ODEOptions, integrate, require_success
-from parallel import Layout
+from numerics.arrays import sample_keys
+from numerics.ode import ODEOptions, integrate, require_success
 from sde_lib import VESDE, VPSDE, SubVPSDE
+from training.parallel import Layout
 
 KEY = jax.random.key(0)
 PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=20.0)}

@@ -27,8 +27,8 @@ from losses import (
     ScoreMatching,
     SlicedScoreMatching,
 )
-from parallel import Layout
 from sde_lib import VESDE, VPSDE, SubVPSDE
+from training.parallel import Layout
 
 SCALE, DIMS, BATCH, T_MIN = 0.7, 4, 20_000, 0.01
 DATA = gaussian(np.zeros(DIMS), SCALE**2 * np.eye(DIMS))

@@ -13,7 +13,7 @@ import sys
 import pytest
 from command_line import CONFIG, ROOT, TINY, flags, run, run_fresh, snapshot, write_images
 
-from checkpoints import Checkpoints
+from training.checkpoints import Checkpoints
 
 
 def assert_rejected(call, pattern):

@@ -13,22 +13,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command_line import (
-    TINY,
-    configuration,
-    flags,
-    run,
-    run_fresh,
-    snapshot,
-    start,
-    write_images,
-)
+from command_line import TINY, configuration, flags, run, run_fresh, snapshot, start, write_images
 from PIL import Image
 
-import builders
 import run_lib
-from checkpoints import Checkpoints
-from experiment import ConfigError
+from errors import ConfigError
+from experiment import build
+from training.checkpoints import Checkpoints
 
 LAST = TINY["training.steps"]
 EVERY = TINY["training.checkpoint_every"]
@@ -56,7 +47,7 @@ def steps(workdir):
 
 def state(workdir, step=None):
     """The checkpoint as arrays of this process; verified, as restoring always does."""
-    experiment = builders.build(configuration())
+    experiment = build.build(configuration())
     like = experiment.trainer.abstract_state()
     restored = Checkpoints(workdir / "checkpoints").restore(like, step)
     assert restored is not None
@@ -233,7 +224,7 @@ def test_diverging_run_names_the_step_and_keeps_a_finite_checkpoint(tmp_path):
     assert_one_error(call, pattern)
     failed = int(re.search(r"error: step (\d+)", call.stderr)[1])
     assert steps(tmp_path)[-1] == failed - 1
-    like = builders.build(configuration(fields)).trainer.abstract_state()
+    like = build.build(configuration(fields)).trainer.abstract_state()
     kept = Checkpoints(tmp_path / "checkpoints").restore(like).state
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
 

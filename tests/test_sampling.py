@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from analytic import assert_samples_follow, standardized_mixture
 
-from arrays import fold_in_each, normal_like, sample_keys
 from denoising import Denoiser
+from errors import SamplingError
 from likelihood import LikelihoodOptions, log_prob
-from ode import ODEOptions, integrate
-from parallel import Layout
-from sampling import Plan, SamplingError, Step, sample
+from numerics.arrays import fold_in_each, normal_like, sample_keys
+from numerics.ode import ODEOptions, integrate
+from sampling import Plan, Step, sample
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from solvers.dpm_solver import DPMSolver
+from solvers.ode import FlowOptions, sample_ode
 from solvers.predictor_corrector import (
     Ancestral,
     AnnealedLangevin,
@@ -25,8 +26,8 @@ from solvers.predictor_corrector import (
     PredictorCorrector,
     ReverseDiffusion,
 )
-from solvers.probability_flow import FlowOptions, sample_ode
 from time_grids import FINISHES, TIME_GRIDS, Schedule
+from training.parallel import Layout
 
 KEY = jax.random.key(0)
 PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=20.0)}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from arrays import sample_keys
+from numerics.arrays import sample_keys
 from sde_lib import (
     EDMSDE,
     SDES,

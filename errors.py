@@ -1,0 +1,76 @@
+"""Errors that a user can cause, and the checks of names and numbers that every module shares.
+
+`main` prints each error as one line: what is wrong, where, what is valid, and the remedy.
+"""
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+class ScoreSDEError(Exception):
+    """An error with a one-line message for whoever typed the command."""
+
+
+class ConfigError(ScoreSDEError, ValueError):
+    """The configuration asks for something that cannot be had."""
+
+
+class WorkdirError(ScoreSDEError):
+    """The working directory does not fit the command."""
+
+
+class CheckpointError(ScoreSDEError):
+    """A checkpoint cannot be written or read."""
+
+
+class TrainingError(ScoreSDEError):
+    """Training cannot go on, for example after a loss that is not finite."""
+
+
+class SamplingError(ScoreSDEError):
+    """Samples became NaN or infinite."""
+
+
+class IntegrationError(ScoreSDEError):
+    """A differential equation could not be solved to its end."""
+
+
+class BoundError(ScoreSDEError):
+    """A term of a likelihood bound is NaN or infinite."""
+
+
+class EvaluationError(ScoreSDEError):
+    """A metric is NaN or infinite."""
+
+
+def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of `choices`, which the message lists."""
+    choices = sorted(choices)
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of: {', '.join(choices)}")
+
+
+def require_in(name: str, value: Any, interval: str) -> None:
+    """Raise ValueError unless a number lies in an interval such as "(0, 1]" or "[1, inf)".
+
+    Arrays pass: jit may have traced a number that was checked when it was given.
+    """
+    if not isinstance(value, int | float):
+        return
+    opening, low, high, closing = _parse(interval)
+    above = value > low if opening == "(" else value >= low
+    below = value < high if closing == ")" else value <= high
+    if not (above and below):
+        condition = f"must lie in {interval}"
+        if high == math.inf:
+            condition = f"must be {'above' if opening == '(' else 'at least'} {low:g}"
+            condition += " and finite" if value == math.inf else ""
+        raise ValueError(f"{name}={value} {condition}")
+
+
+@functools.cache
+def _parse(interval: str) -> tuple[str, float, float, str]:
+    low, high = interval[1:-1].split(", ")
+    return interval[0], float(low), float(high), interval[-1]

@@ -1,0 +1,104 @@
+"""Files from the web: fetched once, resumed where a fetch has stopped, checked before they count.
+
+What has arrived waits beside the final name under <name>.partial, and takes the final name when its
+SHA-256 is the expected one.
+"""
+
+import http.client
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from files.writing import sha256_of
+
+_CHUNK = 1 << 20  # bytes
+_NOT_SATISFIABLE = 416  # there is nothing in the file from the asked byte on
+
+
+def download(url: str, path: Path, *, sha256: str, remedy: str, timeout: float = 20.0) -> None:
+    """Fetches `url` to `path`, with a progress bar on a terminal; goes on where a fetch stopped.
+
+    Args:
+        url: of http or https.
+        path: the file's final name; its folder is made if need be.
+        sha256: of the whole file, 64 hexadecimal digits.
+        remedy: what messages say can be done instead, such as where to put the file by hand.
+        timeout: seconds without an answer before it is given up.
+
+    Raises:
+        ConnectionError: the address cannot be reached, or the transfer has stopped before its end;
+            what has arrived is kept for the next call.
+        OSError: the file cannot be written.
+        ValueError: the whole file has another SHA-256; it is deleted.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("ab") as file:
+            _fetch(url, file, path.name, timeout)
+        found = sha256_of(partial)
+        if found == sha256:
+            os.replace(partial, path)
+            return
+        partial.unlink()
+    except ConnectionError as error:
+        raise ConnectionError(f"{url}: {error}; {remedy}") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror or error}); {remedy}") from error
+    finally:
+        if partial.exists() and partial.stat().st_size == 0:
+            partial.unlink()
+    raise ValueError(f"{url}: the file's sha256 is {found}, expected {sha256}; {remedy}")
+
+
+def _fetch(url: str, file: Any, name: str, timeout: float) -> None:
+    """Appends to `file`, open for appending, what it lacks of the contents of `url`.
+
+    Raises:
+        ConnectionError: it cannot be reached, or the transfer has stopped; without the address.
+        OSError: the file cannot be written.
+    """
+    from tqdm import tqdm
+
+    start = file.tell()
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    try:
+        # Opens http and https alone: the address is not a user's.
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=timeout
+        )
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == _NOT_SATISFIABLE and start:  # all of it is here: its checksum tells
+                return
+        raise ConnectionError(f"the server answers {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error or type(error).__name__
+        raise ConnectionError(f"it cannot be reached ({reason})") from error
+    with response:
+        if start and response.status != http.HTTPStatus.PARTIAL_CONTENT:  # it sends the whole file
+            start = 0
+            file.truncate(0)
+        rest = response.headers.get("Content-Length")
+        total = start + int(rest) if rest else None
+        bar = tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=None)
+        with bar:
+            while chunk := _next_chunk(response):
+                file.write(chunk)
+                bar.update(len(chunk))
+        file.flush()
+        if total is not None and file.tell() < total:
+            raise ConnectionError(
+                f"the transfer ended after {file.tell()} of {total} bytes; run again to go on"
+            )
+
+
+def _next_chunk(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(_CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(
+            f"the transfer has stopped ({error or type(error).__name__}); run again to go on"
+        ) from error

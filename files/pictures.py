@@ -1,0 +1,48 @@
+"""Image grids, PNG and GIF."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from files.writing import write_file
+
+Images = UInt8[np.ndarray, "count height width channels"]
+
+
+def image_grid(images: Images, *, columns: int | None = None) -> UInt8[np.ndarray, "h w c"]:
+    """Tile images, roughly square, with a one-pixel gap; tiny ones are enlarged to be seen."""
+    count, height, width, channels = images.shape
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    tiles = np.full((rows * columns, height + 1, width + 1, channels), 128, np.uint8)
+    tiles[:count, :height, :width] = images
+    tiles = tiles.reshape(rows, columns, height + 1, width + 1, channels)
+    grid = tiles.swapaxes(1, 2).reshape(rows * (height + 1), columns * (width + 1), channels)
+    scale = max(1, 40 // max(height, width))
+    return grid[:-1, :-1].repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _picture(array: UInt8[np.ndarray, "h w c"]) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def write_png(path: Path, array: UInt8[np.ndarray, "h w c"]) -> None:
+    """Write an image of 1 or 3 channels as PNG."""
+    write_file(path, lambda temporary: _picture(array).save(temporary))
+
+
+def write_gif(path: Path, frames: Sequence[UInt8[np.ndarray, "h w c"]]) -> None:
+    """Write an animation, 15 frames a second, that rests on its last frame for two seconds."""
+    first, *rest = [_picture(frame) for frame in frames]
+    durations = [66] * len(rest) + [2000]
+    write_file(
+        path,
+        lambda temporary: first.save(
+            temporary, save_all=True, append_images=rest, duration=durations, loop=0
+        ),
+    )

@@ -1,0 +1,33 @@
+"""What people look at: metrics.jsonl, TensorBoard, image grids, animations and small tables.
+
+Files appear whole or not at all: each is written beside its final name and then moved there.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` with a temporary name in the same folder, then move the file to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    write_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

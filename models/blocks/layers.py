@@ -1,0 +1,243 @@
+"""Blocks of the U-Nets: normalization, residual block, convolutions that change the resolution.
+
+    residual block:  y = (conv1x1(R x) + F(x, e)) / sqrt 2,
+                     F = conv . dropout . silu . norm . [+ W e] . conv . R . silu . norm
+
+R doubles or halves the resolution (BigGAN, Brock et al. 2019, arXiv:1809.11096) or is absent (DDPM,
+Ho et al. 2020, arXiv:2006.11239, Appendix B); the 1x1 convolution is there where R or a change of
+channels asks for it. The factor 1/sqrt 2 keeps the variance of a sum of independent terms (Song et
+al. 2021, arXiv:2011.13456, Appendix H). With `scale_shift`, [+ W e] becomes (1 + u) norm + v after
+the second norm, (u, v) = W e (Dhariwal and Nichol 2021, arXiv:2105.05233, "AdaGN").
+
+Images are (batch, height, width, channels) throughout. Every layer computes in the dtype of the
+features it is given, whatever that of its parameters: a network casts its input, and that is all
+there is to mixed precision. Statistics and softmax are in float32 at least.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from models.blocks.convolution import image_convolution
+from models.blocks.resample import (
+    Kernel,
+    downsample,
+    fir_blur,
+    fir_upsample,
+    nearest_upsample,
+    upsample,
+)
+
+Images = Float[Array, "batch height width channels"]
+FeatureMaps = Float[Array, "batch _ _ _"]  # images whose size and channels vary from layer to layer
+Embedding = Float[Array, "batch embedding"]
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "swish": nn.silu,
+    "elu": nn.elu,
+    "relu": nn.relu,
+    "leaky_relu": lambda x: nn.leaky_relu(x, 0.2),
+}
+
+# What a network's input is cast to; None leaves it as it is.
+COMPUTE_DTYPES: dict[str, Any] = {"float32": None, "bfloat16": jnp.bfloat16}
+
+
+def cast(x: Array, compute_dtype: str) -> Array:
+    """x in the dtype that a name in COMPUTE_DTYPES stands for."""
+    dtype = COMPUTE_DTYPES[compute_dtype]
+    return x if dtype is None else x.astype(dtype)
+
+
+def at_least_float32(x: Array) -> Array:
+    """x in the precision of statistics: float32, or float64 if x is."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def follow_input(x: Array, *weights: Array | None, **_: Any) -> list[Array | None]:
+    """Casts weights to the dtype of x: the `promote_dtype` of all our Linen layers."""
+    return [x, *(w if w is None else w.astype(x.dtype) for w in weights)]
+
+
+def default_init(scale: float = 1.0) -> nn.initializers.Initializer:
+    """Uniform draws of variance scale / ((fan_in + fan_out) / 2); scale 0 stands for 1e-10.
+
+    This is DDPM's (arXiv:2006.11239, published code). A last layer of scale 0 makes its block start
+    as the identity, up to the factor 1/sqrt 2.
+    """
+    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+
+
+def group_count(channels: int) -> int:
+    """The number of GroupNorm groups, min(channels // 4, 32), which must divide `channels`."""
+    return min(channels // 4, 32)
+
+
+class GroupNorm(nn.Module):
+    """Normalizes groups of channels of each image, with a trained scale and bias per channel.
+
+    The variance is that of the centred values: E[x^2] - E[x]^2 would lose every digit where the
+    mean is large, as it is when sigma reaches hundreds. Means are taken over pixels first, then
+    over a group's channels, which on the CPU is 1.5 times as fast as over both at once.
+
+    Attributes:
+        epsilon: added to the variance.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        """Maps (b, h, w, c) to the same shape; see `group_count` for c."""
+        batch, _, _, c = x.shape
+        groups = group_count(c)
+        if c % groups:
+            raise ValueError(f"{c} channels do not divide into {groups} groups; see group_count")
+
+        def group_mean(x: Images) -> Float[Array, "batch 1 1 channels"]:
+            mean = x.mean(axis=(1, 2)).reshape(batch, groups, c // groups).mean(-1, keepdims=True)
+            return jnp.broadcast_to(mean, (batch, groups, c // groups)).reshape(batch, 1, 1, c)
+
+        precise = at_least_float32(x)
+        centred = precise - group_mean(precise)
+        scale = self.param("scale", nn.initializers.ones, (c,)).astype(precise.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (c,)).astype(precise.dtype)
+        inverse_std = jax.lax.rsqrt(group_mean(jnp.square(centred)) + self.epsilon)
+        y = centred * (inverse_std * scale[None, None, None, :]) + bias[None, None, None, :]
+        return y.astype(x.dtype)
+
+
+def conv3x3(
+    features: int,
+    *,
+    name: str,
+    stride: int = 1,
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+    init_scale: float = 1.0,
+) -> nn.Conv:
+    """A 3x3 convolution with bias; "SAME" keeps the resolution at stride 1."""
+    return nn.Conv(
+        features,
+        kernel_size=(3, 3),
+        strides=(stride, stride),
+        padding=padding,
+        kernel_init=default_init(init_scale),
+        promote_dtype=follow_input,
+        conv_general_dilated=image_convolution,
+        name=name,
+    )
+
+
+def dense(features: int, *, name: str, init_scale: float = 1.0) -> nn.Dense:
+    """A matrix product over channels, with bias; on images, it is the 1x1 convolution."""
+    return nn.Dense(
+        features, kernel_init=default_init(init_scale), promote_dtype=follow_input, name=name
+    )
+
+
+def residual_sum(x: Images, y: Images, *, rescale: bool) -> Images:
+    """x + y, divided by sqrt 2 if `rescale`."""
+    return (x + y) * math.sqrt(0.5) if rescale else x + y
+
+
+class ResidualBlock(nn.Module):
+    """The residual block of the module docstring, with R = upsample, downsample or nothing.
+
+    Attributes:
+        features: channels of the output.
+        direction: "up" and "down" change the resolution within the block; "none" keeps it.
+        fir_kernel: filter for the change; None for nearest neighbour up, averages down.
+        dropout: probability of dropping an activation, in training only.
+        skip_rescale: divide the sum by sqrt 2.
+        init_scale: initial variance scale of the last convolution.
+        shortcut_scale: initial variance scale of the 1x1 convolution: BigGAN's 1, DDPM's 0.1.
+        resampled_shortcut: a 1x1 convolution even where R, but not the channels, changes.
+        scale_shift: how the embedding enters: scale and shift after the second norm, or a sum.
+        activation: a name in ACTIVATIONS.
+        epsilon: GroupNorm's.
+    """
+
+    features: int
+    direction: str = "none"
+    fir_kernel: Kernel | None = None
+    dropout: float = 0.0
+    skip_rescale: bool = True
+    init_scale: float = 0.0
+    shortcut_scale: float = 1.0
+    resampled_shortcut: bool = True
+    scale_shift: bool = False
+    activation: str = "swish"
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(
+        self, x: Images, e: Embedding | None, train: bool
+    ) -> Float[Array, "batch height_out width_out {self.features}"]:
+        """Maps (b, h, w, c) and e of (b, d), or None, to (b, h', w', features); h' = h, 2h, h/2."""
+        act = ACTIVATIONS[self.activation]
+        h = act(GroupNorm(self.epsilon, name="norm_0")(x))
+        if self.direction == "up":
+            h, x = upsample(h, self.fir_kernel), upsample(x, self.fir_kernel)
+        elif self.direction == "down":
+            h, x = downsample(h, self.fir_kernel), downsample(x, self.fir_kernel)
+        h = conv3x3(self.features, name="conv_0")(h)
+        norm = GroupNorm(self.epsilon, name="norm_1")
+        if e is None:
+            h = norm(h)
+        elif self.scale_shift:
+            e = dense(2 * self.features, name="embedding")(e)[:, None, None, :]
+            scale, shift = jnp.split(e, 2, axis=-1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + dense(self.features, name="embedding")(e)[:, None, None, :])
+        h = nn.Dropout(self.dropout)(act(h), deterministic=not train)
+        h = conv3x3(self.features, init_scale=self.init_scale, name="conv_1")(h)
+        resampled = self.resampled_shortcut and self.direction != "none"
+        if resampled or x.shape[-1] != self.features:
+            x = dense(self.features, init_scale=self.shortcut_scale, name="shortcut")(x)
+        return residual_sum(x, h, rescale=self.skip_rescale)
+
+
+def rematerialized(block: type[nn.Module]) -> type[nn.Module]:
+    """`block` that computes its inside again in the backward pass instead of keeping it."""
+    return nn.remat(block, static_argnums=(3,))
+
+
+class ResampleConv(nn.Module):
+    """A 3x3 convolution that doubles or halves the resolution, with a filter if one is given.
+
+    Up, the image is upsampled, then convolved; down, it is filtered, then convolved with stride 2.
+    With a filter, the convolution reads the filter's tail beyond the border, as in the fused layers
+    of StyleGAN2 (Karras et al. 2020, arXiv:1912.04958); without one, it reads zeros there.
+
+    Attributes:
+        features: channels of the output.
+        direction: "up" or "down".
+        fir_kernel: the filter; None for nearest neighbour up, a bare convolution down.
+        centred: whether the bare convolution reads zeros on all sides, its pixels 2n - 1 .. 2n + 1,
+            or behind the image only, 2n .. 2n + 2, as in DDPM.
+    """
+
+    features: int
+    direction: str
+    fir_kernel: Kernel | None = None
+    centred: bool = False
+
+    @nn.compact
+    def __call__(self, x: Images) -> Float[Array, "batch height_out width_out {self.features}"]:
+        """Maps (b, h, w, c) to (b, 2h, 2w, features) or (b, h/2, w/2, features)."""
+        if self.direction == "up":
+            if self.fir_kernel is None:
+                return conv3x3(self.features, name="conv")(nearest_upsample(x))
+            x = fir_upsample(x, self.fir_kernel, margin=1)
+            return conv3x3(self.features, padding="VALID", name="conv")(x)
+        if self.fir_kernel is None:
+            border = (1, 1) if self.centred else (0, 1)
+            return conv3x3(self.features, stride=2, padding=(border, border), name="conv")(x)
+        x = fir_blur(x, self.fir_kernel)
+        return conv3x3(self.features, stride=2, padding="VALID", name="conv")(x)

@@ -1,0 +1,135 @@
+"""Reads a checkpoint that another project has published, whatever its format and its file name.
+
+    torch.save           nested dicts, lists and tuples of arrays, numbers and text
+    safetensors          {name: array}
+    diffusers folder     {"config": its JSON, "tensors": {name: array}}
+    Flax (MessagePack)   nested dicts of arrays and numbers
+
+No format's own software is needed, and nothing in a file is ever run: a pickle that is more than
+data is refused (`pickles.py`).
+"""
+
+import json
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from published.formats import flax_files, safetensors, torch_files
+from published.formats.errors import FileError
+from published.formats.pickles import REMEDY
+
+__all__ = ["FileError", "read"]
+
+# What the readers, and the libraries they call, raise at bytes that make no sense.
+_DAMAGE = (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    EOFError,
+    RecursionError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    msgpack.UnpackException,
+)
+_WEIGHTS = "diffusion_pytorch_model"
+
+
+def read(path: Path) -> Any:
+    """The content of a published checkpoint: arrays, which are read-only, and plain values.
+
+    Raises:
+        FileError (a ValueError): in one line, why `path` is not a checkpoint that can be read, and
+            what to do: there is none, it is damaged, incomplete, of another format, or code.
+    """
+    try:
+        if path.is_dir():
+            return _read_folder(path)
+        return _read_file(path)
+    except FileNotFoundError as error:
+        raise FileError(f"{path}: there is no such file or folder. Check the path") from error
+    except OSError as error:
+        raise FileError(f"{path}: it cannot be read ({error.strerror or error})") from error
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from error
+    except _DAMAGE as error:
+        raise FileError(
+            f"{path}: it is damaged or incomplete ({_reason(error)}). Download it again, and "
+            "compare its size or checksum with the publisher's"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """One short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 120 else f"{text[:120]}..."
+
+
+def _read_file(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(512)
+    size = path.stat().st_size
+    if size == 0:
+        raise FileError("it is empty. Download it again")
+    if start.startswith(torch_files.ZIP_START):
+        return torch_files.read_zip(path)
+    if torch_files.is_stream(start):
+        with path.open("rb") as file:
+            return torch_files.read_stream(file, size)
+    if safetensors.is_safetensors(start, size):
+        return safetensors.read_safetensors(path)
+    if flax_files.is_msgpack_map(start):
+        return flax_files.read_flax(path)
+    raise _unknown(start, size)
+
+
+def _unknown(start: bytes, size: int) -> FileError:
+    """What to say of a file that is none of the formats."""
+    if start.startswith(b"version https://git-lfs"):
+        return FileError(
+            "it is a pointer of Git LFS instead of the file. Fetch the file itself with "
+            "`git lfs pull`, or download it from the repository's web page"
+        )
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return FileError(
+            "it is a web page instead of the file. Open the address in a browser, and download "
+            "what it links to"
+        )
+    if start.startswith(b"\x80") and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return FileError(
+            f"it is a bare pickle, which is code that loading would run, and is refused. {REMEDY}"
+        )
+    begins = ascii(start[:16].decode("latin1"))
+    return FileError(
+        f"its {size} bytes begin with {begins}, which is no known format. Valid are files of "
+        "torch.save, safetensors and Flax, and folders of diffusers"
+    )
+
+
+def _read_folder(path: Path) -> dict[str, Any]:
+    """The network in a folder of diffusers, or in its subfolder unet/."""
+    for folder in (path, path / "unet"):
+        weights = [
+            file
+            for file in (folder / f"{_WEIGHTS}.safetensors", folder / f"{_WEIGHTS}.bin")
+            if file.is_file()
+        ]
+        if weights and (folder / "config.json").is_file():
+            config = json.loads((folder / "config.json").read_text())
+            if not isinstance(config, dict):
+                raise ValueError("config.json is no JSON object")
+            return {"config": config, "tensors": _read_file(weights[0])}
+    raise FileError(
+        f"it is a folder without config.json and {_WEIGHTS}.safetensors, here or in unet/. Name a "
+        "file in it, or a folder of diffusers"
+    )

@@ -1,0 +1,88 @@
+"""Files of safetensors, and the folders of diffusers that hold one.
+
+    8 bytes      length n of the header, little-endian
+    n bytes      JSON: {"<name>": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
+    the rest     the tensors, row-major, little-endian, without gaps
+
+The format is documented at https://github.com/huggingface/safetensors, a folder's by the method
+save_pretrained of https://github.com/huggingface/diffusers.
+"""
+
+import json
+import math
+import struct
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from published.formats.errors import FileError
+
+_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",  # the upper half of a float32, which it is read as
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
+_LONGEST_HEADER = 100_000_000  # as in the format's own reader
+
+
+def is_safetensors(start: bytes, size: int) -> bool:
+    """Whether a file of `size` bytes that begins with `start` is one."""
+    if len(start) < 9 or start[8:9] != b"{":
+        return False
+    (length,) = struct.unpack("<Q", start[:8])
+    return 2 <= length <= min(size, _LONGEST_HEADER)
+
+
+def read_safetensors(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """The tensors by name; bfloat16 as float32.
+
+    Raises:
+        FileError: a tensor is of a type that is not known here.
+        ValueError and others: the file is damaged.
+    """
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header, data = json.loads(content[8 : 8 + length]), memoryview(content)[8 + length :]
+    header.pop("__metadata__", None)
+    spans = sorted(_span(entry, len(data)) for entry in header.values())
+    ends = [(0, 0), *spans, (len(data), len(data))]
+    if any(end != start for (_, end), (start, _) in pairwise(ends)):
+        raise ValueError("the tensors leave gaps, overlap, or end before the file does")
+    return {name: _tensor(entry, data) for name, entry in header.items()}
+
+
+def _span(entry: Any, size: int) -> tuple[int, int]:
+    """First and last byte of a tensor; raises for an entry that does not fit itself or the data."""
+    if entry["dtype"] not in _DTYPES:
+        valid = ", ".join(_DTYPES)
+        raise FileError(
+            f"it holds numbers of type {entry['dtype']!r}; valid is {valid}. Save them as F32"
+        )
+    (start, end), shape = entry["data_offsets"], entry["shape"]
+    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
+        raise ValueError("sizes that are no sizes")
+    expected = math.prod(shape) * np.dtype(_DTYPES[entry["dtype"]]).itemsize
+    if not start <= end <= size or end - start != expected:
+        raise ValueError(f"a tensor {shape} in bytes {start} .. {end} of {size}")
+    return start, end
+
+
+def _tensor(entry: Any, data: memoryview) -> Shaped[np.ndarray, "..."]:
+    start, end = entry["data_offsets"]
+    stored = np.frombuffer(data[start:end], _DTYPES[entry["dtype"]])
+    if entry["dtype"] == "BF16":
+        stored = (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(stored.dtype.newbyteorder("="), copy=False).reshape(entry["shape"])

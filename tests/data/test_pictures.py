@@ -1,0 +1,118 @@
+"""Pictures that people name: files of every kind, test images, masks; and wrong ones."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.pictures import read_images, read_mask
+
+SHAPE = (4, 6, 1)
+
+
+def pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def some_images(count):
+    return lambda: pixels(count, *SHAPE).astype(np.float32) / 255
+
+
+def test_files_of_every_kind_hold_the_same_numbers(tmp_path):
+    image = pixels(4, 6)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    Image.fromarray(np.stack([image] * 3, axis=-1)).save(tmp_path / "rgb.png")
+    np.save(tmp_path / "b.npy", image)
+    np.save(tmp_path / "c.npy", image[..., None] / 255)
+    np.savez(tmp_path / "d.npz", samples=image[None, ..., None], other=np.zeros(2))
+    for name in ("a.png", "rgb.png", "b.npy", "c.npy", "d.npz"):
+        found = read_images(str(tmp_path / name), SHAPE, None)
+        np.testing.assert_allclose(found, image[None, ..., None] / 255, atol=1e-6)
+    names = f"{tmp_path}/a.png, {tmp_path}/c.npy"
+    assert read_images(names, SHAPE, None).shape == (2, *SHAPE)
+    grey = read_images(str(tmp_path / "a.png"), (4, 6, 3), None)
+    np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
+
+
+def test_test_images_are_named_by_number():
+    images = some_images(9)()
+    for name, wanted in (("test", slice(0, 9)), ("test:3", slice(3, 4)), ("test:2-5", slice(2, 6))):
+        np.testing.assert_array_equal(read_images(name, SHAPE, some_images(9)), images[wanted])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("test:9", r"input='test:9' is none of the test images, test:0 to test:8"),
+        ("test:5-2", "is none of the test images"),
+        ("test:x", "is none of the test images"),
+        ("nothing.png", r"input='nothing.png' is no file"),
+        ("bad.png", r"input='.*bad.png' is not a readable image"),
+        ("bad.npy", r"input='.*bad.npy' cannot be read"),
+        ("bad.npz", r"input='.*bad.npz' cannot be read"),
+        ("large.png", r"has shape \(8, 8, 1\), but must have \(4, 6, 1\); resize it first"),
+        ("bright.npy", r"has numbers from 0 to 2; images are in \[0, 1\], or integers of 8 bits"),
+        ("nan.npy", "holds NaN"),
+        ("complex.npy", "holds NaN, infinity or what is no real number"),
+        ("many.npz", "it holds a, b; one must be named samples"),
+    ],
+)
+def test_wrong_pictures_are_one_line(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.png").write_bytes(b"PNG")
+    (tmp_path / "bad.npy").write_bytes(b"NUMPY")
+    (tmp_path / "bad.npz").write_bytes(b"ZIP")
+    Image.fromarray(pixels(8, 8)).save("large.png")
+    np.save("bright.npy", np.linspace(0, 2, 24).reshape(SHAPE))
+    np.save("nan.npy", np.full(SHAPE, np.nan))
+    np.save("complex.npy", np.ones(SHAPE, complex))
+    np.savez("many.npz", a=np.ones(SHAPE), b=np.ones(SHAPE))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_images(name, SHAPE, some_images(9))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_measurement_may_leave_the_range_and_is_no_test_image(tmp_path):
+    np.save(tmp_path / "y.npy", np.linspace(-2, 2, 7))
+    assert read_images(str(tmp_path / "y.npy"), (7,), None, in_range=False).shape == (1, 7)
+    with pytest.raises(ValueError, match="a measurement is no test image"):
+        read_images("test:0", (7,), None)
+
+
+def test_halves_are_half_and_their_opposites_the_other():
+    masks = {name: read_mask(name, SHAPE) for name in ("left", "right", "top", "bottom", "random")}
+    for mask in masks.values():
+        assert mask.shape == SHAPE
+        assert mask.mean() == 0.5
+    assert masks["left"][:, :3].all()
+    assert masks["top"][:2].all()
+    np.testing.assert_array_equal(masks["left"] + masks["right"], 1)
+    np.testing.assert_array_equal(masks["top"] + masks["bottom"], 1)
+    border = read_mask("border", SHAPE)
+    assert border[0].all()
+    assert not border[1:3, 2:4].any()
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_mask_files_are_white_where_known(tmp_path, white):
+    mask = np.zeros((4, 6), np.uint8)
+    mask[:2] = white
+    np.save(tmp_path / "mask.npy", mask)
+    Image.fromarray(mask).convert("RGB").save(tmp_path / "mask.png")
+    for name in ("mask.npy", "mask.png"):
+        np.testing.assert_array_equal(read_mask(str(tmp_path / name), SHAPE), (mask > 0)[..., None])
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((4, 6)), "is black: nothing is known"),
+        (np.linspace(0, 1, 24).reshape(4, 6), "has greys"),
+        (np.ones((6, 4)), r"has shape \(6, 4, 1\), but must have \(4, 6, 1\)"),
+        (None, r"mask='.*mask.npy' is no file; give one, .* or one of: left, right, top"),
+    ],
+)
+def test_wrong_masks_are_one_line(tmp_path, mask, message):
+    if mask is not None:
+        np.save(tmp_path / "mask.npy", mask)
+    with pytest.raises(ValueError, match=message):
+        read_mask(str(tmp_path / "mask.npy"), SHAPE)

@@ -1,0 +1,85 @@
+"""What samples are compared with: kept, made anew when it does not fit, refused when named."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from command_line import TINY, configuration, write_images
+
+from errors import ConfigError
+from evaluation import references
+from experiment import build
+from metrics.features import PIXELS, Extracted, Extractor
+from metrics.statistics_files import load, save
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    images = write_images(tmp_path / "images.npz", 32, 12)
+    return build.build(configuration(TINY | {"data.name": str(images)}))
+
+
+def test_statistics_are_those_of_the_images_and_kept(experiment, tmp_path):
+    found = references.find(experiment, "train", PIXELS, tmp_path)
+    pixels = experiment.data.train.reshape(32, -1) / 255
+    np.testing.assert_allclose(found.statistics.mean, pixels.mean(axis=0), atol=1e-7)
+    np.testing.assert_allclose(found.statistics.covariance, np.cov(pixels.T), atol=1e-7)
+    file = tmp_path / "images-train-pixels.npz"
+    before = file.stat().st_mtime_ns
+    again = references.find(experiment, "train", PIXELS, tmp_path)
+    np.testing.assert_array_equal(again.statistics.covariance, found.statistics.covariance)
+    assert file.stat().st_mtime_ns == before
+
+
+def test_kept_statistics_that_do_not_fit_are_made_anew(experiment, tmp_path):
+    file = tmp_path / "images-train-pixels.npz"
+    wrong = references.make(experiment, "test", PIXELS, file)
+    found = references.find(experiment, "train", PIXELS, tmp_path)
+    assert found.statistics.count == 32 != wrong.count
+    file.write_bytes(b"damaged")
+    assert references.find(experiment, "train", PIXELS, tmp_path).statistics.count == 32
+
+
+def test_named_statistics_are_verified_or_marked(experiment, tmp_path):
+    file = tmp_path / "named.npz"
+    made = references.make(experiment, "train", PIXELS, file)
+    assert references.from_file(experiment, PIXELS, file).origin["verified"]
+    foreign = tmp_path / "foreign.npz"
+    np.savez(foreign, mu=made.mean, sigma=made.covariance)
+    given = references.from_file(experiment, PIXELS, foreign)
+    assert not given.origin["verified"]
+    np.testing.assert_array_equal(given.statistics.mean, made.mean)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fingerprint": "0" * 64}, "fingerprint="),
+        ({"image_size": 9}, "image_size=9"),
+        ({"extractor_digest": "else"}, "extractor_digest='else'"),
+    ],
+)
+def test_named_statistics_that_do_not_fit_are_refused(experiment, tmp_path, change, message):
+    file = tmp_path / "named.npz"
+    statistics = references.make(experiment, "train", PIXELS, file)
+    _, provenance = load(file)
+    save(file, statistics, dataclasses.replace(provenance, **change))
+    with pytest.raises(ConfigError, match=rf"config\.eval\.reference=.*{message}.*--mode=stats"):
+        references.from_file(experiment, PIXELS, file)
+
+
+def test_features_of_another_number_are_refused(experiment, tmp_path):
+    file = tmp_path / "other.npz"
+    np.savez(file, mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ConfigError, match="features differ in number: 3 and 64"):
+        references.from_file(experiment, PIXELS, file)
+    with pytest.raises(ConfigError, match="there are no statistics"):
+        references.from_file(experiment, PIXELS, tmp_path / "absent.npz")
+
+
+def test_extractor_refuses_other_images_and_tells_of_nan():
+    with pytest.raises((ValueError, TypeError), match="images"):
+        PIXELS(np.zeros((2, 2, 1), np.uint8))
+    broken = Extractor("broken", "", lambda images: Extracted(np.full((2, 3), np.nan), None))
+    with pytest.raises(ValueError, match="of 2 of 2 images are not finite; check"):
+        broken(np.zeros((2, 2, 2, 1), np.uint8))

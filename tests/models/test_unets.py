@@ -1,0 +1,437 @@
+"""The networks against the published ones, textbook filters, and the laws they must obey."""
+
+import functools
+import itertools
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.tree_util import Partial
+from networks import (
+    abstract_params,
+    assert_check_refuses_what_layers_refuse,
+    assert_derivatives_agree,
+    assert_dropout_acts_in_training_only,
+    assert_published,
+    assert_refused,
+    assert_wrong_images_are_refused,
+    compiled,
+    evaluator,
+    named,
+    quick_jit,
+    seeded_batch,
+    seeded_params,
+)
+
+from denoising import Denoiser
+from models import NETWORKS
+from models.blocks.attention import SelfAttention, attend
+from models.blocks.embeddings import FourierEmbedding, positional_embedding
+from models.blocks.layers import ACTIVATIONS, GroupNorm, ResidualBlock, default_init
+from models.blocks.resample import (
+    average_downsample,
+    downsample,
+    fir_blur,
+    fir_downsample,
+    fir_upsample,
+    nearest_upsample,
+    upsample,
+)
+from models.ddpm import DDPM
+from models.ncsnpp import CHOICES, NCSNpp
+from sde_lib import VPSDE
+
+REFERENCE = Path(__file__).parent.parent / "fixtures" / "ncsnpp_reference.npz"
+KERNELS = [(1, 1), (1, 2, 1), (1, 3, 3, 1), (1, 4, 6, 4, 1), (1, 2, 4, 8), (3, 1, 2)]
+
+SMALL = {
+    "features": 16,
+    "channel_multipliers": (1, 2),
+    "blocks_per_level": 1,
+    "attention_resolutions": (8,),
+    "dropout": 0.0,
+}
+TINY = SMALL | {"channel_multipliers": (1,), "attention_resolutions": ()}
+NCSNPP = {"resample": "fir", "progressive_input": "residual", "embedding": "fourier"}
+REFERENCE_FIELDS = {
+    "ddpmpp": SMALL,
+    "ncsnpp": SMALL | NCSNPP,
+    "ddpm_fir_residual": SMALL
+    | {
+        "residual_block": "ddpm",
+        "resample": "fir",
+        "progressive_input": "residual",
+        "progressive_output": "residual",
+    },
+    "skip_cat": SMALL
+    | {
+        "resample": "fir",
+        "progressive_input": "input_skip",
+        "progressive_output": "output_skip",
+        "progressive_combine": "cat",
+        "skip_rescale": False,
+    },
+}
+LSUN = NCSNPP | {"progressive_input": "input_skip", "progressive_output": "output_skip"}
+
+
+def textbook_upfirdn(x, kernel, *, up, down, before, after):
+    """Zero-stuffing, padding, convolution with the 2-D filter, and dropping, in float64."""
+    b, h, w, c = x.shape
+    stuffed = np.zeros((b, h * up, w * up, c))
+    stuffed[:, ::up, ::up] = x
+    padded = np.pad(stuffed, ((0, 0), (before, after), (before, after), (0, 0)))
+    taps = np.outer(kernel, kernel) * up**2 / np.sum(kernel) ** 2
+    n = len(kernel)
+    rows, columns = padded.shape[1] - n + 1, padded.shape[2] - n + 1
+    y = np.zeros((b, rows, columns, c))
+    for i, j in itertools.product(range(n), repeat=2):
+        y += taps[n - 1 - i, n - 1 - j] * padded[:, i : i + rows, j : j + columns]
+    return y[:, ::down, ::down]
+
+
+# Against the published networks, whose sizes test_configs.py counts
+
+
+@pytest.mark.parametrize("name", REFERENCE_FIELDS)
+def test_output_equals_the_published_code(name):
+    network = NCSNpp(**REFERENCE_FIELDS[name])
+    params = seeded_params(network)
+    with np.load(REFERENCE) as reference:
+        y = compiled(network)(params, reference["x"], reference["cond"])
+        assert_published(y, reference, name, params)
+
+
+# Resampling
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_fir_resampling_is_the_textbook_upfirdn(kernel):
+    x = np.random.default_rng(0).normal(size=(2, 6, 8, 3))
+    n = len(kernel)
+    down = {"down": 2, "up": 1, "before": (n - 1) // 2, "after": (n - 2) // 2}
+    up = {"down": 1, "up": 2, "before": (n + 1) // 2, "after": (n - 2) // 2}
+    blur = {"down": 1, "up": 1, "before": (n - 1) // 2 + 1, "after": (n - 2) // 2 + 1}
+    wide = up | {"before": up["before"] + 1, "after": up["after"] + 1}
+    with jax.enable_x64(True):
+
+        @quick_jit
+        def resampled(x):
+            wider = fir_upsample(x, kernel, margin=1)
+            return fir_downsample(x, kernel), fir_upsample(x, kernel), wider, fir_blur(x, kernel)
+
+        for ours, way in zip(resampled(x), (down, up, wide, blur), strict=True):
+            textbook = textbook_upfirdn(x, kernel, **way)
+            np.testing.assert_allclose(ours, textbook, rtol=0, atol=1e-14)
+
+
+def test_filter_of_two_equal_taps_is_plain_resampling():
+    x = np.random.default_rng(0).normal(size=(2, 6, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(upsample(x, (1, 1)), nearest_upsample(x), atol=1e-6)
+    np.testing.assert_allclose(downsample(x, (1, 1)), average_downsample(x), atol=1e-6)
+    np.testing.assert_allclose(nearest_upsample(x), x.repeat(2, axis=1).repeat(2, axis=2))
+    np.testing.assert_allclose(average_downsample(nearest_upsample(x)), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [(1,), (), (1, -1), (1, -3, 1)])
+def test_filter_that_cannot_be_normalized_is_refused(kernel):
+    with pytest.raises(ValueError, match=r"config\.model\.fir_kernel is .*two or more"):
+        fir_upsample(jnp.zeros((1, 4, 4, 1)), kernel)
+
+
+# Embeddings and blocks
+
+
+def test_positional_embedding_is_accurate_up_to_the_last_label():
+    cond = np.array([0.0, 0.37, 500.5, 999.0], np.float32)
+    e = positional_embedding(jnp.asarray(cond), 8)
+    frequencies = 10000.0 ** -np.array([0, 1 / 3, 2 / 3, 1])
+    angles = cond.astype(np.float64)[:, None] * frequencies
+    # Half an ulp of an angle near 999 is 3e-5; the frequency's rounding adds as much.
+    np.testing.assert_allclose(e, np.hstack([np.sin(angles), np.cos(angles)]), atol=1e-4)
+
+
+def test_fourier_embedding_has_frequencies_of_the_given_scale():
+    module = FourierEmbedding(features=4000, scale=16.0)
+    cond = jnp.array([-1.0, 0.25])
+    e, variables = module.init_with_output(jax.random.key(0), cond)
+    frequencies = variables["params"]["frequencies"]
+    # The standard error of a standard deviation of 4000 draws is 1.1%.
+    assert np.std(frequencies) == pytest.approx(16.0, rel=0.05)
+    angles = 2 * np.pi * np.asarray(cond, np.float64)[:, None] * np.asarray(frequencies, np.float64)
+    np.testing.assert_allclose(e, np.hstack([np.sin(angles), np.cos(angles)]), atol=1e-4)
+
+
+def test_normalization_is_that_of_flax_and_survives_a_large_mean():
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 16)).astype(np.float32)
+    x = x * np.linspace(0.5, 2, 16, dtype=np.float32) + np.arange(16, dtype=np.float32)
+    reference = nn.GroupNorm(4, epsilon=1e-6, use_fast_variance=False)
+    weights = {"scale": np.linspace(1, 2, 16), "bias": np.linspace(-1, 1, 16)}
+    params = {"params": jax.tree.map(np.float32, weights)}
+    expected = reference.apply(params, x)
+    np.testing.assert_allclose(GroupNorm().apply(params, x), expected, atol=1e-5)
+    np.testing.assert_allclose(GroupNorm().apply(params, x + 1000.0), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0])
+def test_default_init_has_the_variance_it_promises(scale):
+    kernel = default_init(scale)(jax.random.key(0), (3, 3, 32, 64), jnp.float32)
+    variance = (scale or 1e-10) / (9 * (32 + 64) / 2)
+    assert np.var(kernel) == pytest.approx(variance, rel=0.05)
+    assert np.max(np.abs(kernel)) <= math.sqrt(3 * variance)
+
+
+def test_block_starts_as_its_shortcut():
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 16)).astype(np.float32)
+    e = np.ones((2, 8), np.float32)
+    block = ResidualBlock(16, init_scale=0.0)
+    y, _ = quick_jit(lambda key: block.init_with_output(key, x, e, False))(jax.random.key(0))
+    np.testing.assert_allclose(y, x / math.sqrt(2), atol=1e-4)
+
+
+def test_attention_is_equivariant_to_permutations_of_the_pixels():
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype(np.float32)
+    attention = SelfAttention(init_scale=1.0)
+    f = quick_jit(functools.partial(attention.apply, train=False))
+    params = quick_jit(functools.partial(attention.init, train=False))(jax.random.key(0), x)
+    params = jax.tree.map(lambda leaf: leaf + 0.5, params)
+    order = np.random.default_rng(1).permutation(16)
+
+    def permute(images):
+        return np.asarray(images).reshape(2, 16, 8)[:, order].reshape(2, 4, 4, 8)
+
+    y = f(params, x)
+    assert not np.allclose(permute(y), y, atol=1e-2)
+    np.testing.assert_allclose(f(params, permute(x)), permute(y), rtol=1e-5)
+
+
+# The network as a function
+
+
+@pytest.mark.parametrize("residual_block", CHOICES["residual_block"])
+@pytest.mark.parametrize("resample", CHOICES["resample"])
+@pytest.mark.parametrize(
+    ("progressive_input", "progressive_output"),
+    list(zip(CHOICES["progressive_input"], CHOICES["progressive_output"], strict=True)),
+)
+def test_every_kind_of_network_keeps_the_resolution(
+    residual_block, resample, progressive_input, progressive_output
+):
+    network = NCSNpp(
+        **SMALL,
+        residual_block=residual_block,
+        resample=resample,
+        progressive_input=progressive_input,
+        progressive_output=progressive_output,
+        out_channels=2,
+    )
+    x, cond = jnp.zeros((3, 8, 8, 1)), jnp.zeros((3,))
+
+    def init_with_output():
+        return network.init_with_output(jax.random.key(0), x, cond, train=False)
+
+    y, _ = jax.eval_shape(init_with_output)
+    assert y.shape == (3, 8, 8, 2)
+    assert y.dtype == jnp.float32
+
+
+def test_derivatives_agree_and_every_parameter_learns_but_the_frequencies():
+    assert_derivatives_agree(NCSNpp(**SMALL | NCSNPP), fixed=("fourier/frequencies",))
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    network = NCSNpp(**SMALL | NCSNPP)
+    params, f = seeded_params(network), compiled(network)
+    x, cond = seeded_batch()
+    both = f(params, x, cond)
+    other = f(params, np.stack([x[0], -3.0 * x[1]]), np.stack([cond[0], cond[1] + 1.0]))
+    np.testing.assert_allclose(both[0], other[0], atol=1e-5)
+    assert not np.allclose(both[1], other[1], atol=1e-2)
+
+
+def test_network_starts_at_almost_zero():
+    network = NCSNpp(**TINY)
+    x, cond = seeded_batch()
+    y, _ = quick_jit(lambda key: network.init_with_output(key, x, cond, train=False))(
+        jax.random.key(0)
+    )
+    assert 0 < np.max(np.abs(y)) < 1e-3
+
+
+def test_dropout_acts_in_training_only():
+    assert_dropout_acts_in_training_only(NCSNpp(**TINY))
+
+
+# Precision
+
+
+@pytest.mark.parametrize("fields", [SMALL, SMALL | LSUN], ids=["ddpmpp", "lsun"])
+def test_bfloat16_denoises_as_float32_at_every_noise_level(fields):
+    params = seeded_params(NCSNpp(**fields))
+    x, _ = seeded_batch()
+    x, t = np.tile(x, (3, 1, 1, 1)), jnp.array([1e-3, 0.05, 0.2, 0.4, 0.7, 1.0])
+
+    def denoised(compute_dtype):
+        network = NCSNpp(**fields, compute_dtype=compute_dtype)
+        predict = Denoiser(sde=VPSDE(), network=Partial(evaluator(network), params)).predict
+        return quick_jit(predict)(x, t).x0
+
+    full, half = denoised("float32"), denoised("bfloat16")
+    assert half.dtype == jnp.float32
+    error = np.linalg.norm((full - half).reshape(6, -1), axis=1)
+    error /= np.linalg.norm(full.reshape(6, -1), axis=1)
+    assert np.all(error < 2e-2), error
+    assert np.any(error > 1e-4), "nothing was computed in bfloat16"
+
+
+def test_bfloat16_keeps_parameters_and_gradients_in_float32():
+    network = NCSNpp(**TINY, compute_dtype="bfloat16")
+    params, (x, cond) = seeded_params(network), seeded_batch()
+
+    def loss(params):
+        return jnp.mean(evaluator(network)(params, x, cond) ** 2)
+
+    gradients = jax.eval_shape(jax.grad(loss), params)
+    for leaf in [*jax.tree.leaves(abstract_params(network)), *jax.tree.leaves(gradients)]:
+        assert leaf.dtype == jnp.float32
+
+
+# Attention
+
+
+def test_attention_is_the_textbook_one():
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 5, 3, 4))
+    with jax.enable_x64(True):
+        ours = attend(*map(jnp.asarray, (q, k, v)), train=False)
+    for b, h in itertools.product(range(2), range(3)):
+        logits = q[b, :, h] @ k[b, :, h].T / 2
+        weights = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(ours[b, :, h], weights @ v[b, :, h], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "width", "train", "flash"),
+    [
+        ("gpu", jnp.bfloat16, 64, True, True),
+        ("gpu", jnp.bfloat16, 64, False, False),  # likelihoods need forward-mode derivatives
+        ("gpu", jnp.float32, 64, True, False),
+        ("gpu", jnp.bfloat16, 256, True, False),
+        ("gpu", jnp.bfloat16, 12, True, False),
+        ("cpu", jnp.bfloat16, 64, True, False),
+    ],
+)
+def test_flash_kernel_serves_what_it_can(monkeypatch, backend, dtype, width, train, flash):
+    """What the kernel is asked for; whether it is right shows on a GPU alone."""
+    asked = []
+
+    def kernel(query, key, value, *, implementation):
+        asked.append(implementation)
+        return value
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    x = jnp.ones((1, 4, 1, width), dtype)
+    assert attend(x, x, x, train=train).dtype == dtype
+    assert asked == (["cudnn"] if flash else [])
+
+
+# Classes
+
+
+def test_classes_matter_and_none_is_a_class_of_its_own():
+    network = NCSNpp(**TINY, num_classes=3)
+    params, (x, cond) = seeded_params(network), seeded_batch()
+
+    def f(labels):
+        return compiled(network)(params, x, cond, labels)
+
+    outputs = [f(jnp.array([label, label])) for label in range(4)]
+    for a, b in itertools.combinations(outputs, 2):
+        assert np.max(np.abs(a - b)) > 1e-3
+    unlabelled = compiled(network)(params, x, cond)
+    np.testing.assert_allclose(unlabelled, outputs[3], atol=1e-5)
+    mixed = f(jnp.array([1, 2]))
+    np.testing.assert_allclose(mixed, np.stack([outputs[1][0], outputs[2][1]]), atol=1e-5)
+
+
+def test_ddpm_is_ncsnpp_with_its_settings():
+    fields = SMALL | {"decoder_attention": "block"}
+    ddpm = DDPM(**fields)
+    ncsnpp = NCSNpp(**fields, residual_block="ddpm", skip_rescale=False)
+    params, (x, cond) = seeded_params(ncsnpp), seeded_batch()
+    assert jax.tree.structure(abstract_params(ddpm)) == jax.tree.structure(params)
+    y, expected = (compiled(n)(params, x, cond) for n in (ddpm, ncsnpp))
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_network_without_embedding_does_not_see_the_noise_level():
+    network = NCSNpp(**TINY, embedding="none")
+    params, (x, cond) = seeded_params(network), seeded_batch()
+    f = compiled(network)
+    np.testing.assert_array_equal(f(params, x, cond), f(params, x, cond + 100))
+    assert not any("embedding" in name for name in named(params))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_is_used(activation):
+    network = NCSNpp(**TINY, activation=activation)
+    params, (x, cond) = seeded_params(network), seeded_batch()
+    swish = compiled(NCSNpp(**TINY))(params, x, cond)
+    y = compiled(network)(params, x, cond)
+    assert np.array_equal(y, swish) == (activation == "swish")
+
+
+# Refusals
+
+INVALID = [
+    ({"residual_block": "resnet"}, "'resnet'; valid is one of 'biggan', 'ddpm'"),
+    ({"resample": "bilinear"}, "'bilinear'; valid is one of 'plain', 'fir'"),
+    ({"progressive_input": "skip"}, "valid is one of 'none', 'input_skip', 'residual'"),
+    ({"progressive_output": "skip"}, "valid is one of 'none', 'output_skip', 'residual'"),
+    ({"progressive_combine": "mean"}, "valid is one of 'sum', 'cat'"),
+    ({"embedding": "sine"}, "valid is one of 'positional', 'fourier', 'none'"),
+    ({"features": 2}, "an even integer, 4 or more"),
+    ({"features": 33}, "an even integer, 4 or more"),
+    ({"features": 16.0}, "an even integer, 4 or more"),
+    ({"features": 36}, "a layer of 72 channels has 18 groups|multiple of 32"),
+    ({"channel_multipliers": ()}, "one integer per level"),
+    ({"channel_multipliers": (1, 0)}, "positive integers"),
+    ({"channel_multipliers": (1, 1, 1, 1, 1)}, "at most 4 levels for config.data.image_size=8"),
+    ({"blocks_per_level": 0}, "a positive integer"),
+    ({"attention_resolutions": (8, 16)}, r"any of \[8, 4\].*or \(\)"),
+    ({"dropout": 1.0}, r"in \[0, 1\)"),
+    ({"fir_kernel": (1,)}, "two or more numbers"),
+    ({"fourier_scale": 0.0}, "a positive number"),
+    ({"init_scale": -1.0}, "0 or more"),
+    ({"out_channels": 0}, "a positive integer"),
+    ({"num_classes": -1}, "0 for no classes"),
+    ({"num_classes": 3, "embedding": "none"}, "0 with embedding='none'"),
+    ({"compute_dtype": "float16"}, "one of 'float32', 'bfloat16'"),
+    ({"activation": "gelu"}, "one of 'swish', 'elu', 'relu', 'leaky_relu'"),
+    ({"decoder_attention": "all"}, "one of 'level', 'block'"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), INVALID)
+def test_invalid_field_is_named_before_anything_is_computed(fields, message):
+    assert_refused(NCSNpp(**SMALL | fields), next(iter(fields)), message)
+
+
+def test_images_that_are_empty_or_oblong_are_refused():
+    assert_wrong_images_are_refused(NCSNpp(**SMALL))
+
+
+@pytest.mark.parametrize("features", [6, 12, 36, 96])
+@pytest.mark.parametrize("combine", CHOICES["progressive_combine"])
+def test_group_check_refuses_exactly_what_the_layers_refuse(features, combine):
+    fields = {"progressive_input": "input_skip", "progressive_combine": combine}
+    assert_check_refuses_what_layers_refuse(NCSNpp, SMALL | fields | {"features": features})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_defaults_are_valid_for_32_pixels(name):
+    NETWORKS[name]().validate(32, 3)

@@ -1,0 +1,200 @@
+"""Files of every family through main.py: imported, sampled from, exported; and files that are not.
+
+The files are those of tests/test_published_*.py, which know what the networks in them compute.
+"""
+
+import atexit
+import functools
+import gzip
+import json
+import pickle
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import ROOT, run, snapshot
+
+import main
+from errors import ConfigError
+from experiment import build
+from published import exchange
+from published.formats import read
+from published.formats.torch_writer import write_torch
+from training.checkpoints import Checkpoints
+
+DATA = ROOT / "tests" / "fixtures" / "published"
+VP, VE = "configs/vp_cifar10.py", "configs/ve_cifar10.py"
+SMALL = {
+    "data.image_size": 8,
+    "model.channel_multipliers": (1, 1),
+    "model.blocks_per_level": 1,
+    "model.attention_resolutions": (),
+    "model.dropout": 0.0,
+    "training.batch_size": 4,
+    "sampling.steps": 2,
+    "eval.batch_size": 4,
+}
+SCORE_SDE = SMALL | {
+    "model.features": 4,
+    "model.resample": "fir",
+    "model.progressive_output": "output_skip",
+}
+# family -> (configuration, fields, file)
+FAMILIES = {
+    "score_sde_pytorch": (VE, SCORE_SDE, DATA / "score_sde_pytorch.pth"),
+    "score_sde_jax": (
+        VP,
+        SCORE_SDE
+        | {
+            "model.residual_block": "ddpm",
+            "model.progressive_input": "input_skip",
+            "model.progressive_output": "residual",
+        },
+        DATA / "score_sde_jax.flax",
+    ),
+    "edm": (
+        VE,
+        SMALL | {"model.features": 8, "model.attention_resolutions": (4,)},
+        DATA / "edm.pt",
+    ),
+    "diffusers": (
+        VE,
+        SCORE_SDE | {"model.features": 8, "model.progressive_input": "input_skip"},
+        DATA / "diffusers",
+    ),
+    "openai": (
+        VP,
+        SMALL
+        | {
+            "model.name": "adm",
+            "model.features": 128,
+            "model.resample": "block",
+            "model.attention_resolutions": (4,),
+            "model.num_classes": 3,
+            "model.learned_variance": True,
+            "denoiser.parameterization": "eps_variance",
+            "sampling.label": 2,
+        },
+        None,
+    ),
+}
+STEPS = {"score_sde_pytorch": 1234, "score_sde_jax": 77}
+
+
+def flags(mode, workdir, family, **changes):
+    config, fields, _ = FAMILIES[family]
+    given = (f"--config.{name}={value}" for name, value in (fields | changes).items())
+    return (f"--config={config}", f"--mode={mode}", f"--workdir={workdir}", *given)
+
+
+def configuration(family):
+    config, fields, _ = FAMILIES[family]
+    made = main._load(str(ROOT / config))
+    made.update_from_flattened_dict(fields)
+    return made
+
+
+@functools.cache
+def openai_file():
+    """A state dict of guided-diffusion with random weights, in the file that torch would write."""
+    names = json.loads(gzip.decompress((DATA / "families_names.json.gz").read_bytes()))["guided"]
+    rng = np.random.default_rng(0)
+    path = Path(tempfile.mkdtemp(prefix="scoresde-tests-")) / "guided.pt"
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
+    draw = functools.partial(rng.normal, 0.0, 0.05)
+    write_torch(path, {name: draw(shape).astype(np.float32) for name, shape in names.items()})
+    return path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_file_is_imported_and_sampled_from(tmp_path, family):
+    workdir, source = tmp_path / "run", FAMILIES[family][2] or openai_file()
+    call = run(*flags("import", workdir, family), f"--source={source}")
+    assert call.status == 0, call.stderr
+    assert Checkpoints(workdir / "checkpoints").steps() == (STEPS.get(family, 0),)
+    call = run(*flags("sample", workdir, family), "--num_samples=2")
+    assert call.status == 0, call.stderr
+    step = STEPS.get(family, 0)
+    with np.load(workdir / "samples" / f"checkpoint_{step}.npz") as file:
+        assert file["samples"].shape == (2, 8, 8, 3)
+
+
+def test_export_of_an_import_is_what_was_imported(tmp_path):
+    """And neither overwrites what is there."""
+    family, workdir = "score_sde_pytorch", tmp_path / "run"
+    source, target = FAMILIES[family][2], tmp_path / "exported.pth"
+    assert run(*flags("import", workdir, family), f"--source={source}").status == 0
+    before = snapshot(workdir)
+    assert run(*flags("export", workdir, family), f"--target={target}").status == 0
+    original, exported = read.read(source), read.read(target)
+    assert exported["step"] == original["step"]
+    for name, value in exported["model"].items():
+        np.testing.assert_array_equal(value, original["model"][name])
+    pairs = zip(exported["ema"]["shadow_params"], original["ema"]["shadow_params"], strict=True)
+    for ours, theirs in pairs:
+        np.testing.assert_array_equal(ours, theirs)
+    for arguments, message in (
+        ((*flags("export", workdir, family), f"--target={target}"), "is there already"),
+        ((*flags("import", workdir, family), f"--source={target}"), "holds a run already"),
+    ):
+        call = run(*arguments)
+        assert call.status == 1
+        assert message in call.stderr
+    assert snapshot(workdir) == before
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("the file was run",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps({"model": Evil()}), "code that loading would run, and is refused"),
+        (b"<!doctype html><html>404</html>", "web page"),
+        (b"", "empty"),
+        (pickle.dumps({}), "none of: score_sde, EDM|pickle"),
+    ],
+)
+def test_file_that_cannot_be_used_is_one_line(tmp_path, content, message):
+    source = tmp_path / "checkpoint.pth"
+    source.write_bytes(content)
+    call = run(*flags("import", tmp_path / "run", "edm"), f"--source={source}")
+    assert call.status == 1
+    assert "the file was run" not in call.stdout + call.stderr
+    (line,) = call.stderr.strip().splitlines()
+    assert re.search(message, line), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_flags_are_told(tmp_path):
+    for mode, flag in (("import", "source"), ("export", "target")):
+        call = run(*flags(mode, tmp_path / "run", "edm"))
+        assert call.status == 1
+        assert f"--mode={mode} needs --{flag}=FILE" in call.stderr
+
+
+def test_file_of_another_network_names_the_configuration_that_fits():
+    """What is missing, surplus or misshapen, and where it would fit."""
+    candidate = exchange.Candidate("edm", *build.build_network(configuration("edm")))
+    others = [
+        exchange.Candidate(name, *build.build_network(configuration(name)))
+        for name in ("score_sde_jax", "score_sde_pytorch", "openai")
+    ]
+    source = FAMILIES["score_sde_pytorch"][2]
+    with pytest.raises(
+        ConfigError, match=r"missing: .*wrongly shaped: .*--config=score_sde_pytorch$"
+    ) as error:
+        exchange.import_state(source, candidate, others)
+    assert "config=score_sde_jax" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", ["score_sde_pytorch", "score_sde_jax", "diffusers"])
+def test_file_of_another_family_of_networks_is_told(family):
+    candidate = exchange.Candidate("openai", *build.build_network(configuration("openai")))
+    with pytest.raises(ConfigError, match=r"--source=.*(ADM|adm)"):
+        exchange.import_state(FAMILIES[family][2], candidate, [])

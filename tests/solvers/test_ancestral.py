@@ -1,0 +1,140 @@
+"""Ancestral sampling of chains, whole and respaced, against the papers' algorithm written plainly.
+
+Ho et al. 2020 (arXiv:2006.11239), Algorithm 2, with the variances of Nichol and Dhariwal 2021
+(arXiv:2102.09672): between the bounds in logarithms by what the network answers (Eq. 15), and on a
+chain that keeps some levels only with the betas that those levels have as a chain (Section 4).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from denoising import Denoiser
+from numerics.arrays import fold_in_each, normal_like, sample_keys
+from sampling import Step, sample
+from sde_lib import VESDE, VPSDE, DiscreteVPSDE
+from solvers.predictor_corrector import Ancestral, PredictorCorrector
+from time_grids import Schedule
+
+KEY = jax.random.key(0)
+LEVELS, SHAPE = 40, (3, 2)
+# Kept levels by the rules of the paper's code: every fourth; and of 14 + 13 + 13 levels so many,
+# from the first of each section to its last.
+GRIDS = {
+    "40": range(40),
+    "ddim10": range(0, 40, 4),
+    "4,3,5": [0, 4, 9, 13, 14, 20, 26, 27, 30, 33, 36, 39],
+    "7,2,1": [0, 2, 4, 6, 9, 11, 13, 14, 26, 27],
+}
+
+
+def _answer(x, level, numbers=jnp):
+    """Some smooth network: eps, and the numbers from -1 to 1 that stand for its variances."""
+    angle = 3 * x + level.reshape(-1, 1) / LEVELS
+    return numbers.concatenate([0.8 * x + 0.3 * numbers.sin(angle), numbers.cos(2 * angle)], -1)
+
+
+def betas(schedule):
+    """1e-4 to 0.02 a step, for a thousand steps; or the cosine of the second paper's Eq. 17."""
+    if schedule == "linear":
+        return np.linspace(1e-4, 0.02, LEVELS) * 1000 / LEVELS
+    alpha_bar = np.cos((np.arange(LEVELS + 1) / LEVELS + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+@functools.cache
+def draws():
+    """The prior's noise, then that of each step."""
+
+    @jax.jit
+    def drawn(rows):
+        like, keys = jnp.zeros(SHAPE), sample_keys(KEY, jnp.arange(SHAPE[0]))
+        steps = jax.vmap(lambda row: fold_in_each(fold_in_each(keys, 1 + row), 1))(rows)
+        noise = jax.vmap(lambda keys: normal_like(keys, like))(steps)
+        return normal_like(fold_in_each(keys, 0), like), noise
+
+    return jax.tree.map(np.asarray, drawn(np.arange(LEVELS)))
+
+
+def plainly(schedule, kept, variance):
+    alpha_bar = np.cumprod(1 - betas(schedule))[list(kept)]
+    before = np.append(1.0, alpha_bar[:-1])
+    beta = 1 - alpha_bar / before
+    x, noise = draws()
+    noise = iter(noise)
+    for i in reversed(range(len(beta))):
+        eps, answered = np.split(_answer(x, np.float64([kept[i]]), np), 2, axis=-1)
+        x = (x - beta[i] / np.sqrt(1 - alpha_bar[i]) * eps) / np.sqrt(1 - beta[i])
+        if i == 0:
+            return x
+        small = (1 - before[i]) / (1 - alpha_bar[i]) * beta[i]
+        v = {"small": 0.0, "large": 1.0, "learned": (answered + 1) / 2}[variance]
+        x = x + np.sqrt(np.exp(v * np.log(beta[i]) + (1 - v) * np.log(small))) * next(noise)
+
+
+def ours(schedule, grid, variance):
+    denoiser = Denoiser(
+        sde=DiscreteVPSDE(schedule=schedule, levels=LEVELS),
+        network=Partial(_answer),
+        parameterization="eps_variance",
+        conditioning="index",
+        levels=LEVELS,
+    )
+    solver = PredictorCorrector(predictor=Ancestral(variance=variance))
+    walk = Schedule(grid=grid, finish="denoise")
+    return sample(KEY, denoiser, SHAPE, solver=solver, schedule=walk)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "variance"),
+    [("linear", "small"), ("linear", "large"), ("linear", "learned"), ("cosine", "learned")],
+)
+def test_chain_is_the_papers(x64, schedule, variance):
+    for grid, kept in GRIDS.items():
+        samples = ours(schedule, grid, variance)
+        np.testing.assert_allclose(samples.x, plainly(schedule, kept, variance), atol=1e-9)
+        assert samples.nfe == len(kept)
+
+
+def test_learned_variance_spans_small_to_large(x64):
+    """-1 is the small variance, 1 the large one, 0 their geometric mean; for chains or not."""
+    sde, t, s = VESDE(), jnp.float64(0.4), jnp.float64(0.3)
+    answers = jnp.array([-1.0, 1.0, 0.0, 0.5])
+
+    def network(x, t):
+        return jnp.concatenate([jnp.sin(x), jnp.broadcast_to(answers, x.shape)], axis=-1)
+
+    denoiser = Denoiser(sde=sde, network=network, parameterization="eps_variance", conditioning="t")
+    x = jnp.linspace(-1, 1, 12).reshape(3, 4)
+    keys = sample_keys(KEY, jnp.arange(3))
+
+    @jax.jit
+    def added(denoiser):
+        names = ("small", "large", "learned")
+        moves = [Ancestral(variance=v).step(keys, denoiser, Step(x, x), t, s) for v in names]
+        return [move.x - move.mean for move in moves]
+
+    small, large, learned = added(denoiser)
+    assert np.all(np.abs(large) > np.abs(small))
+    v = (answers[None] + 1) / 2
+    expected = np.sign(small) * np.abs(small) ** (1 - v) * np.abs(large) ** v
+    np.testing.assert_allclose(learned, expected, rtol=1e-10)
+
+
+def test_learned_variance_needs_a_network_that_answers_one():
+    denoiser = Denoiser(sde=VPSDE(), network=lambda x, t: x, conditioning="t")
+
+    def step(x):
+        keys = sample_keys(KEY, jnp.arange(SHAPE[0]))
+        return Ancestral(variance="learned").step(
+            keys, denoiser, Step(x, x), *jnp.array([0.4, 0.3])
+        )
+
+    with pytest.raises(ValueError, match=r"variance='learned' needs a network that answers one"):
+        jax.eval_shape(step, jnp.zeros(SHAPE))
+    with pytest.raises(ValueError, match=r"variance='big' is unknown; choose one of: large, lea"):
+        Ancestral(variance="big")

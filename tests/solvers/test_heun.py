@@ -1,0 +1,216 @@
+"""EDM's sampler against its algorithm written plainly, an exact solution, and itself elsewhere.
+
+The data are -1 and 1 with equal weights in every element, for which x0 is known in closed form.
+"""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from denoising import Denoiser
+from numerics.arrays import fold_in_each, in_float64, normal_like, sample_keys
+from sampling import run, sample
+from sde_lib import EDMSDE, VPSDE, SubVPSDE
+from solvers.heun import Heun
+from time_grids import Schedule
+
+KEY = jax.random.key(0)
+SHAPE = (5, 3)
+KEYS = sample_keys(KEY, jnp.arange(SHAPE[0]))
+PROCESSES = {"vp": VPSDE(), "edm": EDMSDE()}
+every_process = pytest.mark.parametrize("sde", PROCESSES.values(), ids=PROCESSES)
+STAGES = [0.5, 2 / 3, 1.0]
+
+
+def x0_of_two_points(sde, x, t):
+    return jnp.tanh(x * (sde.alpha(t) / sde.sigma(t) ** 2)[:, None])
+
+
+def two_points(sde):
+    network = Partial(x0_of_two_points, sde)
+    return Denoiser(sde=sde, network=network, parameterization="x0", conditioning="t")
+
+
+def eps_at(y, s):
+    """(y - x0) / s for the two points, in EDM's variables."""
+    return (y - np.tanh(y / s**2)) / s
+
+
+def ratio(sde, times):
+    """s = sigma / alpha."""
+    return np.exp(-in_float64(sde.log_snr, times) / 2)
+
+
+def prior(sde):
+    return np.asarray(sde.prior_sample(fold_in_each(KEYS, 0), jnp.zeros(SHAPE)))
+
+
+def fresh_noise(row):
+    """What the loop adds after a row, two of which are a step."""
+    return np.asarray(normal_like(fold_in_each(KEYS, 1 + row), jnp.zeros(SHAPE)))
+
+
+def algorithm_3(y, s, stage):
+    for here, there in itertools.pairwise(s):
+        slope = eps_at(y, here)
+        middle = here + stage * (there - here)
+        second = eps_at(y + stage * (there - here) * slope, middle)
+        y = y + (there - here) * ((1 - 1 / (2 * stage)) * slope + 1 / (2 * stage) * second)
+    return y
+
+
+def algorithm_2(y, s, s_churn, churn_min, churn_max, churn_noise):
+    """With s_N = 0, where there is no second evaluation; no churn above s_0, nor at s_{N-1}."""
+    count = len(s)
+    for i, here in enumerate(s):
+        gamma = min(s_churn / count, math.sqrt(2) - 1) if churn_min <= here <= churn_max else 0
+        raised = min((1 + gamma) * here, s[0]) if i < count - 1 else here
+        if raised > here:
+            y = y + churn_noise * math.sqrt(raised**2 - here**2) * fresh_noise(2 * i - 1)
+        there = s[i + 1] if i < count - 1 else 0.0
+        slope = eps_at(y, raised)
+        euler = y + (there - raised) * slope
+        y = y + (there - raised) * (slope + eps_at(euler, there)) / 2 if there > 0 else euler
+    return y
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@every_process
+def test_the_family_is_algorithm_3(x64, sde, stage):
+    schedule = Schedule(grid="log_snr", steps=12, t_min=0.05, finish="sample")
+    x = sample(KEY, two_points(sde), SHAPE, solver=Heun(stage=stage), schedule=schedule).x
+    times = schedule.of(sde)
+    first, last = in_float64(sde.alpha, times[[0, -1]])
+    expected = algorithm_3(prior(sde) / first, ratio(sde, times), stage)
+    np.testing.assert_allclose(x, last * expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"s_churn": 0.0},
+        {"s_churn": 3.0, "churn_min": 0.05, "churn_max": 50.0, "churn_noise": 1.007},
+        # As much as there can be: the second level is raised to the first, and no further.
+        {"s_churn": 40.0},
+    ],
+    ids=["none", "some", "most"],
+)
+@every_process
+def test_with_the_finish_denoise_it_is_algorithm_2(x64, sde, fields):
+    levels = 18
+    schedule = Schedule(grid="karras", steps=levels - 1, t_min=2.5e-5, finish="denoise")
+    samples = sample(KEY, two_points(sde), SHAPE, solver=Heun(**fields), schedule=schedule)
+    whole = {"churn_min": 0.0, "churn_max": math.inf, "churn_noise": 1.0} | fields
+    times = schedule.of(sde)
+    # Their eps is EDM's own, to x0 itself at s = 0, where alpha is 1.
+    expected = algorithm_2(prior(sde) / in_float64(sde.alpha, 1.0), ratio(sde, times), **whole)
+    np.testing.assert_allclose(samples.x, expected, atol=1e-8)
+    assert samples.nfe == 2 * levels - 1
+
+
+def test_noise_is_never_raised_above_the_processs_largest():
+    sde = PROCESSES["edm"]
+    times = Schedule(grid="karras", steps=17, t_min=2.5e-5).of(sde)
+    plan = Heun(s_churn=40.0).plan(sde, times)
+    assert plan.times.max() == 1
+    assert plan.times[2] == pytest.approx(1, rel=1e-12)
+    assert ratio(sde, plan.times[4]) == pytest.approx(math.sqrt(2) * ratio(sde, times[2]))
+    added = plan.rows.noise[1::2]
+    assert (added[:-1] > 0).all()
+    assert added[-1] == 0
+    assert not plan.rows.noise[::2].any()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@every_process
+def test_error_is_of_second_order(x64, sde, stage):
+    """The flow keeps every sample's quantile, so that its end is known."""
+    steps = np.array([40, 80, 160])
+    normal_cdf = np.vectorize(lambda z: 0.5 * math.erfc(-z / math.sqrt(2)))
+    errors = []
+    for count in steps:
+        times = in_float64(
+            sde.time_of_log_snr, -2 * np.linspace(np.log(50), np.log(0.5), count + 1)
+        )
+        alpha, s = in_float64(sde.alpha, times), ratio(sde, times)
+        y = s[0] * np.linspace(-0.8, 0.8, 15).reshape(SHAPE)
+        plan = Heun(stage=stage).plan(sde, times)
+        end = np.asarray(run(KEYS, two_points(sde), jnp.asarray(alpha[0] * y), plan).x) / alpha[-1]
+        quantile = [
+            (normal_cdf((place - 1) / level) + normal_cdf((place + 1) / level)) / 2
+            for place, level in ((y, s[0]), (end, s[-1]))
+        ]
+        errors.append(np.sqrt(np.mean((quantile[1] - quantile[0]) ** 2)))
+    order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert 1.8 < order < 2.3, errors
+    assert errors[-1] < 1e-3
+
+
+@pytest.mark.parametrize("stage", [0.5, 1.0])
+def test_processes_agree_in_y_on_the_same_levels(x64, stage):
+    s = np.geomspace(50, 0.05, 13)
+    paths = []
+    for sde in (VPSDE(), SubVPSDE(), EDMSDE()):
+        times = in_float64(sde.time_of_log_snr, -2 * np.log(s))
+        start = jnp.asarray(in_float64(sde.alpha, times[0]) * 50 * fresh_noise(0))
+        plan = Heun(stage=stage).plan(sde, times)
+        # A frame for each row but the stages'.
+        made = run(KEYS, two_points(sde), start, plan, frames=len(plan.times)).trajectory[::2]
+        paths.append(made / in_float64(sde.alpha, times)[:, None, None])
+    for path in paths[1:]:
+        np.testing.assert_allclose(path, paths[0], rtol=1e-9)
+
+
+def x0_of_a_gaussian(sde, x, t):
+    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+    return (0.5 * sigma**2 + 0.3 * alpha * x) / (0.3 * alpha**2 + sigma**2)
+
+
+def test_churn_keeps_the_marginal():
+    """Data of mean 0.5 and variance 0.3 in every element."""
+    sde, t_min = PROCESSES["vp"], 1e-2
+    denoiser = Denoiser(
+        sde=sde, network=Partial(x0_of_a_gaussian, sde), parameterization="x0", conditioning="t"
+    )
+    schedule = Schedule(grid="karras", steps=80, t_min=t_min, finish="sample")
+    x = sample(KEY, denoiser, (1000, 20), solver=Heun(s_churn=15.0), schedule=schedule).x
+    alpha, sigma = in_float64(sde.alpha, t_min), in_float64(sde.sigma, t_min)
+    variance = 0.3 * alpha**2 + sigma**2
+    assert abs(x.mean() - 0.5 * alpha) < 4.5 * math.sqrt(variance / x.size)
+    assert abs(x.var() / variance - 1) < 4.5 * math.sqrt(2 / x.size)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stage": 0.0}, r"stage=0\.0 must be above 0 and at most 1"),
+        ({"stage": 1.5}, r"stage=1\.5 must be above 0"),
+        ({"s_churn": -1.0}, r"s_churn=-1\.0 must be finite and at least 0"),
+        ({"s_churn": math.inf}, "s_churn=inf must be finite"),
+        ({"s_churn": 1.0, "churn_min": -0.1}, r"churn_min=-0\.1 must be at least 0"),
+        (
+            {"s_churn": 1.0, "churn_min": 2.0, "churn_max": 1.0},
+            r"churn_max=1\.0 must be above churn_min=2\.0",
+        ),
+        ({"s_churn": 1.0, "churn_noise": 0.0}, r"churn_noise=0\.0 must be finite and above 0"),
+        ({"churn_min": 0.05}, r"churn_min=0\.05 has no meaning with s_churn=0; give it above 0"),
+        ({"churn_max": 50.0}, r"churn_max=50\.0 has no meaning with s_churn=0"),
+        ({"churn_noise": 1.003}, r"churn_noise=1\.003 has no meaning with s_churn=0"),
+    ],
+)
+def test_bad_fields_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Heun(**fields)
+
+
+@pytest.mark.parametrize(("steps", "churn_max"), [(1, math.inf), (12, 1e-3)])
+def test_churn_that_meets_no_level_is_refused(steps, churn_max):
+    sde = PROCESSES["edm"]
+    times = Schedule(grid="karras", steps=steps).of(sde)
+    with pytest.raises(ValueError, match=r"s_churn=10\.0 adds no noise: no step but the first"):
+        Heun(s_churn=10.0, churn_max=churn_max).plan(sde, times)

@@ -1,0 +1,356 @@
+"""The training step against hand-written Adam, and the same numbers on one device and on four."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh
+from jax.tree_util import Partial
+
+from denoising import Denoiser
+from losses import ScoreMatching
+from sde_lib import VPSDE
+from training.parallel import Layout
+from training.step import MovingAverage, Optimizer, Trainer, TrainState
+
+KEY = jax.random.key(0)
+FOUR = Layout.over_all_devices()
+ONE = Layout(Mesh(jax.devices()[:1], ("data",), axis_types=(AxisType.Auto,)))
+DIMS = 3
+
+
+def linear(params, x, t):
+    return x @ params["kernel"] + params["bias"][None]
+
+
+def first_params(key):
+    return {"kernel": jax.random.normal(key, (DIMS, DIMS)), "bias": jnp.zeros(DIMS)}
+
+
+def denoiser(params, dropout=None):
+    return Denoiser(sde=VPSDE(), network=Partial(linear, params))
+
+
+def make_trainer(*, layout=ONE, optimizer=None, average=None, loss=None):
+    return Trainer(
+        init=first_params,
+        denoiser=denoiser,
+        loss=loss or ScoreMatching(),
+        optimizer=(optimizer or Optimizer(lr=1e-2, warmup=0)).chain(100),
+        average=average or MovingAverage(),
+        layout=layout,
+    )
+
+
+def batch_of(step, rows=8):
+    return np.random.default_rng(step).normal(size=(rows, DIMS)).astype(np.float32)
+
+
+def run(trainer, steps, state=None, key=KEY):
+    """The state after so many steps, and the losses on the way."""
+    step, losses = trainer.compiled_step(), []
+    state = trainer.first_state(KEY) if state is None else state
+    for _ in range(steps):
+        state, scalars = step(key, state, trainer.layout.put_batch(batch_of(int(state.step))))
+        losses.append(float(scalars["loss"]))
+    return state, losses
+
+
+# --- classes ---
+
+
+def test_classes_reach_the_network_but_for_the_dropped_ones():
+    seen = []
+
+    def loss(key, denoiser, batch):
+        seen.append(denoiser.labels)
+        return jnp.zeros(len(batch))
+
+    rows = 4000
+    labels = jnp.arange(rows) % 5
+    trainer = dataclasses.replace(make_trainer(loss=loss), classes=5, label_dropout=0.25)
+    for seed in (0, 1):
+        trainer.objective({}, jax.random.key(seed), jnp.zeros((rows, DIMS)), labels)
+    for told in seen:
+        dropped = told == 5
+        assert abs(float(dropped.mean()) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / rows)
+        np.testing.assert_array_equal(told[~dropped], labels[~dropped])
+    assert np.any(seen[0] != seen[1])
+
+
+def test_step_with_classes_takes_them_on_every_layout():
+    def biased(params, x, t, labels):
+        return x @ params["kernel"] + params["bias"][None] + labels[:, None]
+
+    def conditional(params, dropout=None):
+        return Denoiser(sde=VPSDE(), network=Partial(biased, params))
+
+    losses = []
+    for layout in (ONE, FOUR):
+        trainer = dataclasses.replace(make_trainer(layout=layout), classes=5, denoiser=conditional)
+        labels = np.arange(8, dtype=np.int32) % 5
+        batch = layout.put_batch(batch_of(0)), layout.put_batch(labels)
+        _, scalars = trainer.compiled_step()(KEY, trainer.first_state(KEY), *batch)
+        losses.append(float(scalars["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] > 1.5  # the labels are errors
+
+
+# --- one step -----------------------------------------------------------------------------------
+
+
+def test_step_is_hand_written_adam_with_the_gradients_clipped():
+    """Kingma & Ba 2015, Algorithm 1, on a quadratic with gradient bias - batch mean."""
+    lr, clip, beta1, beta2, eps = 0.1, 0.5, 0.8, 0.95, 1e-8
+
+    def quadratic(key, denoiser, batch):
+        (params,) = denoiser.network.args
+        return 0.5 * jnp.sum((params["bias"][None] - batch) ** 2, axis=-1)
+
+    optimizer = Optimizer(lr=lr, warmup=0, grad_clip=clip, beta1=beta1, beta2=beta2, eps=eps)
+    trainer = make_trainer(optimizer=optimizer, loss=quadratic)
+    bias, m, v = np.zeros(DIMS), np.zeros(DIMS), np.zeros(DIMS)
+    state, step = trainer.first_state(KEY), trainer.compiled_step()
+    for k in range(1, 4):
+        batch = batch_of(k)
+        gradient = bias - batch.mean(axis=0)
+        norm = np.linalg.norm(gradient)
+        loss = 0.5 * np.sum((bias - batch) ** 2, axis=1).mean()
+        clipped = gradient * min(1, clip / norm)
+        m, v = beta1 * m + (1 - beta1) * clipped, beta2 * v + (1 - beta2) * clipped**2
+        bias = bias - lr * (m / (1 - beta1**k)) / (np.sqrt(v / (1 - beta2**k)) + eps)
+        state, scalars = step(KEY, state, ONE.put_batch(batch))
+        np.testing.assert_allclose(state.params["bias"], bias, rtol=1e-5)
+        np.testing.assert_allclose(scalars["grad_norm"], norm, rtol=1e-5)
+        np.testing.assert_allclose(scalars["loss"], loss, rtol=1e-5)
+        assert int(state.step) == k
+
+
+def test_training_learns_the_best_linear_denoiser():
+    """On N(0, I) the noise in x_t is best predicted by sigma x_t, and mostly by x_t."""
+    optimizer = Optimizer(lr=3e-2, warmup=0)
+    _, losses = run(make_trainer(optimizer=optimizer), 150)
+    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_step_is_a_function_of_key_step_and_batch():
+    trainer = make_trainer()
+    through, losses = run(trainer, 6)
+    halfway, early = run(trainer, 3)
+    resumed, late = run(trainer, 3, state=halfway)
+    assert early + late == losses
+    jax.tree.map(np.testing.assert_array_equal, resumed, through)
+    _, other = run(trainer, 1, key=jax.random.key(1))
+    assert other[0] != losses[0]
+
+
+def test_each_step_draws_fresh_noise():
+    """With the learning rate negligible and one batch, losses differ by their times and noise."""
+    trainer = make_trainer(optimizer=Optimizer(lr=1e-20, warmup=0))
+    state, step, losses = trainer.first_state(KEY), trainer.compiled_step(), []
+    for _ in range(5):
+        state, scalars = step(KEY, state, ONE.put_batch(batch_of(0)))
+        losses.append(float(scalars["loss"]))
+    assert len(set(losses)) == 5
+
+
+def test_objective_gives_loss_and_dropout_keys_of_their_own():
+    seen = []
+
+    def loss(key, denoiser, batch):
+        seen.append(key)
+        return jnp.zeros(len(batch))
+
+    def denoiser(params, dropout):
+        seen.append(dropout)
+
+    trainer = Trainer(
+        init=first_params,
+        denoiser=denoiser,
+        loss=loss,
+        optimizer=optax.sgd(1.0),
+        average=MovingAverage(),
+        layout=ONE,
+    )
+    trainer.objective({}, KEY, jnp.zeros((2, DIMS)))
+    bits = np.stack([jax.random.key_data(key) for key in (KEY, *seen)])
+    assert len(np.unique(bits, axis=0)) == 3
+
+
+# --- devices ------------------------------------------------------------------------------------
+
+
+def test_one_device_and_four_train_alike():
+    alone, losses = run(make_trainer(layout=ONE), 5)
+    together, sharded = run(make_trainer(layout=FOUR), 5)
+    assert FOUR.devices == 4
+    assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(together))
+    np.testing.assert_allclose(sharded, losses, rtol=1e-5)
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(compare, together, alone)
+
+
+def test_step_consumes_its_state_and_returns_one_of_its_own():
+    trainer = make_trainer(layout=FOUR)
+    first = trainer.first_state(KEY)
+    second, _ = trainer.compiled_step()(KEY, first, FOUR.put_batch(batch_of(0)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((first.params, first.ema_params)))
+    # Buffers of their own: a second step may consume them in turn.
+    trainer.compiled_step()(KEY, second, FOUR.put_batch(batch_of(1)))
+
+
+def test_first_average_is_the_first_parameters():
+    state = make_trainer().first_state(KEY)
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.ema_params)
+    assert int(state.step) == 0
+
+
+def test_abstract_state_is_the_shape_of_the_first():
+    trainer = make_trainer(layout=FOUR)
+    first, abstract = trainer.first_state(KEY), trainer.abstract_state()
+    assert jax.tree.structure(first) == jax.tree.structure(abstract)
+    for leaf, shape in zip(jax.tree.leaves(first), jax.tree.leaves(abstract), strict=True):
+        assert (leaf.shape, leaf.dtype, leaf.sharding) == (shape.shape, shape.dtype, shape.sharding)
+
+
+def test_batches_are_split_by_rows_and_fetched_whole():
+    rows = np.arange(24.0).reshape(8, 3)
+    for placed in (FOUR.put_batch(rows), FOUR.split_rows(rows)):
+        assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
+        np.testing.assert_array_equal(FOUR.fetch(placed), rows)
+    assert FOUR.local_rows(8) == slice(0, 8)
+    assert FOUR.is_main_host
+    assert FOUR.describe(8).startswith("8 = 4 device(s) x 2 (")
+
+
+@pytest.mark.parametrize(
+    ("size", "remedy"), [(0, "4"), (-4, "4"), (3, "4"), (6, "4 or 8"), (9, "8 or 12")]
+)
+def test_batch_that_does_not_divide_is_refused_with_its_neighbours(size, remedy):
+    message = rf"training.batch_size={size} does not divide over 4 .*, such as {remedy}$"
+    with pytest.raises(ValueError, match=message):
+        FOUR.check_batch(size, "training.batch_size")
+
+
+def test_batch_that_divides_is_accepted():
+    for size in (4, 8, 400):
+        FOUR.check_batch(size, "batch_size")
+
+
+# --- optimizer ----------------------------------------------------------------------------------
+
+
+def step_sizes(optimizer, total, count):
+    """Adam moves by exactly the learning rate while the gradient is constant."""
+    chain, value = optimizer.chain(total), jnp.zeros(1)
+    state, sizes = chain.init(value), []
+    update = jax.jit(chain.update)
+    for _ in range(count):
+        change, state = update(jnp.ones(1), state, value)
+        sizes.append(-float(change[0]))
+    return np.array(sizes)
+
+
+def test_learning_rate_warms_up_linearly_and_stays():
+    sizes = step_sizes(Optimizer(lr=0.1, warmup=4), 100, 8)
+    np.testing.assert_allclose(sizes, 0.1 * np.minimum(np.arange(8) / 4, 1), rtol=1e-4, atol=1e-9)
+
+
+def test_learning_rate_without_warmup_is_whole_from_the_start():
+    np.testing.assert_allclose(step_sizes(Optimizer(lr=0.1, warmup=0), 100, 3), 0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_cosine_decay_ends_at_zero_at_the_last_step(warmup):
+    sizes = step_sizes(Optimizer(lr=0.1, warmup=warmup, decay="cosine"), 20, 24)
+    step = np.arange(24)
+    progress = np.clip((step - warmup) / (20 - warmup), 0, 1)
+    cosine = 0.05 * (1 + np.cos(math.pi * progress))
+    expected = np.where(step < warmup, 0.1 * step / max(warmup, 1), cosine)
+    np.testing.assert_allclose(sizes, expected, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("clip", "scale"), [(0.0, 1.0), (1.0, 0.2), (10.0, 1.0)])
+def test_gradients_are_clipped_by_their_global_norm(clip, scale):
+    """Seen through Adam's first moment, (1 - beta1) times the clipped gradient."""
+    optimizer = Optimizer(grad_clip=clip, warmup=0, beta1=0.5).chain(10)
+    gradients = {"a": jnp.array([3.0]), "b": jnp.array([4.0, 0.0])}
+    _, state = optimizer.update(gradients, optimizer.init(gradients), gradients)
+    moments = optax.tree_utils.tree_get(state, "mu")
+    np.testing.assert_allclose(moments["a"], [1.5 * scale], rtol=1e-6)
+    np.testing.assert_allclose(moments["b"], [2 * scale, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr": 0.0}, r"lr=0\.0 must be finite and above 0"),
+        ({"lr": math.inf}, "lr=inf must be finite and above 0"),
+        ({"eps": math.nan}, "eps=nan must be finite and above 0"),
+        ({"warmup": -1}, "warmup=-1 must be at least 0"),
+        ({"grad_clip": -1.0}, r"grad_clip=-1\.0 must be at least 0"),
+        ({"beta1": 1.0}, r"beta1=1\.0 must lie in \[0, 1\)"),
+        ({"beta2": -0.1}, r"beta2=-0\.1 must lie in \[0, 1\)"),
+        ({"decay": "no"}, "decay='no' is unknown; choose one of: constant, cosine"),
+    ],
+)
+def test_invalid_optimizer_field_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Optimizer(**fields)
+
+
+# --- moving average -----------------------------------------------------------------------------
+
+
+def averaged(average, values):
+    current = jnp.zeros(1)
+    for step, value in enumerate(values):
+        current = average.update(current, jnp.full(1, value), jnp.int32(step))
+    return float(current[0])
+
+
+def test_average_is_the_geometric_sum():
+    values = np.random.default_rng(0).normal(size=20)
+    weights = 0.1 * 0.9 ** np.arange(19, -1, -1)
+    ours = averaged(MovingAverage(rate=0.9, warmup=False), values)
+    np.testing.assert_allclose(ours, weights @ values, rtol=1e-5)
+
+
+def test_average_warms_up():
+    values, expected = np.random.default_rng(0).normal(size=20), 0.0
+    for step, value in enumerate(values):
+        rate = min(0.6, (1 + step) / (10 + step))
+        expected = rate * expected + (1 - rate) * value
+    np.testing.assert_allclose(averaged(MovingAverage(rate=0.6), values), expected, rtol=1e-5)
+    assert (1 + 19) / (10 + 19) > 0.6 > 1 / 10  # both branches were met
+
+
+def test_step_averages_the_new_parameters():
+    trainer = make_trainer(average=MovingAverage(rate=0.75, warmup=False))
+    start = jax.tree.map(np.asarray, trainer.first_state(KEY).params)
+    state, _ = run(trainer, 1)
+    expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, start, state.params)
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(compare, state.ema_params, expected)
+
+
+def test_average_keeps_the_type_of_its_leaves():
+    leaf = jnp.zeros(2, jnp.bfloat16)
+    assert MovingAverage().update(leaf, leaf + 1, jnp.int32(0)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_invalid_rate_is_named(rate):
+    with pytest.raises(ValueError, match=rf"rate={rate} must lie in \[0, 1\)"):
+        MovingAverage(rate=rate)
+
+
+def test_state_is_a_pytree_of_arrays():
+    state = make_trainer().first_state(KEY)
+    assert isinstance(state, TrainState)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
