@@ -119,14 +119,8 @@ def get_config() -> ConfigDict:
     # langevin. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
     sampling.name = "pc"
     sampling.seed = 0
-    # generate (plain samples); from pictures: inpaint, colorize, super_resolve, deblur,
-    # compressed_sensing, mri, stroke, reconstruct, interpolate; see conditions.py
-    sampling.task = "generate"
     sampling.label = -1  # class of the samples: -1 all in turn, or one; num_classes for none
     sampling.labels = placeholder(tuple)  # classes of the samples in turn, instead of label
-    sampling.guidance = "none"  # none, classifier, classifier_free
-    sampling.guidance_scale = placeholder(float)  # 1: the model's own; more sharpens
-    sampling.guidance_interval = placeholder(tuple)  # classifier_free: times between which it acts
     sampling.clip = placeholder(str)  # of the predicted x0: none, range, dynamic
     sampling.quantile = placeholder(float)  # dynamic clipping
     sampling.t_min = 1e-3  # where sampling stops
@@ -137,7 +131,6 @@ def get_config() -> ConfigDict:
     sampling.grid = placeholder(str)
     sampling.rho = placeholder(float)  # karras
     sampling.times = placeholder(tuple)  # from 1 down, instead of a grid
-    sampling.start = placeholder(float)  # task=stroke: the time below 1 to which noise is added
     # pc:
     # euler_maruyama, reverse_diffusion, probability_flow, ancestral, none
     sampling.predictor = "euler_maruyama"
@@ -182,22 +175,33 @@ def get_config() -> ConfigDict:
     sampling.safety = placeholder(float)  # dpm_adaptive
     sampling.growth = placeholder(float)  # dpm_adaptive: of a step to the next, at most
 
-    # tasks with pictures:
-    sampling.input = placeholder(str)  # files, separated by commas; or test, test:3, test:0-7
+    # Guidance of samples toward their classes.
+    config.guidance = guidance = ConfigDict()
+    guidance.name = "none"  # none, classifier, classifier_free
+    guidance.scale = placeholder(float)  # 1 samples the class; more trades diversity for accuracy
+    guidance.interval = placeholder(tuple)  # classifier_free: the times between which it acts
+
+    # What --mode=sample does with input images.
+    config.task = task = ConfigDict()
+    # generate (plain samples, no input); inverse problems: inpaint, colorize, super_resolve,
+    # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate
+    task.name = "generate"
+    task.input = placeholder(str)  # files, separated by commas; or test, test:3, test:0-7
     # inpaint: a file, white where known; or left, right, top, bottom, border, random
-    sampling.mask = placeholder(str)
-    sampling.factor = placeholder(int)  # super_resolve
-    sampling.blur_std = placeholder(float)  # deblur: pixels
-    sampling.fraction = placeholder(float)  # compressed_sensing: measurements a number of x
-    sampling.acceleration = placeholder(float)  # mri: columns over columns measured
-    sampling.measurement_seed = placeholder(int)  # compressed_sensing, mri
-    # the same but for stroke, reconstruct and interpolate:
-    sampling.measured = placeholder(bool)  # the input is the measurement already
-    sampling.posterior = placeholder(str)  # pigdm, dps, projection
-    sampling.noise = placeholder(float)  # of the measurement, for images in [0, 1]
-    sampling.strength = placeholder(float)  # projection: 0 to 1
-    sampling.data_std = placeholder(float)  # pigdm: of the data, in the network's range
-    sampling.restoration_scale = placeholder(float)  # pigdm, dps
+    task.mask = placeholder(str)
+    task.factor = placeholder(int)  # super_resolve: pixels per pixel, along each side
+    task.blur_std = placeholder(float)  # deblur: pixels
+    task.fraction = placeholder(float)  # compressed_sensing: measurements per number in x
+    task.acceleration = placeholder(float)  # mri: columns per measured column
+    task.measurement_seed = placeholder(int)  # compressed_sensing, mri
+    task.start = placeholder(float)  # sdedit: the time below 1 up to which noise is added
+    # inverse problems:
+    task.input_is_measurement = placeholder(bool)  # otherwise an image, which is measured
+    task.method = placeholder(str)  # pigdm, dps, projection
+    task.noise = placeholder(float)  # std of the measurement's noise, for images in [0, 1]
+    task.strength = placeholder(float)  # projection: above 0, at most 1
+    task.data_std = placeholder(float)  # pigdm: spread of the data, in the network's range
+    task.guidance_scale = placeholder(float)  # pigdm, dps
 
     config.likelihood = likelihood = ConfigDict()
     likelihood.trace = "rademacher"  # rademacher, gaussian, exact
@@ -229,9 +233,10 @@ def get_config() -> ConfigDict:
     discrete_bound.clip = placeholder(str)  # of the predicted x0: none, range, dynamic
     discrete_bound.quantile = placeholder(float)
 
-    config.moments = moments = ConfigDict()  # --mode=moments, for the sampler analytic
-    moments.images = 1000  # training images
-    moments.times = 100  # noise levels; of a chain, all
+    # --mode=moments, for config.sampling.name=analytic.
+    config.analytic_dpm = analytic_dpm = ConfigDict()
+    analytic_dpm.num_images = 1000  # training images
+    analytic_dpm.num_times = 100  # noise levels; a chain is measured at all of its timesteps
 
     # --mode=train_classifier: a classifier of noisy images, for features and for guidance.
     config.classifier = classifier = ConfigDict()

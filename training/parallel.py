@@ -74,6 +74,11 @@ class Layout:
         """The same, from the whole batch known to every host."""
         return self.put_batch(everything[self.local_rows(len(everything))])
 
+    def place(self, indices: np.ndarray) -> jax.Array:
+        """Split indices over the devices; the last one is repeated until they divide."""
+        padded = np.pad(indices, (0, -len(indices) % self.devices), mode="edge")
+        return self.split_rows(padded)
+
     def fetch(self, array: jax.Array) -> np.ndarray:
         """The whole of a global array, on every host."""
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
