@@ -30,6 +30,7 @@ smoothness that noise gives, t_min well above 0.
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,21 @@ REDUCTIONS: dict[str, Callable[[int], float]] = {
     "mean": lambda dims: 1.0 / dims,
     "half_sum": lambda dims: 0.5,
 }
+
+
+def log_snr_range(sde: SDE, t_min: float, dtype: Any = float) -> Float[Array, "2"]:
+    """Return the log-SNR at t = 1 and at t_min: the smallest and the largest one."""
+    return sde.log_snr(jnp.array([1.0, t_min], dtype))
+
+
+def log_snr_times(sde: SDE, u: Float[Array, "*batch"], t_min: float) -> Float[Array, "*batch"]:
+    """Return the times in [t_min, 1] whose log-SNR is the fraction `u` of its range.
+
+    If u is uniform on [0, 1], these times have the density
+    (g^2 / sigma^2) / (log_snr(t_min) - log_snr(1)).
+    """
+    low, high = log_snr_range(sde, t_min, u.dtype)
+    return jnp.clip(sde.time_of_log_snr(low + (high - low) * u), t_min, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,19 +154,13 @@ class FisherDivergence(abc.ABC):
         if self.times == LEVELS:
             return jax.random.randint(key, (batch,), 0, self.levels) / (self.levels - 1)
         if self.times == LOG_SNR:
-            low, high = self._log_snr_range(sde)
-            t = sde.time_of_log_snr(low + (high - low) * _stratified(key, batch))
-            return jnp.clip(t, self.t_min, 1.0)
+            return log_snr_times(sde, _stratified(key, batch), self.t_min)
         return self.t_min + (1 - self.t_min) * TIME_SAMPLERS[self.times](key, batch)
 
     def _density(self, sde: SDE, t: Times) -> Times:
         """Of times with uniform log-SNR, in units of the uniform density 1 / (1 - t_min)."""
-        low, high = self._log_snr_range(sde)
+        low, high = log_snr_range(sde, self.t_min)
         return (1 - self.t_min) * WEIGHTS["g2"](sde, t) / (high - low)
-
-    def _log_snr_range(self, sde: SDE) -> Float[Array, "2"]:
-        """The log-SNR at t = 1 and at t_min."""
-        return sde.log_snr(jnp.array([1.0, self.t_min]))
 
 
 @dataclass(frozen=True, kw_only=True)

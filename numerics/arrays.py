@@ -16,6 +16,9 @@ import numpy as np
 from jax.tree_util import GetAttrKey, register_pytree_with_keys
 from jaxtyping import Array, Float, Int, Key, Shaped
 
+Batch = Float[Array, "batch ..."]
+Shape = tuple[int, ...]
+
 
 def expand_like(
     coefficient: Shaped[Array, "*batch"], x: Shaped[Array, "*shape"]
@@ -28,6 +31,11 @@ def expand_like(
 def sum_per_sample(x: Float[Array, "batch ..."]) -> Float[Array, "batch"]:
     """Sum over every axis but the first."""
     return jnp.sum(x.reshape(x.shape[0], -1), axis=-1)
+
+
+def default_indices(indices: Int[Array, "batch"] | None, count: int) -> Int[Array, "batch"]:
+    """Return the sample indices, which are 0 .. count - 1 if None are given."""
+    return jnp.arange(count) if indices is None else indices
 
 
 def sample_keys(key: Key[Array, ""], indices: Int[Array, "batch"]) -> Key[Array, "batch"]:
@@ -56,6 +64,15 @@ def digest(tree: Any) -> str:
     return found.hexdigest()[:16]
 
 
+def pad_to_block(rows: np.ndarray, *, fill: float = 0) -> np.ndarray:
+    """Append rows of `fill` up to a multiple of 1024 rows.
+
+    A program that is compiled for the padded shape then serves any number of rows.
+    """
+    padding = [(0, -len(rows) % 1024), *[(0, 0)] * (rows.ndim - 1)]
+    return np.pad(rows, padding, constant_values=fill)
+
+
 def in_float64(function: Callable[[Array], Any], values: Any) -> Any:
     """An elementwise `function` of NumPy values in double precision; its arrays are NumPy's.
 
@@ -63,7 +80,7 @@ def in_float64(function: Callable[[Array], Any], values: Any) -> Any:
     runs on the CPU, in blocks of one size, so that another number of times needs no compilation.
     """
     values = np.asarray(values, np.float64)
-    blocks = np.pad(values.ravel(), (0, -values.size % 1024), constant_values=1)
+    blocks = pad_to_block(values.ravel(), fill=1)
     with jax.enable_x64(True), jax.default_device("cpu"):
         answer = function(jnp.asarray(blocks))
         return jax.tree.map(lambda y: np.asarray(y)[: values.size].reshape(values.shape), answer)
