@@ -7,13 +7,13 @@ see `predict` and `score` only, and so never learn what the network was trained 
 
     parameterization   h is                            input map
     eps                eps                             x            DDPM; VP, sub-VP of Song et al.
-    eps_variance       eps, and a variance's channels  x            improved DDPM, ADM
+    eps_learned_variance       eps, and a variance's channels  x            improved DDPM, ADM
     score              the score                       x
     x0                 x0                              x
     v                  alpha eps - sigma x0            x            Salimans & Ho, arXiv:2202.00512
     velocity           eps - x0                        x            rectified flow, arXiv:2209.03003
-    sigma_score        sigma times the score = -eps    2 x - 1      VE of Song et al., NCSNv2
-    centred_score      the score                       2 x - 1      NCSN
+    scaled_score        sigma times the score = -eps    2 x - 1      VE of Song et al., NCSNv2
+    score_centered_input      the score                       2 x - 1      NCSN
     edm                (x0 - c_skip y) / c_out         c_in y       Karras et al., arXiv:2206.00364
 
 For edm, y = x / alpha has noise s = sigma / alpha, and with the data's sigma_d = 0.5,
@@ -58,7 +58,7 @@ def _from_eps(x: Batch, alpha: Batch, sigma: Batch, eps: Batch) -> Prediction:
     return Prediction((x - sigma * eps) / alpha, eps)
 
 
-def _from_eps_variance(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction:
+def _from_eps_learned_variance(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction:
     eps, fraction = jnp.split(h, 2, axis=-1)
     return _from_eps(x, alpha, sigma, eps)._replace(variance=(fraction + 1) / 2)
 
@@ -113,15 +113,15 @@ def _centre(x: Batch, alpha: Batch, sigma: Batch) -> Batch:
 
 PARAMETERIZATIONS = {
     "eps": Parameterization(predict=_from_eps),
-    "eps_variance": Parameterization(predict=_from_eps_variance, channels=2),
+    "eps_learned_variance": Parameterization(predict=_from_eps_learned_variance, channels=2),
     "score": Parameterization(predict=lambda x, a, s, h: _from_eps(x, a, s, -s * h)),
     "x0": Parameterization(predict=_from_x0),
     "v": Parameterization(predict=_from_v),
     "velocity": Parameterization(predict=_from_velocity),
-    "sigma_score": Parameterization(
+    "scaled_score": Parameterization(
         predict=lambda x, a, s, h: _from_eps(x, a, s, -h), input=_centre
     ),
-    "centred_score": Parameterization(
+    "score_centered_input": Parameterization(
         predict=lambda x, a, s, h: _from_eps(x, a, s, -s * h), input=_centre
     ),
     "edm": Parameterization(predict=_from_edm, input=lambda x, a, s: _edm_gain(s / a) * x / a),
@@ -129,18 +129,18 @@ PARAMETERIZATIONS = {
 
 # What the network is fed as the time, from t in [0, 1] and the number of its training levels.
 CONDITIONINGS: dict[str, Callable[[SDE, Time, int], Time]] = {
-    "t": lambda sde, t, levels: t,
+    "t": lambda sde, t, n: t,
     # The continuous VP networks of Song et al. keep DDPM's scale of labels, 0..999.
-    "999t": lambda sde, t, levels: 999.0 * t,
+    "timestep_999": lambda sde, t, n: 999.0 * t,
     # A chain of any length counts its levels, or scales them to 0 .. 1000 (improved DDPM).
-    "index": lambda sde, t, levels: (levels - 1) * t,
-    "rescaled_index": lambda sde, t, levels: 1000 * (levels - 1) / levels * t,
+    "timestep": lambda sde, t, n: (n - 1) * t,
+    "rescaled_timestep": lambda sde, t, n: 1000 * (n - 1) / n * t,
     # SMLD counts its levels from the largest sigma down.
-    "sigma_index": lambda sde, t, levels: jnp.round((1 - t) * (levels - 1)),
-    "log_sigma": lambda sde, t, levels: sde.log_sigma(t),
-    "log_snr": lambda sde, t, levels: sde.log_snr(t),
+    "reversed_timestep": lambda sde, t, n: jnp.round((1 - t) * (n - 1)),
+    "log_sigma": lambda sde, t, n: sde.log_sigma(t),
+    "log_snr": lambda sde, t, n: sde.log_snr(t),
     # EDM's log(sigma / alpha) / 4.
-    "edm": lambda sde, t, levels: -sde.log_snr(t) / 8,
+    "edm": lambda sde, t, n: -sde.log_snr(t) / 8,
 }
 
 
@@ -191,11 +191,11 @@ class Clipping:
 class Guidance(Protocol):
     """What makes a denoiser answer a conditional question; a pytree, its arrays traced.
 
-    `per_image` names its fields that are arrays, or trees of arrays, with an entry for each image
-    of the batch; `evaluations` counts the network's evaluations in one prediction.
+    `batched_fields` names its fields that are arrays, or trees of arrays, with an entry for each
+    image of the batch; `evaluations` counts the network's evaluations in one prediction.
     """
 
-    per_image: tuple[str, ...]
+    batched_fields: tuple[str, ...]
 
     @property
     def evaluations(self) -> int: ...
@@ -215,7 +215,7 @@ class Projection(Protocol):
         """The sampler's last answer in agreement with what is known."""
 
 
-@pytree(static=("parameterization", "conditioning", "levels", "clipping"))
+@pytree(static=("parameterization", "conditioning", "num_timesteps", "clipping"))
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """A network that knows how to undo `sde` at every noise level.
@@ -228,7 +228,7 @@ class Denoiser:
       labels: the class of each image of the batch, for a class-conditional network.
       parameterization: a name in PARAMETERIZATIONS.
       conditioning: a name in CONDITIONINGS.
-      levels: number of noise levels that the conditionings with an index count.
+      num_timesteps: number of noise levels that the conditionings with an index count.
       clipping: what is done to the predicted x0; eps and the score follow it. Guidances see it
         clipped, and clip what they make of it where their kind asks for that.
       guidances: what changes its predictions, the last one last.
@@ -243,8 +243,8 @@ class Denoiser:
     network: Network
     labels: Int[Array, "batch"] | None = None
     parameterization: str = "eps"
-    conditioning: str = "999t"
-    levels: int = 1000
+    conditioning: str = "timestep_999"
+    num_timesteps: int = 1000
     clipping: Clipping = Clipping()
     guidances: tuple[Guidance, ...] = ()
     projection: Projection | None = None
@@ -259,8 +259,8 @@ class Denoiser:
                 raise ValueError(
                     f"{field}={value!r} is unknown; choose one of: {', '.join(sorted(table))}"
                 )
-        if self.levels < 2:
-            raise ValueError(f"levels={self.levels} must be at least 2")
+        if self.num_timesteps < 2:
+            raise ValueError(f"num_timesteps={self.num_timesteps} must be at least 2")
         if callable(self.network) and not isinstance(self.network, Partial):
             object.__setattr__(self, "network", Partial(self.network))
 
@@ -272,11 +272,11 @@ class Denoiser:
     @property
     def per_image(self) -> Any:
         """A tree of all that has an entry for each image of the batch; `of_one` takes an entry."""
-        guided = [{name: getattr(g, name) for name in g.per_image} for g in self.guidances]
+        guided = [{name: getattr(g, name) for name in g.batched_fields} for g in self.guidances]
         return self.labels, guided
 
     def of_one(self, entry: Any) -> "Denoiser":
-        """This denoiser for a batch of one image, the one with that entry of `per_image`."""
+        """This denoiser for a batch of one image, the one with that entry of `batched_fields`."""
         labels, guided = jax.tree.map(lambda array: array[None], entry)
         guidances = tuple(
             dataclasses.replace(guidance, **fields)
@@ -296,7 +296,7 @@ class Denoiser:
         """Of the network's output."""
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         meaning = PARAMETERIZATIONS[self.parameterization]
-        condition = CONDITIONINGS[self.conditioning](self.sde, t, self.levels)
+        condition = CONDITIONINGS[self.conditioning](self.sde, t, self.num_timesteps)
         alpha, sigma = self.coefficients(x, t)
         labels = () if self.labels is None else (self.labels,)
         output = self.network(meaning.input(x, alpha, sigma), condition, *labels)
@@ -304,8 +304,8 @@ class Denoiser:
         if output.shape != expected:
             raise ValueError(
                 f"parameterization={self.parameterization!r} means an output of shape {expected}, "
-                f"but the network answers {output.shape}; eps_variance is for a network with "
-                "learned_variance, and for no other"
+                f"but the network answers {output.shape}; eps_learned_variance is for a network "
+                "with learned_variance, and for no other"
             )
         return meaning.predict(x, alpha, sigma, output)
 

@@ -42,7 +42,7 @@ class LikelihoodOptions:
     trace: str = "rademacher"
     probes: int = 1
     t_min: float = 1e-5
-    variable: str = "root_angle"
+    variable: str = "sqrt_angle"
 
     def __post_init__(self) -> None:
         if self.trace not in TRACES:
@@ -120,7 +120,7 @@ def _log_prob(
 
     def field(value: Float[Array, ""], state: tuple, args: tuple) -> tuple:
         probes, entry = args
-        one = denoiser.of_one(entry)
+        one = denoiser.index(entry)
         # Forward and trace share one linearization. Forward mode keeps no tape, and on the CPU
         # stays clear of convolution gradients inside a loop, which are 10 to 60 times slower.
         v, jacobian = jax.linearize(lambda u: velocity(one, u[None], value)[0], state[0])
@@ -136,7 +136,7 @@ def _log_prob(
     solution = integrate(
         field,
         (x / scales[0], jnp.zeros((x.shape[0], options.estimates), x.dtype)),
-        (probes, denoiser.per_image),
+        (probes, denoiser.batched_fields),
         t0=first,
         t1=last,
         options=ode,

@@ -56,7 +56,7 @@ def _stratified(key: Key[Array, ""], batch: int) -> Times:
 
 # How a batch of times is drawn on [0, 1].
 TIME_SAMPLERS = {"uniform": _uniform, "stratified": _stratified}
-LEVELS = "levels"  # the times i / (levels - 1), i = 0 .. levels - 1, of discrete training
+TIMESTEPS = "timesteps"  # the times i / (levels - 1), i = 0 .. levels - 1, of discrete training
 LOG_SNR = "log_snr"  # stratified in the log-SNR, and weighted to the expectation of uniform times
 
 # lambda(t) / sigma(t)^2, the weight on the squared error of the predicted noise.
@@ -93,11 +93,11 @@ class FisherDivergence(abc.ABC):
 
     Args:
       weight: lambda, a name in WEIGHTS.
-      times: how times are drawn on [t_min, 1], a name in TIME_SAMPLERS; or "log_snr", which has
-        the expectation of "uniform" and is for weight="g2", whose variance it lowers; or "levels",
+      time_distribution: how times are drawn on [t_min, 1], a name in TIME_SAMPLERS; or "log_snr", which has
+        the expectation of "uniform" and is for weight="g2", whose variance it lowers; or "timesteps",
         uniform on the grid i / (levels - 1) of SMLD's and DDPM's discrete objectives, which has no
         t_min.
-      levels: number of times on that grid.
+      num_timesteps: number of times on that grid.
       reduction: "mean" over a sample's dimensions, or half their sum: a name in REDUCTIONS. It
         scales the loss, and with it what gradient clipping does.
       t_min: the smallest time trained on; 1e-5 in Song et al.
@@ -107,22 +107,22 @@ class FisherDivergence(abc.ABC):
     """
 
     weight: str = "sigma2"
-    times: str = "uniform"
-    levels: int = 1000
+    time_distribution: str = "uniform"
+    num_timesteps: int = 1000
     reduction: str = "mean"
     t_min: float = 1e-5
 
     def __post_init__(self) -> None:
-        times = {**TIME_SAMPLERS, LEVELS: None, LOG_SNR: None}
-        tables = (("weight", WEIGHTS), ("times", times), ("reduction", REDUCTIONS))
+        times = {**TIME_SAMPLERS, TIMESTEPS: None, LOG_SNR: None}
+        tables = (("weight", WEIGHTS), ("time_distribution", times), ("reduction", REDUCTIONS))
         for field, table in tables:
             value = getattr(self, field)
             if value not in table:
                 raise ValueError(
                     f"{field}={value!r} is unknown; choose one of: {', '.join(sorted(table))}"
                 )
-        if self.levels < 2:
-            raise ValueError(f"levels={self.levels} must be at least 2")
+        if self.num_timesteps < 2:
+            raise ValueError(f"num_timesteps={self.num_timesteps} must be at least 2")
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
 
@@ -136,7 +136,7 @@ class FisherDivergence(abc.ABC):
         t = self.draw_times(time_key, x0.shape[0], sde).astype(x0.dtype)
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         weight = WEIGHTS[self.weight](sde, t) * REDUCTIONS[self.reduction](x0[0].size)
-        if self.times == LOG_SNR:
+        if self.time_distribution == LOG_SNR:
             weight /= self._density(sde, t)
         return weight * self.estimate(probe_key, denoiser, sde.perturb(x0, t, eps), t, eps)
 
@@ -151,11 +151,13 @@ class FisherDivergence(abc.ABC):
 
     def draw_times(self, key: Key[Array, ""], batch: int, sde: SDE) -> Times:
         """The times (batch,) at which a batch is looked at."""
-        if self.times == LEVELS:
-            return jax.random.randint(key, (batch,), 0, self.levels) / (self.levels - 1)
-        if self.times == LOG_SNR:
+        if self.time_distribution == TIMESTEPS:
+            return jax.random.randint(key, (batch,), 0, self.num_timesteps) / (
+                self.num_timesteps - 1
+            )
+        if self.time_distribution == LOG_SNR:
             return log_snr_times(sde, _stratified(key, batch), self.t_min)
-        return self.t_min + (1 - self.t_min) * TIME_SAMPLERS[self.times](key, batch)
+        return self.t_min + (1 - self.t_min) * TIME_SAMPLERS[self.time_distribution](key, batch)
 
     def _density(self, sde: SDE, t: Times) -> Times:
         """Of times with uniform log-SNR, in units of the uniform density 1 / (1 - t_min)."""

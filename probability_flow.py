@@ -7,7 +7,7 @@ the angle whose tangent is sigma / alpha:
     t          dx/dt   = f x - g^2 score / 2
     log_snr    dy/dlam = -exp(-lam) eps              y = x / alpha        (arXiv:2010.02502, Eq. 14)
     angle      du/dphi = cos(phi) eps - sin(phi) x0  u = x / norm         (arXiv:2202.00512, App. D)
-    root_angle du/ds   = (du/dphi) (dphi/ds)         tan(s)^2 = tan(phi) = sigma / alpha
+    sqrt_angle du/ds   = (du/dphi) (dphi/ds)         tan(s)^2 = tan(phi) = sigma / alpha
 
 with norm^2 = alpha^2 + sigma^2. The last three do not know the process's own clock, so that all
 processes cost the same. In the angles the state keeps its scale, so that one atol suits every noise
@@ -41,19 +41,19 @@ def norm(sde: SDE, t: Time) -> Time:
     return jnp.exp(0.5 * jnp.logaddexp(2 * sde.log_alpha(t), 2 * sde.log_sigma(t)))
 
 
-def lam(sde: SDE, t: Time) -> Time:
+def half_log_snr(sde: SDE, t: Time) -> Time:
     """log(alpha / sigma)."""
     return sde.log_snr(t) / 2
 
 
-def time_of_lam(sde: SDE, lam: Time) -> Time:
+def time_of_half_log_snr(sde: SDE, half_log_snr: Time) -> Time:
     """The time at which log(alpha / sigma) is lam."""
-    return sde.time_of_log_snr(2 * lam)
+    return sde.time_of_log_snr(2 * half_log_snr)
 
 
-def _lam_velocity(denoiser: Denoiser, y: Batch, lam: Time) -> Batch:
-    t = time_of_lam(denoiser.sde, lam)
-    return -jnp.exp(-lam) * denoiser.predict(denoiser.sde.alpha(t) * y, t).eps
+def _log_snr_velocity(denoiser: Denoiser, y: Batch, half_log_snr: Time) -> Batch:
+    t = time_of_half_log_snr(denoiser.sde, half_log_snr)
+    return -jnp.exp(-half_log_snr) * denoiser.predict(denoiser.sde.alpha(t) * y, t).eps
 
 
 def _angle(sde: SDE, t: Time) -> Time:
@@ -61,7 +61,7 @@ def _angle(sde: SDE, t: Time) -> Time:
 
 
 def _time_of_angle(sde: SDE, phi: Time) -> Time:
-    return time_of_lam(sde, -jnp.log(jnp.tan(phi)))
+    return time_of_half_log_snr(sde, -jnp.log(jnp.tan(phi)))
 
 
 def _angle_velocity(denoiser: Denoiser, u: Batch, phi: Time) -> Batch:
@@ -70,15 +70,15 @@ def _angle_velocity(denoiser: Denoiser, u: Batch, phi: Time) -> Batch:
     return jnp.cos(phi) * prediction.eps - jnp.sin(phi) * prediction.x0
 
 
-def _root_angle(sde: SDE, t: Time) -> Time:
-    return jnp.arctan(jnp.exp(-lam(sde, t) / 2))
+def _sqrt_angle(sde: SDE, t: Time) -> Time:
+    return jnp.arctan(jnp.exp(-half_log_snr(sde, t) / 2))
 
 
-def _time_of_root_angle(sde: SDE, s: Time) -> Time:
-    return time_of_lam(sde, -2 * jnp.log(jnp.tan(s)))
+def _time_of_sqrt_angle(sde: SDE, s: Time) -> Time:
+    return time_of_half_log_snr(sde, -2 * jnp.log(jnp.tan(s)))
 
 
-def _root_angle_velocity(denoiser: Denoiser, u: Batch, s: Time) -> Batch:
+def _sqrt_angle_velocity(denoiser: Denoiser, u: Batch, s: Time) -> Batch:
     root = jnp.tan(s)
     slope = 2 * root * (1 + root**2) / (1 + root**4)
     return slope * _angle_velocity(denoiser, u, jnp.arctan(root**2))
@@ -88,11 +88,14 @@ def _root_angle_velocity(denoiser: Denoiser, u: Batch, s: Time) -> Batch:
 VARIABLES: dict[str, tuple[Coordinates, Callable[[Denoiser, Batch, Time], Batch]]] = {
     "t": (
         Coordinates(lambda sde, t: t, lambda sde, t: t, lambda sde, t: jnp.ones_like(t)),
-        lambda denoiser, x, t: denoiser.flow(x, t),
+        lambda denoiser, x, t: denoiser.ode_velocity(x, t),
     ),
-    "log_snr": (Coordinates(lam, time_of_lam, lambda sde, t: sde.alpha(t)), _lam_velocity),
+    "log_snr": (
+        Coordinates(half_log_snr, time_of_half_log_snr, lambda sde, t: sde.alpha(t)),
+        _log_snr_velocity,
+    ),
     "angle": (Coordinates(_angle, _time_of_angle, norm), _angle_velocity),
-    "root_angle": (Coordinates(_root_angle, _time_of_root_angle, norm), _root_angle_velocity),
+    "sqrt_angle": (Coordinates(_sqrt_angle, _time_of_sqrt_angle, norm), _sqrt_angle_velocity),
 }
 
 

@@ -56,9 +56,9 @@ def _require_increasing(sde: "SDE", low: str, high: str) -> None:
         )
 
 
-def _require_levels(sde: "SDE") -> None:
-    if sde.levels < 2:
-        raise ValueError(f"levels={sde.levels} must be at least 2")
+def _require_num_timesteps(sde: "SDE") -> None:
+    if sde.num_timesteps < 2:
+        raise ValueError(f"num_timesteps={sde.num_timesteps} must be at least 2")
 
 
 class SDE(abc.ABC):
@@ -182,7 +182,7 @@ class VESDE(_Geometric):
     sigma_max: Parameter = 50.0
 
 
-@pytree(static=("levels",))
+@pytree(static=("num_timesteps",))
 @dataclass(frozen=True, kw_only=True)
 class DiscreteVESDE(_Geometric):
     """The chain of SMLD (Song & Ermon 2019, arXiv:1907.05600), for data in [0, 1].
@@ -194,11 +194,11 @@ class DiscreteVESDE(_Geometric):
 
     sigma_min: Parameter = 0.01
     sigma_max: Parameter = 50.0
-    levels: int = 1000
+    num_timesteps: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_levels(self)
+        _require_num_timesteps(self)
 
 
 @pytree()
@@ -324,12 +324,12 @@ class LinearPathSDE(SDE):
         return jnp.log(t)
 
 
-def _linear_betas(levels: int) -> np.ndarray:
-    return np.linspace(0.1, 20.0, levels) / levels
+def _linear_betas(num_timesteps: int) -> np.ndarray:
+    return np.linspace(0.1, 20.0, num_timesteps) / num_timesteps
 
 
-def _cosine_betas(levels: int) -> np.ndarray:
-    steps = np.arange(levels + 1) / levels
+def _cosine_betas(num_timesteps: int) -> np.ndarray:
+    steps = np.arange(num_timesteps + 1) / num_timesteps
     alpha_bar = np.cos((steps + 0.008) / 1.008 * math.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
@@ -339,7 +339,7 @@ def _cosine_betas(levels: int) -> np.ndarray:
 BETAS = {"linear": _linear_betas, "cosine": _cosine_betas}
 
 
-@pytree(static=("schedule", "levels"))
+@pytree(static=("schedule", "num_timesteps"))
 @dataclass(frozen=True, kw_only=True)
 class DiscreteVPSDE(_VariancePreserving):
     """The chain of DDPM (Ho et al. 2020, arXiv:2006.11239): alpha^2 = prod_i (1 - beta_i).
@@ -355,31 +355,31 @@ class DiscreteVPSDE(_VariancePreserving):
     """
 
     schedule: str = "linear"
-    levels: int = 1000
+    num_timesteps: int = 1000
 
     def __post_init__(self) -> None:
         if self.schedule not in BETAS:
             raise ValueError(
                 f"schedule={self.schedule!r} is unknown; choose one of: {', '.join(BETAS)}"
             )
-        _require_levels(self)
+        _require_num_timesteps(self)
         if not np.all(self._betas() < 1):
             raise ValueError(
-                f"levels={self.levels} is too few for schedule={self.schedule!r}, where a beta "
+                f"num_timesteps={self.num_timesteps} is too few for schedule={self.schedule!r}, where a beta "
                 "reaches 1; the linear table needs more than 20 levels"
             )
 
     def log_alpha(self, t: Time) -> Time:
         t = jnp.asarray(t)
         table = jnp.asarray(0.5 * np.cumsum(np.log1p(-self._betas())), t.dtype)
-        position = t * (self.levels - 1)
+        position = t * (self.num_timesteps - 1)
         # Clipping the level and not t keeps the derivative at both ends.
-        below = jnp.clip(jnp.floor(position), 0, self.levels - 2).astype(jnp.int32)
+        below = jnp.clip(jnp.floor(position), 0, self.num_timesteps - 2).astype(jnp.int32)
         fraction = position - below
         return (1 - fraction) * table[below] + fraction * table[below + 1]
 
     def _betas(self) -> np.ndarray:
-        return BETAS[self.schedule](self.levels)
+        return BETAS[self.schedule](self.num_timesteps)
 
 
 SDES = {

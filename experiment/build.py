@@ -71,7 +71,7 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
     network = reader.choose("model", NETWORKS)
     denoiser = _denoiser_factory(reader, sde, network)
     loss = reader.choose("loss", LOSSES)
-    _check_levels(reader, sde, loss)
+    _check_num_timesteps(reader, sde, loss)
     optimizer = reader.construct("optim", Optimizer)
     average = reader.construct("ema", MovingAverage)
     item_shape, scaler = _image_format(reader)
@@ -149,10 +149,11 @@ def _denoiser_factory(reader: Reader, sde: SDE, network: nn.Module) -> Callable[
     """(params, dropout key or None) -> Denoiser."""
     fields = reader.config.denoiser.to_dict()
     energy = fields.pop("energy")
-    if energy and fields["parameterization"] == "eps_variance":
+    if energy and fields["parameterization"] == "eps_learned_variance":
         raise ConfigError(
             "config.denoiser.energy=True is for networks with one answer, not the two of "
-            "config.denoiser.parameterization='eps_variance'; choose eps, or set energy=False"
+            "config.denoiser.parameterization='eps_learned_variance'; choose eps, or set "
+            "energy=False"
         )
 
     def answer(params: Any, x: Array, *conditions: Array, **options: Any) -> Array:
@@ -179,33 +180,37 @@ def _denoiser_factory(reader: Reader, sde: SDE, network: nn.Module) -> Callable[
     with reader.errors("denoiser"):
         made = denoiser({})  # an unknown name shows now
     levels = getattr(network, "levels", None)  # a network that embeds the number of a level
-    if levels and (made.conditioning not in ("index", "sigma_index") or made.levels != levels):
+    if levels and (
+        made.conditioning not in ("timestep", "reversed_timestep") or made.num_timesteps != levels
+    ):
         raise ConfigError(
-            f"config.model.levels={levels} needs config.denoiser.levels={levels} and conditioning "
-            f"sigma_index or index, not levels={made.levels} and {made.conditioning!r}"
+            f"config.model.levels={levels} needs config.denoiser.num_timesteps={levels} and "
+            f"conditioning reversed_timestep or timestep, not num_timesteps={made.num_timesteps} "
+            f"and {made.conditioning!r}"
         )
     return denoiser
 
 
-def _check_levels(reader: Reader, sde: SDE, loss: FisherDivergence) -> None:
+def _check_num_timesteps(reader: Reader, sde: SDE, loss: FisherDivergence) -> None:
     """The levels of a discrete process are those of its objective and of its network's index."""
-    levels, denoiser = getattr(sde, "levels", None), reader.config.denoiser
+    num_timesteps, denoiser = getattr(sde, "num_timesteps", None), reader.config.denoiser
     pairs = (
-        ("loss.levels", loss.levels, loss.times == "levels"),
+        ("loss.num_timesteps", loss.num_timesteps, loss.time_distribution == "timesteps"),
         (
-            "denoiser.levels",
-            denoiser.levels,
-            denoiser.conditioning in ("index", "rescaled_index", "sigma_index"),
+            "denoiser.num_timesteps",
+            denoiser.num_timesteps,
+            denoiser.conditioning in ("timestep", "rescaled_timestep", "reversed_timestep"),
         ),
     )
     for name, value, used in pairs:
-        if levels and used and value != levels:
+        if num_timesteps and used and value != num_timesteps:
             raise ConfigError(
-                f"config.{name}={value}, but config.sde.levels={levels}; set both to the same"
+                f"config.{name}={value}, but config.sde.num_timesteps={num_timesteps}; set both to "
+                "the same"
             )
-    if loss.times == "levels" and not sde.sigma(jnp.zeros(())) > 0:
+    if loss.time_distribution == "timesteps" and not sde.sigma(jnp.zeros(())) > 0:
         raise ConfigError(
-            "config.loss.times='levels' trains at t = 0 too, where config.sde.name="
+            "config.loss.time_distribution='timesteps' trains at t = 0 too, where config.sde.name="
             f"{reader.config.sde.name!r} has no noise; choose uniform or stratified, or the sde "
             "ddpm, smld or ve"
         )
@@ -284,11 +289,11 @@ def _classifier(reader: Reader, experiment: Experiment, sde: SDE) -> Callable[[]
     its limits.
     """
     settings = reader.config.classifier
-    ours = {"name", "lr", "warmup", "batch_size", "steps", "conditioning", "levels"}
+    ours = {"name", "lr", "warmup", "batch_size", "steps", "conditioning", "num_timesteps"}
     kind = reader.lookup("classifier", "name", CLASSIFIERS)
     network, loss = reader.construct_all("classifier", (kind, CrossEntropy), ours)
     size, _, channels = experiment.item_shape
-    named = {k: settings[k] for k in ("conditioning", "levels") if settings[k] is not None}
+    named = {k: settings[k] for k in ("conditioning", "num_timesteps") if settings[k] is not None}
 
     def classifier(params: Any, dropout: Key[Array, ""] | None = None) -> Classifier:
         closed = Partial(_answer, params, dropout)
@@ -406,7 +411,9 @@ def _discrete_bound(
 ) -> tuple[DiscreteBoundOptions, np.ndarray, Clipping]:
     """The bound's options, its times, by default all levels of a chain, and its clipping."""
     if reader.config.discrete_bound.grid is None:
-        reader.config.discrete_bound.grid = "levels" if getattr(sde, "levels", 0) else "log_snr"
+        reader.config.discrete_bound.grid = (
+            "levels" if getattr(sde, "num_timesteps", 0) else "log_snr"
+        )
     classes = (DiscreteBoundOptions, Schedule, Clipping)
     options, schedule, clipping = reader.construct_all("discrete_bound", classes, set())
     if options.variance == "learned":

@@ -210,8 +210,9 @@ def _fixed_steps(reader: Reader, cls: type, asked: tuple[type, ...]) -> list[Any
 
 def require_learned(reader: Reader, path: str) -> None:
     meaning = reader.config.denoiser.parameterization
-    if meaning != "eps_variance":
+    if meaning != "eps_learned_variance":
         raise ConfigError(
             f"config.{path}.variance='learned' needs a network that answers variances, with "
-            f"config.denoiser.parameterization=eps_variance, not {meaning!r}; choose small or large"
+            f"config.denoiser.parameterization=eps_learned_variance, not {meaning!r}; choose small "
+            "or large"
         )

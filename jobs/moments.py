@@ -18,7 +18,7 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
     log-SNR, down to `config.sampling.t_min`; each with the same `config.moments.images` images.
     """
     settings, train = experiment.config["moments"], experiment.data.train
-    if getattr(denoiser.sde, "levels", None):
+    if getattr(denoiser.sde, "num_timesteps", None):
         schedule = Schedule(grid="levels")
     else:
         t_min = experiment.config["sampling"]["t_min"]

@@ -171,14 +171,14 @@ def _walk(
     def velocity(
         value: Float[Array, ""], state: Float[Array, "..."], entry: Any
     ) -> Float[Array, "..."]:
-        return derivative(denoiser.of_one(entry), state[None], value)[0]
+        return derivative(denoiser.index(entry), state[None], value)[0]
 
     first, last = (at.value(sde, jnp.asarray(t, x.dtype)) for t in ends)
     values = at.value(sde, jnp.asarray(times, x.dtype))
     return integrate(
         velocity,
         x / at.scale(sde, jnp.asarray(ends[0], x.dtype)),
-        denoiser.per_image,
+        denoiser.batched_fields,
         t0=first,
         t1=last,
         options=ode,

@@ -24,10 +24,10 @@ ANSWERS = {
     "x0": lambda x0, eps, alpha, sigma: x0,
     "v": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
     "velocity": lambda x0, eps, alpha, sigma: eps - x0,
-    "sigma_score": lambda x0, eps, alpha, sigma: -eps,
-    "centred_score": lambda x0, eps, alpha, sigma: -eps / sigma,
+    "scaled_score": lambda x0, eps, alpha, sigma: -eps,
+    "score_centered_input": lambda x0, eps, alpha, sigma: -eps / sigma,
     "edm": lambda x0, eps, alpha, sigma: edm_target(x0, eps, sigma / alpha),
-    "eps_variance": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
+    "eps_learned_variance": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
 }
 
 
@@ -39,18 +39,18 @@ def edm_target(x0, eps, s):
 
 
 INPUTS = {
-    "sigma_score": lambda x, alpha, sigma: 2 * x - 1,
-    "centred_score": lambda x, alpha, sigma: 2 * x - 1,
+    "scaled_score": lambda x, alpha, sigma: 2 * x - 1,
+    "score_centered_input": lambda x, alpha, sigma: 2 * x - 1,
     "edm": lambda x, alpha, sigma: x / alpha / np.sqrt((sigma / alpha) ** 2 + 0.5**2),
 }
 LABELS = {
     "t": lambda sde, t: t,
-    "999t": lambda sde, t: 999 * t,
+    "timestep_999": lambda sde, t: 999 * t,
     "log_sigma": lambda sde, t: np.log(sde.sigma(t)),
     "log_snr": lambda sde, t: np.log(sde.alpha(t) ** 2 / sde.sigma(t) ** 2),
-    "index": lambda sde, t: 999 * t,
-    "rescaled_index": lambda sde, t: 999 * t,  # 1000 / N of it, for N = 1000 levels
-    "sigma_index": lambda sde, t: np.round(999 * (1 - t)),
+    "timestep": lambda sde, t: 999 * t,
+    "rescaled_timestep": lambda sde, t: 999 * t,  # 1000 / N of it, for N = 1000 levels
+    "reversed_timestep": lambda sde, t: np.round(999 * (1 - t)),
     "edm": lambda sde, t: np.log(sde.sigma(t) / sde.alpha(t)) / 4,
 }
 
@@ -99,9 +99,11 @@ def test_network_is_fed_the_label_of_its_name_per_sample(sde, name):
 def test_index_of_a_longer_chain():
     """The last of 4000 levels is number 3999, or 999.75 where labels are scaled to 1000."""
     seen = []
-    for conditioning in ("index", "rescaled_index", "sigma_index"):
+    for conditioning in ("timestep", "rescaled_timestep", "reversed_timestep"):
         network = recording(jnp.zeros((2, 1)), seen)
-        denoiser = Denoiser(sde=VPSDE(), network=network, conditioning=conditioning, levels=4000)
+        denoiser = Denoiser(
+            sde=VPSDE(), network=network, conditioning=conditioning, num_timesteps=4000
+        )
         denoiser.predict(jnp.zeros((2, 1)), jnp.array([0.25, 1.0]))
     conditions = [condition for _, condition in seen]
     np.testing.assert_allclose(conditions, [[999.75, 3999], [249.9375, 999.75], [2999, 0]])
@@ -111,7 +113,7 @@ def test_index_of_a_longer_chain():
 def test_scalar_and_batched_times_agree(sde):
     denoiser = standardized_mixture().denoiser(sde)
     x = jax.random.normal(jax.random.key(1), (4, 2))
-    for method in (denoiser.score, denoiser.flow):
+    for method in (denoiser.score, denoiser.ode_velocity):
         scalar, batched = method(x, jnp.float32(0.4)), method(x, jnp.full(4, 0.4))
         np.testing.assert_allclose(scalar, batched, rtol=1e-6)
 
@@ -122,7 +124,9 @@ def test_flow_is_the_reverse_drift_without_churn(sde):
     x, t = jax.random.normal(jax.random.key(2), (4, 2)), jnp.float32(0.6)
     score = mixture.marginal(sde, t).score(x)
     expected = reverse_drift(sde, score, x, t, churn=0.0)
-    np.testing.assert_allclose(mixture.denoiser(sde).flow(x, t), expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        mixture.denoiser(sde).ode_velocity(x, t), expected, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_analytic_score_is_the_gradient_of_the_analytic_density(x64):
@@ -158,7 +162,7 @@ def test_new_parameters_need_no_new_compilation():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize(("name", "channels"), [("eps", 2), ("eps_variance", 1), ("x0", 3)])
+@pytest.mark.parametrize(("name", "channels"), [("eps", 2), ("eps_learned_variance", 1), ("x0", 3)])
 def test_output_of_another_shape_is_refused_where_it_would_broadcast(name, channels):
     denoiser = Denoiser(
         sde=VPSDE(),

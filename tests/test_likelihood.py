@@ -27,7 +27,7 @@ COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
 @pytest.mark.parametrize(
     ("name", "t_min", "shape", "variable"),
     [
-        ("vp", 1e-5, (2,), "root_angle"),
+        ("vp", 1e-5, (2,), "sqrt_angle"),
         ("vp", 1e-5, (2,), "t"),
         ("subvp", 1e-5, (2, 1, 1), "angle"),
         ("ve", 0.1, (2,), "log_snr"),
@@ -224,7 +224,7 @@ def test_success_passes_silently():
         (lambda: ODEOptions(control="no"), "control='no' is unknown; choose one of: batch, per"),
         (
             lambda: LikelihoodOptions(variable="no"),
-            "variable='no' is unknown; choose one of: angle, log_snr, root_angle, t",
+            "variable='no' is unknown; choose one of: angle, log_snr, sqrt_angle, t",
         ),
         (lambda: ODEOptions(max_steps=0), "max_steps=0 must be at least 1"),
         (lambda: LikelihoodOptions(trace="no"), "trace='no' is unknown; choose one of: exact"),

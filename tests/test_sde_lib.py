@@ -30,7 +30,7 @@ PROCESSES = [
     pytest.param(VESDE(), id="ve"),
     pytest.param(VPSDE(beta_min=1.0, beta_max=5.0), id="vp_mild"),
     pytest.param(VESDE(sigma_min=0.1, sigma_max=3.0), id="ve_narrow"),
-    pytest.param(DiscreteVESDE(levels=10), id="smld"),
+    pytest.param(DiscreteVESDE(num_timesteps=10), id="smld"),
     pytest.param(EDMSDE(), id="edm"),
     pytest.param(CosineVPSDE(), id="cosine"),
     pytest.param(CosineVPSDE(offset=0.1, alpha_min=0.2), id="cosine_mild"),
@@ -223,7 +223,7 @@ def test_reverse_drift_is_anderson_or_probability_flow(sde, churn, share):
         ("vp", {"beta_max": math.nan}, "beta_max=nan is out of range"),
         ("subvp", {"beta_min": 20.0}, r"beta_min=20\.0 must be below beta_max=20\.0 for SubVPSDE"),
         ("smld", {"sigma_min": 60.0}, r"sigma_min=60\.0 must be below sigma_max=50\.0"),
-        ("smld", {"levels": 1}, "levels=1 must be at least 2"),
+        ("smld", {"num_timesteps": 1}, "num_timesteps=1 must be at least 2"),
         ("edm", {"sigma_max": 0.0}, r"sigma_max=0\.0 is out of range for EDMSDE"),
         ("cosine", {"offset": 0.0}, r"offset=0\.0 is out of range for CosineVPSDE"),
         ("cosine", {"alpha_min": 1.0}, r"alpha_min=1\.0 is .*: give a number between 0 and 1"),
@@ -291,27 +291,24 @@ def test_signal_runs_from_all_to_alpha_min(cls):
         np.testing.assert_allclose(f, paper, rtol=1e-5)
 
 
-# The discrete chains
-
-
-def textbook_chain(schedule, levels):
+def textbook_chain(schedule, n):
     """The products of 1 - beta_i of both papers, one factor at a time."""
-    if schedule == "linear":  # Ho et al. 2020, Section 4, for 1000 levels: 1e-4 to 0.02
-        betas = [1e-4 * 1000 / levels * (1 + i * 199 / (levels - 1)) for i in range(levels)]
+    if schedule == "linear":  # Ho et al. 2020, Section 4, for n = 1000: 1e-4 to 0.02
+        betas = [1e-4 * 1000 / n * (1 + i * 199 / (n - 1)) for i in range(n)]
     else:  # Nichol and Dhariwal 2021, Eq. 17
-        f = [math.cos((i / levels + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(levels + 1)]
-        betas = [min(1 - f[i + 1] / f[i], 0.999) for i in range(levels)]
+        f = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+        betas = [min(1 - f[i + 1] / f[i], 0.999) for i in range(n)]
     return np.cumprod(1 - np.array(betas))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-@pytest.mark.parametrize("levels", [100, 1000, 4000])
-def test_discrete_chain_has_the_exact_table(x64, schedule, levels):
-    sde = DiscreteVPSDE(schedule=schedule, levels=levels)
-    t, dense = np.arange(levels) / (levels - 1), np.linspace(0, 1, 3 * levels)
+@pytest.mark.parametrize("num_timesteps", [100, 1000, 4000])
+def test_discrete_chain_has_the_exact_table(x64, schedule, num_timesteps):
+    sde = DiscreteVPSDE(schedule=schedule, num_timesteps=num_timesteps)
+    t, dense = np.arange(num_timesteps) / (num_timesteps - 1), np.linspace(0, 1, 3 * num_timesteps)
     evaluate = jax.jit(lambda t, dense: (sde.alpha(t), sde.sigma(t), sde.log_snr(dense)))
     alpha, sigma, log_snr = evaluate(t, dense)
-    alpha_bar = textbook_chain(schedule, levels)
+    alpha_bar = textbook_chain(schedule, num_timesteps)
     np.testing.assert_allclose(alpha**2, alpha_bar, rtol=1e-9)
     np.testing.assert_allclose(sigma**2, 1 - alpha_bar, rtol=1e-9)
     assert np.all(np.diff(log_snr) < 0)
@@ -325,8 +322,8 @@ def test_discrete_chain_is_accurate_in_float32_and_near_its_limit():
 
 
 def test_cosine_chain_tends_to_the_continuous_one(x64):
-    """At a rate of one over its levels; alpha_min is small here, as the chain ends at alpha = 0."""
-    chains = [DiscreteVPSDE(schedule="cosine", levels=levels) for levels in (200, 400)]
+    """At a rate of 1 / num_timesteps; alpha_min is small, since the chain ends at alpha = 0."""
+    chains = [DiscreteVPSDE(schedule="cosine", num_timesteps=n) for n in (200, 400)]
     limit, t = CosineVPSDE(alpha_min=1e-6), np.linspace(0, 1, 100)
     gaps = jax.jit(lambda t: [chain.alpha(t) - limit.alpha(t) for chain in chains])(t)
     coarse, fine = np.max(np.abs(gaps), axis=1)
@@ -334,12 +331,12 @@ def test_cosine_chain_tends_to_the_continuous_one(x64):
     np.testing.assert_allclose(coarse / fine, 2, rtol=0.02)
 
 
-@pytest.mark.parametrize("levels", [10, 1000])
-def test_smld_has_the_exact_table(x64, levels):
+@pytest.mark.parametrize("num_timesteps", [10, 1000])
+def test_smld_has_the_exact_table(x64, num_timesteps):
     """Song and Ermon 2019, Section 4.3: a geometric sequence, which they count from its largest."""
-    sde = DiscreteVESDE(sigma_max=1.0, levels=levels)
-    table = [0.01 * 100 ** (i / (levels - 1)) for i in range(levels)]
-    t = np.arange(levels) / (levels - 1)
+    sde = DiscreteVESDE(sigma_max=1.0, num_timesteps=num_timesteps)
+    table = [0.01 * 100 ** (i / (num_timesteps - 1)) for i in range(num_timesteps)]
+    t = np.arange(num_timesteps) / (num_timesteps - 1)
     np.testing.assert_allclose(sde.sigma(jnp.asarray(t)), table, rtol=1e-12)
     np.testing.assert_allclose(sde.sigma(jnp.asarray(t, jnp.float32)), table, rtol=1e-5)
 
@@ -348,8 +345,8 @@ def test_smld_has_the_exact_table(x64, levels):
     ("fields", "message"),
     [
         ({"schedule": "sine"}, "schedule='sine' is unknown; choose one of: linear, cosine"),
-        ({"levels": 1}, "levels=1 must be at least 2"),
-        ({"levels": 20}, "levels=20 is too few"),
+        ({"num_timesteps": 1}, "num_timesteps=1 must be at least 2"),
+        ({"num_timesteps": 20}, "num_timesteps=20 is too few"),
     ],
 )
 def test_impossible_chain_is_refused(fields, message):
