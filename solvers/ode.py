@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from denoising import Denoiser
+from errors import require_choice
 from numerics.arrays import expand_like, sample_keys
 from numerics.ode import ODEOptions, Solution, integrate, require_success
-from probability_flow import VARIABLES, Batch, check_variable
+from probability_flow import VARIABLES, Batch
 from sampling import Samples, refuse_projection
 from sde_lib import SDE
 from solvers.adaptive import check_end, collected, finished, frame_times, prior_states
@@ -39,7 +40,7 @@ class FlowOptions:
 
     def __post_init__(self) -> None:
         check_end(self.t_min, self.finish, "ode")
-        check_variable(self.variable)
+        require_choice("variable", self.variable, VARIABLES)
 
 
 def sample_ode(
