@@ -24,7 +24,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -199,12 +199,13 @@ class Clipping:
 
 @runtime_checkable
 class Guidance(Protocol):
-    """A change of a denoiser's predictions toward a condition; a pytree with traced arrays.
+    """A change of a denoiser's predictions toward a condition; a dataclass and a pytree.
 
     `batched_fields` names the fields that are arrays, or trees of arrays, with one entry per image
     of the batch. `evaluations` is the number of network evaluations per prediction.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     batched_fields: tuple[str, ...]
 
     @property

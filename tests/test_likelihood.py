@@ -21,9 +21,6 @@ TIGHT = ODEOptions(rtol=1e-9, atol=1e-9)
 COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
 
 
-# --- densities ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "t_min", "shape", "variable"),
     [
@@ -229,7 +226,7 @@ def test_success_passes_silently():
         (lambda: ODEOptions(max_steps=0), "max_steps=0 must be at least 1"),
         (lambda: LikelihoodOptions(trace="no"), "trace='no' is unknown; choose one of: exact"),
         (lambda: LikelihoodOptions(probes=0), "probes=0 must be at least 1"),
-        (lambda: LikelihoodOptions(t_min=0.0), r"t_min=0\.0 must lie between 0 and 1"),
+        (lambda: LikelihoodOptions(t_min=0.0), r"t_min=0\.0 must lie in \(0, 1\)"),
     ],
 )
 def test_invalid_field_is_named(make, message):

@@ -201,11 +201,11 @@ def test_times_of_log_snr_have_stratified_log_snr(sde):
     ids=["vp-g2", "subvp-sigma2", "ve-g2"],
 )
 def test_uniform_log_snr_has_the_expectation_of_uniform_times(sde, weight, least, most):
-    """And under weight="g2" a smaller standard deviation, by a factor from `least` to `most`."""
+    """With weight="g2" the standard deviation is smaller, by a factor from `least` to `most`."""
     x0, key = jnp.asarray(DATA.sample(0, BATCH), jnp.float32), jax.random.key(9)
     uniform = ScoreMatching(weight=weight, t_min=T_MIN)
     even, _ = values_and_slopes(uniform, sde, jnp.float32(0), key, x0)
-    loss = dataclasses.replace(uniform, times="log_snr")
+    loss = dataclasses.replace(uniform, time_distribution="log_snr")
     values = jax.jit(loss)(key, DATA.denoiser(sde), x0)
     assert agrees(values, closed_form(sde, weight, lambda signal, noise: signal / (signal + noise)))
     assert least < np.std(values) / np.std(even) < most
@@ -363,8 +363,8 @@ def test_gradients_in_the_parameters_are_those_of_the_values(x64):
             "time_distribution='no' is unknown; choose one of: log_snr, stratified, timesteps",
         ),
         ({"reduction": "no"}, "reduction='no' is unknown; choose one of: half_sum, mean"),
-        ({"t_min": 0.0}, r"t_min=0\.0 must lie between 0 and 1"),
-        ({"t_min": 1.0}, r"t_min=1\.0 must lie between 0 and 1"),
+        ({"t_min": 0.0}, r"t_min=0\.0 must lie in \(0, 1\)"),
+        ({"t_min": 1.0}, r"t_min=1\.0 must lie in \(0, 1\)"),
     ],
 )
 def test_invalid_field_is_named(fields, message):
@@ -377,7 +377,7 @@ def test_invalid_field_is_named(fields, message):
     [
         ({"probes": 0}, "probes=0 must be at least 1"),
         ({"directions": "no"}, "directions='no' is unknown; choose one of: gaussian, rademacher"),
-        ({"t_min": 1.0}, r"t_min=1\.0 must lie between 0 and 1"),
+        ({"t_min": 1.0}, r"t_min=1\.0 must lie in \(0, 1\)"),
     ],
 )
 def test_invalid_field_of_the_sliced_form_is_named(fields, message):
