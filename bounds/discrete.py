@@ -42,7 +42,7 @@ def _learned(prediction: Prediction) -> Batch:
     if prediction.variance is None:
         raise ValueError(
             "variance='learned' needs a network that answers one, with parameterization="
-            "'eps_variance'; choose small or large"
+            "'eps_learned_variance'; choose small or large"
         )
     return prediction.variance
 

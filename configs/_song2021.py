@@ -88,7 +88,7 @@ def vp(config: ConfigDict, *, name: str = "vp", predictor: str = "euler_maruyama
 def vp_discrete(config: ConfigDict, *, predictor: str = "ancestral") -> None:
     """DDPM's chain of 1000 levels and its simple loss, sampled level by level."""
     vp(config, name="ddpm", predictor=predictor)
-    config.loss.times = "levels"
+    config.loss.time_distribution = "timesteps"
     config.sampling.grid = "levels"
     config.sampling.finish = "denoise"
     config.sampling.variance = "large"
@@ -107,7 +107,7 @@ def ve(
     config.sde.sigma_max = sigma_max
     config.data.centered = False
     config.model.embedding = "fourier"
-    config.denoiser.parameterization = "sigma_score"
+    config.denoiser.parameterization = "scaled_score"
     config.denoiser.conditioning = "log_sigma"
     config.loss.reduction = "half_sum"
     config.ema.rate = ema
@@ -119,15 +119,20 @@ def ve(
 
 
 def ve_discrete(
-    config: ConfigDict, *, sigma_max: float, snr: float, levels: int = 1000, ema: float = 0.999
+    config: ConfigDict,
+    *,
+    sigma_max: float,
+    snr: float,
+    num_timesteps: int = 1000,
+    ema: float = 0.999,
 ) -> None:
     """SMLD's levels: the network sees their index. Their likelihood is not defined between them."""
-    ve(config, sigma_max=sigma_max, snr=snr, steps=levels, ema=ema)
+    ve(config, sigma_max=sigma_max, snr=snr, steps=num_timesteps, ema=ema)
     config.model.embedding = "positional"
-    config.denoiser.conditioning = "sigma_index"
-    config.denoiser.levels = levels
-    config.loss.times = "levels"
-    config.loss.levels = levels
+    config.denoiser.conditioning = "reversed_timestep"
+    config.denoiser.num_timesteps = num_timesteps
+    config.loss.time_distribution = "timesteps"
+    config.loss.num_timesteps = num_timesteps
     config.sampling.grid = "levels"
     config.sampling.finish = "denoise"
     config.eval.metrics = ("loss", "frechet")
@@ -137,14 +142,14 @@ def annealed_langevin(
     config: ConfigDict,
     *,
     sigma_max: float,
-    levels: int,
+    num_timesteps: int,
     corrections: int,
     snr: float,
     lr: float,
     ema: float,
 ) -> None:
     """NCSN and NCSNv2: SMLD's levels, no warm-up or clipping, and annealed Langevin dynamics."""
-    ve_discrete(config, sigma_max=sigma_max, snr=snr, levels=levels, ema=ema)
+    ve_discrete(config, sigma_max=sigma_max, snr=snr, num_timesteps=num_timesteps, ema=ema)
     config.optim.lr = lr
     config.optim.warmup = 0
     config.optim.grad_clip = 0.0
@@ -211,8 +216,8 @@ def ncsn(config: ConfigDict) -> None:
     """NCSN v1 (Song and Ermon 2019), whose output is the score itself."""
     config.model.name = "ncsn"
     config.model.features = 128
-    config.model.levels = config.denoiser.levels
-    config.denoiser.parameterization = "centred_score"
+    config.model.levels = config.denoiser.num_timesteps
+    config.denoiser.parameterization = "score_centered_input"
 
 
 def ncsnv2(config: ConfigDict, *, size: int = 64) -> None:
@@ -223,7 +228,13 @@ def ncsnv2(config: ConfigDict, *, size: int = 64) -> None:
 
 
 def song_ermon(
-    config: ConfigDict, variant: str, *, sigma_max: float, levels: int, corrections: int, snr: float
+    config: ConfigDict,
+    variant: str,
+    *,
+    sigma_max: float,
+    num_timesteps: int,
+    corrections: int,
+    snr: float,
 ) -> None:
     """NCSNv2, or NCSN with some of NCSNv2's techniques: those of the levels given, 5 the average.
 
@@ -231,11 +242,11 @@ def song_ermon(
     """
     kind = variant.partition("_")[2]
     if variant in ("ncsn", "ncsn_5"):
-        sigma_max, levels, corrections, snr = 1.0, 10, 100, 0.316
+        sigma_max, num_timesteps, corrections, snr = 1.0, 10, 100, 0.316
     annealed_langevin(
         config,
         sigma_max=sigma_max,
-        levels=levels,
+        num_timesteps=num_timesteps,
         corrections=corrections,
         snr=snr,
         lr=1e-4 if variant == "ncsnv2" else 1e-3,

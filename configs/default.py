@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     sde.offset = placeholder(float)  # cosine: keeps the first noise from vanishing
     sde.alpha_min = placeholder(float)  # cosine, linear: signal left at t = 1
     sde.schedule = placeholder(str)  # ddpm: linear, cosine
-    sde.levels = placeholder(int)  # ddpm, smld: length of the chain
+    sde.num_timesteps = placeholder(int)  # ddpm, smld: length of the chain
 
     config.model = model = ConfigDict()
     model.name = "ncsnpp"  # a network of models.NETWORKS; its fields are documented there
@@ -58,20 +58,20 @@ def get_config() -> ConfigDict:
     model.remat = placeholder(bool)
 
     config.denoiser = denoiser = ConfigDict()
-    # What the network's output means: eps, eps_variance, score, x0, v, velocity, sigma_score,
-    # centred_score, edm; see denoising.py.
+    # What the network's output means: eps, eps_learned_variance, score, x0, v,
+    # velocity, scaled_score, score_centered_input, edm; see denoising.py.
     denoiser.parameterization = "eps"
-    # What the network is fed as time: 999t, t, log_sigma, log_snr, edm, index, rescaled_index,
-    # sigma_index.
-    denoiser.conditioning = "999t"
-    denoiser.levels = 1000  # noise levels that an index counts
+    # What the network is fed as time: timestep_999, t, log_sigma, log_snr, edm, timestep,
+    # rescaled_timestep, reversed_timestep.
+    denoiser.conditioning = "timestep_999"
+    denoiser.num_timesteps = 1000  # length of the chain that a timestep counts
     denoiser.energy = False  # the network's gradient answers: models/energy.py
 
     config.loss = loss = ConfigDict()
     loss.name = "denoising"  # estimator of the Fisher divergence: denoising, sliced, exact
     loss.weight = "sigma2"  # lambda(t): sigma2, or g2 (likelihood weighting)
-    loss.times = "uniform"  # how times are drawn: uniform, stratified, log_snr, levels (discrete)
-    loss.levels = placeholder(int)  # times=levels: their number
+    loss.time_distribution = "uniform"  # uniform, stratified, log_snr, timesteps
+    loss.num_timesteps = placeholder(int)  # time_distribution=timesteps: their number
     loss.reduction = "mean"  # over dimensions: mean, or half_sum
     loss.t_min = 1e-5  # smallest time trained on; more for sliced and exact
     # sliced:
@@ -166,7 +166,7 @@ def get_config() -> ConfigDict:
     sampling.step_size = placeholder(float)  # in units of sigma^2
     # ode, sde, dpm_adaptive:
     sampling.solver = placeholder(str)  # ode: dopri5, tsit5, ...; sde: sra1, euler, ...
-    sampling.variable = placeholder(str)  # ode: t, log_snr, angle, root_angle
+    sampling.variable = placeholder(str)  # ode: t, log_snr, angle, sqrt_angle
     sampling.control = placeholder(str)  # ode: step sizes per_sample, batch
     sampling.rtol = placeholder(float)
     sampling.atol = placeholder(float)
@@ -212,7 +212,7 @@ def get_config() -> ConfigDict:
     likelihood.atol = 1e-5
     likelihood.max_steps = 4096
 
-    likelihood.variable = "root_angle"  # what is integrated in: t, log_snr, angle, root_angle
+    likelihood.variable = "sqrt_angle"  # what is integrated in: t, log_snr, angle, sqrt_angle
     likelihood.control = "per_sample"  # of step sizes: per_sample, batch (as published)
 
     # The continuous-time bound on the likelihood, with dequantized images.
@@ -257,8 +257,8 @@ def get_config() -> ConfigDict:
     classifier.blocks_per_group = placeholder(int)  # wide_resnet
     classifier.channel_multiplier = placeholder(int)  # wide_resnet
     classifier.fourier_scale = placeholder(float)  # wide_resnet
-    classifier.conditioning = "999t"  # as denoiser.conditioning
-    classifier.levels = placeholder(int)
+    classifier.conditioning = "timestep_999"  # as denoiser.conditioning
+    classifier.num_timesteps = placeholder(int)
     classifier.t_min = 1e-5  # the time of clean images, of which features are taken
     classifier.clean = 0.5  # share of the images that are clean in training
     classifier.lr = 2e-3

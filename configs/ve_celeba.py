@@ -29,5 +29,7 @@ def get_config(variant: str = "ncsnpp") -> ConfigDict:
         _song2021.ve_discrete(config, sigma_max=90.0, snr=0.17)
         _song2021.ncsnpp(config)
     else:
-        _song2021.song_ermon(config, variant, sigma_max=90.0, levels=500, corrections=5, snr=0.128)
+        _song2021.song_ermon(
+            config, variant, sigma_max=90.0, num_timesteps=500, corrections=5, snr=0.128
+        )
     return config

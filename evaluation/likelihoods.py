@@ -126,8 +126,8 @@ def test_loss(evaluation: Evaluation) -> Report:
         # One sample per call of the loss: its time and noise depend on its own key alone.
         keys = sample_keys(key, indices)
         return jax.vmap(
-            lambda key, x, entry: experiment.loss(key, denoiser.of_one(entry), x[None])[0]
-        )(keys, x, denoiser.per_image)
+            lambda key, x, entry: experiment.loss(key, denoiser.index(entry), x[None])[0]
+        )(keys, x, denoiser.batched_fields)
 
     def compute(batch: _Batch) -> dict[str, Array]:
         dequantize = experiment.data.options.dequantize

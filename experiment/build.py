@@ -191,28 +191,28 @@ def _check_timesteps(
     reader: Reader, sde: SDE, network: nn.Module, loss: FisherDivergence, denoiser: DenoiserOptions
 ) -> None:
     """Raise ConfigError unless process, objective and network count the same timesteps."""
-    count = getattr(sde, "levels", None)
-    counts = denoiser.conditioning in ("index", "rescaled_index", "sigma_index")
+    count = getattr(sde, "num_timesteps", None)
+    counts = denoiser.conditioning in ("timestep", "rescaled_timestep", "reversed_timestep")
     for name, value, used in (
-        ("loss.levels", loss.levels, loss.times == "levels"),
-        ("denoiser.levels", denoiser.levels, counts),
+        ("loss.num_timesteps", loss.num_timesteps, loss.time_distribution == "timesteps"),
+        ("denoiser.num_timesteps", denoiser.num_timesteps, counts),
     ):
         if count and used and value != count:
             raise ConfigError(
-                f"config.{name}={value}, but config.sde.levels={count}; set both to the same"
+                f"config.{name}={value}, but config.sde.num_timesteps={count}; set both to the same"
             )
-    if loss.times == "levels" and not sde.sigma(jnp.zeros(())) > 0:
+    if loss.time_distribution == "timesteps" and not sde.sigma(jnp.zeros(())) > 0:
         raise ConfigError(
-            "config.loss.times='levels' trains at t = 0 too, where config.sde.name="
+            "config.loss.time_distribution='timesteps' trains at t = 0 too, where config.sde.name="
             f"{reader.config['sde']['name']!r} has no noise; choose uniform or stratified, or the "
             "sde ddpm, smld or ve"
         )
     embedded = getattr(network, "levels", None)  # of a network that embeds an integer timestep
-    fits = denoiser.conditioning in ("index", "sigma_index") and denoiser.levels == embedded
+    fits = denoiser.conditioning in ("timestep", "reversed_timestep") and denoiser.num_timesteps == embedded
     if embedded and not fits:
         raise ConfigError(
-            f"config.model.levels={embedded} needs config.denoiser.levels={embedded} and "
-            f"conditioning sigma_index or index, not levels={denoiser.levels} and "
+            f"config.model.levels={embedded} needs config.denoiser.num_timesteps={embedded} and "
+            f"conditioning reversed_timestep or timestep, not levels={denoiser.num_timesteps} and "
             f"{denoiser.conditioning!r}"
         )
 

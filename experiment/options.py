@@ -51,7 +51,7 @@ class DenoiserOptions:
     Args:
         parameterization: a name in PARAMETERIZATIONS.
         conditioning: a name in CONDITIONINGS.
-        levels: number of timesteps that the conditionings with a timestep count.
+        num_timesteps: number of timesteps that the conditionings with a timestep count.
         energy: take the gradient of the network's output for its output (`models.energy`).
 
     Raises:
@@ -59,18 +59,18 @@ class DenoiserOptions:
     """
 
     parameterization: str = "eps"
-    conditioning: str = "999t"
-    levels: int = 1000
+    conditioning: str = "timestep_999"
+    num_timesteps: int = 1000
     energy: bool = False
 
     def __post_init__(self) -> None:
         require_choice("parameterization", self.parameterization, PARAMETERIZATIONS)
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
-        require_in("levels", self.levels, "[2, inf)")
-        if self.energy and self.parameterization == "eps_variance":
+        require_in("num_timesteps", self.num_timesteps, "[2, inf)")
+        if self.energy and self.parameterization == "eps_learned_variance":
             raise ValueError(
                 "energy=True needs a network with one output, not the two of "
-                "config.denoiser.parameterization='eps_variance'; choose eps, or set energy=False"
+                "config.denoiser.parameterization='eps_learned_variance'; choose eps, or set energy=False"
             )
 
 
@@ -218,7 +218,7 @@ class ClassifierOptions:
 
     Args:
         conditioning: its time input, a name in `denoising.CONDITIONINGS`.
-        levels: number of timesteps that the conditionings with a timestep count.
+        num_timesteps: number of timesteps that the conditionings with a timestep count.
         lr: learning rate after warm-up; it decays to 0 by a cosine.
         warmup: steps.
         batch_size: images per step, over all devices.
@@ -228,8 +228,8 @@ class ClassifierOptions:
         ValueError: for an unknown name or a number out of range.
     """
 
-    conditioning: str = "999t"
-    levels: int = 1000
+    conditioning: str = "timestep_999"
+    num_timesteps: int = 1000
     lr: float = 2e-3
     warmup: int = 100
     batch_size: int = 64
@@ -237,5 +237,5 @@ class ClassifierOptions:
 
     def __post_init__(self) -> None:
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
-        require_in("levels", self.levels, "[2, inf)")
+        require_in("num_timesteps", self.num_timesteps, "[2, inf)")
         require_in("steps", self.steps, "[1, inf)")

@@ -41,7 +41,7 @@ def resolve(
 
 def is_chain(name: str) -> bool:
     """Return whether a process is discrete, with a number of timesteps of its own."""
-    return name in SDES and "levels" in {f.name for f in dataclasses.fields(SDES[name])}
+    return name in SDES and "num_timesteps" in {f.name for f in dataclasses.fields(SDES[name])}
 
 
 # A field that the command line sets, and the file's fields that it makes meaningless.

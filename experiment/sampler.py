@@ -303,10 +303,10 @@ def needs_classifier(guidance: GuidanceOptions) -> bool:
 def require_learned(reader: Reader, path: str) -> None:
     """Raise ConfigError unless the network predicts variances, for `variance` of a section."""
     parameterization = reader.config["denoiser"]["parameterization"]
-    if parameterization != "eps_variance":
+    if parameterization != "eps_learned_variance":
         raise ConfigError(
             f"config.{path}.variance='learned' needs a network that predicts variances, with "
-            f"config.denoiser.parameterization=eps_variance, not {parameterization!r}; choose "
+            f"config.denoiser.parameterization=eps_learned_variance, not {parameterization!r}; choose "
             "small or large"
         )
 

@@ -45,7 +45,7 @@ class Answer(NamedTuple):
     features: Float[Array, "batch features"]
 
 
-@pytree(static=("conditioning", "levels"))
+@pytree(static=("conditioning", "num_timesteps"))
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
     """A network that tells the class of an image at every noise level of `sde`.
@@ -57,7 +57,7 @@ class Classifier:
         `jax.tree_util.Partial(apply, params)`, so that new parameters need no new compilation.
       labels: the class of each image of the batch, 0 .. classes - 1; `log_prob` needs it.
       conditioning: what the network is fed as time, a name in denoising.CONDITIONINGS.
-      levels: number of noise levels that the conditionings with an index count.
+      num_timesteps: number of noise levels that the conditionings with an index count.
 
     Raises:
       ValueError: for an unknown name.
@@ -66,8 +66,8 @@ class Classifier:
     sde: SDE
     network: Callable[..., tuple[Array, Array]]
     labels: Int[Array, "batch"] | None = None
-    conditioning: str = "999t"
-    levels: int = 1000
+    conditioning: str = "timestep_999"
+    num_timesteps: int = 1000
 
     def __post_init__(self) -> None:
         if self.conditioning not in CONDITIONINGS:
@@ -75,8 +75,8 @@ class Classifier:
                 f"conditioning={self.conditioning!r} is unknown; "
                 f"choose one of: {', '.join(sorted(CONDITIONINGS))}"
             )
-        if self.levels < 2:
-            raise ValueError(f"levels={self.levels} must be at least 2")
+        if self.num_timesteps < 2:
+            raise ValueError(f"num_timesteps={self.num_timesteps} must be at least 2")
         if callable(self.network) and not isinstance(self.network, Partial):
             object.__setattr__(self, "network", Partial(self.network))
 
@@ -88,7 +88,7 @@ class Classifier:
         """
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         size = jnp.hypot(self.sde.alpha(t), self.sde.sigma(t))
-        condition = CONDITIONINGS[self.conditioning](self.sde, t, self.levels)
+        condition = CONDITIONINGS[self.conditioning](self.sde, t, self.num_timesteps)
         answer = self.network(x / expand_like(size, x), condition)
         pair = isinstance(answer, tuple) and len(answer) == 2
         if not pair or any(part.ndim != 2 or len(part) != len(x) for part in answer):
@@ -223,7 +223,7 @@ class ClassifierGuidance:
     classifier: Classifier
     labels: Int[Array, "batch"]
     scale: Number = 1.0
-    per_image = ("labels",)
+    batched_fields = ("labels",)
     evaluations = 1
 
     def __post_init__(self) -> None:

@@ -33,7 +33,7 @@ class ClassifierFreeGuidance:
     none: int | Int[Array, ""]
     scale: Number = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
-    per_image = ()
+    batched_fields = ()
     evaluations = 2
 
     def __post_init__(self) -> None:

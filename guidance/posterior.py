@@ -61,7 +61,7 @@ class LossGuidance:
     loss: Callable[..., Float[Array, "batch"]]
     data: tuple[Array, ...] = ()
     scale: Number = 1.0
-    per_image = ("data",)
+    batched_fields = ("data",)
     evaluations = 1
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class DPS:
     scale: Number = 1.0
     variance: str = "residual"
     count: Array | None = None
-    per_image = ("measurement",)
+    batched_fields = ("measurement",)
     evaluations = 1
 
     def __post_init__(self) -> None:
@@ -159,7 +159,7 @@ class PiGDM:
     noise: Number = 0.0
     scale: Number = 1.0
     data_std: Number = 1.0
-    per_image = ("measurement",)
+    batched_fields = ("measurement",)
     evaluations = 1
 
     def __post_init__(self) -> None:

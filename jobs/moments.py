@@ -41,7 +41,7 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
 
 def _times(experiment: Experiment) -> np.ndarray:
     sde = experiment.model.sde
-    if getattr(sde, "levels", None):
+    if getattr(sde, "num_timesteps", None):
         return Schedule(grid="levels").of(sde)
     steps = experiment.analytic_dpm.num_times - 1
     return Schedule(grid="log_snr", steps=steps, t_min=experiment.sampler.solve.t_min).of(sde)

@@ -12,7 +12,7 @@ step. It is taken for both, parameters and averages. Besides names and layouts:
     up_blocks              count from coarse to fine
     attention              query, key, value, proj_attn are to_q, to_k, to_v, to_out.0 in new files
     Fourier frequencies    time_proj.W in old files, time_proj.weight in new ones, or both
-    output of NCSN++       is divided by sigma within, ours is not: parameterization "sigma_score"
+    output of NCSN++       is divided by sigma within, ours is not: parameterization "scaled_score"
     center_input_sample    is 2 x - 1 within, which the same parameterization does outside
 
 What config.json says that no parameter shows, such as the epsilon of normalizations, is checked.

@@ -21,13 +21,10 @@ TIGHT = ODEOptions(rtol=1e-9, atol=1e-9)
 COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
 
 
-# --- densities ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "t_min", "shape", "variable"),
     [
-        ("vp", 1e-5, (2,), "root_angle"),
+        ("vp", 1e-5, (2,), "sqrt_angle"),
         ("vp", 1e-5, (2,), "t"),
         ("subvp", 1e-5, (2, 1, 1), "angle"),
         ("ve", 0.1, (2,), "log_snr"),
@@ -224,12 +221,12 @@ def test_success_passes_silently():
         (lambda: ODEOptions(control="no"), "control='no' is unknown; choose one of: batch, per"),
         (
             lambda: LikelihoodOptions(variable="no"),
-            "variable='no' is unknown; choose one of: angle, log_snr, root_angle, t",
+            "variable='no' is unknown; choose one of: angle, log_snr, sqrt_angle, t",
         ),
         (lambda: ODEOptions(max_steps=0), "max_steps=0 must be at least 1"),
         (lambda: LikelihoodOptions(trace="no"), "trace='no' is unknown; choose one of: exact"),
         (lambda: LikelihoodOptions(probes=0), "probes=0 must be at least 1"),
-        (lambda: LikelihoodOptions(t_min=0.0), r"t_min=0\.0 must lie between 0 and 1"),
+        (lambda: LikelihoodOptions(t_min=0.0), r"t_min=0\.0 must lie in \(0, 1\)"),
     ],
 )
 def test_invalid_field_is_named(make, message):

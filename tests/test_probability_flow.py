@@ -35,7 +35,7 @@ def flow_of_gaussian(sde, x, t):
 
 @pytest.mark.parametrize(
     ("variable", "name"),
-    [("t", "vp"), ("log_snr", "vp"), ("angle", "ve"), ("root_angle", "vp")],
+    [("t", "vp"), ("log_snr", "vp"), ("angle", "ve"), ("sqrt_angle", "vp")],
 )
 def test_the_same_curve_in_every_variable(variable, name):
     """In float32, whose rounding the inversion of the log-SNR must survive; frames on the way."""
@@ -120,7 +120,7 @@ def test_too_few_steps_are_reported_with_the_time_reached():
     [
         (
             lambda: FlowOptions(variable="s"),
-            "variable='s' is unknown; choose one of: angle, log_snr, root_angle, t",
+            "variable='s' is unknown; choose one of: angle, log_snr, sqrt_angle, t",
         ),
         (lambda: FlowOptions(finish="mean"), "finish='mean' is not defined for the ode sampler"),
         (lambda: FlowOptions(t_min=0.0), r"t_min=0\.0 must lie between 0 and 1"),

@@ -74,7 +74,7 @@ def test_encoding_and_decoding_are_inverse(x64):
     np.testing.assert_allclose(latent, prior, atol=1e-6)
 
     def field(t, y, _):
-        return denoiser.flow(y[None], t)[0]
+        return denoiser.ode_velocity(y[None], t)[0]
 
     decoded = integrate(field, latent, None, t0=1.0, t1=t_min, options=TIGHT).y
     np.testing.assert_allclose(decoded, x, atol=1e-6)

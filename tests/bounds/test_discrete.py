@@ -104,11 +104,11 @@ def plainly(schedule, kept, variance, clip):
 )
 def test_bound_of_a_chain_is_the_papers(x64, schedule, variance, clip):
     denoiser = Denoiser(
-        sde=DiscreteVPSDE(schedule=schedule, levels=LEVELS),
+        sde=DiscreteVPSDE(schedule=schedule, num_timesteps=LEVELS),
         network=Partial(answer),
-        parameterization="eps_variance",
-        conditioning="index",
-        levels=LEVELS,
+        parameterization="eps_learned_variance",
+        conditioning="timestep",
+        num_timesteps=LEVELS,
         clipping=Clipping(clip=clip),
     )
     options, programs = DiscreteBoundOptions(variance=variance), module._terms._cache_size()

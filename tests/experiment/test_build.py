@@ -50,7 +50,7 @@ OWNERS = {
     "discrete_bound": ([DiscreteBoundOptions, Clipping, Schedule], set()),
     "classifier": (
         [CrossEntropy, *CLASSIFIERS.values()],
-        {"name", "conditioning", "levels", "lr", "warmup", "batch_size", "steps"},
+        {"name", "conditioning", "num_timesteps", "lr", "warmup", "batch_size", "steps"},
     ),
     "sampling": (
         [
@@ -104,7 +104,7 @@ def test_other_subtrees_have_a_reader_for_each_field():
         if isinstance(node, ast.Constant | ast.Attribute)
     }
     assert set(config) == {*OWNERS, "seed", "denoiser", "data", "training", "moments", "eval"}
-    assert set(config.denoiser) == {"parameterization", "conditioning", "levels", "energy"}
+    assert set(config.denoiser) == {"parameterization", "conditioning", "num_timesteps", "energy"}
     for path in ("data", "training", "moments", "eval"):
         assert set(config[path]) - patterns <= spelt, path
 

@@ -90,10 +90,10 @@ def test_log_prob_is_the_posterior_and_its_gradient_guides(x64, sde):
 @pytest.mark.parametrize(
     ("sde", "conditioning"),
     [
-        (VPSDE(), "999t"),
+        (VPSDE(), "timestep_999"),
         (SubVPSDE(), "log_snr"),
         (VESDE(), "log_sigma"),
-        (LinearPathSDE(), "index"),
+        (LinearPathSDE(), "timestep"),
         (EDMSDE(), "edm"),
     ],
 )
@@ -104,7 +104,7 @@ def test_network_sees_images_of_the_same_size_and_its_own_time(sde, conditioning
         seen.append((x, condition))
         return x, x
 
-    classifier = Classifier(sde=sde, network=network, conditioning=conditioning, levels=50)
+    classifier = Classifier(sde=sde, network=network, conditioning=conditioning, num_timesteps=50)
     t = jnp.array([1e-5, 0.3, 1.0])
     x0, eps = jax.random.rademacher(KEY, (2, 3, 4000)).astype(float)
     classifier.logits(sde.perturb(x0, t, eps), t)
@@ -269,8 +269,11 @@ def test_features_are_what_the_last_layer_makes_the_logits_of(name):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"conditioning": "time"}, r"conditioning='time' is unknown; choose one of: 999t, edm"),
-        ({"levels": 1}, "levels=1 must be at least 2"),
+        (
+            {"conditioning": "time"},
+            r"conditioning='time' is unknown; choose one of: edm, log_sigma",
+        ),
+        ({"num_timesteps": 1}, "num_timesteps=1 must be at least 2"),
     ],
 )
 def test_bad_fields_of_a_classifier_are_told(fields, message):
