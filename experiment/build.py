@@ -178,10 +178,10 @@ def _denoiser_factory(reader: Reader, sde: SDE, network: nn.Module) -> Callable[
 
     with reader.errors("denoiser"):
         made = denoiser({})  # an unknown name shows now
-    levels = getattr(network, "levels", None)  # a network that embeds the number of a level
+    levels = getattr(network, "num_timesteps", None)  # a network that embeds the number of a level
     if levels and (made.conditioning not in ("index", "sigma_index") or made.levels != levels):
         raise ConfigError(
-            f"config.model.levels={levels} needs config.denoiser.levels={levels} and conditioning "
+            f"config.model.num_timesteps={levels} needs config.denoiser.levels={levels} and conditioning "
             f"sigma_index or index, not levels={made.levels} and {made.conditioning!r}"
         )
     return denoiser
