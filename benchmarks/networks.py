@@ -46,15 +46,15 @@ COMMON = {
 OURS = {"decoder_attention": "block", "dropout": 0.0}
 NETWORKS = {
     "ddpm": (
-        OURS | {"blocks_per_level": 2, "residual_block": "ddpm", "skip_rescale": False},
+        OURS | {"blocks_per_resolution": 2, "residual_block": "ddpm", "skip_rescale": False},
         COMMON | {"layers_per_block": 2},
     ),
     "ddpmpp": (
-        OURS | {"blocks_per_level": 4},
+        OURS | {"blocks_per_resolution": 4},
         COMMON | {"layers_per_block": 4, "downsample_type": "resnet", "upsample_type": "resnet"},
     ),
 }
-EDM_FIELDS = {"channel_multipliers": (2, 2, 2), "blocks_per_level": 4, "dropout": 0.13}
+EDM_FIELDS = {"channel_multipliers": (2, 2, 2), "blocks_per_resolution": 4, "dropout": 0.13}
 # Dense bfloat16 peaks in FLOP/s, from the data sheets.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 

@@ -35,7 +35,7 @@ DDPM = OURS | {"residual_block": "ddpm", "skip_rescale": False}
 # name -> (fields of NCSNpp, arguments of diffusers.UNet2DModel, shape of an image, batch)
 SETTINGS = {
     "9M": (
-        DDPM | {"features": 64, "blocks_per_level": 2},
+        DDPM | {"features": 64, "blocks_per_resolution": 2},
         COMMON | {"layers_per_block": 2, "block_out_channels": (64, 128, 128, 128)},
         (32, 32, 3),
         8,
@@ -45,7 +45,7 @@ SETTINGS = {
         | {
             "features": 32,
             "channel_multipliers": (1, 1),
-            "blocks_per_level": 1,
+            "blocks_per_resolution": 1,
             "attention_resolutions": (4,),
         },
         COMMON

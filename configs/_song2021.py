@@ -166,7 +166,7 @@ def ddpm(config: ConfigDict, *, multipliers: tuple[int, ...] = (1, 2, 2, 2)) -> 
     config.model.name = "ddpm"
     config.model.features = 128
     config.model.channel_multipliers = multipliers
-    config.model.blocks_per_level = 2
+    config.model.blocks_per_resolution = 2
     config.model.attention_resolutions = (16,)
     config.model.embedding = "positional"
 
@@ -176,7 +176,7 @@ def ddpmpp(config: ConfigDict, *, blocks: int = 4) -> None:
     config.model.name = "ncsnpp"
     config.model.features = 128
     config.model.channel_multipliers = (1, 2, 2, 2)
-    config.model.blocks_per_level = blocks
+    config.model.blocks_per_resolution = blocks
     config.model.attention_resolutions = (16,)
     config.model.residual_block = "biggan"
     config.model.resample = "plain"
@@ -216,7 +216,7 @@ def ncsn(config: ConfigDict) -> None:
     """NCSN v1 (Song and Ermon 2019), whose output is the score itself."""
     config.model.name = "ncsn"
     config.model.features = 128
-    config.model.levels = config.denoiser.num_timesteps
+    config.model.num_timesteps = config.denoiser.num_timesteps
     config.denoiser.parameterization = "score_centered_input"
 
 

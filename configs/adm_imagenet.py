@@ -50,7 +50,7 @@ def adm(config: ConfigDict, *, features: int, multipliers: tuple[float, ...], bl
     config.model.name = "adm"
     config.model.features = features
     config.model.channel_multipliers = multipliers
-    config.model.blocks_per_level = blocks
+    config.model.blocks_per_resolution = blocks
     config.model.attention_resolutions = (32, 16, 8)
     config.model.learned_variance = True
 

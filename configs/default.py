@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     model.name = "ncsnpp"  # a network of models.NETWORKS; its fields are documented there
     model.features = placeholder(int)
     model.channel_multipliers = placeholder(tuple)
-    model.blocks_per_level = placeholder(int)
+    model.blocks_per_resolution = placeholder(int)
     model.attention_resolutions = placeholder(tuple)
     model.decoder_attention = placeholder(str)
     model.dropout = placeholder(float)
@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     model.patch_size = placeholder(int)
     model.depth = placeholder(int)
     model.mlp_ratio = placeholder(float)
-    model.levels = placeholder(int)
+    model.num_timesteps = placeholder(int)
     model.size = placeholder(int)
     model.implementation = placeholder(str)
     model.compute_dtype = placeholder(str)
@@ -243,7 +243,7 @@ def get_config() -> ConfigDict:
     classifier.name = "adm_classifier"  # a network of models.CLASSIFIERS
     classifier.features = 32
     classifier.channel_multipliers = (1, 2)
-    classifier.blocks_per_level = 1
+    classifier.blocks_per_resolution = 1
     classifier.attention_resolutions = ()
     classifier.dropout = 0.0
     classifier.heads = placeholder(int)

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
 
     config.model.features = 64
     config.model.channel_multipliers = (1, 2, 2)
-    config.model.blocks_per_level = 2
+    config.model.blocks_per_resolution = 2
     config.model.attention_resolutions = (14, 7)
     config.model.dropout = 0.1
 

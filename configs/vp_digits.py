@@ -39,7 +39,7 @@ def get_config(variant: str = "unet") -> ConfigDict:
     else:
         config.model.features = 32
         config.model.channel_multipliers = (1, 1)
-        config.model.blocks_per_level = 1
+        config.model.blocks_per_resolution = 1
         config.model.attention_resolutions = (4,)
         config.model.residual_block = "ddpm"
 

@@ -5,9 +5,9 @@ layer, residual sums are plain, attention has several heads and follows every bl
 and each block takes the embedding as scale and shift ("AdaGN", Section 3):
 
     embedding  e = silu(W_1 silu(W_0 embed(cond)) + class)
-    encoder    per level: blocks_per_level times (residual block, self-attention), then down
+    encoder    per level: blocks_per_resolution times (residual block, self-attention), then down
     middle     residual block, self-attention, residual block
-    decoder    per level: blocks_per_level + 1 times (residual block on [h, skip], self-attention),
+    decoder    per level: blocks_per_resolution + 1 times (residual block on [h, skip], self-attention),
                then up
     output     conv(silu(norm(h)))
 
@@ -70,7 +70,7 @@ class ADMEncoder(nn.Module):
         features: width of the positional embedding; channels are multiples of it.
         channel_multipliers: channels of each level over `features`, from fine to coarse; fractions
             too, such as the 0.5 at the first level of ADM for 512x512 pixels.
-        blocks_per_level: residual blocks of each encoder level.
+        blocks_per_resolution: residual blocks of each encoder level.
         attention_resolutions: heights in pixels at which levels attend; the middle always does.
         dropout: probability of dropping an activation in a residual block, in training only.
         heads: number of heads of every self-attention; 0 for as many as `head_width` gives.
@@ -85,7 +85,7 @@ class ADMEncoder(nn.Module):
 
     features: int = 192
     channel_multipliers: Sequence[float] = (1, 2, 3, 4)
-    blocks_per_level: int = 3
+    blocks_per_resolution: int = 3
     attention_resolutions: Sequence[int] = (32, 16, 8)
     dropout: float = 0.1
     heads: int = 0
@@ -116,7 +116,7 @@ class ADMEncoder(nn.Module):
                 all(map(self._makes_width, self.channel_multipliers)),
                 multipliers,
             ),
-            ("blocks_per_level", is_positive(self.blocks_per_level), positive),
+            ("blocks_per_resolution", is_positive(self.blocks_per_resolution), positive),
             ("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)"),
             ("heads", is_positive(self.heads, least=0), "an integer, 0 to follow head_width"),
             ("head_width", is_positive(self.head_width), positive),
@@ -174,7 +174,7 @@ class ADMEncoder(nn.Module):
         h = conv3x3(widths[0], name="input_conv")(x)
         skips = [h]
         for level, width in enumerate(widths):
-            for i in range(self.blocks_per_level):
+            for i in range(self.blocks_per_resolution):
                 h = self._block(f"encoder_{level}_block_{i}", width)(h, e, train)
                 if h.shape[1] in self.attention_resolutions:
                     h = self._attention(f"encoder_{level}_attention_{i}", width)(h, train=train)
@@ -287,11 +287,11 @@ class ADM(ADMEncoder):
         # The input's; then each level's blocks and, but for the last level, its way down.
         skips = [levels[0]]
         for width in levels:
-            skips += [width] * (self.blocks_per_level + 1)
+            skips += [width] * (self.blocks_per_resolution + 1)
         skips.pop()
         widths, h = set(levels), levels[-1]
         for width in reversed(levels):
-            for _ in range(self.blocks_per_level + 1):
+            for _ in range(self.blocks_per_resolution + 1):
                 widths.add(h + skips.pop())
                 h = width
         return widths
@@ -302,7 +302,7 @@ class ADM(ADMEncoder):
     ) -> FeatureMaps:
         """The last features, from the middle's and the skip connections, last first."""
         for level, width in reversed(list(enumerate(self._level_widths()))):
-            for i in range(self.blocks_per_level + 1):
+            for i in range(self.blocks_per_resolution + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._block(f"decoder_{level}_block_{i}", width)(h, e, train)
                 if h.shape[1] in self.attention_resolutions:

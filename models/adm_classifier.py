@@ -82,7 +82,7 @@ class ADMClassifier(ADMEncoder):
     """
 
     features: int = 128
-    blocks_per_level: int = 2
+    blocks_per_resolution: int = 2
     dropout: float = 0.0
     num_classes: int = 1000
     pool: str = "attention"

@@ -20,9 +20,9 @@ class DDPM(nn.Module):
 
     features: int = 128
     channel_multipliers: Sequence[int] = (1, 2, 2, 2)
-    blocks_per_level: int = 2
+    blocks_per_resolution: int = 2
     attention_resolutions: Sequence[int] = (16,)
-    decoder_attention: str = "level"
+    decoder_attention: str = "resolution"
     dropout: float = 0.1
     embedding: str = "positional"
     num_classes: int = 0
@@ -50,7 +50,7 @@ class DDPM(nn.Module):
         return NCSNpp(
             features=self.features,
             channel_multipliers=self.channel_multipliers,
-            blocks_per_level=self.blocks_per_level,
+            blocks_per_resolution=self.blocks_per_resolution,
             attention_resolutions=self.attention_resolutions,
             decoder_attention=self.decoder_attention,
             dropout=self.dropout,

@@ -13,10 +13,10 @@ from models.refinenet import RefineNet
 
 
 class NCSN(nn.Module):
-    """NCSN's settings of `RefineNet`, which documents the fields; `levels` is 1 or more."""
+    """NCSN's settings of `RefineNet`, which documents the fields; `num_timesteps` is 1 or more."""
 
     features: int = 128
-    levels: int = 10
+    num_timesteps: int = 10
     activation: str = "elu"
     implementation: str = "jax"
     out_channels: int | None = None
@@ -37,14 +37,14 @@ class NCSN(nn.Module):
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
         """As `RefineNet.validate`."""
-        check_fields(self, ("levels", is_positive(self.levels), "a positive integer"))
+        check_fields(self, ("num_timesteps", is_positive(self.num_timesteps), "a positive integer"))
         self._network(parent=None).validate(image_size, channels)
 
     @nn.nowrap
     def _network(self, **options: None) -> RefineNet:
         return RefineNet(
             features=self.features,
-            levels=self.levels,
+            num_timesteps=self.num_timesteps,
             activation=self.activation,
             implementation=self.implementation,
             out_channels=self.out_channels,

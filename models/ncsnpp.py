@@ -4,9 +4,9 @@ An encoder of several levels, each at half the resolution of the one before, a m
 that mirrors the encoder:
 
     embedding  e = silu(W_1 silu(W_0 embed(cond))), which every residual block adds to its features
-    encoder    per level: blocks_per_level times (residual block, self-attention), then down
+    encoder    per level: blocks_per_resolution times (residual block, self-attention), then down
     middle     residual block, self-attention, residual block
-    decoder    per level: blocks_per_level + 1 residual blocks on [h, skip], self-attention, then up
+    decoder    per level: blocks_per_resolution + 1 residual blocks on [h, skip], self-attention, then up
     output     conv(silu(norm(h)))
 
 Every output of the encoder is a skip connection and is used once. Levels attend only at the chosen
@@ -18,7 +18,7 @@ are settings of the same fields:
     DDPM++     "plain"    "none"              "positional"
     NCSN++     "fir"      "residual"          "fourier" for VE SDEs, "positional" for VP and sub-VP
 
-and blocks_per_level = 8 instead of 4 makes them deep.
+and blocks_per_resolution = 8 instead of 4 makes them deep.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "progressive_output": ("none", "output_skip", "residual"),
     "progressive_combine": ("sum", "cat"),
     "embedding": ("positional", "fourier", "none"),
-    "decoder_attention": ("level", "block"),
+    "decoder_attention": ("block", "resolution"),
 }
 
 
@@ -73,7 +73,7 @@ class NCSNpp(nn.Module):
     Attributes:
         features: channels of the first level, width of the embedding; multiples of 32 always work.
         channel_multipliers: channels of each level over `features`, from fine to coarse.
-        blocks_per_level: residual blocks of each encoder level.
+        blocks_per_resolution: residual blocks of each encoder level.
         attention_resolutions: heights in pixels at which levels attend; the middle always does.
         dropout: probability of dropping an activation in a residual block, in training only.
         residual_block: "biggan" changes the resolution within residual blocks, "ddpm" in
@@ -101,7 +101,7 @@ class NCSNpp(nn.Module):
 
     features: int = 128
     channel_multipliers: Sequence[int] = (1, 2, 2, 2)
-    blocks_per_level: int = 4
+    blocks_per_resolution: int = 4
     attention_resolutions: Sequence[int] = (16,)
     dropout: float = 0.1
     residual_block: str = "biggan"
@@ -110,7 +110,7 @@ class NCSNpp(nn.Module):
     progressive_input: str = "none"
     progressive_output: str = "none"
     progressive_combine: str = "sum"
-    decoder_attention: str = "level"
+    decoder_attention: str = "resolution"
     embedding: str = "positional"
     fourier_scale: float = 16.0
     num_classes: int = 0
@@ -171,7 +171,7 @@ class NCSNpp(nn.Module):
                 all(map(is_positive, self.channel_multipliers)),
                 "positive integers",
             ),
-            ("blocks_per_level", is_positive(self.blocks_per_level), positive),
+            ("blocks_per_resolution", is_positive(self.blocks_per_resolution), positive),
             ("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)"),
             ("fourier_scale", self.fourier_scale > 0, "a positive number"),
             ("init_scale", self.init_scale >= 0, "a number, 0 or more"),
@@ -195,12 +195,12 @@ class NCSNpp(nn.Module):
         doubled = self.progressive_input == "input_skip" and self.progressive_combine == "cat"
         for level, multiplier in enumerate(self.channel_multipliers):
             h = self.features * multiplier
-            skips += [h] * self.blocks_per_level
+            skips += [h] * self.blocks_per_resolution
             if level < len(self.channel_multipliers) - 1:
                 skips.append(2 * h if doubled else h)
         widths = set(skips)
         for multiplier in reversed(self.channel_multipliers):
-            for _ in range(self.blocks_per_level + 1):
+            for _ in range(self.blocks_per_resolution + 1):
                 widths.add(h + skips.pop())
                 h = self.features * multiplier
         return widths
@@ -231,7 +231,7 @@ class NCSNpp(nn.Module):
         h = conv3x3(self.features, name="input_conv")(x)
         skips, pyramid = [h], x
         for level, multiplier in enumerate(self.channel_multipliers):
-            for i in range(self.blocks_per_level):
+            for i in range(self.blocks_per_resolution):
                 block = self._block(f"encoder_{level}_block_{i}", self.features * multiplier)
                 h = block(h, e, train)
                 if h.shape[1] in self.attention_resolutions:
@@ -257,12 +257,12 @@ class NCSNpp(nn.Module):
         channels, pyramid = self.out_channels or x.shape[-1], None
         for level in reversed(range(len(self.channel_multipliers))):
             width = self.features * self.channel_multipliers[level]
-            for i in range(self.blocks_per_level + 1):
+            for i in range(self.blocks_per_resolution + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._block(f"decoder_{level}_block_{i}", width)(h, e, train)
                 if self.decoder_attention == "block" and h.shape[1] in self.attention_resolutions:
                     h = self._attention(f"decoder_{level}_attention_{i}")(h, train=train)
-            if self.decoder_attention == "level" and h.shape[1] in self.attention_resolutions:
+            if self.decoder_attention == "resolution" and h.shape[1] in self.attention_resolutions:
                 h = self._attention(f"decoder_{level}_attention")(h, train=train)
             h, pyramid = self._join_output(f"decoder_{level}_output", h, pyramid, channels)
             if level > 0:

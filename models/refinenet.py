@@ -31,7 +31,7 @@ from jaxtyping import Array, Float
 from models.blocks.checks import check_choices, check_fields, check_image, check_square, is_positive
 from models.blocks.convolution import image_convolution
 from models.blocks.embeddings import Labels
-from models.blocks.instance_norm import InstanceNormPlus, Level
+from models.blocks.instance_norm import InstanceNormPlus, Timestep
 from models.blocks.layers import (
     ACTIVATIONS,
     FeatureMaps,
@@ -41,7 +41,7 @@ from models.blocks.layers import (
 )
 from models.blocks.resample import ResampledImages, average_downsample
 
-Normalization = Callable[..., nn.Module]  # (name=...) makes a module that maps (x, level) to x
+Normalization = Callable[..., nn.Module]  # (name=...) makes a module that maps (x, timestep) to x
 
 # Per level from fine to coarse, for images of about this size: width over `features`, dilation.
 SIZES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -152,13 +152,13 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Images, level: Level
+        self, x: Images, timestep: Timestep
     ) -> Float[Array, "batch height_out width_out {self.features}"]:
         """Maps (b, h, w, c) to (b, h', w', features); h' = h/2 or h."""
         act = ACTIVATIONS[self.activation]
-        h = act(self.norm(name="norm_0")(x, level))
+        h = act(self.norm(name="norm_0")(x, timestep))
         h = conv(h, x.shape[-1], dilation=self.dilation, name="conv_0")
-        h = act(self.norm(name="norm_1")(h, level))
+        h = act(self.norm(name="norm_1")(h, timestep))
         h = conv(h, self.features, dilation=self.dilation, name="conv_1")
         if not self.entry:
             return x + h
@@ -180,12 +180,12 @@ class ConvUnit(nn.Module):
     activation: str = "elu"
 
     @nn.compact
-    def __call__(self, x: Images, level: Level) -> Images:
+    def __call__(self, x: Images, timestep: Timestep) -> Images:
         """Maps (b, h, w, c) to the same shape."""
         h = x
         for i in range(2):
             if self.norm is not None:
-                h = self.norm(name=f"norm_{i}")(h, level)
+                h = self.norm(name=f"norm_{i}")(h, timestep)
             h = conv(ACTIVATIONS[self.activation](h), x.shape[-1], bias=False, name=f"conv_{i}")
         return x + h
 
@@ -205,13 +205,13 @@ class Fusion(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: tuple[FeatureMaps, ...], level: Level
+        self, inputs: tuple[FeatureMaps, ...], timestep: Timestep
     ) -> Float[Array, "batch height width {self.features}"]:
         """Maps inputs of size h or h/2, the first of h, to (b, h, w, features)."""
         total = 0.0
         for i, h in enumerate(inputs):
             if self.norm is not None:
-                h = self.norm(name=f"norm_{i}")(h, level)
+                h = self.norm(name=f"norm_{i}")(h, timestep)
             h = conv(h, self.features, name=f"conv_{i}")
             if h.shape[1] < inputs[0].shape[1]:
                 h = bilinear_upsample(h, align_corners=self.align_corners)
@@ -231,14 +231,14 @@ class ChainedPooling(nn.Module):
     activation: str = "elu"
 
     @nn.compact
-    def __call__(self, x: Images, level: Level) -> Images:
+    def __call__(self, x: Images, timestep: Timestep) -> Images:
         """Maps (b, h, w, c) to the same shape."""
         total = pooled = ACTIVATIONS[self.activation](x)
         for i in range(2):
             if self.norm is None:
                 pooled = max_pool(pooled)
             else:
-                pooled = mean_pool(self.norm(name=f"norm_{i}")(pooled, level))
+                pooled = mean_pool(self.norm(name=f"norm_{i}")(pooled, timestep))
             pooled = conv(pooled, x.shape[-1], bias=False, name=f"conv_{i}")
             total = total + pooled
         return total
@@ -263,20 +263,20 @@ class RefineBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: tuple[FeatureMaps, ...], level: Level
+        self, inputs: tuple[FeatureMaps, ...], timestep: Timestep
     ) -> Float[Array, "batch height width {self.features}"]:
         """Maps inputs of size h or h/2, the first of h, to (b, h, w, features)."""
 
         def units(h: FeatureMaps, count: int, name: str) -> FeatureMaps:
             for i in range(count):
-                h = ConvUnit(self.norm, self.activation, name=f"{name}_unit_{i}")(h, level)
+                h = ConvUnit(self.norm, self.activation, name=f"{name}_unit_{i}")(h, timestep)
             return h
 
         inputs = tuple(units(h, 2, f"input_{i}") for i, h in enumerate(inputs))
         if len(inputs) > 1:
             fusion = Fusion(self.features, self.norm, self.align_corners, name="fusion")
-            inputs = (fusion(inputs, level),)
-        h = ChainedPooling(self.norm, self.activation, name="pooling")(inputs[0], level)
+            inputs = (fusion(inputs, timestep),)
+        h = ChainedPooling(self.norm, self.activation, name="pooling")(inputs[0], timestep)
         return units(h, self.output_units, "output")
 
 
@@ -286,7 +286,7 @@ class RefineNet(nn.Module):
     Attributes:
         features: channels of the finest level.
         size: 64, 128 or 256: the depth that was published for images of about this size.
-        levels: number of noise levels, for NCSN; 0 for NCSNv2, which does not see cond.
+        num_timesteps: number of noise levels, for NCSN; 0 for NCSNv2, which does not see cond.
         activation: a name in layers.ACTIVATIONS.
         implementation: "jax", as of Song et al. 2021, or "pytorch", as of Song and Ermon. In the
             latter, InstanceNorm++ has the unbiased variance over channels, interpolation aligns the
@@ -298,7 +298,7 @@ class RefineNet(nn.Module):
 
     features: int = 128
     size: int = 64
-    levels: int = 0
+    num_timesteps: int = 0
     activation: str = "elu"
     implementation: str = "jax"
     out_channels: int | None = None
@@ -316,7 +316,7 @@ class RefineNet(nn.Module):
     ) -> Float[Array, "batch height width channels_out"]:
         """Maps images (b, n, n, c) of order 1 and cond (b,) to (b, n, n, out_channels).
 
-        `cond` are indices of noise levels, rounded to 0 .. levels - 1. The output has the dtype of
+        `cond` are indices of noise levels, rounded to 0 .. num_timesteps - 1. The output has the dtype of
         x, and nothing depends on `train`.
 
         Raises:
@@ -330,10 +330,10 @@ class RefineNet(nn.Module):
                 "labels are given to a network without classes; valid is None. Drop the labels, or "
                 "take a network with config.model.num_classes."
             )
-        level = jnp.round(cond).astype(jnp.int32) if self.levels else None
+        timestep = jnp.round(cond).astype(jnp.int32) if self.num_timesteps else None
         h = conv(cast(x, self.compute_dtype), self.features, name="input_conv")
-        h = self._decode(self._encode(h, level), level).astype(x.dtype)
-        h = ACTIVATIONS[self.activation](self._norm()(name="output_norm")(h, level))
+        h = self._decode(self._encode(h, timestep), timestep).astype(x.dtype)
+        h = ACTIVATIONS[self.activation](self._norm()(name="output_norm")(h, timestep))
         return conv(h, self.out_channels or channels, name="output_conv")
 
     @nn.nowrap
@@ -350,7 +350,7 @@ class RefineNet(nn.Module):
             self,
             ("features", is_positive(self.features, least=2), "an integer, 2 or more"),
             ("size", is_positive(self.size) and self.size in SIZES, sizes),
-            ("levels", is_positive(self.levels, least=0), "an integer, 0 for no levels"),
+            ("num_timesteps", is_positive(self.num_timesteps, least=0), "an integer, 0 for none"),
             ("out_channels", self.out_channels is None or is_positive(self.out_channels), positive),
         )
         factor = 2 ** sum(dilation == 1 for _, dilation in SIZES[self.size][1:])
@@ -363,7 +363,7 @@ class RefineNet(nn.Module):
     # The methods below create submodules in the scope of __call__, which alone calls them.
 
     @nn.nowrap
-    def _encode(self, h: FeatureMaps, level: Level) -> list[FeatureMaps]:
+    def _encode(self, h: FeatureMaps, timestep: Timestep) -> list[FeatureMaps]:
         """The features of every level, from fine to coarse."""
         make = functools.partial(
             nn.remat(EncoderBlock) if self.remat else EncoderBlock,
@@ -379,12 +379,12 @@ class RefineNet(nn.Module):
                     entry=i > 0 and j == 0,
                     name=f"encoder_{i}_block_{j}",
                 )
-                h = block(h, level)
+                h = block(h, timestep)
             outputs.append(h)
         return outputs
 
     @nn.nowrap
-    def _decode(self, outputs: list[FeatureMaps], level: Level) -> FeatureMaps:
+    def _decode(self, outputs: list[FeatureMaps], timestep: Timestep) -> FeatureMaps:
         """The features of the finest level, refined by those of all the others."""
         pytorch = self.implementation == "pytorch"
         widths = [width for width, _ in SIZES[self.size]]
@@ -395,16 +395,16 @@ class RefineNet(nn.Module):
             block = (nn.remat(RefineBlock) if self.remat else RefineBlock)(
                 refined[i] * self.features,
                 output_units=3 if i == 0 else 1,
-                norm=self._norm() if self.levels else None,
+                norm=self._norm() if self.num_timesteps else None,
                 align_corners=pytorch,
                 activation=self.activation,
                 name=f"refine_{i}",
             )
-            h = block((outputs[i],) if h is None else (outputs[i], h), level)
+            h = block((outputs[i],) if h is None else (outputs[i], h), timestep)
         return h
 
     @nn.nowrap
     def _norm(self) -> Normalization:
         return functools.partial(
-            InstanceNormPlus, self.levels, unbiased=self.implementation == "pytorch"
+            InstanceNormPlus, self.num_timesteps, unbiased=self.implementation == "pytorch"
         )

@@ -75,7 +75,7 @@ _NCSNPP = {
     "progressive_input": "input_skip",
     "progressive_output": "output_skip",
     "progressive_combine": "sum",
-    "decoder_attention": "level",
+    "decoder_attention": "resolution",
     "embedding": "fourier",
     "activation": "swish",
     "skip_rescale": True,
@@ -164,7 +164,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         "features": widths[0],
         "channel_multipliers": tuple(width // widths[0] for width in widths),
-        "blocks_per_level": blocks,
+        "blocks_per_resolution": blocks,
         "attention_resolutions": tuple(size >> i for i, here in enumerate(attends) if here),
     }
     return found | (_NCSNPP if skip else _DDPM)
@@ -260,7 +260,7 @@ def _unet(
     for level, multiplier in enumerate(network.channel_multipliers):
         attends = image_size >> level in network.attention_resolutions
         theirs = f"down_blocks.{level}"
-        for i in range(network.blocks_per_level):
+        for i in range(network.blocks_per_resolution):
             shortcut = i == 0 and multiplier != before
             ours = f"encoder_{level}_block_{i}"
             yield from _block(ours, f"{theirs}.resnets.{i}", shortcut=shortcut)
@@ -271,7 +271,7 @@ def _unet(
             yield from _down(f"encoder_{level}", theirs, skip=skip)
         before = multiplier
         theirs = f"up_blocks.{levels - 1 - level}"
-        for i in range(network.blocks_per_level + 1):
+        for i in range(network.blocks_per_resolution + 1):
             ours = f"decoder_{level}_block_{i}"
             yield from _block(ours, f"{theirs}.resnets.{i}", shortcut=True)
             if attends and not skip:

@@ -52,7 +52,7 @@ _SONG = {
     "residual_block": ("biggan",),
     "progressive_output": ("none", "output_skip"),
     "progressive_combine": ("sum",),
-    "decoder_attention": ("level",),
+    "decoder_attention": ("resolution",),
     "embedding": ("positional", "fourier"),
     "activation": ("swish",),
     "skip_rescale": (True,),
@@ -189,7 +189,7 @@ def _encoder_level(
     if level:
         shortcut = isinstance(network, NCSNpp)
         yield from _block(f"encoder_{level - 1}_down", f"{enc}_down", shortcut=shortcut)
-    for i in range(network.blocks_per_level):
+    for i in range(network.blocks_per_resolution):
         attends = size in network.attention_resolutions
         yield from _block(
             f"encoder_{level}_block_{i}",
@@ -208,7 +208,7 @@ def _decoder_level(
     network: NCSNpp | ADM, image_size: int, level: int, width: int
 ) -> Iterator[Weight]:
     """The way there from the coarser level, and the blocks of a level."""
-    size, blocks = image_size >> level, network.blocks_per_level + 1
+    size, blocks = image_size >> level, network.blocks_per_resolution + 1
     song, dec = isinstance(network, NCSNpp), f"dec.{size}x{size}"
     if level < len(network.channel_multipliers) - 1:
         yield from _block(f"decoder_{level + 1}_up", f"{dec}_up", shortcut=song)

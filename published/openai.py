@@ -148,7 +148,7 @@ def _encoder(network: ADM | ADMClassifier, image_size: int, order: str) -> Itera
     widths = _widths(network)
     index, before = 1, widths[0]
     for level, width in enumerate(widths):
-        for i in range(network.blocks_per_level):
+        for i in range(network.blocks_per_resolution):
             ours, theirs = f"encoder_{level}_block_{i}", f"input_blocks.{index}"
             yield from _block(ours, f"{theirs}.0", shortcut=before != width)
             if image_size >> level in network.attention_resolutions:
@@ -171,13 +171,13 @@ def _unet(network: ADM, image_size: int, order: str) -> Iterator[Weight]:
         yield _CLASSES.weight("classes/table", "label_emb.weight")
     index = 0
     for level, width in reversed(list(enumerate(_widths(network)))):
-        for i in range(network.blocks_per_level + 1):
+        for i in range(network.blocks_per_resolution + 1):
             theirs, last = f"output_blocks.{index}", 1
             yield from _block(f"decoder_{level}_block_{i}", f"{theirs}.0", shortcut=True)
             if image_size >> level in network.attention_resolutions:
                 ours, last = f"decoder_{level}_attention_{i}", 2
                 yield from _attention(network, ours, f"{theirs}.1", width, order)
-            if level > 0 and i == network.blocks_per_level:
+            if level > 0 and i == network.blocks_per_resolution:
                 ours = f"decoder_{level}_up"
                 yield from _change_of_size(network, ours, f"{theirs}.{last}", "conv")
             index += 1

@@ -68,7 +68,7 @@ def _as_ncsnpp(network: NCSNpp | DDPM) -> NCSNpp:
     Raises:
         ValueError: it has what neither code base has.
     """
-    for field, valid in (("decoder_attention", "level"), ("num_classes", 0)):
+    for field, valid in (("decoder_attention", "resolution"), ("num_classes", 0)):
         if getattr(network, field) != valid:
             raise ValueError(
                 f"config.model.{field} is {getattr(network, field)!r}; networks of score_sde have "
@@ -79,7 +79,7 @@ def _as_ncsnpp(network: NCSNpp | DDPM) -> NCSNpp:
     return NCSNpp(
         features=network.features,
         channel_multipliers=network.channel_multipliers,
-        blocks_per_level=network.blocks_per_level,
+        blocks_per_resolution=network.blocks_per_resolution,
         attention_resolutions=network.attention_resolutions,
         residual_block="ddpm",
         embedding=network.embedding,
@@ -108,7 +108,7 @@ def _encoder(network: NCSNpp, image_size: int) -> Iterator[_Module]:
     width = network.features
     skips = [width]
     for level, multiplier in enumerate(network.channel_multipliers):
-        for i in range(network.blocks_per_level):
+        for i in range(network.blocks_per_resolution):
             before, width = width, network.features * multiplier
             yield _block(network, f"encoder_{level}_block_{i}", before, width)
             if image_size >> level in network.attention_resolutions:
@@ -131,7 +131,7 @@ def _decoder(network: NCSNpp, image_size: int, skips: list[int]) -> Iterator[_Mo
     width = skips[-1]
     last = len(network.channel_multipliers) - 1
     for level in range(last, -1, -1):
-        for i in range(network.blocks_per_level + 1):
+        for i in range(network.blocks_per_resolution + 1):
             before, width = (
                 width + skips.pop(),
                 network.features * network.channel_multipliers[level],

@@ -33,7 +33,7 @@ CONFIG = "configs/vp_digits.py"
 TINY = {
     "model.features": 8,
     "model.channel_multipliers": (1,),
-    "model.blocks_per_level": 1,
+    "model.blocks_per_resolution": 1,
     "model.attention_resolutions": (),
     "optim.warmup": 2,
     "training.batch_size": 16,

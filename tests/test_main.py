@@ -90,7 +90,7 @@ RANGES = [
     ("model.features", 0, ""),
     ("model.features", -8, ""),
     ("model.channel_multipliers", (), ""),
-    ("model.blocks_per_level", 0, ""),
+    ("model.blocks_per_resolution", 0, ""),
     ("model.dropout", 1.5, ""),
     ("model.attention_resolutions", (5,), "8"),
     ("model.channel_multipliers", (1, 1, 1, 1, 1), "8"),
@@ -414,7 +414,7 @@ def test_check_of_a_large_network_allocates_nothing():
     arguments = [
         "--config=configs/ve_cifar10.py",
         "--mode=check",
-        "--config.model.blocks_per_level=8",
+        "--config.model.blocks_per_resolution=8",
     ]
     done = subprocess.run(
         [sys.executable, "-c", code, sys.executable, "main.py", *arguments],

@@ -16,23 +16,23 @@ from jaxtyping import Array, Float, Int
 
 from models.blocks.layers import Images, at_least_float32
 
-Level = Int[Array, "batch"] | None  # of noise, for every image; None where nothing depends on it
+Timestep = Int[Array, "batch"] | None  # of noise, for every image; None where nothing depends on it
 
 
 class InstanceNormPlus(nn.Module):
     """InstanceNorm++, as in the module docstring.
 
     Attributes:
-        levels: number of noise levels, each with its own gamma, alpha, beta; 0 for one of each.
+        num_timesteps: number of noise levels, each with its own gamma, alpha, beta; 0 for one of each.
         unbiased: divide the variance over c channels by c - 1, not c.
     """
 
-    levels: int = 0
+    num_timesteps: int = 0
     unbiased: bool = False
 
     @nn.compact
-    def __call__(self, x: Images, level: Level) -> Images:
-        """Maps (b, h, w, c) to the same shape; a level outside of 0 .. levels - 1 gives NaN."""
+    def __call__(self, x: Images, timestep: Timestep) -> Images:
+        """Maps (b, h, w, c) to the same shape; a timestep outside 0 .. num_timesteps - 1 gives NaN."""
         c = x.shape[-1]
         precise = at_least_float32(x)
         mean = precise.mean(axis=(1, 2), keepdims=True)
@@ -43,8 +43,8 @@ class InstanceNormPlus(nn.Module):
         spread = jnp.square(mean).sum(axis=-1, keepdims=True) / count
 
         def weight(name: str, init: nn.initializers.Initializer) -> Float[Array, "_ 1 1 channels"]:
-            table = self.param(name, init, (self.levels, c) if self.levels else (c,))
-            rows = jnp.take(table, level, axis=0) if self.levels else table[None, :]
+            table = self.param(name, init, (self.num_timesteps, c) if self.num_timesteps else (c,))
+            rows = jnp.take(table, timestep, axis=0) if self.num_timesteps else table[None, :]
             return rows[:, None, None, :].astype(precise.dtype)
 
         gamma, alpha = weight("gamma", near_one), weight("alpha", near_one)

@@ -225,7 +225,7 @@ def test_accuracy_does_not_depend_on_the_batches():
 SMALL = {
     "features": 16,
     "channel_multipliers": (1,),
-    "blocks_per_level": 1,
+    "blocks_per_resolution": 1,
     "attention_resolutions": (),
     "head_width": 8,
     "num_classes": 5,

@@ -81,7 +81,7 @@ RULES = [
     ("seed", 2, False, True),
     ("optim.lr", 0.25, False, True),
     ("model.features", 16, False, False),
-    ("model.levels", (1, 2, 3), False, False),
+    ("model.num_timesteps", (1, 2, 3), False, False),
     ("data.name", "mnist", False, False),
     ("data.dir", "/data", True, True),
     ("sampling.steps", 20, True, True),

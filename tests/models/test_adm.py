@@ -36,7 +36,7 @@ REFERENCE = Path(__file__).parent.parent / "fixtures" / "adm_reference.npz"
 SMALL = {
     "features": 16,
     "channel_multipliers": (1, 2),
-    "blocks_per_level": 1,
+    "blocks_per_resolution": 1,
     "attention_resolutions": (4,),
     "dropout": 0.0,
     "head_width": 8,
@@ -58,7 +58,7 @@ LEARNED = {"learned_variance": True}
 ADM_256 = LEARNED | {
     "features": 256,
     "channel_multipliers": (1, 1, 2, 2, 4, 4),
-    "blocks_per_level": 2,
+    "blocks_per_resolution": 2,
 }
 IMAGENET = {"num_classes": 1000}
 IMPROVED_64 = LEARNED | IMPROVED | {"features": 128, "attention_resolutions": (16, 8)}
@@ -82,7 +82,7 @@ PUBLISHED_COUNTS = {
         ),
         113_676_678,
     ),
-    "classifier_64": (64, ADMClassifier(blocks_per_level=4), 65_438_568),
+    "classifier_64": (64, ADMClassifier(blocks_per_resolution=4), 65_438_568),
     "classifier_256": (
         256,
         ADMClassifier(channel_multipliers=ADM_256["channel_multipliers"]),
@@ -219,7 +219,7 @@ INVALID = [
     ({"channel_multipliers": (1, 0)}, "an integer of 4 or more"),
     ({"channel_multipliers": (0.3, 1)}, "an integer of 4 or more"),
     ({"channel_multipliers": (1, 1, 1, 1, 1)}, "at most 4 levels for config.data.image_size=8"),
-    ({"blocks_per_level": 0}, "a positive integer"),
+    ({"blocks_per_resolution": 0}, "a positive integer"),
     ({"attention_resolutions": (8, 16)}, r"any of \[8, 4\].*or \(\)"),
     ({"dropout": 1.0}, r"in \[0, 1\)"),
     ({"heads": -1}, "an integer, 0 to follow head_width"),

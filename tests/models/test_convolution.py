@@ -1,6 +1,8 @@
 """The convolution of our networks: lax's in every derivative, and compiled to what is fast."""
 
+import importlib.util
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
-from networks import quick_jit
+from networks import evaluator, quick_jit, seeded_batch, seeded_params
 
+from models.blocks import convolution, layers
 from models.blocks.convolution import image_convolution
+from models.ncsnpp import NCSNpp
 from training.parallel import Layout
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -204,3 +208,41 @@ def test_groups_and_other_layouts_are_told():
         image_convolution(x, w, (1, 1), "SAME", feature_group_count=2)
     with pytest.raises(ValueError, match="dimension_numbers=ConvDimensionNumbers"):
         image_convolution(x, w, (1, 1), "SAME", dimension_numbers=("NCHW", "HWIO", "NHWC"))
+
+
+@pytest.mark.parametrize("moved", ["jax.extend.core.Primitive", "jax.interpreters.ad.defbilinear"])
+def test_where_internals_of_jax_have_moved_networks_compute_the_same_by_lax(
+    moved, monkeypatch, x64
+):
+    """At the import of an internal, and at the registration with it."""
+    network = NCSNpp(
+        features=8,
+        channel_multipliers=(1, 1),
+        blocks_per_resolution=1,
+        attention_resolutions=(),
+        resample="fir",
+        progressive_input="residual",
+    )
+    params, inputs = seeded_params(network, dtype=np.float64), seeded_batch(np.float64)
+
+    def compute():
+        def energy(params, x, cond):
+            y = evaluator(network)(params, x, cond)
+            return jnp.sum(jnp.sin(y)), y
+
+        f = jax.value_and_grad(energy, argnums=(0, 1), has_aux=True)
+        made = quick_jit(f).trace(params, *inputs)
+        return "image_convolution" in str(made.jaxpr), made.lower().compile()(params, *inputs)
+
+    ours, expected = compute()
+    monkeypatch.delattr(moved)
+    monkeypatch.delitem(sys.modules, "models.blocks.convolution_primitive")
+    name = "convolution_without_internals"
+    spec = importlib.util.spec_from_file_location(name, convolution.__file__)
+    fallback = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fallback)
+    monkeypatch.setattr(layers, "image_convolution", fallback.image_convolution)
+    theirs, made = compute()
+    assert ours
+    assert not theirs
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-11), made, expected)

@@ -35,7 +35,7 @@ from models.refinenet import (
 
 REFERENCE = Path(__file__).parent.parent / "fixtures" / "refinenet_reference.npz"
 REFERENCES = {
-    "ncsn": NCSN(features=16, levels=4),
+    "ncsn": NCSN(features=16, num_timesteps=4),
     "ncsnv2_64": NCSNv2(features=16),
     "ncsnv2_64_pytorch": NCSNv2(features=16, implementation="pytorch"),
     "ncsnv2_128": NCSNv2(features=16, size=128),
@@ -47,7 +47,7 @@ PUBLISHED_COUNTS = {
     "ncsnv2_64_pytorch": (NCSNv2(implementation="pytorch"), 29_694_083),
     "ncsnv2_256": (NCSNv2(size=256), 94_132_611),
 }
-LEVELS = (0.0, 3.0)
+TIMESTEPS = (0.0, 3.0)
 
 
 @pytest.fixture
@@ -103,11 +103,11 @@ def test_every_noise_level_has_weights_of_its_own_and_others_give_nan():
     tables = {
         name: rng.normal(size=(4, 8)).astype(np.float32) for name in ("gamma", "alpha", "beta")
     }
-    level = np.array([3, 0, 4])
-    y = quick_jit(InstanceNormPlus(levels=4).apply)({"params": tables}, x, level)
+    timestep = np.array([3, 0, 4])
+    y = quick_jit(InstanceNormPlus(num_timesteps=4).apply)({"params": tables}, x, timestep)
     plain = quick_jit(InstanceNormPlus().apply)
     for i in range(2):
-        row = {"params": {name: table[level[i]] for name, table in tables.items()}}
+        row = {"params": {name: table[timestep[i]] for name, table in tables.items()}}
         np.testing.assert_allclose(y[i], plain(row, x, None)[i], atol=1e-6)
     assert np.all(np.isnan(y[2]))
 
@@ -167,9 +167,9 @@ def test_kernels_and_biases_start_within_the_bound_of_pytorch():
 
 @pytest.mark.usefixtures("shallow")
 def test_noise_levels_are_rounded_and_images_do_not_depend_on_their_batch():
-    network = RefineNet(features=4, size=1, levels=4)
+    network = RefineNet(features=4, size=1, num_timesteps=4)
     params, f = seeded_params(network), compiled(network)
-    x, cond = seeded_batch(cond=LEVELS)
+    x, cond = seeded_batch(cond=TIMESTEPS)
     y = f(params, x, cond)
     np.testing.assert_array_equal(y, f(params, x, cond + np.array([0.4, -0.4], np.float32)))
     other = f(params, np.stack([x[0], x[0]]), cond)
@@ -180,13 +180,14 @@ def test_noise_levels_are_rounded_and_images_do_not_depend_on_their_batch():
 
 @pytest.mark.usefixtures("shallow")
 def test_bfloat16_is_close_to_float32_and_answers_in_float32():
-    assert_bfloat16_is_close(RefineNet(features=4, size=1), cond=LEVELS)
+    assert_bfloat16_is_close(RefineNet(features=4, size=1), cond=TIMESTEPS)
 
 
 @pytest.mark.usefixtures("shallow")
-@pytest.mark.parametrize("levels", [0, 4])
-def test_derivatives_agree_and_every_parameter_learns(levels):
-    assert_derivatives_agree(RefineNet(features=4, size=1, levels=levels), cond=LEVELS)
+@pytest.mark.parametrize("num_timesteps", [0, 4])
+def test_derivatives_agree_and_every_parameter_learns(num_timesteps):
+    network = RefineNet(features=4, size=1, num_timesteps=num_timesteps)
+    assert_derivatives_agree(network, cond=TIMESTEPS)
 
 
 def test_output_has_the_channels_asked_for():
@@ -208,13 +209,13 @@ INVALID = [
     ({"implementation": "torch"}, "'torch'; valid is one of 'jax', 'pytorch'"),
     ({"compute_dtype": "float16"}, "'float16'; valid is one of 'float32', 'bfloat16'"),
     ({"out_channels": 0}, "a positive integer"),
-    ({"levels": 0}, "a positive integer. The default is 10"),
+    ({"num_timesteps": 0}, "a positive integer. The default is 10"),
 ]
 
 
 @pytest.mark.parametrize(("fields", "message"), INVALID)
 def test_invalid_field_is_named_before_anything_is_computed(fields, message):
-    network = (NCSN if "levels" in fields else NCSNv2)(**fields)
+    network = (NCSN if "num_timesteps" in fields else NCSNv2)(**fields)
     assert_refused(network, next(iter(fields)), message, size=64)
 
 

@@ -51,7 +51,7 @@ KERNELS = [(1, 1), (1, 2, 1), (1, 3, 3, 1), (1, 4, 6, 4, 1), (1, 2, 4, 8), (3, 1
 SMALL = {
     "features": 16,
     "channel_multipliers": (1, 2),
-    "blocks_per_level": 1,
+    "blocks_per_resolution": 1,
     "attention_resolutions": (8,),
     "dropout": 0.0,
 }
@@ -401,7 +401,7 @@ INVALID = [
     ({"channel_multipliers": ()}, "one integer per level"),
     ({"channel_multipliers": (1, 0)}, "positive integers"),
     ({"channel_multipliers": (1, 1, 1, 1, 1)}, "at most 4 levels for config.data.image_size=8"),
-    ({"blocks_per_level": 0}, "a positive integer"),
+    ({"blocks_per_resolution": 0}, "a positive integer"),
     ({"attention_resolutions": (8, 16)}, r"any of \[8, 4\].*or \(\)"),
     ({"dropout": 1.0}, r"in \[0, 1\)"),
     ({"fir_kernel": (1,)}, "two or more numbers"),
@@ -412,7 +412,7 @@ INVALID = [
     ({"num_classes": 3, "embedding": "none"}, "0 with embedding='none'"),
     ({"compute_dtype": "float16"}, "one of 'float32', 'bfloat16'"),
     ({"activation": "gelu"}, "one of 'swish', 'elu', 'relu', 'leaky_relu'"),
-    ({"decoder_attention": "all"}, "one of 'level', 'block'"),
+    ({"decoder_attention": "all"}, "one of 'block', 'resolution'"),
 ]
 
 

@@ -30,7 +30,7 @@ VP, VE = "configs/vp_cifar10.py", "configs/ve_cifar10.py"
 SMALL = {
     "data.image_size": 8,
     "model.channel_multipliers": (1, 1),
-    "model.blocks_per_level": 1,
+    "model.blocks_per_resolution": 1,
     "model.attention_resolutions": (),
     "model.dropout": 0.0,
     "training.batch_size": 4,

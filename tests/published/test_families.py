@@ -34,7 +34,7 @@ TOLERANCE = 1e-5  # of the largest number
 
 NAMES = json.loads(gzip.decompress((DATA / "families_names.json.gz").read_bytes()))
 
-SMALL = {"blocks_per_level": 1, "attention_resolutions": (4,), "dropout": 0.0}
+SMALL = {"blocks_per_resolution": 1, "attention_resolutions": (4,), "dropout": 0.0}
 SONG = SMALL | {"features": 16, "channel_multipliers": (1, 2)}
 NCSN = {"embedding": "fourier", "resample": "fir", "progressive_input": "residual"}
 SKIP = {"progressive_input": "input_skip", "progressive_output": "output_skip"}
@@ -168,7 +168,7 @@ def test_labels_of_edm_that_do_not_fit_one_another_are_refused():
     ("fields", "message"),
     [
         ({"resample": "fir"}, r"filter \(1.0, 1.0\) \(enc.4x4_down.*resample='plain'"),
-        ({"decoder_attention": "block"}, "config.model.decoder_attention is 'block'.*'level'"),
+        ({"decoder_attention": "block"}, "config.model.decoder_attention is 'block'.*'resolution'"),
         ({"num_classes": 0}, r"surplus: map_label.weight \(4, 16\)"),
         ({"num_classes": 5}, r"map_label.weight \(4, 16\) for classes/table \(6, 16\)"),
         ({"progressive_input": "residual"}, "config.model.resample is 'plain'.*fir_kernel"),
@@ -270,7 +270,7 @@ def test_settings_that_a_folder_needs_are_told():
         diffusers.import_state(content, DDPM(features=64), 16, {}, source="file")
     assert str(error.value).endswith(
         "Set --config.model.features=128 '--config.model.channel_multipliers=(1, 1)' "
-        "--config.model.blocks_per_level=1 '--config.model.attention_resolutions=(4,)' "
+        "--config.model.blocks_per_resolution=1 '--config.model.attention_resolutions=(4,)' "
         "--config.model.decoder_attention=block --config.data.image_size=8"
     )
     with pytest.raises(ValueError, match=r"stands for ADM; .* 'ddpm' and 'ncsnpp'"):

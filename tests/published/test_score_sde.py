@@ -30,7 +30,7 @@ DATA = Path(__file__).parent.parent / "fixtures" / "published"
 NAMES = json.loads(gzip.decompress((DATA / "score_sde_names.json.gz").read_bytes()))
 CLASSES = {"ncsnpp": NCSNpp, "ddpm": DDPM, "ncsnv2": NCSNv2, "ncsn": NCSN}
 
-TINY = {"features": 4, "channel_multipliers": (1, 1), "blocks_per_level": 1}
+TINY = {"features": 4, "channel_multipliers": (1, 1), "blocks_per_resolution": 1}
 TINY |= {"attention_resolutions": (), "dropout": 0.0, "resample": "fir"}
 PYTORCH = NCSNpp(
     **TINY, progressive_input="residual", progressive_output="output_skip", embedding="fourier"
@@ -211,7 +211,7 @@ def test_wrong_settings_are_named():
     ("network", "code", "problem"),
     [
         (NCSNpp(num_classes=10), "jax", "config.model.num_classes is 10"),
-        (DDPM(decoder_attention="block"), "pytorch", "decoder_attention is 'block'.* 'level'"),
+        (DDPM(decoder_attention="block"), "pytorch", "decoder_attention is 'block'.* 'resolution'"),
         (NCSN(), "jax", "'ncsn', which the JAX code of score_sde cannot run"),
         (NCSNv2(), "pytorch", "implementation is 'jax'; the checkpoint needs 'pytorch'"),
         (NCSNv2(implementation="pytorch"), "jax", "the checkpoint needs 'jax'"),
