@@ -249,7 +249,9 @@ def import_checkpoint(
         experiment.trainer.abstract_state().params,
     )
     project, imported = exchange.import_state(source, candidate, others, attention_order)
-    state = experiment.trainer.state_of(imported.params, imported.ema_params, imported.step)
+    state = experiment.trainer.state_from_params(
+        imported.params, imported.ema_params, imported.step
+    )
     workdir.path.mkdir(parents=True, exist_ok=True)
     try:
         checkpoints.save(int(state.step), state, experiment.config)
@@ -289,13 +291,13 @@ def export_checkpoint(
     restored = restore.restore(experiment, workdir, checkpoints, checkpoint)
     if target.exists():
         raise ConfigError(f"--target={target} exists already; give the name of a new file")
-    layout = experiment.layout
+    parallel = experiment.parallel
     try:
         score_sde.export_pytorch(
             experiment.network,
             experiment.item_shape[0],
-            layout.fetch_tree(restored.state.params),
-            layout.fetch_tree(restored.state.ema_params),
+            parallel.fetch_tree(restored.state.params),
+            parallel.fetch_tree(restored.state.ema_params),
             restored.step,
             target,
             ema_decay=experiment.config["ema"]["rate"],

@@ -113,7 +113,7 @@ def _of_samples(sets: SampleSets, file: Path) -> dict:
             if seed == sets.seeds[0]:
                 first.append(part["images"][:_PICTURE])
     write_png(file, image_grid(np.concatenate(first)[:_PICTURE]))
-    levels = sets.experiment.data.quantizer.levels
+    levels = sets.experiment.data.quantizer.gray_levels
     bins = "bin" if sets.experiment.config["data"]["dequantize"] else "nearest"
     return {
         "count": sets.count,
@@ -146,7 +146,7 @@ def _protocol(
         del protocol[path[0]][path[1]]
     file, data = experiment.config["eval"]["reference"], experiment.data
     leaves = [leaf for leaf in jax.tree.leaves(denoiser.network) if isinstance(leaf, jax.Array)]
-    params = experiment.layout.fetch_tree(leaves)
+    params = experiment.parallel.fetch_tree(leaves)
     return protocol | {
         "checkpoint": digest(params),
         "model": {"num_classes": experiment.classes},

@@ -54,7 +54,7 @@ def _batches(
         numbers = experiment.place(chosen[rows])
         labelled = experiment.with_labels(denoiser, numbers, experiment.data.test_labels)
         answers = {
-            key: experiment.layout.fetch(value)[: len(rows)]
+            key: experiment.parallel.fetch(value)[: len(rows)]
             for key, value in compute(_Batch(numbers, labelled)).items()
         }
         seconds = (time.perf_counter() - start) / len(rows)
@@ -244,7 +244,7 @@ def discrete_bound_bits(experiment: Experiment, denoiser: Denoiser, work: Resuma
     """Bits/dim by the variational bound of a chain: L_T, every L_t, and L_0, term by term."""
     settings, data, scaler = experiment.config["eval"], experiment.data, experiment.scaler
     options, times, clipping = experiment.discrete_bound
-    lattice = Lattice(levels=data.quantizer.levels, low=scaler.low, high=scaler.high)
+    lattice = Lattice(levels=data.quantizer.gray_levels, low=scaler.low, high=scaler.high)
     clipped = dataclasses.replace(denoiser, clipping=clipping)
     key = experiment.key(settings["seed"], "discrete_bound")
 

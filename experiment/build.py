@@ -38,7 +38,7 @@ from models.energy import energy_gradient
 from numerics.ode import ODEOptions
 from sde_lib import SDE, SDES
 from time_grids import Schedule
-from training.parallel import Layout
+from training.parallel import DataParallel
 from training.step import MovingAverage, Optimizer, Trainer
 
 METRICS = (
@@ -66,7 +66,7 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
       ConfigError: for the first field that is wrong.
     """
     reader = Reader(config, explicit)
-    layout = Layout.over_all_devices()
+    parallel = DataParallel.over_all_devices()
     sde = reader.choose("sde", SDES)
     network = reader.choose("model", NETWORKS)
     denoiser = _denoiser_factory(reader, sde, network)
@@ -77,25 +77,25 @@ def build(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> Expe
     item_shape, scaler = _image_format(reader)
     with reader.errors("model"):
         network.validate(item_shape[0], item_shape[2])
-    _check_training(reader, layout)
+    _check_training(reader, parallel)
     classes = getattr(network, "num_classes", 0)  # that the network is told; 0 for none
     sampling = build_sampling(reader, sde, scaler, item_shape)
     sample_classes = _sample_classes(reader, classes, sampling.guidance)
-    _check_eval(reader, layout)
+    _check_eval(reader, parallel)
     trainer = Trainer(
         init=partial(_init_network, network, item_shape),
         denoiser=denoiser,
         loss=loss,
         optimizer=optimizer.chain(config.training.steps),
         average=average,
-        layout=layout,
+        parallel=parallel,
         classes=classes,
         label_dropout=config.training.label_dropout,
     )
     likelihood, ode = reader.construct_all("likelihood", (LikelihoodOptions, ODEOptions), set())
     experiment = Experiment(
         config=reader.resolved,
-        layout=layout,
+        parallel=parallel,
         item_shape=item_shape,
         scaler=scaler,
         loss=loss,
@@ -331,7 +331,7 @@ def _classifier(reader: Reader, experiment: Experiment, sde: SDE) -> Callable[[]
     def checked() -> Experiment:
         with reader.errors("classifier"):
             network.validate(size, channels)
-            experiment.layout.check_batch(settings.batch_size, "batch_size")
+            experiment.parallel.check_batch(settings.batch_size, "batch_size")
         return made
 
     return checked
@@ -350,10 +350,10 @@ def _at_least(path: str, value: float, low: float) -> None:
         raise ConfigError(f"config.{path}={value} must be at least {low}")
 
 
-def _check_training(reader: Reader, layout: Layout) -> None:
+def _check_training(reader: Reader, parallel: DataParallel) -> None:
     training = reader.config.training
     with reader.errors("training"):
-        layout.check_batch(training.batch_size, "batch_size")
+        parallel.check_batch(training.batch_size, "batch_size")
     for name in ("steps", "log_every", "checkpoint_every", "sample_count"):
         _at_least(f"training.{name}", training[name], 1)
     for name in ("keep_checkpoints", "sample_every"):
@@ -362,10 +362,10 @@ def _check_training(reader: Reader, layout: Layout) -> None:
         _at_least(path, reader.config[path], 0)
 
 
-def _check_eval(reader: Reader, layout: Layout) -> None:
+def _check_eval(reader: Reader, parallel: DataParallel) -> None:
     evaluation = reader.config.eval
     with reader.errors("eval"):
-        layout.check_batch(evaluation.batch_size, "batch_size")
+        parallel.check_batch(evaluation.batch_size, "batch_size")
     for name in ("loss_repeats", "dequantizations"):
         _at_least(f"eval.{name}", evaluation[name], 1)
     _at_least("eval.samples", evaluation.samples, 2)

@@ -28,7 +28,7 @@ from losses import FisherDivergence
 from numerics.ode import ODEOptions
 from sampling import Samples
 from solvers.moments import EpsMoments
-from training.parallel import Layout
+from training.parallel import DataParallel
 from training.step import Trainer
 
 # The uses of randomness, each with a base key of its own.
@@ -94,7 +94,7 @@ class Experiment:
     """
 
     config: dict
-    layout: Layout
+    parallel: DataParallel
     item_shape: tuple[int, int, int]
     scaler: ImageScaler
     loss: FisherDivergence | CrossEntropy
@@ -160,8 +160,8 @@ class Experiment:
 
     def place(self, indices: Int[np.ndarray, "count"]) -> Int[Array, "padded"]:
         """Indices split over the devices; the last is repeated until they divide."""
-        padded = np.pad(indices, (0, -len(indices) % self.layout.devices), mode="edge")
-        return self.layout.split_rows(padded)
+        padded = np.pad(indices, (0, -len(indices) % self.parallel.devices), mode="edge")
+        return self.parallel.split_rows(padded)
 
     def test_batch(
         self, indices: Int[Array, "batch"], draw: int, *, dequantize: bool = True
@@ -172,14 +172,14 @@ class Experiment:
         """
         images = batches.test_batch(
             self.data.test,
-            self.layout.fetch(indices),
+            self.parallel.fetch(indices),
             seed=self.config["eval"]["seed"],
             draw=draw,
             quantizer=self.data.quantizer,
             scaler=self.scaler,
             dequantize=dequantize,
         )
-        return self.layout.split_rows(images)
+        return self.parallel.split_rows(images)
 
     def draw(
         self,
@@ -212,7 +212,7 @@ class Experiment:
             if self.evaluations is not None:  # an adaptive sampler does not know how far it is
                 options["progress"] = progress
             samples = self.sampler(key, denoiser, shape, **options)
-        images = self.pictures(self.layout.fetch(samples.x)[: len(indices)])
+        images = self.pictures(self.parallel.fetch(samples.x)[: len(indices)])
         trajectory = samples.trajectory
         if trajectory is not None:
             trajectory = np.stack([self.pictures(frame[: len(indices)]) for frame in trajectory])
@@ -242,8 +242,8 @@ class Experiment:
         if not self.classes:
             return denoiser
         self._check_labels(labels)
-        chosen = labels[self.layout.fetch(indices)]
-        return dataclasses.replace(denoiser, labels=self.layout.split_rows(chosen))
+        chosen = labels[self.parallel.fetch(indices)]
+        return dataclasses.replace(denoiser, labels=self.parallel.split_rows(chosen))
 
     def _check_labels(self, labels: Int[np.ndarray, "count"] | None) -> None:
         name = self.config["data"]["name"]
@@ -263,7 +263,7 @@ class Experiment:
 
     def of_pictures(self, pictures: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         """From images in [0, 1] to the network's range; `pictures` brings their levels back."""
-        levels = datasets.quantizer(self.config["data"]["name"]).levels
+        levels = datasets.quantizer(self.config["data"]["name"]).gray_levels
         if self.config["data"]["dequantize"]:  # the middle of the bin
             pictures = (pictures * (levels - 1) + 0.5) / levels
         return self.scaler.forward(pictures)

@@ -34,7 +34,7 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
             placed = experiment.place(chosen[rows])
             images = batches.test_batch(
                 train,
-                experiment.layout.fetch(placed),
+                experiment.parallel.fetch(placed),
                 seed=seed,
                 draw=0,
                 quantizer=experiment.data.quantizer,
@@ -42,8 +42,8 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
                 dequantize=experiment.config["data"]["dequantize"],
             )
             labelled = experiment.with_labels(denoiser, placed, experiment.data.train_labels)
-            x = experiment.layout.split_rows(images)
+            x = experiment.parallel.split_rows(images)
             squares = squared_noise(key, labelled, x, times, placed)
-            parts.append(experiment.layout.fetch(squares)[:, : len(rows)])
+            parts.append(experiment.parallel.fetch(squares)[:, : len(rows)])
             bar.update(len(rows))
     return moments_of(denoiser.sde, times, parts)

@@ -26,7 +26,7 @@ def describe(experiment: Experiment) -> str:
     rows = [
         ("parameters", f"{_count(params):,} ({_count(params) / 1e6:.1f}M)"),
         ("train step", _memory(experiment)),
-        ("batch", experiment.layout.describe(training["batch_size"])),
+        ("batch", experiment.parallel.describe(training["batch_size"])),
         ("training", _epochs(config)),
         (
             "sampler",
@@ -64,14 +64,14 @@ def _bytes(tree: Any) -> int:
 
 def _memory(experiment: Experiment) -> str:
     """State, gradients, and what the forward pass keeps for the backward pass, on each device."""
-    trainer, layout = experiment.trainer, experiment.layout
+    trainer, parallel = experiment.trainer, experiment.parallel
     state, batch = trainer.abstract_state(), abstract_batch(experiment)
 
     def kept(params: Any, key: jax.Array, batch: jax.Array) -> Any:
         return jax.vjp(partial(trainer.objective, key=key, batch=batch), params)[1]
 
     activations = _bytes(jax.eval_shape(kept, state.params, jax.random.key(0), batch))
-    activations = max(activations - _bytes(state.params), 0) / layout.devices
+    activations = max(activations - _bytes(state.params), 0) / parallel.devices
     static = _bytes(state) + _bytes(state.params)
     return (
         f"about {(static + activations) / 1e9:.2f} GB a device "

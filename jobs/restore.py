@@ -87,7 +87,7 @@ def trained_classifier(experiment: Experiment, workdir: Workdir, field: str) -> 
             f"{field}='classifier', but there is none in {folder.path} yet; run "
             "--mode=train_classifier first, or choose another"
         )
-    return trained.denoiser(trained.layout.fetch_tree(restored.state.ema_params))
+    return trained.denoiser(trained.parallel.fetch_tree(restored.state.ema_params))
 
 
 def restore(

@@ -209,15 +209,15 @@ class TaskRun:
         for rows in batches_of(len(states), experiment.config["eval"]["batch_size"]):
             conditioned = experiment.of_classes(denoiser, experiment.place(numbers[rows]))
             answer = way(conditioned, self._rows(states, experiment.place(rows)))
-            parts.append(experiment.layout.fetch(answer)[: len(rows)])
+            parts.append(experiment.parallel.fetch(answer)[: len(rows)])
         return np.concatenate(parts)
 
     # --- what they share ---
 
     def _rows(self, array: Array | np.ndarray, numbers: Int[Array, "batch"]) -> Array:
         """Of each sample's picture, split over the devices as the samples are."""
-        layout = self.experiment.layout
-        return layout.split_rows(np.asarray(array)[layout.fetch(numbers) % len(array)])
+        parallel = self.experiment.parallel
+        return parallel.split_rows(np.asarray(array)[parallel.fetch(numbers) % len(array)])
 
     @property
     def _given_images(self) -> Images:

@@ -73,7 +73,7 @@ def train_experiment(experiment: Experiment, workdir: Workdir) -> bool:
 def _initial_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
     restored = checkpoints.restore(experiment.trainer.abstract_state())
     if restored is None:
-        return experiment.trainer.first_state(experiment.key(experiment.config["seed"], "init"))
+        return experiment.trainer.init_state(experiment.key(experiment.config["seed"], "init"))
     print(f"going on from the checkpoint at step {restored.step}")
     return restored.state
 
@@ -88,17 +88,17 @@ def _train_loop(
     bar: tqdm,
     stop: list[int],
 ) -> TrainState:
-    settings, layout = experiment.config["training"], experiment.layout
+    settings, parallel = experiment.config["training"], experiment.parallel
     last = settings["steps"]
-    rows = layout.local_rows(settings["batch_size"])
+    rows = parallel.local_rows(settings["batch_size"])
     advance = experiment.trainer.compiled_step()
     key = experiment.key(experiment.config["seed"], "training")
     pending: deque[tuple[int, dict]] = deque()
     clock = _Clock()
     for step in range(int(state.step) + 1, last + 1):
-        batch = [layout.put_batch(batches.at(step - 1, rows))]
+        batch = [parallel.put_batch(batches.at(step - 1, rows))]
         if experiment.classes:
-            batch.append(layout.put_batch(batches.labels_at(step - 1, rows)))
+            batch.append(parallel.put_batch(batches.labels_at(step - 1, rows)))
         state, scalars = advance(key, state, *batch)
         pending.append((step, scalars))
         stopping = bool(stop)  # read once: a signal may come at any line of this loop
