@@ -223,7 +223,7 @@ def import_checkpoint(
     template = trainer.abstract_state().params
     candidate = Candidate(model.name, model.network, experiment.data.shape[0], template)
     project, imported = exchange.import_state(source, candidate, _candidates(), attention_order)
-    state = trainer.state_of(imported.params, imported.ema_params, imported.step)
+    state = trainer.state_from_params(imported.params, imported.ema_params, imported.step)
     workdir.path.mkdir(parents=True, exist_ok=True)
     try:
         checkpoints.save(imported.step, state, experiment.config)

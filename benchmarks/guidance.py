@@ -265,7 +265,7 @@ def setting(config: Any, batch: int) -> Setting:
     config.model.num_classes = CLASSES
 
     def randomized(experiment: Experiment) -> Any:
-        params = experiment.trainer.first_state(jax.random.key(SEED)).ema_params
+        params = experiment.trainer.init_state(jax.random.key(SEED)).ema_params
         # Layers that start at 0 would answer numbers so small that arithmetic is slow.
         noise = partial(jax.random.normal, jax.random.key(SEED))
         return experiment.denoiser(jax.tree.map(lambda p: p + 0.02 * noise(p.shape), params))

@@ -82,8 +82,8 @@ class ImageData:
                 raise ValueError(f"{where} needs images (n, h, w, c) alike, got {images.shape}")
             if labels is not None and labels.shape != (len(images),):
                 raise ValueError(f"{where} has {len(images)} images but labels {labels.shape}")
-            if images.max() >= self.quantizer.levels:
-                top = self.quantizer.levels - 1
+            if images.max() >= self.quantizer.gray_levels:
+                top = self.quantizer.gray_levels - 1
                 raise ValueError(f"{where} holds {images.max()}; its levels should be 0..{top}")
 
 
@@ -134,7 +134,7 @@ def load(
 
 def quantizer(name: str) -> Quantizer:
     """The levels of a data set, known without reading it: digits have 17, all others 256."""
-    return Quantizer(levels=17) if name == DIGITS else Quantizer()
+    return Quantizer(gray_levels=17) if name == DIGITS else Quantizer()
 
 
 def train_count(name: str) -> int | None:

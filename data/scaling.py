@@ -18,16 +18,18 @@ class Quantizer:
     Raises ValueError unless 2 <= levels <= 256.
     """
 
-    levels: int = 256
+    gray_levels: int = 256
 
     def __post_init__(self) -> None:
-        if not 2 <= self.levels <= 256:
-            raise ValueError(f"Quantizer.levels={self.levels}: levels are uint8, choose 2..256")
+        if not 2 <= self.gray_levels <= 256:
+            raise ValueError(
+                f"Quantizer.gray_levels={self.gray_levels}: levels are uint8, choose 2..256"
+            )
 
     def normalize(self, stored: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
         """k / (levels - 1), in [0, 1]. Raises ValueError for what are not stored levels."""
         self._check(stored)
-        return stored / np.float32(self.levels - 1)
+        return stored / np.float32(self.gray_levels - 1)
 
     def dequantize(
         self, stored: UInt8[np.ndarray, "*shape"], noise: Float32[np.ndarray, "*shape"]
@@ -40,13 +42,13 @@ class Quantizer:
         """
         self._check(stored)
         x = stored + noise
-        x /= self.levels
+        x /= self.gray_levels
         return x
 
     def _check(self, stored: UInt8[np.ndarray, "..."]) -> None:
-        if stored.dtype != np.uint8 or (stored.size and stored.max() >= self.levels):
+        if stored.dtype != np.uint8 or (stored.size and stored.max() >= self.gray_levels):
             raise ValueError(
-                f"stored levels are uint8 in 0..{self.levels - 1}, got {stored.dtype} up to "
+                f"stored levels are uint8 in 0..{self.gray_levels - 1}, got {stored.dtype} up to "
                 f"{stored.max() if stored.size else 'nothing'}; give images before they are scaled"
             )
 
@@ -61,18 +63,18 @@ class Quantizer:
             raise ValueError(f"cannot quantize: {np.isnan(values).sum()} of {values.size} are NaN")
         if dequantized:
             # Half a step of u, which covers the float32 rounding of (k + u) / levels.
-            level = np.floor(values * self.levels + 2**-17)
+            level = np.floor(values * self.gray_levels + 2**-17)
         else:
-            level = np.rint(values * (self.levels - 1))
-        return np.clip(level, 0, self.levels - 1).astype(np.uint8)
+            level = np.rint(values * (self.gray_levels - 1))
+        return np.clip(level, 0, self.gray_levels - 1).astype(np.uint8)
 
     def log_det(self, dims: int) -> float:
         """log |d dequantize(k) / dk| of an image of `dims` numbers: -dims log(levels), in nats."""
-        return -dims * math.log(self.levels)
+        return -dims * math.log(self.gray_levels)
 
     def to_uint8(self, stored: UInt8[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
         """round(255 k / (levels - 1)): 0..255, for pictures."""
-        return np.rint(stored * (255.0 / (self.levels - 1))).astype(np.uint8)
+        return np.rint(stored * (255.0 / (self.gray_levels - 1))).astype(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,7 @@ def _describe_samples(sets: SampleSets, figure: Path) -> dict[str, Any]:
         "count": sets.count,
         "seeds": sets.seeds,
         "nfe": float(np.concatenate(nfe).mean()),  # of adaptive samplers, the slowest per batch
-        "rounding": f"to the {bins} of {data.quantizer.levels} levels, these to 0..255",
+        "rounding": f"to the {bins} of {data.quantizer.gray_levels} levels, these to 0..255",
         "parameters": "moving average",
     }
 

@@ -43,7 +43,7 @@ from models.energy import energy_gradient
 from numerics.ode import ODEOptions
 from sde_lib import SDE, SDES
 from time_grids import Schedule
-from training.parallel import Layout
+from training.parallel import DataParallel
 from training.step import MovingAverage, Optimizer, Trainer
 
 
@@ -59,7 +59,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         ConfigError: for the first field that is wrong.
     """
     reader = Reader(resolve(config, overrides), overrides)
-    parallel = Layout.over_all_devices()
+    parallel = DataParallel.over_all_devices()
     sde = reader.build_named("sde", SDES)
     loss = reader.build_named("loss", LOSSES)
     data = Data(reader.build("data", DataOptions), parallel)
@@ -86,7 +86,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         loss=loss,
         optimizer=reader.build("optim", Optimizer).chain(training.steps),
         average=average,
-        layout=parallel,
+        parallel=parallel,
         classes=model.num_classes,
         label_dropout=training.label_dropout,
     )
@@ -243,7 +243,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
         loss=loss,
         optimizer=optimizer.chain(options.steps),
         average=MovingAverage(rate=0.99),
-        layout=data.parallel,
+        parallel=data.parallel,
         classes=network.num_classes,
         label_dropout=0.0,
     )

@@ -13,7 +13,7 @@ from data.datasets import ImageData
 from data.scaling import ImageScaler, Quantizer
 from errors import ConfigError
 from experiment.options import DataOptions
-from training.parallel import Layout
+from training.parallel import DataParallel
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Data:
     """
 
     options: DataOptions
-    parallel: Layout
+    parallel: DataParallel
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -121,7 +121,7 @@ class Data:
 
     def from_unit_range(self, images: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         """Scale images in [0, 1] to the network's range; `to_uint8` inverts this."""
-        levels = self.quantizer.levels
+        levels = self.quantizer.gray_levels
         if self.options.dequantize:  # the middle of the bin
             images = (images * (levels - 1) + 0.5) / levels
         return self.scaler.forward(images)

@@ -25,7 +25,7 @@ from likelihood import LikelihoodOptions
 from losses import FisherDivergence
 from numerics.ode import ODEOptions
 from sde_lib import SDE
-from training.parallel import Layout
+from training.parallel import DataParallel
 from training.step import Trainer
 
 
@@ -106,7 +106,7 @@ class Experiment:
 
     config: dict[str, Any]
     seed: int
-    parallel: Layout
+    parallel: DataParallel
     data: Data
     model: Model
     sampler: Sampler

@@ -146,7 +146,7 @@ def train(job: TrainingJob, workdir: Workdir) -> bool:
 def _initial_state(job: TrainingJob, checkpoints: Checkpoints) -> TrainState:
     restored = checkpoints.restore(job.trainer.abstract_state())
     if restored is None:
-        return job.trainer.first_state(base_key(job.seed, "init"))
+        return job.trainer.init_state(base_key(job.seed, "init"))
     print(f"continuing from the checkpoint at step {restored.step}")
     return restored.state
 

@@ -12,7 +12,7 @@ from likelihood import PROBES, LikelihoodOptions, log_prob
 from numerics.arrays import sample_keys
 from numerics.ode import ODEOptions, integrate, require_success
 from sde_lib import VESDE, VPSDE, SubVPSDE
-from training.parallel import Layout
+from training.parallel import DataParallel
 
 KEY = jax.random.key(0)
 PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=20.0)}
@@ -114,7 +114,7 @@ def test_log_prob_is_a_function_of_key_number_and_sample_alone(trace):
     np.testing.assert_allclose(others[4:], together[4:], atol=1e-5)
     default = log_prob(KEY, denoiser, jnp.asarray(x), options=options, ode=ode).nats
     np.testing.assert_array_equal(default, together)
-    split = Layout.over_all_devices().split_rows
+    split = DataParallel.over_all_devices().split_rows
     # Other roundings may take other steps, so this holds to within the solver's error.
     np.testing.assert_allclose(nats(split(x), split(indices)), together, atol=0.02)
     renumbered = nats(jnp.asarray(x), jnp.asarray(indices + 1))

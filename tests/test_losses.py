@@ -28,7 +28,7 @@ from losses import (
     SlicedScoreMatching,
 )
 from sde_lib import VESDE, VPSDE, SubVPSDE
-from training.parallel import Layout
+from training.parallel import DataParallel
 
 SCALE, DIMS, BATCH, T_MIN = 0.7, 4, 20_000, 0.01
 DATA = gaussian(np.zeros(DIMS), SCALE**2 * np.eye(DIMS))
@@ -233,13 +233,13 @@ def test_times_lie_between_t_min_and_one_and_noise_is_normal_and_independent(tim
 
 
 def test_loss_is_the_same_on_one_device_and_on_four():
-    layout, sde = Layout.over_all_devices(), VPSDE()
-    assert layout.devices == 4
+    parallel, sde = DataParallel.over_all_devices(), VPSDE()
+    assert parallel.devices == 4
     x0 = DATA.sample(2, 64).astype(np.float32)
     run = functools.partial(values_and_slopes, ScoreMatching(time_distribution="stratified"), sde)
     theta, key = jnp.float32(0.1), jax.random.key(7)
     alone, _ = run(theta, key, jnp.asarray(x0))
-    together, _ = run(theta, key, layout.split_rows(x0))
+    together, _ = run(theta, key, parallel.split_rows(x0))
     assert len(together.sharding.device_set) == 4
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 

@@ -16,13 +16,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 @dataclass(frozen=True)
-class Layout:
+class DataParallel:
     """The mesh and what is placed on it how."""
 
     mesh: Mesh
 
     @classmethod
-    def over_all_devices(cls) -> "Layout":
+    def over_all_devices(cls) -> "DataParallel":
         count = jax.device_count()
         return cls(jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,)))
 

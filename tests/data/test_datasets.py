@@ -59,7 +59,7 @@ def one_line(error):
 
 @pytest.mark.parametrize("levels", [2, 3, 17, 100, 200, 255, 256])
 def test_quantizer_inverts_both_of_its_maps_exactly(levels):
-    quantizer = Quantizer(levels=levels)
+    quantizer = Quantizer(gray_levels=levels)
     stored = np.arange(levels, dtype=np.uint8)
     np.testing.assert_array_equal(quantizer.quantize(quantizer.normalize(stored)), stored)
     for noise in (0.0, 2**-16, 0.5, 1 - 2**-16):
@@ -72,20 +72,20 @@ def test_quantizer_inverts_both_of_its_maps_exactly(levels):
 
 def test_quantize_takes_the_nearest_level_and_clips():
     x = jnp.array([-0.3, 0.4 / 16, 0.6 / 16, 1.0, 7.0])
-    np.testing.assert_array_equal(Quantizer(levels=17).quantize(x), [0, 0, 1, 16, 16])
+    np.testing.assert_array_equal(Quantizer(gray_levels=17).quantize(x), [0, 0, 1, 16, 16])
     with pytest.raises(ValueError, match="1 of 2 are NaN"):
         Quantizer().quantize(np.array([0.0, np.nan]))
 
 
 def test_pictures_span_black_to_white():
     stored = np.arange(17, dtype=np.uint8)
-    picture = Quantizer(levels=17).to_uint8(stored)
+    picture = Quantizer(gray_levels=17).to_uint8(stored)
     np.testing.assert_allclose(picture / 255, stored / 16, atol=0.5 / 255)
     np.testing.assert_array_equal(Quantizer().to_uint8(np.arange(256, dtype=np.uint8)), range(256))
 
 
 def test_quantizer_log_det_is_the_slope_of_dequantization():
-    quantizer = Quantizer(levels=17)
+    quantizer = Quantizer(gray_levels=17)
     noise = np.full(5, 0.25, np.float32)
     low, high = (quantizer.dequantize(np.full(5, k, np.uint8), noise) for k in (4, 5))
     assert quantizer.log_det(5) == pytest.approx(np.log(high - low).sum(), rel=1e-5)
@@ -108,8 +108,8 @@ def test_scaler_log_det_is_its_jacobian_and_inverse_undoes_it(low, high):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Quantizer(levels=1), r"levels=1: .*2\.\.256"),
-        (lambda: Quantizer(levels=257), r"levels=257: .*2\.\.256"),
+        (lambda: Quantizer(gray_levels=1), r"levels=1: .*2\.\.256"),
+        (lambda: Quantizer(gray_levels=257), r"levels=257: .*2\.\.256"),
         (lambda: ImageScaler(low=1.0, high=1.0), "low < high"),
         (lambda: ImageScaler(high=math.inf), "finite"),
         (lambda: batches(random_images(0)), "empty"),
@@ -123,7 +123,7 @@ def test_scaler_log_det_is_its_jacobian_and_inverse_undoes_it(low, high):
                 name="x",
                 train=random_images(3),
                 test=random_images(2),
-                quantizer=Quantizer(levels=9),
+                quantizer=Quantizer(gray_levels=9),
             ),
             r"levels should be 0\.\.8",
         ),
@@ -230,7 +230,7 @@ def test_digits_are_the_whole_set_split_once():
     data = load("digits", image_size=8, channels=1)
     assert data.train.shape == (datasets.train_count("digits"), 8, 8, 1)
     assert data.test.shape == (297, 8, 8, 1)
-    assert data.quantizer.levels == 17
+    assert data.quantizer.gray_levels == 17
     source = load_digits()
 
     def rows(images, labels):

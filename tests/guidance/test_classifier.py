@@ -20,7 +20,7 @@ from models import CLASSIFIERS, with_features
 from models.adm_classifier import ADMClassifier
 from models.wide_resnet import WideResNet
 from sde_lib import EDMSDE, VESDE, VPSDE, LinearPathSDE, SubVPSDE
-from training.parallel import Layout
+from training.parallel import DataParallel
 from training.step import MovingAverage, Optimizer, Trainer
 
 KEY = jax.random.key(0)
@@ -192,14 +192,14 @@ def test_trainer_trains_it_to_the_best_accuracy_at_every_time():
         loss=CrossEntropy(),
         optimizer=Optimizer(lr=0.2, warmup=0).chain(20),
         average=MovingAverage(),
-        layout=Layout(Mesh(jax.devices()[:1], ("data",), axis_types=(AxisType.Auto,))),
+        parallel=DataParallel(Mesh(jax.devices()[:1], ("data",), axis_types=(AxisType.Auto,))),
         classes=2,
         label_dropout=0.0,
     )
-    step, state = trainer.compiled_step(), trainer.first_state(KEY)
+    step, state = trainer.compiled_step(), trainer.init_state(KEY)
     for i in range(20):
         x0, labels = line_images(i, 256)
-        batch = trainer.layout.put_batch(x0), trainer.layout.put_batch(labels)
+        batch = trainer.parallel.put_batch(x0), trainer.parallel.put_batch(labels)
         state, scalars = step(KEY, state, *batch)
         if i == 0:
             np.testing.assert_allclose(scalars["loss"], math.log(2), rtol=1e-6)
