@@ -54,7 +54,7 @@ def _classifier(experiment: Experiment, workdir: Workdir) -> Extractor:
 
     @jax.jit
     def answer(classifier: Classifier, x: Float[Array, "batch h w c"]) -> Extracted:
-        answer = classifier.answer(x, settings["t_min"])
+        answer = classifier.outputs(x, settings["t_min"])
         return Extracted(answer.features, jax.nn.softmax(answer.logits))
 
     def compute(images: Images) -> Extracted:

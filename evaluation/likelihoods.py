@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bounds.continuous import continuous_bound, decoder_step
-from bounds.discrete import Lattice, discrete_bound, prior_divergence
+from bounds.discrete import PixelLevels, discrete_bound, prior_divergence
 from denoising import Denoiser
 from errors import EvaluationError
 from evaluation.report import WHAT_IS_JUDGED, Report
@@ -244,7 +244,7 @@ def discrete_bound_bits(experiment: Experiment, denoiser: Denoiser, work: Resuma
     """Bits/dim by the variational bound of a chain: L_T, every L_t, and L_0, term by term."""
     settings, data, scaler = experiment.config["eval"], experiment.data, experiment.scaler
     options, times, clipping = experiment.discrete_bound
-    lattice = Lattice(levels=data.quantizer.levels, low=scaler.low, high=scaler.high)
+    pixel_levels = PixelLevels(gray_levels=data.quantizer.levels, low=scaler.low, high=scaler.high)
     clipped = dataclasses.replace(denoiser, clipping=clipping)
     key = experiment.key(settings["seed"], "discrete_bound")
 
@@ -255,7 +255,7 @@ def discrete_bound_bits(experiment: Experiment, denoiser: Denoiser, work: Resuma
             batch.denoiser,
             x0,
             times=times,
-            lattice=lattice,
+            pixel_levels=pixel_levels,
             options=options,
             indices=batch.numbers,
         )
@@ -320,7 +320,7 @@ def continuous_bound_bits(experiment: Experiment, denoiser: Denoiser, work: Resu
         "decoder": float(in_bits(np.float64(-_mean(decoder)))),
         "draws": len(parts),
         "images": values.shape[1],
-        "nfe": experiment.continuous_bound.times + 1,
+        "nfe": experiment.continuous_bound.num_times + 1,
         "seconds": _seconds(parts),
     }
     return Report(summary, {"continuous_bound": values})

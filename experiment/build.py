@@ -265,7 +265,7 @@ def _guided(options: GuidanceOptions, classes: int) -> Callable[..., Denoiser] |
     if options.guidance != "classifier_free":
         return None
     interval = (float(options.guidance_interval[0]), float(options.guidance_interval[1]))
-    guidance = ClassifierFreeGuidance(none=classes, scale=options.scale, interval=interval)
+    guidance = ClassifierFreeGuidance(null_label=classes, scale=options.scale, interval=interval)
     return lambda denoiser, labels: guide(denoiser, guidance)
 
 

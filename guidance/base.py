@@ -55,8 +55,8 @@ def _guided_through(
 
 
 def _check_measurement(operator: LinearOperator, measurement: Array) -> None:
-    if jnp.shape(measurement)[1:] != operator.measured:
+    if jnp.shape(measurement)[1:] != operator.measurement_shape:
         raise ValueError(
             f"measurement has shape {jnp.shape(measurement)}; the operator measures images of "
-            f"shape {operator.shape} as (batch, {', '.join(map(str, operator.measured))})"
+            f"shape {operator.shape} as (batch, {', '.join(map(str, operator.measurement_shape))})"
         )

@@ -65,7 +65,7 @@ class TaskRun:
     def __init__(self, experiment: Experiment, task: Task) -> None:
         self.experiment, self.task = experiment, task
         measured = task.restoration is not None and task.restoration.measured
-        shape = task.operator.measured if measured else experiment.item_shape
+        shape = task.operator.measurement_shape if measured else experiment.item_shape
         try:
             given = read_images(
                 task.input,
@@ -167,7 +167,7 @@ class TaskRun:
         off = np.asarray(again - wanted) / self._unit
         off = np.sqrt(np.sum(off**2) / (count * float(operator.count)))
         # What has the shape of an image is shown as it is, and all else as A^+ makes it.
-        is_image = operator.measured == operator.shape
+        is_image = operator.measurement_shape == operator.shape
         seen = self.experiment.pictures(y if is_image else operator.pseudo_inverse(jnp.asarray(y)))
         columns = [seen] if self.measured else [self._given_images, seen]
         told = (

@@ -30,7 +30,7 @@ _FIXED_IN_READING = ("data.", "denoiser.", "ema.", "model.", "sde.")
 # The same for a classifier of noisy images, which knows nothing of the run beside it; and those of
 # its fields that matter in training alone.
 _OF_CLASSIFIER = ("classifier.", "data.", "sde.")
-_IN_ITS_TRAINING = ("batch_size", "clean", "dropout", "lr", "steps", "warmup")
+_IN_ITS_TRAINING = ("batch_size", "clean_fraction", "dropout", "lr", "steps", "warmup")
 
 
 # Fields that are younger than some runs, with what was done before there was a choice.
