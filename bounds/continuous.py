@@ -63,7 +63,7 @@ class ContinuousBoundOptions:
     """How the bound's integral is estimated.
 
     Args:
-      times: times drawn for each sample, one in each of so many equal strata; even.
+      num_times: times drawn for each sample, one in each of so many equal strata; even.
       importance: the density of the times, a name in IMPORTANCE.
       t_min: where the integral ends and the last step to the data begins.
 
@@ -71,7 +71,7 @@ class ContinuousBoundOptions:
       ValueError: for an unknown name or a number out of range.
     """
 
-    times: int = 32
+    num_times: int = 32
     importance: str = "log_snr"
     t_min: float = 1e-5
 
@@ -81,8 +81,8 @@ class ContinuousBoundOptions:
                 f"importance={self.importance!r} is unknown; choose one of: "
                 f"{', '.join(sorted(IMPORTANCE))}"
             )
-        if self.times < 2 or self.times % 2:
-            raise ValueError(f"times={self.times} must be an even number, at least 2")
+        if self.num_times < 2 or self.num_times % 2:
+            raise ValueError(f"num_times={self.num_times} must be an even number, at least 2")
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
 
@@ -130,14 +130,14 @@ def continuous_bound(
     t, drawn = _diffusion(key, denoiser, x0, indices, options)
     require_finite(drawn, t)
     diffusion = jnp.mean(drawn, axis=0)
-    error = jnp.sqrt(jnp.sum((drawn[::2] - drawn[1::2]) ** 2, axis=0)) / options.times
+    error = jnp.sqrt(jnp.sum((drawn[::2] - drawn[1::2]) ** 2, axis=0)) / options.num_times
     step = decoder_step(key, denoiser, x0, t_min=options.t_min, indices=indices)
     log_sigma = denoiser.sde.log_sigma(jnp.asarray(options.t_min, x0.dtype))
     entropy = x0[0].size * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
     decoder = entropy - step.nats
     prior = prior_divergence(denoiser.sde, x0)
     total = prior + diffusion + decoder
-    return ContinuousBound(total, prior, diffusion, decoder, error, options.times + 1)
+    return ContinuousBound(total, prior, diffusion, decoder, error, options.num_times + 1)
 
 
 def decoder_step(
@@ -182,11 +182,11 @@ def _diffusion(
     known: c (||eps||^2 - D) is taken off, with c the neighbouring stratum's square / D, which is
     independent, so that nothing is biased.
     """
-    keys, strata = sample_keys(key, indices), jnp.arange(options.times)
-    offset = jax.vmap(lambda key: jax.random.uniform(key, (options.times,), x0.dtype), out_axes=1)(
-        fold_in_each(keys, _TIMES)
-    )
-    u = (strata[:, None] + offset) / options.times
+    keys, strata = sample_keys(key, indices), jnp.arange(options.num_times)
+    offset = jax.vmap(
+        lambda key: jax.random.uniform(key, (options.num_times,), x0.dtype), out_axes=1
+    )(fold_in_each(keys, _TIMES))
+    u = (strata[:, None] + offset) / options.num_times
     t, weight = IMPORTANCE[options.importance](denoiser.sde, u, options.t_min)
 
     def squares(row: tuple) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:

@@ -89,27 +89,27 @@ class DiscreteBoundOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lattice:
-    """The values that pixels take: so many `levels`, evenly from `low` to `high`.
+class PixelLevels:
+    """The values that pixels take: so many `gray_levels`, evenly from `low` to `high`.
 
     Raises:
       ValueError: for fewer than 2 levels, or unless low < high.
     """
 
-    levels: int = 256
+    gray_levels: int = 256
     low: float = -1.0
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.levels < 2:
-            raise ValueError(f"levels={self.levels} must be at least 2")
+        if self.gray_levels < 2:
+            raise ValueError(f"gray_levels={self.gray_levels} must be at least 2")
         if not -math.inf < self.low < self.high < math.inf:
             raise ValueError(f"low={self.low}, high={self.high}: low < high, both finite")
 
     @property
     def spacing(self) -> float:
         """The distance between neighbouring values."""
-        return (self.high - self.low) / (self.levels - 1)
+        return (self.high - self.low) / (self.gray_levels - 1)
 
     def log_prob(self, x0: Batch, mean: Batch, log_std: Float[Array, "..."]) -> Batch:
         """Log-probability of each pixel's cell under N(mean, exp(log_std)^2); exact in the tails.
@@ -128,14 +128,14 @@ class Lattice:
         return top + jnp.log(-jnp.expm1(log_ndtr(low) - top))
 
     def require(self, x0: Batch) -> None:
-        """Refuse values that are not on the lattice."""
+        """Refuse values that are not on the pixel_levels."""
         low, high, off = (float(value) for value in _placement(x0, self))
         # Written so that NaN fails.
-        if not (low > -0.5 and high < self.levels - 0.5 and off < 0.01):
+        if not (low > -0.5 and high < self.gray_levels - 0.5 and off < 0.01):
             raise ValueError(
                 f"x0 spans {self.low + low * self.spacing:.4g} to "
                 f"{self.low + high * self.spacing:.4g} and is up to {off:.2g} of their spacing off "
-                f"the {self.levels} values of its lattice in [{self.low}, {self.high}]; give "
+                f"the {self.gray_levels} pixel levels in [{self.low}, {self.high}]; give "
                 "images without dequantization noise, in the network's range"
             )
 
@@ -160,7 +160,7 @@ def discrete_bound(
     x0: Float[Array, "batch *shape"],
     *,
     times: Float[np.ndarray, "times"],
-    lattice: Lattice,
+    pixel_levels: PixelLevels,
     options: DiscreteBoundOptions,
     indices: Int[Array, "batch"] | None = None,
 ) -> DiscreteBound:
@@ -171,20 +171,20 @@ def discrete_bound(
 
     Args:
       times: decreasing, two or more, as `time_grids.Schedule.of` gives them; of a chain its levels.
-      lattice: the values of x0's pixels, in the network's range.
+      pixel_levels: the values of x0's pixels, in the network's range.
 
     Raises:
-      ValueError: for times that cannot be these, or x0 that is not on the lattice.
+      ValueError: for times that cannot be these, or x0 that is not on the pixel_levels.
       BoundError: if a term is NaN or infinite.
     """
     table, decoder = _tables(denoiser.sde, times, options)
-    lattice.require(x0)
+    pixel_levels.require(x0)
     if indices is None:
         indices = jnp.arange(x0.shape[0])
     table = _Step(*(jnp.asarray(column, x0.dtype) for column in table))
     decoder = jnp.asarray(decoder, x0.dtype)
     steps = len(times) - 1
-    found = _terms(key, denoiser, x0, indices, table, decoder, steps, options, lattice)
+    found = _terms(key, denoiser, x0, indices, table, decoder, steps, options, pixel_levels)
     require_finite(found[: steps + 1], np.broadcast_to(times[:, None], (steps + 1, len(x0))))
     prior = prior_divergence(denoiser.sde, x0, float(times[0]))
     total = prior + jnp.sum(found, axis=0)
@@ -253,7 +253,7 @@ def _tables(
     return tuple(np.pad(column, padding) for column in columns), decoder
 
 
-@partial(jax.jit, static_argnames=("options", "lattice"))
+@partial(jax.jit, static_argnames=("options", "pixel_levels"))
 def _terms(
     key: Key[Array, ""],
     denoiser: Denoiser,
@@ -263,7 +263,7 @@ def _terms(
     decoder: Float[Array, "2"],
     steps: int | Int[Array, ""],
     options: DiscreteBoundOptions,
-    lattice: Lattice,
+    pixel_levels: PixelLevels,
 ) -> Float[Array, "rows batch"]:
     """Row i < `steps` is the term of the step from time i, row `steps` is the decoder's."""
     keys = sample_keys(key, indices)
@@ -284,7 +284,7 @@ def _terms(
         def surprise() -> Batch:
             low, high = decoder
             log_std = low + decoder_fraction(prediction) * (high - low)
-            return -lattice.log_prob(x0, prediction.x0, log_std)
+            return -pixel_levels.log_prob(x0, prediction.x0, log_std)
 
         return terms.at[i].set(sum_per_sample(jax.lax.cond(i == steps, surprise, divergence)))
 
@@ -292,8 +292,8 @@ def _terms(
     return jax.lax.fori_loop(0, steps + 1, body, empty)
 
 
-@partial(jax.jit, static_argnames="lattice")
-def _placement(x0: Batch, lattice: Lattice) -> tuple[Array, Array, Array]:
+@partial(jax.jit, static_argnames="pixel_levels")
+def _placement(x0: Batch, pixel_levels: PixelLevels) -> tuple[Array, Array, Array]:
     """The lowest level, the highest, and the largest distance of one from a whole number."""
-    level = (x0 - lattice.low) / lattice.spacing
+    level = (x0 - pixel_levels.low) / pixel_levels.spacing
     return level.min(), level.max(), jnp.abs(level - jnp.round(level)).max()

@@ -217,7 +217,7 @@ def get_config() -> ConfigDict:
 
     # The continuous-time bound on the likelihood, with dequantized images.
     config.continuous_bound = continuous_bound = ConfigDict()
-    continuous_bound.times = 32  # drawn for each image and dequantization
+    continuous_bound.num_times = 32  # drawn for each image and dequantization
     continuous_bound.importance = "log_snr"  # density of the times: log_snr, uniform
     continuous_bound.t_min = 1e-5
 
@@ -260,7 +260,7 @@ def get_config() -> ConfigDict:
     classifier.conditioning = "timestep_999"  # as denoiser.conditioning
     classifier.num_timesteps = placeholder(int)
     classifier.t_min = 1e-5  # the time of clean images, of which features are taken
-    classifier.clean = 0.5  # share of the images that are clean in training
+    classifier.clean_fraction = 0.5  # share of the images that are clean in training
     classifier.lr = 2e-3
     classifier.warmup = 100  # steps
     classifier.batch_size = 64

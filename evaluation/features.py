@@ -70,7 +70,7 @@ def _classifier(experiment: Experiment, workdir: Workdir) -> Extractor:
 
     @jax.jit
     def extract(classifier: Classifier, x: Float[Array, "batch h w c"]) -> Extracted:
-        output = classifier.answer(x, t_min)
+        output = classifier.outputs(x, t_min)
         return Extracted(output.features, jax.nn.softmax(output.logits))
 
     def compute(images: Images) -> Extracted:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 
 from denoising import Guidance
 from errors import require_choice, require_in
-from guidance.base import check_interval
+from guidance.base import require_interval
 from guidance.classifier import Classifier, ClassifierGuidance
 from guidance.classifier_free import ClassifierFreeGuidance
 
@@ -52,7 +52,7 @@ def _classifier_free(
     first, last = options.interval
     interval = (float(first), float(last))
     return ClassifierFreeGuidance(
-        none=classes.network, scale=options.resolved_scale, interval=interval
+        null_label=classes.network, scale=options.resolved_scale, interval=interval
     )
 
 
@@ -127,7 +127,7 @@ class GuidanceOptions:
                 "classifier_free"
             )
         require_in("scale", self.scale, "[0, inf)")
-        check_interval("interval", self.interval)
+        require_interval("interval", self.interval)
         takes_interval = self.method is not None and self.method.takes_interval
         if not takes_interval and tuple(self.interval) != (0, 1):
             raise ValueError(

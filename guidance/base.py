@@ -31,7 +31,7 @@ def _check(name: str, value: Any, *, above: bool = False) -> None:
         raise ValueError(f"{name}={value} must be finite")
 
 
-def check_interval(name: str, interval: tuple) -> None:
+def require_interval(name: str, interval: tuple) -> None:
     """Refuse what are not two increasing times between 0 and 1."""
     numbers = len(interval) == 2 and all(isinstance(t, int | float) for t in interval)
     if not numbers or not 0 <= interval[0] < interval[1] <= 1:
@@ -55,8 +55,8 @@ def _guided_through(
 
 
 def _check_measurement(operator: LinearOperator, measurement: Array) -> None:
-    if jnp.shape(measurement)[1:] != operator.measured:
+    if jnp.shape(measurement)[1:] != operator.measurement_shape:
         raise ValueError(
             f"measurement has shape {jnp.shape(measurement)}; the operator measures images of "
-            f"shape {operator.shape} as (batch, {', '.join(map(str, operator.measured))})"
+            f"shape {operator.shape} as (batch, {', '.join(map(str, operator.measurement_shape))})"
         )

@@ -38,7 +38,7 @@ from sde_lib import SDE, Time
 Batch = Float[Array, "batch ..."]
 
 
-class Answer(NamedTuple):
+class ClassifierOutput(NamedTuple):
     """What a network of classification answers."""
 
     logits: Float[Array, "batch classes"]
@@ -80,7 +80,7 @@ class Classifier:
         if callable(self.network) and not isinstance(self.network, Partial):
             object.__setattr__(self, "network", Partial(self.network))
 
-    def answer(self, x: Batch, t: Time | float) -> Answer:
+    def outputs(self, x: Batch, t: Time | float) -> ClassifierOutput:
         """Logits and features of x_t (batch, ...) by one evaluation; t of shape () or (batch,).
 
         Raises:
@@ -96,15 +96,15 @@ class Classifier:
                 f"network answers {jax.tree.map(jnp.shape, answer)} to {len(x)} images; it must "
                 "answer logits (batch, classes) and features (batch, features)"
             )
-        return Answer(*answer)
+        return ClassifierOutput(*answer)
 
     def logits(self, x: Batch, t: Time | float) -> Float[Array, "batch classes"]:
         """z_c, the logarithm of p(c | x_t) but for a constant of each image."""
-        return self.answer(x, t).logits
+        return self.outputs(x, t).logits
 
     def features(self, x: Batch, t: Time | float) -> Float[Array, "batch features"]:
         """What the network's last layer makes the logits of."""
-        return self.answer(x, t).features
+        return self.outputs(x, t).features
 
     def log_prob(self, x: Batch, t: Time | float) -> Float[Array, "batch"]:
         """log p(y | x_t) in nats of each image's class y in `labels`; NaN for a y of no class.
@@ -131,21 +131,21 @@ class CrossEntropy:
 
     Args:
       t_min: the smallest time trained on.
-      clean: share of the images seen at t_min, where features are taken; the others are at times
-        uniform on [t_min, 1].
+      clean_fraction: share of the images seen at t_min, where features are taken; the others are
+        at times uniform on [t_min, 1].
 
     Raises:
       ValueError: for a t_min outside (0, 1) or a share outside [0, 1).
     """
 
     t_min: float = 1e-5
-    clean: float = 0.5
+    clean_fraction: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
-        if not 0 <= self.clean < 1:
-            raise ValueError(f"clean={self.clean} is a share of the images; it must lie in [0, 1)")
+        if not 0 <= self.clean_fraction < 1:
+            raise ValueError(f"clean_fraction={self.clean_fraction} must lie in [0, 1)")
 
     def __call__(
         self, key: Key[Array, ""], classifier: Classifier, x0: Batch
@@ -158,8 +158,10 @@ class CrossEntropy:
 
     def draw_times(self, key: Key[Array, ""], batch: int) -> Float[Array, "batch"]:
         """The times (batch,) at which a batch is looked at."""
-        # One uniform number tells both: below `clean`, the time is t_min.
-        position = (jax.random.uniform(key, (batch,)) - self.clean) / (1 - self.clean)
+        # One uniform number tells both: below `clean_fraction`, the time is t_min.
+        position = (jax.random.uniform(key, (batch,)) - self.clean_fraction) / (
+            1 - self.clean_fraction
+        )
         return self.t_min + (1 - self.t_min) * jnp.maximum(position, 0)
 
 

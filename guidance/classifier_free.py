@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from denoising import Batch, Clipping, Denoiser, Prediction
-from guidance.base import Number, _check, check_interval
+from guidance.base import Number, _check, require_interval
 from numerics.arrays import expand_like, pytree
 from sde_lib import Time
 
@@ -21,7 +21,7 @@ class ClassifierFreeGuidance:
     eps = eps(none) + scale (eps(y) - eps(none)), where `denoiser.labels` has the classes y.
 
     Args:
-      none: the label that tells the network no class.
+      null_label: the label that tells the network no class.
       scale: 0 forgets the class, 1 is the network as trained, more exaggerates (the paper's w + 1).
       interval: times (first, last) between which it exaggerates; elsewhere the network is asked
         once, for the class (Kynkaanniemi et al. 2024, arXiv:2404.07724).
@@ -30,7 +30,7 @@ class ClassifierFreeGuidance:
       ValueError: for numbers out of range; when called, for a denoiser without labels.
     """
 
-    none: int | Int[Array, ""]
+    null_label: int | Int[Array, ""]
     scale: Number = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     batched_fields = ()
@@ -38,7 +38,7 @@ class ClassifierFreeGuidance:
 
     def __post_init__(self) -> None:
         _check("scale", self.scale)
-        check_interval("interval", self.interval)
+        require_interval("interval", self.interval)
 
     def __call__(self, denoiser: Denoiser, x: Batch, t: Time) -> Prediction:
         if denoiser.labels is None:
@@ -48,7 +48,7 @@ class ClassifierFreeGuidance:
             )
 
         def exaggerated() -> Prediction:
-            pairs = jnp.stack([denoiser.labels, jnp.full_like(denoiser.labels, self.none)])
+            pairs = jnp.stack([denoiser.labels, jnp.full_like(denoiser.labels, self.null_label)])
             # Exaggeration leaves the range of data, so that clipping comes after it.
             free = dataclasses.replace(denoiser, clipping=Clipping())
             both = jax.vmap(lambda y: dataclasses.replace(free, labels=y).predict(x, t))(pairs)

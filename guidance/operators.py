@@ -36,7 +36,7 @@ Table = Shaped[Array, "..."] | Shaped[np.ndarray, "..."]
 @pytree(static=("shape", "tolerance", "iterations"))
 @dataclass(frozen=True, kw_only=True)
 class LinearOperator:
-    """A linear map A of batches, (batch, *shape) -> (batch, *measured).
+    """A linear map A of batches, (batch, *shape) -> (batch, *measurement_shape).
 
     Args:
       function: A, real-valued and linear; already closed over its arrays, best as
@@ -80,7 +80,7 @@ class LinearOperator:
             )
 
     @property
-    def measured(self) -> Shape:
+    def measurement_shape(self) -> Shape:
         """The shape of y, without the batch."""
         return self._answer.shape[1:]
 
@@ -96,13 +96,13 @@ class LinearOperator:
         return jax.eval_shape(self.function, jax.ShapeDtypeStruct((1, *self.shape), float))
 
     def __call__(self, x: Batch) -> Batch:
-        """A x (batch, *measured) of x (batch, *shape); ValueError for another shape."""
+        """A x (batch, *measurement_shape) of x (batch, *shape); ValueError for another shape."""
         _require("x", x, self.shape)
         return self.function(x)
 
     def adjoint(self, y: Batch) -> Batch:
-        """A^T y (batch, *shape) of y (batch, *measured); ValueError for another shape."""
-        _require("y", y, self.measured)
+        """A^T y (batch, *shape) of y (batch, *measurement_shape); ValueError for another shape."""
+        _require("y", y, self.measurement_shape)
         return _transposed(self.function, (len(y), *self.shape), y)
 
     def pseudo_inverse(self, y: Batch) -> Batch:
@@ -122,7 +122,7 @@ class LinearOperator:
 
         With shift 0 it is the pseudo-inverse, which without `gram` needs a y in the range of A.
         """
-        _require("y", y, self.measured)
+        _require("y", y, self.measurement_shape)
         scale = jnp.broadcast_to(jnp.asarray(scale, y.dtype), y.shape[:1])
         shift = jnp.broadcast_to(jnp.asarray(shift, y.dtype), y.shape[:1])
         if self.gram is None:
@@ -139,7 +139,7 @@ class LinearOperator:
         return answer if self.basis is None else _transposed(self.basis, y.shape, answer)
 
     def in_range(self, y: Batch) -> Batch:
-        """A A^+ y, the part of y (batch, *measured) that is some A x.
+        """A A^+ y, the part of y (batch, *measurement_shape) that is some A x.
 
         What else y has, say noise where a mask keeps nothing, A^T takes away.
         """
@@ -187,7 +187,7 @@ def _closed(function: Callable[..., Batch], *arrays: np.ndarray) -> Partial:
 # --- any function, any matrix -----------------------------------------------------------------
 
 
-def of_function(
+def from_function(
     function: Callable[[Batch], Batch],
     shape: Shape,
     *,
@@ -203,7 +203,9 @@ def of_function(
         function=function, shape=shape, tolerance=tolerance, iterations=iterations
     )
     try:
-        jax.eval_shape(operator.adjoint, jax.ShapeDtypeStruct((1, *operator.measured), float))
+        jax.eval_shape(
+            operator.adjoint, jax.ShapeDtypeStruct((1, *operator.measurement_shape), float)
+        )
     except (NotImplementedError, TypeError, AssertionError) as error:
         raise ValueError(f"function={function} is not linear, so it has no adjoint") from error
     if jnp.any(operator(jnp.zeros((1, *shape))) != 0):
@@ -211,7 +213,7 @@ def of_function(
     return operator
 
 
-def of_matrix(matrix: Table) -> LinearOperator:
+def from_matrix(matrix: Table) -> LinearOperator:
     """y = matrix x for x (batch, columns) and y (batch, rows); its decomposition is taken once.
 
     Raises:
@@ -338,13 +340,13 @@ def fourier(shape: Shape, mask: Table) -> LinearOperator:
 
 
 def cartesian_mask(
-    shape: Shape, acceleration: float, centre: float = 0.08, seed: int = 0
+    shape: Shape, acceleration: float, center_fraction: float = 0.08, seed: int = 0
 ) -> Float[np.ndarray, "h w 1"]:
     """Columns of frequencies for `fourier`: all of the lowest, and random ones of the others.
 
     Args:
       acceleration: width over the number of columns that are kept.
-      centre: share of the width that is kept around frequency 0.
+      center_fraction: share of the width that is kept around frequency 0.
 
     Raises:
       ValueError: for an acceleration below 1 or one that leaves no more than the centre, or a
@@ -353,14 +355,16 @@ def cartesian_mask(
     height, width, _ = _require_image(shape)
     if not 1 <= acceleration <= width:
         raise ValueError(f"acceleration={acceleration} must lie between 1 and the width {width}")
-    if not 0 <= centre <= 1:
-        raise ValueError(f"centre={centre} is a share of the width; it must lie in [0, 1]")
+    if not 0 <= center_fraction <= 1:
+        raise ValueError(
+            f"center_fraction={center_fraction} is a share of the width; it must lie in [0, 1]"
+        )
     order = np.argsort(np.abs(np.fft.fftfreq(width)), kind="stable")
-    lowest, kept = max(1, round(centre * width)), round(width / acceleration)
+    lowest, kept = max(1, round(center_fraction * width)), round(width / acceleration)
     if lowest > kept:
         raise ValueError(
-            f"centre={centre} alone is {lowest} columns, but acceleration={acceleration} keeps "
-            f"{kept} of {width}; lower one of them"
+            f"center_fraction={center_fraction} alone is {lowest} columns, but "
+            f"acceleration={acceleration} keeps {kept} of {width}; lower one of them"
         )
     others = np.random.default_rng(seed).permutation(order[lowest:])[: kept - lowest]
     mask = np.zeros((height, width, 1))

@@ -204,7 +204,7 @@ class TaskRun:
         error = np.asarray(again - wanted) / self._unit
         error = np.sqrt(np.sum(error**2) / (self.count * float(operator.count)))
         # Measurements shaped like images are shown directly, others by the pseudo-inverse.
-        is_image = operator.measured == operator.shape
+        is_image = operator.measurement_shape == operator.shape
         seen = data.to_uint8(y if is_image else operator.pseudo_inverse(jnp.asarray(y)))
         columns = [seen] if self._is_measurement else [self._input_images, seen]
         summary = (

@@ -31,7 +31,7 @@ _DESCRIBE_NETWORK = ("data.", "denoiser.", "ema.", "model.", "sde.")
 
 # The same for the classifier of a run; some fields of its section matter in training only.
 _DESCRIBE_CLASSIFIER = ("classifier.", "data.", "sde.")
-_CLASSIFIER_TRAINING = ("batch_size", "clean", "dropout", "lr", "steps", "warmup")
+_CLASSIFIER_TRAINING = ("batch_size", "clean_fraction", "dropout", "lr", "steps", "warmup")
 
 
 class Workdir:

@@ -82,7 +82,7 @@ RANGES = [
     ("eval.samples", 4, "too few for frechet; give at least 5"),
     ("eval.sampling_seeds", 0, "at least 1"),
     ("classifier.steps", 0, "at least 1"),
-    ("continuous_bound.times", 3, "even"),
+    ("continuous_bound.num_times", 3, "even"),
     ("eval.loss_repeats", 0, "at least 1"),
     ("eval.dequantizations", 0, "at least 1"),
     ("data.image_size", 0, "at least 1"),

@@ -144,7 +144,7 @@ def line_images(seed, count):
 def test_loss_of_the_true_posterior_is_the_entropy_that_is_left(sde, clean):
     """E_t H(y | x_t), by quadrature; and no other temperature of the logits does better."""
     x0, labels = line_images(0, 40_000)
-    loss = CrossEntropy(t_min=0.01, clean=clean)
+    loss = CrossEntropy(t_min=0.01, clean_fraction=clean)
     exact = exact_classifier(sde, LINE, labels=jnp.asarray(labels))
 
     def values(factor, key):
@@ -167,11 +167,11 @@ def test_loss_of_the_true_posterior_is_the_entropy_that_is_left(sde, clean):
 
 
 def test_times_are_the_smallest_for_a_share_and_uniform_for_the_rest():
-    t = np.asarray(CrossEntropy(t_min=0.2, clean=0.3).draw_times(KEY, 10_000))
+    t = np.asarray(CrossEntropy(t_min=0.2, clean_fraction=0.3).draw_times(KEY, 10_000))
     smallest = t == np.float32(0.2)
     assert abs(smallest.mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 10_000)
     assert scipy.stats.kstest(t[~smallest], "uniform", args=(0.2, 0.8)).pvalue > 0.01
-    everywhere = CrossEntropy(clean=0.0).draw_times(KEY, 10_000)
+    everywhere = CrossEntropy(clean_fraction=0.0).draw_times(KEY, 10_000)
     assert scipy.stats.kstest(everywhere, "uniform").pvalue > 0.01
 
 
@@ -248,7 +248,7 @@ def test_features_are_what_the_last_layer_makes_the_logits_of(name):
 
     @quick_jit
     def evaluate(params, x):
-        answer = Classifier(sde=VPSDE(), network=Partial(apply, params)).answer(x, t)
+        answer = Classifier(sde=VPSDE(), network=Partial(apply, params)).outputs(x, t)
         return answer, network.apply({"params": params}, x, 999 * t, train=False)
 
     (logits, features), alone = evaluate(params, x)
@@ -285,8 +285,11 @@ def test_bad_fields_of_a_classifier_are_told(fields, message):
     ("fields", "message"),
     [
         ({"t_min": 0.0}, "t_min=0.0 must lie between 0 and 1"),
-        ({"clean": 1.0}, r"clean=1.0 is a share of the images; it must lie in \[0, 1\)"),
-        ({"clean": -0.1}, r"clean=-0.1 is a share"),
+        (
+            {"clean_fraction": 1.0},
+            r"clean_fraction=1.0 must lie in \[0, 1\)",
+        ),
+        ({"clean_fraction": -0.1}, r"clean_fraction=-0.1 must lie in"),
     ],
 )
 def test_bad_fields_of_the_loss_are_told(fields, message):
