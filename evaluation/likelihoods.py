@@ -261,7 +261,9 @@ def discrete_bound_bits(evaluation: Evaluation) -> Report:
     """Compute bits/dim by the variational bound of a chain: L_T, every L_t, and L_0."""
     experiment, data = evaluation.experiment, evaluation.experiment.data
     options, times, clipping = experiment.discrete_bound
-    pixel_levels = PixelLevels(gray_levels=data.quantizer.gray_levels, low=data.scaler.low, high=data.scaler.high)
+    pixel_levels = PixelLevels(
+        gray_levels=data.quantizer.gray_levels, low=data.scaler.low, high=data.scaler.high
+    )
     denoiser = dataclasses.replace(evaluation.checkpoint.denoiser, clipping=clipping)
     key = base_key(experiment.evaluation.seed, "discrete_bound")
 

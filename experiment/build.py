@@ -181,7 +181,7 @@ def _denoiser_factory(
             else Partial(apply_with_dropout, params, dropout),
             parameterization=options.parameterization,
             conditioning=options.conditioning,
-            levels=options.levels,
+            num_timesteps=options.num_timesteps,
         )
 
     return denoiser
@@ -207,12 +207,17 @@ def _check_timesteps(
             f"{reader.config['sde']['name']!r} has no noise; choose uniform or stratified, or the "
             "sde ddpm, smld or ve"
         )
-    embedded = getattr(network, "num_timesteps", None)  # of a network that embeds an integer timestep
-    fits = denoiser.conditioning in ("timestep", "reversed_timestep") and denoiser.num_timesteps == embedded
+    embedded = getattr(
+        network, "num_timesteps", None
+    )  # of a network that embeds an integer timestep
+    fits = (
+        denoiser.conditioning in ("timestep", "reversed_timestep")
+        and denoiser.num_timesteps == embedded
+    )
     if embedded and not fits:
         raise ConfigError(
             f"config.model.num_timesteps={embedded} needs config.denoiser.num_timesteps={embedded} and "
-            f"conditioning reversed_timestep or timestep, not levels={denoiser.num_timesteps} and "
+            f"conditioning reversed_timestep or timestep, not num_timesteps={denoiser.num_timesteps} and "
             f"{denoiser.conditioning!r}"
         )
 
@@ -234,7 +239,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
             sde=sde,
             network=Partial(output, params, dropout),
             conditioning=options.conditioning,
-            levels=options.levels,
+            num_timesteps=options.num_timesteps,
         )
 
     trainer = Trainer(
