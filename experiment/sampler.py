@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 import sampling
-from denoising import Clipping, Denoiser
+from denoising import Clipping, Denoiser, Projection
 from errors import ConfigError
 from experiment.class_guidance import Classes, GuidanceOptions
 from experiment.data import Data
@@ -26,7 +26,6 @@ from experiment.reader import Reader, config_errors
 from experiment.tasks import TASKS, SDEdit, Task
 from guidance.base import guide
 from guidance.classifier import Classifier
-from denoising import Projection
 from sampling import Samples
 from sde_lib import SDE
 from solvers import ADAPTIVE, SOLVERS, ddim, ode
