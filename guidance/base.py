@@ -42,7 +42,8 @@ def _guided_through(
     denoiser: Denoiser, x: Batch, t: Time, pull: Callable[[Batch], Batch]
 ) -> Prediction:
     """The prediction guided by the gradient in x of a function of x0(x), where `pull` is that
-    function's gradient in x0."""
+    function's gradient in x0.
+    """
 
     def predict(x: Batch) -> tuple[Batch, Prediction]:
         prediction = denoiser.predict(x, t)
