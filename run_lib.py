@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from data import preparation
+from data import readers
 from errors import ConfigError, WorkdirError
 from evaluation import compare as comparison
 from evaluation import evaluate as evaluation
@@ -319,6 +319,6 @@ def prepare(config: ConfigDict) -> None:
       ConfigError: if it can neither be found nor downloaded.
     """
     try:
-        print(preparation.prepare(config.data.name, data_dir=config.data.dir))
+        print(readers.prepare(config.data.name, data_dir=config.data.dir))
     except (ValueError, OSError, RuntimeError) as error:
         raise ConfigError(str(error)) from error
