@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from data.pictures import read_mask
 from denoising import Denoiser
 from guidance import operators
-from guidance.base import check_interval, guide
+from guidance.base import require_interval, guide
 from guidance.operators import LinearOperator
 from guidance.posterior import DPS, PiGDM
 from guidance.projection import Projection
@@ -58,7 +58,7 @@ class GuidanceOptions:
             raise ValueError(f"guidance_scale={self.guidance_scale} must be finite, 0 or more")
         if not all(type(label) is int for label in self.labels):
             raise ValueError(f"labels={self.labels} must be whole numbers")
-        check_interval("guidance_interval", self.guidance_interval)
+        require_interval("guidance_interval", self.guidance_interval)
         if self.guidance != "classifier_free" and tuple(self.guidance_interval) != (0, 1):
             raise ValueError(
                 f"guidance_interval={self.guidance_interval} is of guidance='classifier_free' alone"
