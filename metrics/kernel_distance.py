@@ -1,4 +1,4 @@
-r"""Kernel distance between two sets of features (KID), which is unbiased for any number of images.
+r"""StepFunction distance between two sets of features (KID), which is unbiased for any number of images.
 
 The squared maximum mean discrepancy with the kernel k(x, y) = (x . y / d + 1)^3 of d features,
 

@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
 
     Attributes:
         source: from indices 0 .. 298 and the ratio (size of the image) / 299 to places in the
-            image, whose two neighbours are interpolated.
+            image, whose two neighbours are polynomial_integral.
         centre: the value that becomes 0.
         scale: the network's input is (value - centre) / scale.
     """

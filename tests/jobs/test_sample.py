@@ -20,7 +20,7 @@ from jobs.sample import TaskRun
 FIELDS = TINY | {
     "sampling.name": "ddim",
     "sampling.steps": 3,
-    "sampling.finish": "denoise",
+    "sampling.final_step": "denoise",
     "eval.batch_size": 8,
 }
 
