@@ -26,8 +26,6 @@ from metrics.inception.weights import (
 )
 from published.formats.torch_writer import write_torch
 
-# --- images ---------------------------------------------------------------------------------------
-
 
 def looked_up(image: np.ndarray, row: float, column: float) -> np.ndarray:
     """Bilinear interpolation at one place, the last pixel repeated beyond the border."""
@@ -52,23 +50,20 @@ def test_resizes_are_those_of_tensorflow_1_and_of_pytorch(size):
             if resize == "tf1":
                 expected = looked_up(values, *(place * ratios)) / 128 - 1
             else:
-                centres = np.maximum((np.array(place) + 0.5) * ratios - 0.5, 0)
-                expected = looked_up(values, *centres) / 127.5 - 1
+                centers = np.maximum((np.array(place) + 0.5) * ratios - 0.5, 0)
+                expected = looked_up(values, *centers) / 127.5 - 1
             np.testing.assert_allclose(got[0, *place], expected, atol=1e-4)
 
 
-def test_grey_is_repeated_and_other_channels_are_refused():
-    grey = np.random.default_rng(0).integers(0, 256, (1, 6, 5, 1), dtype=np.uint8)
+def test_gray_is_repeated_and_other_channels_are_refused():
+    gray = np.random.default_rng(0).integers(0, 256, (1, 6, 5, 1), dtype=np.uint8)
     np.testing.assert_array_equal(
-        preprocess(jnp.asarray(grey)), preprocess(jnp.asarray(grey.repeat(3, axis=-1)))
+        preprocess(jnp.asarray(gray)), preprocess(jnp.asarray(gray.repeat(3, axis=-1)))
     )
-    with pytest.raises(ValueError, match=r"the images have 4 channels; valid is 1 .* or 3"):
+    with pytest.raises(ValueError, match=r"the images have 4 channels; Inception needs 1 .* or 3"):
         preprocess(jnp.zeros((1, 6, 5, 4), jnp.uint8))
-    with pytest.raises(ValueError, match=r"resize='area' is unknown; valid is 'tf1', 'pytorch'"):
+    with pytest.raises(ValueError, match=r"resize='area' is unknown; choose one of: pytorch, tf1"):
         preprocess(jnp.zeros((1, 6, 5, 3), jnp.uint8), resize="area")
-
-
-# --- layers ---------------------------------------------------------------------------------------
 
 
 def test_pools_are_those_of_the_pixels_in_the_image():
@@ -94,9 +89,6 @@ def test_folded_layers_are_convolution_and_normalization():
     layer = folded(kernel, scale, offset, mean, variance)
     expected = scale * (x @ kernel - mean) / np.sqrt(variance + 0.001) + offset
     np.testing.assert_allclose(x @ layer["kernel"] + layer["bias"], expected, rtol=1e-5)
-
-
-# --- the network ----------------------------------------------------------------------------------
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -132,8 +124,8 @@ def random_weights():
     return dict(tensors_of(weights.template()))
 
 
-# What pytorch-fid's network computes in float64 with these weights, for three random images that
-# are resized and scaled as in TensorFlow 1: some features, the norms of all, and some logits.
+# Computed by pytorch-fid's network in float64 with these weights, for three random images resized
+# and scaled as in TensorFlow 1: some features, the norms of all, and some logits.
 FEATURES = {
     74: [2.831475, 2.719079, 2.888244],
     1387: [4.55586, 4.482881, 4.704575],
@@ -192,25 +184,23 @@ def test_bad_files_and_options_are_refused(tmp_path):
     write_torch(tmp_path / "list.pth", [1, 2])
     with pytest.raises(ValueError, match=r"list.pth holds a list, not tensors by name"):
         inception_features(tmp_path / "list.pth")
-    with pytest.raises(ValueError, match=r"batch_size=0 is not positive"):
+    with pytest.raises(ValueError, match=r"batch_size=0 must be at least 1"):
         inception_features(tmp_path / "list.pth", batch_size=0)
 
-
-# --- downloads ------------------------------------------------------------------------------------
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT at /weights.pth, whole or from a byte on, and notes what it is `asked`.
+    """Serve CONTENT at /weights.pth, whole or from a byte on, and record the `requested` ranges.
 
     It hangs up after the byte `stop`, having waited for `pause` seconds.
     """
 
-    ranges, stop, pause, asked = True, len(CONTENT), 0.0, []
+    ranges, stop, pause, requested = True, len(CONTENT), 0.0, []
 
     def do_GET(self):
-        self.asked.append(self.headers["Range"])
+        self.requested.append(self.headers["Range"])
         if not self.path.endswith("/weights.pth"):
             self.send_error(404)
             return
@@ -232,7 +222,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    handler = type("Handler", (Server,), {"asked": [], "over": threading.Event()})
+    handler = type("Handler", (Server,), {"requested": [], "over": threading.Event()})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -255,7 +245,7 @@ def test_download_arrives_once_and_whole(server, digest, tmp_path, monkeypatch):
         path = weights_file(url=server.url, sha256=digest)
         assert path == tmp_path / "cache/scoresde/weights.pth"
         assert path.read_bytes() == CONTENT
-    assert server.asked == [None]
+    assert server.requested == [None]
     assert list(path.parent.iterdir()) == [path]
 
     path.write_bytes(CONTENT[:-1])
@@ -266,10 +256,10 @@ def test_download_arrives_once_and_whole(server, digest, tmp_path, monkeypatch):
     assert weights_file(str(mine), url=server.url, sha256=digest) == mine
     with pytest.raises(FileNotFoundError, match=r"inception_weights='nowhere.pth' is not a file"):
         weights_file("nowhere.pth")
-    assert server.asked == [None]
+    assert server.requested == [None]
 
 
-def test_interrupted_download_goes_on(server, digest, tmp_path):
+def test_interrupted_download_resumes(server, digest, tmp_path):
     path, server.stop = tmp_path / "weights.pth", 1_250_000
 
     def get() -> None:
@@ -283,7 +273,7 @@ def test_interrupted_download_goes_on(server, digest, tmp_path):
     server.stop = len(CONTENT)
     get()
     assert path.read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=1250000-"]
+    assert server.requested == [None, "bytes=1250000-"]
 
     partial = path.rename(tmp_path / "weights.pth.partial")  # killed before the last step
     get()
@@ -307,7 +297,7 @@ def test_failed_downloads_leave_nothing(server, digest, tmp_path):
         assert not path.parent.is_dir() or list(path.parent.iterdir()) == []
 
     fails(ValueError, server.url, rf"sha256 is {digest}, expected 0+;", "0" * 64)
-    fails(ConnectionError, f"{server.url}.txt", r"weights.pth.txt: .* answers 404")
+    fails(ConnectionError, f"{server.url}.txt", r"weights.pth.txt: .* replied 404")
     fails(ConnectionError, "http://127.0.0.1:9/weights.pth", r"cannot be reached \(.*refused")
     path.parent.rmdir()
     path.parent.write_bytes(b"not a folder")
