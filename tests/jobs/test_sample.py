@@ -235,7 +235,10 @@ def test_what_cannot_be_done_is_one_line_before_anything_runs(sampling, message)
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        ({"task": "mri", "input": "test:999"}, r"config\.sampling\.input='test:999' is none of"),
+        (
+            {"task": "mri", "input": "test:999"},
+            r"config\.sampling\.input='test:999' does not exist",
+        ),
         (
             {"task": "mri", "input": "none.png"},
             r"config\.sampling\.input='none\.png' is not a file",
