@@ -391,7 +391,7 @@ class RefineNet(nn.Module):
         widths = [width for width, _ in SIZES[self.size]]
         # A refine block has the width of the next finer stage; in JAX at size 64, that of its own.
         refined = widths if self.size == 64 and not pytorch else [1, *widths[:-1]]
-        coarser: tuple[FeatureMaps, ...] = ()
+        coarser: list[FeatureMaps] = []
         for i in reversed(range(len(widths))):
             block = (nn.remat(RefineBlock) if self.remat else RefineBlock)(
                 refined[i] * self.features,
@@ -401,7 +401,7 @@ class RefineNet(nn.Module):
                 activation=self.activation,
                 name=f"refine_{i}",
             )
-            coarser = (block((outputs[i], *coarser), timestep),)
+            coarser = [block((outputs[i], *coarser), timestep)]
         return coarser[0]
 
     @nn.nowrap

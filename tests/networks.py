@@ -184,14 +184,17 @@ def assert_refused(network, field, message, size=8):
     """An invalid field is named before anything is computed."""
     with pytest.raises(ValueError, match=message) as error:
         network.validate(size, 3)
-    assert str(error.value).startswith(f"config.model.{field} is ")
+    section = getattr(network, "SECTION", "model")
+    assert str(error.value).startswith(f"config.{section}.{field}=")
     with pytest.raises(ValueError, match=message):
         abstract_params(network)
 
 
 def assert_wrong_images_are_refused(network):
     for size, channels in ((0, 3), (8, 0)):
-        with pytest.raises(ValueError, match=r"config\.data\.(image_size|channels) is 0"):
+        with pytest.raises(
+            ValueError, match=r"config\.data\.(image_size|channels)=0 must be at least 1"
+        ):
             network.validate(size, channels)
     with pytest.raises(ValueError, match="8x16 pixels; valid is square"):
         network.init(jax.random.key(0), jnp.zeros((1, 8, 16, 3)), jnp.zeros(1), train=False)

@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 from jaxtyping import Shaped
 
-from published.formats.errors import FileError
+from errors import FileError
 
 _ARRAY, _COMPLEX, _NUMBER = 1, 2, 3
 _CHUNKED = "__msgpack_chunked_array__"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import BufferedIOBase
 from typing import Any, NamedTuple, final
 
-from published.formats.errors import FileError
+from errors import FileError
 
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),

@@ -18,11 +18,9 @@ from typing import Any
 
 import msgpack
 
+from errors import FileError
 from published.formats import flax_files, safetensors, torch_files
-from published.formats.errors import FileError
 from published.formats.pickles import REMEDY
-
-__all__ = ["FileError", "read"]
 
 # What the readers, and the libraries they call, raise at bytes that make no sense.
 _DAMAGE = (

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from published.formats.errors import FileError
+from errors import FileError
 
 _DTYPES = {
     "F64": "<f8",

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from errors import FileError
 from published.formats import pickles
-from published.formats.errors import FileError
 from published.formats.pickles import Name, Vocabulary
 
 Array = Shaped[np.ndarray, "..."]

@@ -190,19 +190,20 @@ def test_dropout_acts_in_training_only():
 # Refusals
 
 INVALID = [
-    ({"features": 0}, "a positive multiple of 4"),
-    ({"features": 18}, "a positive multiple of 4"),
-    ({"features": 16.0}, "a positive multiple of 4"),
-    ({"depth": 0}, "a positive integer"),
-    ({"heads": 0}, "a divisor of config.model.features=16"),
+    ({"features": 0}, "an integer, 1 or more"),
+    ({"features": 18}, "a multiple of 4"),
+    ({"features": 16.0}, "an integer, 1 or more"),
+    ({"depth": 0}, "an integer, 1 or more"),
+    ({"heads": 0}, "an integer, 1 or more"),
     ({"heads": 3}, "a divisor of config.model.features=16"),
-    ({"patch_size": 0}, "a divisor of config.data.image_size=8"),
+    ({"patch_size": 0}, "an integer, 1 or more"),
     ({"patch_size": 3}, "a divisor of config.data.image_size=8"),
-    ({"mlp_ratio": 0.0}, "a positive number"),
+    ({"mlp_ratio": 0.0}, "must be above 0"),
+    ({"mlp_ratio": 0.01}, "at least 1 over config.model.features=16"),
     ({"dropout": 1.0}, r"in \[0, 1\)"),
-    ({"num_classes": -1}, "an integer, 0 for no classes"),
-    ({"out_channels": 0}, "a positive integer"),
-    ({"compute_dtype": "float16"}, "'float16'; valid is one of 'float32', 'bfloat16'"),
+    ({"num_classes": -1}, "an integer, 0 or more"),
+    ({"out_channels": 0}, "an integer, 1 or more"),
+    ({"compute_dtype": "float16"}, "'float16' is unknown; choose one of: bfloat16, float32"),
 ]
 
 

@@ -128,12 +128,12 @@ def test_weights_start_with_the_variances_that_are_promised():
 # Refusals
 
 INVALID = [
-    ({"blocks_per_group": 0}, "a positive integer"),
-    ({"channel_multiplier": 0}, "a positive integer"),
+    ({"blocks_per_group": 0}, "an integer, 1 or more"),
+    ({"channel_multiplier": 0}, "an integer, 1 or more"),
     ({"channel_multiplier": 9}, "below 8 or even; here 144 channels"),
-    ({"num_classes": 0}, "a positive integer"),
-    ({"features": 0}, "a positive integer"),
-    ({"fourier_scale": 0.0}, "a positive number"),
+    ({"num_classes": 0}, "an integer, 1 or more"),
+    ({"features": 0}, "an integer, 1 or more"),
+    ({"fourier_scale": 0.0}, "must be above 0"),
 ]
 
 
@@ -150,7 +150,7 @@ def test_multiplier_check_refuses_exactly_what_the_layers_refuse(multiplier):
 
 def test_images_of_a_wrong_size_are_refused():
     assert_wrong_images_are_refused(WideResNet(**SMALL))
-    with pytest.raises(ValueError, match=r"image_size is 10; valid is a multiple of 4"):
+    with pytest.raises(ValueError, match=r"image_size=10; valid is a multiple of 4"):
         WideResNet(**SMALL).validate(10, 3)
 
 

@@ -19,13 +19,13 @@ import pytest
 from networks import abstract_params, compiled
 
 from denoising import Denoiser
+from errors import FileError
 from models.adm import ADM
 from models.adm_classifier import ADMClassifier
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
 from published import diffusers, edm, openai
 from published.formats import read
-from published.formats.read import FileError
 from sde_lib import VESDE, VPSDE
 
 DATA = Path(__file__).parent.parent / "fixtures" / "published"

@@ -18,6 +18,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from errors import FileError
 from published import mapping
 from published.formats import read
 from published.formats.torch_writer import write_torch
@@ -175,7 +176,7 @@ def test_tensor_may_be_any_view_of_its_storage(tmp_path):
 )
 def test_tensor_outside_of_its_storage_is_refused(tmp_path, view, problem):
     path = as_file(tmp_path / "a.pt", zipped(tensor(*view), [ARRAY.tobytes()]))
-    with pytest.raises(read.FileError, match=f"damaged or incomplete .*{problem}"):
+    with pytest.raises(FileError, match=f"damaged or incomplete .*{problem}"):
         read.read(path)
 
 
@@ -214,7 +215,7 @@ def test_malicious_pickle_runs_nothing(tmp_path, name, form):
     program = ATTACKS[name].replace(b"<trace>", str(trace).encode())
     pickle.loads(program)
     trace.rmdir()  # so the attack is one
-    with pytest.raises(read.FileError, match="refused"):
+    with pytest.raises(FileError, match="refused"):
         read.read(as_file(tmp_path / "a.pt", form(program)))
     assert not trace.exists()
 
@@ -251,7 +252,7 @@ def test_strange_pickle_is_one_clear_error(tmp_path, program, problem):
     if problem is None:
         assert read.read(path) == ("a", None, None)
         return
-    with pytest.raises(read.FileError, match=problem) as caught:
+    with pytest.raises(FileError, match=problem) as caught:
         read.read(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
@@ -315,7 +316,7 @@ def test_safetensors_are_read(tmp_path):
     ],
 )
 def test_wrong_safetensors_are_one_clear_error(tmp_path, header, problem):
-    with pytest.raises(read.FileError, match=problem):
+    with pytest.raises(FileError, match=problem):
         read.read(as_file(tmp_path / "a", safetensors(header, ARRAY.tobytes())))
 
 
@@ -373,7 +374,7 @@ def test_flax_file_is_read(tmp_path):
     ],
 )
 def test_wrong_flax_file_is_one_clear_error(tmp_path, value, problem):
-    with pytest.raises(read.FileError, match=problem):
+    with pytest.raises(FileError, match=problem):
         read.read(as_file(tmp_path / "a", msgpack.packb({"a": value})))
 
 
@@ -393,16 +394,16 @@ NO_CHECKPOINTS = {
 def test_other_file_is_one_clear_error(tmp_path, name):
     content, problem = NO_CHECKPOINTS[name]
     path = as_file(tmp_path / "net.pth", content)
-    with pytest.raises(read.FileError, match=problem) as caught:
+    with pytest.raises(FileError, match=problem) as caught:
         read.read(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
 
 def test_missing_file_and_wrong_folder_are_clear_errors(tmp_path):
-    with pytest.raises(read.FileError, match="there is no such file or folder"):
+    with pytest.raises(FileError, match="there is no such file or folder"):
         read.read(tmp_path / "a.pth")
-    with pytest.raises(read.FileError, match=r"a folder without config\.json"):
+    with pytest.raises(FileError, match=r"a folder without config\.json"):
         read.read(tmp_path)
 
 
@@ -410,7 +411,7 @@ def test_compressed_archive_is_refused(tmp_path):
     """Or a small file could ask for all memory there is."""
     with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
-    with pytest.raises(read.FileError, match="compressed zip archive"):
+    with pytest.raises(FileError, match="compressed zip archive"):
         read.read(tmp_path / "a.pt")
 
 
@@ -427,7 +428,7 @@ def test_truncated_file_is_an_error_at_every_byte(tmp_path, name):
     content = WHOLE[name]
     read.read(as_file(tmp_path / "a", content))
     for length in range(len(content)):
-        with pytest.raises(read.FileError):
+        with pytest.raises(FileError):
             read.read(as_file(tmp_path / "a", content[:length]))
 
 
@@ -440,7 +441,7 @@ def test_changed_bytes_are_an_error_or_another_value(tmp_path, name):
         for position in rng.integers(0, len(content), rng.integers(1, 4)):
             changed[position] = rng.integers(0, 256)
         path = as_file(tmp_path / "a", bytes(changed))
-        with contextlib.suppress(read.FileError):
+        with contextlib.suppress(FileError):
             read.read(path)
 
 
@@ -451,7 +452,7 @@ def test_unreadable_file_is_a_clear_error(tmp_path, monkeypatch):
         raise PermissionError(13, os.strerror(13), str(path))
 
     monkeypatch.setattr(Path, "open", fail)
-    with pytest.raises(read.FileError, match=r"cannot be read \(Permission denied\)"):
+    with pytest.raises(FileError, match=r"cannot be read \(Permission denied\)"):
         read.read(path)
 
 
