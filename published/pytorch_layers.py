@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from models import CLASSIFIERS, NETWORKS
 from published.mapping import IDENTICAL, Imported, Rearrangement, Weight, part
 
 Tensors = dict[str, Shaped[np.ndarray, "..."]]
@@ -83,10 +84,9 @@ def check_network(
         ValueError: the network has another class or another value of a field.
     """
     if not isinstance(network, tuple(classes.values())):
-        valid = " or ".join(map(repr, classes))
-        raise ValueError(
-            f"config.model.name is not a network of {origin}; valid is {valid}. Set it so"
-        )
+        valid = " and ".join(map(repr, classes))
+        name = {kind: name for name, kind in (NETWORKS | CLASSIFIERS).items()}.get(type(network))
+        raise ValueError(f"config.model.name={name!r}; networks of {origin} are {valid}. Set it so")
     for field, valid in fields.items():
         value = getattr(network, field)
         if value not in valid:

@@ -45,8 +45,6 @@ def as_file(path, content):
     return path
 
 
-# --- torch ------------------------------------------------------------------------------------
-
 BASE = np.arange(24, dtype=np.float32)
 SAVED = {
     "base": BASE,
@@ -180,8 +178,6 @@ def test_tensor_outside_of_its_storage_is_refused(tmp_path, view, problem):
         read.read(path)
 
 
-# --- malice -----------------------------------------------------------------------------------
-
 # Each makes the folder <trace> when Python's own unpickler reads it.
 ATTACKS = {
     "GLOBAL, REDUCE": b"cos\nmkdir\n(V<trace>\ntR.",
@@ -223,12 +219,12 @@ def test_malicious_pickle_runs_nothing(tmp_path, name, form):
 @pytest.mark.parametrize(
     ("program", "problem"),
     [
-        (b"ctorch.storage\n_load_from_bytes\n.", "asks to run 'torch.storage._load_from_bytes'"),
-        (b"cargparse\nNamespace\n)R.", "asks to run 'argparse.Namespace', which is refused"),
-        (b"\x80\x04Vtorch._utils\nVos.system\n\x93.", "asks to run 'torch._utils.os.system'"),
+        (b"ctorch.storage\n_load_from_bytes\n.", "calls 'torch.storage._load_from_bytes'"),
+        (b"cargparse\nNamespace\n)R.", "calls 'argparse.Namespace', which is refused"),
+        (b"\x80\x04Vtorch._utils\nVos.system\n\x93.", "calls 'torch._utils.os.system'"),
         (b"ccollections\nOrderedDict\n)\x81.", "instruction NEWOBJ, which makes objects"),
         (b"\x80\x04ccollections\nOrderedDict\n)}\x92.", "instruction NEWOBJ_EX"),
-        (b"ctorch\nFloatStorage\n)R.", "asks to run 'torch.FloatStorage'"),
+        (b"ctorch\nFloatStorage\n)R.", "calls 'torch.FloatStorage'"),
         (b"ctorch\nFloatStorage\n}b.", "sets the state of an object"),
         (b"]}b.", "sets the state of an object"),
         (b"ccollections\nOrderedDict\n}b.", "sets the state of an object"),
@@ -242,7 +238,7 @@ def test_malicious_pickle_runs_nothing(tmp_path, name, form):
         (b"R.", "REDUCE has not what it needs"),
         (b".", "STOP has not what it needs"),
         (b"N", "exhausted before seeing STOP"),
-        (b"Va\nQ.", "persistent id that is no storage"),
+        (b"Va\nQ.", "persistent id that is not a storage"),
         (b"c_codecs\nencode\n(Va\nVrot13\ntR.", "encoding other than latin1"),
         (b"cnumpy\ndtype\n(VO8\ntR.", "NumPy number of type 'O8', which is refused"),
     ],
@@ -266,9 +262,6 @@ def test_shared_containers_are_read_once(tmp_path):
         assert found[0] is found[1]
         found = found[0]
     assert found == []
-
-
-# --- safetensors and diffusers ------------------------------------------------------------------
 
 
 def safetensors(header, data=b""):
@@ -330,9 +323,6 @@ def test_diffusers_folder_is_read(tmp_path, folder):
     assert same(found["tensors"]["full"], ARRAY)
 
 
-# --- Flax ---------------------------------------------------------------------------------------
-
-
 def packed(array, name=None, code=1):
     parts = (array.shape, name or array.dtype.name, array.tobytes())
     return msgpack.ExtType(code, msgpack.packb(parts))
@@ -378,14 +368,15 @@ def test_wrong_flax_file_is_one_clear_error(tmp_path, value, problem):
         read.read(as_file(tmp_path / "a", msgpack.packb({"a": value})))
 
 
-# --- what is no checkpoint ------------------------------------------------------------------------
-
 NO_CHECKPOINTS = {
     "empty": (b"", "is empty. Download it again"),
     "web page": (b"\n<!DOCTYPE html><html>quota exceeded", "web page instead of the file"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
-    "pickle": (pickle.dumps({"a": 1}, 4), "bare pickle, which is code .* torch.save"),
-    "text": (b"Entry not found", "begin with 'Entry not found', which is no known format"),
+    "pickle": (
+        pickle.dumps({"a": 1}, 4),
+        "bare pickle. Loading it would execute code, .* torch.save",
+    ),
+    "text": (b"Entry not found", "begin with 'Entry not found', which is not a known format"),
     "archive": (zipped(b"N.", **{"constants.pkl": b""}), "not one of torch.save"),
 }
 
@@ -454,9 +445,6 @@ def test_unreadable_file_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(FileError, match=r"cannot be read \(Permission denied\)"):
         read.read(path)
-
-
-# --- rules --------------------------------------------------------------------------------------
 
 
 class Shape:
@@ -569,5 +557,5 @@ def test_numbers_that_are_not_finite_are_named(bad):
 
 def test_part_has_no_way_back():
     rules = [mapping.part(0, mapping.LINEAR).weight("a", "qkv")]
-    with pytest.raises(ValueError, match="1 without a way back: a as qkv"):
+    with pytest.raises(ValueError, match="1 without an inverse: a as qkv"):
         mapping.translate_back(rules, {"a": ARRAY})
