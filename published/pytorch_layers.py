@@ -85,7 +85,8 @@ def check_network(
     """
     if not isinstance(network, tuple(classes.values())):
         valid = " and ".join(map(repr, classes))
-        name = {kind: name for name, kind in (NETWORKS | CLASSIFIERS).items()}.get(type(network))
+        known = NETWORKS | CLASSIFIERS
+        name = next((name for name, kind in known.items() if type(network) is kind), None)
         raise ValueError(f"config.model.name={name!r}; networks of {origin} are {valid}. Set it so")
     for field, valid in fields.items():
         value = getattr(network, field)

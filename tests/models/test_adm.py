@@ -94,9 +94,6 @@ UNET = ADM(**SMALL, num_classes=3)
 CLASSIFIER = ADMClassifier(**TINY, num_classes=3)
 
 
-# Against the published networks
-
-
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_parameter_count_is_the_published_one(name):
     size, network, published = PUBLISHED_COUNTS[name]
@@ -113,9 +110,6 @@ def test_output_equals_the_published_code(name):
     with np.load(REFERENCE) as reference:
         y = compiled(network)(params, reference["x"], reference["cond"], *map(jnp.array, labels))
         assert_published(y, reference, name, params)
-
-
-# The networks as functions
 
 
 @pytest.mark.parametrize("resample", CHOICES["resample"])
@@ -206,8 +200,6 @@ def test_derivatives_agree_and_every_parameter_learns():
 def test_dropout_acts_in_training_only():
     assert_dropout_acts_in_training_only(ADM(**TINY))
 
-
-# Refusals
 
 INVALID = [
     ({"resample": "fir"}, "'fir' is unknown; choose one of: block, conv"),

@@ -53,9 +53,6 @@ PUBLISHED_COUNTS = {
 }
 
 
-# Against the published network
-
-
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_parameter_count_is_the_published_one(name):
     fields, count = PUBLISHED_COUNTS[name]
@@ -72,9 +69,6 @@ def test_output_equals_the_published_code(name):
         params = seeded_params(network, *x.shape[2:])
         y = compiled(network)(params, x, *conditions)
         assert_published(y, reference, name, params)
-
-
-# Parts
 
 
 def test_patches_are_those_of_the_image_and_make_it_again():
@@ -113,9 +107,6 @@ def test_modulation_is_layer_norm_and_survives_a_large_mean():
     expected = reference * (1 + scale[:, None]) + shift[:, None]
     np.testing.assert_allclose(modulate(x, shift, scale), expected, atol=1e-5)
     np.testing.assert_allclose(modulate(x + 1000.0, shift, scale), expected, atol=2e-3)
-
-
-# The network as a function
 
 
 @pytest.mark.parametrize(
@@ -186,8 +177,6 @@ def test_bfloat16_is_close_to_float32():
 def test_dropout_acts_in_training_only():
     assert_dropout_acts_in_training_only(DiT(**SMALL))
 
-
-# Refusals
 
 INVALID = [
     ({"features": 0}, "an integer, 1 or more"),

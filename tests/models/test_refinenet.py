@@ -56,9 +56,6 @@ def shallow(monkeypatch):
     monkeypatch.setitem(SIZES, 1, ((1, 1),))
 
 
-# Against the published networks
-
-
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_parameter_count_is_the_published_one(name):
     network, count = PUBLISHED_COUNTS[name]
@@ -72,9 +69,6 @@ def test_output_equals_the_published_code(name):
     with np.load(REFERENCE) as reference:
         y = compiled(network)(params, reference["x"], reference["cond"])
         assert_published(y, reference, name, params)
-
-
-# Layers
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
@@ -162,9 +156,6 @@ def test_kernels_and_biases_start_within_the_bound_of_pytorch():
         assert np.std(leaf) == pytest.approx(bound / math.sqrt(3), rel=0.06)
 
 
-# The network as a function
-
-
 @pytest.mark.usefixtures("shallow")
 def test_noise_levels_are_rounded_and_images_do_not_depend_on_their_batch():
     network = RefineNet(features=4, size=1, num_timesteps=4)
@@ -197,8 +188,6 @@ def test_output_has_the_channels_asked_for():
     )
     assert variables[0].shape == (3, 8, 8, 2)
 
-
-# Refusals
 
 INVALID = [
     ({"features": 1}, "an integer, 2 or more"),

@@ -106,9 +106,6 @@ def test_output_equals_the_published_code(name):
         assert_published(y, reference, name, params)
 
 
-# Resampling
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_fir_resampling_is_the_textbook_upfirdn(kernel):
     x = np.random.default_rng(0).normal(size=(2, 6, 8, 3))
@@ -141,9 +138,6 @@ def test_filter_of_two_equal_taps_is_plain_resampling():
 def test_filter_that_cannot_be_normalized_is_refused(kernel):
     with pytest.raises(ValueError, match=r"config\.model\.fir_kernel is .*two or more"):
         fir_upsample(jnp.zeros((1, 4, 4, 1)), kernel)
-
-
-# Embeddings and blocks
 
 
 def test_positional_embedding_is_accurate_up_to_the_last_label():
@@ -209,9 +203,6 @@ def test_attention_is_equivariant_to_permutations_of_the_pixels():
     np.testing.assert_allclose(f(params, permute(x)), permute(y), rtol=1e-5)
 
 
-# The network as a function
-
-
 @pytest.mark.parametrize("residual_block", CHOICES["residual_block"])
 @pytest.mark.parametrize("resample", CHOICES["resample"])
 @pytest.mark.parametrize(
@@ -266,9 +257,6 @@ def test_dropout_acts_in_training_only():
     assert_dropout_acts_in_training_only(NCSNpp(**TINY))
 
 
-# Precision
-
-
 @pytest.mark.parametrize("fields", [SMALL, SMALL | LSUN], ids=["ddpmpp", "lsun"])
 def test_bfloat16_denoises_as_float32_at_every_noise_level(fields):
     params = seeded_params(NCSNpp(**fields))
@@ -298,9 +286,6 @@ def test_bfloat16_keeps_parameters_and_gradients_in_float32():
     gradients = jax.eval_shape(jax.grad(loss), params)
     for leaf in [*jax.tree.leaves(abstract_params(network)), *jax.tree.leaves(gradients)]:
         assert leaf.dtype == jnp.float32
-
-
-# Attention
 
 
 def test_attention_is_the_textbook_one():
@@ -337,9 +322,6 @@ def test_flash_kernel_serves_what_it_can(monkeypatch, backend, dtype, width, tra
     x = jnp.ones((1, 4, 1, width), dtype)
     assert attend(x, x, x, train=train).dtype == dtype
     assert asked == (["cudnn"] if flash else [])
-
-
-# Classes
 
 
 def test_classes_matter_and_none_is_a_class_of_its_own():
@@ -384,8 +366,6 @@ def test_every_activation_is_used(activation):
     y = compiled(network)(params, x, cond)
     assert np.array_equal(y, swish) == (activation == "swish")
 
-
-# Refusals
 
 INVALID = [
     ({"residual_block": "resnet"}, "'resnet' is unknown; choose one of: biggan, ddpm"),

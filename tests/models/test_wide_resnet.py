@@ -31,9 +31,6 @@ REFERENCE_FIELDS = {
 }
 
 
-# Against the published network
-
-
 def test_parameter_count_is_the_published_one():
     assert parameter_count(WideResNet(), 32) == 38_913_242
 
@@ -45,9 +42,6 @@ def test_logits_equal_the_published_code(name):
     with np.load(REFERENCE) as reference:
         y = compiled(network)(params, reference["x"], reference["log_sigma"])
         assert_published(y, reference, name, params)
-
-
-# Standardization
 
 
 def test_logits_do_not_depend_on_the_scale_and_offset_of_an_image():
@@ -65,9 +59,6 @@ def test_images_without_contrast_stay_so_and_have_a_gradient():
     assert 0 < np.max(np.abs(standardize(faint))) < 1e-2  # at most sqrt(48) times the contrast
     gradient = quick_jit(jax.grad(lambda x: jnp.sum(jnp.square(standardize(x) - 1.0))))(flat)
     assert np.all(np.isfinite(gradient))
-
-
-# The network as a function
 
 
 def test_noise_level_matters_and_an_image_does_not_depend_on_its_batch():
@@ -124,8 +115,6 @@ def test_weights_start_with_the_variances_that_are_promised():
     assert np.max(np.abs(output)) <= 0.1
     assert np.var(output) == pytest.approx(0.1**2 / 3, rel=0.05)
 
-
-# Refusals
 
 INVALID = [
     ({"blocks_per_group": 0}, "an integer, 1 or more"),
