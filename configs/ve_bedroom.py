@@ -7,7 +7,7 @@ python main.py --config=configs/ve_bedroom.py --mode=train
     ncsnv2                  128
 
 No figures were published, and none was measured with this code. Repaired: the published NCSNv2
-misspells `continuous`, and so would train in continuous time on discrete labels.
+misspells `continuous`, and so trains in continuous time on discrete labels.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,13 @@ def get_config(variant: str = "ncsnpp_continuous") -> ConfigDict:
     if variant == "ncsnv2":
         config = _song2021.large_images("lsun/bedroom", 128, batch_size=128)
         _song2021.annealed_langevin(
-            config, sigma_max=190.0, levels=1086, corrections=3, snr=0.095, lr=1e-4, ema=0.9999
+            config,
+            sigma_max=190.0,
+            num_timesteps=1086,
+            corrector_steps=3,
+            snr=0.095,
+            lr=1e-4,
+            ema=0.9999,
         )
         _song2021.ncsnv2(config, size=128)
         return config
