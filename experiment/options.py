@@ -70,7 +70,8 @@ class DenoiserOptions:
         if self.energy and self.parameterization == "eps_learned_variance":
             raise ValueError(
                 "energy=True needs a network with one output, not the two of "
-                "config.denoiser.parameterization='eps_learned_variance'; choose eps, or set energy=False"
+                "config.denoiser.parameterization='eps_learned_variance'; choose eps, or set "
+                "energy=False"
             )
 
 
