@@ -336,7 +336,7 @@ def continuous_bound_bits(evaluation: Evaluation) -> Report:
         "decoder": float(in_bits(np.float64(-_mean(decoder)))),
         "draws": len(parts),
         "images": values.shape[1],
-        "nfe": options.times + 1,
+        "nfe": options.num_times + 1,
         "seconds": _seconds(parts),
     }
     return Report(summary, {"continuous_bound": values})

@@ -1,4 +1,4 @@
-"""The folder of a run, and the files that people look at: whole or not at all, repaired, honest."""
+"""The folder of a run, and its files: whole or not at all, repaired, and read back as written."""
 
 import json
 
@@ -16,16 +16,16 @@ from training.metrics_log import MetricsLog
 CONFIG = {
     "seed": 1,
     "optim": {"decay": "constant", "lr": 0.5},
-    "model": {"features": 8, "levels": (1, 2), "snr": None},
+    "model": {"features": 8, "num_timesteps": (1, 2), "snr": None},
     "data": {"dir": "", "name": "digits"},
     "sampling": {"steps": 10},
     "training": {"steps": 10, "log_every": 1, "batch_size": 4},
 }
 
 
-def changed(path, value):
-    """CONFIG with another value at one dotted path."""
-    config = json.loads(json.dumps(CONFIG))
+def changed(path, value, config=CONFIG):
+    """A configuration with another value at one dotted path."""
+    config = json.loads(json.dumps(config))
     *parents, name = path.split(".")
     node = config
     for parent in parents:
@@ -39,9 +39,6 @@ def workdir(tmp_path):
     workdir = Workdir(tmp_path / "run")
     workdir.save_config(CONFIG)
     return workdir
-
-
-# --- configurations ---------------------------------------------------------------------------
 
 
 def test_configuration_agrees_with_itself_through_json(workdir):
@@ -66,17 +63,7 @@ def test_field_that_is_newer_than_the_run_is_no_difference_but_a_lost_one_is():
     assert phrase.endswith("is 'absent'")
 
 
-def test_newer_field_that_says_other_than_its_default_is_a_difference():
-    saved = json.loads(json.dumps(CONFIG))
-    new = CONFIG | {"sampling": {"steps": 10, "guidance": "classifier"}}
-    assert [name for name, _ in differences(saved, new)] == ["sampling.guidance"]
-    new = CONFIG | {"sampling": {"steps": 10, "guidance": "none"}}
-    assert differences(saved, new) == []
-    # A protocol of parts of a configuration knows nothing of the others.
-    assert differences({"seed": 1}, {"seed": 1} | new) == []
-
-
-# field, other value, whether training may go on with it, whether a reader may have it.
+# field, other value, whether training may continue with it, whether a reader may have it.
 RULES = [
     ("seed", 2, False, True),
     ("optim.lr", 0.25, False, True),
@@ -99,6 +86,39 @@ def test_which_fields_a_run_may_change(workdir, field, value, train, read):
         else:
             with pytest.raises(WorkdirError, match=rf"config\.{field} was .*, is .*--workdir"):
                 workdir.check(changed(field, value), training=training)
+
+
+CLASSIFIER = CONFIG | {"classifier": {"features": 8, "steps": 10}}
+CLASSIFIER_RULES = [
+    ("classifier.features", 16, False, False),
+    ("classifier.steps", 20, False, True),
+    ("data.name", "mnist", False, False),
+    ("model.features", 16, True, True),
+    ("optim.lr", 0.25, True, True),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "train", "read"), CLASSIFIER_RULES)
+def test_which_fields_the_classifier_of_a_run_may_change(workdir, field, value, train, read):
+    folder = workdir.classifier
+    assert folder.path == workdir.path / "classifier"
+    folder.save_config(CLASSIFIER)
+    for training, allowed in ((True, train), (False, read)):
+        if allowed:
+            folder.check(changed(field, value, CLASSIFIER), training=training)
+        else:
+            with pytest.raises(WorkdirError, match=rf"config\.{field} was .*, is .*--workdir"):
+                folder.check(changed(field, value, CLASSIFIER), training=training)
+
+
+def test_saved_configuration_is_read_back(workdir, tmp_path):
+    assert differences(workdir.read_config(), CONFIG) == []
+    with pytest.raises(WorkdirError, match=r"no run in .*; run --mode=train or --mode=import"):
+        Workdir(tmp_path / "none").read_config()
+    for text in ("{", "[]"):
+        workdir.config.write_text(text)
+        with pytest.raises(WorkdirError, match=r"config\.json is damaged .*another --workdir"):
+            workdir.read_config()
 
 
 def test_schedule_that_ends_with_training_fixes_its_length(workdir):
@@ -124,9 +144,6 @@ def test_nothing_is_touched_before_something_is_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkdirError, match="is a file; give a folder"):
         Workdir(tmp_path / "file")
-
-
-# --- files ------------------------------------------------------------------------------------
 
 
 def test_file_that_fails_half_way_leaves_the_old_one(tmp_path):
@@ -176,9 +193,6 @@ def test_record_and_tensorboard_hold_the_same(tmp_path):
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
     assert all(tag in content for tag in (b"loss", b"grad_norm", b"samples"))
-
-
-# --- pictures and tables ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
