@@ -85,7 +85,9 @@ def count(model, image_size, data):
 def test_all_39_published_configurations_are_there():
     assert len(PUBLISHED) == 39
     files = {f"{ROOT}/configs/" + name.replace(":", ".py:") for name in PUBLISHED}
-    known = {name if ":" in name else name.removesuffix(".py") for name, _ in known_configurations()}
+    known = {
+        name if ":" in name else name.removesuffix(".py") for name, _ in known_configurations()
+    }
     missing = {name.split("/")[-1] for name in files} - {name.split("/")[-1] for name in known}
     assert not missing
 

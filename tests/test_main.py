@@ -147,7 +147,10 @@ def test_value_of_the_wrong_type(tmp_path, field, value, kind):
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [
-        ({"sde.sigma_max": 3.0}, r"config\.sde\.sigma_max=3\.0 is not used with name='vp'.*beta_max, beta_min"),
+        (
+            {"sde.sigma_max": 3.0},
+            r"config\.sde\.sigma_max=3\.0 is not used with name='vp'.*beta_max, beta_min",
+        ),
         (
             {"sampling.predictor": "ancestral", "sampling.churn": 1.0},
             r"config\.sampling\.churn=1\.0 is not used .*predictor='ancestral'.*variance",
@@ -244,8 +247,14 @@ CONFIG_FLAG = f"--config={CONFIG}"
         ([CONFIG_FLAG, "--mode=check", "--config.optim.lr.x=3"], r"config\.optim\.lr"),
         ([CONFIG_FLAG, "--mode=check", "--config.optim.rate", "3"], r"optim\.rate.*lr, warmup"),
         ([CONFIG_FLAG, "--mode=check", "--config.optim=3"], r"config\.optim"),
-        ([CONFIG_FLAG, "--mode=eval", "--checkpoint=3"], r"--checkpoint is only valid with --mode=sample.*, not eval.*eval\.checkpoints"),
-        ([CONFIG_FLAG, "--mode=train", "--num_samples=3"], "--num_samples is only valid with --mode=sample, not train"),
+        (
+            [CONFIG_FLAG, "--mode=eval", "--checkpoint=3"],
+            r"--checkpoint is only valid with --mode=sample.*, not eval.*eval\.checkpoints",
+        ),
+        (
+            [CONFIG_FLAG, "--mode=train", "--num_samples=3"],
+            "--num_samples is only valid with --mode=sample, not train",
+        ),
         ([CONFIG_FLAG, "--mode=check", "extra"], "extra: not expected here"),
         ([CONFIG_FLAG, "--mode=sample", "--num_samples=x"], "num_samples.*x"),
         ([CONFIG_FLAG, "--mode=sample", "--num_samples=0", "--workdir=/nowhere"], "num_samples=0"),

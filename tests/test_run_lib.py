@@ -307,7 +307,10 @@ def test_samples_of_an_earlier_checkpoint_and_of_another_sampler(sampled):
 def test_sampler_that_needs_moments_says_so_and_uses_them(sampled):
     analytic = TINY | {"sampling.name": "analytic"}
     call = run(*flags("sample", sampled, analytic), "--num_samples=3")
-    assert_one_error(call, r"config\.sampling\.name=analytic: .*moments/30\.npz: there are no moments; run --mode=moments")
+    assert_one_error(
+        call,
+        r"config\.sampling\.name=analytic: .*moments/30\.npz: there are no moments; run --mode=moments",
+    )
     measure = TINY | {"analytic_dpm.num_images": 20, "analytic_dpm.num_times": 5}
     call = run(*flags("moments", sampled, measure))
     assert call.status == 0, call.stderr
@@ -331,9 +334,14 @@ def test_inverse_problems_are_solved_and_tasks_are_for_samples_alone(sampled):
     assert name.with_suffix(".gif").exists()
     few = run(*flags("sample", sampled, fields), "--num_samples=1")
     assert_one_error(few, "--num_samples=1 is too small .* give at least 2")
-    assert_one_error(run(*flags("eval", sampled, fields)), r"config\.task\.name='inpaint' is for --mode=sample; evaluate with config\.task")
+    assert_one_error(
+        run(*flags("eval", sampled, fields)),
+        r"config\.task\.name='inpaint' is for --mode=sample; evaluate with config\.task",
+    )
     fields |= {"training.sample_every": 1}
-    assert_one_error(run(*flags("train", sampled, fields)), r"config\.task\.name is for --mode=sample; train")
+    assert_one_error(
+        run(*flags("train", sampled, fields)), r"config\.task\.name is for --mode=sample; train"
+    )
     energy = run(*flags("sample", sampled, TINY | {"denoiser.energy": True}))
     assert_one_error(energy, "config.denoiser.energy was False, is True")
 

@@ -37,7 +37,9 @@ def test_kept_statistics_that_do_not_fit_are_computed_again(experiment, tmp_path
     found = references.reference_of_split(experiment, "train", PIXELS, tmp_path)
     assert found.statistics.count == 32 != wrong.count
     file.write_bytes(b"damaged")
-    assert references.reference_of_split(experiment, "train", PIXELS, tmp_path).statistics.count == 32
+    assert (
+        references.reference_of_split(experiment, "train", PIXELS, tmp_path).statistics.count == 32
+    )
 
 
 def test_named_statistics_are_verified_or_marked(experiment, tmp_path):

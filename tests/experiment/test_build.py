@@ -31,12 +31,12 @@ def test_limits_of_the_classifier_bind_only_those_who_use_it():
     ("fields", "message"),
     [
         (
-            {"sde.name": "ddpm", "sde.num_timesteps": 10, "loss.time_distribution": "timesteps"},
-            r"config\.loss\.num_timesteps=1000, but config\.sde\.num_timesteps=10; set both",
+            {"sde.name": "ddpm", "sde.num_timesteps": 100, "loss.time_distribution": "timesteps"},
+            r"config\.loss\.num_timesteps=1000, but config\.sde\.num_timesteps=100; set both",
         ),
         (
-            {"sde.name": "ddpm", "sde.num_timesteps": 10, "denoiser.conditioning": "timestep"},
-            r"config\.denoiser\.num_timesteps=1000, but config\.sde\.num_timesteps=10; set both",
+            {"sde.name": "ddpm", "sde.num_timesteps": 100, "denoiser.conditioning": "timestep"},
+            r"config\.denoiser\.num_timesteps=1000, but config\.sde\.num_timesteps=100; set both",
         ),
         (
             {"loss.time_distribution": "timesteps"},

@@ -37,7 +37,9 @@ from experiment.options import (
     ],
 )
 def test_value_out_of_range_is_refused(cls, fields, message):
-    with pytest.raises(ValueError, match=f"^{message}" if "must be int" not in message else message):
+    with pytest.raises(
+        ValueError, match=f"^{message}" if "must be int" not in message else message
+    ):
         cls(**fields)
 
 

@@ -209,5 +209,7 @@ def test_errors_name_the_field_in_full(section, overrides, message):
 
 def test_unknown_name_lists_the_rows_of_the_table():
     reader = Reader({"box": {"name": "bag"}})
-    with pytest.raises(ConfigError, match=r"config\.box\.name='bag' is unknown; choose one of: a, b"):
+    with pytest.raises(
+        ConfigError, match=r"config\.box\.name='bag' is unknown; choose one of: a, b"
+    ):
         reader.lookup("box", {"b": Length, "a": Color})

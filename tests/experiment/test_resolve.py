@@ -104,12 +104,12 @@ def test_config_json_builds_the_same(name):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"sampling.times": (1.0, 0.5, 0.01), "sampling.steps": None},
+        {"sampling.times": (1.0, 0.5, 0.01), "sampling.steps": None, "sampling.grid": None},
         {"sampling.name": "ode", "sampling.steps": None},
         {"sampling.name": "analytic"},
         {"sampling.name": "heun", "sampling.grid": "karras"},
         {"sampling.clip": "dynamic"},
-        {"sde.name": "ddpm", "sde.num_timesteps": 20, "sampling.grid": "ddim10"}
+        {"sde.name": "ddpm", "sde.num_timesteps": 40, "sampling.grid": "ddim10"}
         | {"sampling.steps": None},
         {"task.name": "mri", "task.input": "test", "task.method": "dps"},
         {"task.name": "sdedit", "task.input": "test", "task.start": 0.5, "sampling.steps": 10},

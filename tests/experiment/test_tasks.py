@@ -51,7 +51,7 @@ UNUSED = [
     ),
     (
         CLASSIFIER | {"guidance.interval": (0.1, 0.9)},
-        r"config\.guidance\.interval=\(0\.1, 0\.9\) is used with name='classifier_free', not with",
+        r"config\.guidance\.interval=\(0\.1, 0\.9\) is used with name=classifier_free, not with",
     ),
 ]
 VALUES = [
@@ -76,7 +76,10 @@ VALUES = [
     ),
     (MRI | {"task.name": "super_resolve", "task.factor": 3}, r"task\.factor=3 must divide"),
     (MRI | {"task.name": "colorize"}, r"config\.task\.name='colorize' needs images of several ch"),
-    (SDEDIT, r"config\.task\.start=1\.0: sdedit adds noise .* below 1, such as config\.task\.start"),
+    (
+        SDEDIT,
+        r"config\.task\.start=1\.0: sdedit adds noise .* below 1, such as config\.task\.start",
+    ),
     (SDEDIT | {"task.start": 1e-4}, r"config\.task\.start=0\.0001 must lie above t_min"),
     (CLASSIFIER | {"guidance.scale": -1.0}, r"config\.guidance\.scale=-1\.0 must be at least 0"),
     *(

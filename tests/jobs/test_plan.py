@@ -31,6 +31,6 @@ def test_task_and_guidance_are_named_and_counted():
         "task.input": "test",
     }
     text = describe(build(configuration(TINY | fields)))
-    assert "sampler     pc: 8 network evaluations per image" in text
+    assert "sampler     pc: 10 network evaluations per image" in text
     assert "task        mri" in text
     assert "guidance    classifier_free" in text
