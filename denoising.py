@@ -277,7 +277,7 @@ class Denoiser:
         return math.prod(guidance.evaluations for guidance in self.guidances)
 
     @property
-    def per_image(self) -> Any:
+    def batched_fields(self) -> Any:
         """The tree of all arrays with one entry per image of the batch; see `index`."""
         guided = [{name: getattr(g, name) for name in g.batched_fields} for g in self.guidances]
         return self.labels, guided

@@ -20,8 +20,9 @@ from evaluation.features import make_extractors
 from experiment.build import build_network
 from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
+from experiment.sampler import unconditioned
 from files.pictures import image_grid, write_gif, write_png
-from files.writing import write_file
+from files.writing import write_npz
 from jobs.moments import measure_moments
 from jobs.plan import describe
 from jobs.restore import load_checkpoint, load_moments, restore_state
@@ -164,21 +165,22 @@ def sample(
         )
     loaded = load_checkpoint(experiment, workdir, checkpoint)
     name = workdir.samples / f"checkpoint_{loaded.step}"
+    condition = unconditioned
     if task is None:
-        result, drawing = draw_plain(experiment, loaded, num_samples), {}
+        result = draw_plain(experiment, loaded, num_samples)
     else:
         run = TaskRun(experiment, task, num_samples)
         name = name.with_name(f"{name.name}_{task.name}")
-        result, drawing = run.run(loaded), {"condition": run.condition}
+        result, condition = run.run(loaded), run.condition
     arrays = {"samples": result.images, **result.arrays}
-    write_file(name.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))
+    write_npz(name.with_suffix(".npz"), arrays, compress=True)
     write_png(name.with_suffix(".png"), result.figure)
     count = len(result.images)
     print(f"{count} samples of step {loaded.step}, {result.summary}: {name}.npz and {name}.png")
     if gif:
         shown = np.arange(min(num_samples, _ANIMATED))
-        frames = experiment.sampler.draw(loaded, shown, frames=_FRAMES, **drawing).trajectory
-        write_gif(name.with_suffix(".gif"), [image_grid(frame) for frame in frames])
+        drawn = experiment.sampler.draw(loaded, shown, frames=_FRAMES, condition=condition)
+        write_gif(name.with_suffix(".gif"), [image_grid(frame) for frame in drawn.frames])
         print(f"their reverse process: {name}.gif")
 
 

@@ -1,1 +1,1 @@
-"""Data sets: names, readers, preparation, value ranges, and batches as functions of seed and step."""
+"""Data sets: readers, preparation, value ranges, and batches as functions of seed and step."""

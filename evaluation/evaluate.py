@@ -22,7 +22,7 @@ from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
 from files.pictures import image_grid, write_png
 from files.text import table
-from files.writing import write_file, write_json
+from files.writing import write_json, write_npz
 from jobs.cache import ResultCache
 from jobs.workdir import Workdir
 from metrics.features import Extractor
@@ -83,7 +83,7 @@ def _compute(evaluation: Evaluation, file: Path) -> dict[str, Any]:
         results[name] = report.summary
         per_image |= report.per_image
     if per_image:
-        write_file(file.with_suffix(".npz"), lambda path: np.savez_compressed(path, **per_image))
+        write_npz(file.with_suffix(".npz"), per_image, compress=True)
     if any(METRICS[name].of_samples for name in names):
         results["samples"] = _describe_samples(sets, file.with_suffix(".png"))
     results["seconds"] = round(time.perf_counter() - start, 1)  # since the last start

@@ -333,7 +333,7 @@ def continuous_bound_bits(evaluation: Evaluation) -> Report:
         "over_draws": estimate.over_draws,  # over dequantization, times and noise
         "prior": _mean(prior) * to_bits,
         "diffusion": _mean(diffusion) * to_bits,
-        "decoder": float(in_bits(np.float64(-_mean(decoder)))),
+        "decoder": float(in_bits(np.asarray(-_mean(decoder)))),
         "draws": len(parts),
         "images": values.shape[1],
         "nfe": options.num_times + 1,

@@ -5,6 +5,7 @@ them, never as the best. Sample k of a seed is the same in any batch and after a
 are kept batch by batch until the evaluation is finished.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,11 +129,10 @@ def _arrays(extractor: Extractor, images: np.ndarray) -> Arrays:
 
 def _joined(parts: Iterator[Arrays], count: int) -> Float[np.ndarray, "count features"]:
     """Join the features of all batches without a second copy of them."""
-    joined, filled = None, 0
-    for part in parts:
-        features = part["features"]
-        if joined is None:
-            joined = np.empty((count, features.shape[1]), features.dtype)
+    first = next(parts)["features"]
+    joined = np.empty((count, first.shape[1]), first.dtype)
+    filled = 0
+    for features in itertools.chain([first], (part["features"] for part in parts)):
         joined[filled : filled + len(features)] = features
         filled += len(features)
     return joined
@@ -221,10 +221,10 @@ def inception(sets: SampleSets) -> Report:
     for extractor in sets.evaluation.extractors:
         found = []
         for seed in sets.seeds:
-            parts = [part.get("probabilities") for part in sets.extracted(extractor, seed)]
-            if parts[0] is None:
+            parts = list(sets.extracted(extractor, seed))
+            if "probabilities" not in parts[0]:
                 break
-            found.append(inception_score(np.concatenate(parts)))
+            found.append(inception_score(np.concatenate([p["probabilities"] for p in parts])))
         if found:
             summary[extractor.name] = _over_seeds([each.mean for each in found]) | {
                 "over_splits": [each.std for each in found]

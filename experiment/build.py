@@ -160,8 +160,8 @@ def _denoiser_factory(
 ) -> Callable[..., Denoiser]:
     """Return the function (params, dropout key or None) -> Denoiser."""
 
-    def output(params: Any, x: Array, *conditions: Array, **more: Any) -> Array:
-        def of_x(x: Array) -> Array:
+    def output(params: Any, x: Array, *conditions: Array, **more: Any) -> Any:
+        def of_x(x: Array) -> Any:
             return network.apply({"params": params}, x, *conditions, **more)
 
         return energy_gradient(of_x, x) if options.energy else of_x(x)

@@ -119,7 +119,7 @@ class Data:
                 f"{low}..{high}; set it to {high + 1}"
             )
 
-    def from_unit_range(self, images: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    def from_unit_range(self, images: Float[Any, "..."]) -> Float[Any, "..."]:
         """Scale images in [0, 1] to the network's range; `to_uint8` inverts this."""
         levels = self.quantizer.gray_levels
         if self.options.dequantize:  # the middle of the bin

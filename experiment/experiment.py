@@ -137,5 +137,6 @@ def with_data_labels(
     if not num_classes:
         return denoiser
     experiment.data.require_classes(labels, num_classes, "model")
+    assert labels is not None
     chosen = labels[experiment.parallel.fetch(indices)]
     return replace(denoiser, labels=experiment.parallel.split_rows(chosen))

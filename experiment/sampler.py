@@ -23,7 +23,7 @@ from experiment.data import Data
 from experiment.options import SamplingOptions
 from experiment.randomness import base_key
 from experiment.reader import Reader, config_errors
-from experiment.tasks import TASKS, SDEdit, Task
+from experiment.tasks import TASKS, Measurement, SDEdit, Task
 from guidance.base import guide
 from guidance.classifier import Classifier
 from sampling import Samples
@@ -62,7 +62,7 @@ class ImageSamples(NamedTuple):
 
     images: UInt8[np.ndarray, "count height width channels"]
     nfe: int
-    trajectory: UInt8[np.ndarray, "frames count height width channels"] | None
+    frames: list[UInt8[np.ndarray, "count height width channels"]]
 
 
 class Conditioned(NamedTuple):
@@ -71,6 +71,14 @@ class Conditioned(NamedTuple):
     denoiser: Denoiser
     projection: Projection | None = None
     source: Batch | None = None
+
+
+Condition = Callable[[Denoiser, Int[Array, "batch"]], Conditioned]
+
+
+def unconditioned(denoiser: Denoiser, indices: Int[Array, "batch"]) -> Conditioned:
+    """Condition a batch on nothing."""
+    return Conditioned(denoiser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +191,7 @@ class Sampler:
         *,
         frames: int = 0,
         seed: int | None = None,
-        condition: Callable[[Denoiser, Int[Array, "batch"]], Conditioned] = (
-            lambda denoiser, indices: Conditioned(denoiser)
-        ),
+        condition: Condition = unconditioned,
     ) -> ImageSamples:
         """Draw the samples with these indices; each depends on the seed and its index alone.
 
@@ -214,10 +220,9 @@ class Sampler:
                 options["progress"] = progress
             samples = self.solve(key, denoiser, shape, checkpoint.moments, **options)
         images = self.data.to_uint8(parallel.fetch(samples.x)[: len(indices)])
-        trajectory = samples.trajectory
-        if trajectory is not None:
-            trajectory = np.stack([self.data.to_uint8(x[: len(indices)]) for x in trajectory])
-        return ImageSamples(images, samples.nfe, trajectory)
+        path = () if samples.trajectory is None else samples.trajectory
+        snapshots = [self.data.to_uint8(x[: len(indices)]) for x in path]
+        return ImageSamples(images, samples.nfe, snapshots)
 
     def with_classes(self, checkpoint: Checkpoint, indices: Int[Array, "batch"]) -> Denoiser:
         """Return the denoiser of the samples with these indices, guided to their classes."""
@@ -265,7 +270,8 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
     task = _build_task(reader, data)
     chosen = reader.lookup("sampling", {**SOLVERS, **ADAPTIVE})
     if chosen in ADAPTIVE.values():
-        options, solve = _adaptive(reader, *chosen, data)
+        function, option_classes = chosen
+        options, solve = _adaptive(reader, function, option_classes, data)
         evaluations = None
     else:
         options, solve = _fixed_steps(reader, chosen, data, task)
@@ -432,6 +438,7 @@ def _check_task(reader: Reader, task: Task, solve: _FixedSteps | _Adaptive) -> N
                 f"{task.name!r}; leave it out"
             )
     elif problem.method == "projection":
+        assert isinstance(task.options, Measurement)
         if adaptive:
             raise ConfigError(
                 f"config.task.method='projection' acts between fixed steps, but {fixed}; or choose "

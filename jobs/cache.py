@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from files.writing import write_file
+from files.writing import write_npz
 
 Arrays = dict[str, np.ndarray]
 Indices = Int[np.ndarray, "batch"]
@@ -45,8 +45,7 @@ class ResultCache:
         """Return the arrays of a batch from its file, or compute and write them."""
         file = self._folder / f"{name}-{indices[0]}-{indices[-1]}.npz"
         if not file.exists():
-            values = compute(indices)
-            write_file(file, lambda temporary: np.savez(temporary, **values))
+            write_npz(file, compute(indices))
         with np.load(file) as stored:
             return dict(stored)
 

@@ -17,7 +17,7 @@ from denoising import Denoiser
 from errors import ConfigError
 from experiment.experiment import Experiment
 from experiment.randomness import base_key
-from experiment.sampler import Checkpoint, Conditioned
+from experiment.sampler import Checkpoint, Condition, Conditioned, unconditioned
 from experiment.tasks import Interpolate, InverseProblem, Measurement, Reconstruct, SDEdit, Task
 from files.pictures import image_grid
 from guidance.base import guide
@@ -27,7 +27,6 @@ from numerics.arrays import normal_like, sample_keys
 from solvers.ode import interpolate
 
 Images = UInt8[np.ndarray, "_ height width channels"]
-Condition = Callable[[Denoiser, Int[Array, "batch"]], Conditioned]
 _ROWS, _COLUMNS = 16, 8  # inputs, and samples per input, that a figure shows
 _GRID = 100  # plain samples that a figure shows
 
@@ -48,7 +47,7 @@ def draw_all(
     experiment: Experiment,
     checkpoint: Checkpoint,
     count: int,
-    condition: Condition = lambda denoiser, indices: Conditioned(denoiser),
+    condition: Condition = unconditioned,
 ) -> tuple[Images, int]:
     """Draw samples 0 .. count - 1; return them and the most network evaluations of one.
 
@@ -224,7 +223,8 @@ class TaskRun:
             path, classes = latents, np.arange(len(latents))
         else:  # with the class of the first image
             fractions = jnp.linspace(0, 1, self.count)
-            path = np.asarray(interpolate(*jnp.asarray(latents), fractions))
+            first, last = jnp.asarray(latents)
+            path = np.asarray(interpolate(first, last, fractions))
             classes = np.zeros(self.count, int)
         images = data.to_uint8(self._map(solve.decode, checkpoint, path, classes))
         arrays, inputs = {"latent": latents}, self._input_images

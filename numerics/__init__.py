@@ -1,1 +1,1 @@
-"""Numerical tools without a model: arrays and keys, traces of Jacobians, ODE and SDE integration."""
+"""Numerical tools: arrays and keys, traces of Jacobians, integration of ODEs and SDEs."""

@@ -8,7 +8,7 @@ A coefficient such as alpha(t) has the shape of t, () or (batch,). An array x ha
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 Batch = Float[Array, "batch ..."]
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 
 def expand_like(
@@ -86,7 +87,7 @@ def in_float64(function: Callable[[Array], Any], values: Any) -> Any:
         return jax.tree.map(lambda y: np.asarray(y)[: values.size].reshape(values.shape), result)
 
 
-def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type], type]:
+def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
     """Return a class decorator that registers a dataclass as a pytree with hashed `static` fields.
 
     `jax.tree_util.register_dataclass` is not safe here (jaxlib 0.10 to 0.12). The structures of two
@@ -94,7 +95,7 @@ def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type], type]:
     equal. If their hashes share a bucket, jit runs the program of one class for the other.
     """
 
-    def register(cls: type) -> type:
+    def register(cls: type[T]) -> type[T]:
         traced = [f.name for f in dataclasses.fields(cls) if f.name not in static]
 
         def flatten_with_keys(thing: Any) -> tuple[list, tuple]:

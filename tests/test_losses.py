@@ -1,6 +1,6 @@
 """The objective on Gaussian data, where its minimum, its slope and its weights are known.
 
-And its estimators by traces, on any network against the brute-force Jacobian.
+The estimators by traces are compared with the brute-force Jacobian of any network.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ def exact_eps(theta, sde, x, t):
 
 def closed_form(sde, weight, integrand):
     """E over t of lambda / sigma^2 times a function of (alpha^2 SCALE^2, sigma^2)."""
-    # Substituted log t: the likelihood weight grows as 1 / t.
+    # The variable is log t, because the likelihood weight grows as 1 / t.
     log_t = np.linspace(math.log(T_MIN), 0, 401)
     t = jnp.asarray(np.exp(log_t), jnp.float32)
     signal, noise = np.asarray(sde.alpha(t)) ** 2 * SCALE**2, np.asarray(sde.sigma(t)) ** 2
@@ -58,7 +58,7 @@ def closed_form(sde, weight, integrand):
 
 
 def agrees(values, truth, deviations=4):
-    """Whether the mean of independent values is within so many standard errors of the truth."""
+    """Whether the mean of independent values is within `deviations` standard errors of `truth`."""
     values = np.asarray(values, np.float64)
     return abs(values.mean() - truth) < deviations * values.std() / math.sqrt(values.size)
 
@@ -229,7 +229,8 @@ def test_times_lie_between_t_min_and_one_and_noise_is_normal_and_independent(tim
     assert 0.99 < t.max() <= 1
     eps = x / np.asarray(sde.sigma(jnp.asarray(t)))[:, None]
     assert scipy.stats.kstest(eps.ravel(), "norm").pvalue > 1e-3
-    assert scipy.stats.spearmanr(t, eps.ravel()).pvalue > 1e-3
+    correlation = scipy.stats.spearmanr(t, eps.ravel())
+    assert correlation.pvalue > 1e-3  # pyright: ignore[reportAttributeAccessIssue]  (SciPy's stubs)
 
 
 def test_loss_is_the_same_on_one_device_and_on_four():
@@ -259,7 +260,7 @@ ESTIMATORS = {
 
 @pytest.mark.parametrize(("sde", "loss"), ESTIMATORS.values(), ids=ESTIMATORS)
 def test_estimators_have_the_expectation_of_denoising_and_its_minimum(sde, loss):
-    """Its constant included: at the exact score, whose slope is zero, and at a wrong one."""
+    """The constant agrees too, at the exact score, where the slope is zero, and at a wrong one."""
     x0 = jnp.asarray(DATA.sample(3, BATCH), jnp.float32)
     best = closed_form(sde, loss.weight, lambda signal, noise: signal / (signal + noise))
     squared = closed_form(sde, loss.weight, lambda signal, noise: noise / (signal + noise))
@@ -282,9 +283,9 @@ X0 = np.random.default_rng(4).normal(size=(3, 5, 7, 2))
 
 
 def test_exact_form_of_a_sample_is_the_formula(x64):
-    """|| eps_hat ||^2 - 2 sigma tr(d eps_hat / dx) + D of what the network saw, in an image.
+    """|| eps_hat ||^2 - 2 sigma tr(d eps_hat / dx) + D of the network's input, an image.
 
-    It has more dimensions than are taken at once.
+    It has more dimensions than one batch of directions.
     """
 
     @quick_jit
@@ -311,7 +312,7 @@ def test_exact_form_of_a_sample_is_the_formula(x64):
 
 @pytest.mark.parametrize("directions", ["rademacher", "gaussian"])
 def test_sliced_forms_are_unbiased_and_the_reduced_one_varies_less(directions, x64):
-    """About the exact form at the same times and noise."""
+    """They scatter about the exact form at the same times and noise."""
     copies, spread = 2000, {}
     one = jnp.asarray(X0[:, :2, :3])
     many = jnp.repeat(one, copies, axis=0)
@@ -336,7 +337,7 @@ def test_sliced_forms_are_unbiased_and_the_reduced_one_varies_less(directions, x
 
 
 def test_gradients_in_the_parameters_are_those_of_the_values(x64):
-    """By reverse mode, as in training, and with the trace in several parts."""
+    """They are taken by reverse mode, as in training, with the trace in several parts."""
 
     def means(theta):
         denoiser = Denoiser(sde=VPSDE(), network=Partial(mixing, theta), conditioning="t")

@@ -195,7 +195,7 @@ def test_prior_is_a_gaussian_of_the_stated_width(sde):
     x = sde.prior_sample(sample_keys(jax.random.key(1), jnp.arange(2000)), jnp.zeros((2000, 3, 2)))
     assert scipy.stats.kstest(np.ravel(x) / sde.prior_std, "norm").pvalue > 1e-3
     ours = sde.prior_log_prob(x[:10])
-    expected = scipy.stats.norm(0, sde.prior_std).logpdf(np.asarray(x[:10], np.float64))
+    expected = scipy.stats.norm.logpdf(np.asarray(x[:10], np.float64), 0, sde.prior_std)
     np.testing.assert_allclose(ours, expected.sum(axis=(1, 2)), rtol=1e-5)
 
 

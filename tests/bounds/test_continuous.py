@@ -171,7 +171,7 @@ def test_bound_is_a_function_of_key_number_and_sample_alone():
         ({"importance": "no"}, "importance='no' is unknown; choose one of: log_snr, uniform"),
         ({"num_times": 3}, "num_times=3 must be an even number, at least 2"),
         ({"num_times": 0}, "num_times=0 must be an even number, at least 2"),
-        ({"t_min": 1.0}, r"t_min=1\.0 must lie between 0 and 1"),
+        ({"t_min": 1.0}, r"t_min=1\.0 must lie in \(0, 1\)"),
     ],
 )
 def test_invalid_field_is_named(fields, message):

@@ -299,7 +299,10 @@ def test_bound_is_a_function_of_key_number_and_sample_alone_and_names_the_time_o
         ({"x0": IMAGES + 0.4 / 255}, "x0 spans -0.9984 to 1.002 and is up to 0.2 of their spacing"),
         ({"x0": (IMAGES + 1) * 127.5}, " to 255 and is up to 0.5 "),
         ({"x0": IMAGES * math.nan}, "x0 spans nan "),
-        ({"times": np.array([1.0])}, "times=[1.]: give two or more in [0, 1], strictly decreasing"),
+        (
+            {"times": np.array([1.0])},
+            "times=[1.] must be two or more in [0, 1], strictly decreasing",
+        ),
         ({"times": np.array([1.0, 0.5, 0.5])}, "strictly decreasing"),
         ({"times": np.array([1.0, 0.0])}, "times end at t=0.0, where this process has no noise"),
         ({"options": DiscreteBoundOptions(variance="learned")}, "variance='learned' needs a net"),
@@ -330,7 +333,10 @@ def test_invalid_arguments_are_named(change, message):
             "decoder='no' is unknown; choose one of: chain, tweedie",
         ),
         (lambda: PixelLevels(gray_levels=1), "gray_levels=1 must be at least 2"),
-        (lambda: PixelLevels(low=1.0), r"low=1\.0, high=1\.0: low < high"),
+        (
+            lambda: PixelLevels(low=1.0),
+            r"low=1\.0, high=1\.0 must be finite, and low must be below",
+        ),
     ],
 )
 def test_invalid_field_is_named(make, message):
