@@ -18,7 +18,7 @@ from command_line import CONFIG, ROOT, TINY, configuration, run
 from flax import linen as nn
 from test_architecture import OUTSIDE, module_of, sources
 
-from data import datasets, readers
+from data import readers
 from data.readers import Item, Split
 from errors import ConfigError
 from evaluation.compare import compare
@@ -289,7 +289,6 @@ def test_loss(monkeypatch, tmp_path):
     assert found[1] == pytest.approx(found[0] / 2, rel=1e-6)
 
 
-@pytest.mark.skipif(not hasattr(readers, "READERS"), reason="readers have no table yet")
 def test_reader(monkeypatch):
     def read(name, data_dir):
         rng = np.random.default_rng(0)
@@ -306,7 +305,6 @@ def test_reader(monkeypatch):
     assert experiment.data.quantizer.gray_levels == 5
     assert (len(experiment.data.images.train), len(experiment.data.images.test)) == (12, 4)
     assert set(np.unique(drawn(experiment))) <= {0, 64, 128, 191, 255}
-    datasets.load.cache_clear() if hasattr(datasets.load, "cache_clear") else None
 
 
 _NEW_MODE = """
@@ -320,8 +318,8 @@ def test_mode(tmp_path):
     row = '    "dummy": Mode("dummy", flags=("target",), required=("target",)),\n'
     source = (ROOT / "main.py").read_text()
     assert source.count("MODES = {\n") == 1
-    docstring, rest = source.split('"""\n', 2)[1:]
-    text = f'"""{docstring}"""\n{_NEW_MODE}{rest}'.replace("MODES = {\n", f"MODES = {{\n{row}")
+    docstring, rest = source.split('"""\n', 1)
+    text = f'{docstring}"""\n{_NEW_MODE}{rest}'.replace("MODES = {\n", f"MODES = {{\n{row}")
     (tmp_path / "main.py").write_text(text)
 
     def call(*arguments):
@@ -358,6 +356,7 @@ def test_every_mode_is_a_function_of_run_lib():
 
 # table -> its module and its rows' names.
 TABLES = {
+    "READERS": ("data.readers", readers.READERS),
     "MODES": ("main", MODES),
     "METRICS": ("evaluation.metrics", METRICS),
     "FEATURES": ("evaluation.features", FEATURES),
@@ -374,6 +373,12 @@ TABLES = {
     "LOSSES": ("losses", LOSSES),
 }
 TABLES = {table: (module, set(rows)) for table, (module, rows) in TABLES.items()}
+
+# Lists that a new row leaves as they are.
+NOT_ROWS = {
+    "experiment.randomness",  # uses of randomness, of which some are metrics; their order counts
+    "published.score_sde",  # networks that another project's files hold
+}
 
 
 def lists_of_rows(module, text):
@@ -402,7 +407,7 @@ def test_no_other_module_lists_the_rows_of_a_table():
     wrong = [
         line
         for path, text in sources()
-        if path.parts[0] not in OUTSIDE
+        if path.parts[0] not in OUTSIDE and module_of(path) not in NOT_ROWS
         for line in lists_of_rows(module_of(path), text)
     ]
     assert not wrong, "\n" + "\n".join(wrong)

@@ -167,8 +167,11 @@ def test_plain_samples_do_not_depend_on_the_batches(checkpoint):
     ("fields", "message"),
     [
         (task("mri", "test:999"), r"config\.task\.input='test:999' is none of"),
-        (task("mri", "none.png"), r"config\.task\.input='none\.png' is no file"),
-        (task("mri", "test", input_is_measurement=True), "a measurement is no test image"),
+        (task("mri", "none.png"), r"config\.task\.input='none\.png' is not a file"),
+        (
+            task("mri", "test", input_is_measurement=True),
+            r"config\.task\.input='test' must be a measurement, not a test image",
+        ),
         (
             task("interpolate", "test:0-2"),
             r"config\.task\.input='test:0-2' has 3 images; interpolate takes two, such as",
