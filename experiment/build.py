@@ -216,9 +216,9 @@ def _check_timesteps(
     )
     if embedded and not fits:
         raise ConfigError(
-            f"config.model.num_timesteps={embedded} needs config.denoiser.num_timesteps={embedded} and "
-            f"conditioning reversed_timestep or timestep, not num_timesteps={denoiser.num_timesteps} and "
-            f"{denoiser.conditioning!r}"
+            f"config.model.num_timesteps={embedded} needs config.denoiser.num_timesteps="
+            f"{embedded} and conditioning reversed_timestep or timestep, not num_timesteps="
+            f"{denoiser.num_timesteps} and {denoiser.conditioning!r}"
         )
 
 

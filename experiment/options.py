@@ -69,8 +69,8 @@ class DenoiserOptions:
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
         if self.energy and self.parameterization == "eps_learned_variance":
             raise ValueError(
-                "energy=True needs a network with one output, not the two of "
-                "config.denoiser.parameterization='eps_learned_variance'; choose eps, or set energy=False"
+                "energy=True needs a network with one output, not the two of config.denoiser."
+                "parameterization='eps_learned_variance'; choose eps, or set energy=False"
             )
 
 

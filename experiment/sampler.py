@@ -311,8 +311,8 @@ def require_learned(reader: Reader, path: str) -> None:
     if parameterization != "eps_learned_variance":
         raise ConfigError(
             f"config.{path}.variance='learned' needs a network that predicts variances, with "
-            f"config.denoiser.parameterization=eps_learned_variance, not {parameterization!r}; choose "
-            "small or large"
+            f"config.denoiser.parameterization=eps_learned_variance, not {parameterization!r}; "
+            "choose small or large"
         )
 
 

@@ -1,8 +1,8 @@
 """What users type, and the one line that they read when it is wrong.
 
-Every mistake is reported before anything is computed or written: on standard error, in one line that
-names the field or file, the value given and the choices or the remedy; the working directory stays
-as it was, byte for byte.
+Every mistake is reported before anything is computed or written: on standard error, in one line
+that names the field or file, the value given and the choices or the remedy. The working directory
+stays as it was, byte for byte.
 """
 
 import re
@@ -197,7 +197,7 @@ def test_value_of_the_wrong_type(tmp_path, field, value, kind):
         ),
         (
             {"eval.metrics": "('inception_score',)"},
-            r"inception_score, which needs class probabilities.*eval\.features=classifier or inception",
+            r"inception_score, which needs class probabilities.*features=classifier or inception",
         ),
         (
             {"eval.features": "('pixels', 'classifier')", "eval.reference": "x.npz"},

@@ -309,7 +309,7 @@ def test_sampler_that_needs_moments_says_so_and_uses_them(sampled):
     call = run(*flags("sample", sampled, analytic), "--num_samples=3")
     assert_one_error(
         call,
-        r"config\.sampling\.name=analytic: .*moments/30\.npz: there are no moments; run --mode=moments",
+        r"config\.sampling\.name=analytic: .*moments/30\.npz: there are no moments; run --mode",
     )
     measure = TINY | {"analytic_dpm.num_images": 20, "analytic_dpm.num_times": 5}
     call = run(*flags("moments", sampled, measure))
@@ -386,11 +386,12 @@ def test_network_that_returns_nan_is_one_line(tmp_path, mode):
 
 def test_in_process_errors_touch_nothing(tmp_path):
     """The functions raise what main.py prints."""
+    workdir, experiment = Workdir(tmp_path / "run"), build(configuration())
+    without_data = build(configuration(TINY | {"data.name": "nowhere.npz"}))
     with pytest.raises(ConfigError, match="--num_samples=0 must be at least 1"):
-        run_lib.sample(build(configuration()), Workdir(tmp_path / "run"), num_samples=0)
+        run_lib.sample(experiment, workdir, num_samples=0)
     with pytest.raises(ConfigError, match=r"config\.data\.name='nowhere\.npz'.*no such file"):
-        experiment = build(configuration(TINY | {"data.name": "nowhere.npz"}))
-        run_lib.train(experiment, Workdir(tmp_path / "run"))
+        run_lib.train(without_data, workdir)
     assert not Path(tmp_path, "run").exists()
 
 

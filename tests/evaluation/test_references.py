@@ -1,4 +1,4 @@
-"""Reference statistics: kept, computed again where they do not fit, refused where they are named."""
+"""Reference statistics: kept, computed again where they do not fit, refused where named."""
 
 import dataclasses
 

@@ -95,7 +95,7 @@ TOGETHER = [
     (
         INPAINT | ODE | {"task.mask": "top", "task.method": "projection"},
         r"config\.task\.method='projection' acts between fixed steps, but config\.sampling\.name="
-        r"'ode' chooses its own steps; choose one of: pc, ddim.*; or choose config\.task\.method=pi",
+        r"'ode' chooses its own steps; choose one of: pc, ddim.*; or choose config\.task\.method",
     ),
     (
         SDEDIT | ODE | {"task.start": 0.5},
