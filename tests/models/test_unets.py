@@ -136,7 +136,7 @@ def test_filter_of_two_equal_taps_is_plain_resampling():
 
 @pytest.mark.parametrize("kernel", [(1,), (), (1, -1), (1, -3, 1)])
 def test_filter_that_cannot_be_normalized_is_refused(kernel):
-    with pytest.raises(ValueError, match=r"config\.model\.fir_kernel is .*two or more"):
+    with pytest.raises(ValueError, match=r"config\.model\.fir_kernel=.*two or more"):
         fir_upsample(jnp.zeros((1, 4, 4, 1)), kernel)
 
 

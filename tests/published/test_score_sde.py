@@ -118,7 +118,7 @@ def test_export_refuses_averages_it_has_no_place_for(tmp_path):
 
 
 def test_network_that_does_not_run_there_is_not_exported(tmp_path):
-    with pytest.raises(ValueError, match="'ncsn', which score_sde_pytorch cannot run"):
+    with pytest.raises(ValueError, match="'ncsn' cannot run in score_sde_pytorch"):
         score_sde.export_pytorch(NCSN(), 32, {}, {}, 1, tmp_path / "a.pth")
 
 
