@@ -1,14 +1,14 @@
 r"""Exact log-likelihoods by the probability-flow ODE.
 
-Along the flow du/ds = v(u, s), in any of its variables s (flow.py), the log-density changes by the
-divergence of v,
+Along the curve du/ds = v(u, s), in one of the variables s of `probability_flow`, the divergence of
+v changes the log-density,
 
     log p(u(s_0)) = log p(u(s_1)) + int_{s_0}^{s_1} div v(u, s) ds
 
-(Song et al. 2021, arXiv:2011.13456, Eq. 39), and x = scale u adds D log scale at both ends. The
-divergence is the trace of v's Jacobian J, either exact (one directional derivative a dimension) or
-estimated without bias by E[e^T J e] for probes e of unit covariance (Hutchinson 1990). Answers are
-in nats; bits/dim need a quantizer: `metrics`.
+(Song et al. 2021, arXiv:2011.13456, Eq. 39). The state x = scale u adds D log scale at both ends.
+The divergence is the trace of v's Jacobian J. It is either exact, with one directional derivative
+per dimension, or estimated without bias by E[e^T J e] for probes e of unit covariance (Hutchinson
+1990). The log-density is in nats; `metrics.bits_per_dim` converts it with a quantizer.
 """
 
 from dataclasses import dataclass
@@ -20,58 +20,60 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from denoising import Denoiser
-from numerics.arrays import sample_keys
+from errors import require_choice, require_in
+from numerics.arrays import Batch, default_indices, sample_keys
 from numerics.ode import ODEOptions, Solution, integrate, require_success
 from numerics.traces import PROBES, exact_trace
-from probability_flow import VARIABLES, check_variable
+from probability_flow import VARIABLES
 
 TRACES = (*PROBES, "exact")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodOptions:
-    """How log-likelihoods are computed.
+    """Options of the log-likelihood.
 
     Args:
-      trace: a name in TRACES. "exact" costs one directional derivative a dimension.
-      probes: random probes a sample, the same along its whole path; "exact" ignores it.
-      t_min: where the path starts; the density is that of data noised to this time.
-      variable: what is integrated in, a name in flow.VARIABLES.
+        trace: a name in TRACES. "exact" costs one directional derivative per dimension.
+        probes: number of random probes per sample, fixed along its path; "exact" ignores it.
+        t_min: start of the path, in (0, 1). The density is that of x_t at this time.
+        variable: variable of integration, a name in `probability_flow.VARIABLES`.
+
+    Raises:
+        ValueError: for an unknown name or a number out of range.
     """
 
     trace: str = "rademacher"
     probes: int = 1
     t_min: float = 1e-5
-    variable: str = "root_angle"
+    variable: str = "sqrt_angle"
 
     def __post_init__(self) -> None:
-        if self.trace not in TRACES:
-            raise ValueError(
-                f"trace={self.trace!r} is unknown; choose one of: {', '.join(sorted(TRACES))}"
-            )
-        if self.probes < 1:
-            raise ValueError(f"probes={self.probes} must be at least 1")
-        if not 0 < self.t_min < 1:
-            raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
-        check_variable(self.variable)
+        require_choice("trace", self.trace, TRACES)
+        require_in("probes", self.probes, "[1, inf)")
+        require_in("t_min", self.t_min, "(0, 1)")
+        require_choice("variable", self.variable, VARIABLES)
 
     @property
     def estimates(self) -> int:
-        """Estimates of each sample's log-density: one a probe; the exact trace is one."""
+        """Number of estimates of a sample's log-density: one per probe, 1 for the exact trace."""
         return 1 if self.trace == "exact" else self.probes
 
 
 class LogProb(NamedTuple):
-    """Log-density of each sample in nats, its latent code x_1, and the network evaluations.
+    """Log-densities, latents and costs of a batch.
 
-    `per_probe` holds what each probe alone would have answered, all along one path; `nats` is their
-    mean. `nfe` counts each sample's evaluations; the batch waits for the slowest. Each comes with
-    the directional derivatives of its trace.
+    Args:
+        nats: log-density of each sample in nats, the mean of `per_probe`.
+        per_probe: the estimates of the single probes, all along the same path.
+        latent: x_1, where each sample's path ends.
+        nfe: network evaluations of each sample, each with the directional derivatives of its trace.
+            The batch takes as long as its slowest sample.
     """
 
     nats: Float[Array, "batch"]
     per_probe: Float[Array, "batch probes"]
-    latent: Float[Array, "batch ..."]
+    latent: Batch
     nfe: Int[Array, "batch"]
 
 
@@ -80,17 +82,18 @@ def log_prob(
     denoiser: Denoiser,
     x: Float[Array, "batch *shape"],
     *,
-    options: LikelihoodOptions,
-    ode: ODEOptions,
+    options: LikelihoodOptions = LikelihoodOptions(),
+    ode: ODEOptions = ODEOptions(),
     indices: Int[Array, "batch"] | None = None,
 ) -> LogProb:
-    """log p(x) in nats; sample k's probes depend on `key` and `indices[k]` (default k) alone.
+    """Return log p(x) in nats, for x in the range of the denoiser's data.
+
+    The probes of sample k depend on `key` and `indices[k]` (default k) alone.
 
     Raises:
-      IntegrationError: if a sample's solve fails.
+        IntegrationError: if the solver fails for a sample.
     """
-    if indices is None:
-        indices = jnp.arange(x.shape[0])
+    indices = default_indices(indices, x.shape[0])
     result, solution = _log_prob(key, denoiser, x, indices, options, ode)
     require_success(
         solution.success,
@@ -120,14 +123,13 @@ def _log_prob(
 
     def field(value: Float[Array, ""], state: tuple, args: tuple) -> tuple:
         probes, entry = args
-        one = denoiser.of_one(entry)
-        # Forward and trace share one linearization. Forward mode keeps no tape, and on the CPU
-        # stays clear of convolution gradients inside a loop, which are 10 to 60 times slower.
+        one = denoiser.index(entry)
+        # The value and the trace share one linearization. Forward mode keeps no tape, and on the
+        # CPU avoids convolution gradients inside a loop, which are 10 to 60 times slower.
         v, jacobian = jax.linearize(lambda u: velocity(one, u[None], value)[0], state[0])
-        if not exact:
-            return v, jax.vmap(lambda e: jnp.sum(e * jacobian(e)))(probes)
-
-        return v, exact_trace(lambda e: jacobian(e[0])[None], v[None])
+        if exact:
+            return v, exact_trace(lambda e: jacobian(e[0])[None], v[None])
+        return v, jax.vmap(lambda e: jnp.sum(e * jacobian(e)))(probes)
 
     (first, last), scales = (
         [function(sde, jnp.asarray(t, x.dtype)) for t in (options.t_min, 1.0)]
@@ -136,7 +138,7 @@ def _log_prob(
     solution = integrate(
         field,
         (x / scales[0], jnp.zeros((x.shape[0], options.estimates), x.dtype)),
-        (probes, denoiser.per_image),
+        (probes, denoiser.batched_fields),
         t0=first,
         t1=last,
         options=ode,

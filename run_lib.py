@@ -1,215 +1,202 @@
-"""The modes: train, evaluate, sample and the others; their cadence, their files, and resuming.
+"""The modes of the program, each a few lines on an experiment and its folder.
 
-A run is a working directory. Training goes on from its latest good checkpoint; because data order
-and randomness are functions of the step, the result is that of a run that never stopped.
+Training continues from the latest good checkpoint. Data order and randomness are functions of the
+step, so the result equals that of a run that never stopped.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from data import preparation
 from errors import ConfigError, WorkdirError
-from evaluation import compare as comparison
-from evaluation import evaluate as evaluation
-from evaluation import features, references
-from experiment import build
+from evaluation import references
+from evaluation.compare import compare as compare_files
+from evaluation.evaluate import evaluate as evaluate_checkpoint
+from evaluation.evaluate import extractors_of
+from evaluation.features import make_extractors
+from experiment.build import build_network
+from experiment.configurations import known_configurations
+from experiment.experiment import Experiment
+from experiment.sampler import unconditioned
 from files.pictures import image_grid, write_gif, write_png
-from files.writing import write_file
-from jobs import moments as calibration
-from jobs import plan, restore
-from jobs.sample import TaskRun, draw_all
-from jobs.train import train_experiment
+from files.writing import write_npz
+from jobs.moments import measure_moments
+from jobs.plan import describe
+from jobs.restore import load_checkpoint, load_moments, restore_state
+from jobs.sample import TaskRun, draw_plain
+from jobs.train import classifier_job, model_job
+from jobs.train import train as run_job
 from jobs.workdir import Workdir
 from published import exchange, score_sde
 from published.exchange import Candidate
 from training.checkpoints import Checkpoints
 
+_ANIMATED = 100  # images that an animation shows
+_FRAMES = 40  # snapshots of an animation
 
-def train(config: ConfigDict, path: Path, *, explicit: frozenset[str] = frozenset()) -> None:
+
+def train(experiment: Experiment, workdir: Workdir) -> None:
     """Train to `config.training.steps`, from the latest good checkpoint in the workdir if any.
 
-    SIGTERM and Ctrl-C save a checkpoint and leave with exit status 128 + the signal's number.
+    SIGTERM and Ctrl-C save a checkpoint and exit with status 128 + the signal's number.
 
     Raises:
-      ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
-      TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
+        ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
+        TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
     """
-    experiment = build.build(config, explicit=explicit)
-    if experiment.config["training"]["sample_every"]:
-        for wanting, what in (
-            (experiment.task, "task is for --mode=sample"),
-            (experiment.with_moments, "name=analytic needs the moments of a trained network"),
-            (experiment.with_classifier, "guidance=classifier needs a trained classifier"),
-        ):
-            if wanting:
-                raise ConfigError(
-                    f"config.sampling.{what}; train with another choice, or with "
-                    "config.training.sample_every=0"
-                )
-    if train_experiment(experiment, Workdir(path)):
-        print(f"samples are in {Workdir(path).samples}; next: --mode=eval or --mode=sample")
+    if experiment.training.sample_every:
+        _require_plain_samples(experiment)
+    if run_job(model_job(experiment), workdir):
+        print(f"samples are in {workdir.samples}; next: --mode=eval or --mode=sample")
 
 
-def train_classifier(
-    config: ConfigDict, path: Path, *, explicit: frozenset[str] = frozenset()
-) -> None:
-    """Train the classifier of noisy images to `config.classifier.steps`, in a folder of the run.
+def _require_plain_samples(experiment: Experiment) -> None:
+    """Raise ConfigError for a sampler that needs more than a network in training."""
+    sampler = experiment.sampler
+    for found, problem in (
+        (sampler.task is not None, "task.name is for --mode=sample"),
+        ("moments" in sampler.needs, "sampling.name=analytic needs moments of a trained network"),
+        ("classifier" in sampler.needs, "guidance.name=classifier needs a trained classifier"),
+    ):
+        if found:
+            raise ConfigError(
+                f"config.{problem}; train with another choice, or with "
+                "config.training.sample_every=0"
+            )
+
+
+def train_classifier(experiment: Experiment, workdir: Workdir) -> None:
+    """Train the noise-conditional classifier of a run to `config.classifier.steps`.
 
     Raises:
-      as `train`.
+        as `train`.
     """
-    experiment = build.build(config, explicit=explicit)
-    workdir = Workdir(path)
     workdir.check(experiment.config, training=False)
-    if not train_experiment(experiment.classifier(), Workdir(workdir.classifier, classifies=True)):
-        return
-    print("next: --mode=eval with --config.eval.features=\"('classifier',)\"")
+    if run_job(classifier_job(experiment), workdir.classifier):
+        print("next: --mode=eval with --config.eval.features=\"('classifier',)\"")
 
 
-def evaluate(config: ConfigDict, path: Path, *, explicit: frozenset[str] = frozenset()) -> None:
-    """Evaluate the checkpoints `config.eval.checkpoints` (none given: the latest), each once.
+def evaluate(experiment: Experiment, workdir: Workdir) -> None:
+    """Evaluate the checkpoints `config.eval.checkpoints`, by default the latest; each once.
 
     Raises:
-      ConfigError, WorkdirError, CheckpointError: before anything is computed.
-      IntegrationError: if the probability-flow ODE cannot be solved.
+        ConfigError, WorkdirError, CheckpointError: before anything is computed.
+        EvaluationError, IntegrationError, BoundError, SamplingError: for numbers not finite.
     """
-    experiment, workdir, checkpoints = restore.open_run(config, path, explicit)
-    if experiment.task is not None:
+    if (task := experiment.sampler.task) is not None:
         raise ConfigError(
-            f"config.sampling.task={experiment.task.name!r} is for --mode=sample; evaluate with "
-            "task=generate"
+            f"config.task.name={task.name!r} is for --mode=sample; evaluate with "
+            "config.task.name=generate"
         )
-    experiment.training_batches()  # missing data show now
-    steps = experiment.config["eval"]["checkpoints"]
-    # Likelihoods alone need no features, and no weights that would have to be downloaded.
-    of_samples = evaluation.OF_SAMPLES.keys() & set(experiment.config["eval"]["metrics"])
-    found = features.of(experiment, workdir) if of_samples else ()
-    for step in steps:  # what is missing of one shows before the others are evaluated
+    workdir.check(experiment.config, training=False)
+    model_job(experiment).batches()  # missing data are an error now
+    steps = experiment.evaluation.checkpoints
+    extractors = extractors_of(experiment, workdir)
+    checkpoints = Checkpoints(workdir.checkpoints)
+    for step in steps:  # a missing checkpoint is an error before the others are evaluated
         checkpoints.config(step)
-        restore.with_moments_of(experiment, workdir, step)
+        if "moments" in experiment.sampler.needs:
+            load_moments(workdir, step)
     for step in steps or (None,):
-        ready, step, denoiser = restore.load(experiment, workdir, checkpoints, step)
-        told = evaluation.evaluate(
-            ready, denoiser, step, workdir.eval, extractors=found, statistics=workdir.statistics
-        )
-        print(told)
+        checkpoint = load_checkpoint(experiment, workdir, step)
+        print(evaluate_checkpoint(experiment, checkpoint, workdir, extractors))
 
 
-def stats(
-    config: ConfigDict,
-    path: Path,
-    *,
-    target: Path | None = None,
-    explicit: frozenset[str] = frozenset(),
-) -> None:
+def stats(experiment: Experiment, workdir: Workdir, *, target: Path | None = None) -> None:
     """Write the statistics of the training images by each extractor of `config.eval.features`.
 
     They go to `target`, or to where evaluations of this run look for them.
 
     Raises:
-      ConfigError: if data or weights are missing, or one file is to hold several statistics.
+        ConfigError: if data or weights are missing, or `target` is to hold several statistics.
     """
-    experiment = build.build(config, explicit=explicit)
-    workdir = Workdir(path)
-    found = features.of(experiment, workdir)
-    if target and len(found) > 1:
-        names = experiment.config["eval"]["features"]
+    extractors = make_extractors(experiment, workdir)
+    if target and len(extractors) > 1:
+        names = experiment.evaluation.features
         raise ConfigError(f"--target={target} is one file, but config.eval.features={names!r}")
-    for extractor in found:
-        name = references.file_name(experiment, "train", extractor)
-        file = target or workdir.statistics / name
-        made = references.make(experiment, "train", extractor, file)
-        print(f"statistics of {made.count} images, {made.mean.size} {extractor.name}: {file}")
+    for extractor in extractors:
+        default = references.statistics_file(
+            experiment.data, "train", extractor, workdir.statistics
+        )
+        file = target or default
+        found = references.compute_statistics(experiment, "train", extractor, file)
+        print(f"statistics of {found.count} images, {found.mean.size} {extractor.name}: {file}")
 
 
-def compare(files: Sequence[Path]) -> None:
+def compare(files: list[Path]) -> None:
     """Print two results of --mode=eval side by side.
 
     Raises:
-      ConfigError: unless there are two, measured alike.
+        ConfigError: unless there are two, measured alike.
     """
     if len(files) != 2:
         raise ConfigError(
             f"--mode=compare takes two results, got {len(files)}: python main.py --mode=compare "
-            "runs/a/eval/100.json runs/b/eval/100.json"
+            "runs/a/eval/100.json runs/b/eval/100.json, or two run folders"
         )
-    print(comparison.compare(*files))
+    print(compare_files(*files))
 
 
 def sample(
-    config: ConfigDict,
-    path: Path,
+    experiment: Experiment,
+    workdir: Workdir,
     *,
-    count: int,
+    num_samples: int = 64,
     checkpoint: int | None = None,
     gif: bool = False,
-    explicit: frozenset[str] = frozenset(),
 ) -> None:
-    """Write `count` images of a checkpoint as .npz (uint8, NHWC, key `samples`) and PNG grid.
+    """Write images of a checkpoint as .npz (uint8, NHWC, key `samples`) and as a PNG grid.
 
-    With a task, beside what it was given. With `gif`, also an animation of the reverse process of
-    the first of them.
+    With a task, the inputs are shown beside the samples. With `gif`, an animation shows the reverse
+    process of the first samples.
 
     Raises:
-      ConfigError, WorkdirError, CheckpointError: before anything is computed.
+        ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
-    if count < 1:
-        raise ConfigError(f"--num_samples={count} must be at least 1")
-    experiment, workdir, checkpoints = restore.open_run(config, path, explicit)
-    if gif and experiment.task is not None and experiment.task.coder is not None:
+    if num_samples < 1:
+        raise ConfigError(f"--num_samples={num_samples} must be at least 1")
+    task = experiment.sampler.task
+    if gif and task is not None and task.encodes:
         raise ConfigError(
-            f"--gif animates samples, and config.sampling.task={experiment.task.name!r} draws none"
+            f"--gif animates samples, but config.task.name={task.name!r} draws none; leave it out"
         )
-    experiment, step, denoiser = restore.load(experiment, workdir, checkpoints, checkpoint)
-    name, drawing = workdir.samples / f"checkpoint_{step}", {}
-    if experiment.task is None:
-        images, nfe = draw_all(experiment, denoiser, count)
-        arrays, picture, told = {}, image_grid(images[:_GRID]), f"NFE {nfe}"
+    loaded = load_checkpoint(experiment, workdir, checkpoint)
+    name = workdir.samples / f"checkpoint_{loaded.step}"
+    condition = unconditioned
+    if task is None:
+        result = draw_plain(experiment, loaded, num_samples)
     else:
-        run = TaskRun(experiment, experiment.task)
-        run.check_count(count)
-        name = name.with_name(f"{name.name}_{experiment.task.name}")
-        images, arrays, picture, told = run.answer(denoiser, count)
-        drawing = run.drawing
-    write_file(
-        name.with_suffix(".npz"), lambda file: np.savez_compressed(file, samples=images, **arrays)
-    )
-    write_png(name.with_suffix(".png"), picture)
-    print(f"{len(images)} samples of step {step}, {told}: {name}.npz and {name}.png")
+        run = TaskRun(experiment, task, num_samples)
+        name = name.with_name(f"{name.name}_{task.name}")
+        result, condition = run.run(loaded), run.condition
+    arrays = {"samples": result.images, **result.arrays}
+    write_npz(name.with_suffix(".npz"), arrays, compress=True)
+    write_png(name.with_suffix(".png"), result.figure)
+    count = len(result.images)
+    print(f"{count} samples of step {loaded.step}, {result.summary}: {name}.npz and {name}.png")
     if gif:
-        shown = np.arange(min(count, _GRID))
-        frames = experiment.draw(denoiser, shown, frames=_FRAMES, **drawing).trajectory
-        write_gif(name.with_suffix(".gif"), [image_grid(frame) for frame in frames])
+        shown = np.arange(min(num_samples, _ANIMATED))
+        drawn = experiment.sampler.draw(loaded, shown, frames=_FRAMES, condition=condition)
+        write_gif(name.with_suffix(".gif"), [image_grid(frame) for frame in drawn.frames])
         print(f"their reverse process: {name}.gif")
 
 
-_GRID = 100  # images that a picture shows
-_FRAMES = 40  # snapshots of an animation
-
-
-def moments(
-    config: ConfigDict,
-    path: Path,
-    *,
-    checkpoint: int | None = None,
-    explicit: frozenset[str] = frozenset(),
-) -> None:
-    """Measure the second moments of a checkpoint's network, which the sampler "analytic" needs.
+def moments(experiment: Experiment, workdir: Workdir, *, checkpoint: int | None = None) -> None:
+    """Measure the second moments of a network, which config.sampling.name=analytic needs.
 
     Raises:
-      ConfigError, WorkdirError, CheckpointError: before anything is computed.
+        ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
-    experiment, workdir, checkpoints = restore.open_run(config, path, explicit)
-    experiment.training_batches()  # missing data show now
-    restored = restore.restore(experiment, workdir, checkpoints, checkpoint)
-    denoiser = experiment.denoiser(restored.state.ema_params)
+    workdir.check(experiment.config, training=False)
+    model_job(experiment).batches()  # missing data are an error now
+    restored = restore_state(experiment, workdir, checkpoint)
+    denoiser = experiment.model.denoiser(restored.state.ema_params)
     file = workdir.moments / f"{restored.step}.npz"
     try:
-        measured = calibration.measure_moments(experiment, denoiser)
+        measured = measure_moments(experiment, denoiser)
     except ValueError as error:  # NaN of the network
         raise ConfigError(f"step {restored.step} cannot be measured: {error}") from error
     measured.save(file)
@@ -220,103 +207,86 @@ def moments(
 
 
 def import_checkpoint(
-    config: ConfigDict,
-    path: Path,
-    source: Path,
-    *,
-    attention_order: str = "legacy",
-    explicit: frozenset[str] = frozenset(),
-    known: Iterable[tuple[str, ConfigDict]] = (),
+    experiment: Experiment, workdir: Workdir, *, source: Path, attention_order: str = "legacy"
 ) -> None:
-    """Make the published checkpoint `source` the first one of a new run, for all other modes.
+    """Make a published checkpoint the first one of a new run, for all other modes.
 
-    `attention_order` is as in `exchange.import_state`; `known` are configurations, by name, that
-    the file may be of if it is not of `config`.
+    `attention_order` is a name in `published.openai.ATTENTION_ORDERS`.
 
     Raises:
-      ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
+        ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
     """
-    experiment = build.build(config, explicit=explicit)
-    workdir = Workdir(path)
     checkpoints = Checkpoints(workdir.checkpoints)
-    if checkpoints.steps() or (path / "metrics.jsonl").exists():
-        raise WorkdirError(f"--workdir={path} holds a run already; give a new folder to import to")
-    others = _candidates(known)
-    candidate = Candidate(
-        experiment.config["model"]["name"],
-        experiment.network,
-        experiment.item_shape[0],
-        experiment.trainer.abstract_state().params,
-    )
-    project, imported = exchange.import_state(source, candidate, others, attention_order)
-    state = experiment.trainer.state_of(imported.params, imported.ema_params, imported.step)
+    if checkpoints.steps() or workdir.metrics.exists():
+        raise WorkdirError(
+            f"--workdir={workdir.path} holds a run already; give a new folder to import to"
+        )
+    trainer, model = experiment.trainer, experiment.model
+    template = trainer.abstract_state().params
+    candidate = Candidate(model.name, model.network, experiment.data.shape[0], template)
+    project, imported = exchange.import_state(source, candidate, _candidates(), attention_order)
+    state = trainer.state_from_params(imported.params, imported.ema_params, imported.step)
     workdir.path.mkdir(parents=True, exist_ok=True)
     try:
-        checkpoints.save(int(state.step), state, experiment.config)
+        checkpoints.save(imported.step, state, experiment.config)
         checkpoints.wait()
     finally:
         checkpoints.close()
     workdir.save_config(experiment.config)  # last: until then, the same command starts again
-    sde, denoiser = experiment.config["sde"]["name"], experiment.config["denoiser"]
     # No file says what its network's output means; a wrong guess would make wrong samples.
     print(
-        f"imported step {int(state.step)} of {project} from {source} to {path}, taking its output "
-        f"for {denoiser['parameterization']} of the {sde} process and its input of time for "
-        f"{denoiser['conditioning']}; next: --mode=sample or --mode=eval with the same --workdir"
+        f"imported step {imported.step} of {project} from {source} to {workdir.path}, "
+        f"interpreting the output as {model.options.parameterization} of the {model.process} "
+        f"process and the time input as {model.options.conditioning}; next: --mode=sample or "
+        "--mode=eval with the same --workdir"
     )
 
 
-def _candidates(known: Iterable[tuple[str, ConfigDict]]) -> Iterator[Candidate]:
-    for name, config in known:
-        with suppress(ConfigError):  # of somebody's own file, which nobody asked for
-            yield Candidate(name, *build.build_network(config))
+def _candidates() -> Iterator[Candidate]:
+    for name, config in known_configurations():
+        with suppress(ConfigError):  # in a user's own file, which nobody asked for
+            yield Candidate(name, *build_network(config))
 
 
 def export_checkpoint(
-    config: ConfigDict,
-    path: Path,
-    target: Path,
-    *,
-    checkpoint: int | None = None,
-    explicit: frozenset[str] = frozenset(),
+    experiment: Experiment, workdir: Workdir, *, target: Path, checkpoint: int | None = None
 ) -> None:
     """Write a checkpoint of the run as a file that score_sde_pytorch restores.
 
     Raises:
-      ConfigError, WorkdirError, CheckpointError: before anything is written.
+        ConfigError, WorkdirError, CheckpointError: before anything is written.
     """
-    experiment, workdir, checkpoints = restore.open_run(config, path, explicit)
-    restored = restore.restore(experiment, workdir, checkpoints, checkpoint)
+    restored = restore_state(experiment, workdir, checkpoint)
     if target.exists():
         raise ConfigError(f"--target={target} exists already; give the name of a new file")
-    layout = experiment.layout
     try:
         score_sde.export_pytorch(
-            experiment.network,
-            experiment.item_shape[0],
-            layout.fetch_tree(restored.state.params),
-            layout.fetch_tree(restored.state.ema_params),
+            experiment.model.network,
+            experiment.data.shape[0],
+            experiment.parallel.fetch_tree(restored.state.params),
+            experiment.parallel.fetch_tree(restored.state.ema_params),
             restored.step,
             target,
-            ema_decay=experiment.config["ema"]["rate"],
+            ema_decay=experiment.trainer.average.rate,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    print(f"exported step {restored.step} of {path} to {target}")
+    print(f"exported step {restored.step} of {workdir.path} to {target}")
 
 
-def check(config: ConfigDict, *, explicit: frozenset[str] = frozenset()) -> None:
-    """Print what `config` would do, on abstract shapes only."""
-    print(plan.describe(build.build(config, explicit=explicit)))
+def check(experiment: Experiment, workdir: Workdir) -> None:
+    """Print what the configuration would do, on abstract shapes only."""
+    print(describe(experiment))
 
 
-def prepare(config: ConfigDict) -> None:
-    """Prepare the configuration's data set on disk, where it needs that.
+def prepare(experiment: Experiment, workdir: Workdir) -> None:
+    """Prepare the data set on disk, where it needs that.
 
     Raises:
-      ConfigError: if it can neither be found nor downloaded.
+        ConfigError: if it can neither be found nor downloaded.
     """
+    options = experiment.data.options
     try:
-        print(preparation.prepare(config.data.name, data_dir=config.data.dir))
+        print(preparation.prepare(options.name, data_dir=options.dir))
     except (ValueError, OSError, RuntimeError) as error:
         raise ConfigError(str(error)) from error

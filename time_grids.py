@@ -197,7 +197,7 @@ class Schedule:
         if self.times:
             return np.array(self.times, np.float64)
         if self._respaced:
-            levels = getattr(sde, "levels", None)
+            levels = getattr(sde, "num_timesteps", None)
             if not levels:
                 raise ValueError(
                     f"grid={self.grid!r} respaces a chain, which this process is not; choose one "
@@ -208,7 +208,7 @@ class Schedule:
                 raise ValueError(f"grid={self.grid!r} keeps one level; two are the fewest")
             return kept[::-1] / (levels - 1)
         if self.grid == "levels":
-            steps = self.steps or getattr(sde, "levels", 1000)
+            steps = self.steps or getattr(sde, "num_timesteps", 1000)
             if steps < 2:
                 raise ValueError(f"steps={steps} must be at least 2 for grid='levels'")
             return np.linspace(1, 0, steps)

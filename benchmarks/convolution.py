@@ -37,8 +37,8 @@ def calls(batch: int, features: int) -> dict[str, tuple[Callable[[], object], in
     config.training.batch_size = batch
     experiment = build.build(config)
     trainer, key = experiment.trainer, jax.random.key(0)
-    state = trainer.first_state(key)
-    x = experiment.layout.split_rows(np.asarray(jax.random.normal(key, (batch, 8, 8, 1))))
+    state = trainer.init_state(key)
+    x = experiment.parallel.split_rows(np.asarray(jax.random.normal(key, (batch, 8, 8, 1))))
 
     def gradient(params, x):
         denoiser = experiment.denoiser(params)
@@ -52,7 +52,7 @@ def calls(batch: int, features: int) -> dict[str, tuple[Callable[[], object], in
     )
     step, states = (
         trainer.compiled_step().lower(key, state, x).compile(),
-        [trainer.first_state(key)],
+        [trainer.init_state(key)],
     )
 
     def train():

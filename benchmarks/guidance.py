@@ -219,7 +219,7 @@ def of_itself(run: Run, judge: Judge, sampler: str, count: int) -> str:
     rows = []
     for interval, scales in INTERVALS.items():
         for scale in scales:
-            guidance = ClassifierFreeGuidance(none=CLASSES, scale=scale, interval=interval)
+            guidance = ClassifierFreeGuidance(null_label=CLASSES, scale=scale, interval=interval)
             worth = row(run, judge, sampler, partial(told, guidance), count)
             rows.append(["{:g} to {:g}".format(*interval), f"{scale:g}", *worth])
     return table(["interval of t", "scale", *Judge.COLUMNS], rows)
@@ -265,7 +265,7 @@ def setting(config: Any, batch: int) -> Setting:
     config.model.num_classes = CLASSES
 
     def randomized(experiment: Experiment) -> Any:
-        params = experiment.trainer.first_state(jax.random.key(SEED)).ema_params
+        params = experiment.trainer.init_state(jax.random.key(SEED)).ema_params
         # Layers that start at 0 would answer numbers so small that arithmetic is slow.
         noise = partial(jax.random.normal, jax.random.key(SEED))
         return experiment.denoiser(jax.tree.map(lambda p: p + 0.02 * noise(p.shape), params))
@@ -337,7 +337,7 @@ def one_by_one(evaluate: Evaluate, at: Setting) -> jax.Array:
 def questions(at: Setting) -> dict[str, tuple[Denoiser, Evaluate]]:
     """What is asked -> the denoiser that answers it, and the evaluations that it takes."""
     classifier = ClassifierGuidance(classifier=at.classifier, labels=at.labels)
-    free = ClassifierFreeGuidance(none=CLASSES, scale=2.0)
+    free = ClassifierFreeGuidance(null_label=CLASSES, scale=2.0)
     told = dataclasses.replace(at.conditional, labels=at.labels)
     loss = LossGuidance(loss=lambda x0: sum_per_sample(x0**2))
     asked = {

@@ -171,12 +171,12 @@ def cost(digits: Digits, truth: np.ndarray, solvers: list[str], rtol: float) -> 
 
 @jax.jit
 def _drift(denoiser: Denoiser, x: Any, t: Any) -> Any:
-    return denoiser.flow(x, t)
+    return denoiser.ode_velocity(x, t)
 
 
 @jax.jit
 def _drift_and_divergence(denoiser: Denoiser, x: Any, t: Any, probes: Any) -> tuple[Any, Any]:
-    drift, pull_back = jax.vjp(lambda x: denoiser.flow(x, t), x)
+    drift, pull_back = jax.vjp(lambda x: denoiser.ode_velocity(x, t), x)
     (gradient,) = pull_back(probes)
     return drift, sum_per_sample(probes * gradient)
 

@@ -158,7 +158,9 @@ def table_of(name: str, prior: Mixture, noise: float) -> list[str]:
         random = np.random.default_rng(7)
         measured = prior.sample(8, MEASUREMENTS) @ matrix.T
         noised = measured + noise * random.normal(size=measured.shape)
-        y = np.asarray(operator.in_range(jnp.asarray(noised).reshape(-1, *operator.measured)))
+        y = np.asarray(
+            operator.in_range(jnp.asarray(noised).reshape(-1, *operator.measurement_shape))
+        )
         flat = y.reshape(len(y), -1)
         posteriors = [prior.posterior(matrix, row, noise) for row in flat]
         exact = [truth.sample(i, DRAWS) for i, truth in enumerate(posteriors)]

@@ -3,7 +3,7 @@
     pip install matplotlib
     python benchmarks/sampler_report.py
 
-Written are benchmarks/results/samplers.md and, if matplotlib is there, assets/samplers.png.
+Written are benchmarks/results/samplers.md and, if matplotlib is there, docs/assets/samplers.png.
 """
 
 import json
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from files.writing import write_file
 
 RESULTS = ROOT / "benchmarks" / "results" / "samplers.json"
-FIGURE = ROOT / "assets" / "samplers.png"
+FIGURE = ROOT / "docs" / "assets" / "samplers.png"
 TITLES = {
     "vp": "VP",
     "subvp": "sub-VP",

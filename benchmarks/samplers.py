@@ -24,7 +24,7 @@ evaluation counts. They start from the same noise. Measured are
     [0, 1], to its exact solution from the same noise.
 
 So many samples of the mixture itself, and the exact solution, have distances above 0: the floor.
-Written are benchmarks/results/samplers.md and .json, and assets/samplers.png.
+Written are benchmarks/results/samplers.md and .json, and docs/assets/samplers.png.
 """
 
 import argparse

@@ -1,0 +1,1 @@
+"""Variational bounds on the log-likelihood, in discrete and in continuous time."""

@@ -1,24 +1,25 @@
 r"""The variational bound in continuous time, whose integrand is the training objective.
 
-For data with a density (dequantized images), at any t_min > 0,
+For data with a density (dequantized images) and any t_min > 0,
 
     -log p(x0) <= KL(q(x_1 | x0) || prior)
                   + 1/2 int_t_min^1 (g^2 / sigma^2) E ||eps - eps_hat||^2 dt
                   - E log p(x0 | x_t),  t = t_min
 
 (Song et al. 2021, arXiv:2101.09258, Theorem 3 and Appendix B; Kingma et al. 2021, arXiv:2107.00630,
-Section 4). Since g^2 / sigma^2 = -d log_snr / dt, the integral is one over the log-SNR, and times
-whose log-SNR is uniform leave the squared error alone to be averaged (Section 5.1 of the first).
+Section 4). Since g^2 / sigma^2 = -d log_snr / dt, this is an integral over the log-SNR. With times
+whose log-SNR is uniform, it is a mean of squared errors without weights (Section 5.1 of the first).
 
 The last step's p(x0 | x_t) is a Gaussian around the predicted x0, by Tweedie's formula, of variance
-(sigma / alpha)^2. With x_t drawn from q(x_t | x0) it is a bound of its own,
+(sigma / alpha)^2. With x_t drawn from q(x_t | x0) it gives another bound,
 
     log p(x0) >= E[ log p_t(x_t) + log p(x0 | x_t) - log q(x_t | x0) ],
     log p(x0 | x_t) - log q(x_t | x0) = D log alpha + ||eps||^2 / 2 - ||eps - eps_hat||^2 / 2,
 
-which makes log-densities of noisy data, as the probability-flow ODE has them, some of x0. Small
-noise is hardly predictable, so this difference varies much less than either of its squares; and
-because E ||eps||^2 = D, the decoder's term of the bound is the entropy of q(x_t | x0) less it.
+which turns log-densities of noisy data, such as those of the probability-flow ODE, into a bound on
+those of x0. Small noise is hardly predictable, so that this difference varies much less than either
+of its squares. Because E ||eps||^2 = D, the decoder's term of the bound is the entropy of
+q(x_t | x0) minus this difference.
 """
 
 import math
@@ -32,17 +33,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from bounds.discrete import prior_divergence, require_finite
-from denoising import Batch, Denoiser
-from numerics.arrays import fold_in_each, normal_like, sample_keys, sum_per_sample
+from denoising import Denoiser
+from errors import require_choice, require_in
+from losses import log_snr_range, log_snr_times
+from numerics.arrays import (
+    Batch,
+    default_indices,
+    fold_in_each,
+    normal_like,
+    sample_keys,
+    sum_per_sample,
+)
 from sde_lib import SDE
 
 Uniforms = Float[Array, "times batch"]
 
 
 def _log_snr(sde: SDE, u: Uniforms, t_min: float) -> tuple[Uniforms, Uniforms]:
-    low, high = sde.log_snr(jnp.array([1.0, t_min], u.dtype))
-    t = jnp.clip(sde.time_of_log_snr(low + (high - low) * u), t_min, 1.0)
-    return t, jnp.broadcast_to(high - low, u.shape)
+    low, high = log_snr_range(sde, t_min, u.dtype)
+    return log_snr_times(sde, u, t_min), jnp.broadcast_to(high - low, u.shape)
 
 
 def _uniform(sde: SDE, u: Uniforms, t_min: float) -> tuple[Uniforms, Uniforms]:
@@ -50,7 +59,7 @@ def _uniform(sde: SDE, u: Uniforms, t_min: float) -> tuple[Uniforms, Uniforms]:
     return t, (1 - t_min) * sde.squared_diffusion(t) / sde.sigma(t) ** 2
 
 
-# From uniform numbers to times and weights, such that the mean of weight times a function of t is
+# Maps uniform numbers to times and weights. The mean of the weight times any function of t is then
 # the integral of g^2 / sigma^2 times that function over [t_min, 1].
 IMPORTANCE: dict[str, Callable[[SDE, Uniforms, float], tuple[Uniforms, Uniforms]]] = {
     "log_snr": _log_snr,
@@ -60,39 +69,36 @@ IMPORTANCE: dict[str, Callable[[SDE, Uniforms, float], tuple[Uniforms, Uniforms]
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuousBoundOptions:
-    """How the bound's integral is estimated.
+    """How the integral of the bound is estimated.
 
     Args:
-      times: times drawn for each sample, one in each of so many equal strata; even.
-      importance: the density of the times, a name in IMPORTANCE.
-      t_min: where the integral ends and the last step to the data begins.
+        num_times: number of times per sample, an even number. One time is drawn from each of
+            num_times equal strata.
+        importance: the density of the times, a name in IMPORTANCE.
+        t_min: where the integral ends and the last step to the data begins, in (0, 1).
 
     Raises:
-      ValueError: for an unknown name or a number out of range.
+        ValueError: for an unknown name or a number out of range.
     """
 
-    times: int = 32
+    num_times: int = 32
     importance: str = "log_snr"
     t_min: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.importance not in IMPORTANCE:
-            raise ValueError(
-                f"importance={self.importance!r} is unknown; choose one of: "
-                f"{', '.join(sorted(IMPORTANCE))}"
-            )
-        if self.times < 2 or self.times % 2:
-            raise ValueError(f"times={self.times} must be an even number, at least 2")
-        if not 0 < self.t_min < 1:
-            raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
+        require_choice("importance", self.importance, IMPORTANCE)
+        require_in("t_min", self.t_min, "(0, 1)")
+        if self.num_times < 2 or self.num_times % 2:
+            raise ValueError(f"num_times={self.num_times} must be an even number, at least 2")
 
 
 class ContinuousBound(NamedTuple):
-    """The bound on -log p(x0) of each sample in nats, its terms, and what it cost.
+    """The bound on -log p(x0) of each sample in nats, its terms, and its cost.
 
-    total = prior + diffusion + decoder. `error` is the standard error of diffusion over its draws
-    of time and noise: the sum of squared differences of neighbouring strata, which is the variance
-    or, where the integrand slopes, a little more. nfe is per sample.
+    total = prior + diffusion + decoder. `error` is the standard error of `diffusion` over its draws
+    of time and noise. It is computed from squared differences of neighboring strata, and is a
+    little too large where the integrand slopes. `nfe` is the number of network evaluations per
+    sample.
     """
 
     total: Float[Array, "batch"]
@@ -118,26 +124,25 @@ def continuous_bound(
     options: ContinuousBoundOptions,
     indices: Int[Array, "batch"] | None = None,
 ) -> ContinuousBound:
-    """An unbiased estimate of the bound on -log p(x0) in nats, for x0 that has a density.
+    """Estimate the bound on -log p(x0) in nats without bias, for x0 with a density.
 
     Sample k depends on `key` and `indices[k]` (default k) alone.
 
     Raises:
-      BoundError: if the network's answer is NaN or infinite.
+        BoundError: if the network's output is NaN or infinite.
     """
-    if indices is None:
-        indices = jnp.arange(x0.shape[0])
+    indices = default_indices(indices, len(x0))
     t, drawn = _diffusion(key, denoiser, x0, indices, options)
     require_finite(drawn, t)
     diffusion = jnp.mean(drawn, axis=0)
-    error = jnp.sqrt(jnp.sum((drawn[::2] - drawn[1::2]) ** 2, axis=0)) / options.times
+    error = jnp.sqrt(jnp.sum((drawn[::2] - drawn[1::2]) ** 2, axis=0)) / options.num_times
     step = decoder_step(key, denoiser, x0, t_min=options.t_min, indices=indices)
     log_sigma = denoiser.sde.log_sigma(jnp.asarray(options.t_min, x0.dtype))
     entropy = x0[0].size * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
     decoder = entropy - step.nats
     prior = prior_divergence(denoiser.sde, x0)
     total = prior + diffusion + decoder
-    return ContinuousBound(total, prior, diffusion, decoder, error, options.times + 1)
+    return ContinuousBound(total, prior, diffusion, decoder, error, options.num_times + 1)
 
 
 def decoder_step(
@@ -148,23 +153,22 @@ def decoder_step(
     t_min: float = 1e-5,
     indices: Int[Array, "batch"] | None = None,
 ) -> DecoderStep:
-    """The step between t_min and the data: log p(x0) >= E[ log p_t_min(x) + nats ].
+    """Draw the step between t_min and the data: log p(x0) >= E[ log p_t_min(x) + nats ].
 
     `nats` is D log alpha + ||eps||^2 / 2 - ||eps - eps_hat||^2 / 2, one draw of the expectation,
     from one network evaluation. Sample k depends on `key` and `indices[k]` (default k) alone.
 
     Raises:
-      BoundError: if the network's answer is NaN or infinite.
+        BoundError: if the network's output is NaN or infinite.
     """
-    if indices is None:
-        indices = jnp.arange(x0.shape[0])
+    indices = default_indices(indices, len(x0))
     t = jnp.asarray(t_min, x0.dtype)
     x, nats = _decoder_step(key, denoiser, x0, t, indices)
     require_finite(nats[None], jnp.broadcast_to(t, (1, len(x0))))
     return DecoderStep(x, nats)
 
 
-# Streams of a sample's random numbers; stratum i has the noise of stream _STRATA + i.
+# Streams of a sample's random numbers; the noise of stratum i is stream _STRATA + i.
 _DECODER, _TIMES, _STRATA = range(3)
 
 
@@ -176,17 +180,17 @@ def _diffusion(
     indices: Int[Array, "batch"],
     options: ContinuousBoundOptions,
 ) -> tuple[Uniforms, Uniforms]:
-    """The times drawn, and weight ||eps - eps_hat||^2 / 2 there, whose mean is the integral.
+    """Return the drawn times, and weight ||eps - eps_hat||^2 / 2 there, whose mean is the integral.
 
-    Where little of the noise is predicted the square varies as ||eps||^2 does, whose mean D is
-    known: c (||eps||^2 - D) is taken off, with c the neighbouring stratum's square / D, which is
-    independent, so that nothing is biased.
+    Where the network predicts little of the noise, the square varies like ||eps||^2, whose mean D
+    is known. The control variate c (||eps||^2 - D) is therefore subtracted. Its factor c is the
+    neighboring stratum's square / D, which is independent, so that the mean is unbiased.
     """
-    keys, strata = sample_keys(key, indices), jnp.arange(options.times)
-    offset = jax.vmap(lambda key: jax.random.uniform(key, (options.times,), x0.dtype), out_axes=1)(
-        fold_in_each(keys, _TIMES)
-    )
-    u = (strata[:, None] + offset) / options.times
+    keys, strata = sample_keys(key, indices), jnp.arange(options.num_times)
+    offset = jax.vmap(
+        lambda key: jax.random.uniform(key, (options.num_times,), x0.dtype), out_axes=1
+    )(fold_in_each(keys, _TIMES))
+    u = (strata[:, None] + offset) / options.num_times
     t, weight = IMPORTANCE[options.importance](denoiser.sde, u, options.t_min)
 
     def squares(row: tuple) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
@@ -196,10 +200,10 @@ def _diffusion(
         return sum_per_sample(error**2), sum_per_sample(eps**2 - 1)
 
     errors, surplus = jax.lax.map(squares, (strata, t))
-    # The next one, not its pair's other: terms of a pair that used each other would be correlated,
-    # and the standard error, made of their differences, too small.
-    neighbours = jnp.concatenate([errors[1:], errors[-2:-1]])
-    control = jnp.clip(neighbours / x0[0].size, 0, 1)
+    # Each stratum uses the next one. Two strata that used each other would be correlated, and the
+    # standard error, which is computed from their differences, would be too small.
+    neighbors = jnp.concatenate([errors[1:], errors[-2:-1]])
+    control = jnp.clip(neighbors / x0[0].size, 0, 1)
     return t, 0.5 * weight * (errors - control * surplus)
 
 

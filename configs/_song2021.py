@@ -82,7 +82,7 @@ def vp(config: ConfigDict, *, name: str = "vp", predictor: str = "euler_maruyama
 def vp_discrete(config: ConfigDict, *, predictor: str = "ancestral") -> None:
     """Set DDPM's chain of 1000 timesteps and its simple loss, sampled at every timestep."""
     vp(config, name="ddpm", predictor=predictor)
-    config.loss.times = "levels"
+    config.loss.time_distribution = "timesteps"
     config.sampling.grid = "levels"
     config.sampling.finish = "denoise"
     config.sampling.variance = "large"
@@ -101,7 +101,7 @@ def ve(
     config.sde.sigma_max = sigma_max
     config.data.centered = False
     config.model.embedding = "fourier"
-    config.denoiser.parameterization = "sigma_score"
+    config.denoiser.parameterization = "scaled_score"
     config.denoiser.conditioning = "log_sigma"
     config.loss.reduction = "half_sum"
     config.ema.rate = ema
@@ -209,8 +209,8 @@ def ncsn(config: ConfigDict) -> None:
     """Set NCSN v1 (Song and Ermon 2019), whose output is the score itself."""
     config.model.name = "ncsn"
     config.model.features = 128
-    config.model.num_timesteps = config.denoiser.levels
-    config.denoiser.parameterization = "centred_score"
+    config.model.num_timesteps = config.denoiser.num_timesteps
+    config.denoiser.parameterization = "score_centered_input"
 
 
 def ncsnv2(config: ConfigDict, *, size: int = 64) -> None:

@@ -62,4 +62,4 @@ def adm_process(config: ConfigDict, *, schedule: str) -> None:
     config.sampling.variance = "learned"
     config.discrete_bound.variance = "learned"
     config.sampling.clip = "range"
-    config.denoiser.parameterization = "eps_variance"
+    config.denoiser.parameterization = "eps_learned_variance"

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     sde.offset = placeholder(float)  # cosine: keeps the first noise from vanishing
     sde.alpha_min = placeholder(float)  # cosine, linear: signal left at t = 1
     sde.schedule = placeholder(str)  # ddpm: linear, cosine
-    sde.levels = placeholder(int)  # ddpm, smld: length of the chain
+    sde.num_timesteps = placeholder(int)  # ddpm, smld: length of the chain
 
     config.model = model = ConfigDict()
     model.name = "ncsnpp"  # a network of models.NETWORKS; its fields are documented there
@@ -58,20 +58,20 @@ def get_config() -> ConfigDict:
     model.remat = placeholder(bool)
 
     config.denoiser = denoiser = ConfigDict()
-    # What the network's output means: eps, eps_variance, score, x0, v, velocity, sigma_score,
-    # centred_score, edm; see denoising.py.
+    # What the network's output means: eps, eps_learned_variance, score, x0, v,
+    # velocity, scaled_score, score_centered_input, edm; see denoising.py.
     denoiser.parameterization = "eps"
-    # What the network is fed as time: 999t, t, log_sigma, log_snr, edm, index, rescaled_index,
-    # sigma_index.
-    denoiser.conditioning = "999t"
-    denoiser.levels = 1000  # noise levels that an index counts
+    # What the network is fed as time: timestep_999, t, log_sigma, log_snr, edm, timestep,
+    # rescaled_timestep, reversed_timestep.
+    denoiser.conditioning = "timestep_999"
+    denoiser.num_timesteps = 1000  # length of the chain that a timestep counts
     denoiser.energy = False  # the network's gradient answers: models/energy.py
 
     config.loss = loss = ConfigDict()
     loss.name = "denoising"  # estimator of the Fisher divergence: denoising, sliced, exact
     loss.weight = "sigma2"  # lambda(t): sigma2, or g2 (likelihood weighting)
-    loss.times = "uniform"  # how times are drawn: uniform, stratified, log_snr, levels (discrete)
-    loss.levels = placeholder(int)  # times=levels: their number
+    loss.time_distribution = "uniform"  # uniform, stratified, log_snr, timesteps
+    loss.num_timesteps = placeholder(int)  # time_distribution=timesteps: their number
     loss.reduction = "mean"  # over dimensions: mean, or half_sum
     loss.t_min = 1e-5  # smallest time trained on; more for sliced and exact
     # sliced:
@@ -119,14 +119,8 @@ def get_config() -> ConfigDict:
     # langevin. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
     sampling.name = "pc"
     sampling.seed = 0
-    # generate (plain samples); from pictures: inpaint, colorize, super_resolve, deblur,
-    # compressed_sensing, mri, stroke, reconstruct, interpolate; see conditions.py
-    sampling.task = "generate"
     sampling.label = -1  # class of the samples: -1 all in turn, or one; num_classes for none
     sampling.labels = placeholder(tuple)  # classes of the samples in turn, instead of label
-    sampling.guidance = "none"  # none, classifier, classifier_free
-    sampling.guidance_scale = placeholder(float)  # 1: the model's own; more sharpens
-    sampling.guidance_interval = placeholder(tuple)  # classifier_free: times between which it acts
     sampling.clip = placeholder(str)  # of the predicted x0: none, range, dynamic
     sampling.quantile = placeholder(float)  # dynamic clipping
     sampling.t_min = 1e-3  # where sampling stops
@@ -137,7 +131,6 @@ def get_config() -> ConfigDict:
     sampling.grid = placeholder(str)
     sampling.rho = placeholder(float)  # karras
     sampling.times = placeholder(tuple)  # from 1 down, instead of a grid
-    sampling.start = placeholder(float)  # task=stroke: the time below 1 to which noise is added
     # pc:
     # euler_maruyama, reverse_diffusion, probability_flow, ancestral, none
     sampling.predictor = "euler_maruyama"
@@ -173,7 +166,7 @@ def get_config() -> ConfigDict:
     sampling.step_size = placeholder(float)  # in units of sigma^2
     # ode, sde, dpm_adaptive:
     sampling.solver = placeholder(str)  # ode: dopri5, tsit5, ...; sde: sra1, euler, ...
-    sampling.variable = placeholder(str)  # ode: t, log_snr, angle, root_angle
+    sampling.variable = placeholder(str)  # ode: t, log_snr, angle, sqrt_angle
     sampling.control = placeholder(str)  # ode: step sizes per_sample, batch
     sampling.rtol = placeholder(float)
     sampling.atol = placeholder(float)
@@ -182,22 +175,33 @@ def get_config() -> ConfigDict:
     sampling.safety = placeholder(float)  # dpm_adaptive
     sampling.growth = placeholder(float)  # dpm_adaptive: of a step to the next, at most
 
-    # tasks with pictures:
-    sampling.input = placeholder(str)  # files, separated by commas; or test, test:3, test:0-7
+    # Guidance of samples toward their classes.
+    config.guidance = guidance = ConfigDict()
+    guidance.name = "none"  # none, classifier, classifier_free
+    guidance.scale = placeholder(float)  # 1 samples the class; more trades diversity for accuracy
+    guidance.interval = placeholder(tuple)  # classifier_free: the times between which it acts
+
+    # What --mode=sample does with input images.
+    config.task = task = ConfigDict()
+    # generate (plain samples, no input); inverse problems: inpaint, colorize, super_resolve,
+    # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate
+    task.name = "generate"
+    task.input = placeholder(str)  # files, separated by commas; or test, test:3, test:0-7
     # inpaint: a file, white where known; or left, right, top, bottom, border, random
-    sampling.mask = placeholder(str)
-    sampling.factor = placeholder(int)  # super_resolve
-    sampling.blur_std = placeholder(float)  # deblur: pixels
-    sampling.fraction = placeholder(float)  # compressed_sensing: measurements a number of x
-    sampling.acceleration = placeholder(float)  # mri: columns over columns measured
-    sampling.measurement_seed = placeholder(int)  # compressed_sensing, mri
-    # the same but for stroke, reconstruct and interpolate:
-    sampling.measured = placeholder(bool)  # the input is the measurement already
-    sampling.posterior = placeholder(str)  # pigdm, dps, projection
-    sampling.noise = placeholder(float)  # of the measurement, for images in [0, 1]
-    sampling.strength = placeholder(float)  # projection: 0 to 1
-    sampling.data_std = placeholder(float)  # pigdm: of the data, in the network's range
-    sampling.restoration_scale = placeholder(float)  # pigdm, dps
+    task.mask = placeholder(str)
+    task.factor = placeholder(int)  # super_resolve: pixels per pixel, along each side
+    task.blur_std = placeholder(float)  # deblur: pixels
+    task.fraction = placeholder(float)  # compressed_sensing: measurements per number in x
+    task.acceleration = placeholder(float)  # mri: columns per measured column
+    task.measurement_seed = placeholder(int)  # compressed_sensing, mri
+    task.start = placeholder(float)  # sdedit: the time below 1 up to which noise is added
+    # inverse problems:
+    task.input_is_measurement = placeholder(bool)  # otherwise an image, which is measured
+    task.method = placeholder(str)  # pigdm, dps, projection
+    task.noise = placeholder(float)  # std of the measurement's noise, for images in [0, 1]
+    task.strength = placeholder(float)  # projection: above 0, at most 1
+    task.data_std = placeholder(float)  # pigdm: spread of the data, in the network's range
+    task.guidance_scale = placeholder(float)  # pigdm, dps
 
     config.likelihood = likelihood = ConfigDict()
     likelihood.trace = "rademacher"  # rademacher, gaussian, exact
@@ -208,12 +212,12 @@ def get_config() -> ConfigDict:
     likelihood.atol = 1e-5
     likelihood.max_steps = 4096
 
-    likelihood.variable = "root_angle"  # what is integrated in: t, log_snr, angle, root_angle
+    likelihood.variable = "sqrt_angle"  # what is integrated in: t, log_snr, angle, sqrt_angle
     likelihood.control = "per_sample"  # of step sizes: per_sample, batch (as published)
 
     # The continuous-time bound on the likelihood, with dequantized images.
     config.continuous_bound = continuous_bound = ConfigDict()
-    continuous_bound.times = 32  # drawn for each image and dequantization
+    continuous_bound.num_times = 32  # drawn for each image and dequantization
     continuous_bound.importance = "log_snr"  # density of the times: log_snr, uniform
     continuous_bound.t_min = 1e-5
 
@@ -229,9 +233,10 @@ def get_config() -> ConfigDict:
     discrete_bound.clip = placeholder(str)  # of the predicted x0: none, range, dynamic
     discrete_bound.quantile = placeholder(float)
 
-    config.moments = moments = ConfigDict()  # --mode=moments, for the sampler analytic
-    moments.images = 1000  # training images
-    moments.times = 100  # noise levels; of a chain, all
+    # --mode=moments, for config.sampling.name=analytic.
+    config.analytic_dpm = analytic_dpm = ConfigDict()
+    analytic_dpm.num_images = 1000  # training images
+    analytic_dpm.num_times = 100  # noise levels; a chain is measured at all of its timesteps
 
     # --mode=train_classifier: a classifier of noisy images, for features and for guidance.
     config.classifier = classifier = ConfigDict()
@@ -252,10 +257,10 @@ def get_config() -> ConfigDict:
     classifier.blocks_per_group = placeholder(int)  # wide_resnet
     classifier.channel_multiplier = placeholder(int)  # wide_resnet
     classifier.fourier_scale = placeholder(float)  # wide_resnet
-    classifier.conditioning = "999t"  # as denoiser.conditioning
-    classifier.levels = placeholder(int)
+    classifier.conditioning = "timestep_999"  # as denoiser.conditioning
+    classifier.num_timesteps = placeholder(int)
     classifier.t_min = 1e-5  # the time of clean images, of which features are taken
-    classifier.clean = 0.5  # share of the images that are clean in training
+    classifier.clean_fraction = 0.5  # share of the images that are clean in training
     classifier.lr = 2e-3
     classifier.warmup = 100  # steps
     classifier.batch_size = 64

@@ -28,8 +28,8 @@ def iddpm(config: ConfigDict, *, features: int, multipliers: tuple[int, ...]) ->
     config.model.heads = 4
     config.model.resample = "conv"
     adm_imagenet.adm_process(config, schedule="cosine")
-    config.sde.levels = 4000
-    config.loss.levels = 4000
-    config.denoiser.levels = 4000
-    config.denoiser.conditioning = "rescaled_index"
+    config.sde.num_timesteps = 4000
+    config.loss.num_timesteps = 4000
+    config.denoiser.num_timesteps = 4000
+    config.denoiser.conditioning = "rescaled_timestep"
     config.sampling.steps = 4000

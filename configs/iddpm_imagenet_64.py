@@ -26,5 +26,5 @@ def get_config(variant: str = "unconditional") -> ConfigDict:
     iddpm_cifar10.iddpm(config, features=features, multipliers=(1, 2, 3, 4))
     if conditional:
         config.model.num_classes = 1000
-        config.denoiser.conditioning = "index"
+        config.denoiser.conditioning = "timestep"
     return config

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.sde.name = "subvp"
     config.denoiser.conditioning = "log_snr"
     config.loss.weight = "g2"
-    config.loss.times = "log_snr"
+    config.loss.time_distribution = "log_snr"
 
     config.model.features = 64
     config.model.channel_multipliers = (1, 2, 2)

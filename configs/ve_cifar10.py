@@ -41,7 +41,7 @@ def get_config(variant: str = "ncsnpp_continuous") -> ConfigDict:
     network, _, kind = variant.partition("_")
     levels = {"sigma_max": 50.0, "num_timesteps": 232, "corrector_steps": 5, "snr": 0.176}
     if network in ("ncsn", "ncsnv2"):
-        _song2021.song_ermon(config, variant, **levels)
+        _song2021.song_ermon(config, variant, **chain)
     else:
         process = _song2021.ve if kind in ("continuous", "deep") else _song2021.ve_discrete
         process(config, sigma_max=50.0, snr=0.16)

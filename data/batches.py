@@ -1,4 +1,10 @@
-"""Batches as functions of the seed and the step."""
+"""Batches of scaled images as pure functions of a seed and a counter.
+
+The counter is an epoch (order), a step (flips and noise of training) or a test image's index (its
+noise). No generator carries a state, so a resumed run sees the batches it would have seen. Random
+words come from PCG64, which can skip ahead: part of a batch costs only its own numbers.
+`data.scaling` explains dequantization and value ranges.
+"""
 
 import functools
 import math
@@ -8,16 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8, UInt64
 
-from data.datasets import _FLIP, _SHUFFLE, _TEST_NOISE, _TRAIN_NOISE
 from data.scaling import ImageScaler, Quantizer
+from errors import require_in
+
+# Independent random streams of one seed. Their numbers fix every batch: append, never reorder.
+HOLD_OUT, _SHUFFLE, _FLIP, _TRAIN_NOISE, _TEST_NOISE = range(5)
 
 
 def _bits(
     seed: int, stream: int, counter: int, *, skip: int, words: int
 ) -> UInt64[np.ndarray, " words"]:
-    """`words` random words of the stream (seed, stream, counter), after its first `skip`."""
-    if seed < 0:
-        raise ValueError(f"seed={seed} must not be negative")
+    """Return `words` random words of the stream (seed, stream, counter), after its first `skip`."""
+    require_in("seed", seed, "[0, inf)")
     sequence = np.random.SeedSequence(seed, spawn_key=(stream, counter))
     return np.random.PCG64(sequence).advance(skip).random_raw(words)
 
@@ -25,9 +33,10 @@ def _bits(
 def _uniform(
     seed: int, stream: int, counter: int, *, first: int, count: int, shape: tuple[int, ...]
 ) -> Float32[np.ndarray, "count h w c"]:
-    """Rows first..first+count-1 of an endless table of uniforms in [0, 1), each of `shape`.
+    """Return rows first..first+count-1 of an endless table of uniforms in [0, 1).
 
-    The numbers are multiples of 2^-16: level plus noise then fits float32's 24 bits exactly.
+    Each row has shape `shape`. The numbers are multiples of 2^-16, so that level plus noise fits
+    float32's 24 bits exactly.
     """
     dims = math.prod(shape)
     words = -(-dims // 4)  # one word holds four numbers; rows start on whole words
@@ -38,7 +47,7 @@ def _uniform(
 
 @functools.lru_cache(maxsize=4)
 def _permutation(count: int, seed: int, epoch: int) -> Int64[np.ndarray, " count"]:
-    """The order of epoch `epoch`: a uniform permutation of 0..count-1."""
+    """Return the order of epoch `epoch`: a uniform permutation of 0..count-1."""
     sequence = np.random.SeedSequence(seed, spawn_key=(_SHUFFLE, epoch))
     order = np.random.default_rng(sequence).permutation(count)
     order.setflags(write=False)  # the cache hands out this very array
@@ -50,8 +59,19 @@ class TrainingBatches:
     """The endless training stream: batch k is a pure function of (seed, k).
 
     Every epoch is a fresh permutation of all images; batches straddle epochs and drop nothing.
-    `labels` are the classes of the images, for networks that see them.
-    Raises ValueError for an empty data set, a batch size below 1 or a negative seed.
+
+    Args:
+        images: all training images, as stored levels.
+        batch_size: rows of the global batch.
+        seed: decides order, flips and noise.
+        random_flip: whether to mirror half of the images.
+        dequantize: whether to add uniform noise to the levels.
+        quantizer: the map from stored levels to [0, 1].
+        scaler: the map from [0, 1] to the network's range.
+        labels: the images' classes, for networks with class labels.
+
+    Raises:
+        ValueError: for an empty data set, a batch size below 1 or a negative seed.
     """
 
     images: UInt8[np.ndarray, "n h w c"]
@@ -65,16 +85,13 @@ class TrainingBatches:
 
     def __post_init__(self) -> None:
         if not len(self.images):
-            raise ValueError("TrainingBatches.images is empty: give at least one training image")
-        if self.batch_size < 1:
-            raise ValueError(f"config.training.batch_size={self.batch_size}: choose 1 or more")
-        if self.seed < 0:
-            raise ValueError(f"config.seed={self.seed}: choose 0 or more")
+            raise ValueError("images is empty: give at least one training image")
+        require_in("config.training.batch_size", self.batch_size, "[1, inf)")
+        require_in("config.seed", self.seed, "[0, inf)")
 
     def indices(self, step: int) -> Int64[np.ndarray, " batch_size"]:
-        """Which training images batch `step` (0, 1, ...) holds, in order."""
-        if step < 0:
-            raise ValueError(f"step={step} must not be negative")
+        """Return the indices of the training images in batch `step` (0, 1, ...), in order."""
+        require_in("step", step, "[0, inf)")
         count = len(self.images)
         position = step * self.batch_size + np.arange(self.batch_size)
         chosen = np.empty(self.batch_size, np.int64)
@@ -84,14 +101,16 @@ class TrainingBatches:
         return chosen
 
     def at(self, step: int, rows: slice = slice(None)) -> Float32[np.ndarray, "rows h w c"]:
-        """Rows `rows` of global batch `step`, in [scaler.low, scaler.high].
+        """Return rows `rows` of global batch `step`, in [scaler.low, scaler.high].
 
-        A host asks for the rows it holds and draws random numbers for those alone; the rows of all
-        hosts together are the whole batch. Raises ValueError for a strided slice.
+        Random numbers are drawn for these rows alone; disjoint slices together are the batch.
+
+        Raises:
+            ValueError: for a slice with a stride.
         """
         first, stop, stride = rows.indices(self.batch_size)
         if stride != 1:
-            raise ValueError(f"rows={rows}: a host holds consecutive rows, use a stride of 1")
+            raise ValueError(f"rows={rows} must be consecutive; use a stride of 1")
         count = max(stop - first, 0)
         stored = self.images[self.indices(step)[rows]]
         if self.random_flip:
@@ -104,7 +123,13 @@ class TrainingBatches:
         return self.scaler.forward(self.quantizer.normalize(stored))
 
     def labels_at(self, step: int, rows: slice = slice(None)) -> Int32[np.ndarray, " rows"]:
-        """The classes of the images `at(step, rows)`; there must be labels."""
+        """Return the classes of the images `at(step, rows)`.
+
+        Raises:
+            ValueError: if the data have no labels.
+        """
+        if self.labels is None:
+            raise ValueError("these training images have no labels")
         return self.labels[self.indices(step)[rows]]
 
 
@@ -118,11 +143,21 @@ def test_batch(
     scaler: ImageScaler,
     dequantize: bool = True,  # noqa: PT028 (not a test)
 ) -> Float32[np.ndarray, "batch h w c"]:
-    """The images `indices`, in [scaler.low, scaler.high], unflipped.
+    """Return the test images `indices`, in [scaler.low, scaler.high], unflipped.
 
-    The noise of an image is a pure function of (seed, draw, its index): every batching gives the
-    same numbers. `draw` counts dequantizations of one image, as bits/dim averages over several.
-    Raises IndexError for an index outside 0..n-1.
+    An image's noise is a pure function of (seed, draw, its index): the batching does not matter.
+
+    Args:
+        images: all test images, as stored levels.
+        indices: which of them, in 0..n-1.
+        seed: decides the noise.
+        draw: number of the dequantization, as bits/dim averages over several.
+        quantizer: the map from stored levels to [0, 1].
+        scaler: the map from [0, 1] to the network's range.
+        dequantize: whether to add uniform noise to the levels.
+
+    Raises:
+        IndexError: for an index outside 0..n-1.
     """
     chosen = np.asarray(indices, np.int64)
     if np.any((chosen < 0) | (chosen >= len(images))):

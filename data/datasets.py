@@ -1,35 +1,22 @@
-"""Images as stored integers, and the float batches that networks see.
+"""Data sets in memory: every image at one size, as stored gray levels.
 
-A data set stores levels k in {0, ..., L-1}. On the way to the network they become floats:
-
-    dequantize   x = (k + u) / L,  u ~ U[0, 1)     a density on [0, 1)^D
-    normalize    x = k / (L - 1)                   the same levels without noise
-    scale        y = low + (high - low) x          the range that the network sees
-
-Uniform dequantization turns a log-density into a bound on the log-probability of the levels,
-
-    log P(k) >= E_u[log p(x)] - D log L            (Theis et al. 2016, arXiv:1511.01844, 3.1)
-
-whose last term is `Quantizer.log_det`. Every random number is a pure function of a seed and a
-counter (epoch, step or image index), so a resumed run sees the batches it would have seen.
+`load` reads a data set by name, fits each image to the configured size, and holds out test images
+where a data set has none. What leaves this module is uint8; `data.scaling` has the maps to the
+network's range, and `data.batches` the batches.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from data import readers
-from data.preparation import DIGITS
-from data.readers import Item, Split
+from data.batches import HOLD_OUT
+from data.readers import DIGITS, Item, Reader, Split, reader_of
 from data.scaling import Quantizer
-
-RESIZES = {
-    "none": "images must have the size that the config states",
-    "pad": "smaller images get a symmetric border of zeros",
-    "crop": "the centre square is resized (Lanczos)",
-}
+from errors import require_choice, require_in
 
 _TRAIN_COUNTS = {
     DIGITS: 1500,
@@ -40,31 +27,16 @@ _TRAIN_COUNTS = {
     "svhn_cropped": 73_257,
     "celeb_a": 162_770,
 }
-_DIGITS_TEST_COUNT = 297
 _HELD_OUT_FRACTION = 0.1
-
-# Independent random streams of one seed.
-_SPLIT, _SHUFFLE, _FLIP, _TRAIN_NOISE, _TEST_NOISE = range(5)
-
-
-# Value ranges.
-
-
-# Random numbers by counter.
-
-
-# Batches.
-
-
-# Data sets in memory.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageData:
     """A data set in memory: stored levels, labels where there are any, and their quantizer.
 
-    Raises ValueError for an empty split, splits of different image shapes, labels of another
-    length, or levels beyond the quantizer's.
+    Raises:
+        ValueError: for an empty split, splits of different image shapes, labels of another length,
+            or levels that the quantizer does not have.
     """
 
     name: str
@@ -82,8 +54,8 @@ class ImageData:
                 raise ValueError(f"{where} needs images (n, h, w, c) alike, got {images.shape}")
             if labels is not None and labels.shape != (len(images),):
                 raise ValueError(f"{where} has {len(images)} images but labels {labels.shape}")
-            if images.max() >= self.quantizer.levels:
-                top = self.quantizer.levels - 1
+            if images.max() >= self.quantizer.gray_levels:
+                top = self.quantizer.gray_levels - 1
                 raise ValueError(f"{where} holds {images.max()}; its levels should be 0..{top}")
 
 
@@ -96,31 +68,43 @@ def load(
     resize: str = "none",
     split_seed: int = 0,
 ) -> ImageData:
-    """Reads a data set into memory as uint8 (n, image_size, image_size, channels).
+    """Read a data set into memory as uint8 (n, image_size, image_size, channels).
 
-    `name` is "digits" (scikit-learn's, 8x8, 17 levels), a tensorflow-datasets name that was
-    prepared under `data_dir` (default: TFDS_DATA_DIR, else ~/tensorflow_datasets), an .npz file
-    (train and test, or train_images and test_images, or images; uint8 NHWC or NHW; and labels), or
-    a folder of images (with train/ and test/, or one set; class subfolders become labels). A set
-    without a test split gets a seeded 10% held out, digits 297. `resize` is a key of `RESIZES`.
+    Never downloads. A set without a test split has a seeded tenth held out, digits 297 images.
 
-    Never downloads. Raises FileNotFoundError for missing data and ValueError for an unknown name,
-    a size, channel count or dtype that does not fit, an empty set or a damaged file.
+    Args:
+        name: "digits" (scikit-learn's, 8x8, 17 levels); a tensorflow-datasets name, prepared under
+            `data_dir`; an .npz file (train and test, or train_images and test_images, or images,
+            uint8 NHWC or NHW, and labels); or a folder of images (with train/ and test/, or one
+            set; class subfolders become labels).
+        image_size: height and width in pixels.
+        channels: 1 (gray) or 3 (color).
+        data_dir: "" for TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        resize: what to do with images of another size, a key of `RESIZES`.
+        split_seed: decides which images are held out.
+
+    Raises:
+        FileNotFoundError: for missing data.
+        ValueError: for an unknown name, a size, channel count or dtype that does not fit, an empty
+            set or a damaged file.
     """
-    if resize not in RESIZES:
-        raise ValueError(f"config.data.resize={resize!r} is not one of {', '.join(RESIZES)}")
-    for field_name, value in {"image_size": image_size, "channels": channels}.items():
-        if value < 1:
-            raise ValueError(f"config.data.{field_name}={value}: choose 1 or more")
-    if name == DIGITS and resize == "crop":
-        raise ValueError("config.data.resize='crop' would blur digits' 17 levels; choose 'pad'")
+    require_choice("config.data.resize", resize, RESIZES)
+    require_in("config.data.image_size", image_size, "[1, inf)")
+    require_in("config.data.channels", channels, "[1, inf)")
+    reader = reader_of(name)
+    if RESIZES[resize].interpolates and reader.gray_levels < 256:
+        raise ValueError(
+            f"config.data.resize={resize!r} would blur the {reader.gray_levels} gray levels of "
+            f"{name!r}; choose 'pad'"
+        )
     loaded = {}
-    for split, source in readers.read(name, data_dir).items():
+    for split, source in reader.read(name, data_dir).items():
         if not source.count:
             raise ValueError(f"config.data.name={name!r}: the {split} split holds no images")
         loaded[split] = _collect(source, image_size, channels, resize)
     if "test" not in loaded:
-        loaded = _hold_out(name, *loaded["train"], split_seed)
+        images, labels = loaded["train"]
+        loaded = _hold_out(name, reader, images, labels, split_seed)
     (train, train_labels), (test, test_labels) = loaded["train"], loaded["test"]
     return ImageData(
         name=name,
@@ -133,19 +117,19 @@ def load(
 
 
 def quantizer(name: str) -> Quantizer:
-    """The levels of a data set, known without reading it: digits have 17, all others 256."""
-    return Quantizer(levels=17) if name == DIGITS else Quantizer()
+    """Return the quantizer of a data set, known without reading it."""
+    return Quantizer(gray_levels=reader_of(name).gray_levels)
 
 
 def train_count(name: str) -> int | None:
-    """Number of training images where it is known without loading them, for planning."""
+    """Return the number of training images if it is known without loading them, for planning."""
     return _TRAIN_COUNTS.get(name.split(":")[0])
 
 
 def _collect(
     source: Split, image_size: int, channels: int, resize: str
 ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"] | None]:
-    """Images and labels of a split; the labels are None unless every image has one."""
+    """Return the images and labels of a split; no labels unless every image has one."""
     images = np.empty((source.count, image_size, image_size, channels), np.uint8)
     labels = []
     for row, item in enumerate(source.items):
@@ -156,21 +140,67 @@ def _collect(
 
 
 def _hold_out(
-    name: str, images: np.ndarray, labels: np.ndarray | None, split_seed: int
+    name: str, reader: Reader, images: np.ndarray, labels: np.ndarray | None, split_seed: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """Splits one set into train and test by a seeded draw, each in the original order."""
+    """Split one set into train and test by a seeded draw, each in the original order."""
     count = len(images)
-    held = _DIGITS_TEST_COUNT if name == DIGITS else max(1, round(count * _HELD_OUT_FRACTION))
+    held = reader.test_count or max(1, round(count * _HELD_OUT_FRACTION))
     if held >= count:
         raise ValueError(f"config.data.name={name!r} has {count} image; train and test need two")
-    sequence = np.random.SeedSequence(split_seed, spawn_key=(_SPLIT,))
+    sequence = np.random.SeedSequence(split_seed, spawn_key=(HOLD_OUT,))
     order = np.random.default_rng(sequence).permutation(count)
     chosen = {"train": np.sort(order[held:]), "test": np.sort(order[:held])}
     return {k: (images[i], None if labels is None else labels[i]) for k, i in chosen.items()}
 
 
+def _pad(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "s s c"] | None:
+    height, width, _ = image.shape
+    if max(height, width) > size:
+        return None
+    top, left = (size - height) // 2, (size - width) // 2
+    return np.pad(image, ((top, size - height - top), (left, size - width - left), (0, 0)))
+
+
+def _crop(image: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "s s c"]:
+    from PIL import Image
+
+    height, width, channels = image.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    # Cropped before resizing: `box=` of Pillow's resize lets what lies outside bleed in.
+    square = image[top : top + side, left : left + side]
+    bands = [Image.fromarray(np.ascontiguousarray(square[..., k])) for k in range(channels)]
+    resized = [band.resize((size, size), Image.Resampling.LANCZOS) for band in bands]
+    return np.stack([np.asarray(band) for band in resized], axis=-1)
+
+
+class Resize(NamedTuple):
+    """A rule for images of another size.
+
+    Attributes:
+        apply: the image at (size, size) from (image, size); None where the rule cannot.
+        interpolates: whether it makes gray levels that were not there.
+        meaning: what it does, for messages.
+    """
+
+    apply: Callable[[np.ndarray, int], np.ndarray | None]
+    interpolates: bool
+    meaning: str
+
+
+RESIZES = {
+    "none": Resize(lambda image, size: None, False, "images must have the configured size"),
+    "pad": Resize(_pad, False, "smaller images get a symmetric border of zeros"),
+    "crop": Resize(_crop, True, "the center square is resized (Lanczos)"),
+}
+
+
 def _fit(item: Item, image_size: int, channels: int, resize: str) -> np.ndarray:
-    """The image as (image_size, image_size, channels); raises ValueError if `resize` cannot."""
+    """Return the image as (image_size, image_size, channels).
+
+    Raises:
+        ValueError: for another number of channels, or a size that `resize` cannot change.
+    """
     image = item.image
     height, width, found = image.shape
     if found != channels:
@@ -180,30 +210,11 @@ def _fit(item: Item, image_size: int, channels: int, resize: str) -> np.ndarray:
         )
     if height == width == image_size:
         return image
-    if resize == "crop":
-        return _crop(image, image_size)
-    if resize == "pad" and max(height, width) <= image_size:
-        top, left = (image_size - height) // 2, (image_size - width) // 2
-        rows, columns = image_size - height - top, image_size - width - left
-        return np.pad(image, ((top, rows), (left, columns), (0, 0)))
+    if (fitted := RESIZES[resize].apply(image, image_size)) is not None:
+        return fitted
     remedy = "" if height != width else f"set config.data.image_size={height}, or "
-    choice = "pad" if max(height, width) < image_size else "crop"
+    able = next(name for name, rule in RESIZES.items() if rule.apply(image, image_size) is not None)
     raise ValueError(
         f"config.data.image_size={image_size}, but {item.where} is {height}x{width} pixels; "
-        f"{remedy}choose config.data.resize={choice!r} ({RESIZES[choice]})"
+        f"{remedy}choose config.data.resize={able!r} ({RESIZES[able].meaning})"
     )
-
-
-def _crop(image: UInt8[np.ndarray, "h w c"], image_size: int) -> UInt8[np.ndarray, "s s c"]:
-    """The centre square, resized by Lanczos."""
-    from PIL import Image
-
-    height, width, channels = image.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    # Cropped before resizing: `box=` of Pillow's resize lets what lies outside bleed in.
-    square = image[top : top + side, left : left + side]
-    bands = [Image.fromarray(np.ascontiguousarray(square[..., k])) for k in range(channels)]
-    size = (image_size, image_size)
-    resized = [band.resize(size, Image.Resampling.LANCZOS) for band in bands]
-    return np.stack([np.asarray(band) for band in resized], axis=-1)

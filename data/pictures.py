@@ -1,6 +1,6 @@
-"""Pictures that people give by name: files, test images of the data, masks.
+"""Inputs of sampling tasks by name: image files, measurements, test images, masks.
 
-All are floats in [0, 1]; whoever reads them knows which shape they must have.
+All are floats, images and masks in [0, 1]. The caller states the shape that they must have.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from data.readers import decode
 
@@ -16,14 +16,14 @@ Shape = tuple[int, ...]
 
 
 def _read(field: str, name: str) -> Float[np.ndarray, "..."]:
-    """The numbers of the file that a field names: .npy, .npz, or any image of 8 bits a channel.
+    """Read the file that a field names: .npy, .npz, or any image with 8 bits per channel.
 
-    Integers of 8 bits count from 0 to 255, and so do an image's; other numbers stay what they are.
+    Images and arrays of uint8 are divided by 255; other numbers are kept.
     """
     path = Path(name.strip()).expanduser()
     where = f"{field}={name!r}"
     if not path.is_file():
-        raise ValueError(f"{where} is no file")
+        raise ValueError(f"{where} is not a file; give the path of an image, .npy or .npz")
     if path.suffix not in (".npy", ".npz"):
         return decode(path, where) / np.float32(255)
     try:
@@ -33,19 +33,19 @@ def _read(field: str, name: str) -> Float[np.ndarray, "..."]:
             with np.load(path, allow_pickle=False) as arrays:
                 if "samples" not in arrays and len(arrays) != 1:
                     names = ", ".join(arrays)
-                    raise ValueError(f"it holds {names}; one must be named samples")
+                    raise ValueError(f"it holds {names}; name one of them samples")
                 found = arrays["samples" if "samples" in arrays else next(iter(arrays))]
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
     if found.dtype == np.uint8:
         return found / np.float32(255)
     if found.dtype.kind not in "bif" or not np.isfinite(found).all():
-        raise ValueError(f"{where} holds NaN, infinity or what is no real number")
+        raise ValueError(f"{where} holds NaN, infinity or complex numbers; give finite real ones")
     return found.astype(np.float32)
 
 
 def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Images (..., h, w, c) of 1 or 3 channels as images of as many as there should be."""
+    """Convert images (..., h, w, c) between 1 and 3 channels; keep all others."""
     if image.shape[-1] == 3 and channels == 1:
         return image @ np.array([[0.299], [0.587], [0.114]], image.dtype)  # ITU-R BT.601
     if image.shape[-1] == 1 and channels == 3:
@@ -61,16 +61,17 @@ def read_images(
     in_range: bool = True,
     convert: bool = True,
 ) -> Float[np.ndarray, "count ..."]:
-    """The pictures that `names` lists, each of `shape`.
+    """Read the inputs that `names` lists, each of `shape`.
 
     Args:
-      names: separated by commas: files, or test, test:3, test:0-7 for test images.
-      test_images: makes them; None where they cannot be meant.
-      in_range: whether numbers outside [0, 1] are an error.
-      convert: whether colours are made grey levels, and these colours, where that is asked for.
+        names: separated by commas: files, or test, test:3, test:0-7 for test images.
+        shape: of one input.
+        test_images: returns the test images in [0, 1]; None where inputs are not images.
+        in_range: whether numbers outside [0, 1] are an error.
+        convert: whether to convert between gray and color where `shape` needs it.
 
     Raises:
-      ValueError: for a name that is no file, or pictures of another shape or range.
+        ValueError: for a name that is not a file, or inputs of another shape or range.
     """
     found = []
     for name in names.split(","):
@@ -86,15 +87,14 @@ def read_images(
             array = array[None]
         if array.shape[1:] != shape:
             raise ValueError(
-                f"input={name!r} has shape {array.shape[1:]}, but must have {shape}; resize it "
-                "first"
+                f"input={name!r} has shape {array.shape[1:]}, but must have {shape}; resize it first"
             )
         found.append(array)
     images = np.concatenate(found)
     if in_range and not 0 <= images.min() <= images.max() <= 1:
         raise ValueError(
             f"input={names!r} has numbers from {images.min():.3g} to {images.max():.3g}; images "
-            "are in [0, 1], or integers of 8 bits"
+            "must be in [0, 1], or uint8"
         )
     return images
 
@@ -102,8 +102,9 @@ def read_images(
 def _chosen(
     name: str, numbers: str, test_images: Callable[[], np.ndarray] | None
 ) -> Float[np.ndarray, "count h w c"]:
+    """Return the test images of a name such as test:0-7."""
     if test_images is None:
-        raise ValueError(f"input={name!r}: a measurement is no test image; give a file")
+        raise ValueError(f"input={name!r} must be a measurement, not a test image; give a file")
     images = test_images()
     first, dash, last = numbers.partition("-")
     try:
@@ -113,12 +114,13 @@ def _chosen(
         start = stop = -1
     if not 0 <= start < stop <= len(images):
         raise ValueError(
-            f"input={name!r} is none of the test images, test:0 to test:{len(images) - 1}"
+            f"input={name!r} does not exist; the test images are test:0 to test:{len(images) - 1}"
         )
     return images[start:stop]
 
 
-def _halves(shape: Shape) -> dict[str, np.ndarray]:
+def _halves(shape: Shape) -> dict[str, Bool[np.ndarray, "h w"]]:
+    """Return the masks that have a name; all but "border" are half of the image."""
     height, width = shape[:2]
     row, column = np.mgrid[:height, :width]
     above, before = row < height / 2, column < width / 2
@@ -138,18 +140,22 @@ def _halves(shape: Shape) -> dict[str, np.ndarray]:
 
 
 def read_mask(name: str, shape: Shape) -> Float[np.ndarray, "h w c"]:
-    """1 where an image is known, 0 elsewhere: a file, or the name of a half.
+    """Return 1 where an image is known and 0 elsewhere.
+
+    Args:
+        name: a file, white where the image is known, or left, right, top, bottom, border, random.
+        shape: of an image, (height, width, channels).
 
     Raises:
-      ValueError: for a name that is neither, or a mask of another shape or values.
+        ValueError: for an unknown name, or a mask of another shape or with other values.
     """
     halves = _halves(shape)
     if name in halves:
         return halves[name][..., None].astype(np.float32)
     if not name or not Path(name).expanduser().is_file():
         raise ValueError(
-            f"mask={name!r} is no file; give one, white where the image is known, or one of: "
-            f"{', '.join(halves)}"
+            f"mask={name!r} is not a file; give one, white where the image is known, or choose one "
+            f"of: {', '.join(halves)}"
         )
     mask = np.atleast_3d(_read("mask", name))
     if mask.shape[-1] == 3 and shape[-1] != 3 and (mask == mask[..., :1]).all():
@@ -160,10 +166,10 @@ def read_mask(name: str, shape: Shape) -> Float[np.ndarray, "h w c"]:
             + (f" or {shape}" if shape[-1] > 1 else "")
         )
     if not mask.any():
-        raise ValueError(f"mask={name!r} is black: nothing is known; make known pixels white")
+        raise ValueError(f"mask={name!r} is black; make the known pixels white")
     known = mask == mask.max()
     if not (known | (mask == 0)).all():
         raise ValueError(
-            f"mask={name!r} has greys; pixels must be black (unknown) or white (known)"
+            f"mask={name!r} has gray pixels; they must be black (unknown) or white (known)"
         )
     return known.astype(np.float32)

@@ -1,11 +1,10 @@
-"""Names and places of data sets, and their preparation for reading without TensorFlow.
+"""Preparation of tensorflow-datasets, once, into records that are read without TensorFlow.
 
-A tensorflow-datasets name is prepared once into array_record files, which its own data source reads
-without TensorFlow. Preparing needs TensorFlow too, as the stock builders read archives with it; the
-builders below replace that step for CIFAR-10, MNIST and Fashion-MNIST, with the same records.
+The records are array_record files, which the library's own data source reads without TensorFlow.
+Its stock builders read archives with TensorFlow, so preparing needs it too. The builders below
+replace that step for CIFAR-10, MNIST and Fashion-MNIST, and write the same records.
 """
 
-import difflib
 import gzip
 import hashlib
 import importlib.util
@@ -20,43 +19,28 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-DIGITS = "digits"
-
 _PREPARE = "`python main.py --config=... --mode=prepare`"
 
 
-# Names and places.
-
-
-def as_path(name: str) -> Path | None:
-    """The file or folder that `name` means, or None for a tensorflow-datasets name."""
-    path = Path(name).expanduser()
-    if name.endswith(".npz") or path.is_dir():
-        return path
-    if not {"/", os.sep}.intersection(name):
-        return None
-    # A tensorflow-datasets name may carry a configuration: celeb_a_hq/256.
-    return None if name.split("/")[0] in _registered_names() else path
-
-
 def _data_root(data_dir: str | os.PathLike[str]) -> Path:
-    """`data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Return `data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     chosen = os.fspath(data_dir) or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(chosen).expanduser()
 
 
 def _manual_dir(root: Path, builder: Any, manual_dir: str | os.PathLike[str] = "") -> Path:
-    """Where archives are put by hand; its subfolder named like the data set comes first.
+    """Return the folder of archives that were put there by hand.
 
-    MNIST and Fashion-MNIST give their archives the same names, so one folder cannot hold both.
+    Its subfolder named like the data set comes first: MNIST and Fashion-MNIST give their archives
+    the same names, so one folder cannot hold both.
     """
     manual = Path(manual_dir).expanduser() if os.fspath(manual_dir) else root / "downloads/manual"
     own = manual / builder.name
     return own if own.is_dir() else manual
 
 
-def _registered_names() -> list[str]:
-    """The names that tensorflow-datasets knows; none where it is not installed."""
+def registered_names() -> list[str]:
+    """Return the names that tensorflow-datasets knows; none where it is not installed."""
     try:
         import tensorflow_datasets as tfds
     except ImportError:
@@ -65,27 +49,25 @@ def _registered_names() -> list[str]:
 
 
 def _stock_builder(name: str, root: Path) -> Any:
-    """The tensorflow-datasets builder of `name`; ValueError with near matches if unknown."""
-    known = _registered_names()
-    base = name.split("/")[0].split(":")[0]
-    if base not in known:
-        near = difflib.get_close_matches(base, [DIGITS, *known], n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        missing = "" if known else " (not installed: pip install tensorflow-datasets array-record)"
-        raise ValueError(
-            f"config.data.name={name!r} is unknown: {hint}Choose 'digits', the path of an .npz or "
-            f"of a folder of images, or a name of tensorflow-datasets{missing}"
-        )
+    """Return the tensorflow-datasets builder of a registered name.
+
+    Raises:
+        ValueError: for an unknown configuration or version of the data set.
+    """
     import tensorflow_datasets as tfds
 
     try:
         return tfds.builder(name, data_dir=root)
-    except (ValueError, AssertionError) as error:  # an unknown configuration or version
+    except (ValueError, AssertionError) as error:
         raise ValueError(f"config.data.name={name!r}: {_first_line(error)}") from error
 
 
 def _is_prepared(builder: Any) -> bool:
-    """Whether the directory is complete; ValueError if only TensorFlow reads its records."""
+    """Return whether the directory is complete.
+
+    Raises:
+        ValueError: if only TensorFlow reads its records.
+    """
     if not (builder.data_path / "dataset_info.json").exists():
         return False
     found = builder.info.file_format.value
@@ -97,13 +79,12 @@ def _is_prepared(builder: Any) -> bool:
     return True
 
 
-# Preparation.
-
-
 def open_prepared(name: str, data_dir: str | os.PathLike[str]) -> Any:
-    """The tensorflow-datasets builder of a prepared set.
+    """Return the tensorflow-datasets builder of a prepared set.
 
-    Raises FileNotFoundError if it is not prepared, ValueError if it is unknown or needs TensorFlow.
+    Raises:
+        FileNotFoundError: if it is not prepared.
+        ValueError: if its configuration is unknown, or only TensorFlow reads its records.
     """
     root = _data_root(data_dir)
     builder = _stock_builder(name, root)
@@ -118,24 +99,26 @@ def open_prepared(name: str, data_dir: str | os.PathLike[str]) -> Any:
     return builder
 
 
-def prepare(
-    name: str,
-    *,
-    data_dir: str | os.PathLike[str] = "",
-    manual_dir: str | os.PathLike[str] = "",
-) -> str:
-    """Downloads a tensorflow-datasets name once, into records that are read without TensorFlow.
+def prepare(name: str, data_dir: str | os.PathLike[str], manual_dir: str | os.PathLike[str]) -> str:
+    """Download a registered data set once, into records that are read without TensorFlow.
 
-    Returns one line that says where it is, or that digits and paths need no preparation. Archives
-    in `manual_dir` (default: <data_dir>/downloads/manual) or its subfolder `name` are used instead
-    of the network. An interrupted preparation leaves nothing that counts as prepared; the next call
-    redoes it and deletes what a killed one left, so prepare a data set once at a time.
+    An interrupted preparation leaves nothing that counts as prepared. The next call redoes it and
+    deletes what a killed one left, so prepare a data set once at a time.
 
-    Raises ConnectionError when an archive can neither be found nor fetched, ValueError for an
-    unknown name or a damaged archive, RuntimeError when TensorFlow is needed and missing.
+    Args:
+        name: a name of tensorflow-datasets.
+        data_dir: "" for TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        manual_dir: archives here, or in its subfolder `name`, are used instead of the network; ""
+            for <data_dir>/downloads/manual.
+
+    Returns:
+        One line that says where it is.
+
+    Raises:
+        ConnectionError: if an archive can neither be found nor downloaded.
+        ValueError: for an unknown configuration or a damaged archive.
+        RuntimeError: if TensorFlow is needed and missing.
     """
-    if name == DIGITS or as_path(name) is not None:
-        return f"config.data.name={name!r} needs no preparation"
     root = _data_root(data_dir)
     builder = _stock_builder(name, root)
     if not _is_prepared(builder):
@@ -154,15 +137,15 @@ def prepare(
 
 
 def _delete_leftovers(directory: Path) -> None:
-    """Deletes the temporary copies of this very version that killed preparations left beside it."""
-    # The names that tensorflow-datasets gives them now, and gave them before.
+    """Delete the temporary copies of this very version that killed preparations left beside it."""
+    # The names that tensorflow-datasets gives them, in newer and in older versions.
     for pattern in (f"incomplete.??????_{directory.name}", f"{directory.name}.incomplete??????"):
         for leftover in directory.parent.glob(pattern):
             shutil.rmtree(leftover)
 
 
 def _download_and_prepare(builder: Any, manual: Path) -> None:
-    """The preparation by tensorflow-datasets, its errors of fetching in one line."""
+    """Let tensorflow-datasets prepare the set; its download errors become one line."""
     import requests
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
@@ -170,7 +153,7 @@ def _download_and_prepare(builder: Any, manual: Path) -> None:
     config = tfds.download.DownloadConfig(
         manual_dir=manual,
         try_download_gcs=False,
-        # Overwrites a directory without dataset_info.json, which would pass for finished.
+        # Overwrite a directory without dataset_info.json, which would pass for finished.
         download_mode=tfds.download.GenerateMode.REUSE_CACHE_IF_EXISTS,
     )
     try:
@@ -188,7 +171,7 @@ def _download_and_prepare(builder: Any, manual: Path) -> None:
 
 
 def _check_archives(builder: Any, downloads: Path, manual: Path) -> None:
-    """Fails at once where an archive is damaged, or neither here nor within reach."""
+    """Raise if an archive is damaged, or neither on disk nor within reach."""
     from tensorflow_datasets.core.download.resource import get_dl_fname
 
     for url, info in builder.url_infos.items():
@@ -203,12 +186,12 @@ def _check_archives(builder: Any, downloads: Path, manual: Path) -> None:
         if digest != info.checksum:
             raise ValueError(
                 f"{archive} is not the {info.filename} of {builder.name}: its sha256 is {digest}, "
-                f"expected {info.checksum}; fetch it again from {url}"
+                f"expected {info.checksum}; download it again from {url}"
             )
 
 
 def _check_reachable(builder: Any, url: str, manual: Path) -> None:
-    """One short request: tensorflow-datasets itself retries for minutes."""
+    """Raise ConnectionError after one short request: tensorflow-datasets retries for minutes."""
     import requests
 
     try:
@@ -226,11 +209,11 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-# The stock builders, reading their archives without TensorFlow.
+def _cifar10_builder(stock: Any) -> Any:
+    """Return the stock builder, with archives read without TensorFlow."""
 
-
-def _cifar10_builder(stock: type) -> type:
-    class Cifar10(stock, skip_registration=True):
+    # The stock builder, which is known at run time alone, takes the keyword.
+    class Cifar10(stock, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
         name = stock.name
         url_infos = stock.url_infos
 
@@ -240,8 +223,8 @@ def _cifar10_builder(stock: type) -> type:
             names = files[layout.label_files[0]].decode().split()
             self.info.features["label"].names = names
             return {
-                "train": self._generate_examples("train_", map(files.get, layout.train_files)),
-                "test": self._generate_examples("test_", map(files.get, layout.test_files)),
+                "train": self._generate_examples("train_", [files[f] for f in layout.train_files]),
+                "test": self._generate_examples("test_", [files[f] for f in layout.test_files]),
             }
 
         def _generate_examples(
@@ -259,8 +242,11 @@ def _cifar10_builder(stock: type) -> type:
     return Cifar10
 
 
-def _mnist_builder(stock: type) -> type:
-    class Mnist(stock, skip_registration=True):
+def _mnist_builder(stock: Any) -> Any:
+    """Return the stock builder, with archives read without TensorFlow."""
+
+    # The stock builder, which is known at run time alone, takes the keyword.
+    class Mnist(stock, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
         name = stock.name
         url_infos = stock.url_infos
 
@@ -293,20 +279,23 @@ _TENSORFLOW_FREE = {
 
 
 def _read_tar(archive: Path, prefix: str) -> dict[str, bytes]:
-    """The files below `prefix` of a .tar.gz, by name."""
+    """Return the files below `prefix` in a .tar.gz, by name."""
     try:
         with tarfile.open(archive) as tar:
-            members = [m for m in tar if m.isfile() and m.name.startswith(prefix)]
-            return {m.name.removeprefix(prefix): tar.extractfile(m).read() for m in members}
+            return {
+                member.name.removeprefix(prefix): file.read()
+                for member in tar
+                if member.name.startswith(prefix) and (file := tar.extractfile(member))
+            }
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{archive} is damaged, fetch it again: {error}") from error
+        raise ValueError(f"{archive} is damaged, download it again: {error}") from error
 
 
 def _read_idx(archive: Path) -> UInt8[np.ndarray, "..."]:
-    """An idx file (gzip): two zeros, type 8 (uint8), rank, big-endian int32 shape, the data."""
+    """Read a gzipped idx file: two zeros, type 8 (uint8), rank, big-endian int32 shape, data."""
     try:
         content = gzip.decompress(archive.read_bytes())
         shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
     except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
-        raise ValueError(f"{archive} is damaged, fetch it again: {error}") from error
+        raise ValueError(f"{archive} is damaged, download it again: {error}") from error

@@ -1,85 +1,124 @@
-"""Value ranges."""
+"""Stored gray levels, floats in [0, 1], and the range that the network sees.
+
+A data set stores gray levels k in {0, ..., L - 1}. They become floats in two steps:
+
+    dequantize   x = (k + u) / L,  u ~ U[0, 1)     a density on [0, 1)^D
+    normalize    x = k / (L - 1)                   the same levels without noise
+    scale        y = low + (high - low) x          the range that the network sees
+
+Uniform dequantization turns a log-density into a bound on the log-probability of the levels,
+
+    log P(k) >= E_u[log p(x)] - D log L            (Theis et al. 2016, arXiv:1511.01844, 3.1)
+
+whose last term is `Quantizer.log_det`.
+"""
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-# NumPy or JAX floats of any shape.
-Floats = Float[np.ndarray, "*shape"] | Float[jax.Array, "*shape"]
+# NumPy or JAX floats of any shape: what comes in decides what comes out.
+Floats = TypeVar("Floats", Float[np.ndarray, "*shape"], Float[jax.Array, "*shape"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizer:
-    """Stored levels 0..levels-1 (uint8) to and from floats in [0, 1].
+    """The map between stored gray levels 0..L-1 (uint8) and floats in [0, 1].
 
-    Raises ValueError unless 2 <= levels <= 256.
+    Args:
+        gray_levels: L.
+
+    Raises:
+        ValueError: unless 2 <= gray_levels <= 256.
     """
 
-    levels: int = 256
+    gray_levels: int = 256
 
     def __post_init__(self) -> None:
-        if not 2 <= self.levels <= 256:
-            raise ValueError(f"Quantizer.levels={self.levels}: levels are uint8, choose 2..256")
+        if not 2 <= self.gray_levels <= 256:
+            raise ValueError(
+                f"gray_levels={self.gray_levels} does not fit uint8; choose a number in 2..256"
+            )
 
     def normalize(self, stored: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
-        """k / (levels - 1), in [0, 1]. Raises ValueError for what are not stored levels."""
+        """Return k / (L - 1), in [0, 1].
+
+        Raises:
+            ValueError: unless `stored` holds stored levels.
+        """
         self._check(stored)
-        return stored / np.float32(self.levels - 1)
+        return stored / np.float32(self.gray_levels - 1)
 
     def dequantize(
         self, stored: UInt8[np.ndarray, "*shape"], noise: Float32[np.ndarray, "*shape"]
     ) -> Float32[np.ndarray, "*shape"]:
-        """(k + u) / levels, in [0, 1), for noise u in [0, 1).
+        """Return (k + u) / L, in [0, 1), for noise u in [0, 1).
 
-        u should be a multiple of 2^-16, as this module draws it: then k + u is exact in float32
-        and stays in its bin. Finer noise may round up to the next level. Raises ValueError for what
-        are not stored levels.
+        u should be a multiple of 2^-16, as in `data.batches`: then k + u is exact in float32 and
+        stays in its bin. Finer noise may round up to the next level.
+
+        Raises:
+            ValueError: unless `stored` holds stored levels.
         """
         self._check(stored)
         x = stored + noise
-        x /= self.levels
+        x /= self.gray_levels
         return x
 
     def _check(self, stored: UInt8[np.ndarray, "..."]) -> None:
-        if stored.dtype != np.uint8 or (stored.size and stored.max() >= self.levels):
+        if stored.dtype != np.uint8 or (stored.size and stored.max() >= self.gray_levels):
             raise ValueError(
-                f"stored levels are uint8 in 0..{self.levels - 1}, got {stored.dtype} up to "
+                f"stored levels are uint8 in 0..{self.gray_levels - 1}, got {stored.dtype} up to "
                 f"{stored.max() if stored.size else 'nothing'}; give images before they are scaled"
             )
 
-    def quantize(self, x: Floats, *, dequantized: bool = False) -> UInt8[np.ndarray, "*shape"]:
-        """Levels of floats in [0, 1]; what lies outside is clipped. Raises ValueError on NaN.
+    def quantize(
+        self,
+        x: Float[np.ndarray, "*shape"] | Float[jax.Array, "*shape"],
+        *,
+        dequantized: bool = False,
+    ) -> UInt8[np.ndarray, "*shape"]:
+        """Return the levels of floats in [0, 1], clipping what lies outside.
 
-        By default the nearest level, round((levels - 1) x), the inverse of `normalize`. With
-        `dequantized` the bin that holds x, floor(levels x), the exact inverse of `dequantize`.
+        Args:
+            x: the floats.
+            dequantized: False takes the nearest level, round((L - 1) x), and inverts `normalize`.
+                True takes the bin that holds x, floor(L x), and inverts `dequantize` exactly.
+
+        Raises:
+            ValueError: if x holds NaN.
         """
         values = np.asarray(x, np.float64)
         if np.isnan(values).any():
             raise ValueError(f"cannot quantize: {np.isnan(values).sum()} of {values.size} are NaN")
         if dequantized:
-            # Half a step of u, which covers the float32 rounding of (k + u) / levels.
-            level = np.floor(values * self.levels + 2**-17)
+            # Half a step of u, which covers the float32 rounding of (k + u) / L.
+            level = np.floor(values * self.gray_levels + 2**-17)
         else:
-            level = np.rint(values * (self.levels - 1))
-        return np.clip(level, 0, self.levels - 1).astype(np.uint8)
+            level = np.rint(values * (self.gray_levels - 1))
+        return np.clip(level, 0, self.gray_levels - 1).astype(np.uint8)
 
     def log_det(self, dims: int) -> float:
-        """log |d dequantize(k) / dk| of an image of `dims` numbers: -dims log(levels), in nats."""
-        return -dims * math.log(self.levels)
+        """Return log |d dequantize(k) / dk| for `dims` numbers: -dims log L, in nats."""
+        return -dims * math.log(self.gray_levels)
 
     def to_uint8(self, stored: UInt8[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-        """round(255 k / (levels - 1)): 0..255, for pictures."""
-        return np.rint(stored * (255.0 / (self.levels - 1))).astype(np.uint8)
+        """Return round(255 k / (L - 1)), in 0..255, for display."""
+        return np.rint(stored * (255.0 / (self.gray_levels - 1))).astype(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScaler:
     """The affine map from [0, 1] to [low, high], the range that the network sees.
 
-    VE processes use [0, 1], VP processes [-1, 1]. Raises ValueError unless low < high, both finite.
+    VE processes use [0, 1], VP processes [-1, 1].
+
+    Raises:
+        ValueError: unless low < high, both finite.
     """
 
     low: float = -1.0
@@ -87,18 +126,18 @@ class ImageScaler:
 
     def __post_init__(self) -> None:
         if not -math.inf < self.low < self.high < math.inf:
-            raise ValueError(f"ImageScaler needs finite low < high, got [{self.low}, {self.high}]")
+            raise ValueError(f"low={self.low} and high={self.high} must be finite, low < high")
 
     def forward(self, x: Floats) -> Floats:
-        """low + (high - low) x, of the type of x (NumPy or JAX)."""
+        """Return low + (high - low) x, of the type of x (NumPy or JAX)."""
         y = x * (self.high - self.low)
         y += self.low  # in place for NumPy, which fresh memory would slow by half
         return y
 
     def inverse(self, y: Floats) -> Floats:
-        """(y - low) / (high - low), of the type of y (NumPy or JAX)."""
+        """Return (y - low) / (high - low), of the type of y (NumPy or JAX)."""
         return (y - self.low) / (self.high - self.low)
 
     def log_det(self, dims: int) -> float:
-        """log |d forward / dx| of an image of `dims` numbers: dims log(high - low), in nats."""
+        """Return log |d forward / dx| for `dims` numbers: dims log(high - low), in nats."""
         return dims * math.log(self.high - self.low)

@@ -1,7 +1,7 @@
-"""Two evaluations side by side, if their numbers mean the same.
+"""Compare two evaluations, if their numbers mean the same.
 
-Numbers compare only if they were measured alike: on the same images, with the same extractor and
-count of samples, and so on. How the samples were made may differ; that is what is compared.
+Numbers compare only if they were measured alike: on the same images, with the same extractor, the
+same number of samples, and so on. The samplers may differ; they are what is compared.
 """
 
 import json
@@ -13,60 +13,46 @@ from typing import Any
 import numpy as np
 
 from errors import ConfigError
+from evaluation.metrics import METRICS
+from evaluation.protocol import SAMPLER_FIELDS, Protocol
 from files.text import table
-from jobs.workdir import flatten
 
-_CLASSES = ("model.num_classes",)
-_TEST = ("images.test", *_CLASSES)
-_SAMPLES = ("images.", "eval.samples", "eval.features", "extractors.", "reference", *_CLASSES)
-# What must be equal for a metric's numbers to compare.
-_ALIKE = {
-    "loss": (*_TEST, "loss.", "sde.", "eval.loss_repeats"),
-    "bits_per_dim": (*_TEST, "likelihood.", "eval.dequantizations"),
-    "continuous_bound": (*_TEST, "continuous_bound.", "eval.dequantizations"),
-    "discrete_bound": (*_TEST, "discrete_bound."),
-    "frechet": _SAMPLES,
-    "kid": _SAMPLES,
-    "precision_recall": _SAMPLES,
-    "inception_score": _SAMPLES,
-}
+# Parts of the protocol whose differences the table lists.
+_SHOWN = ("sde.", "denoiser.", "ema.", "nfe", *SAMPLER_FIELDS)
 
 
 def compare(first: Path, second: Path) -> str:
-    """A table of what two results of --mode=eval have in common, and of how their samplers differ.
+    """Return a table of the metrics that two results have in common, and of their samplers.
 
     Each is an `eval/<step>.json`, or a run's folder for the last one in it. Differences of bits/dim
     come with the standard error of the paired difference over the test images.
 
     Raises:
-      ConfigError: for a file that is no result, and for numbers that were not measured alike.
+        ConfigError: for a file without results, and for numbers that were not measured alike.
     """
     files = [_file(path) for path in (first, second)]
     a, b = (_read(file) for file in files)
-    common = [name for name in _ALIKE if name in a and name in b]
+    common = [name for name in METRICS if name in a and name in b]
     if not common:
         raise ConfigError(f"{files[0]} and {files[1]} have no metric in common")
-    protocols = [_protocol(results) for results in (a, b)]
-    wrong = {
-        name: f"{name} was {protocols[0].get(name)!r}, is {protocols[1].get(name)!r}"
-        for metric in common
-        for name in sorted(protocols[0].keys() | protocols[1].keys())
-        if name.startswith(_ALIKE[metric]) and protocols[0].get(name) != protocols[1].get(name)
-    }
-    if wrong:
+    ours, theirs = (_protocol(results) for results in (a, b))
+
+    def values(name: str) -> tuple[Any, Any]:
+        return ours.fields.get(name), theirs.fields.get(name)
+
+    differing = dict.fromkeys(
+        name for metric in common for name in ours.difference(theirs, *METRICS[metric].comparable)
+    )
+    if differing:
+        phrases = ("{} was {!r}, is {!r}".format(name, *values(name)) for name in differing)
         raise ConfigError(
-            f"{files[0]} and {files[1]} were not measured alike: {'; '.join(wrong.values())}. "
-            "Evaluate one again as the other was"
+            f"{files[0]} and {files[1]} were not measured alike: {'; '.join(phrases)}. Evaluate "
+            "one again with the settings of the other"
         )
     rows = [("", str(files[0]), str(files[1]), "difference")]
     for metric in common:
         rows += _rows(metric, a[metric], b[metric], files)
-    rows += [
-        (name, str(protocols[0].get(name)), str(protocols[1].get(name)), "")
-        for name in sorted(protocols[0].keys() | protocols[1].keys())
-        if name.startswith(("sde.", "denoiser.", "ema.", "sampling.", "nfe"))
-        and protocols[0].get(name) != protocols[1].get(name)
-    ]
+    rows += [(name, *map(str, values(name)), "") for name in ours.difference(theirs, *_SHOWN)]
     return table(rows)
 
 
@@ -86,22 +72,20 @@ def _read(file: Path) -> dict:
             raise ValueError("it has no protocol")
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{file} is no result of --mode=eval ({error}); give an eval/<step>.json or the folder "
-            "of a run"
+            f"{file} holds no results of --mode=eval ({error}); give an eval/<step>.json or the "
+            "folder of a run"
         ) from error
     return results
 
 
-def _protocol(results: dict) -> dict[str, Any]:
-    """All fields by dotted name, and the network evaluations of a sample."""
-    flat = flatten(results["protocol"])
-    if "samples" in results:
-        flat["nfe"] = results["samples"]["nfe"]
-    return flat
+def _protocol(results: dict[str, Any]) -> Protocol:
+    """Return the protocol, with the network evaluations per sample as one more field."""
+    samples = {"nfe": results["samples"]["nfe"]} if "samples" in results else {}
+    return Protocol(results["protocol"] | samples)
 
 
 def _rows(metric: str, a: dict, b: dict, files: list[Path]) -> Iterator[tuple[str, ...]]:
-    """The numbers of a metric, those of samples for every kind of features."""
+    """Yield the numbers of a metric; a metric of samples has them for each kind of features."""
     if "mean" in a:
         error = _paired_error(metric, files)
         if metric == "loss" or error is None:
@@ -110,7 +94,7 @@ def _rows(metric: str, a: dict, b: dict, files: list[Path]) -> Iterator[tuple[st
         return
     for features in sorted(a.keys() & b.keys()):
         pairs = (a[features], b[features])
-        if metric == "inception_score":
+        if "mean" in pairs[0] and "std" in pairs[0]:
             yield metric, *map(_spread, pairs), _difference(*pairs, _over_seeds(*pairs))
             continue
         for name in sorted(pairs[0].keys() & pairs[1].keys()):
@@ -131,7 +115,10 @@ def _spread(value: dict) -> str:
 
 
 def _over_seeds(a: dict, b: dict) -> float | None:
-    """Standard error of the difference of two means over seeds, or of what single seeds tell."""
+    """Return the standard error of the difference of two means over seeds.
+
+    Single seeds have standard errors of their own, or none.
+    """
     if a["std"] is None or b["std"] is None:
         errors = [v.get("standard_error") for v in (a, b)]
         return None if None in errors else math.hypot(*errors)
@@ -139,7 +126,7 @@ def _over_seeds(a: dict, b: dict) -> float | None:
 
 
 def _paired_error(metric: str, files: list[Path]) -> float | None:
-    """Standard error over images of the difference of two means over the same images."""
+    """Return the standard error of the paired difference over the same images."""
     values = []
     for file in files:
         if not file.with_suffix(".npz").exists():
@@ -148,7 +135,7 @@ def _paired_error(metric: str, files: list[Path]) -> float | None:
             if metric not in arrays:
                 return None
             array = arrays[metric]
-        # Images are the last axis, but of the flow's numbers, where probes are.
+        # Images are the last axis; bits/dim by the ODE have probes after them.
         values.append(array.mean(axis=(0, 2)) if array.ndim == 3 else np.atleast_2d(array).mean(0))
     if values[0].shape != values[1].shape or len(values[0]) < 2:
         return None

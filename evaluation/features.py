@@ -1,6 +1,10 @@
-"""The feature extractors that a configuration names, ready to be used."""
+"""Feature extractors, by the names in config.eval.features.
+
+Adding one is a row of FEATURES and a function that makes it.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +14,34 @@ from jaxtyping import Array, Float
 from errors import ConfigError
 from experiment.experiment import Experiment
 from guidance.classifier import Classifier
-from jobs import restore
+from jobs.restore import load_classifier
 from jobs.workdir import Workdir
 from metrics.features import PIXELS, Extracted, Extractor, Images
 from metrics.inception.weights import inception_features, weights_file
 from numerics.arrays import digest
 
 
-def of(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, ...]:
-    """The extractors that `config.eval.features` names.
+@dataclass(frozen=True, kw_only=True)
+class FeatureKind:
+    """A kind of features.
+
+    Attributes:
+        make: (experiment, workdir) -> extractor. It raises ConfigError for missing weights.
+        has_probabilities: whether it predicts classes too, as the Inception Score needs.
+    """
+
+    make: Callable[[Experiment, Workdir], Extractor]
+    has_probabilities: bool = False
+
+
+def make_extractors(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, ...]:
+    """Make the extractors that `config.eval.features` names.
 
     Raises:
-      ConfigError: for weights that are neither at hand nor to be had.
+        ConfigError: for weights that are neither at hand nor to be had.
     """
-    return tuple(
-        EXTRACTORS[name](experiment, workdir) for name in experiment.config["eval"]["features"]
-    )
+    names = experiment.evaluation.features
+    return tuple(FEATURES[name].make(experiment, workdir) for name in names)
 
 
 def _pixels(experiment: Experiment, workdir: Workdir) -> Extractor:
@@ -33,39 +49,39 @@ def _pixels(experiment: Experiment, workdir: Workdir) -> Extractor:
 
 
 def _inception(experiment: Experiment, workdir: Workdir) -> Extractor:
-    channels = experiment.item_shape[2]
+    channels = experiment.data.shape[2]
     if channels not in (1, 3):
         raise ConfigError(
-            f"config.eval.features='inception' looks at 3 channels (or 1, repeated), but "
+            "config.eval.features='inception' takes images of 1 or 3 channels, but "
             f"config.data.channels={channels}; choose pixels or classifier"
         )
+    options = experiment.evaluation
     try:
-        settings = experiment.config["eval"]
-        weights = weights_file(settings["inception_weights"])
-        return inception_features(weights, resize=settings["inception_resize"])
+        weights = weights_file(options.inception_weights)
+        return inception_features(weights, resize=options.inception_resize)
     except (ValueError, OSError) as error:
         raise ConfigError(f"config.eval.features='inception': {error}") from error
 
 
 def _classifier(experiment: Experiment, workdir: Workdir) -> Extractor:
-    classifier = restore.trained_classifier(experiment, workdir, "config.eval.features")
-    settings, scaler = experiment.config["classifier"], experiment.scaler
-    identity = digest((classifier.network.args, np.float64(settings["t_min"])))
+    classifier = load_classifier(experiment, workdir, "config.eval.features")
+    t_min, scaler = experiment.classifier.loss.t_min, experiment.data.scaler
+    identity = digest((classifier.network.args, np.float64(t_min)))
 
     @jax.jit
-    def answer(classifier: Classifier, x: Float[Array, "batch h w c"]) -> Extracted:
-        answer = classifier.answer(x, settings["t_min"])
-        return Extracted(answer.features, jax.nn.softmax(answer.logits))
+    def extract(classifier: Classifier, x: Float[Array, "batch h w c"]) -> Extracted:
+        output = classifier.outputs(x, t_min)
+        return Extracted(output.features, jax.nn.softmax(output.logits))
 
     def compute(images: Images) -> Extracted:
         x = scaler.forward(jnp.asarray(images, jnp.float32) / 255)
-        return Extracted(*map(np.asarray, answer(classifier, x)))
+        return Extracted(*map(np.asarray, extract(classifier, x)))
 
     return Extractor("classifier", identity, compute)
 
 
-EXTRACTORS: dict[str, Callable[[Experiment, Workdir], Extractor]] = {
-    "classifier": _classifier,
-    "inception": _inception,
-    "pixels": _pixels,
+FEATURES: dict[str, FeatureKind] = {
+    "classifier": FeatureKind(make=_classifier, has_probabilities=True),
+    "inception": FeatureKind(make=_inception, has_probabilities=True),
+    "pixels": FeatureKind(make=_pixels),
 }

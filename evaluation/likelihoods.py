@@ -1,8 +1,9 @@
-"""Bits/dim of a checkpoint on the test images, by the flow and by bounds, with an error budget.
+"""Bits/dim of a checkpoint on the test images, by the probability-flow ODE and by bounds.
 
 Every number of an image is kept, so that the standard errors over images, dequantization draws and
-trace probes are told apart. What a mean over images cannot show is measured on some of them: the
-solver's error, against tolerances ten times tighter, and what the time from 0 to t_min hides.
+trace probes can be separated. An error budget, measured on some of the images, adds what a mean
+over images cannot show: the solver's error, against tolerances ten times tighter, and the effect of
+the times between 0 and t_min.
 """
 
 import dataclasses
@@ -15,60 +16,88 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bounds.continuous import continuous_bound, decoder_step
-from bounds.discrete import Lattice, discrete_bound, prior_divergence
+from bounds.discrete import PixelLevels, discrete_bound, prior_divergence
 from denoising import Denoiser
 from errors import EvaluationError
-from evaluation.report import WHAT_IS_JUDGED, Report
-from experiment.experiment import Experiment
-from jobs.cache import Arrays, Resumable
+from evaluation.protocol import MODEL_FIELDS
+from evaluation.report import Evaluation, Report
+from experiment.experiment import Experiment, with_data_labels
+from experiment.randomness import base_key
+from jobs.cache import Arrays
 from likelihood import log_prob
 from metrics import bits_per_dim as bits
 from numerics.arrays import sample_keys
 
 
 class _Batch(NamedTuple):
-    """Test images on the devices: their numbers, and the denoiser that knows their classes."""
+    """Indices of test images, split over the devices, and the denoiser with their classes."""
 
-    numbers: Int[Array, "batch"]
+    indices: Int[Array, "batch"]
     denoiser: Denoiser
 
 
+def _test_batch(
+    experiment: Experiment, indices: Int[Array, "batch"], draw: int, *, dequantize: bool = True
+) -> Float[Array, "batch h w c"]:
+    """Return test images as the network sees them; `draw` counts dequantizations."""
+    return experiment.data.batch(
+        experiment.data.images.test,
+        indices,
+        seed=experiment.evaluation.seed,
+        draw=draw,
+        dequantize=dequantize,
+    )
+
+
 def _batches(
-    experiment: Experiment,
-    denoiser: Denoiser,
-    work: Resumable,
+    evaluation: Evaluation,
     name: str,
     compute: Callable[[_Batch], dict[str, Array]],
     *,
-    of: tuple[str, ...],
+    depends_on: tuple[str, ...],
     chosen: Int[np.ndarray, "images"] | None = None,
+    denoiser: Denoiser | None = None,
 ) -> Arrays:
-    """`compute` of the test images (or those chosen), joined, with the seconds each image took.
+    """Compute arrays for the test images, batch by batch, with the seconds per image.
 
-    `of` are the parts of the protocol that the numbers depend on, beside network and images.
+    Args:
+        evaluation: what is evaluated.
+        name: names the cached batches.
+        compute: arrays of a batch.
+        depends_on: parts of the protocol that they depend on, besides network and images.
+        chosen: indices of the images; by default all.
+        denoiser: by default that of the checkpoint.
     """
-    chosen = np.arange(len(experiment.data.test)) if chosen is None else chosen
+    experiment, images = evaluation.experiment, evaluation.experiment.data.images
+    denoiser = evaluation.checkpoint.denoiser if denoiser is None else denoiser
+    chosen = np.arange(len(images.test)) if chosen is None else chosen
 
     def computed(rows: Int[np.ndarray, "batch"]) -> Arrays:
         start = time.perf_counter()
-        numbers = experiment.place(chosen[rows])
-        labelled = experiment.with_labels(denoiser, numbers, experiment.data.test_labels)
-        answers = {
-            key: experiment.layout.fetch(value)[: len(rows)]
-            for key, value in compute(_Batch(numbers, labelled)).items()
+        indices = experiment.parallel.place(chosen[rows])
+        labelled = with_data_labels(experiment, denoiser, indices, images.test_labels)
+        arrays = {
+            key: experiment.parallel.fetch(value)[: len(rows)]
+            for key, value in compute(_Batch(indices, labelled)).items()
         }
         seconds = (time.perf_counter() - start) / len(rows)
-        return answers | {"seconds": np.full(len(rows), seconds)}
+        return arrays | {"seconds": np.full(len(rows), seconds)}
 
-    stamped = work.stamped(name, *WHAT_IS_JUDGED, "eval.seed", *of)
-    return work.gather(stamped, len(chosen), experiment.config["eval"]["batch_size"], computed)
+    key = evaluation.protocol.key(name, *MODEL_FIELDS, "eval.seed", *depends_on)
+    batch_size = experiment.evaluation.batch_size
+    return evaluation.cache.concatenate(key, len(chosen), batch_size, computed)
 
 
 def _in_bits(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
-    """From log-densities of dequantized images to bits/dim."""
-    dims = experiment.data.test[0].size
-    log_det = experiment.data.quantizer.log_det(dims) + experiment.scaler.log_det(dims)
+    """Return the map from log-densities of dequantized images in nats to bits/dim."""
+    data, dims = experiment.data, int(np.prod(experiment.data.shape))
+    log_det = data.quantizer.log_det(dims) + data.scaler.log_det(dims)
     return lambda nats: bits.bits_per_dim(nats, log_det=log_det, dims=dims)
+
+
+def _nats_to_bits(experiment: Experiment) -> float:
+    """Return the factor from nats per image to bits/dim."""
+    return 1 / (int(np.prod(experiment.data.shape)) * np.log(2))
 
 
 def _seconds(parts: list[Arrays]) -> float:
@@ -76,48 +105,49 @@ def _seconds(parts: list[Arrays]) -> float:
 
 
 def _draws(experiment: Experiment, stream: str) -> Iterator[tuple[int, Array]]:
-    """Each dequantization draw with its key."""
-    settings = experiment.config["eval"]
-    base = experiment.key(settings["seed"], stream)
-    for draw in range(settings["dequantizations"]):
+    """Yield each dequantization draw with its key."""
+    base = base_key(experiment.evaluation.seed, stream)
+    for draw in range(experiment.evaluation.dequantizations):
         yield draw, jax.random.fold_in(base, draw)
 
 
-# --- the training objective -------------------------------------------------------------------
+def test_loss(evaluation: Evaluation) -> Report:
+    """Compute the training objective on the test images.
 
-
-def test_loss(experiment: Experiment, denoiser: Denoiser, work: Resumable) -> Report:
-    """The training objective on the test images."""
-    settings, data = experiment.config["eval"], experiment.config["data"]
-    base = experiment.key(settings["seed"], "loss")
+    Raises:
+        EvaluationError: if a loss is NaN or infinite.
+    """
+    experiment = evaluation.experiment
+    repeats = experiment.evaluation.loss_repeats
+    base = base_key(experiment.evaluation.seed, "loss")
 
     @jax.jit
     def losses(key: Array, denoiser: Denoiser, x: Array, indices: Array) -> Float[Array, "batch"]:
-        # One sample a call of the loss: its time and noise depend on its own key alone.
+        # One sample per call of the loss: its time and noise depend on its own key alone.
         keys = sample_keys(key, indices)
         return jax.vmap(
-            lambda key, x, entry: experiment.loss(key, denoiser.of_one(entry), x[None])[0]
-        )(keys, x, denoiser.per_image)
+            lambda key, x, entry: experiment.loss(key, denoiser.index(entry), x[None])[0]
+        )(keys, x, denoiser.batched_fields)
 
     def compute(batch: _Batch) -> dict[str, Array]:
+        dequantize = experiment.data.options.dequantize
         return {
             str(repeat): losses(
                 jax.random.fold_in(base, repeat),
                 batch.denoiser,
-                experiment.test_batch(batch.numbers, repeat, dequantize=data["dequantize"]),
-                batch.numbers,
+                _test_batch(experiment, batch.indices, repeat, dequantize=dequantize),
+                batch.indices,
             )
-            for repeat in range(settings["loss_repeats"])
+            for repeat in range(repeats)
         }
 
-    of = ("eval.loss_repeats", "loss.")
-    found = _batches(experiment, denoiser, work, "loss", compute, of=of)
-    values = np.stack([found[str(repeat)] for repeat in range(settings["loss_repeats"])])
+    found = _batches(evaluation, "loss", compute, depends_on=("eval.loss_repeats", "loss."))
+    values = np.stack([found[str(repeat)] for repeat in range(repeats)])
     if not np.isfinite(values).all():
-        broken = (~np.isfinite(values)).any(axis=0).sum()
+        nonfinite = (~np.isfinite(values)).any(axis=0).sum()
         raise EvaluationError(
-            f"the loss of {broken} of {values.shape[1]} test images is NaN or infinite; check the "
-            "network"
+            f"the loss of {nonfinite} of {values.shape[1]} test images is NaN or infinite; check "
+            "the network"
         )
     estimate = bits.estimate(values[..., None], exact=True)
     return Report(
@@ -130,100 +160,90 @@ def test_loss(experiment: Experiment, denoiser: Denoiser, work: Resumable) -> Re
     )
 
 
-# --- the flow ---------------------------------------------------------------------------------
-
-
-def flow_bits(experiment: Experiment, denoiser: Denoiser, work: Resumable) -> Report:
-    """Bits/dim by the probability-flow ODE, over dequantization draws and trace probes."""
-    in_bits = _in_bits(experiment)
-    parts = []
+def ode_bits_per_dim(evaluation: Evaluation) -> Report:
+    """Compute bits/dim by the probability-flow ODE, over dequantization draws and trace probes."""
+    experiment = evaluation.experiment
+    in_bits, parts = _in_bits(experiment), []
     for draw, key in _draws(experiment, "likelihood"):
 
         def compute(batch: _Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
-            x = experiment.test_batch(batch.numbers, draw)
-            return _flow(experiment, key, batch, x)
+            return _log_prob(experiment, key, batch, _test_batch(experiment, batch.indices, draw))
 
         name = f"bits-per-dim-{draw + 1}"
-        parts.append(_batches(experiment, denoiser, work, name, compute, of=("likelihood.",)))
+        parts.append(_batches(evaluation, name, compute, depends_on=("likelihood.",)))
     nats = np.stack([part["nats"] for part in parts])
     nfe = np.stack([part["nfe"] for part in parts])
     exact = experiment.likelihood.trace == "exact"
-    tightest = None
+    importance_weighted = None
     if exact and len(parts) > 1:
-        tightest = float(in_bits(bits.importance_weighted(nats[..., 0])).mean())
+        importance_weighted = float(in_bits(bits.importance_weighted(nats[..., 0])).mean())
     draws, images, probes = nats.shape
     summary = {
         **bits.estimate(in_bits(nats), exact=exact)._asdict(),
         "draws": draws,
         "images": images,
         "probes": None if exact else probes,
-        "importance_weighted": tightest,
+        "importance_weighted": importance_weighted,
         "nfe": float(nfe.mean()),
         "nfe_of_slowest": int(nfe.max()),
         "seconds": _seconds(parts),
-        **_budget(experiment, denoiser, work, in_bits(parts[0]["nats"].mean(axis=1))),
+        **_error_budget(evaluation, in_bits(parts[0]["nats"].mean(axis=1))),
     }
     return Report(summary, {"bits_per_dim": in_bits(nats), "nfe": nfe})
 
 
-def _flow(
+def _log_prob(
     experiment: Experiment, key: Array, batch: _Batch, x: Array, **options: Any
 ) -> dict[str, Array]:
     given = {"options": experiment.likelihood, "ode": experiment.ode} | options
-    found = log_prob(key, batch.denoiser, x, indices=batch.numbers, **given)
+    found = log_prob(key, batch.denoiser, x, indices=batch.indices, **given)
     return {"nats": found.per_probe, "nfe": found.nfe}
 
 
-def _budget(
-    experiment: Experiment,
-    denoiser: Denoiser,
-    work: Resumable,
-    first_draw: Float[np.ndarray, "images"],
+def _error_budget(
+    evaluation: Evaluation, first_draw: Float[np.ndarray, "images"]
 ) -> dict[str, Any]:
-    """What some images tell of errors that all of them share, in bits/dim.
+    """Measure errors that all images share, in bits/dim, on some images.
 
-    solver_error: tight tolerances less those used. truncation: the bound on the density of the data
-    themselves less the density of the data at t_min, which is what the flow knows. prior_mismatch:
-    how much of the bound is due to noised data not being the prior's, at most.
+    solver_error: with tolerances ten times tighter, less the result. truncation: the bound on the
+    density of the data, less the density of data noised to t_min, which is what the ODE gives.
+    prior_mismatch: KL(p_1, prior), a bound on the error of starting from the prior.
     """
-    settings = experiment.config["eval"]
-    if not settings["ladder_images"]:
-        return {}
-    images, in_bits = len(experiment.data.test), _in_bits(experiment)
-    chosen = np.unique(np.linspace(0, images - 1, settings["ladder_images"]).astype(int))
-    tight = dataclasses.replace(
-        experiment.ode, rtol=experiment.ode.rtol / 10, atol=experiment.ode.atol / 10
+    experiment = evaluation.experiment
+    count, ode, t_min = (
+        experiment.evaluation.ladder_images,
+        experiment.ode,
+        experiment.likelihood.t_min,
     )
+    if not count:
+        return {}
+    images, in_bits = len(experiment.data.images.test), _in_bits(experiment)
+    chosen = np.unique(np.linspace(0, images - 1, count).astype(int))
+    tight = dataclasses.replace(ode, rtol=ode.rtol / 10, atol=ode.atol / 10)
     _, key = next(_draws(experiment, "likelihood"))
-    noise_key = experiment.key(settings["seed"], "truncation")
+    noise_key = base_key(experiment.evaluation.seed, "truncation")
 
     def compute(batch: _Batch) -> dict[str, Array]:
-        x = experiment.test_batch(batch.numbers, 0)
-        step = decoder_step(
-            noise_key,
-            batch.denoiser,
-            x,
-            t_min=experiment.likelihood.t_min,
-            indices=batch.numbers,
-        )
-        tighter = _flow(experiment, key, batch, x, ode=tight)
-        noised = _flow(experiment, key, batch, step.x)
+        x = _test_batch(experiment, batch.indices, 0)
+        step = decoder_step(noise_key, batch.denoiser, x, t_min=t_min, indices=batch.indices)
+        tighter = _log_prob(experiment, key, batch, x, ode=tight)
+        noised = _log_prob(experiment, key, batch, step.x)
         return {
             "tight": tighter["nats"].mean(axis=1),
             "nfe": tighter["nfe"],
             "bound": noised["nats"].mean(axis=1) + step.nats,
-            "prior": prior_divergence(denoiser.sde, x),
+            "prior": prior_divergence(experiment.model.sde, x),
         }
 
-    of = ("eval.ladder_images", "likelihood.")
-    found = _batches(experiment, denoiser, work, "ladder", compute, of=of, chosen=chosen)
+    depends_on = ("eval.ladder_images", "likelihood.")
+    found = _batches(evaluation, "error-budget", compute, depends_on=depends_on, chosen=chosen)
     used = first_draw[chosen]
     solver, truncation = in_bits(found["tight"]) - used, in_bits(found["bound"]) - used
     return {
         "solver_error": _mean_and_error(solver)
         | {"largest": float(np.abs(solver).max()), "rtol": tight.rtol, "nfe": _mean(found["nfe"])},
         "truncation": _mean_and_error(truncation),
-        "prior_mismatch": _mean(found["prior"]) / (experiment.data.test[0].size * np.log(2)),
+        "prior_mismatch": _mean(found["prior"]) * _nats_to_bits(experiment),
         "ladder_images": len(chosen),
     }
 
@@ -237,33 +257,36 @@ def _mean_and_error(values: Float[np.ndarray, "images"]) -> dict[str, float | No
     return {"mean": estimate.mean, "standard_error": estimate.over_images}
 
 
-# --- bounds -----------------------------------------------------------------------------------
-
-
-def discrete_bound_bits(experiment: Experiment, denoiser: Denoiser, work: Resumable) -> Report:
-    """Bits/dim by the variational bound of a chain: L_T, every L_t, and L_0, term by term."""
-    settings, data, scaler = experiment.config["eval"], experiment.data, experiment.scaler
+def discrete_bound_bits(evaluation: Evaluation) -> Report:
+    """Compute bits/dim by the variational bound of a chain: L_T, every L_t, and L_0."""
+    experiment, data = evaluation.experiment, evaluation.experiment.data
     options, times, clipping = experiment.discrete_bound
-    lattice = Lattice(levels=data.quantizer.levels, low=scaler.low, high=scaler.high)
-    clipped = dataclasses.replace(denoiser, clipping=clipping)
-    key = experiment.key(settings["seed"], "discrete_bound")
+    pixel_levels = PixelLevels(
+        gray_levels=data.quantizer.gray_levels, low=data.scaler.low, high=data.scaler.high
+    )
+    denoiser = dataclasses.replace(evaluation.checkpoint.denoiser, clipping=clipping)
+    key = base_key(experiment.evaluation.seed, "discrete_bound")
 
     def compute(batch: _Batch) -> dict[str, Array]:
-        x0 = experiment.test_batch(batch.numbers, 0, dequantize=False)
         found = discrete_bound(
             key,
             batch.denoiser,
-            x0,
+            _test_batch(experiment, batch.indices, 0, dequantize=False),
             times=times,
-            lattice=lattice,
+            pixel_levels=pixel_levels,
             options=options,
-            indices=batch.numbers,
+            indices=batch.indices,
         )
         return {"prior": found.prior, "terms": found.terms.T, "decoder": found.decoder}
 
-    of = ("discrete_bound.",)
-    found = _batches(experiment, clipped, work, "discrete-bound", compute, of=of)
-    to_bits = 1 / (data.test[0].size * np.log(2))
+    found = _batches(
+        evaluation,
+        "discrete-bound",
+        compute,
+        depends_on=("discrete_bound.",),
+        denoiser=denoiser,
+    )
+    to_bits = _nats_to_bits(experiment)
     terms, prior, decoder = (found[name] * to_bits for name in ("terms", "prior", "decoder"))
     total = prior + terms.sum(axis=1) + decoder
     summary = {
@@ -276,51 +299,44 @@ def discrete_bound_bits(experiment: Experiment, denoiser: Denoiser, work: Resuma
         "nfe": len(times),
         "seconds": _seconds([found]),
     }
-    return Report(
-        summary,
-        {
-            "discrete_bound": total,
-            "discrete_bound_terms": np.concatenate(
-                [prior[:, None], terms, decoder[:, None]], axis=1
-            ),
-            "discrete_bound_times": times,
-        },
-    )
+    per_image = {
+        "discrete_bound": total,
+        "discrete_bound_terms": np.concatenate([prior[:, None], terms, decoder[:, None]], axis=1),
+        "discrete_bound_times": times,
+    }
+    return Report(summary, per_image)
 
 
-def continuous_bound_bits(experiment: Experiment, denoiser: Denoiser, work: Resumable) -> Report:
-    """Bits/dim by the variational bound in continuous time, over dequantization draws."""
-    in_bits, dims = _in_bits(experiment), experiment.data.test[0].size
-    parts = []
+def continuous_bound_bits(evaluation: Evaluation) -> Report:
+    """Compute bits/dim by the variational bound in continuous time, over dequantization draws."""
+    experiment, options = evaluation.experiment, evaluation.experiment.continuous_bound
+    in_bits, parts = _in_bits(experiment), []
     for draw, key in _draws(experiment, "continuous_bound"):
 
         def compute(batch: _Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
-            x = experiment.test_batch(batch.numbers, draw)
-            found = continuous_bound(
-                key, batch.denoiser, x, options=experiment.continuous_bound, indices=batch.numbers
-            )
-            return {
-                name: getattr(found, name) for name in ("prior", "diffusion", "decoder", "error")
-            }
+            x = _test_batch(experiment, batch.indices, draw)
+            found = continuous_bound(key, batch.denoiser, x, options=options, indices=batch.indices)
+            names = ("prior", "diffusion", "decoder", "error")
+            return {name: getattr(found, name) for name in names}
 
         name = f"continuous-bound-{draw + 1}"
-        parts.append(_batches(experiment, denoiser, work, name, compute, of=("continuous_bound.",)))
+        parts.append(_batches(evaluation, name, compute, depends_on=("continuous_bound.",)))
     prior, diffusion, decoder = (
         np.stack([part[name] for part in parts]) for name in ("prior", "diffusion", "decoder")
     )
     values = in_bits(-(prior + diffusion + decoder))
     estimate = bits.estimate(values[..., None], exact=True)
-    to_bits = 1 / (dims * np.log(2))
+    to_bits = _nats_to_bits(experiment)
     summary = {
         "mean": estimate.mean,
         "over_images": estimate.over_images,
-        "over_draws": estimate.over_draws,  # of dequantization, times and noise
+        "over_draws": estimate.over_draws,  # over dequantization, times and noise
         "prior": _mean(prior) * to_bits,
         "diffusion": _mean(diffusion) * to_bits,
-        "decoder": float(in_bits(np.float64(-_mean(decoder)))),
+        "decoder": float(in_bits(np.asarray(-_mean(decoder)))),
         "draws": len(parts),
         "images": values.shape[1],
-        "nfe": experiment.continuous_bound.times + 1,
+        "nfe": options.num_times + 1,
         "seconds": _seconds(parts),
     }
     return Report(summary, {"continuous_bound": values})

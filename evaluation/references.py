@@ -1,8 +1,8 @@
-"""What samples are compared with: statistics of the data's features, and the features themselves.
+"""Reference statistics, with which the features of samples are compared.
 
-Statistics come from a file that a person names, or are computed from the images and kept beside the
-run. A file of ours says which images and which extractor it is of, and is refused if those are not
-the ones asked for; files of other projects cannot say, and are marked as unverified.
+They come from a file that the user names, or are computed from the data and kept beside the run. A
+file of ours says which images and which extractor it belongs to, and is refused for others. Files
+of other projects cannot say; they are marked as unverified.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from errors import ConfigError
+from experiment.data import Data
 from experiment.experiment import Experiment
 from files.writing import sha256_of
 from jobs.cache import batches_of
@@ -23,25 +24,25 @@ from metrics.statistics_files import Provenance
 
 
 class Reference(NamedTuple):
-    """Statistics, and what the results say of them."""
+    """Statistics, and their origin as the results state it."""
 
     statistics: Statistics
     origin: dict[str, Any]
 
 
-def stored_images(experiment: Experiment, split: str) -> UInt8[np.ndarray, "n h w c"]:
-    """The stored levels of "train" or "test"."""
-    return experiment.data.train if split == "train" else experiment.data.test
+def _images(data: Data, split: str) -> UInt8[np.ndarray, "n h w c"]:
+    """Return the stored gray levels of "train" or "test"."""
+    return data.images.train if split == "train" else data.images.test
 
 
-def provenance(experiment: Experiment, split: str, extractor: Extractor) -> Provenance:
-    """What statistics of these images by this extractor are known by."""
-    images, fields = stored_images(experiment, split), experiment.config["data"]
+def _provenance(data: Data, split: str, extractor: Extractor) -> Provenance:
+    """Return what identifies the statistics of these images by this extractor."""
+    images, options = _images(data, split), data.options
     return Provenance(
-        dataset=Path(fields["name"]).name,
+        dataset=Path(options.name).name,
         split=split,
-        image_size=fields["image_size"],
-        resize=fields["resize"],
+        image_size=options.image_size,
+        resize=options.resize,
         count=len(images),
         fingerprint=statistics_files.fingerprint(images),
         extractor=extractor.name,
@@ -49,55 +50,65 @@ def provenance(experiment: Experiment, split: str, extractor: Extractor) -> Prov
     )
 
 
-def file_name(experiment: Experiment, split: str, extractor: Extractor) -> str:
-    """Where statistics are kept in a run's folder for them."""
-    return f"{Path(experiment.config['data']['name']).stem}-{split}-{extractor.name}.npz"
+def statistics_file(data: Data, split: str, extractor: Extractor, folder: Path) -> Path:
+    """Return the file in which a run keeps the statistics of a split."""
+    return folder / f"{Path(data.options.name).stem}-{split}-{extractor.name}.npz"
 
 
-def make(experiment: Experiment, split: str, extractor: Extractor, file: Path) -> Statistics:
-    """Statistics of all images of a split, computed and written to `file`."""
-    images, to_uint8 = stored_images(experiment, split), experiment.data.quantizer.to_uint8
+def compute_statistics(
+    experiment: Experiment, split: str, extractor: Extractor, file: Path
+) -> Statistics:
+    """Compute the statistics of all images of a split and write them to `file`.
+
+    Raises:
+        ConfigError: if the split has fewer than 2 images.
+    """
+    data = experiment.data
+    images, to_uint8 = _images(data, split), data.quantizer.to_uint8
     if len(images) < 2:
-        name = experiment.config["data"]["name"]
         raise ConfigError(
-            f"config.data.name={name!r} has {len(images)} {split} image; statistics need 2"
+            f"config.data.name={data.options.name!r} has {len(images)} {split} image; statistics "
+            "need 2"
         )
     accumulator = Accumulator(len(images), groups=1)
     with tqdm(total=len(images), desc=f"{extractor.name} of {split}", dynamic_ncols=True) as bar:
-        for rows in batches_of(len(images), experiment.config["eval"]["batch_size"]):
+        for rows in batches_of(len(images), experiment.evaluation.batch_size):
             accumulator.add(extractor(to_uint8(images[rows])).features)
             bar.update(len(rows))
     statistics = accumulator.statistics()
-    statistics_files.save(file, statistics, provenance(experiment, split, extractor))
+    statistics_files.save(file, statistics, _provenance(data, split, extractor))
     return statistics
 
 
-def find(experiment: Experiment, split: str, extractor: Extractor, folder: Path) -> Reference:
-    """Statistics of a split: those kept in `folder` if they are of these images, or made now."""
-    file = folder / file_name(experiment, split, extractor)
-    wanted = provenance(experiment, split, extractor)
+def reference_of_split(
+    experiment: Experiment, split: str, extractor: Extractor, folder: Path
+) -> Reference:
+    """Return the statistics of a split: those in `folder` if they fit, or new ones."""
+    file = statistics_file(experiment.data, split, extractor, folder)
+    wanted = _provenance(experiment.data, split, extractor)
     origin = {"images": wanted.count, "fingerprint": wanted.fingerprint[:16]}
     try:
         statistics, given = statistics_files.load(file)
         if given == wanted:
             return Reference(statistics, origin)
     except (FileNotFoundError, ValueError):
-        pass  # nothing there, or nothing of use: it is made from the images anyway
-    return Reference(make(experiment, split, extractor, file), origin)
+        pass  # missing or of no use: they are computed from the images anyway
+    return Reference(compute_statistics(experiment, split, extractor, file), origin)
 
 
-def from_file(experiment: Experiment, extractor: Extractor, file: Path) -> Reference:
-    """Statistics that a person names, to stand for the training images.
+def reference_of_file(experiment: Experiment, extractor: Extractor, file: Path) -> Reference:
+    """Return the statistics that a user names, in the role of the training images.
 
     Raises:
-      ConfigError: if they are damaged, or not of these images and this extractor.
+        ConfigError: if they are damaged, or belong to other images or another extractor.
     """
+    data = experiment.data
     try:
         statistics, given = statistics_files.load(file)
-        black = np.zeros((1, *experiment.item_shape), np.uint8)
+        black = np.zeros((1, *data.shape), np.uint8)
         check_alike(statistics.mean.size, extractor(black).features.shape[1])
         if given is not None:
-            statistics_files.check(given, provenance(experiment, given.split, extractor))
+            statistics_files.check(given, _provenance(data, given.split, extractor))
     except (ValueError, OSError) as error:
         raise ConfigError(f"config.eval.reference={str(file)!r}: {error}") from error
     origin = {

@@ -1,15 +1,40 @@
-"""What an evaluation hands on: results, and the numbers of single images behind them."""
+"""What a metric returns, and what it computes from."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-# The parts of a protocol that every number depends on.
-WHAT_IS_JUDGED = ("checkpoint", "data.", "denoiser.", "images.", "model.", "sde.")
+from evaluation.protocol import Protocol
+from experiment.experiment import Experiment
+from experiment.sampler import Checkpoint
+from jobs.cache import ResultCache
+from metrics.features import Extractor
 
 
 class Report(NamedTuple):
-    """What goes into the results, and the numbers of each image behind it."""
+    """A metric's entry in the results, and the numbers of single images behind it."""
 
     summary: dict[str, Any]
     per_image: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of one checkpoint.
+
+    Attributes:
+        experiment, checkpoint: what is evaluated.
+        extractors: feature extractors of the samples; empty if no metric needs them.
+        protocol: everything that the numbers depend on.
+        cache: batches of unfinished work.
+        statistics: folder of the statistics of the data.
+    """
+
+    experiment: Experiment
+    checkpoint: Checkpoint
+    extractors: tuple[Extractor, ...]
+    protocol: Protocol
+    cache: ResultCache
+    statistics: Path

@@ -1,12 +1,13 @@
-"""How good a checkpoint's samples are: distances of their features to those of the data.
+"""Sample quality: distances between features of samples and features of the data.
 
-Each metric is computed for every sampling seed and told as mean and standard deviation over them,
-never as the best. Sample k of a seed is the same in any batch and after any restart, and so is
-everything here; features are kept batch by batch until the evaluation is finished.
+Each metric is computed for every sampling seed and reported as mean and standard deviation over
+them, never as the best. Sample k of a seed is the same in any batch and after any restart. Features
+are kept batch by batch until the evaluation is finished.
 """
 
-import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from denoising import Denoiser
 from errors import ConfigError
-from evaluation import references
-from evaluation.references import Reference
-from evaluation.report import WHAT_IS_JUDGED, Report
-from experiment.experiment import Experiment
-from jobs.cache import Arrays, Resumable
+from evaluation.protocol import MODEL_FIELDS, SAMPLER_FIELDS
+from evaluation.references import Reference, reference_of_file, reference_of_split
+from evaluation.report import Evaluation, Report
+from jobs.cache import Arrays
 from metrics.features import Extractor
 from metrics.frechet import Accumulator, frechet_distance, frechet_interval
 from metrics.inception_score import inception_score
@@ -28,91 +27,96 @@ from metrics.kernel_distance import kernel_distance
 from metrics.precision_recall import precision_recall
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SampleSets:
-    """The samples of a checkpoint, one set a seed, and what looks at them.
+    """The samples of an evaluation, one set per sampling seed, and their features."""
 
-    `folder` is where statistics of the data are kept.
-    """
-
-    experiment: Experiment
-    denoiser: Denoiser
-    work: Resumable
-    extractors: tuple[Extractor, ...]
-    folder: Path
+    evaluation: Evaluation
 
     @property
     def count(self) -> int:
-        """Images in a set."""
-        return self.experiment.config["eval"]["samples"]
+        """Images per set."""
+        return self.evaluation.experiment.evaluation.samples
 
     @property
     def seeds(self) -> list[int]:
-        first = self.experiment.config["sampling"]["seed"]
-        return [first + i for i in range(self.experiment.config["eval"]["sampling_seeds"])]
+        """The sampling seeds."""
+        experiment = self.evaluation.experiment
+        first = experiment.sampler.options.seed
+        return [first + i for i in range(experiment.evaluation.sampling_seeds)]
 
     @property
     def batch_size(self) -> int:
-        return self.experiment.config["eval"]["batch_size"]
+        """Images per batch."""
+        return self.evaluation.experiment.evaluation.batch_size
 
     def images(self, seed: int) -> Iterator[Arrays]:
-        """Batches of `images` (uint8) with the network evaluations `nfe` of each."""
-        name = self._samples(seed)
-        return self.work.collect(name, self.count, self.batch_size, self._draw(seed))
+        """Yield batches of `images` (uint8) with their network evaluations `nfe`."""
+        cache = self.evaluation.cache
+        return cache.batches(self._key(seed), self.count, self.batch_size, self._draw(seed))
 
     def extracted(self, extractor: Extractor, seed: int) -> Iterator[Arrays]:
-        """Batches of `features`, and of `probabilities` from an extractor that has them."""
+        """Yield batches of `features`, and of `probabilities` if the extractor has them."""
+        evaluation = self.evaluation
 
         def compute(indices: Int[np.ndarray, "batch"]) -> Arrays:
-            drawn = self.work.keep(self._samples(seed), indices, self._draw(seed))
+            drawn = evaluation.cache.get_or_compute(self._key(seed), indices, self._draw(seed))
             return _arrays(extractor, drawn["images"])
 
-        of = (*WHAT_IS_JUDGED, "sampling.", f"extractors.{extractor.name}")
-        name = self.work.stamped(f"{extractor.name}-{seed}", *of)
-        return self.work.collect(name, self.count, self.batch_size, compute)
+        depends_on = (*MODEL_FIELDS, *SAMPLER_FIELDS, f"extractors.{extractor.name}")
+        key = evaluation.protocol.key(f"{extractor.name}-{seed}", *depends_on)
+        return evaluation.cache.batches(key, self.count, self.batch_size, compute)
 
     def features(self, extractor: Extractor, seed: int) -> Float[np.ndarray, "samples features"]:
-        """Those of all samples of a seed at once."""
+        """Return the features of all samples of a seed."""
         return _joined(self.extracted(extractor, seed), self.count)
 
     def data_features(self, extractor: Extractor) -> Float[np.ndarray, "images features"]:
-        """Those of as many training images as there are samples, evenly from all."""
-        data = self.experiment.data
-        count = min(self.count, len(data.train))
-        chosen = np.linspace(0, len(data.train) - 1, count).astype(int)
+        """Return the features of as many training images as samples, spread evenly over all."""
+        evaluation, data = self.evaluation, self.evaluation.experiment.data
+        train = data.images.train
+        count = min(self.count, len(train))
+        chosen = np.linspace(0, len(train) - 1, count).astype(int)
 
         def compute(rows: Int[np.ndarray, "batch"]) -> Arrays:
-            return _arrays(extractor, data.quantizer.to_uint8(data.train[chosen[rows]]))
+            return _arrays(extractor, data.quantizer.to_uint8(train[chosen[rows]]))
 
-        of = ("images.train", "eval.samples", f"extractors.{extractor.name}")
-        name = self.work.stamped(f"{extractor.name}-train", *of)
-        return _joined(self.work.collect(name, count, self.batch_size, compute), count)
+        depends_on = ("images.train", "eval.samples", f"extractors.{extractor.name}")
+        key = evaluation.protocol.key(f"{extractor.name}-train", *depends_on)
+        return _joined(evaluation.cache.batches(key, count, self.batch_size, compute), count)
 
     @cached_property
     def references(self) -> dict[str, dict[str, Reference]]:
-        """Of each extractor, the statistics that its features are compared with."""
-        file = self.experiment.config["eval"]["reference"]
+        """The statistics with which each extractor's features are compared.
+
+        Raises:
+            ConfigError: for a file of statistics that does not fit.
+        """
+        evaluation, experiment = self.evaluation, self.evaluation.experiment
+        file, folder = experiment.evaluation.reference, evaluation.statistics
         found = {}
-        for extractor in self.extractors:
+        for extractor in evaluation.extractors:
             if file:
-                given = references.from_file(self.experiment, extractor, Path(file).expanduser())
+                given = reference_of_file(experiment, extractor, Path(file).expanduser())
                 found[extractor.name] = {"reference": given}
             else:
                 found[extractor.name] = {
-                    split: references.find(self.experiment, split, extractor, self.folder)
+                    split: reference_of_split(experiment, split, extractor, folder)
                     for split in ("train", "test")
                 }
         return found
 
     def _draw(self, seed: int) -> Callable[[np.ndarray], Arrays]:
+        sampler, checkpoint = self.evaluation.experiment.sampler, self.evaluation.checkpoint
+
         def draw(indices: Int[np.ndarray, "batch"]) -> Arrays:
-            pictures = self.experiment.draw(self.denoiser, indices, seed=seed)
-            return {"images": pictures.images, "nfe": np.full(len(indices), pictures.nfe)}
+            drawn = sampler.draw(checkpoint, indices, seed=seed)
+            return {"images": drawn.images, "nfe": np.full(len(indices), drawn.nfe)}
 
         return draw
 
-    def _samples(self, seed: int) -> str:
-        return self.work.stamped(f"samples-{seed}", *WHAT_IS_JUDGED, "sampling.")
+    def _key(self, seed: int) -> str:
+        return self.evaluation.protocol.key(f"samples-{seed}", *MODEL_FIELDS, *SAMPLER_FIELDS)
 
 
 def _arrays(extractor: Extractor, images: np.ndarray) -> Arrays:
@@ -124,12 +128,11 @@ def _arrays(extractor: Extractor, images: np.ndarray) -> Arrays:
 
 
 def _joined(parts: Iterator[Arrays], count: int) -> Float[np.ndarray, "count features"]:
-    """All features, without a second copy of them on the way."""
-    joined, filled = None, 0
-    for part in parts:
-        features = part["features"]
-        if joined is None:
-            joined = np.empty((count, features.shape[1]), features.dtype)
+    """Join the features of all batches without a second copy of them."""
+    first = next(parts)["features"]
+    joined = np.empty((count, first.shape[1]), first.dtype)
+    filled = 0
+    for features in itertools.chain([first], (part["features"] for part in parts)):
         joined[filled : filled + len(features)] = features
         filled += len(features)
     return joined
@@ -140,15 +143,12 @@ def _over_seeds(values: list[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "std": std, "per_seed": [float(v) for v in values]}
 
 
-# --- metrics ----------------------------------------------------------------------------------
-
-
 def frechet(sets: SampleSets) -> Report:
-    """Frechet distances to the training and the test images (or to the statistics of a file)."""
+    """Compute Frechet distances to training and test images, or to the statistics of a file."""
     summary = {}
-    for extractor in sets.extractors:
+    for extractor in sets.evaluation.extractors:
         references = sets.references[extractor.name]
-        # Groups, which tell the spread, of the first seed alone: at 2048 features they are 0.7 GB.
+        # Groups give the interval. Only the first seed has them: 2048 features take 0.7 GB.
         first = _accumulated(sets, extractor, sets.seeds[0], groups=20)
         others = [
             _accumulated(sets, extractor, seed, groups=1).statistics() for seed in sets.seeds[1:]
@@ -159,7 +159,7 @@ def frechet(sets: SampleSets) -> Report:
             spread = frechet_interval(first, given.statistics)
             distances = [frechet_distance(given.statistics, other) for other in others]
             results[f"to_{name}"] = _over_seeds([spread.distance, *distances]) | {
-                # Of the first seed, from resampling its images.
+                # For the first seed, by resampling its images.
                 "interval": [spread.low, spread.high],
                 "standard_error": spread.standard_error,
                 "corrected": spread.corrected,
@@ -180,7 +180,7 @@ def _accumulated(sets: SampleSets, extractor: Extractor, seed: int, *, groups: i
 
 
 def kid(sets: SampleSets) -> Report:
-    """Kernel distances (KID) to as many training images."""
+    """Compute kernel distances (KID) to as many training images."""
 
     def compute(samples: np.ndarray, data: np.ndarray) -> dict[str, Any]:
         return kernel_distance(samples, data)._asdict()
@@ -189,7 +189,7 @@ def kid(sets: SampleSets) -> Report:
 
 
 def precision_and_recall(sets: SampleSets) -> Report:
-    """Improved precision and recall against as many training images."""
+    """Compute improved precision and recall against as many training images."""
 
     def compute(samples: np.ndarray, data: np.ndarray) -> dict[str, Any]:
         return precision_recall(data, samples)._asdict()
@@ -202,9 +202,9 @@ def _against_data(
     compute: Callable[[np.ndarray, np.ndarray], dict[str, Any]],
     names: tuple[str, ...],
 ) -> Report:
-    """`names` of what is computed over the seeds, and all of it for the first seed."""
+    """Summarize the values `names` over the seeds; take the other values from the first seed."""
     summary = {}
-    for extractor in sets.extractors:
+    for extractor in sets.evaluation.extractors:
         data = sets.data_features(extractor)
         found = [compute(sets.features(extractor, seed), data) for seed in sets.seeds]
         summary[extractor.name] = {
@@ -216,15 +216,15 @@ def _against_data(
 
 
 def inception(sets: SampleSets) -> Report:
-    """Inception Scores over 10 splits, by every extractor that is a classifier."""
+    """Compute Inception Scores over 10 splits, for every extractor with class probabilities."""
     summary = {}
-    for extractor in sets.extractors:
+    for extractor in sets.evaluation.extractors:
         found = []
         for seed in sets.seeds:
-            parts = [part.get("probabilities") for part in sets.extracted(extractor, seed)]
-            if parts[0] is None:
+            parts = list(sets.extracted(extractor, seed))
+            if "probabilities" not in parts[0]:
                 break
-            found.append(inception_score(np.concatenate(parts)))
+            found.append(inception_score(np.concatenate([p["probabilities"] for p in parts])))
         if found:
             summary[extractor.name] = _over_seeds([each.mean for each in found]) | {
                 "over_splits": [each.std for each in found]

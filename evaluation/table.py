@@ -1,84 +1,104 @@
-"""The results of an evaluation as a small table."""
+"""The results of an evaluation as rows of a table: name, value, uncertainty."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from files.text import table
-
-
-def summary(results: dict) -> str:
-    """The results as a table of name, value, and how far to trust it."""
-    rows = [(f"step {results['step']}", "value", "")]
-    if loss := results.get("loss"):
-        rows.append(("test loss", f"{loss['mean']:.4f}", _error(loss["over_images"], "images")))
-    if flow := results.get("bits_per_dim"):
-        rows += _flow_rows(flow)
-    for name, label in (("continuous_bound", "continuous"), ("discrete_bound", "discrete")):
-        if bound := results.get(name):
-            parts = ", ".join(
-                f"{part} {bound[part]:.4f}"
-                for part in ("prior", "diffusion", "decoder", "L_T", "L_t", "L_0")
-                if part in bound
-            )
-            error = _error(bound["over_images"], "images")
-            rows.append((f"bits/dim, {label} bound", f"{bound['mean']:.4f}", f"{error} {parts}"))
-    rows += _sample_rows(results)
-    return table(rows)
+Row = tuple[str, str, str]
 
 
-def _error(value: float | None, of: str = "") -> str:
-    """A standard error for the table; nothing where it is not known."""
-    return "" if value is None else f"+- {value:.4f}" + f" ({of})" * bool(of)
+def loss_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the row of the test loss."""
+    yield "test loss", f"{result['mean']:.4f}", _error(result["over_images"], "images")
 
 
-def _flow_rows(flow: dict) -> Iterator[tuple[str, str, str]]:
+def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of bits/dim by the probability-flow ODE, with the error budget."""
     errors = [
-        _error(flow[f"over_{of}"], f"{count}{of}")
-        for of, count in (("images", ""), ("draws", f"{flow['draws']} "), ("probes", ""))
+        _error(result[f"over_{source}"], f"{count}{source}")
+        for source, count in (("images", ""), ("draws", f"{result['draws']} "), ("probes", ""))
     ]
-    yield "bits/dim", f"{flow['mean']:.4f}", " ".join(filter(None, errors))
-    if flow["importance_weighted"] is not None:
-        note = f"bound over {flow['draws']} draws together"
-        yield "  importance-weighted", f"{flow['importance_weighted']:.4f}", note
-    if "solver_error" in flow:
-        solver, truncation = flow["solver_error"], flow["truncation"]
-        of = f"on {flow['ladder_images']} images"
-        note = f"{_error(solver['standard_error'])} rtol {solver['rtol']:.0e} less used, {of}"
+    yield "bits/dim", f"{result['mean']:.4f}", " ".join(filter(None, errors))
+    if result["importance_weighted"] is not None:
+        note = f"bound over {result['draws']} draws together"
+        yield "  importance-weighted", f"{result['importance_weighted']:.4f}", note
+    if "solver_error" in result:
+        solver, truncation = result["solver_error"], result["truncation"]
+        images = f"on {result['ladder_images']} images"
+        note = f"{_error(solver['standard_error'])} rtol {solver['rtol']:.0e} less used, {images}"
         yield "  solver error", f"{solver['mean']:+.4f}", note
-        note = f"{_error(truncation['standard_error'])} bound of the data less that at t_min, {of}"
+        error = _error(truncation["standard_error"])
+        note = f"{error} bound of the data less that at t_min, {images}"
         yield "  truncation", f"{truncation['mean']:+.4f}", note
-        yield "  prior mismatch", f"{flow['prior_mismatch']:.4f}", "of it, at most"
-    seconds = f"slowest {flow['nfe_of_slowest']}, {flow['seconds']:.0f} s"
-    yield "  network evaluations", f"{flow['nfe']:.0f}", seconds
+        yield "  prior mismatch", f"{result['prior_mismatch']:.4f}", "at most"
+    seconds = f"slowest {result['nfe_of_slowest']}, {result['seconds']:.0f} s"
+    yield "  network evaluations", f"{result['nfe']:.0f}", seconds
 
 
-def _sample_rows(results: dict) -> Iterator[tuple[str, str, str]]:
-    if samples := results.get("samples"):
-        seeds = len(samples["seeds"])
-        note = f"of {seeds} seed{'s' * (seeds > 1)}, NFE {samples['nfe']:.0f}"
-        yield "samples", str(samples["count"]), note
-    for features, found in results.get("frechet", {}).items():
+def continuous_bound_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the row of the bound in continuous time."""
+    yield _bound_row("continuous", result, ("prior", "diffusion", "decoder"))
+
+
+def discrete_bound_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the row of the bound of a chain."""
+    yield _bound_row("discrete", result, ("L_T", "L_t", "L_0"))
+
+
+def _bound_row(label: str, result: dict[str, Any], names: tuple[str, ...]) -> Row:
+    parts = ", ".join(f"{name} {result[name]:.4f}" for name in names)
+    note = f"{_error(result['over_images'], 'images')} {parts}"
+    return f"bits/dim, {label} bound", f"{result['mean']:.4f}", note
+
+
+def samples_row(samples: dict[str, Any]) -> Row:
+    """Return the row that describes the samples of an evaluation."""
+    seeds = len(samples["seeds"])
+    note = f"per seed, {seeds} seed{'s' * (seeds > 1)}, NFE {samples['nfe']:.0f}"
+    return "samples", str(samples["count"]), note
+
+
+def frechet_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of Frechet distances by each extractor."""
+    for features, found in result.items():
         for name, value in found.items():
             if name.startswith("to_"):
-                yield f"Frechet {name.replace('_', ' ')}", *_spread(value, features)
+                yield f"Frechet {name.replace('_', ' ')}", *_over_seeds(value, features)
                 if value["rank_deficient"]:
-                    yield "  biased", "", "by fewer images than features"
+                    yield "  biased", "", "fewer images than features"
         if "train_to_test" in found:
             yield "  train to test", f"{found['train_to_test']:.4f}", "for scale"
-    for features, found in results.get("kid", {}).items():
+
+
+def kid_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of kernel distances by each extractor."""
+    for features, found in result.items():
         note = f"{features} {_error(found['over_images'], 'images')}"
-        yield "KID", *_spread(found["mean"], note)
-    for features, found in results.get("precision_recall", {}).items():
-        yield "precision", *_spread(found["precision"], features)
-        yield "recall", *_spread(found["recall"], features)
-    for features, found in results.get("inception_score", {}).items():
-        yield "Inception Score", *_spread(found, features)
+        yield "KID", *_over_seeds(found["mean"], note)
 
 
-def _spread(value: dict, features: str) -> tuple[str, str]:
+def precision_recall_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of precision and recall by each extractor."""
+    for features, found in result.items():
+        yield "precision", *_over_seeds(found["precision"], features)
+        yield "recall", *_over_seeds(found["recall"], features)
+
+
+def inception_score_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of Inception Scores by each extractor."""
+    for features, found in result.items():
+        yield "Inception Score", *_over_seeds(found, features)
+
+
+def _error(value: float | None, source: str = "") -> str:
+    """Format a standard error; nothing where it is unknown."""
+    return "" if value is None else f"+- {value:.4f}" + f" ({source})" * bool(source)
+
+
+def _over_seeds(value: dict[str, Any], features: str) -> tuple[str, str]:
     note = features
     if value["std"] is not None:
         note = f"{_error(value['std'], 'std over seeds')}, {note}"
     if "interval" in value:
         low, high = value["interval"]
-        note += f", 95% of the first [{low:.4f}, {high:.4f}]"
+        note += f", 95% interval of the first [{low:.4f}, {high:.4f}]"
     return f"{value['mean']:.4f}", note

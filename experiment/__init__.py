@@ -1,0 +1,1 @@
+"""Experiments: from a configuration to data, model, sampler, tasks and trainer."""

@@ -1,95 +1,115 @@
-"""Reads the subtrees of a configuration into objects, and tells what is wrong with a field by name.
+"""Build objects from the sections of a configuration.
 
-A subtree such as config.sde holds the fields of whatever is chosen there by `name`. A field that
-the chosen thing does not have is an error if given by hand, and unused if a file sets it.
+A section such as config.sampling holds the fields of whatever its `name` chooses. A field that the
+chosen thing does not have is unused if a file sets it, and an error if the command line does.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from errors import ConfigError
+from errors import ConfigError, require_choice
 
 
 class Reader:
-    """Reads subtrees of a configuration into objects and notes what each field resolved to."""
+    """Builds objects from sections and records the value that each field resolved to.
 
-    def __init__(self, config: ConfigDict, explicit: frozenset[str]) -> None:
-        self.config = config.copy_and_resolve_references()
-        self.explicit = explicit
-        self.resolved = plain(config)
+    Args:
+        config: a resolved configuration, nested dicts of built-in types.
+        overrides: dotted names of the fields that the command line sets.
+    """
 
-    def errors(self, path: str) -> "Prefix":
-        """A context in which a ValueError becomes a ConfigError with the config path in front."""
-        return Prefix(path)
+    def __init__(self, config: dict[str, Any], overrides: Collection[str] = ()) -> None:
+        self.config, self.overrides = config, overrides
+        self.resolved = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
 
-    def lookup(self, path: str, field: str, table: Mapping[str, Any]) -> Any:
-        """The entry of `table` named by a field."""
+    def lookup(self, path: str, table: Mapping[str, Any], field: str = "name") -> Any:
+        """Return the entry of `table` that a field names."""
         name = self.config[path][field]
-        if name not in table:
-            raise ConfigError(
-                f"config.{path}.{field}={name!r} is unknown; "
-                f"choose one of: {', '.join(sorted(table))}"
-            )
+        with config_errors(path):
+            require_choice(field, name, table)
         return table[name]
 
-    def choose(self, path: str, table: Mapping[str, type]) -> Any:
-        """An object of the class that `name` names, from the other fields of the subtree."""
-        return self.construct(path, self.lookup(path, "name", table), ignore={"name"})
+    def build_named(self, path: str, table: Mapping[str, type]) -> Any:
+        """Build an object of the class that the section's `name` chooses."""
+        return self.build(path, self.lookup(path, table), ignore={"name"})
 
-    def construct(self, path: str, cls: type, ignore: Set[str] = frozenset()) -> Any:
-        """An object of `cls` from a whole subtree; every field must be one of its own."""
-        (thing,) = self.construct_all(path, (cls,), ignore)
-        return thing
+    def build(self, path: str, cls: type, *, ignore: Collection[str] = ()) -> Any:
+        """Build an object of `cls` from a whole section."""
+        return self.build_all(path, (cls,), ignore=ignore)[0]
 
-    def construct_all(self, path: str, classes: tuple[type, ...], ignore: Set[str]) -> list[Any]:
-        """Objects that share a subtree, each taking the fields that it has."""
-        subtree = dict(self.config[path].items())
-        owned = {
-            cls: {f.name for f in dataclasses.fields(cls)} & subtree.keys() - ignore
-            for cls in classes
-        }
-        known = set().union(*owned.values())
-        given = {k: plain(v) for k, v in subtree.items() if v is not None and k not in ignore}
-        for name in sorted(given.keys() - known):
-            if f"{path}.{name}" in self.explicit:
-                fields = ", ".join(sorted(known | ignore))
-                owners = " and ".join(cls.__name__ for cls in classes) or "what is chosen here"
-                raise ConfigError(
-                    f"config.{path}.{name}={given[name]!r} is not a field of {owners}; "
-                    f"its fields are: {fields}"
-                )
-            self.resolved[path][name] = None
-        things = []
-        for cls in classes:
-            with self.errors(path):
-                thing = cls(**{k: v for k, v in given.items() if k in owned[cls]})
-            things.append(thing)
-            for name in owned[cls]:
-                self.resolved[path][name] = plain(getattr(thing, name))
-        return things
+    def build_all(
+        self,
+        path: str,
+        classes: tuple[type, ...],
+        *,
+        ignore: Collection[str] = (),
+        fixed: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
+        """Build objects that share a section; each takes the fields that it has.
+
+        `fixed` gives values that come from elsewhere to the classes that have such a field.
+
+        Raises:
+            ConfigError: for a value that a class refuses, or a field of none of them that the
+                command line sets.
+        """
+        fixed = fixed or {}
+        given = {k: v for k, v in self.config[path].items() if v is not None and k not in ignore}
+        fields = [{f.name for f in dataclasses.fields(cls)} for cls in classes]
+        used = set().union(*fields) & self.config[path].keys()
+        for name in sorted(given.keys() - used):
+            if f"{path}.{name}" in self.overrides:
+                raise ConfigError(self._unused(path, name, used | set(ignore)))
+        self.resolved[path] |= dict.fromkeys(given.keys() - used)
+        built = []
+        for cls, names in zip(classes, fields, strict=True):
+            values = {**given, **fixed}
+            with config_errors(path):
+                thing = cls(**{name: values[name] for name in names & values.keys()})
+            taken = (names & used).difference(ignore)
+            self.resolved[path] |= {name: to_builtin(getattr(thing, name)) for name in taken}
+            built.append(thing)
+        return built
+
+    def record(self, path: str, **values: Any) -> None:
+        """Record what fields of a section resolved to, where no object says so."""
+        self.resolved[path] |= values
+
+    def _unused(self, path: str, name: str, used: set[str]) -> str:
+        section = self.config[path]
+        choices = [
+            f"{field}={section[field]!r}"
+            for field in ("name", "predictor", "corrector")
+            if field in used and section.get(field)
+        ]
+        chosen = f" with {', '.join(choices)}" if choices else ""
+        return (
+            f"config.{path}.{name}={section[name]!r} is not used{chosen}; "
+            f"the fields used are: {', '.join(sorted(used))}"
+        )
 
 
-class Prefix:
-    def __init__(self, path: str) -> None:
-        self.path = path
+@contextlib.contextmanager
+def config_errors(path: str) -> Iterator[None]:
+    """Turn a ValueError or TypeError into a ConfigError that starts with the section's name."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        message = str(error)
+        prefix = "" if message.startswith("config.") else f"config.{path}."
+        raise ConfigError(prefix + message) from error
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, ValueError | TypeError) and not isinstance(error, ConfigError):
-            message = str(error)
-            prefix = "" if message.startswith("config.") else f"config.{self.path}."
-            raise ConfigError(prefix + message) from error
-
-
-def plain(value: Any) -> Any:
-    """Plain Python, as JSON and hashing want it: dicts, and tuples for all sequences."""
+def to_builtin(value: Any) -> Any:
+    """Convert to built-in types, as JSON and hashing want them; every sequence becomes a tuple."""
     if isinstance(value, ConfigDict | dict):
-        return {key: plain(value[key]) for key in value}
+        return {key: to_builtin(value[key]) for key in value}
     if isinstance(value, list | tuple):
-        return tuple(plain(item) for item in value)
+        return tuple(to_builtin(item) for item in value)
     return value

@@ -1,217 +1,442 @@
-"""From config.sampling to a sampler: its solver, where it walks, what it is asked."""
+"""The sampler of an experiment: config.sampling, config.guidance and config.task.
+
+A `Sampler` draws images with a checkpoint. `_FixedSteps` and `_Adaptive` run a solver; both have
+`encode` and `decode` where images and latents map to each other.
+"""
 
 import dataclasses
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Key
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+from tqdm import tqdm
 
 import sampling
-from data.scaling import ImageScaler
-from denoising import Clipping, Denoiser
+from denoising import Clipping, Denoiser, Projection
 from errors import ConfigError
-from experiment.reader import Reader
-from experiment.tasks import TASKS, GuidanceOptions, Restoration, Task
+from experiment.class_guidance import Classes, GuidanceOptions
+from experiment.data import Data
+from experiment.options import SamplingOptions
+from experiment.randomness import base_key
+from experiment.reader import Reader, config_errors
+from experiment.tasks import TASKS, Measurement, SDEdit, Task
+from guidance.base import guide
+from guidance.classifier import Classifier
 from sampling import Samples
 from sde_lib import SDE
 from solvers import ADAPTIVE, SOLVERS, ddim, ode
 from solvers.analytic_dpm import AnalyticDPM
+from solvers.ddim import DDIM
 from solvers.moments import EpsMoments
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS, PredictorCorrector
-from time_grids import TIME_GRIDS, Schedule
+from time_grids import Schedule
+
+Batch = Float[Array, "batch ..."]
 
 
-class Sampling(NamedTuple):
-    """What config.sampling describes.
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A trained network and what some samplers need beside it.
 
-    `evaluations` are the network's for an image, where they are known beforehand; `with_moments`
-    gives the sampler those of its network, if it needs them; `task` is None for plain samples.
+    Attributes:
+        step: training step.
+        denoiser: the network with averaged parameters.
+        moments: second moments of the network, for config.sampling.name=analytic.
+        classifier: noise-conditional classifier, for config.guidance.name=classifier.
+        digests: digests of `moments` and `classifier`, by name, for the protocol of results.
     """
 
-    sampler: Callable[..., Samples]
-    evaluations: int | None
-    with_moments: Callable[..., Any] | None
+    step: int
+    denoiser: Denoiser
+    moments: EpsMoments | None = None
+    classifier: Classifier | None = None
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+class ImageSamples(NamedTuple):
+    """Samples as uint8 images, network evaluations per image, and snapshots of their paths."""
+
+    images: UInt8[np.ndarray, "count height width channels"]
+    nfe: int
+    frames: list[UInt8[np.ndarray, "count height width channels"]]
+
+
+class Conditioned(NamedTuple):
+    """What a task makes of a batch: a guided denoiser, a projection, images to start from."""
+
+    denoiser: Denoiser
+    projection: Projection | None = None
+    source: Batch | None = None
+
+
+Condition = Callable[[Denoiser, Int[Array, "batch"]], Conditioned]
+
+
+def unconditioned(denoiser: Denoiser, indices: Int[Array, "batch"]) -> Conditioned:
+    """Condition a batch on nothing."""
+    return Conditioned(denoiser)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FixedSteps:
+    """Runs a solver along a schedule."""
+
+    solver: Any
+    schedule: Schedule
+    clipping: Clipping
+
+    def __call__(
+        self, key: Array, denoiser: Denoiser, shape: tuple, moments: EpsMoments | None, **more: Any
+    ) -> Samples:
+        denoiser = dataclasses.replace(  # SHIM
+            denoiser, clipping=self.clipping, projection=more.pop("projection", None)
+        )
+        solver = self.solver
+        if moments is not None:
+            solver = dataclasses.replace(solver, moments=moments)
+        return sampling.sample(
+            key,
+            denoiser,
+            shape,
+            solver=solver,
+            schedule=self.schedule,
+            **more,
+        )
+
+    @property
+    def t_min(self) -> float:
+        return self.schedule.t_min
+
+    @property
+    def inverts(self) -> bool:
+        return isinstance(self.solver, DDIM) and self.solver.eta == 0
+
+    def encode(self, denoiser: Denoiser, x: Batch) -> Batch:
+        return ddim.encode(denoiser, x, schedule=self.schedule)
+
+    def decode(self, denoiser: Denoiser, latents: Batch) -> Batch:
+        return ddim.decode(denoiser, latents, schedule=self.schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Adaptive:
+    """Runs a sampler that chooses its own steps."""
+
+    function: Callable[..., Samples]
+    options: dict[str, Any]
+    clipping: Clipping
+
+    def __call__(
+        self, key: Array, denoiser: Denoiser, shape: tuple, moments: EpsMoments | None, **more: Any
+    ) -> Samples:
+        denoiser = dataclasses.replace(denoiser, clipping=self.clipping)  # SHIM
+        return self.function(key, denoiser, shape, **self.options, **more)
+
+    @property
+    def t_min(self) -> float:
+        return self.options["options"].t_min
+
+    @property
+    def inverts(self) -> bool:
+        return self.function is ode.sample_ode
+
+    def encode(self, denoiser: Denoiser, x: Batch) -> Batch:
+        return ode.encode(denoiser, x, **self._to_states).x
+
+    def decode(self, denoiser: Denoiser, latents: Batch) -> Batch:
+        return ode.decode(denoiser, latents, **self._to_states).x
+
+    @property
+    def _to_states(self) -> dict[str, Any]:
+        # Images are states at t_min, and latents become states there again.
+        options = dataclasses.replace(self.options["options"], finish="sample")
+        return {**self.options, "options": options}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Draws images with a checkpoint.
+
+    Attributes:
+        name: its name in `solvers.SOLVERS` or `solvers.ADAPTIVE`.
+        options: seed and classes of the samples.
+        guidance: guidance toward these classes.
+        classes: numbers of classes that the networks know.
+        sample_classes: number of classes of the samples; 0 if they have none.
+        task: what config.task asks for; None for plain samples.
+        solve: runs the solver.
+        evaluations: network evaluations per image; None for adaptive steps.
+        needs: what a checkpoint must come with: "moments", "classifier".
+    """
+
+    name: str
+    options: SamplingOptions
     guidance: GuidanceOptions
+    classes: Classes
+    sample_classes: int
     task: Task | None
+    solve: _FixedSteps | _Adaptive
+    evaluations: int | None
+    needs: frozenset[str]
+    data: Data
 
+    def draw(
+        self,
+        checkpoint: Checkpoint,
+        indices: Int[np.ndarray, "count"],
+        *,
+        frames: int = 0,
+        seed: int | None = None,
+        condition: Condition = unconditioned,
+    ) -> ImageSamples:
+        """Draw the samples with these indices; each depends on the seed and its index alone.
 
-def build_sampling(
-    reader: Reader, sde: SDE, scaler: ImageScaler, item_shape: tuple[int, int, int]
-) -> Sampling:
-    """The sampler, and what it is asked."""
-    _give_way(reader)
-    config = reader.config.sampling
-    if config.task == "stroke" and config.name in ADAPTIVE:
-        raise ConfigError(
-            f"config.sampling.name={config.name!r} chooses its own steps from 1 down, but task="
-            f"'stroke' starts at config.sampling.start; choose one of: {', '.join(SOLVERS)}"
+        Args:
+            checkpoint: the network, with what `needs` names.
+            indices: indices of the samples.
+            frames: number of snapshots of the paths.
+            seed: by default that of the configuration.
+            condition: conditions a batch on what a task knows of it.
+
+        Raises:
+            SamplingError: if a sample becomes NaN or infinite.
+        """
+        parallel = self.data.parallel
+        placed = parallel.place(indices)
+        denoiser, projection, source = condition(self.with_classes(checkpoint, placed), placed)
+        options: dict[str, Any] = {"indices": placed, "frames": frames}
+        if projection is not None:
+            options["projection"] = projection
+        if source is not None:
+            options["source"] = source
+        key = base_key(self.options.seed if seed is None else seed, "sampling")
+        shape = (placed.shape[0], *self.data.shape)
+        with _steps_bar() as progress:
+            if self.evaluations is not None:  # adaptive samplers do not know their progress
+                options["progress"] = progress
+            samples = self.solve(key, denoiser, shape, checkpoint.moments, **options)
+        images = self.data.to_uint8(parallel.fetch(samples.x)[: len(indices)])
+        path = () if samples.trajectory is None else samples.trajectory
+        snapshots = [self.data.to_uint8(x[: len(indices)]) for x in path]
+        return ImageSamples(images, samples.nfe, snapshots)
+
+    def with_classes(self, checkpoint: Checkpoint, indices: Int[Array, "batch"]) -> Denoiser:
+        """Return the denoiser of the samples with these indices, guided to their classes."""
+        denoiser, options = checkpoint.denoiser, self.options
+        if not self.sample_classes:
+            return denoiser
+        if options.labels:
+            labels = jnp.asarray(options.labels, indices.dtype)[indices % len(options.labels)]
+        elif options.label < 0:
+            labels = indices % self.sample_classes
+        else:
+            labels = jnp.full_like(indices, options.label)
+        if self.classes.network:
+            denoiser = dataclasses.replace(denoiser, labels=labels)
+        method = self.guidance.method
+        if method is None:
+            return denoiser
+        return guide(
+            denoiser, method.make(self.guidance, self.classes, checkpoint.classifier, labels)
         )
-    chosen = reader.lookup("sampling", "name", {**SOLVERS, **ADAPTIVE})
-    asked = (GuidanceOptions, *reader.lookup("sampling", "task", TASKS))
-    if Restoration in asked and config.posterior != "projection":
-        config.clip = config.clip or "range"
-    if config.name in ADAPTIVE:
-        function, options = chosen
-        made = reader.construct_all("sampling", (*asked, Clipping, *options.values()), _IGNORED)
-        guidance, *of_task, clipping = made[: len(asked) + 1]
-        clipping = dataclasses.replace(clipping, low=scaler.low, high=scaler.high)
-        given = dict(zip(options, made[len(asked) + 1 :], strict=True))
-        task = _task(reader, of_task, item_shape, _coder(function, given))
-        return Sampling(_clipped(partial(function, **given), clipping), None, None, guidance, task)
-
-    made = _fixed_steps(reader, chosen, asked)
-    guidance, *of_task, clipping, schedule, solver = made
-    clipping = dataclasses.replace(clipping, low=scaler.low, high=scaler.high)
-    task = _task(reader, of_task, item_shape, _coder(solver, {"schedule": schedule}))
-
-    def sampler(solver: sampling.Solver) -> Callable[..., Samples]:
-        return _clipped(partial(sampling.sample, solver=solver, schedule=schedule), clipping)
-
-    with reader.errors("sampling"):
-        times = schedule.of(sde)
-        needs_moments = chosen is AnalyticDPM
-        rows = len(times) - 1 if needs_moments else solver.plan(sde, times).evaluations
-    reader.resolved["sampling"]["steps"] = len(times) - (schedule.grid != "levels")
-    with_moments = None
-    if needs_moments:
-
-        def with_moments(moments: EpsMoments) -> Callable[..., Samples]:
-            ready = dataclasses.replace(solver, moments=moments)
-            ready.plan(sde, times)  # moments that do not fit show now
-            return sampler(ready)
-
-    evaluations = rows + (schedule.finish == "denoise")
-    evaluations *= 1 + (guidance.guidance == "classifier_free")
-    return Sampling(sampler(solver), evaluations, with_moments, guidance, task)
 
 
-_IGNORED = frozenset({"name", "task", "seed", "label"})
+@contextmanager
+def _steps_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar of the steps of one batch, if they take long enough."""
+    with tqdm(desc="steps", leave=False, delay=5, dynamic_ncols=True) as bar:
+
+        def show(done: int, count: int) -> None:
+            bar.total = count
+            bar.update(done - bar.n)
+
+        yield show
 
 
-def _task(
-    reader: Reader, options: list[Any], item_shape: tuple[int, int, int], coder: Any
-) -> Task | None:
-    """What is to be done with pictures, if this sampler can do it."""
-    config = reader.config.sampling
-    name, start = config.task, config.start
-    if (name == "stroke") != (start is not None and start < 1):
-        raise ConfigError(
-            f"config.sampling.start={start} and task={name!r}: stroke starts at noised pictures, "
-            "at a time below 1 (config.sampling.start=0.5), and nothing else does"
+def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sampler:
+    """Build the sampler that the configuration describes.
+
+    Raises:
+        ConfigError: for the first field that is wrong.
+    """
+    guidance = reader.build("guidance", GuidanceOptions)
+    method = guidance.method
+    with config_errors("guidance"):
+        sample_classes = classes.network if method is None else method.sample_classes(classes)
+    task = _build_task(reader, data)
+    chosen = reader.lookup("sampling", {**SOLVERS, **ADAPTIVE})
+    if chosen in ADAPTIVE.values():
+        function, option_classes = chosen
+        options, solve = _adaptive(reader, function, option_classes, data)
+        evaluations = None
+    else:
+        options, solve = _fixed_steps(reader, chosen, data, task)
+        evaluations = _count_evaluations(reader, solve, sde) * guidance.evaluations
+    with config_errors("sampling"):
+        options.check(
+            classes=sample_classes,
+            null_label=classes.network if method is None and classes.network else None,
+            owner=f"config.{'classifier' if needs_classifier(guidance) else 'model'}.num_classes",
         )
-    if not options:
-        return None
-    if name in ("reconstruct", "interpolate") and coder is None:
-        raise ConfigError(
-            f"config.sampling.name={config.name!r} goes one way; for task={name!r}, which needs "
-            "images as noise, choose ode, or ddim with eta=0"
-        )
-    given, *restoring = options
-    if not restoring and name != "stroke" and config.clip not in (None, "none"):
-        raise ConfigError(
-            f"config.sampling.clip={config.clip!r} has no part in task={name!r}, which goes both "
-            "ways; leave it out"
-        )
-    if not restoring:
-        coder = None if name == "stroke" else coder
-        return Task(name=name, input=given.input, coder=coder)
-    restoration, measuring = restoring
-    if restoration.posterior == "projection" and config.name in ADAPTIVE:
-        raise ConfigError(
-            "config.sampling.posterior='projection' acts between fixed steps, and name="
-            f"{config.name!r} chooses its own; choose posterior=pigdm, or one of: "
-            f"{', '.join(SOLVERS)}"
-        )
-    if restoration.posterior == "projection" and name == "deblur":
-        raise ConfigError(
-            "config.sampling.posterior='projection' would undo the blur itself, which magnifies "
-            "rounding and noise without bounds; choose pigdm"
-        )
-    with reader.errors("sampling"):
-        operator = measuring.operator(item_shape)
-    return Task(name=name, input=given.input, restoration=restoration, operator=operator)
+    if task is not None:
+        _check_task(reader, task, solve)
+    needs = {"classifier"} if needs_classifier(guidance) else set()
+    needs |= {"moments"} if chosen is AnalyticDPM else set()
+    return Sampler(
+        name=reader.config["sampling"]["name"],
+        options=options,
+        guidance=guidance,
+        classes=classes,
+        sample_classes=sample_classes,
+        task=task,
+        solve=solve,
+        evaluations=evaluations,
+        needs=frozenset(needs),
+        data=data,
+    )
 
 
-def _coder(solver: Any, options: dict[str, Any]) -> tuple[Callable, Callable] | None:
-    """The ways from images to latent codes and back, of a sampler that has both."""
-    if solver is ode.sample_ode:
-        # Images are taken as states at t_min, and codes made states there again.
-        flow = dataclasses.replace(options["options"], finish="sample")
-        ways = (ode.encode, ode.decode)
-        return tuple(partial(_state, way, options=flow, ode=options["ode"]) for way in ways)
-    if isinstance(solver, ddim.DDIM) and solver.eta == 0:
-        return partial(ddim.encode, **options), partial(ddim.decode, **options)
-    return None
-
-
-def _state(way: Callable[..., Samples], *arguments: Any, **options: Any) -> Array:
-    return way(*arguments, **options).x
-
-
-# What a person gives by hand takes the place of what the file says in another way.
-_INSTEAD = {
-    "steps": ("times",),
-    "times": ("grid", "steps", "rho"),
-    "grid": ("times", "steps", "rho"),
-    "rtol": ("steps",),
-    "s_churn": ("churn_min", "churn_max", "churn_noise"),
-}
-
-
-def _give_way(reader: Reader) -> None:
-    """Unset the file's fields of sampling that fields given by hand make meaningless."""
-    config = reader.config.sampling
-    for given, others in _INSTEAD.items():
-        if f"sampling.{given}" not in reader.explicit:
-            continue
-        if given == "grid" and config.grid in TIME_GRIDS:
-            others = ("times", "rho")
-        if given == "s_churn" and config.s_churn:
-            others = ()
-        if given == "rtol" and config.name != "sde":
-            others = ()
-        for name in others:
-            if f"sampling.{name}" not in reader.explicit:
-                config[name] = None
-
-
-def _clipped(draw: Callable[..., Samples], clipping: Clipping) -> Callable[..., Samples]:
-    def sampler(key: Key[Array, ""], denoiser: Denoiser, shape: tuple, **options: Any) -> Samples:
-        return draw(key, dataclasses.replace(denoiser, clipping=clipping), shape, **options)
-
-    return sampler
-
-
-def _fixed_steps(reader: Reader, cls: type, asked: tuple[type, ...]) -> list[Any]:
-    """Objects of the classes `asked`, a Clipping, a Schedule, and the solver."""
-    common = (*asked, Clipping, Schedule)
-    if cls is not PredictorCorrector:
-        return reader.construct_all("sampling", (*common, cls), _IGNORED)
-    moves = [
-        reader.lookup("sampling", role, {**table, "none": None})
-        for role, table in (("predictor", PREDICTORS), ("corrector", CORRECTORS))
-    ]
-    given = [move for move in moves if move]
-    classes = (*common, PredictorCorrector, *given)
-    made = reader.construct_all("sampling", classes, _IGNORED | {"predictor", "corrector"})
-    first, whole, made = made[: len(common)], made[len(common)], made[len(common) + 1 :]
-    predictor, corrector = (made.pop(0) if move else None for move in moves)
-    form = getattr(predictor, "guidance_form", None)
-    if form == "mean" and reader.config.sampling.guidance != "classifier":
-        raise ConfigError(
-            "config.sampling.guidance_form='mean' is of guidance='classifier' alone, not of "
-            f"{reader.config.sampling.guidance!r}; leave it out"
-        )
-    if getattr(predictor, "variance", None) == "learned":
-        require_learned(reader, "sampling")
-    return [*first, dataclasses.replace(whole, predictor=predictor, corrector=corrector)]
+def needs_classifier(guidance: GuidanceOptions) -> bool:
+    """Return whether guidance uses the noise-conditional classifier of the run."""
+    return guidance.method is not None and guidance.method.needs_classifier
 
 
 def require_learned(reader: Reader, path: str) -> None:
-    meaning = reader.config.denoiser.parameterization
-    if meaning != "eps_variance":
+    """Raise ConfigError unless the network predicts variances, for `variance` of a section."""
+    parameterization = reader.config["denoiser"]["parameterization"]
+    if parameterization != "eps_learned_variance":
         raise ConfigError(
-            f"config.{path}.variance='learned' needs a network that answers variances, with "
-            f"config.denoiser.parameterization=eps_variance, not {meaning!r}; choose small or large"
+            f"config.{path}.variance='learned' needs a network that predicts variances, with "
+            f"config.denoiser.parameterization=eps_learned_variance, not {parameterization!r}; choose "
+            "small or large"
         )
+
+
+def _range(data: Data) -> dict[str, float]:
+    return {"low": data.scaler.low, "high": data.scaler.high}
+
+
+def _adaptive(
+    reader: Reader, function: Callable[..., Samples], classes: dict[str, type], data: Data
+) -> tuple[SamplingOptions, _Adaptive]:
+    options, clipping, *built = reader.build_all(
+        "sampling",
+        (SamplingOptions, Clipping, *classes.values()),
+        ignore={"name"},
+        fixed=_range(data),
+    )
+    given = dict(zip(classes, built, strict=True))
+    return options, _Adaptive(function=function, options=given, clipping=clipping)
+
+
+def _fixed_steps(
+    reader: Reader, cls: type, data: Data, task: Task | None
+) -> tuple[SamplingOptions, _FixedSteps]:
+    shared = (SamplingOptions, Clipping, Schedule)
+    fixed = _range(data)
+    if task is not None and isinstance(task.options, SDEdit):
+        fixed["start"] = task.options.start
+    if cls is not PredictorCorrector:
+        options, clipping, schedule, solver = reader.build_all(
+            "sampling", (*shared, cls), ignore={"name"}, fixed=fixed
+        )
+        return options, _FixedSteps(solver=solver, schedule=schedule, clipping=clipping)
+    none = {"none": None}
+    predictor = reader.lookup("sampling", PREDICTORS | none, "predictor")
+    corrector = reader.lookup("sampling", CORRECTORS | none, "corrector")
+    parts = [part for part in (predictor, corrector) if part is not None]
+    options, clipping, schedule, order, *built = reader.build_all(
+        "sampling",
+        (*shared, PredictorCorrector, *parts),
+        ignore={"name", "predictor", "corrector"},
+        fixed=fixed,
+    )
+    made = dict(zip(parts, built, strict=True))
+    pair = {"predictor": made.get(predictor), "corrector": made.get(corrector)}
+    with config_errors("sampling"):
+        solver = dataclasses.replace(order, **pair)
+    _check_predictor(reader, pair["predictor"])
+    return options, _FixedSteps(solver=solver, schedule=schedule, clipping=clipping)
+
+
+def _check_predictor(reader: Reader, predictor: Any) -> None:
+    if getattr(predictor, "variance", None) == "learned":
+        require_learned(reader, "sampling")
+    guidance = reader.config["guidance"]["name"]
+    if getattr(predictor, "guidance_form", None) == "mean" and guidance != "classifier":
+        raise ConfigError(
+            "config.sampling.guidance_form='mean' is used with config.guidance.name=classifier, "
+            f"not with {guidance!r}; leave it out"
+        )
+
+
+def _count_evaluations(reader: Reader, solve: _FixedSteps, sde: SDE) -> int:
+    """Return the network evaluations per image without guidance; record the number of steps."""
+    schedule = solve.schedule
+    with config_errors("sampling"):
+        times = schedule.of(sde)
+        analytic = isinstance(solve.solver, AnalyticDPM)  # it plans once it has its moments
+        steps = len(times) - 1 if analytic else solve.solver.plan(sde, times).evaluations
+    reader.record("sampling", steps=len(times) - (schedule.grid != "levels"))
+    return steps + (schedule.finish == "denoise")
+
+
+def _build_task(reader: Reader, data: Data) -> Task | None:
+    classes = reader.lookup("task", TASKS)
+    built = reader.build_all("task", classes, ignore={"name"})
+    if not built:
+        return None
+    name = reader.config["task"]["name"]
+    source, *inverse_problem, options = built
+    if not inverse_problem:
+        return Task(name=name, input=source.input, options=options)
+    with config_errors("task"):
+        operator = options.operator(data.shape)
+    return Task(
+        name=name,
+        input=source.input,
+        options=options,
+        inverse_problem=inverse_problem[0],
+        operator=operator,
+    )
+
+
+def _check_task(reader: Reader, task: Task, solve: _FixedSteps | _Adaptive) -> None:
+    """Raise ConfigError for a task that this sampler cannot do."""
+    config = reader.config["sampling"]
+    adaptive = isinstance(solve, _Adaptive)
+    fixed = f"config.sampling.name={config['name']!r} chooses its own steps; choose one of: " + (
+        ", ".join(SOLVERS)
+    )
+    if isinstance(task.options, SDEdit):
+        if adaptive:
+            raise ConfigError(f"config.task.name='sdedit' needs fixed steps, but {fixed}")
+        return
+    problem = task.inverse_problem
+    if problem is None:
+        if not solve.inverts:
+            raise ConfigError(
+                f"config.task.name={task.name!r} encodes images as latents, which "
+                f"config.sampling.name={config['name']!r} cannot do; choose ode, or ddim with eta=0"
+            )
+        if solve.clipping.clip != "none":
+            raise ConfigError(
+                f"config.sampling.clip={config['clip']!r} is not used with config.task.name="
+                f"{task.name!r}; leave it out"
+            )
+    elif problem.method == "projection":
+        assert isinstance(task.options, Measurement)
+        if adaptive:
+            raise ConfigError(
+                f"config.task.method='projection' acts between fixed steps, but {fixed}; or choose "
+                "config.task.method=pigdm"
+            )
+        if not task.options.can_project:
+            raise ConfigError(
+                f"config.task.method='projection' is unstable with config.task.name={task.name!r}: "
+                "the pseudo-inverse magnifies noise without bounds; choose pigdm"
+            )

@@ -1,0 +1,1 @@
+"""Files that people see or download: atomic writing, images, text tables, checked downloads."""

@@ -6,9 +6,11 @@ Files appear whole or not at all: each is written beside its final name and then
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -20,6 +22,12 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any], *, compress: bool = False) -> None:
+    """Write named arrays to an .npz, whole or not at all."""
+    save: Any = np.savez_compressed if compress else np.savez
+    write_file(path, lambda temporary: save(temporary, **arrays))
 
 
 def write_json(path: Path, content: Any) -> None:

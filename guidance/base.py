@@ -1,62 +1,79 @@
-"""What guidances share."""
+r"""Guidance: a denoiser conditioned on y, made from a denoiser and a gradient.
+
+By Bayes' rule the score of p_t(x_t | y) is the model's score plus a gradient,
+
+    grad log p(x_t | y) = grad log p(x_t) + grad_x log p(y | x_t).
+
+One unconditional model therefore serves every condition (Song et al. 2021, arXiv:2011.13456,
+Section 5 and Appendix I). Each guidance is a dataclass that adds its own term for the gradient. It
+takes a denoiser and returns predictions of one, and so works with every sampler:
+
+    classifier.py        gradient of a classifier of noisy images
+    classifier_free.py   difference of the scores with and without the class
+    posterior.py         gradient of a loss or of a measurement's likelihood, at the predicted x0
+
+projection.py needs no gradient: it replaces the known part of x_t between the steps of a sampler.
+operators.py has the linear measurements y = A x_0. Classifier and classifier-free guidance are
+exact with exact networks; the others approximate, except PiGDM for Gaussian data.
+benchmarks/results/posterior.md has their errors where the posterior is known.
+
+Noise, measurements and losses are in the range of the network's images.
+"""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from denoising import Batch, Denoiser, Prediction
+from denoising import Denoiser, Guidance, Prediction
 from guidance.operators import LinearOperator
+from numerics.arrays import Batch
 from sde_lib import Time
 
 Number = float | Float[Array, ""]
 
 
-def guide(denoiser: Denoiser, *guidances: Any) -> Denoiser:
-    """The denoiser with more guidances, which are applied in this order, after those it has."""
+def guide(denoiser: Denoiser, *guidances: Guidance) -> Denoiser:
+    """Add guidances to a denoiser; they are applied in this order, after those it already has."""
     return dataclasses.replace(denoiser, guidances=(*denoiser.guidances, *guidances))
 
 
-def _check(name: str, value: Any, *, above: bool = False) -> None:
-    """Refuse a Python number that is negative or not finite; `above` says that 0 is refused too.
-
-    Traced numbers, of a guidance that jit has taken apart, were looked at when it was made.
-    """
-    if isinstance(value, int | float) and not (value > 0 if above else value >= 0):
-        raise ValueError(f"{name}={value} must be {'above' if above else 'at least'} 0")
-    if isinstance(value, int | float) and not value < float("inf"):
-        raise ValueError(f"{name}={value} must be finite")
-
-
-def check_interval(name: str, interval: tuple) -> None:
-    """Refuse what are not two increasing times between 0 and 1."""
+def require_interval(name: str, interval: tuple) -> None:
+    """Raise ValueError unless `interval` is a pair of increasing times in [0, 1]."""
     numbers = len(interval) == 2 and all(isinstance(t, int | float) for t in interval)
     if not numbers or not 0 <= interval[0] < interval[1] <= 1:
         raise ValueError(f"{name}={interval} must be two increasing times between 0 and 1")
 
 
-def _guided_through(
-    denoiser: Denoiser, x: Batch, t: Time, pull: Callable[[Batch], Batch]
+def require_measurement(operator: LinearOperator, measurement: Array) -> None:
+    """Raise ValueError unless `measurement` has the shape (batch, *operator.measurement_shape)."""
+    if jnp.shape(measurement)[1:] != operator.measurement_shape:
+        expected = ", ".join(map(str, operator.measurement_shape))
+        raise ValueError(
+            f"measurement has shape {jnp.shape(measurement)}; the operator maps images of shape "
+            f"{operator.shape} to measurements of shape (batch, {expected})"
+        )
+
+
+def guide_through_network(
+    denoiser: Denoiser, x: Batch, t: Time, x0_gradient: Callable[[Batch], Batch]
 ) -> Prediction:
-    """The prediction guided by the gradient in x of a function of x0(x), where `pull` is that
-    function's gradient in x0."""
+    """Return the prediction guided by the gradient in x of a function of x0(x).
+
+    Args:
+        denoiser: gives x0(x), at one evaluation of the network and its transpose.
+        x: x_t of shape (batch, ...).
+        t: the time, of shape () or (batch,).
+        x0_gradient: maps x0 to the gradient of the function in x0.
+    """
 
     def predict(x: Batch) -> tuple[Batch, Prediction]:
         prediction = denoiser.predict(x, t)
         return prediction.x0, prediction
 
     x0, transpose, prediction = jax.vjp(predict, x, has_aux=True)
-    (gradient,) = transpose(pull(x0))
-    # Where there is hardly any signal, networks have gradients far too large.
+    (gradient,) = transpose(x0_gradient(x0))
+    # At high noise levels, gradients of networks are far too large.
     return denoiser.clipped(denoiser.guided(prediction, gradient, x, t), x, t)
-
-
-def _check_measurement(operator: LinearOperator, measurement: Array) -> None:
-    if jnp.shape(measurement)[1:] != operator.measured:
-        raise ValueError(
-            f"measurement has shape {jnp.shape(measurement)}; the operator measures images of "
-            f"shape {operator.shape} as (batch, {', '.join(map(str, operator.measured))})"
-        )

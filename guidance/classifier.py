@@ -1,122 +1,121 @@
-r"""Classifiers of noisy images, p(y | x_t), at every noise level of a process.
+r"""Classifiers of noisy images, p(y | x_t), at every noise level of a process, and their guidance.
 
-A network answers logits z_1, ..., z_C of x_t = alpha x_0 + sigma eps, from which
+A network outputs logits z_1, ..., z_C of x_t = alpha x_0 + sigma eps, which define
 
-    log p(y | x_t) = z_y - log sum_c exp z_c,
+    log p(y | x_t) = z_y - log sum_c exp z_c.
 
-and it is trained by the cross-entropy, at random times and noise,
+It is trained by the cross-entropy at random times and noise,
 
     E_t E_(x_0, y) E_eps [-log p(y | alpha(t) x_0 + sigma(t) eps)],
 
-which is smallest for the true p(y | x_t), at every t (Song et al. 2021, arXiv:2011.13456, Appendix
-I; Dhariwal & Nichol 2021, arXiv:2105.05233, Section 4). The gradient grad_x log p(y | x_t) added to
-the score makes it the score of p(x_t | y). What the last layer makes its logits of are features, in
-which distances between sets of images mean more than in pixels; at the smallest t they are those of
-the images themselves.
+whose minimum at every t is the true p(y | x_t) (Song et al. 2021, arXiv:2011.13456, Appendix I;
+Dhariwal & Nichol 2021, arXiv:2105.05233, Section 4). Guidance adds scale grad_x log p(y | x_t) to
+the score. With scale 1 the sum is the score of p(x_t | y).
 
-Classifiers see the image divided by sqrt(alpha^2 + sigma^2), which keeps its size between that of
-data and that of unit noise, whatever the process. For VP that is 1, so that classifiers that were
-published for VP are met as they were trained.
+The inputs of the last layer are features. Distances between sets of images mean more in features
+than in pixels. At the smallest t they are features of the clean images.
+
+Classifiers see the image divided by sqrt(alpha^2 + sigma^2). For any process, its size is then
+between that of data and that of unit noise. For VP the divisor is 1, so that classifiers published
+for VP see the inputs that they were trained on.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from denoising import CONDITIONINGS, Denoiser, Prediction
-from guidance.base import Number, _check
-from numerics.arrays import expand_like, normal_like, pytree, sample_keys
+from errors import require_choice, require_in
+from guidance.base import Number
+from numerics.arrays import Batch, expand_like, pytree
 from sde_lib import SDE, Time
 
-Batch = Float[Array, "batch ..."]
 
-
-class Answer(NamedTuple):
-    """What a network of classification answers."""
+class ClassifierOutput(NamedTuple):
+    """The outputs of a classification network."""
 
     logits: Float[Array, "batch classes"]
     features: Float[Array, "batch features"]
 
 
-@pytree(static=("conditioning", "levels"))
+@pytree(static=("conditioning", "num_timesteps"))
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A network that tells the class of an image at every noise level of `sde`.
+    """A network that predicts the class of an image at every noise level of `sde`.
 
     Args:
-      sde: the process that made the noise.
-      network: maps (input, condition) to the pair of logits (batch, classes) and features (batch,
-        features), as `models.with_features` does; already closed over its parameters, best as
-        `jax.tree_util.Partial(apply, params)`, so that new parameters need no new compilation.
-      labels: the class of each image of the batch, 0 .. classes - 1; `log_prob` needs it.
-      conditioning: what the network is fed as time, a name in denoising.CONDITIONINGS.
-      levels: number of noise levels that the conditionings with an index count.
+        sde: the process that made the noise.
+        network: maps (input, condition) to the pair of logits (batch, classes) and features (batch,
+            features), as `models.with_features` does. It is already closed over its parameters,
+            best as `jax.tree_util.Partial(apply, params)`: new parameters then need no new
+            compilation.
+        labels: the class of each image of the batch, 0 .. classes - 1; for `log_prob` only.
+        conditioning: the network's time input, a name in denoising.CONDITIONINGS.
+        num_timesteps: length of the chain whose timesteps some conditionings count.
 
     Raises:
-      ValueError: for an unknown name.
+        ValueError: for an unknown name, or fewer than two timesteps.
     """
 
     sde: SDE
     network: Callable[..., tuple[Array, Array]]
     labels: Int[Array, "batch"] | None = None
-    conditioning: str = "999t"
-    levels: int = 1000
+    conditioning: str = "timestep_999"
+    num_timesteps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.conditioning not in CONDITIONINGS:
-            raise ValueError(
-                f"conditioning={self.conditioning!r} is unknown; "
-                f"choose one of: {', '.join(sorted(CONDITIONINGS))}"
-            )
-        if self.levels < 2:
-            raise ValueError(f"levels={self.levels} must be at least 2")
+        require_choice("conditioning", self.conditioning, CONDITIONINGS)
+        require_in("num_timesteps", self.num_timesteps, "[2, inf)")
         if callable(self.network) and not isinstance(self.network, Partial):
             object.__setattr__(self, "network", Partial(self.network))
 
-    def answer(self, x: Batch, t: Time | float) -> Answer:
-        """Logits and features of x_t (batch, ...) by one evaluation; t of shape () or (batch,).
+    def outputs(self, x: Batch, t: Time | float) -> ClassifierOutput:
+        """Return logits and features of x_t (batch, ...), by one evaluation of the network.
+
+        Args:
+            x: x_t.
+            t: the time, of shape () or (batch,).
 
         Raises:
-          ValueError: for a network that answers other shapes.
+            ValueError: if the network's outputs have other shapes.
         """
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         size = jnp.hypot(self.sde.alpha(t), self.sde.sigma(t))
-        condition = CONDITIONINGS[self.conditioning](self.sde, t, self.levels)
-        answer = self.network(x / expand_like(size, x), condition)
-        pair = isinstance(answer, tuple) and len(answer) == 2
-        if not pair or any(part.ndim != 2 or len(part) != len(x) for part in answer):
+        condition = CONDITIONINGS[self.conditioning](self.sde, t, self.num_timesteps)
+        output = self.network(x / expand_like(size, x), condition)
+        pair = isinstance(output, tuple) and len(output) == 2
+        if not pair or any(part.ndim != 2 or len(part) != len(x) for part in output):
             raise ValueError(
-                f"network answers {jax.tree.map(jnp.shape, answer)} to {len(x)} images; it must "
-                "answer logits (batch, classes) and features (batch, features)"
+                f"network returns {jax.tree.map(jnp.shape, output)} for {len(x)} images; it must "
+                "return logits (batch, classes) and features (batch, features)"
             )
-        return Answer(*answer)
+        return ClassifierOutput(*output)
 
     def logits(self, x: Batch, t: Time | float) -> Float[Array, "batch classes"]:
-        """z_c, the logarithm of p(c | x_t) but for a constant of each image."""
-        return self.answer(x, t).logits
+        """Return z_c, which is log p(c | x_t) up to a constant per image."""
+        return self.outputs(x, t).logits
 
     def features(self, x: Batch, t: Time | float) -> Float[Array, "batch features"]:
-        """What the network's last layer makes the logits of."""
-        return self.answer(x, t).features
+        """Return the inputs of the network's last layer."""
+        return self.outputs(x, t).features
 
     def log_prob(self, x: Batch, t: Time | float) -> Float[Array, "batch"]:
-        """log p(y | x_t) in nats of each image's class y in `labels`; NaN for a y of no class.
+        """Return log p(y | x_t) in nats for the class y of each image; NaN for an invalid class.
 
         Raises:
-          ValueError: without labels, or with another number of them than images.
+            ValueError: unless `labels` has one class per image.
         """
         if self.labels is None or self.labels.shape != x.shape[:1]:
             given = None if self.labels is None else f"an array of shape {self.labels.shape}"
             raise ValueError(
                 f"labels={given} does not name the class of each of {len(x)} images; give an array "
-                "of shape (batch,), of a data set that has classes"
+                "of shape (batch,), from a data set with classes"
             )
         log_probs = jax.nn.log_softmax(self.logits(x, t))
         classes = log_probs.shape[1]
@@ -130,104 +129,58 @@ class CrossEntropy:
     """The cross-entropy -log p(y | x_t) at random times.
 
     Args:
-      t_min: the smallest time trained on.
-      clean: share of the images seen at t_min, where features are taken; the others are at times
-        uniform on [t_min, 1].
+        t_min: the smallest time of training, in (0, 1).
+        clean_fraction: fraction of the images at t_min, where features are computed. The times of
+            the others are uniform on [t_min, 1].
 
     Raises:
-      ValueError: for a t_min outside (0, 1) or a share outside [0, 1).
+        ValueError: for a number out of range.
     """
 
     t_min: float = 1e-5
-    clean: float = 0.5
+    clean_fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.t_min < 1:
-            raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
-        if not 0 <= self.clean < 1:
-            raise ValueError(f"clean={self.clean} is a share of the images; it must lie in [0, 1)")
+        require_in("t_min", self.t_min, "(0, 1)")
+        require_in("clean_fraction", self.clean_fraction, "[0, 1)")
 
     def __call__(
         self, key: Key[Array, ""], classifier: Classifier, x0: Batch
     ) -> Float[Array, "batch"]:
-        """The loss of each image in nats, at one random time and noise each."""
+        """Return the loss of each image in nats, at one random time and noise per image."""
         time_key, noise_key = jax.random.split(key)
         t = self.draw_times(time_key, len(x0)).astype(x0.dtype)
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         return -classifier.log_prob(classifier.sde.perturb(x0, t, eps), t)
 
     def draw_times(self, key: Key[Array, ""], batch: int) -> Float[Array, "batch"]:
-        """The times (batch,) at which a batch is looked at."""
-        # One uniform number tells both: below `clean`, the time is t_min.
-        position = (jax.random.uniform(key, (batch,)) - self.clean) / (1 - self.clean)
+        """Draw the times (batch,) of a batch."""
+        # Uniform numbers below `clean_fraction` become t_min; the others cover the interval.
+        uniform = jax.random.uniform(key, (batch,))
+        position = (uniform - self.clean_fraction) / (1 - self.clean_fraction)
         return self.t_min + (1 - self.t_min) * jnp.maximum(position, 0)
-
-
-def accuracy(
-    key: Key[Array, ""],
-    classifier: Classifier,
-    x0: Float[np.ndarray, "images ..."],
-    labels: Int[np.ndarray, "images"],
-    times: Sequence[float],
-    *,
-    batch_size: int = 500,
-) -> Float[np.ndarray, "times"]:
-    """The share of images whose most probable class at x_t is theirs, for each of `times`.
-
-    The noise of an image depends on the key and its index alone, and is the same at all times.
-
-    Raises:
-      ValueError: for labels that are not classes of the network.
-    """
-    x0 = jnp.asarray(x0)
-    classes = jax.eval_shape(Classifier.logits, classifier, x0[:1], 0.5).shape[1]
-    if not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(
-            f"labels are {labels.min()}..{labels.max()}, but the network answers {classes} classes"
-        )
-    hits = np.zeros(len(times))
-    for first in range(0, len(x0), batch_size):
-        rows = slice(first, first + batch_size)
-        indices = jnp.arange(len(x0))[rows]
-        for i, t in enumerate(times):
-            right = _is_right(key, classifier, x0[rows], jnp.asarray(labels[rows]), indices, t)
-            hits[i] += np.sum(right)
-    return hits / len(x0)
-
-
-@jax.jit
-def _is_right(
-    key: Key[Array, ""],
-    classifier: Classifier,
-    x0: Batch,
-    labels: Int[Array, "batch"],
-    indices: Int[Array, "batch"],
-    t: Float[Array, ""] | float,
-) -> Bool[Array, "batch"]:
-    eps = normal_like(sample_keys(key, indices), x0)
-    t = jnp.broadcast_to(jnp.asarray(t, x0.dtype), labels.shape)
-    return jnp.argmax(classifier.logits(classifier.sde.perturb(x0, t, eps), t), axis=1) == labels
 
 
 @pytree()
 @dataclass(frozen=True, kw_only=True)
 class ClassifierGuidance:
-    """The gradient of a classifier of noisy images, added after clipping, if there is any.
+    """The gradient of a classifier of noisy images, added to the score after any clipping.
 
     Args:
-      classifier: answers at every noise level of the denoiser's process.
-      labels: the class of each image, 0 .. classes - 1.
-      scale: 1 samples from p(x | y); more sharpens p(y | x) to its power.
+        classifier: a classifier at every noise level of the denoiser's process.
+        labels: the class of each image, 0 .. classes - 1.
+        scale: factor of the gradient. 1 samples from p(x | y); larger values sharpen p(y | x) to
+            its power.
     """
 
     classifier: Classifier
     labels: Int[Array, "batch"]
     scale: Number = 1.0
-    per_image = ("labels",)
+    batched_fields = ("labels",)
     evaluations = 1
 
     def __post_init__(self) -> None:
-        _check("scale", self.scale)
+        require_in("scale", self.scale, "[0, inf)")
 
     def __call__(self, denoiser: Denoiser, x: Batch, t: Time) -> Prediction:
         classifier = dataclasses.replace(self.classifier, labels=self.labels)

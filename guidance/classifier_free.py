@@ -1,44 +1,58 @@
-"""Classifier-free guidance."""
+r"""Classifier-free guidance of class-conditional networks.
+
+A network that was trained with and without classes gives both scores of the difference
+
+    grad_x log p(y | x_t) = grad log p(x_t | y) - grad log p(x_t),
+
+which needs no classifier. Adding scale times this difference to the unconditional score is
+
+    eps = eps(null) + scale (eps(y) - eps(null))
+
+(Ho & Salimans 2022, arXiv:2207.12598, Eq. 6, whose w is scale - 1). At high and at low noise levels
+guidance costs diversity and gains little, so it may be limited to an interval of times
+(Kynkaanniemi et al. 2024, arXiv:2404.07724).
+"""
 
 import dataclasses
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from denoising import Batch, Clipping, Denoiser, Prediction
-from guidance.base import Number, _check, check_interval
-from numerics.arrays import expand_like, pytree
+from denoising import Clipping, Denoiser, Prediction
+from errors import require_in
+from guidance.base import Number, require_interval
+from numerics.arrays import Batch, expand_like, pytree
 from sde_lib import Time
 
 
 @pytree(static=("interval",))
 @dataclass(frozen=True, kw_only=True)
 class ClassifierFreeGuidance:
-    """A class-conditional network, exaggerated.
+    """Extrapolation from the unconditional to the class-conditional prediction.
 
-    eps = eps(none) + scale (eps(y) - eps(none)), where `denoiser.labels` has the classes y.
+    The classes y are `denoiser.labels`.
 
     Args:
-      none: the label that tells the network no class.
-      scale: 0 forgets the class, 1 is the network as trained, more exaggerates (the paper's w + 1).
-      interval: times (first, last) between which it exaggerates; elsewhere the network is asked
-        once, for the class (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+        null_label: the label that means no class.
+        scale: 0 is unconditional, 1 is the network as trained, larger values amplify the class.
+        interval: the guided times (first, last). At other times the network is evaluated once, for
+            the class.
 
     Raises:
-      ValueError: for numbers out of range; when called, for a denoiser without labels.
+        ValueError: for numbers out of range; when called, for a denoiser without labels.
     """
 
-    none: int | Int[Array, ""]
+    null_label: int | Int[Array, ""]
     scale: Number = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
-    per_image = ()
+    batched_fields = ()
     evaluations = 2
 
     def __post_init__(self) -> None:
-        _check("scale", self.scale)
-        check_interval("interval", self.interval)
+        require_in("scale", self.scale, "[0, inf)")
+        require_interval("interval", self.interval)
 
     def __call__(self, denoiser: Denoiser, x: Batch, t: Time) -> Prediction:
         if denoiser.labels is None:
@@ -46,29 +60,34 @@ class ClassifierFreeGuidance:
                 "labels=None: classifier-free guidance needs a class-conditional network and the "
                 "class of each image"
             )
-
-        def exaggerated() -> Prediction:
-            pairs = jnp.stack([denoiser.labels, jnp.full_like(denoiser.labels, self.none)])
-            # Exaggeration leaves the range of data, so that clipping comes after it.
-            free = dataclasses.replace(denoiser, clipping=Clipping())
-            both = jax.vmap(lambda y: dataclasses.replace(free, labels=y).predict(x, t))(pairs)
-
-            def away(pair: Float[Array, "2 batch ..."]) -> Batch:
-                of_class, of_none = pair
-                return of_none + self.scale * (of_class - of_none)
-
-            of_class = jax.tree.map(lambda pair: pair[0], both)
-            told = of_class._replace(x0=away(both.x0), eps=away(both.eps))
-            return denoiser.clipped(told, x, t)
-
         if self.interval == (0.0, 1.0):
-            return exaggerated()
+            return self._extrapolate(denoiser, x, t)
         first, last = self.interval
         inside = (first <= t) & (t <= last)
         if t.ndim == 0:
-            return jax.lax.cond(inside, exaggerated, lambda: denoiser.predict(x, t))
+            return jax.lax.cond(
+                inside,
+                lambda: self._extrapolate(denoiser, x, t),
+                lambda: denoiser.predict(x, t),
+            )
         return jax.tree.map(
-            lambda a, b: jnp.where(expand_like(inside, a), a, b),
-            exaggerated(),
+            lambda guided, plain: jnp.where(expand_like(inside, guided), guided, plain),
+            self._extrapolate(denoiser, x, t),
             denoiser.predict(x, t),
         )
+
+    def _extrapolate(self, denoiser: Denoiser, x: Batch, t: Time) -> Prediction:
+        # Clipping is last because the extrapolation leaves the data's range.
+        unclipped = dataclasses.replace(denoiser, clipping=Clipping())
+
+        def predict(labels: Int[Array, "batch"]) -> Prediction:
+            return dataclasses.replace(unclipped, labels=labels).predict(x, t)
+
+        # vmap evaluates the network once, at twice the batch.
+        null_labels = jnp.full_like(denoiser.labels, self.null_label)
+        pair = jax.vmap(predict)(jnp.stack([denoiser.labels, null_labels]))
+        of_class = jax.tree.map(lambda leaf: leaf[0], pair)
+        of_null = jax.tree.map(lambda leaf: leaf[1], pair)
+        x0 = of_null.x0 + self.scale * (of_class.x0 - of_null.x0)
+        eps = of_null.eps + self.scale * (of_class.eps - of_null.eps)
+        return denoiser.clipped(of_class._replace(x0=x0, eps=eps), x, t)

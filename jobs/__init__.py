@@ -1,0 +1,1 @@
+"""Jobs on a working directory: train, sample, measure moments, restore, plan, cache results."""

@@ -1,12 +1,9 @@
-"""Work that is cut into batches, each kept in a file when done, so that a killed job goes on.
+"""A cache of batches of results, so that a job that was killed continues where it stopped.
 
-Every number belongs to an item's index, not to its batch, so the job that was killed at any moment
-and started again ends with the same numbers. A file's name tells the part of the protocol that its
-numbers depend on: what another protocol has in common with the one before is not done again.
+Every number belongs to an item's index and not to its batch. So a job that was killed at any moment
+and started again ends with the same numbers.
 """
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,70 +12,56 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from files.writing import write_file
-from jobs.workdir import flatten
+from files.writing import write_npz
 
 Arrays = dict[str, np.ndarray]
+Indices = Int[np.ndarray, "batch"]
 
 
-def batches_of(count: int, batch_size: int) -> list[Int[np.ndarray, "batch"]]:
-    """0, ..., count - 1 in equal batches (the last may be shorter) of at most `batch_size`."""
+def batches_of(count: int, batch_size: int) -> list[Indices]:
+    """Split 0 .. count - 1 into equal batches of at most `batch_size`; the last may be shorter."""
     parts = -(-count // batch_size)
     size = -(-count // parts)
     return [np.arange(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-class Resumable:
-    """The folder of an unfinished job."""
+class ResultCache:
+    """The folder of an unfinished job; each batch is a file.
 
-    def __init__(self, folder: Path, protocol: dict) -> None:
-        self._folder, self._fields = folder, flatten(protocol)
+    Names are those of `Protocol.key`: they carry a digest of all that the numbers depend on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def remove(self) -> None:
+        """Delete the folder."""
         if self._folder.exists():
             shutil.rmtree(self._folder)
 
-    def stamped(self, name: str, *parts: str) -> str:
-        """`name` with a digest of the protocol's fields that begin with one of `parts`."""
-        fields = {key: value for key, value in self._fields.items() if key.startswith(parts)}
-        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-        return f"{name}-{digest[:12]}"
-
-    def keep(
-        self,
-        name: str,
-        indices: Int[np.ndarray, "batch"],
-        compute: Callable[[Int[np.ndarray, "batch"]], Arrays],
+    def get_or_compute(
+        self, name: str, indices: Indices, compute: Callable[[Indices], Arrays]
     ) -> Arrays:
-        """`compute` of a batch of indices, from its file if it has one."""
+        """Return the arrays of a batch from its file, or compute and write them."""
         file = self._folder / f"{name}-{indices[0]}-{indices[-1]}.npz"
         if not file.exists():
-            values = compute(indices)
-            write_file(file, lambda temporary: np.savez(temporary, **values))
+            write_npz(file, compute(indices))
         with np.load(file) as stored:
             return dict(stored)
 
-    def collect(
-        self,
-        name: str,
-        count: int,
-        batch_size: int,
-        compute: Callable[[Int[np.ndarray, "batch"]], Arrays],
+    def batches(
+        self, name: str, count: int, batch_size: int, compute: Callable[[Indices], Arrays]
     ) -> Iterator[Arrays]:
-        """`keep` of each batch of the indices below `count`, in order."""
+        """Yield the arrays of each batch of the indices below `count`, in order."""
         title = name.rpartition("-")[0]
         with tqdm(total=count, desc=title, dynamic_ncols=True, mininterval=0.5) as bar:
             for indices in batches_of(count, batch_size):
-                yield self.keep(name, indices, compute)
+                yield self.get_or_compute(name, indices, compute)
                 bar.update(len(indices))
 
-    def gather(
-        self,
-        name: str,
-        count: int,
-        batch_size: int,
-        compute: Callable[[Int[np.ndarray, "batch"]], Arrays],
+    def concatenate(
+        self, name: str, count: int, batch_size: int, compute: Callable[[Indices], Arrays]
     ) -> Arrays:
-        """The same with the batches joined along their first axis."""
-        parts = list(self.collect(name, count, batch_size, compute))
+        """Return the arrays of all batches, joined along their first axis."""
+        parts = list(self.batches(name, count, batch_size, compute))
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

@@ -1,49 +1,47 @@
-"""Measuring what Analytic-DPM needs to know of a network: `--mode=moments`."""
+"""Measure the second moments of a network, which Analytic-DPM needs."""
 
 import numpy as np
 from tqdm import tqdm
 
-from data import batches
 from denoising import Denoiser
-from experiment.experiment import Experiment
+from experiment.experiment import Experiment, with_data_labels
+from experiment.randomness import base_key
 from jobs.cache import batches_of
 from solvers.moments import EpsMoments, moments_of, squared_noise
 from time_grids import Schedule
 
 
 def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
-    """The second moments of the network's eps, over training images and all noise levels.
+    """Measure the second moments of the predicted noise over training images.
 
-    Of a chain all levels are measured, of another process `config.moments.times` times, even in
-    log-SNR, down to `config.sampling.t_min`; each with the same `config.moments.images` images.
+    A chain is measured at all of its timesteps, another process at `config.analytic_dpm.num_times`
+    times, uniform in log-SNR down to `config.sampling.t_min`; each time with the same
+    `config.analytic_dpm.num_images` images.
+
+    Raises:
+        ValueError: if the network returns NaN.
     """
-    settings, train = experiment.config["moments"], experiment.data.train
-    if getattr(denoiser.sde, "levels", None):
-        schedule = Schedule(grid="levels")
-    else:
-        t_min = experiment.config["sampling"]["t_min"]
-        schedule = Schedule(grid="log_snr", steps=settings["times"] - 1, t_min=t_min)
-    times = schedule.of(denoiser.sde)
-    count = min(settings["images"], len(train))
-    seed = experiment.config["seed"]
+    data, options, seed = experiment.data, experiment.analytic_dpm, experiment.seed
+    train = data.images.train
+    times = _times(experiment)
+    count = min(options.num_images, len(train))
     chosen = np.random.default_rng(seed).choice(len(train), count, replace=False)
-    key = experiment.key(seed, "moments")
+    key = base_key(seed, "moments")
     parts = []
     with tqdm(total=count, desc="moments", dynamic_ncols=True, mininterval=0.5) as bar:
-        for rows in batches_of(count, experiment.config["eval"]["batch_size"]):
-            placed = experiment.place(chosen[rows])
-            images = batches.test_batch(
-                train,
-                experiment.layout.fetch(placed),
-                seed=seed,
-                draw=0,
-                quantizer=experiment.data.quantizer,
-                scaler=experiment.scaler,
-                dequantize=experiment.config["data"]["dequantize"],
-            )
-            labelled = experiment.with_labels(denoiser, placed, experiment.data.train_labels)
-            x = experiment.layout.split_rows(images)
+        for rows in batches_of(count, experiment.evaluation.batch_size):
+            placed = experiment.parallel.place(chosen[rows])
+            x = data.batch(train, placed, seed=seed, draw=0, dequantize=data.options.dequantize)
+            labelled = with_data_labels(experiment, denoiser, placed, data.images.train_labels)
             squares = squared_noise(key, labelled, x, times, placed)
-            parts.append(experiment.layout.fetch(squares)[:, : len(rows)])
+            parts.append(experiment.parallel.fetch(squares)[:, : len(rows)])
             bar.update(len(rows))
-    return moments_of(denoiser.sde, times, parts)
+    return moments_of(experiment.model.sde, times, parts)
+
+
+def _times(experiment: Experiment) -> np.ndarray:
+    sde = experiment.model.sde
+    if getattr(sde, "num_timesteps", None):
+        return Schedule(grid="levels").of(sde)
+    steps = experiment.analytic_dpm.num_times - 1
+    return Schedule(grid="log_snr", steps=steps, t_min=experiment.sampler.solve.t_min).of(sde)

@@ -1,7 +1,7 @@
-"""What a configuration would do, told without allocating the network: `--mode=check`.
+"""Describe what a configuration would do, without allocating the network: `--mode=check`.
 
-Everything is evaluated on abstract shapes (`jax.eval_shape`), so a network of any size is planned
-in seconds.
+Everything is evaluated on abstract shapes (`jax.eval_shape`), so a network of any size takes
+seconds.
 """
 
 import json
@@ -19,30 +19,28 @@ from files.text import table
 
 
 def describe(experiment: Experiment) -> str:
-    """The resolved configuration, the parameters, and what training and sampling will cost."""
-    config, training = experiment.config, experiment.config["training"]
+    """Return the resolved configuration, the parameters, and the cost of training and sampling."""
+    training, sampler = experiment.training, experiment.sampler
     params = experiment.trainer.abstract_state().params
-    evaluations = experiment.evaluations
+    evaluations = sampler.evaluations
+    cost = "adaptive" if evaluations is None else f"{evaluations} network evaluations per image"
     rows = [
         ("parameters", f"{_count(params):,} ({_count(params) / 1e6:.1f}M)"),
         ("train step", _memory(experiment)),
-        ("batch", experiment.layout.describe(training["batch_size"])),
-        ("training", _epochs(config)),
-        (
-            "sampler",
-            f"{config['sampling']['name']}: "
-            + (f"{evaluations} network evaluations" if evaluations is not None else "adaptive")
-            + " an image",
-        ),
+        ("batch", experiment.parallel.describe(training.batch_size)),
+        ("training", _epochs(experiment)),
+        ("sampler", f"{sampler.name}: {cost}"),
     ]
-    asked = [config["sampling"][name] for name in ("task", "guidance")]
-    if asked != ["generate", "none"]:
-        rows.append(("asked", f"task {asked[0]}, guidance {asked[1]}"))
-    return "\n\n".join([json.dumps(config, indent=2), parameter_table(params), table(rows)])
+    if sampler.task is not None:
+        rows.append(("task", sampler.task.name))
+    if sampler.guidance.method is not None:
+        rows.append(("guidance", sampler.guidance.name))
+    config = json.dumps(experiment.config, indent=2)
+    return "\n\n".join([config, parameter_table(params), table(rows)])
 
 
 def parameter_table(params: Any) -> str:
-    """Parameters of each top-level block of the network: arrays, count, share."""
+    """Return a table of the network's top-level blocks: arrays, parameters, share."""
     counts, arrays = Counter(), Counter()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         block = path[0].key
@@ -63,25 +61,25 @@ def _bytes(tree: Any) -> int:
 
 
 def _memory(experiment: Experiment) -> str:
-    """State, gradients, and what the forward pass keeps for the backward pass, on each device."""
-    trainer, layout = experiment.trainer, experiment.layout
+    """Return the memory per device: state, gradients, activations kept for the backward pass."""
+    trainer = experiment.trainer
     state, batch = trainer.abstract_state(), abstract_batch(experiment)
 
     def kept(params: Any, key: jax.Array, batch: jax.Array) -> Any:
         return jax.vjp(partial(trainer.objective, key=key, batch=batch), params)[1]
 
     activations = _bytes(jax.eval_shape(kept, state.params, jax.random.key(0), batch))
-    activations = max(activations - _bytes(state.params), 0) / layout.devices
+    activations = max(activations - _bytes(state.params), 0) / experiment.parallel.devices
     static = _bytes(state) + _bytes(state.params)
     return (
-        f"about {(static + activations) / 1e9:.2f} GB a device "
+        f"about {(static + activations) / 1e9:.2f} GB per device "
         f"({static / 1e9:.2f} state and gradients, {activations / 1e9:.2f} activations at most)"
     )
 
 
-def _epochs(config: dict) -> str:
-    steps, batch_size = config["training"]["steps"], config["training"]["batch_size"]
-    images = datasets.train_count(config["data"]["name"])
+def _epochs(experiment: Experiment) -> str:
+    steps, batch_size = experiment.training.steps, experiment.training.batch_size
+    images = datasets.train_count(experiment.data.options.name)
     if images is None:
-        return f"{steps:,} steps (the epoch's length shows when the data are read)"
-    return f"{steps:,} steps, {images / batch_size:.1f} steps an epoch of {images:,} images"
+        return f"{steps:,} steps (the length of an epoch is known once the data are read)"
+    return f"{steps:,} steps, {images / batch_size:.1f} steps per epoch of {images:,} images"

@@ -1,14 +1,17 @@
-"""Reading a run: its experiment, its folder, and what a checkpoint of it holds."""
+"""Read a run: its experiment, and what a checkpoint of it holds."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ml_collections import ConfigDict
+import numpy as np
+from jaxtyping import Float, UInt8
 
 from denoising import Denoiser
 from errors import CheckpointError, ConfigError
-from experiment import build
+from experiment.build import build
 from experiment.experiment import Experiment
+from experiment.sampler import Checkpoint
 from files.writing import sha256_of
 from guidance.classifier import Classifier
 from jobs.workdir import Workdir
@@ -17,86 +20,122 @@ from solvers.moments import EpsMoments
 from training.checkpoints import Checkpoints, Restored
 
 
-def open_run(
-    config: ConfigDict, path: Path, explicit: frozenset[str]
-) -> tuple[Experiment, Workdir, Checkpoints]:
-    """What reading a run needs; touches nothing on disk."""
-    experiment = build.build(config, explicit=explicit)
-    workdir = Workdir(path)
-    workdir.check(experiment.config, training=False)
-    return experiment, workdir, Checkpoints(workdir.checkpoints)
-
-
-def load(
-    experiment: Experiment, workdir: Workdir, checkpoints: Checkpoints, step: int | None
-) -> tuple[Experiment, int, Denoiser]:
-    """A checkpoint (None for the latest good one): the experiment with the network's moments and
-    the classifier if it wants them, the step, and the averaged network."""
-    restored = restore(experiment, workdir, checkpoints, step)
-    experiment = with_classifier_of(with_moments_of(experiment, workdir, restored.step), workdir)
-    return experiment, restored.step, experiment.denoiser(restored.state.ema_params)
-
-
-def with_moments_of(experiment: Experiment, workdir: Workdir, step: int) -> Experiment:
-    """The experiment with a sampler that has the moments of this step's network, if it needs them.
-
-    Its configuration, which is the protocol of an evaluation, tells them apart from others.
-    """
-    if not experiment.with_moments:
-        return experiment
-    file = workdir.moments / f"{step}.npz"
-    try:
-        sampler = experiment.with_moments(EpsMoments.load(file))
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f"config.sampling.name=analytic: {error}") from error
-    digest = sha256_of(file)[:16]
-    sampling = experiment.config["sampling"] | {"moments": digest}
-    return replace(experiment, sampler=sampler, config=experiment.config | {"sampling": sampling})
-
-
-def with_classifier_of(experiment: Experiment, workdir: Workdir) -> Experiment:
-    """The experiment whose samples are guided by the run's classifier, if they are to be.
-
-    Its configuration, which is the protocol of an evaluation, tells classifiers apart.
-    """
-    if experiment.with_classifier is None:
-        return experiment
-    classifier = trained_classifier(experiment, workdir, "config.sampling.guidance")
-    sampling = experiment.config["sampling"] | {"classifier": digest(classifier.network.args)}
-    return replace(
-        experiment,
-        guided=experiment.with_classifier(classifier),
-        with_classifier=None,
-        config=experiment.config | {"sampling": sampling},
-    )
-
-
-def trained_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Classifier:
-    """The latest classifier of noisy images in the run's folder, which `field` asks for.
+def restore_state(experiment: Experiment, workdir: Workdir, step: int | None = None) -> Restored:
+    """Return the training state of a checkpoint, by default the latest good one.
 
     Raises:
-      ConfigError: if there is none yet.
-      WorkdirError: if it was trained for something else.
+        WorkdirError: if the run has another network.
+        CheckpointError: if there is no such checkpoint.
     """
-    trained = experiment.classifier()
-    folder = Workdir(workdir.classifier, classifies=True)
-    folder.check(trained.config, training=False)
-    restored = Checkpoints(folder.checkpoints).restore(trained.trainer.abstract_state())
-    if restored is None:
-        raise ConfigError(
-            f"{field}='classifier', but there is none in {folder.path} yet; run "
-            "--mode=train_classifier first, or choose another"
-        )
-    return trained.denoiser(trained.layout.fetch_tree(restored.state.ema_params))
-
-
-def restore(
-    experiment: Experiment, workdir: Workdir, checkpoints: Checkpoints, step: int | None
-) -> Restored:
-    restored = checkpoints.restore(experiment.trainer.abstract_state(), step)
+    workdir.check(experiment.config, training=False)
+    template = experiment.trainer.abstract_state()
+    restored = Checkpoints(workdir.checkpoints).restore(template, step)
     if restored is None:
         raise CheckpointError(
             f"there is no checkpoint in --workdir={workdir.path} yet; run --mode=train or "
             "--mode=import first"
         )
     return restored
+
+
+def load_checkpoint(
+    experiment: Experiment, workdir: Workdir, step: int | None = None
+) -> Checkpoint:
+    """Return a checkpoint (by default the latest good one) with all that the sampler needs.
+
+    Raises:
+        ConfigError: if the sampler needs moments or a classifier that the run does not have.
+        WorkdirError, CheckpointError: as `restore_state`.
+    """
+    restored = restore_state(experiment, workdir, step)
+    moments, classifier, digests = None, None, {}
+    if "moments" in experiment.sampler.needs:
+        moments = load_moments(workdir, restored.step)
+        digests["moments"] = sha256_of(workdir.moments / f"{restored.step}.npz")[:16]
+    if "classifier" in experiment.sampler.needs:
+        classifier = load_classifier(experiment, workdir, "config.guidance.name")
+        digests["classifier"] = digest(classifier.network.args)
+    return Checkpoint(
+        step=restored.step,
+        denoiser=experiment.model.denoiser(restored.state.ema_params),
+        moments=moments,
+        classifier=classifier,
+        digests=digests,
+    )
+
+
+def load_moments(workdir: Workdir, step: int) -> EpsMoments:
+    """Return the second moments measured for a checkpoint.
+
+    Raises:
+        ConfigError: if they are missing or damaged.
+    """
+    try:
+        return EpsMoments.load(workdir.moments / f"{step}.npz")
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"config.sampling.name=analytic: {error}") from error
+
+
+def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Classifier:
+    """Return the latest noise-conditional classifier of a run; `field` asks for it.
+
+    Raises:
+        ConfigError: if there is none yet.
+        WorkdirError: if it was trained for another configuration.
+    """
+    model, folder = experiment.classifier, workdir.classifier
+    model.check(experiment.data)
+    folder.check(experiment.config, training=False)
+    restored = Checkpoints(folder.checkpoints).restore(model.trainer.abstract_state())
+    if restored is None:
+        raise ConfigError(
+            f"{field}='classifier', but there is none in {folder.path} yet; run "
+            "--mode=train_classifier first, or choose another"
+        )
+    return model.classifier(experiment.parallel.fetch_tree(restored.state.ema_params))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A trained model for notebooks and scripts.
+
+    Attributes:
+        denoiser: the network with averaged parameters, for samplers and likelihoods.
+        shape: (height, width, channels) of an image.
+        checkpoint: the checkpoint it comes from.
+        experiment: everything that the run's configuration describes.
+    """
+
+    denoiser: Denoiser
+    shape: tuple[int, int, int]
+    checkpoint: Checkpoint
+    experiment: Experiment
+
+    def to_uint8(self, x: Float[Any, "*count h w c"]) -> UInt8[np.ndarray, "*count h w c"]:
+        """Convert samples from the network's range to images in 0..255."""
+        return self.experiment.data.to_uint8(x)
+
+    def from_unit_range(self, images: Float[Any, "count h w c"]) -> Float[Any, "count h w c"]:
+        """Scale images in [0, 1] to the network's range."""
+        return self.experiment.data.from_unit_range(images)
+
+
+def load_model(path: str | Path, step: int | None = None) -> TrainedModel:
+    """Load the model of a run from its folder.
+
+    Args:
+        path: the run's --workdir.
+        step: step of the checkpoint; by default the latest good one.
+
+    Raises:
+        WorkdirError, CheckpointError: if there is no run, or no such checkpoint.
+    """
+    workdir = Workdir(path)
+    experiment = build(workdir.read_config())
+    checkpoint = load_checkpoint(experiment, workdir, step)
+    return TrainedModel(
+        denoiser=checkpoint.denoiser,
+        shape=experiment.data.shape,
+        checkpoint=checkpoint,
+        experiment=experiment,
+    )

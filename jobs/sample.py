@@ -1,7 +1,6 @@
-"""Tasks with pictures: restored from measurements, repainted from strokes, encoded, interpolated.
+"""Draw samples, plain or of a task: inverse problems, editing, latents.
 
-What is known of sample k is that of picture k modulo their number, so that more samples than
-pictures are several answers to each question.
+Inputs are cycled: sample k is conditioned on input k modulo their number.
 """
 
 from collections.abc import Callable
@@ -17,222 +16,253 @@ from data.pictures import read_images
 from denoising import Denoiser
 from errors import ConfigError
 from experiment.experiment import Experiment
-from experiment.tasks import Task
+from experiment.randomness import base_key
+from experiment.sampler import Checkpoint, Condition, Conditioned, unconditioned
+from experiment.tasks import Interpolate, InverseProblem, Measurement, Reconstruct, SDEdit, Task
 from files.pictures import image_grid
+from guidance.base import guide
+from guidance.operators import LinearOperator
 from jobs.cache import batches_of
 from numerics.arrays import normal_like, sample_keys
 from solvers.ode import interpolate
 
 Images = UInt8[np.ndarray, "_ height width channels"]
+_ROWS, _COLUMNS = 16, 8  # inputs, and samples per input, that a figure shows
+_GRID = 100  # plain samples that a figure shows
+
+
+class TaskResult(NamedTuple):
+    """Samples, arrays to save beside them, a figure, and a one-line summary.
+
+    In a row of the figure, the input comes first.
+    """
+
+    images: Images
+    arrays: dict[str, np.ndarray]
+    figure: UInt8[np.ndarray, "h w c"]
+    summary: str
 
 
 def draw_all(
-    experiment: Experiment, denoiser: Denoiser, count: int, **options: Callable
+    experiment: Experiment,
+    checkpoint: Checkpoint,
+    count: int,
+    condition: Condition = unconditioned,
 ) -> tuple[Images, int]:
-    """Samples 0 .. count - 1, and the network evaluations of one: the most, where they differ.
+    """Draw samples 0 .. count - 1; return them and the most network evaluations of one.
 
-    `options` are those of `Experiment.draw`.
+    Raises:
+        SamplingError, IntegrationError: if a sample becomes NaN or infinite.
     """
     parts, nfe = [], 0
     with tqdm(total=count, desc="sampling", dynamic_ncols=True, mininterval=0.5) as bar:
-        for indices in batches_of(count, experiment.config["eval"]["batch_size"]):
-            drawn = experiment.draw(denoiser, indices, **options)
+        for indices in batches_of(count, experiment.evaluation.batch_size):
+            drawn = experiment.sampler.draw(checkpoint, indices, condition=condition)
             parts.append(drawn.images)
             nfe = max(nfe, drawn.nfe)
             bar.update(len(indices))
     return np.concatenate(parts), nfe
 
 
-class Answers(NamedTuple):
-    """Samples of a task, arrays to be kept beside them, a picture, and a line that tells of them.
-
-    In a row of the picture, what was given comes first.
-    """
-
-    images: Images
-    arrays: dict[str, np.ndarray]
-    picture: UInt8[np.ndarray, "h w c"]
-    told: str
+def draw_plain(experiment: Experiment, checkpoint: Checkpoint, count: int) -> TaskResult:
+    """Draw samples without a task; raise as `draw_all`."""
+    images, nfe = draw_all(experiment, checkpoint, count)
+    return TaskResult(images, {}, image_grid(images[:_GRID]), f"NFE {nfe}")
 
 
 class TaskRun:
-    """A task on its pictures, which are read and checked when it is made.
+    """A task with its input images, which are read and checked at construction.
+
+    Args:
+        experiment: its sampler has the task.
+        task: the task.
+        count: number of samples to draw.
 
     Raises:
-      ConfigError: for pictures that are missing, or of the wrong shape or range.
+        ConfigError: for images that are missing, or of the wrong shape or range, or for fewer
+            samples than images.
     """
 
-    def __init__(self, experiment: Experiment, task: Task) -> None:
-        self.experiment, self.task = experiment, task
-        measured = task.restoration is not None and task.restoration.measured
-        shape = task.operator.measured if measured else experiment.item_shape
-        try:
-            given = read_images(
-                task.input,
-                shape,
-                None if measured else self._test_images,
-                in_range=task.name not in ("compressed_sensing", "mri") or not measured,
-                convert=not measured,
-            )
-        except ValueError as error:
-            raise ConfigError(f"config.sampling.{error}") from error
-        if task.name == "interpolate" and len(given) != 2:
+    def __init__(self, experiment: Experiment, task: Task, count: int) -> None:
+        self.experiment, self.task, self.count = experiment, task, count
+        self.inputs = self._read_inputs()
+        if isinstance(task.options, Interpolate) and len(self.inputs) != 2:
             raise ConfigError(
-                f"config.sampling.input={task.input!r} are {len(given)} pictures; interpolate goes "
-                "between two, such as a.png,b.png or test:0,test:1"
+                f"config.task.input={task.input!r} has {len(self.inputs)} images; interpolate "
+                "takes two, such as a.png,b.png or test:0,test:1"
             )
-        self.given, self.measured = given, measured
-
-    def _test_images(self) -> Float[np.ndarray, "n h w c"]:
-        data = self.experiment.data
-        return data.quantizer.to_uint8(data.test).astype(np.float32) / 255
-
-    def check_count(self, count: int) -> None:
-        """Raise ConfigError unless so many samples leave no question without an answer."""
-        least = {"reconstruct": 0, "interpolate": 2}.get(self.task.name, len(self.given))
+        least = {Reconstruct: 0, Interpolate: 2}.get(type(task.options), len(self.inputs))
         if count < least:
             raise ConfigError(
-                f"--num_samples={count} are too few for config.sampling.input={self.task.input!r} "
-                f"with task={self.task.name!r}; give at least {least}, or fewer pictures"
+                f"--num_samples={count} is too small for config.task.input={task.input!r} with "
+                f"name={task.name!r}; give at least {least}, or fewer images"
             )
 
-    def answer(self, denoiser: Denoiser, count: int) -> Answers:
-        """`count` samples of the task; of reconstruct, one of each picture.
+    @property
+    def _is_measurement(self) -> bool:
+        problem = self.task.inverse_problem
+        return problem is not None and problem.input_is_measurement
+
+    def _read_inputs(self) -> Float[np.ndarray, "n ..."]:
+        task, data = self.task, self.experiment.data
+        shape, keeps_range = data.shape, True
+        if self._is_measurement:
+            shape, keeps_range = self._operator.measured, self._measurement_options.keeps_range
+
+        def test_images() -> Float[np.ndarray, "n h w c"]:
+            return data.quantizer.to_uint8(data.images.test).astype(np.float32) / 255
+
+        try:
+            return read_images(
+                task.input,
+                shape,
+                None if self._is_measurement else test_images,
+                in_range=keeps_range,
+                convert=not self._is_measurement,
+            )
+        except ValueError as error:
+            raise ConfigError(f"config.task.{error}") from error
+
+    def run(self, checkpoint: Checkpoint) -> TaskResult:
+        """Draw the samples of the task; a reconstruction gives one per input.
 
         Raises:
-          SamplingError, IntegrationError: if any becomes NaN or infinite.
+            SamplingError, IntegrationError: if a sample becomes NaN or infinite.
         """
-        if self.task.operator is not None:
-            return self._restored(denoiser, count)
-        if self.task.name == "stroke":
-            images, nfe = draw_all(self.experiment, denoiser, count, **self.drawing)
-            return Answers(images, {}, self._picture([self._given_images], images), f"NFE {nfe}")
-        return self._coded(denoiser, count)
+        if self.task.inverse_problem is not None:
+            return self._solve_inverse_problem(checkpoint)
+        if isinstance(self.task.options, SDEdit):
+            images, nfe = draw_all(self.experiment, checkpoint, self.count, self.condition)
+            figure = self._figure([self._input_images], images)
+            return TaskResult(images, {}, figure, f"NFE {nfe}")
+        return self._through_latents(checkpoint)
+
+    def condition(self, denoiser: Denoiser, indices: Int[Array, "batch"]) -> Conditioned:
+        """Condition a batch of samples on their inputs."""
+        if isinstance(self.task.options, SDEdit):
+            source = self.experiment.data.from_unit_range(self.inputs)
+            return Conditioned(denoiser, source=self._rows(source, indices))
+        problem = self._problem
+        measurement = self._rows(self._measurement, indices)
+        guidance = problem.guidance(self._operator, measurement, self._noise)
+        return Conditioned(
+            denoiser if guidance is None else guide(denoiser, guidance),
+            projection=problem.projection(self._operator, measurement),
+        )
 
     @property
-    def drawing(self) -> dict[str, Callable]:
-        """What `Experiment.draw` is told of the pictures; nothing, where none is drawn."""
-        task = self.task
-        if task.operator is not None:
+    def _problem(self) -> InverseProblem:
+        assert self.task.inverse_problem is not None
+        return self.task.inverse_problem
 
-            def condition(denoiser: Denoiser, numbers: Int[Array, "batch"]) -> Denoiser:
-                known = self._rows(self._measurement, numbers)
-                return task.restoration.condition(denoiser, task.operator, known, self._noise)
+    @property
+    def _operator(self) -> LinearOperator:
+        assert self.task.operator is not None
+        return self.task.operator
 
-            return {"condition": condition}
-        if task.name == "stroke":
-            source = self.experiment.of_pictures(self.given)
-            return {"source": lambda numbers: self._rows(source, numbers)}
-        return {}
-
-    # --- restorations ---
+    @property
+    def _measurement_options(self) -> Measurement:
+        assert isinstance(self.task.options, Measurement)
+        return self.task.options
 
     @cached_property
     def _measurement(self) -> Float[np.ndarray, "n ..."]:
-        """y of each picture in the network's range, with its noise if it is measured here."""
-        operator, experiment = self.task.operator, self.experiment
-        if not self.measured:
-            x = jnp.asarray(experiment.of_pictures(self.given))
+        """y of each input in the network's range; noise is added where it is measured here."""
+        operator, experiment = self._operator, self.experiment
+        if self._is_measurement:
+            # Images become network inputs by u -> gain u + offset, and A is linear.
+            offset = jnp.full((1, *operator.shape), self._ends[0])
+            y = self._unit * jnp.asarray(self.inputs) + operator(offset)
+        else:
+            x = jnp.asarray(experiment.data.from_unit_range(self.inputs))
             y = operator(x)
             if self._noise:
-                key = experiment.key(experiment.config["sampling"]["seed"], "measurement")
+                key = base_key(experiment.sampler.options.seed, "measurement")
                 y += self._noise * normal_like(sample_keys(key, jnp.arange(len(x))), y)
-        else:
-            # Pictures become the network's images by u -> gain u + offset, and A is linear.
-            offset = jnp.full((1, *operator.shape), self._ends[0])
-            y = self._unit * jnp.asarray(self.given) + operator(offset)
         return np.asarray(operator.in_range(y))
 
     @property
     def _unit(self) -> float:
-        """What 1 in a measurement of pictures in [0, 1] is in y."""
+        """The size in y of 1 in a measurement of images in [0, 1]."""
         gain = float(self._ends[1] - self._ends[0])
-        # Grey levels are means over the channels, and A has sums over sqrt(channels).
-        sums = self.task.name == "colorize"
-        return gain * float(np.sqrt(self.experiment.item_shape[-1])) if sums else gain
+        return gain * self._measurement_options.unit(self.experiment.data.shape)
 
     @property
     def _ends(self) -> Float[np.ndarray, "2"]:
-        return self.experiment.of_pictures(np.array([0, 1], np.float32))
+        return self.experiment.data.from_unit_range(np.array([0, 1], np.float32))
 
     @property
     def _noise(self) -> float:
-        return self._unit * self.task.restoration.noise
+        return self._unit * self._problem.noise
 
-    def _restored(self, denoiser: Denoiser, count: int) -> Answers:
-        operator, y = self.task.operator, self._measurement
-        images, nfe = draw_all(self.experiment, denoiser, count, **self.drawing)
-        again = operator(jnp.asarray(self.experiment.of_pictures(images.astype(np.float32) / 255)))
-        wanted = y[np.arange(count) % len(y)]
-        off = np.asarray(again - wanted) / self._unit
-        off = np.sqrt(np.sum(off**2) / (count * float(operator.count)))
-        # What has the shape of an image is shown as it is, and all else as A^+ makes it.
-        is_image = operator.measured == operator.shape
-        seen = self.experiment.pictures(y if is_image else operator.pseudo_inverse(jnp.asarray(y)))
-        columns = [seen] if self.measured else [self._given_images, seen]
-        told = (
-            f"NFE {nfe}, their measurements off by {off:.4f} "
-            f"(root mean square, images in [0, 1]; noise {self.task.restoration.noise:g})"
+    def _solve_inverse_problem(self, checkpoint: Checkpoint) -> TaskResult:
+        operator, y, data = self._operator, self._measurement, self.experiment.data
+        images, nfe = draw_all(self.experiment, checkpoint, self.count, self.condition)
+        again = operator(jnp.asarray(data.from_unit_range(images.astype(np.float32) / 255)))
+        wanted = y[np.arange(self.count) % len(y)]
+        error = np.asarray(again - wanted) / self._unit
+        error = np.sqrt(np.sum(error**2) / (self.count * float(operator.count)))
+        # Measurements shaped like images are shown directly, others by the pseudo-inverse.
+        is_image = operator.measurement_shape == operator.shape
+        seen = data.to_uint8(y if is_image else operator.pseudo_inverse(jnp.asarray(y)))
+        columns = [seen] if self._is_measurement else [self._input_images, seen]
+        summary = (
+            f"NFE {nfe}, measurement error {error:.4f} "
+            f"(root mean square, images in [0, 1]; noise {self._problem.noise:g})"
         )
-        return Answers(images, {"measurement": y}, self._picture(columns, images), told)
+        return TaskResult(images, {"measurement": y}, self._figure(columns, images), summary)
 
-    # --- codes ---
+    def _through_latents(self, checkpoint: Checkpoint) -> TaskResult:
+        data, solve = self.experiment.data, self.experiment.sampler.solve
+        x = data.from_unit_range(self.inputs)
+        latents = self._map(solve.encode, checkpoint, x, np.arange(len(x)))
+        if isinstance(self.task.options, Reconstruct):
+            path, classes = latents, np.arange(len(latents))
+        else:  # with the class of the first image
+            fractions = jnp.linspace(0, 1, self.count)
+            first, last = jnp.asarray(latents)
+            path = np.asarray(interpolate(first, last, fractions))
+            classes = np.zeros(self.count, int)
+        images = data.to_uint8(self._map(solve.decode, checkpoint, path, classes))
+        arrays, inputs = {"latent": latents}, self._input_images
+        if isinstance(self.task.options, Interpolate):
+            row = np.concatenate([inputs[:1], images, inputs[1:]])
+            return TaskResult(images, arrays, image_grid(row, columns=len(row)), "interpolated")
+        error = np.sqrt(np.mean(((images.astype(np.float32) - inputs) / 255) ** 2))
+        summary = f"error {error:.4f} (root mean square, images in [0, 1])"
+        return TaskResult(images, arrays, self._figure([inputs], images), summary)
 
-    def _coded(self, denoiser: Denoiser, count: int) -> Answers:
-        encode, decode = self.task.coder
-        x = self.experiment.of_pictures(self.given)
-        codes = self._through(encode, denoiser, x, np.arange(len(x)))
-        if self.task.name == "reconstruct":
-            path, classes = codes, np.arange(len(codes))
-        else:  # the class on the way is the first picture's
-            path = np.asarray(interpolate(*jnp.asarray(codes), jnp.linspace(0, 1, count)))
-            classes = np.zeros(count, int)
-        images = self.experiment.pictures(self._through(decode, denoiser, path, classes))
-        arrays = {"latent": codes}
-        if self.task.name == "interpolate":
-            ends = self._given_images
-            row = np.concatenate([ends[:1], images, ends[1:]])
-            return Answers(images, arrays, image_grid(row, columns=len(row)), "between two codes")
-        off = (images.astype(np.float32) - self._given_images) / 255
-        told = f"off by {np.sqrt(np.mean(off**2)):.4f} (root mean square, images in [0, 1])"
-        return Answers(images, arrays, self._picture([self._given_images], images), told)
-
-    def _through(
+    def _map(
         self,
-        way: Callable[..., Array],
-        denoiser: Denoiser,
+        function: Callable[[Denoiser, Array], Array],
+        checkpoint: Checkpoint,
         states: Float[np.ndarray, "n h w c"],
-        numbers: Int[np.ndarray, "n"],
+        classes: Int[np.ndarray, "n"],
     ) -> Float[np.ndarray, "n h w c"]:
-        """Images to codes, or back, batch by batch; `numbers` are the samples' of these classes."""
-        experiment, parts = self.experiment, []
-        for rows in batches_of(len(states), experiment.config["eval"]["batch_size"]):
-            conditioned = experiment.of_classes(denoiser, experiment.place(numbers[rows]))
-            answer = way(conditioned, self._rows(states, experiment.place(rows)))
-            parts.append(experiment.layout.fetch(answer)[: len(rows)])
+        """Map images to latents, or back, batch by batch, with the classes of these samples."""
+        sampler, parallel, parts = self.experiment.sampler, self.experiment.parallel, []
+        for rows in batches_of(len(states), self.experiment.evaluation.batch_size):
+            denoiser = sampler.with_classes(checkpoint, parallel.place(classes[rows]))
+            mapped = function(denoiser, self._rows(states, parallel.place(rows)))
+            parts.append(parallel.fetch(mapped)[: len(rows)])
         return np.concatenate(parts)
 
-    # --- what they share ---
-
-    def _rows(self, array: Array | np.ndarray, numbers: Int[Array, "batch"]) -> Array:
-        """Of each sample's picture, split over the devices as the samples are."""
-        layout = self.experiment.layout
-        return layout.split_rows(np.asarray(array)[layout.fetch(numbers) % len(array)])
+    def _rows(self, array: Array | np.ndarray, indices: Int[Array, "batch"]) -> Array:
+        """Return the row of each sample's input, split over the devices as the samples are."""
+        parallel = self.experiment.parallel
+        return parallel.split_rows(np.asarray(array)[parallel.fetch(indices) % len(array)])
 
     @property
-    def _given_images(self) -> Images:
-        return np.rint(self.given * 255).astype(np.uint8)
+    def _input_images(self) -> Images:
+        return np.rint(self.inputs * 255).astype(np.uint8)
 
-    def _picture(self, columns: list[Images], images: Images) -> UInt8[np.ndarray, "h w c"]:
-        """What was given, a row each, and beside it the samples of it."""
-        rows = min(len(columns[0]), len(images), _ROWS)
-        width = min(len(images) // len(columns[0]), _COLUMNS) or 1
-        shown = [
-            np.concatenate([column[row : row + 1] for column in columns] + [samples[:width]])
-            for row in range(rows)
-            for samples in (images[row :: len(columns[0])],)
-        ]
+    def _figure(self, columns: list[Images], images: Images) -> UInt8[np.ndarray, "h w c"]:
+        """Return a row per input: what was given, then samples."""
+        inputs = len(columns[0])
+        rows = min(inputs, len(images), _ROWS)
+        width = min(len(images) // inputs, _COLUMNS) or 1
+        shown = []
+        for row in range(rows):
+            samples = images[row::inputs][:width]
+            shown.append(np.concatenate([*(column[row : row + 1] for column in columns), samples]))
         return image_grid(np.concatenate(shown), columns=len(shown[0]))
-
-
-_ROWS, _COLUMNS = 16, 8  # of what was given, and of samples, that a picture shows

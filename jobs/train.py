@@ -1,7 +1,7 @@
-"""Training an experiment in its folder: cadence, files, and stopping.
+"""Train in a run's folder: cadence, files, and stopping.
 
-Training goes on from the folder's latest good checkpoint; because data order and randomness are
-functions of the step, the result is that of a run that never stopped.
+Training continues from the folder's latest good checkpoint. Data order and randomness are functions
+of the step, so the result equals that of a run that never stopped.
 """
 
 import math
@@ -11,44 +11,117 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from data import batches
+from data.batches import TrainingBatches
 from errors import TrainingError
+from experiment.data import Data
 from experiment.experiment import Experiment
+from experiment.options import TrainingOptions
+from experiment.randomness import base_key
+from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from jobs.workdir import Workdir
 from training.checkpoints import Checkpoints
 from training.metrics_log import MetricsLog
-from training.step import TrainState
+from training.step import Trainer, TrainState
 
 
-def train_experiment(experiment: Experiment, workdir: Workdir) -> bool:
-    """Train what an experiment trains; False if it was trained already.
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What is trained, on what, and how long.
 
-    SIGTERM and Ctrl-C save a checkpoint and leave with exit status 128 + the signal's number.
+    Attributes:
+        config: the resolved configuration, saved with every checkpoint.
+        seed: seed of initialization, noise and data order.
+        section: "model" or "classifier", the section of the configuration that is trained.
+        sampler: draws sample grids during training; None draws none.
+    """
+
+    config: dict[str, Any]
+    seed: int
+    section: str
+    data: Data
+    trainer: Trainer
+    options: TrainingOptions
+    sampler: Sampler | None
+
+    def batches(self) -> TrainingBatches:
+        """Return the training stream.
+
+        Raises:
+            ConfigError: if data are missing, or have other classes than the network.
+        """
+        classes = self.trainer.classes
+        if classes:
+            self.data.require_classes(self.data.images.train_labels, classes, self.section)
+        return self.data.training_batches(self.options.batch_size, self.seed, labels=bool(classes))
+
+
+def model_job(experiment: Experiment) -> TrainingJob:
+    """Return the job that trains an experiment's score model."""
+    return TrainingJob(
+        config=experiment.config,
+        seed=experiment.seed,
+        section="model",
+        data=experiment.data,
+        trainer=experiment.trainer,
+        options=experiment.training,
+        sampler=experiment.sampler if experiment.training.sample_every else None,
+    )
+
+
+def classifier_job(experiment: Experiment) -> TrainingJob:
+    """Return the job that trains an experiment's noise-conditional classifier.
 
     Raises:
-      ConfigError, WorkdirError, CheckpointError: before anything in the folder is touched.
-      TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
+        ConfigError: if the classifier does not suit the images or the devices.
     """
-    batches = experiment.training_batches()
-    workdir.check(experiment.config, training=True)
-    settings = experiment.config["training"]
-    checkpoints = Checkpoints(workdir.checkpoints, keep=settings["keep_checkpoints"])
-    state = _initial_state(experiment, checkpoints)
-    step, last = int(state.step), settings["steps"]
+    model = experiment.classifier
+    model.check(experiment.data)
+    options = TrainingOptions(
+        batch_size=model.options.batch_size,
+        steps=model.options.steps,
+        log_every=experiment.training.log_every,
+        checkpoint_every=model.options.steps,
+        keep_checkpoints=experiment.training.keep_checkpoints,
+        sample_every=0,
+    )
+    return TrainingJob(
+        config=experiment.config,
+        seed=experiment.seed,
+        section="classifier",
+        data=experiment.data,
+        trainer=model.trainer,
+        options=options,
+        sampler=None,
+    )
+
+
+def train(job: TrainingJob, workdir: Workdir) -> bool:
+    """Train to the last step; return False if the run was trained already.
+
+    SIGTERM and Ctrl-C save a checkpoint and exit with status 128 + the signal's number.
+
+    Raises:
+        ConfigError, WorkdirError, CheckpointError: before anything in the folder is touched.
+        TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
+    """
+    batches = job.batches()
+    workdir.check(job.config, training=True)
+    checkpoints = Checkpoints(workdir.checkpoints, keep=job.options.keep_checkpoints)
+    state = _initial_state(job, checkpoints)
+    step, last = int(state.step), job.options.steps
     if step >= last:
-        print(
-            f"{workdir.path} is trained: step {step} of {last}. Raise the number of steps to go on."
-        )
+        print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
         return False
     workdir.path.mkdir(parents=True, exist_ok=True)
-    workdir.save_config(experiment.config)
+    workdir.save_config(job.config)
     log = MetricsLog(workdir.path, step=step)
     try:
         with (
@@ -57,75 +130,88 @@ def train_experiment(experiment: Experiment, workdir: Workdir) -> bool:
                 total=last, initial=step, desc="training", dynamic_ncols=True, mininterval=0.5
             ) as bar,
         ):
-            state = _train_loop(experiment, batches, state, checkpoints, log, workdir, bar, stop)
+            state = _Loop(job, checkpoints, log, workdir, bar, stop).run(batches, state)
         checkpoints.wait()
     finally:
         checkpoints.close()
         log.close()
     if stop:
         name = signal.Signals(stop[0]).name
-        print(f"stopped by {name} at step {int(state.step)}, saved; the same command goes on")
+        print(f"stopped by {name} at step {int(state.step)}, saved; rerun the command to continue")
         sys.exit(128 + stop[0])
     print(f"trained {last} steps")
     return True
 
 
-def _initial_state(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
-    restored = checkpoints.restore(experiment.trainer.abstract_state())
+def _initial_state(job: TrainingJob, checkpoints: Checkpoints) -> TrainState:
+    restored = checkpoints.restore(job.trainer.abstract_state())
     if restored is None:
-        return experiment.trainer.first_state(experiment.key(experiment.config["seed"], "init"))
-    print(f"going on from the checkpoint at step {restored.step}")
+        return job.trainer.init_state(base_key(job.seed, "init"))
+    print(f"continuing from the checkpoint at step {restored.step}")
     return restored.state
 
 
-def _train_loop(
-    experiment: Experiment,
-    batches: batches.TrainingBatches,
-    state: TrainState,
-    checkpoints: Checkpoints,
-    log: MetricsLog,
-    workdir: Workdir,
-    bar: tqdm,
-    stop: list[int],
-) -> TrainState:
-    settings, layout = experiment.config["training"], experiment.layout
-    last = settings["steps"]
-    rows = layout.local_rows(settings["batch_size"])
-    advance = experiment.trainer.compiled_step()
-    key = experiment.key(experiment.config["seed"], "training")
-    pending: deque[tuple[int, dict]] = deque()
-    clock = _Clock()
-    for step in range(int(state.step) + 1, last + 1):
-        batch = [layout.put_batch(batches.at(step - 1, rows))]
-        if experiment.classes:
-            batch.append(layout.put_batch(batches.labels_at(step - 1, rows)))
-        state, scalars = advance(key, state, *batch)
-        pending.append((step, scalars))
-        stopping = bool(stop)  # read once: a signal may come at any line of this loop
-        due = {
-            name: stopping or step == last or _is_due(step, settings[f"{name}_every"])
-            for name in ("log", "checkpoint", "sample")
-        }
-        # Scalars are read one step late, so that the device never waits for Python; where
-        # something is about to be written, all of them are.
-        while len(pending) > (0 if any(due.values()) else 1):
-            values = _finite(*pending.popleft(), checkpoints)
-        clock.count(settings["batch_size"])
-        bar.update()
-        if due["log"]:
-            rate = clock.rate()
-            bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
-            if not stopping or _is_due(step, settings["log_every"]):
-                log.write(step, {**values, "images_per_sec": round(rate, 1)})
-        if due["checkpoint"]:
-            checkpoints.save(step, state, experiment.config)
-        if stopping:
-            break
-        if due["sample"] and settings["sample_every"]:
-            _write_samples(experiment, state, log, workdir)
-        if due["checkpoint"] or due["sample"]:
-            clock.restart()
-    return state
+@dataclass(frozen=True)
+class _Loop:
+    """The training loop and what it writes to."""
+
+    job: TrainingJob
+    checkpoints: Checkpoints
+    log: MetricsLog
+    workdir: Workdir
+    bar: tqdm
+    stop: list[int]
+
+    def run(self, batches: TrainingBatches, state: TrainState) -> TrainState:
+        options, parallel = self.job.options, self.job.data.parallel
+        rows = parallel.local_rows(options.batch_size)
+        advance = self.job.trainer.compiled_step()
+        key = base_key(self.job.seed, "training")
+        pending: deque[tuple[int, dict]] = deque()
+        clock = _Clock()
+        for step in range(int(state.step) + 1, options.steps + 1):
+            batch = [parallel.put_batch(batches.at(step - 1, rows))]
+            if self.job.trainer.classes:
+                batch.append(parallel.put_batch(batches.labels_at(step - 1, rows)))
+            state, scalars = advance(key, state, *batch)
+            pending.append((step, scalars))
+            stopping = bool(self.stop)  # read once: a signal may come at any line of this loop
+            ends = stopping or step == options.steps
+            logs = ends or _is_due(step, options.log_every)
+            saves = ends or _is_due(step, options.checkpoint_every)
+            samples = not stopping and options.sample_every > 0
+            samples = samples and (ends or _is_due(step, options.sample_every))
+            # Scalars are read one step late, so that the device never waits for Python; where
+            # something is about to be written, all of them are.
+            while len(pending) > (0 if logs or saves or samples else 1):
+                values = _finite(*pending.popleft(), self.checkpoints)
+            clock.count(options.batch_size)
+            self.bar.update()
+            if logs:
+                rate = clock.rate()
+                self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
+                if not stopping or _is_due(step, options.log_every):
+                    self.log.write(step, {**values, "images_per_sec": round(rate, 1)})
+            if saves:
+                self.checkpoints.save(step, state, self.job.config)
+            if stopping:
+                break
+            if samples:
+                self._write_samples(state)
+            if saves or samples:
+                clock.restart()
+        return state
+
+    def _write_samples(self, state: TrainState) -> None:
+        sampler, step = self.job.sampler, int(state.step)
+        if sampler is None:
+            return
+        denoiser = self.job.trainer.denoiser(state.ema_params, None)
+        checkpoint = Checkpoint(step=step, denoiser=denoiser)
+        images = sampler.draw(checkpoint, np.arange(self.job.options.sample_count)).images
+        grid = image_grid(images)
+        write_png(self.workdir.samples / f"step_{step}.png", grid)
+        self.log.image(step, "samples", grid)
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -135,10 +221,10 @@ def _is_due(step: int, every: int) -> bool:
 def _finite(step: int, scalars: dict[str, jax.Array], checkpoints: Checkpoints) -> dict[str, float]:
     values = {name: float(value) for name, value in scalars.items()}
     if not all(map(math.isfinite, values.values())):
-        checkpoints.wait()  # for the one that is being written
+        checkpoints.wait()  # for a save under way
         kept = checkpoints.steps()
         remedy = (
-            f"the last good checkpoint is step {kept[-1]}" if kept else "no checkpoint was made"
+            f"the last good checkpoint is step {kept[-1]}" if kept else "there is no checkpoint yet"
         )
         raise TrainingError(
             f"step {step}: {', '.join(f'{k}={v}' for k, v in values.items())}; {remedy}. "
@@ -147,19 +233,8 @@ def _finite(step: int, scalars: dict[str, jax.Array], checkpoints: Checkpoints) 
     return values
 
 
-def _write_samples(
-    experiment: Experiment, state: TrainState, log: MetricsLog, workdir: Workdir
-) -> None:
-    count = experiment.config["training"]["sample_count"]
-    grid = image_grid(
-        experiment.draw(experiment.denoiser(state.ema_params), np.arange(count)).images
-    )
-    write_png(workdir.samples / f"step_{int(state.step)}.png", grid)
-    log.image(int(state.step), "samples", grid)
-
-
 class _Clock:
-    """Images a second since the last reading."""
+    """Measures images per second since the last reading."""
 
     def __init__(self) -> None:
         self.restart()
@@ -178,7 +253,7 @@ class _Clock:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C in a list that the loop looks at; a second one acts at once."""
+    """Collect SIGTERM and Ctrl-C in a list that the loop reads; a second one acts at once."""
     received: list[int] = []
     previous = {}
 

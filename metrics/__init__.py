@@ -1,1 +1,1 @@
-"""Numbers that judge a model: they know features and statistics, never networks of ours."""
+"""Metrics of samples and likelihoods: they see features and statistics, never our networks."""

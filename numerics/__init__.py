@@ -1,0 +1,1 @@
+"""Numerical tools: arrays and keys, traces of Jacobians, integration of ODEs and SDEs."""

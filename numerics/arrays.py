@@ -1,20 +1,24 @@
-"""Where a coefficient meets an image: shapes, per-sample sums and per-sample random numbers.
+"""Shapes of coefficients and images, per-sample sums and random numbers, and pytrees.
 
-A coefficient such as alpha(t) is shaped like t, () or (batch,); an array x has shape (batch, ...).
-Random numbers belong to samples, not to batches: sample k draws from `fold_in(key, k)`, so it is
-the same image in any batch, on any number of devices, and after any restart.
+A coefficient such as alpha(t) has the shape of t, () or (batch,). An array x has shape
+(batch, ...). Random numbers belong to samples, not to batches: sample k draws from
+`fold_in(key, k)`. It is the same in any batch, on any number of devices, and after any restart.
 """
 
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey, register_pytree_with_keys
 from jaxtyping import Array, Float, Int, Key, Shaped
+
+Batch = Float[Array, "batch ..."]
+Shape = tuple[int, ...]
+T = TypeVar("T")
 
 
 def expand_like(
@@ -26,58 +30,72 @@ def expand_like(
 
 
 def sum_per_sample(x: Float[Array, "batch ..."]) -> Float[Array, "batch"]:
-    """Sum over every axis but the first."""
+    """Sum over all axes except the first."""
     return jnp.sum(x.reshape(x.shape[0], -1), axis=-1)
 
 
+def default_indices(indices: Int[Array, "batch"] | None, count: int) -> Int[Array, "batch"]:
+    """Return the sample indices, which are 0 .. count - 1 if None are given."""
+    return jnp.arange(count) if indices is None else indices
+
+
 def sample_keys(key: Key[Array, ""], indices: Int[Array, "batch"]) -> Key[Array, "batch"]:
-    """One key per sample index: `fold_in(key, index)`."""
+    """Return one key per sample index, `fold_in(key, index)`."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
 
 
 def fold_in_each(keys: Key[Array, "batch"], data: int | Int[Array, ""]) -> Key[Array, "batch"]:
-    """Fold the same number (a step, a role) into every sample's key."""
+    """Fold one number, such as a step, into every sample's key."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 
 def normal_like(
     keys: Key[Array, "batch"], x: Float[Array, "batch *shape"]
 ) -> Float[Array, "batch *shape"]:
-    """Standard normal noise shaped like `x`, row k drawn from `keys[k]` alone."""
+    """Draw standard normal noise shaped like `x`; row k depends on `keys[k]` alone."""
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
 def digest(tree: Any) -> str:
-    """16 hexadecimal digits that tell the numbers in a tree of NumPy arrays from others."""
+    """Return 16 hexadecimal digits that identify the numbers in a tree of NumPy arrays."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         found.update(f"{leaf.dtype}{leaf.shape}".encode())
-        found.update(np.ascontiguousarray(leaf))
+        found.update(np.ascontiguousarray(leaf).data)
     return found.hexdigest()[:16]
 
 
-def in_float64(function: Callable[[Array], Any], values: Any) -> Any:
-    """An elementwise `function` of NumPy values in double precision; its arrays are NumPy's.
+def pad_to_block(rows: np.ndarray, *, fill: float = 0) -> np.ndarray:
+    """Append rows of `fill` up to a multiple of 1024 rows.
 
-    For what is computed once, from a process and a grid of times, before anything large runs. It
-    runs on the CPU, in blocks of one size, so that another number of times needs no compilation.
+    A program that is compiled for the padded shape then serves any number of rows.
+    """
+    padding = [(0, -len(rows) % 1024), *[(0, 0)] * (rows.ndim - 1)]
+    return np.pad(rows, padding, constant_values=fill)
+
+
+def in_float64(function: Callable[[Array], Any], values: Any) -> Any:
+    """Apply an elementwise `function` to NumPy values in float64, and return NumPy arrays.
+
+    It is for coefficients of a process on a grid of times, computed once before sampling. It runs
+    on the CPU, on padded values, so that another number of times needs no compilation.
     """
     values = np.asarray(values, np.float64)
-    blocks = np.pad(values.ravel(), (0, -values.size % 1024), constant_values=1)
+    blocks = pad_to_block(values.ravel(), fill=1)
     with jax.enable_x64(True), jax.default_device("cpu"):
-        answer = function(jnp.asarray(blocks))
-        return jax.tree.map(lambda y: np.asarray(y)[: values.size].reshape(values.shape), answer)
+        result = function(jnp.asarray(blocks))
+        return jax.tree.map(lambda y: np.asarray(y)[: values.size].reshape(values.shape), result)
 
 
-def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type], type]:
-    """A class decorator that registers a dataclass as a pytree; the `static` fields are hashed.
+def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
+    """Return a class decorator that registers a dataclass as a pytree with hashed `static` fields.
 
-    `jax.tree_util.register_dataclass` would not do: the structures of two classes that it has
-    registered compare equal if their numbers of leaves and static fields do (jaxlib 0.10 to 0.12),
-    so that jit, when hashes happen to share a bucket, runs the program of one class for the other.
+    `jax.tree_util.register_dataclass` is not safe here (jaxlib 0.10 to 0.12). The structures of two
+    classes that it registered are equal if their numbers of leaves and their static fields are
+    equal. If their hashes share a bucket, jit runs the program of one class for the other.
     """
 
-    def register(cls: type) -> type:
+    def register(cls: type[T]) -> type[T]:
         traced = [f.name for f in dataclasses.fields(cls) if f.name not in static]
 
         def flatten_with_keys(thing: Any) -> tuple[list, tuple]:
@@ -85,7 +103,7 @@ def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type], type]:
             return children, tuple(getattr(thing, name) for name in static)
 
         def unflatten(fixed: tuple, children: Any) -> Any:
-            # Not through __init__, whose checks want numbers, not tracers and placeholders.
+            # Without __init__, whose checks need numbers, not tracers and placeholders.
             thing = object.__new__(cls)
             for name, value in zip((*traced, *static), (*children, *fixed), strict=True):
                 object.__setattr__(thing, name, value)

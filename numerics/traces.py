@@ -2,8 +2,9 @@
 
     tr J = sum_i e_i^T J e_i = E v^T J v,    for probes v with E v v^T = I
 
-(Hutchinson 1990). The exact trace takes one directional derivative a dimension, the estimate one a
-probe; its variance is least for probes of random signs, where J's diagonal adds nothing to it.
+(Hutchinson 1990). The exact trace takes one directional derivative per dimension, the estimate one
+per probe. The estimate's variance is smallest for probes of random signs, where the diagonal of J
+adds nothing to it.
 """
 
 from collections.abc import Callable
@@ -21,18 +22,19 @@ def _gaussian(key: Key[Array, ""], probes: int, x: Float[Array, "*shape"]) -> Ar
     return jax.random.normal(key, (probes, *x.shape), x.dtype)
 
 
-# Draws so many directions v shaped like x, with unit covariance: (probes, *shape).
+# Draws `probes` directions v shaped like x, with unit covariance: (probes, *shape).
 PROBES: dict[str, Callable[..., Array]] = {"rademacher": _rademacher, "gaussian": _gaussian}
-_DIRECTIONS = 64  # of the exact trace that are taken at once
+_DIRECTIONS = 64  # directions of the exact trace per batched derivative
 
 
 def exact_trace(
     jacobian: Callable[[Float[Array, "batch *shape"]], Float[Array, "batch *shape"]],
     x: Float[Array, "batch *shape"],
 ) -> Float[Array, "batch"]:
-    """Trace of each sample's Jacobian, where `jacobian` maps directions to their derivatives.
+    """Return the trace of each sample's Jacobian; `jacobian` maps directions to derivatives.
 
-    Sample k of its answer depends on sample k of the directions alone, as networks have it.
+    Sample k of the derivatives must depend on sample k of the directions alone, as it does for
+    networks.
     """
     dims = x[0].size
 

@@ -79,7 +79,7 @@ class AnalyticDPM:
         if self.trajectory == "optimal":
             times = self._optimal(sde, times)
         level = levels_of(sde, times)
-        sigma, step = level.sigma[1:], np.diff(level.lam)
+        sigma, step = level.sigma[1:], np.diff(level.half_log_snr)
         if self.form == "ddpm":
             least, of_eps = sigma**2 * -np.expm1(-2 * step), -2 * sigma * np.sinh(step)
         else:
@@ -87,7 +87,7 @@ class AnalyticDPM:
         before = Levels(*(values[:-1] for values in level))
         unknown = 1 - self.moments.at(sde, before)
         if self.half_range is not None:
-            unknown = np.minimum(unknown, self.half_range**2 * np.exp(2 * before.lam))
+            unknown = np.minimum(unknown, self.half_range**2 * np.exp(2 * before.half_log_snr))
         noise = np.sqrt(least + of_eps**2 * unknown)
         if self.last_noise is not None:
             noise[-1] = min(noise[-1], self.last_noise)
@@ -120,13 +120,13 @@ def optimal_times(sde: SDE, moments: EpsMoments, steps: int) -> Float[np.ndarray
             f"steps={steps} must lie between 1 and {count - 1}, the moments having {count} times"
         )
     level = levels_of(sde, times)
-    lam = level.lam
-    error = (1 - moments.at(sde, level)) * np.exp(-2 * lam)
+    half_log_snr = level.half_log_snr
+    error = (1 - moments.at(sde, level)) * np.exp(-2 * half_log_snr)
     error = np.maximum.accumulate(error[::-1])[::-1]
-    unknown = error * np.exp(2 * lam)
+    unknown = error * np.exp(2 * half_log_snr)
     # cost[i, j] of the step to time i from time j, which must come before.
     ahead = np.arange(count)[:, None] > np.arange(count)
-    growth = np.expm1(2 * np.where(ahead, lam[:, None] - lam, 0))
+    growth = np.expm1(2 * np.where(ahead, half_log_snr[:, None] - half_log_snr, 0))
     cost = np.where(ahead, np.log1p(growth * unknown), np.inf)
     return times[_cheapest_path(cost, steps)]
 

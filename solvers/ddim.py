@@ -37,7 +37,9 @@ class DDIM:
         level = levels_of(sde, times)
         alpha_t, alpha_s = level.alpha[:-1], level.alpha[1:]
         sigma_t, sigma_s = level.sigma[:-1], level.sigma[1:]
-        part = -np.expm1(2 * (level.lam[:-1] - level.lam[1:]))  # negative on the way to the noise
+        part = -np.expm1(
+            2 * (level.half_log_snr[:-1] - level.half_log_snr[1:])
+        )  # negative on the way to the noise
         noise = self.eta * np.sqrt(np.maximum(part, 0)) * sigma_s
         # x0 = (x - sigma_t eps) / alpha_t
         of_x = alpha_s / alpha_t

@@ -40,7 +40,7 @@ class DEIS:
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         orders = step_orders(len(times) - 1, self.order, rising=True, falling=False)
         level = levels_of(sde, times)
-        inside = level.lam[:-1, None] + np.diff(level.lam)[:, None] * FRACTIONS
+        inside = level.half_log_snr[:-1, None] + np.diff(level.half_log_snr)[:, None] * FRACTIONS
         inside = in_float64(sde.time_of_log_snr, 2 * inside)
         x, *predictions = basis(self.order)
         weights = []

@@ -148,21 +148,21 @@ def _solve(
     prior = prior_states(sample_keys(key, indices), denoiser.sde, item_shape)
 
     def of_one(x: Float[Array, "..."], entry: Any) -> Solution:
-        return _solve_one(denoiser.of_one(entry), x[None], times.astype(x.dtype), options)
+        return _solve_one(denoiser.index(entry), x[None], times.astype(x.dtype), options)
 
-    solution = jax.vmap(of_one)(prior, denoiser.per_image)
+    solution = jax.vmap(of_one)(prior, denoiser.batched_fields)
     denoise = options.finish == "denoise"
     x = denoiser.predict(solution.y, options.t_min).x0 if denoise else solution.y
     return x, solution._replace(y=None)
 
 
 class _Walk(NamedTuple):
-    """Where a sample is on its way, at the time t of `lam`; h is the next step's length."""
+    """A sample at time t, where log(alpha / sigma) is `half_log_snr`; h is the next step size."""
 
     x: Batch
     previous: Batch  # the lower order's x of the last step taken
     t: Array
-    lam: Array
+    half_log_snr: Array
     h: Array
     steps: Array  # tried so far
     finite: Array
@@ -174,38 +174,43 @@ def _solve_one(
 ) -> Solution:
     """From t = 1 to t_min, for a batch of one."""
     start, end = jnp.ones((), x.dtype), jnp.asarray(options.t_min, x.dtype)
-    lam, lam_end = denoiser.sde.log_snr(start) / 2, denoiser.sde.log_snr(end) / 2
+    half_log_snr, half_log_snr_end = denoiser.sde.log_snr(start) / 2, denoiser.sde.log_snr(end) / 2
 
     def on_the_way(walk: _Walk) -> Bool[Array, ""]:
-        return (walk.lam < lam_end) & (walk.steps < options.max_steps) & walk.finite
+        return (
+            (walk.half_log_snr < half_log_snr_end) & (walk.steps < options.max_steps) & walk.finite
+        )
 
     def step(walk: _Walk) -> _Walk:
-        lams = walk.lam + walk.h * jnp.array(_PARTS[options.order])
-        times = denoiser.sde.time_of_log_snr(2 * lams)
+        half_log_snrs = walk.half_log_snr + walk.h * jnp.array(_PARTS[options.order])
+        times = denoiser.sde.time_of_log_snr(2 * half_log_snrs)
         # The last step arrives at the end itself, whatever the rounding.
-        last = walk.h >= lam_end - walk.lam
-        lam, t = jnp.where(last, lam_end, lams[-1]), jnp.where(last, end, times[-1])
+        last = walk.h >= half_log_snr_end - walk.half_log_snr
+        half_log_snr, t = (
+            jnp.where(last, half_log_snr_end, half_log_snrs[-1]),
+            jnp.where(last, end, times[-1]),
+        )
         high, low = _both_orders(denoiser, walk, times.at[-1].set(t), options)
         scale = options.rtol * jnp.maximum(jnp.abs(low), jnp.abs(walk.previous))
         error = jnp.sqrt(jnp.mean(((high - low) / jnp.maximum(options.atol, scale)) ** 2))
         path = _with_frames_between(denoiser.sde, walk, high, t, frames)
-        x, previous, t, lam, path = jax.tree.map(
+        x, previous, t, half_log_snr, path = jax.tree.map(
             partial(jnp.where, error <= 1),
-            (high, low, t, lam, path),
-            (walk.x, walk.previous, walk.t, walk.lam, walk.path),
+            (high, low, t, half_log_snr, path),
+            (walk.x, walk.previous, walk.t, walk.half_log_snr, walk.path),
         )
         factor = jnp.minimum(options.safety * error ** (-1 / options.order), options.growth)
-        h = jnp.minimum(walk.h * factor, lam_end - lam)
-        return _Walk(x, previous, t, lam, h, walk.steps + 1, jnp.isfinite(error), path)
+        h = jnp.minimum(walk.h * factor, half_log_snr_end - half_log_snr)
+        return _Walk(x, previous, t, half_log_snr, h, walk.steps + 1, jnp.isfinite(error), path)
 
-    h = jnp.minimum(jnp.asarray(options.h_init, x.dtype), lam_end - lam)
+    h = jnp.minimum(jnp.asarray(options.h_init, x.dtype), half_log_snr_end - half_log_snr)
     path = jnp.zeros((len(frames), *x.shape[1:]), x.dtype)
-    walk = _Walk(x, x, start, lam, h, jnp.asarray(0), jnp.asarray(True), path)
+    walk = _Walk(x, x, start, half_log_snr, h, jnp.asarray(0), jnp.asarray(True), path)
     walk = jax.lax.while_loop(on_the_way, step, walk)
     return Solution(
         y=walk.x[0],
         evaluations=walk.steps * options.order,
-        success=walk.lam >= lam_end,
+        success=walk.half_log_snr >= half_log_snr_end,
         path=walk.path,
         reached=walk.t,
         broken=~walk.finite,

@@ -89,8 +89,8 @@ class DPMSolver:
         rows = []
         for number, order in enumerate(orders):
             step = self._passage(level, number, number + 1)
-            lam = level.lam[number - order + 1 : number + 1][::-1]
-            integral = interpolated(step, lam, predictions[:order], step.whole)
+            half_log_snr = level.half_log_snr[number - order + 1 : number + 1][::-1]
+            integral = interpolated(step, half_log_snr, predictions[:order], step.whole)
             rows.append(step.scale * x + integral)
         return np.stack(rows)
 
@@ -123,9 +123,9 @@ def _stages(steps: list[Passage]) -> list[Combination]:
 
 def _with_stages(sde: SDE, times: np.ndarray, orders: list[int]) -> np.ndarray:
     """The times of all evaluations, and in the end the last one's."""
-    lam = levels_of(sde, times).lam
+    half_log_snr = levels_of(sde, times).half_log_snr
     number = np.repeat(np.arange(len(orders)), orders)
     far = np.concatenate([_STAGES[order] for order in orders])
-    between = (1 - far) * lam[number] + far * lam[number + 1]
+    between = (1 - far) * half_log_snr[number] + far * half_log_snr[number + 1]
     stages = in_float64(sde.time_of_log_snr, 2 * between)
     return np.append(np.where(far == 0, times[number], stages), times[-1])

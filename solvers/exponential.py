@@ -72,7 +72,7 @@ def passage(
     level: Levels, start: int, end: int, prediction: str, stochastic: bool = False
 ) -> Passage:
     """From the time of number `start` to that of number `end`."""
-    h = level.lam[end] - level.lam[start]
+    h = level.half_log_snr[end] - level.half_log_snr[start]
     alpha, sigma = level.alpha[end], level.sigma[end]
     if prediction == "eps":
         scale, gain, rate = alpha / level.alpha[start], -sigma, 1.0
@@ -87,19 +87,21 @@ def passage(
 
 
 def interpolated(
-    step: Passage, lam: np.ndarray, predictions: list[Combination], b: Any, start: int = 0
+    step: Passage, half_log_snr: np.ndarray, predictions: list[Combination], b: Any, start: int = 0
 ) -> Combination:
-    """gain times the integral of the polynomial in lambda through the predictions made at `lam`.
+    """gain times the integral of the polynomial through the predictions made at `half_log_snr`.
 
     A line, which is p_0 + tau slope, has the integral whole p_0 + b (h / 2) slope: b = whole is
     DPM-Solver's choice, UniPC has one more. With lam[start] the step begins.
     """
-    if len(lam) == 1:
+    if len(half_log_snr) == 1:
         return step.whole * predictions[0]
-    if len(lam) == 2:
-        slope = (predictions[0] - predictions[1]) / (lam[0] - lam[1])
+    if len(half_log_snr) == 2:
+        slope = (predictions[0] - predictions[1]) / (half_log_snr[0] - half_log_snr[1])
         return step.whole * predictions[start] + b * step.h / 2 * slope
-    return step.weights(lam, lam[start] + step.h * FRACTIONS) @ np.stack(predictions)
+    return step.weights(half_log_snr, half_log_snr[start] + step.h * FRACTIONS) @ np.stack(
+        predictions
+    )
 
 
 def step_orders(steps: int, order: int, *, rising: bool, falling: bool) -> list[int]:

@@ -78,7 +78,7 @@ class Heun:
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         level = levels_of(sde, times)
-        s = np.exp(-level.lam)
+        s = np.exp(-level.half_log_snr)
         s_hat = self._raised(sde, s)
         # Bisection only where it is needed: the grid's own times stay as they are.
         t_hat = np.where(s_hat > s[:-1], _time_of(sde, s_hat), times[:-1])
@@ -118,7 +118,7 @@ class Heun:
                 f"churn_max={self.churn_max}; they start at {start.min():.4g} to {start.max():.4g}"
             )
         gamma = min(self.s_churn / len(s), math.sqrt(2) - 1)
-        largest = np.exp(-levels_of(sde, np.ones(1)).lam)
+        largest = np.exp(-levels_of(sde, np.ones(1)).half_log_snr)
         return np.where(churned, np.minimum((1 + gamma) * start, largest), start)
 
 

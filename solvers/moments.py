@@ -39,7 +39,7 @@ class EpsMoments:
 
     Args:
       times: decreasing, from 1 to where sampling stops.
-      lam: log(alpha / sigma) of the process there, in which Gamma is interpolated linearly.
+      half_log_snr: log(alpha / sigma) of the process there, in which Gamma is interpolated.
       values: Gamma; estimates may leave [0, 1] a little.
       errors: their standard errors, 0 if they are known exactly.
 
@@ -48,7 +48,7 @@ class EpsMoments:
     """
 
     times: np.ndarray
-    lam: np.ndarray
+    half_log_snr: np.ndarray
     values: np.ndarray
     errors: np.ndarray
 
@@ -64,8 +64,8 @@ class EpsMoments:
                 raise ValueError(f"{field.name} of the moments has NaN or infinite entries")
         if self.times[0] != 1 or not (np.diff(self.times) < 0).all() or self.times[-1] < 0:
             raise ValueError("times of the moments must decrease from 1, and not below 0")
-        if not (np.diff(self.lam) > 0).all():
-            raise ValueError("lam of the moments must increase")
+        if not (np.diff(self.half_log_snr) > 0).all():
+            raise ValueError("half_log_snr of the moments must increase")
         if self.values.min() < -0.1 or self.errors.min() < 0:
             raise ValueError("values and errors of the moments must not be negative")
 
@@ -75,8 +75,10 @@ class EpsMoments:
         Raises:
           ValueError: for another process, or times below those of the moments.
         """
-        # Stored lam is float64 of another machine, perhaps; processes differ by much more.
-        if not np.allclose(levels_of(sde, self.times).lam, self.lam, rtol=1e-6, atol=1e-6):
+        # Stored values are float64 of another machine, perhaps; processes differ by much more.
+        if not np.allclose(
+            levels_of(sde, self.times).half_log_snr, self.half_log_snr, rtol=1e-6, atol=1e-6
+        ):
             raise ValueError(
                 "moments were measured on another process than this one; run --mode=moments again"
             )
@@ -85,7 +87,7 @@ class EpsMoments:
                 f"moments reach from t=1 to {self.times[-1]:.4g}, but the sampler steps from "
                 f"t={level.t.min():.4g}; raise t_min, or run --mode=moments with a smaller one"
             )
-        return np.clip(np.interp(level.lam, self.lam, self.values), 0, 1)
+        return np.clip(np.interp(level.half_log_snr, self.half_log_snr, self.values), 0, 1)
 
     def save(self, path: Path) -> None:
         """Write an .npz, whole or not at all."""
@@ -216,7 +218,7 @@ def moments_of(
     errors = np.sqrt(rest / (count - 2))
     return EpsMoments(
         times=np.asarray(times, np.float64),
-        lam=levels_of(sde, np.asarray(times, np.float64)).lam,
+        half_log_snr=levels_of(sde, np.asarray(times, np.float64)).half_log_snr,
         values=values[1:],
         errors=errors[1:],
     )

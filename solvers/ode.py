@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from denoising import Denoiser
+from errors import require_choice
 from numerics.arrays import expand_like, sample_keys
 from numerics.ode import ODEOptions, Solution, integrate, require_success
-from probability_flow import VARIABLES, Batch, check_variable
+from probability_flow import VARIABLES, Batch
 from sampling import Samples, refuse_projection
 from sde_lib import SDE
 from solvers.adaptive import check_end, collected, finished, frame_times, prior_states
@@ -39,7 +40,7 @@ class FlowOptions:
 
     def __post_init__(self) -> None:
         check_end(self.t_min, self.finish, "ode")
-        check_variable(self.variable)
+        require_choice("variable", self.variable, VARIABLES)
 
 
 def sample_ode(
@@ -171,14 +172,14 @@ def _walk(
     def velocity(
         value: Float[Array, ""], state: Float[Array, "..."], entry: Any
     ) -> Float[Array, "..."]:
-        return derivative(denoiser.of_one(entry), state[None], value)[0]
+        return derivative(denoiser.index(entry), state[None], value)[0]
 
     first, last = (at.value(sde, jnp.asarray(t, x.dtype)) for t in ends)
     values = at.value(sde, jnp.asarray(times, x.dtype))
     return integrate(
         velocity,
         x / at.scale(sde, jnp.asarray(ends[0], x.dtype)),
-        denoiser.per_image,
+        denoiser.batched_fields,
         t0=first,
         t1=last,
         options=ode,

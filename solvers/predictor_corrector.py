@@ -94,8 +94,9 @@ class Ancestral:
 
     variance "small" is the posterior's, b^2 sigma_s^2 / sigma_t^2; "large" is the transition's b^2
     (Ho et al. 2020, arXiv:2006.11239, Section 3.2). Song et al. use large for VP, small for VE.
-    "learned" goes between them, in logarithms, by the fraction that a network with eps_variance
-    answers for every pixel (Nichol and Dhariwal 2021, arXiv:2102.09672, Eq. 15).
+    "learned" goes between them, in logarithms, by the fraction that a network with
+    eps_learned_variance answers for every pixel (Nichol and Dhariwal 2021, arXiv:2102.09672,
+    Eq. 15).
 
     A classifier's guidance adds its gradient to the score, or, with guidance_form "mean", moves the
     mean by the gradient times the step's variance (Dhariwal and Nichol 2021, arXiv:2105.05233,
@@ -126,7 +127,7 @@ class Ancestral:
             if prediction.variance is None:
                 raise ValueError(
                     "variance='learned' needs a network that answers one, with "
-                    "config.denoiser.parameterization=eps_variance; choose small or large"
+                    "config.denoiser.parameterization=eps_learned_variance; choose small or large"
                 )
             std = large * jnp.exp((1 - prediction.variance) * log_ratio)
         else:

@@ -26,11 +26,11 @@ from denoising import Denoiser
 from numerics.arrays import fold_in_each, sample_keys
 from numerics.ode import Solution, require_success
 from numerics.stochastic import SDEOptions, integrate_sde
-from probability_flow import Batch, Coordinates, lam, norm, time_of_lam
+from probability_flow import Batch, Coordinates, half_log_snr, norm, time_of_half_log_snr
 from sampling import Samples, refuse_projection
 from solvers.adaptive import check_end, collected, finished, frame_times, prior_states
 
-COORDINATES = Coordinates(lam, time_of_lam, norm)
+COORDINATES = Coordinates(half_log_snr, time_of_half_log_snr, norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,26 +109,26 @@ def _solve(
     process, churn = denoiser.sde, options.churn
     keys = sample_keys(key, indices)
     x = prior_states(keys, process, item_shape)
-    first, last = (lam(process, jnp.asarray(t, x.dtype)) for t in (1.0, options.t_min))
+    first, last = (half_log_snr(process, jnp.asarray(t, x.dtype)) for t in (1.0, options.t_min))
     length = last - first
 
     # The integration's own time goes from 0 to 1, so that dlam = length dtime.
     def drift(time: Float[Array, ""], u: Float[Array, "..."], entry: Any) -> Float[Array, "..."]:
         value = first + length * time
-        t = time_of_lam(process, value)
-        x0, eps, *_ = denoiser.of_one(entry).predict(norm(process, t) * u[None], t)
+        t = time_of_half_log_snr(process, value)
+        x0, eps, *_ = denoiser.index(entry).predict(norm(process, t) * u[None], t)
         sin, cos = _sin_cos(value)
         return length * (sin * cos * (sin * x0 - cos * eps) - churn**2 * sin * eps)[0]
 
     def diffusion(time: Float[Array, ""]) -> Float[Array, ""]:
         return churn * jnp.sqrt(2 * length) * _sin_cos(first + length * time)[0]
 
-    marks = (lam(process, jnp.asarray(times, x.dtype)) - first) / length
+    marks = (half_log_snr(process, jnp.asarray(times, x.dtype)) - first) / length
     solution = integrate_sde(
         drift,
         diffusion,
         x / norm(process, jnp.asarray(1.0, x.dtype)),
-        denoiser.per_image,
+        denoiser.batched_fields,
         fold_in_each(keys, 1),
         options=solving,
         frames=jnp.clip(marks, 0, 1) if len(times) else None,
@@ -137,6 +137,6 @@ def _solve(
     return finished(denoiser, solution, times, options, COORDINATES)
 
 
-def _sin_cos(lam: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def _sin_cos(half_log_snr: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """sigma / norm and alpha / norm."""
-    return jnp.sqrt(jax.nn.sigmoid(-2 * lam)), jnp.sqrt(jax.nn.sigmoid(2 * lam))
+    return jnp.sqrt(jax.nn.sigmoid(-2 * half_log_snr)), jnp.sqrt(jax.nn.sigmoid(2 * half_log_snr))

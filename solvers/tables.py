@@ -35,7 +35,7 @@ class Levels(NamedTuple):
     t: np.ndarray
     alpha: np.ndarray
     sigma: np.ndarray
-    lam: np.ndarray
+    half_log_snr: np.ndarray
 
 
 def levels_of(sde: SDE, times: np.ndarray) -> Levels:

@@ -77,17 +77,17 @@ class UniPC:
     ) -> Combination:
         """UniP from x at t_i to t_i+1, by the predictions at t_i, t_i-1, ..."""
         step = passage(level, i, i + 1, self.prediction)
-        lam = level.lam[i - order + 1 : i + 1][::-1]
-        return step.scale * x + interpolated(step, lam, predictions[:order], self._b(step))
+        half_log_snr = level.half_log_snr[i - order + 1 : i + 1][::-1]
+        return step.scale * x + interpolated(step, half_log_snr, predictions[:order], self._b(step))
 
     def _corrected(
         self, level: Levels, i: int, order: int, x: Combination, predictions: list[Combination]
     ) -> Combination:
         """UniC from x at t_i-1 to t_i, by the predictions at t_i, t_i-1, ..."""
         step = passage(level, i - 1, i, self.prediction)
-        lam = level.lam[i - order : i + 1][::-1]
+        half_log_snr = level.half_log_snr[i - order : i + 1][::-1]
         return step.scale * x + interpolated(
-            step, lam, predictions[: order + 1], self._b(step), start=1
+            step, half_log_snr, predictions[: order + 1], self._b(step), start=1
         )
 
     def _b(self, step: Passage) -> float:

@@ -1,10 +1,10 @@
-r"""Distributions known exactly at every noise level: the independent truth of the other tests.
+r"""Distributions known exactly at every noise level: the independent reference of other tests.
 
 If x_0 is a mixture of Gaussians N(m_k, C_k) with weights w_k, then x_t = alpha x_0 + sigma eps is
-the mixture of N(alpha m_k, alpha^2 C_k + sigma^2 I) with the same weights, so its density, its
-score and its moments have closed forms. A single component gives a Gaussian. Given a measurement
-y = A x_0 + noise, x_0 is a mixture again; and taken as classes, the components have closed forms of
-p(k | x_t) and of the score given the class.
+the mixture of N(alpha m_k, alpha^2 C_k + sigma^2 I) with the same weights. Its density, its score
+and its moments have closed forms. A single component gives a Gaussian. Given a measurement
+y = A x_0 + noise, x_0 is a mixture again. With the components as classes, p(k | x_t) and the score
+given the class have closed forms.
 """
 
 import math
@@ -37,8 +37,8 @@ class Mixture:
 
     @property
     def covariance(self):
-        centred = self.means - self.mean
-        between = np.einsum("k,ki,kj->ij", self.weights, centred, centred)
+        centered = self.means - self.mean
+        between = np.einsum("k,ki,kj->ij", self.weights, centered, centered)
         return np.einsum("k,kij->ij", self.weights, self.covariances) + between
 
     def marginal(self, sde, t):
@@ -57,9 +57,9 @@ class Mixture:
 
     def component_logs(self, x):
         """log(weight_k N(x; m_k, C_k)) in nats of the rows of x, in NumPy's float64: (batch, k)."""
-        centred = np.asarray(x, np.float64)[:, None] - self.means
-        solved = np.linalg.solve(self.covariances, centred[..., None])[..., 0]
-        logs = -0.5 * np.sum(centred * solved, axis=-1) + np.log(self.weights)
+        centered = np.asarray(x, np.float64)[:, None] - self.means
+        solved = np.linalg.solve(self.covariances, centered[..., None])[..., 0]
+        logs = -0.5 * np.sum(centered * solved, axis=-1) + np.log(self.weights)
         return logs - 0.5 * np.linalg.slogdet(2 * math.pi * self.covariances)[1]
 
     def log_prob(self, x):
@@ -79,10 +79,10 @@ class Mixture:
         """For each row of x, the component whose mean is nearest."""
         return np.argmin(np.sum((np.asarray(x)[:, None] - self.means) ** 2, axis=-1), axis=1)
 
-    def denoiser(self, sde, shape=None):
-        """A Denoiser whose network answers the exact score; of items shaped `shape`, else (d,).
+    def denoiser(self, sde):
+        """A Denoiser whose network computes the exact score, for items of any shape.
 
-        Told labels, it answers the score given the component; the label after the last is none.
+        With labels, it is the score given the component; the label after the last means no class.
         """
         network = Partial(_network, sde, self._tables())
         return Denoiser(sde=sde, network=network, parameterization="score", conditioning="t")
@@ -142,13 +142,13 @@ def _score(tables, x, alpha, sigma, labels=None):
 
 
 def _components(tables, x, alpha, sigma):
-    """The log of each component's share of the density, but for a constant, and its -score.
+    """The log of each component's share of the density, up to a constant, and its negative score.
 
-    Each in the eigenbasis of its covariance, where the noisy one is diagonal too.
+    Each is computed in the eigenbasis of its covariance, where the noisy one is diagonal too.
     """
     weights, means, eigenvalues, eigenvectors = tables
-    centred = x[:, None] - alpha[:, None, None] * means[None]
-    rotated = jnp.einsum("kij,bki->bkj", eigenvectors, centred)
+    centered = x[:, None] - alpha[:, None, None] * means[None]
+    rotated = jnp.einsum("kij,bki->bkj", eigenvectors, centered)
     variances = alpha[:, None, None] ** 2 * eigenvalues[None] + sigma[:, None, None] ** 2
     logs = jnp.log(weights)[None] - 0.5 * jnp.sum(
         rotated**2 / variances + jnp.log(variances), axis=-1
@@ -160,10 +160,25 @@ def gaussian(mean, covariance):
     return Mixture(np.ones(1), np.asarray(mean)[None], np.asarray(covariance)[None])
 
 
-def standardized_mixture(dims=2):
-    """Four unequal components in the first two dimensions; zero mean, unit covariance in all.
+def gaussian_ode_solution(data, sde, x, t):
+    """The state at t of the probability-flow ODE from x at t = 1, for a diagonal Gaussian.
 
-    Standardized, its difference from VP's prior N(0, I) at t = 1 is of third order in alpha(1).
+    The standardized state is constant in time.
+    """
+
+    def spread(t):
+        alpha, sigma = (float(a(jnp.float32(t))) for a in (sde.alpha, sde.sigma))
+        variances = np.diag(data.covariances[0])
+        return alpha * data.means[0], np.sqrt(alpha**2 * variances + sigma**2)
+
+    (mean, deviation), (mean_t, deviation_t) = spread(1.0), spread(t)
+    return mean_t + deviation_t * (x - mean) / deviation
+
+
+def standardized_mixture(dims=2):
+    """Four unequal components in the first two dimensions; zero mean and unit covariance in all.
+
+    Its difference from VP's prior N(0, I) at t = 1 is then of third order in alpha(1).
     """
     weights = np.array([0.1, 0.2, 0.3, 0.4])
     means = np.array([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
@@ -176,9 +191,9 @@ def standardized_mixture(dims=2):
 
 
 def assert_samples_follow(x, truth, *, bias=0.0, deviations=4.5):
-    """Mean, covariance, component weights and component widths of samples of a mixture.
+    """Compare mean, covariance, component weights and component widths of samples of a mixture.
 
-    Allowed are so many standard errors, and a bias where the step size leaves one.
+    The tolerance is `deviations` standard errors, and `bias` where the step size leaves one.
     """
     x = np.asarray(x, np.float64)
     mean, covariance, count = truth.mean, truth.covariance, len(x)
@@ -199,7 +214,7 @@ def assert_samples_follow(x, truth, *, bias=0.0, deviations=4.5):
     assert np.abs(errors).max() < deviations, f"weights are off by {errors} standard errors"
     # The components differ in the first two dimensions, whose width settles last.
     narrow = truth.covariances[component][:, :2, :2]
-    centred = (x - truth.means[component])[:, :2]
-    squares = np.einsum("bi,bij,bj->b", centred, np.linalg.inv(narrow), centred) / 2
+    centered = (x - truth.means[component])[:, :2]
+    squares = np.einsum("bi,bij,bj->b", centered, np.linalg.inv(narrow), centered) / 2
     width = squares.mean() - 1
     assert abs(width) < deviations / np.sqrt(count) + 2 * bias, f"widths are off by {width:.1%}"

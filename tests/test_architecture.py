@@ -112,7 +112,7 @@ def wrong_words(path: Path, text: str) -> Iterator[str]:
             ast.alias: lambda node: node.name,
         }.get(type(node), lambda _: None)(node)
         belongs = WORDS.get(name)
-        # `layout.devices` is the layout's own count; `jax.devices` asks the machine.
+        # `parallel.devices` is the mesh's own count; `jax.devices` asks the machine.
         ours = isinstance(node, ast.Attribute) and ast.unparse(node.value) != "jax"
         if belongs and not is_one_of(this, belongs | OUTSIDE) and not (name == "devices" and ours):
             yield f"{path}:{node.lineno}: {name} belongs to {', '.join(sorted(belongs))}"

@@ -1,4 +1,4 @@
-"""Whatever a network was trained to answer, the denoiser sees the same x0, eps and score."""
+"""The Denoiser predicts the same x0, eps and score with every parameterization."""
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,17 @@ PROCESSES = [
 ]
 every_process = pytest.mark.parametrize("sde", PROCESSES)
 
-# What a perfect network answers, by the definitions of the papers.
-ANSWERS = {
+# The output of a perfect network, by the definitions of the papers.
+OUTPUTS = {
     "eps": lambda x0, eps, alpha, sigma: eps,
     "score": lambda x0, eps, alpha, sigma: -eps / sigma,
     "x0": lambda x0, eps, alpha, sigma: x0,
     "v": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
     "velocity": lambda x0, eps, alpha, sigma: eps - x0,
-    "sigma_score": lambda x0, eps, alpha, sigma: -eps,
-    "centred_score": lambda x0, eps, alpha, sigma: -eps / sigma,
+    "scaled_score": lambda x0, eps, alpha, sigma: -eps,
+    "score_centered_input": lambda x0, eps, alpha, sigma: -eps / sigma,
     "edm": lambda x0, eps, alpha, sigma: edm_target(x0, eps, sigma / alpha),
-    "eps_variance": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
+    "eps_learned_variance": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
 }
 
 
@@ -39,41 +39,41 @@ def edm_target(x0, eps, s):
 
 
 INPUTS = {
-    "sigma_score": lambda x, alpha, sigma: 2 * x - 1,
-    "centred_score": lambda x, alpha, sigma: 2 * x - 1,
+    "scaled_score": lambda x, alpha, sigma: 2 * x - 1,
+    "score_centered_input": lambda x, alpha, sigma: 2 * x - 1,
     "edm": lambda x, alpha, sigma: x / alpha / np.sqrt((sigma / alpha) ** 2 + 0.5**2),
 }
-LABELS = {
+CONDITIONS = {
     "t": lambda sde, t: t,
-    "999t": lambda sde, t: 999 * t,
+    "timestep_999": lambda sde, t: 999 * t,
     "log_sigma": lambda sde, t: np.log(sde.sigma(t)),
     "log_snr": lambda sde, t: np.log(sde.alpha(t) ** 2 / sde.sigma(t) ** 2),
-    "index": lambda sde, t: 999 * t,
-    "rescaled_index": lambda sde, t: 999 * t,  # 1000 / N of it, for N = 1000 levels
-    "sigma_index": lambda sde, t: np.round(999 * (1 - t)),
+    "timestep": lambda sde, t: 999 * t,
+    "rescaled_timestep": lambda sde, t: 999 * t,  # times 1000 / n, for n = 1000
+    "reversed_timestep": lambda sde, t: np.round(999 * (1 - t)),
     "edm": lambda sde, t: np.log(sde.sigma(t) / sde.alpha(t)) / 4,
 }
 
 
-def recording(answer, seen):
-    """A network that writes down what it is fed."""
+def recording(output, seen):
+    """A network that records its inputs."""
 
     def network(x, condition):
         seen.append((x, condition))
-        return answer
+        return output
 
     return network
 
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 @every_process
-def test_every_meaning_of_the_output_gives_the_same_prediction(x64, sde, name):
+def test_every_parameterization_gives_the_same_prediction(x64, sde, name):
     t = jnp.array([1e-3, 0.3, 1.0])
     x0, eps = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 1))
     alpha, sigma = sde.alpha(t).reshape(3, 1, 1, 1), sde.sigma(t).reshape(3, 1, 1, 1)
     seen = []
-    answer = ANSWERS[name](x0, eps, alpha, sigma)
-    denoiser = Denoiser(sde=sde, network=recording(answer, seen), parameterization=name)
+    output = OUTPUTS[name](x0, eps, alpha, sigma)
+    denoiser = Denoiser(sde=sde, network=recording(output, seen), parameterization=name)
     x = sde.perturb(x0, t, eps)
     prediction = denoiser.predict(x, t)
     np.testing.assert_allclose(prediction.x0, x0, rtol=1e-7, atol=1e-8)
@@ -86,22 +86,24 @@ def test_every_meaning_of_the_output_gives_the_same_prediction(x64, sde, name):
 
 @pytest.mark.parametrize("name", CONDITIONINGS)
 @every_process
-def test_network_is_fed_the_label_of_its_name_per_sample(sde, name):
+def test_time_input_of_each_sample_follows_the_conditioning(sde, name):
     x, t = jnp.zeros((3, 2)), jnp.array([0.1, 0.5, 0.9])
     seen = []
     denoiser = Denoiser(sde=sde, network=recording(x, seen), conditioning=name)
     denoiser.predict(x, t)
     denoiser.predict(x, 0.5)
-    np.testing.assert_allclose(seen[0][1], LABELS[name](sde, t), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(seen[0][1], CONDITIONS[name](sde, t), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(seen[1][1], np.broadcast_to(seen[0][1][1], 3), rtol=1e-5)
 
 
-def test_index_of_a_longer_chain():
-    """The last of 4000 levels is number 3999, or 999.75 where labels are scaled to 1000."""
+def test_timestep_counts_a_longer_chain():
+    """The last of 4000 timesteps is 3999, or 999.75 where they are scaled to 1000."""
     seen = []
-    for conditioning in ("index", "rescaled_index", "sigma_index"):
+    for conditioning in ("timestep", "rescaled_timestep", "reversed_timestep"):
         network = recording(jnp.zeros((2, 1)), seen)
-        denoiser = Denoiser(sde=VPSDE(), network=network, conditioning=conditioning, levels=4000)
+        denoiser = Denoiser(
+            sde=VPSDE(), network=network, conditioning=conditioning, num_timesteps=4000
+        )
         denoiser.predict(jnp.zeros((2, 1)), jnp.array([0.25, 1.0]))
     conditions = [condition for _, condition in seen]
     np.testing.assert_allclose(conditions, [[999.75, 3999], [249.9375, 999.75], [2999, 0]])
@@ -111,18 +113,20 @@ def test_index_of_a_longer_chain():
 def test_scalar_and_batched_times_agree(sde):
     denoiser = standardized_mixture().denoiser(sde)
     x = jax.random.normal(jax.random.key(1), (4, 2))
-    for method in (denoiser.score, denoiser.flow):
+    for method in (denoiser.score, denoiser.ode_velocity):
         scalar, batched = method(x, jnp.float32(0.4)), method(x, jnp.full(4, 0.4))
         np.testing.assert_allclose(scalar, batched, rtol=1e-6)
 
 
 @every_process
-def test_flow_is_the_reverse_drift_without_churn(sde):
+def test_ode_velocity_is_the_reverse_drift_without_churn(sde):
     mixture = standardized_mixture()
     x, t = jax.random.normal(jax.random.key(2), (4, 2)), jnp.float32(0.6)
     score = mixture.marginal(sde, t).score(x)
     expected = reverse_drift(sde, score, x, t, churn=0.0)
-    np.testing.assert_allclose(mixture.denoiser(sde).flow(x, t), expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        mixture.denoiser(sde).ode_velocity(x, t), expected, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_analytic_score_is_the_gradient_of_the_analytic_density(x64):
@@ -158,14 +162,14 @@ def test_new_parameters_need_no_new_compilation():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize(("name", "channels"), [("eps", 2), ("eps_variance", 1), ("x0", 3)])
-def test_output_of_another_shape_is_refused_where_it_would_broadcast(name, channels):
+@pytest.mark.parametrize(("name", "channels"), [("eps", 2), ("eps_learned_variance", 1), ("x0", 3)])
+def test_output_of_another_shape_is_an_error_where_it_would_broadcast(name, channels):
     denoiser = Denoiser(
         sde=VPSDE(),
         network=lambda x, t: jnp.zeros((*x.shape[:-1], channels)),
         parameterization=name,
     )
-    with pytest.raises(ValueError, match=rf"parameterization='{name}' means an output of shape"):
+    with pytest.raises(ValueError, match=rf"parameterization='{name}' needs a network output"):
         denoiser.predict(jnp.zeros((2, 4, 4, 1)), 0.5)
 
 
@@ -173,7 +177,7 @@ def test_output_of_another_shape_is_refused_where_it_would_broadcast(name, chann
 @pytest.mark.parametrize("clip", ["range", "dynamic"])
 @every_process
 def test_clipped_prediction_lies_in_the_range_and_still_makes_x(x64, sde, clip, low, high):
-    """One sample's x0 is within the range, the other's far outside; the first stays as it is."""
+    """One sample's x0 is within the range and stays the same; the other's is far outside."""
     rng = np.random.default_rng(0)
     inside = rng.uniform(low, high, (1, 4, 4, 1))
     x0 = jnp.asarray(np.concatenate([inside, 3 * rng.normal(size=inside.shape)]))
@@ -199,11 +203,11 @@ def test_clipped_prediction_lies_in_the_range_and_still_makes_x(x64, sde, clip, 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"clip": "no"}, "clip='no' is unknown; choose one of: none, range, dynamic"),
-        ({"clip": "range", "quantile": 0.9}, "quantile=0.9 .* of clip='dynamic' alone"),
-        ({"clip": "dynamic", "quantile": 1.5}, r"quantile=1.5 is a number in \(0, 1\)"),
+        ({"clip": "no"}, "clip='no' is unknown; choose one of: dynamic, none, range"),
+        ({"clip": "range", "quantile": 0.9}, "quantile=0.9 needs clip='dynamic', not clip='range'"),
+        ({"clip": "dynamic", "quantile": 1.5}, r"quantile=1.5 must lie in \(0, 1\)"),
     ],
 )
-def test_impossible_clipping_is_named(fields, message):
+def test_invalid_clipping_is_an_error(fields, message):
     with pytest.raises(ValueError, match=message):
         Clipping(**fields)

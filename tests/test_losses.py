@@ -1,6 +1,6 @@
 """The objective on Gaussian data, where its minimum, its slope and its weights are known.
 
-And its estimators by traces, on any network against the brute-force Jacobian.
+The estimators by traces are compared with the brute-force Jacobian of any network.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from losses import (
     SlicedScoreMatching,
 )
 from sde_lib import VESDE, VPSDE, SubVPSDE
-from training.parallel import Layout
+from training.parallel import DataParallel
 
 SCALE, DIMS, BATCH, T_MIN = 0.7, 4, 20_000, 0.01
 DATA = gaussian(np.zeros(DIMS), SCALE**2 * np.eye(DIMS))
@@ -48,7 +48,7 @@ def exact_eps(theta, sde, x, t):
 
 def closed_form(sde, weight, integrand):
     """E over t of lambda / sigma^2 times a function of (alpha^2 SCALE^2, sigma^2)."""
-    # Substituted log t: the likelihood weight grows as 1 / t.
+    # The variable is log t, because the likelihood weight grows as 1 / t.
     log_t = np.linspace(math.log(T_MIN), 0, 401)
     t = jnp.asarray(np.exp(log_t), jnp.float32)
     signal, noise = np.asarray(sde.alpha(t)) ** 2 * SCALE**2, np.asarray(sde.sigma(t)) ** 2
@@ -58,7 +58,7 @@ def closed_form(sde, weight, integrand):
 
 
 def agrees(values, truth, deviations=4):
-    """Whether the mean of independent values is within so many standard errors of the truth."""
+    """Whether the mean of independent values is within `deviations` standard errors of `truth`."""
     values = np.asarray(values, np.float64)
     return abs(values.mean() - truth) < deviations * values.std() / math.sqrt(values.size)
 
@@ -73,20 +73,21 @@ def values_and_slopes(loss, sde, theta, key, x0):
     return jax.jvp(values, (theta,), (jnp.ones_like(theta),))
 
 
-@pytest.mark.parametrize("levels", [10, 1000])
-def test_discrete_times_are_the_levels_equally_often(levels):
-    loss = ScoreMatching(times="levels", levels=levels)
+@pytest.mark.parametrize("num_timesteps", [10, 1000])
+def test_discrete_times_are_the_timesteps_equally_often(num_timesteps):
+    loss = ScoreMatching(time_distribution="timesteps", num_timesteps=num_timesteps)
     t = np.asarray(loss.draw_times(jax.random.key(0), BATCH, VPSDE()), np.float64)
-    index = np.rint(t * (levels - 1))
-    np.testing.assert_allclose(t, index / (levels - 1), rtol=1e-6)
-    counts = np.bincount(index.astype(int), minlength=levels)
+    index = np.rint(t * (num_timesteps - 1))
+    np.testing.assert_allclose(t, index / (num_timesteps - 1), rtol=1e-6)
+    counts = np.bincount(index.astype(int), minlength=num_timesteps)
     assert scipy.stats.chisquare(counts).pvalue > 1e-4
 
 
 def test_discrete_smld_loss_is_the_published_one():
-    """Half the sum of (sigma_i score + eps)^2 over levels of a geometric sequence."""
-    sde, loss = VESDE(), ScoreMatching(times="levels", levels=232, reduction="half_sum")
-    levels = np.geomspace(0.01, 50.0, 232)
+    """Half the sum of (sigma_i score + eps)^2 over the terms of a geometric sequence."""
+    sde = VESDE()
+    loss = ScoreMatching(time_distribution="timesteps", num_timesteps=232, reduction="half_sum")
+    sigmas = np.geomspace(0.01, 50.0, 232)
     seen = []
 
     def network(x, index):
@@ -96,13 +97,13 @@ def test_discrete_smld_loss_is_the_published_one():
     denoiser = Denoiser(
         sde=sde,
         network=network,
-        parameterization="sigma_score",
-        conditioning="sigma_index",
-        levels=232,
+        parameterization="scaled_score",
+        conditioning="reversed_timestep",
+        num_timesteps=232,
     )
     values = loss(jax.random.key(0), denoiser, jnp.zeros((BATCH, DIMS)))
     ((x, index),) = seen
-    sigma = levels[::-1][np.asarray(index).astype(int)]
+    sigma = sigmas[::-1][np.asarray(index).astype(int)]
     eps = (np.asarray(x, np.float64) + 1) / 2 / sigma[:, None]
     np.testing.assert_allclose(values, 0.5 * (eps**2).sum(axis=1), rtol=1e-3)
     assert agrees(eps**2, 1.0)
@@ -179,7 +180,7 @@ def test_stratified_times_cover_the_interval_and_lower_the_variance():
 
 @every_process
 def test_times_of_log_snr_have_stratified_log_snr(sde):
-    loss = ScoreMatching(times="log_snr", t_min=1e-5)
+    loss = ScoreMatching(time_distribution="log_snr", t_min=1e-5)
     t = loss.draw_times(jax.random.key(8), 64, sde)
     assert 1e-5 <= t.min() < t.max() <= 1
     low, high = sde.log_snr(jnp.array([1.0, 1e-5]))
@@ -200,11 +201,11 @@ def test_times_of_log_snr_have_stratified_log_snr(sde):
     ids=["vp-g2", "subvp-sigma2", "ve-g2"],
 )
 def test_uniform_log_snr_has_the_expectation_of_uniform_times(sde, weight, least, most):
-    """And under weight="g2" a smaller standard deviation, by a factor from `least` to `most`."""
+    """With weight="g2" the standard deviation is smaller, by a factor from `least` to `most`."""
     x0, key = jnp.asarray(DATA.sample(0, BATCH), jnp.float32), jax.random.key(9)
     uniform = ScoreMatching(weight=weight, t_min=T_MIN)
     even, _ = values_and_slopes(uniform, sde, jnp.float32(0), key, x0)
-    loss = dataclasses.replace(uniform, times="log_snr")
+    loss = dataclasses.replace(uniform, time_distribution="log_snr")
     values = jax.jit(loss)(key, DATA.denoiser(sde), x0)
     assert agrees(values, closed_form(sde, weight, lambda signal, noise: signal / (signal + noise)))
     assert least < np.std(values) / np.std(even) < most
@@ -220,23 +221,26 @@ def test_times_lie_between_t_min_and_one_and_noise_is_normal_and_independent(tim
 
     sde = VPSDE()
     denoiser = Denoiser(sde=sde, network=network, conditioning="t")
-    ScoreMatching(times=times, t_min=0.5)(jax.random.key(6), denoiser, jnp.zeros((500, 1)))
+    ScoreMatching(time_distribution=times, t_min=0.5)(
+        jax.random.key(6), denoiser, jnp.zeros((500, 1))
+    )
     ((x, t),) = seen
     assert 0.5 <= t.min() < 0.51
     assert 0.99 < t.max() <= 1
     eps = x / np.asarray(sde.sigma(jnp.asarray(t)))[:, None]
     assert scipy.stats.kstest(eps.ravel(), "norm").pvalue > 1e-3
-    assert scipy.stats.spearmanr(t, eps.ravel()).pvalue > 1e-3
+    correlation = scipy.stats.spearmanr(t, eps.ravel())
+    assert correlation.pvalue > 1e-3  # pyright: ignore[reportAttributeAccessIssue]  (SciPy's stubs)
 
 
 def test_loss_is_the_same_on_one_device_and_on_four():
-    layout, sde = Layout.over_all_devices(), VPSDE()
-    assert layout.devices == 4
+    parallel, sde = DataParallel.over_all_devices(), VPSDE()
+    assert parallel.devices == 4
     x0 = DATA.sample(2, 64).astype(np.float32)
-    run = functools.partial(values_and_slopes, ScoreMatching(times="stratified"), sde)
+    run = functools.partial(values_and_slopes, ScoreMatching(time_distribution="stratified"), sde)
     theta, key = jnp.float32(0.1), jax.random.key(7)
     alone, _ = run(theta, key, jnp.asarray(x0))
-    together, _ = run(theta, key, layout.split_rows(x0))
+    together, _ = run(theta, key, parallel.split_rows(x0))
     assert len(together.sharding.device_set) == 4
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
@@ -247,14 +251,16 @@ ESTIMATORS = {
     "sliced-plain": (SubVPSDE(), SlicedScoreMatching(t_min=T_MIN, variance_reduced=False)),
     "sliced-gaussian-g2": (
         VPSDE(),
-        SlicedScoreMatching(t_min=T_MIN, weight="g2", times="log_snr", directions="gaussian"),
+        SlicedScoreMatching(
+            t_min=T_MIN, weight="g2", time_distribution="log_snr", directions="gaussian"
+        ),
     ),
 }
 
 
 @pytest.mark.parametrize(("sde", "loss"), ESTIMATORS.values(), ids=ESTIMATORS)
 def test_estimators_have_the_expectation_of_denoising_and_its_minimum(sde, loss):
-    """Its constant included: at the exact score, whose slope is zero, and at a wrong one."""
+    """The constant agrees too, at the exact score, where the slope is zero, and at a wrong one."""
     x0 = jnp.asarray(DATA.sample(3, BATCH), jnp.float32)
     best = closed_form(sde, loss.weight, lambda signal, noise: signal / (signal + noise))
     squared = closed_form(sde, loss.weight, lambda signal, noise: noise / (signal + noise))
@@ -277,9 +283,9 @@ X0 = np.random.default_rng(4).normal(size=(3, 5, 7, 2))
 
 
 def test_exact_form_of_a_sample_is_the_formula(x64):
-    """|| eps_hat ||^2 - 2 sigma tr(d eps_hat / dx) + D of what the network saw, in an image.
+    """|| eps_hat ||^2 - 2 sigma tr(d eps_hat / dx) + D of the network's input, an image.
 
-    It has more dimensions than are taken at once.
+    It has more dimensions than one batch of directions.
     """
 
     @quick_jit
@@ -306,7 +312,7 @@ def test_exact_form_of_a_sample_is_the_formula(x64):
 
 @pytest.mark.parametrize("directions", ["rademacher", "gaussian"])
 def test_sliced_forms_are_unbiased_and_the_reduced_one_varies_less(directions, x64):
-    """About the exact form at the same times and noise."""
+    """They scatter about the exact form at the same times and noise."""
     copies, spread = 2000, {}
     one = jnp.asarray(X0[:, :2, :3])
     many = jnp.repeat(one, copies, axis=0)
@@ -331,7 +337,7 @@ def test_sliced_forms_are_unbiased_and_the_reduced_one_varies_less(directions, x
 
 
 def test_gradients_in_the_parameters_are_those_of_the_values(x64):
-    """By reverse mode, as in training, and with the trace in several parts."""
+    """They are taken by reverse mode, as in training, with the trace in several parts."""
 
     def means(theta):
         denoiser = Denoiser(sde=VPSDE(), network=Partial(mixing, theta), conditioning="t")
@@ -353,10 +359,13 @@ def test_gradients_in_the_parameters_are_those_of_the_values(x64):
     ("fields", "message"),
     [
         ({"weight": "no"}, "weight='no' is unknown; choose one of: g2, sigma2"),
-        ({"times": "no"}, "times='no' is unknown; choose one of: levels, log_snr, stratified"),
+        (
+            {"time_distribution": "no"},
+            "time_distribution='no' is unknown; choose one of: log_snr, stratified, timesteps",
+        ),
         ({"reduction": "no"}, "reduction='no' is unknown; choose one of: half_sum, mean"),
-        ({"t_min": 0.0}, r"t_min=0\.0 must lie between 0 and 1"),
-        ({"t_min": 1.0}, r"t_min=1\.0 must lie between 0 and 1"),
+        ({"t_min": 0.0}, r"t_min=0\.0 must lie in \(0, 1\)"),
+        ({"t_min": 1.0}, r"t_min=1\.0 must lie in \(0, 1\)"),
     ],
 )
 def test_invalid_field_is_named(fields, message):
@@ -369,7 +378,7 @@ def test_invalid_field_is_named(fields, message):
     [
         ({"probes": 0}, "probes=0 must be at least 1"),
         ({"directions": "no"}, "directions='no' is unknown; choose one of: gaussian, rademacher"),
-        ({"t_min": 1.0}, r"t_min=1\.0 must lie between 0 and 1"),
+        ({"t_min": 1.0}, r"t_min=1\.0 must lie in \(0, 1\)"),
     ],
 )
 def test_invalid_field_of_the_sliced_form_is_named(fields, message):

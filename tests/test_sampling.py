@@ -27,7 +27,7 @@ from solvers.predictor_corrector import (
     ReverseDiffusion,
 )
 from time_grids import FINISHES, TIME_GRIDS, Schedule
-from training.parallel import Layout
+from training.parallel import DataParallel
 
 KEY = jax.random.key(0)
 PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=20.0)}
@@ -74,7 +74,7 @@ def test_encoding_and_decoding_are_inverse(x64):
     np.testing.assert_allclose(latent, prior, atol=1e-6)
 
     def field(t, y, _):
-        return denoiser.flow(y[None], t)[0]
+        return denoiser.ode_velocity(y[None], t)[0]
 
     decoded = integrate(field, latent, None, t0=1.0, t1=t_min, options=TIGHT).y
     np.testing.assert_allclose(decoded, x, atol=1e-6)
@@ -245,7 +245,7 @@ def test_sample_is_a_function_of_seed_and_number_alone(draw, atol):
     np.testing.assert_allclose(apart, together, rtol=0, atol=atol)
     order = np.random.default_rng(0).permutation(12)
     np.testing.assert_allclose(draw(jnp.asarray(order)).x, together[order], rtol=0, atol=atol)
-    split = draw(Layout.over_all_devices().split_rows(np.arange(12))).x
+    split = draw(DataParallel.over_all_devices().split_rows(np.arange(12))).x
     assert len(split.sharding.device_set) == 4
     np.testing.assert_allclose(split, together, rtol=0, atol=atol)
     assert len(np.unique(np.asarray(together), axis=0)) == 12

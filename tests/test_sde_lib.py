@@ -1,5 +1,7 @@
-"""Processes against their papers' closed forms, for VE, VP and sub-VP those of Song et al. 2021
-(arXiv:2011.13456, Section 3.4)."""
+"""Processes against the closed forms of their papers.
+
+For VE, VP and sub-VP: Song et al. 2021, arXiv:2011.13456, Section 3.4.
+"""
 
 import itertools
 import math
@@ -30,7 +32,7 @@ PROCESSES = [
     pytest.param(VESDE(), id="ve"),
     pytest.param(VPSDE(beta_min=1.0, beta_max=5.0), id="vp_mild"),
     pytest.param(VESDE(sigma_min=0.1, sigma_max=3.0), id="ve_narrow"),
-    pytest.param(DiscreteVESDE(levels=10), id="smld"),
+    pytest.param(DiscreteVESDE(num_timesteps=10), id="smld"),
     pytest.param(EDMSDE(), id="edm"),
     pytest.param(CosineVPSDE(), id="cosine"),
     pytest.param(CosineVPSDE(offset=0.1, alpha_min=0.2), id="cosine_mild"),
@@ -91,16 +93,16 @@ def test_coefficients_are_the_papers(x64, sde):
 
 @every_process
 def test_float32_is_accurate_down_to_the_smallest_time(sde):
-    """And up to 1, with the process's parameters traced as in training."""
+    """It is accurate up to 1 too, with the process's parameters traced as in training."""
     times = FLOAT32_TIMES
     ours, log_snr = jax.jit(lambda sde, t: (derived(sde, t), sde.log_snr(t)))(sde, times)
     paper = closed_forms(sde, times.astype(np.float64))
     for name in paper:
         assert ours[name].dtype == jnp.float32
         np.testing.assert_allclose(ours[name], paper[name], rtol=1e-5, err_msg=name)
-    # Relative, but absolute where the log-SNR crosses 0: at most 1e-5 max(1, |log_snr|).
-    truth = 2 * np.log(paper["alpha"] / paper["sigma"])
-    np.testing.assert_allclose(log_snr, truth, rtol=5e-6, atol=5e-6)
+    # A relative error, or an absolute one where the log-SNR crosses 0: 1e-5 max(1, |log_snr|).
+    expected = 2 * np.log(paper["alpha"] / paper["sigma"])
+    np.testing.assert_allclose(log_snr, expected, rtol=5e-6, atol=5e-6)
 
 
 @every_process
@@ -134,7 +136,7 @@ def test_log_snr_decreases_and_its_inverse_inverts_it(x64, sde):
 def test_log_snr_is_inverted_in_float32_too(sde):
     log_snr = sde.log_snr(jnp.asarray(FLOAT32_TIMES))
     again = sde.log_snr(sde.time_of_log_snr(log_snr))
-    # Where alpha falls steeply, neighbouring float32 times are further apart than 2e-5.
+    # Where alpha falls steeply, neighboring float32 times are further apart than 2e-5.
     paper = closed_forms(sde, FLOAT32_TIMES.astype(np.float64))
     apart = paper["g2"] / paper["sigma"] ** 2 * np.spacing(FLOAT32_TIMES)
     assert np.all(np.abs(again - log_snr) < 2e-5 + apart)
@@ -176,7 +178,7 @@ def test_simulated_sde_has_the_stated_marginals(x64, sde):
             coefficients[name][::stride] for name in ("alpha", "sigma", "f", "g2")
         )
         scale = 1 + f[:-1] * dt
-        # What each moment is multiplied by until the end: the start's, then each step's noise.
+        # The factor of each moment until the end: for the start, then for each step's noise.
         to_end = np.append(np.cumprod(scale[::-1])[::-1], 1.0)
         mean = to_end[0] * alpha[0]
         variance = to_end[0] ** 2 * sigma[0] ** 2 + np.sum(to_end[1:] ** 2 * g2[:-1] * dt)
@@ -193,8 +195,8 @@ def test_prior_is_a_gaussian_of_the_stated_width(sde):
     x = sde.prior_sample(sample_keys(jax.random.key(1), jnp.arange(2000)), jnp.zeros((2000, 3, 2)))
     assert scipy.stats.kstest(np.ravel(x) / sde.prior_std, "norm").pvalue > 1e-3
     ours = sde.prior_log_prob(x[:10])
-    truth = scipy.stats.norm(0, sde.prior_std).logpdf(np.asarray(x[:10], np.float64))
-    np.testing.assert_allclose(ours, truth.sum(axis=(1, 2)), rtol=1e-5)
+    expected = scipy.stats.norm.logpdf(np.asarray(x[:10], np.float64), 0, sde.prior_std)
+    np.testing.assert_allclose(ours, expected.sum(axis=(1, 2)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -216,19 +218,19 @@ def test_reverse_drift_is_anderson_or_probability_flow(sde, churn, share):
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("ve", {"sigma_min": 0.0}, r"sigma_min=0\.0 is out of range for VESDE"),
-        ("ve", {"sigma_max": math.inf}, "sigma_max=inf is out of range"),
+        ("ve", {"sigma_min": 0.0}, r"sigma_min=0\.0 must be above 0"),
+        ("ve", {"sigma_max": math.inf}, "sigma_max=inf must be above 0 and finite"),
         ("ve", {"sigma_min": 60.0}, r"sigma_min=60\.0 must be below sigma_max=50\.0"),
-        ("vp", {"beta_min": -1.0}, r"beta_min=-1\.0 is out of range for VPSDE"),
-        ("vp", {"beta_max": math.nan}, "beta_max=nan is out of range"),
-        ("subvp", {"beta_min": 20.0}, r"beta_min=20\.0 must be below beta_max=20\.0 for SubVPSDE"),
+        ("vp", {"beta_min": -1.0}, r"beta_min=-1\.0 must be above 0"),
+        ("vp", {"beta_max": math.nan}, "beta_max=nan must be above 0"),
+        ("subvp", {"beta_min": 20.0}, r"beta_min=20\.0 must be below beta_max=20\.0"),
         ("smld", {"sigma_min": 60.0}, r"sigma_min=60\.0 must be below sigma_max=50\.0"),
-        ("smld", {"levels": 1}, "levels=1 must be at least 2"),
-        ("edm", {"sigma_max": 0.0}, r"sigma_max=0\.0 is out of range for EDMSDE"),
-        ("cosine", {"offset": 0.0}, r"offset=0\.0 is out of range for CosineVPSDE"),
-        ("cosine", {"alpha_min": 1.0}, r"alpha_min=1\.0 is .*: give a number between 0 and 1"),
-        ("linear", {"alpha_min": 0.0}, r"alpha_min=0\.0 is out of range for LinearPathSDE"),
-        ("linear", {"alpha_min": math.nan}, "alpha_min=nan is out of range"),
+        ("smld", {"num_timesteps": 1}, "num_timesteps=1 must be at least 2"),
+        ("edm", {"sigma_max": 0.0}, r"sigma_max=0\.0 must be above 0"),
+        ("cosine", {"offset": 0.0}, r"offset=0\.0 must be above 0"),
+        ("cosine", {"alpha_min": 1.0}, r"alpha_min=1\.0 must lie in \(0, 1\)"),
+        ("linear", {"alpha_min": 0.0}, r"alpha_min=0\.0 must lie in \(0, 1\)"),
+        ("linear", {"alpha_min": math.nan}, r"alpha_min=nan must lie in \(0, 1\)"),
     ],
 )
 def test_invalid_parameter_is_named(name, fields, message):
@@ -243,8 +245,8 @@ def test_process_is_a_pytree_of_its_parameters(sde):
     assert jax.tree.unflatten(structure, leaves) == sde
 
 
-def test_jit_can_tell_the_processes_apart():
-    """Were the structures of two classes equal, one might run with the other's program."""
+def test_structures_of_the_processes_differ():
+    """If the structures of two classes were equal, jit could run the wrong program."""
     structures = [jax.tree.structure(cls()) for cls in SDES.values()]
     for first, second in itertools.combinations(structures, 2):
         assert first != second
@@ -281,7 +283,7 @@ def test_processes_can_be_stacked(cls, fields):
 
 
 @pytest.mark.parametrize("cls", [CosineVPSDE, LinearPathSDE])
-def test_signal_runs_from_all_to_alpha_min(cls):
+def test_alpha_runs_from_one_to_alpha_min(cls):
     for alpha_min in (1e-6, 1e-3, 0.5):
         sde = cls(alpha_min=alpha_min)
         alpha = sde.alpha(jnp.array([0.0, 1.0]))
@@ -291,27 +293,24 @@ def test_signal_runs_from_all_to_alpha_min(cls):
         np.testing.assert_allclose(f, paper, rtol=1e-5)
 
 
-# The discrete chains
-
-
-def textbook_chain(schedule, levels):
+def textbook_chain(schedule, n):
     """The products of 1 - beta_i of both papers, one factor at a time."""
-    if schedule == "linear":  # Ho et al. 2020, Section 4, for 1000 levels: 1e-4 to 0.02
-        betas = [1e-4 * 1000 / levels * (1 + i * 199 / (levels - 1)) for i in range(levels)]
+    if schedule == "linear":  # Ho et al. 2020, Section 4, for n = 1000: 1e-4 to 0.02
+        betas = [1e-4 * 1000 / n * (1 + i * 199 / (n - 1)) for i in range(n)]
     else:  # Nichol and Dhariwal 2021, Eq. 17
-        f = [math.cos((i / levels + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(levels + 1)]
-        betas = [min(1 - f[i + 1] / f[i], 0.999) for i in range(levels)]
+        f = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+        betas = [min(1 - f[i + 1] / f[i], 0.999) for i in range(n)]
     return np.cumprod(1 - np.array(betas))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-@pytest.mark.parametrize("levels", [100, 1000, 4000])
-def test_discrete_chain_has_the_exact_table(x64, schedule, levels):
-    sde = DiscreteVPSDE(schedule=schedule, levels=levels)
-    t, dense = np.arange(levels) / (levels - 1), np.linspace(0, 1, 3 * levels)
+@pytest.mark.parametrize("num_timesteps", [100, 1000, 4000])
+def test_discrete_chain_has_the_exact_table(x64, schedule, num_timesteps):
+    sde = DiscreteVPSDE(schedule=schedule, num_timesteps=num_timesteps)
+    t, dense = np.arange(num_timesteps) / (num_timesteps - 1), np.linspace(0, 1, 3 * num_timesteps)
     evaluate = jax.jit(lambda t, dense: (sde.alpha(t), sde.sigma(t), sde.log_snr(dense)))
     alpha, sigma, log_snr = evaluate(t, dense)
-    alpha_bar = textbook_chain(schedule, levels)
+    alpha_bar = textbook_chain(schedule, num_timesteps)
     np.testing.assert_allclose(alpha**2, alpha_bar, rtol=1e-9)
     np.testing.assert_allclose(sigma**2, 1 - alpha_bar, rtol=1e-9)
     assert np.all(np.diff(log_snr) < 0)
@@ -325,8 +324,8 @@ def test_discrete_chain_is_accurate_in_float32_and_near_its_limit():
 
 
 def test_cosine_chain_tends_to_the_continuous_one(x64):
-    """At a rate of one over its levels; alpha_min is small here, as the chain ends at alpha = 0."""
-    chains = [DiscreteVPSDE(schedule="cosine", levels=levels) for levels in (200, 400)]
+    """At a rate of 1 / num_timesteps; alpha_min is small, since the chain ends at alpha = 0."""
+    chains = [DiscreteVPSDE(schedule="cosine", num_timesteps=n) for n in (200, 400)]
     limit, t = CosineVPSDE(alpha_min=1e-6), np.linspace(0, 1, 100)
     gaps = jax.jit(lambda t: [chain.alpha(t) - limit.alpha(t) for chain in chains])(t)
     coarse, fine = np.max(np.abs(gaps), axis=1)
@@ -334,12 +333,12 @@ def test_cosine_chain_tends_to_the_continuous_one(x64):
     np.testing.assert_allclose(coarse / fine, 2, rtol=0.02)
 
 
-@pytest.mark.parametrize("levels", [10, 1000])
-def test_smld_has_the_exact_table(x64, levels):
+@pytest.mark.parametrize("num_timesteps", [10, 1000])
+def test_smld_has_the_exact_table(x64, num_timesteps):
     """Song and Ermon 2019, Section 4.3: a geometric sequence, which they count from its largest."""
-    sde = DiscreteVESDE(sigma_max=1.0, levels=levels)
-    table = [0.01 * 100 ** (i / (levels - 1)) for i in range(levels)]
-    t = np.arange(levels) / (levels - 1)
+    sde = DiscreteVESDE(sigma_max=1.0, num_timesteps=num_timesteps)
+    table = [0.01 * 100 ** (i / (num_timesteps - 1)) for i in range(num_timesteps)]
+    t = np.arange(num_timesteps) / (num_timesteps - 1)
     np.testing.assert_allclose(sde.sigma(jnp.asarray(t)), table, rtol=1e-12)
     np.testing.assert_allclose(sde.sigma(jnp.asarray(t, jnp.float32)), table, rtol=1e-5)
 
@@ -347,12 +346,12 @@ def test_smld_has_the_exact_table(x64, levels):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"schedule": "sine"}, "schedule='sine' is unknown; choose one of: linear, cosine"),
-        ({"levels": 1}, "levels=1 must be at least 2"),
-        ({"levels": 20}, "levels=20 is too few"),
+        ({"schedule": "sine"}, "schedule='sine' is unknown; choose one of: cosine, linear"),
+        ({"num_timesteps": 1}, "num_timesteps=1 must be at least 2"),
+        ({"num_timesteps": 20}, "num_timesteps=20 is too small .* choose more than 20"),
     ],
 )
-def test_impossible_chain_is_refused(fields, message):
+def test_impossible_chain_is_an_error(fields, message):
     with pytest.raises(ValueError, match=message):
         DiscreteVPSDE(**fields)
 

@@ -93,7 +93,7 @@ def test_grid_of_levels_shows_the_network_each_level_once(levels):
     times = Schedule(grid="levels", steps=levels, t_min=1e-5).of(VESDE())
     np.testing.assert_allclose(times, 1 - np.arange(levels) / (levels - 1), atol=1e-15)
     t = jnp.asarray(times, jnp.float32)
-    seen = CONDITIONINGS["sigma_index"](VESDE(), t, levels)
+    seen = CONDITIONINGS["reversed_timestep"](VESDE(), t, levels)
     np.testing.assert_array_equal(seen, np.arange(levels))
     np.testing.assert_allclose(VESDE().sigma(t), np.geomspace(50, 0.01, levels), rtol=1e-5)
 

@@ -1,0 +1,1 @@
+"""Training: the step and its state, data parallelism, checkpoints, and the log of scalars."""

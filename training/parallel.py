@@ -16,13 +16,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 @dataclass(frozen=True)
-class Layout:
+class DataParallel:
     """The mesh and what is placed on it how."""
 
     mesh: Mesh
 
     @classmethod
-    def over_all_devices(cls) -> "Layout":
+    def over_all_devices(cls) -> "DataParallel":
         count = jax.device_count()
         return cls(jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,)))
 
@@ -73,6 +73,11 @@ class Layout:
     def split_rows(self, everything: np.ndarray) -> jax.Array:
         """The same, from the whole batch known to every host."""
         return self.put_batch(everything[self.local_rows(len(everything))])
+
+    def place(self, indices: np.ndarray) -> jax.Array:
+        """Split indices over the devices; the last one is repeated until they divide."""
+        padded = np.pad(indices, (0, -len(indices) % self.devices), mode="edge")
+        return self.split_rows(padded)
 
     def fetch(self, array: jax.Array) -> np.ndarray:
         """The whole of a global array, on every host."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from training.parallel import Layout
+from training.parallel import DataParallel
 
 # denoising.Denoiser is made from (parameters, dropout key); the loss is one of losses.LOSSES.
 LossFunction = Callable[[Key[Array, ""], Any, Float[Array, "batch ..."]], Float[Array, "batch"]]
@@ -114,29 +114,29 @@ class Trainer:
     loss: LossFunction
     optimizer: optax.GradientTransformation
     average: MovingAverage
-    layout: Layout
+    parallel: DataParallel
     classes: int = 0
     label_dropout: float = 0.1
 
-    def first_state(self, key: Key[Array, ""]) -> TrainState:
+    def init_state(self, key: Key[Array, ""]) -> TrainState:
         """A fresh state, made on the devices."""
-        return jax.jit(self._first_state, out_shardings=self.layout.replicated)(key)
+        return jax.jit(self._init_state, out_shardings=self.parallel.replicated)(key)
 
-    def state_of(self, params: Any, ema_params: Any, step: int) -> TrainState:
+    def state_from_params(self, params: Any, ema_params: Any, step: int) -> TrainState:
         """A state of parameters that were trained elsewhere; the optimizer starts afresh."""
 
         def make(params: Any, ema_params: Any) -> TrainState:
             return TrainState(jnp.int32(step), params, ema_params, self.optimizer.init(params))
 
-        return jax.jit(make, out_shardings=self.layout.replicated)(params, ema_params)
+        return jax.jit(make, out_shardings=self.parallel.replicated)(params, ema_params)
 
     def abstract_state(self) -> TrainState:
         """The state's shapes and shardings, without computing anything."""
-        return self.layout.abstract(jax.eval_shape(self._first_state, jax.random.key(0)))
+        return self.parallel.abstract(jax.eval_shape(self._init_state, jax.random.key(0)))
 
     def compiled_step(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
         """The jitted `step`, with labels if there are classes; it consumes the state."""
-        replicated, split = self.layout.replicated, self.layout.split
+        replicated, split = self.parallel.replicated, self.parallel.split
         return jax.jit(
             self.step,
             in_shardings=(replicated, replicated, split, *([split] if self.classes else [])),
@@ -177,7 +177,7 @@ class Trainer:
             denoiser = dataclasses.replace(denoiser, labels=labels)
         return jnp.mean(self.loss(loss_key, denoiser, batch))
 
-    def _first_state(self, key: Key[Array, ""]) -> TrainState:
+    def _init_state(self, key: Key[Array, ""]) -> TrainState:
         params = self.init(key)
         # A buffer of its own for the average: a donated state must not hold one twice.
         ema_params = jax.tree.map(jnp.copy, params)

@@ -1,0 +1,1 @@
+"""Checkpoint file formats, read without running any code that is stored in them."""

@@ -34,7 +34,7 @@ def agrees(values, truth, *, tolerance=0.0):
 @functools.cache
 def bound_of_point(name, importance):
     """Of as many copies of one point, each with times and noise of its own."""
-    options = ContinuousBoundOptions(times=8, importance=importance, t_min=T_MIN)
+    options = ContinuousBoundOptions(num_times=8, importance=importance, t_min=T_MIN)
     x0 = jnp.asarray(np.tile(POINT, (COPIES, 1)), jnp.float32)
     bound = continuous_bound(KEY, DATA.denoiser(PROCESSES[name]), x0, options=options)
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), bound)
@@ -81,7 +81,7 @@ def test_every_term_has_its_expectation_at_a_point(name, importance):
 
 def test_mean_over_a_mixture_is_its_entropy_and_the_priors_mismatch():
     sde, mixture = PROCESSES["subvp"], standardized_mixture()
-    x0, options = mixture.sample(0, COPIES), ContinuousBoundOptions(times=16)
+    x0, options = mixture.sample(0, COPIES), ContinuousBoundOptions(num_times=16)
     bound = continuous_bound(
         KEY, mixture.denoiser(sde), jnp.asarray(x0, jnp.float32), options=options
     )
@@ -110,7 +110,7 @@ def test_error_is_small_where_no_noise_is_predictable_and_nan_is_an_error_with_i
     """||eps||^2 / 2 alone would leave log_snr(t_min) - log_snr(1) times sqrt(D / 2 / times)."""
     sde, x0 = PROCESSES["vp"], jnp.zeros((64, 500))
     denoiser = Denoiser(sde=sde, network=Partial(silent, 1.0), conditioning="t")
-    options = ContinuousBoundOptions(times=8, t_min=T_MIN)
+    options = ContinuousBoundOptions(num_times=8, t_min=T_MIN)
     bound = continuous_bound(KEY, denoiser, x0, options=options)
     low, high = sde.log_snr(jnp.array([1.0, T_MIN]))
     alone = (high - low) * math.sqrt(500 / 2 / 8)
@@ -144,7 +144,7 @@ def test_last_step_bounds_the_density_of_data_by_that_of_noisy_data(sde):
 
 
 def test_bound_is_a_function_of_key_number_and_sample_alone():
-    sde, options = PROCESSES["vp"], ContinuousBoundOptions(times=4)
+    sde, options = PROCESSES["vp"], ContinuousBoundOptions(num_times=4)
     points = np.float32([[0.1, 0.2], [1.0, -1.0], [0.5, 0.5]])
 
     def bound(rows, indices=None):
@@ -169,9 +169,9 @@ def test_bound_is_a_function_of_key_number_and_sample_alone():
     ("fields", "message"),
     [
         ({"importance": "no"}, "importance='no' is unknown; choose one of: log_snr, uniform"),
-        ({"times": 3}, "times=3 must be an even number, at least 2"),
-        ({"times": 0}, "times=0 must be an even number, at least 2"),
-        ({"t_min": 1.0}, r"t_min=1\.0 must lie between 0 and 1"),
+        ({"num_times": 3}, "num_times=3 must be an even number, at least 2"),
+        ({"num_times": 0}, "num_times=0 must be an even number, at least 2"),
+        ({"t_min": 1.0}, r"t_min=1\.0 must lie in \(0, 1\)"),
     ],
 )
 def test_invalid_field_is_named(fields, message):

@@ -12,7 +12,7 @@ import scipy.stats
 from jax.tree_util import Partial
 
 from bounds import discrete as module
-from bounds.discrete import DiscreteBoundOptions, Lattice, discrete_bound, prior_divergence
+from bounds.discrete import DiscreteBoundOptions, PixelLevels, discrete_bound, prior_divergence
 from denoising import Clipping, Denoiser
 from errors import BoundError
 from numerics.arrays import fold_in_each, normal_like, sample_keys
@@ -104,18 +104,20 @@ def plainly(schedule, kept, variance, clip):
 )
 def test_bound_of_a_chain_is_the_papers(x64, schedule, variance, clip):
     denoiser = Denoiser(
-        sde=DiscreteVPSDE(schedule=schedule, levels=LEVELS),
+        sde=DiscreteVPSDE(schedule=schedule, num_timesteps=LEVELS),
         network=Partial(answer),
-        parameterization="eps_variance",
-        conditioning="index",
-        levels=LEVELS,
+        parameterization="eps_learned_variance",
+        conditioning="timestep",
+        num_timesteps=LEVELS,
         clipping=Clipping(clip=clip),
     )
     options, programs = DiscreteBoundOptions(variance=variance), module._terms._cache_size()
     for grid, kept in GRIDS.items():
         times = Schedule(grid=grid).of(denoiser.sde)
         x0 = jnp.asarray(IMAGES)
-        ours = discrete_bound(KEY, denoiser, x0, times=times, lattice=Lattice(), options=options)
+        ours = discrete_bound(
+            KEY, denoiser, x0, times=times, pixel_levels=PixelLevels(), options=options
+        )
         prior, terms, decoder = plainly(schedule, kept, variance, clip == "range")
         np.testing.assert_allclose(ours.prior, prior, rtol=1e-9)
         np.testing.assert_allclose(ours.terms, terms, rtol=1e-7)
@@ -139,14 +141,14 @@ def conditional(alpha, sigma, x, x0):
 
 def test_any_process_and_grid(x64):
     """The KL divergence of two Gaussian conditionals, of the true x0 and of the predicted one."""
-    sde, times, lattice = SubVPSDE(), np.array([1.0, 0.6, 0.5, 0.3]), Lattice(low=0.0)
+    sde, times, pixel_levels = SubVPSDE(), np.array([1.0, 0.6, 0.5, 0.3]), PixelLevels(low=0.0)
     denoiser = Denoiser(
         sde=sde, network=lambda x, t: jnp.sin(x) / 2, parameterization="x0", conditioning="t"
     )
     x0, noise = (IMAGES + 1) / 2, draws(len(times))
     options = DiscreteBoundOptions(decoder="tweedie")
     ours = discrete_bound(
-        KEY, denoiser, jnp.asarray(x0), times=times, lattice=lattice, options=options
+        KEY, denoiser, jnp.asarray(x0), times=times, pixel_levels=pixel_levels, options=options
     )
     alpha, sigma = coefficients(sde, times)
     for i in range(3):
@@ -183,7 +185,7 @@ def posterior_mean(sde, x, t):
 def test_best_network_attains_each_probability_as_the_grid_is_refined():
     """With the exact posterior mean the reverse process is the data's, and each value's bound tends
     to its own -log probability; the loss of n steps falls as 1 / n, and so can be extrapolated."""
-    sde, copies, lattice = VPSDE(), 4000, Lattice(levels=4)
+    sde, copies, pixel_levels = VPSDE(), 4000, PixelLevels(gray_levels=4)
     denoiser = Denoiser(
         sde=sde, network=Partial(posterior_mean, sde), parameterization="x0", conditioning="t"
     )
@@ -192,7 +194,12 @@ def test_best_network_attains_each_probability_as_the_grid_is_refined():
     for steps in (128, 512):
         times = Schedule(grid="log_snr", steps=steps, t_min=1e-3).of(sde)
         bound = discrete_bound(
-            KEY, denoiser, x0, times=times, lattice=lattice, options=DiscreteBoundOptions()
+            KEY,
+            denoiser,
+            x0,
+            times=times,
+            pixel_levels=pixel_levels,
+            options=DiscreteBoundOptions(),
         )
         nats = np.asarray(bound.total, np.float64).reshape(4, copies)
         excess[steps] = nats.mean(axis=1) + np.log(SHARES)
@@ -209,7 +216,9 @@ def test_known_image_costs_what_its_variances_do(x64):
     denoiser = Denoiser(sde=sde, network=Partial(lambda x0, x, t: x0, x0), parameterization="x0")
     times = Schedule(steps=5, t_min=1e-3).of(sde)
     options = DiscreteBoundOptions(variance="large")
-    bound = discrete_bound(KEY, denoiser, x0, times=times, lattice=Lattice(), options=options)
+    bound = discrete_bound(
+        KEY, denoiser, x0, times=times, pixel_levels=PixelLevels(), options=options
+    )
     alpha, sigma = coefficients(sde, times)
     for i in range(5):
         _, variance = conditional(alpha[i : i + 2], sigma[i : i + 2], 0.0, 0.0)
@@ -226,19 +235,19 @@ def test_known_image_costs_what_its_variances_do(x64):
 
 @pytest.mark.parametrize("levels", [2, 256])
 def test_probabilities_of_all_levels_sum_to_one(levels):
-    lattice = Lattice(levels=levels, low=-0.5, high=1.5)
+    pixel_levels = PixelLevels(gray_levels=levels, low=-0.5, high=1.5)
     values, means = np.linspace(-0.5, 1.5, levels), np.array([-40.0, -0.5, 0.1234, 1.49, 3.0])
     grid = np.meshgrid(values, means, np.array([-7.0, -3.0, 0.0, 3.0]), indexing="ij")
-    log_prob = jax.jit(lattice.log_prob)(*(jnp.asarray(axis, jnp.float32) for axis in grid))
+    log_prob = jax.jit(pixel_levels.log_prob)(*(jnp.asarray(axis, jnp.float32) for axis in grid))
     assert np.isfinite(log_prob).all()
     np.testing.assert_allclose(np.exp(log_prob).sum(axis=0), 1, atol=1e-4)
 
 
 def test_probability_far_from_the_mean_is_exact_on_both_sides(x64):
     """Up to 200 standard deviations, where probabilities are 1e-8700."""
-    lattice, std = Lattice(levels=5), 0.01
+    pixel_levels, std = PixelLevels(gray_levels=5), 0.01
     means = np.array([-1.9, -0.6, 0.1, 0.7, 2.0])
-    ours = jax.jit(lattice.log_prob)(jnp.zeros(5), jnp.asarray(means), jnp.log(std))
+    ours = jax.jit(pixel_levels.log_prob)(jnp.zeros(5), jnp.asarray(means), jnp.log(std))
     low, high = (np.abs(means) - 0.25) / std, (np.abs(means) + 0.25) / std
     tail = scipy.special.log_ndtr
     expected = [
@@ -264,7 +273,13 @@ def test_bound_is_a_function_of_key_number_and_sample_alone_and_names_the_time_o
         denoiser = Denoiser(sde=sde, network=network, labels=jnp.asarray(rows), conditioning="t")
         x0 = jnp.asarray(IMAGES[rows], jnp.float32)
         return discrete_bound(
-            KEY, denoiser, x0, times=times, lattice=Lattice(), options=options, indices=indices
+            KEY,
+            denoiser,
+            x0,
+            times=times,
+            pixel_levels=PixelLevels(),
+            options=options,
+            indices=indices,
         )
 
     first, second = bound([0, 1, 2]), bound([1, 2, 1], jnp.array([1, 7, 2]))
@@ -284,7 +299,10 @@ def test_bound_is_a_function_of_key_number_and_sample_alone_and_names_the_time_o
         ({"x0": IMAGES + 0.4 / 255}, "x0 spans -0.9984 to 1.002 and is up to 0.2 of their spacing"),
         ({"x0": (IMAGES + 1) * 127.5}, " to 255 and is up to 0.5 "),
         ({"x0": IMAGES * math.nan}, "x0 spans nan "),
-        ({"times": np.array([1.0])}, "times=[1.]: give two or more in [0, 1], strictly decreasing"),
+        (
+            {"times": np.array([1.0])},
+            "times=[1.] must be two or more in [0, 1], strictly decreasing",
+        ),
         ({"times": np.array([1.0, 0.5, 0.5])}, "strictly decreasing"),
         ({"times": np.array([1.0, 0.0])}, "times end at t=0.0, where this process has no noise"),
         ({"options": DiscreteBoundOptions(variance="learned")}, "variance='learned' needs a net"),
@@ -300,7 +318,7 @@ def test_invalid_arguments_are_named(change, message):
     }
     x0 = jnp.asarray(given.pop("x0"), jnp.float32)
     with pytest.raises(ValueError, match=re.escape(message)):
-        discrete_bound(KEY, denoiser, x0, lattice=Lattice(), **given)
+        discrete_bound(KEY, denoiser, x0, pixel_levels=PixelLevels(), **given)
 
 
 @pytest.mark.parametrize(
@@ -314,8 +332,11 @@ def test_invalid_arguments_are_named(change, message):
             lambda: DiscreteBoundOptions(decoder="no"),
             "decoder='no' is unknown; choose one of: chain, tweedie",
         ),
-        (lambda: Lattice(levels=1), "levels=1 must be at least 2"),
-        (lambda: Lattice(low=1.0), r"low=1\.0, high=1\.0: low < high"),
+        (lambda: PixelLevels(gray_levels=1), "gray_levels=1 must be at least 2"),
+        (
+            lambda: PixelLevels(low=1.0),
+            r"low=1\.0, high=1\.0 must be finite, and low must be below",
+        ),
     ],
 )
 def test_invalid_field_is_named(make, message):

@@ -1,4 +1,4 @@
-"""Pictures that people name: files of every kind, test images, masks; and wrong ones."""
+"""Inputs by name: files of every kind, test images and masks; wrong ones are named."""
 
 import numpy as np
 import pytest
@@ -29,8 +29,8 @@ def test_files_of_every_kind_hold_the_same_numbers(tmp_path):
         np.testing.assert_allclose(found, image[None, ..., None] / 255, atol=1e-6)
     names = f"{tmp_path}/a.png, {tmp_path}/c.npy"
     assert read_images(names, SHAPE, None).shape == (2, *SHAPE)
-    grey = read_images(str(tmp_path / "a.png"), (4, 6, 3), None)
-    np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
+    gray = read_images(str(tmp_path / "a.png"), (4, 6, 3), None)
+    np.testing.assert_array_equal(gray[..., 0], gray[..., 2])
 
 
 def test_test_images_are_named_by_number():
@@ -42,18 +42,18 @@ def test_test_images_are_named_by_number():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("test:9", r"input='test:9' is none of the test images, test:0 to test:8"),
-        ("test:5-2", "is none of the test images"),
-        ("test:x", "is none of the test images"),
-        ("nothing.png", r"input='nothing.png' is no file"),
+        ("test:9", r"input='test:9' does not exist; the test images are test:0 to test:8"),
+        ("test:5-2", "does not exist; the test images are"),
+        ("test:x", "does not exist; the test images are"),
+        ("nothing.png", r"input='nothing.png' is not a file"),
         ("bad.png", r"input='.*bad.png' is not a readable image"),
         ("bad.npy", r"input='.*bad.npy' cannot be read"),
         ("bad.npz", r"input='.*bad.npz' cannot be read"),
         ("large.png", r"has shape \(8, 8, 1\), but must have \(4, 6, 1\); resize it first"),
-        ("bright.npy", r"has numbers from 0 to 2; images are in \[0, 1\], or integers of 8 bits"),
+        ("bright.npy", r"has numbers from 0 to 2; images must be in \[0, 1\], or uint8"),
         ("nan.npy", "holds NaN"),
-        ("complex.npy", "holds NaN, infinity or what is no real number"),
-        ("many.npz", "it holds a, b; one must be named samples"),
+        ("complex.npy", "holds NaN, infinity or complex numbers"),
+        ("many.npz", "it holds a, b; name one of them samples"),
     ],
 )
 def test_wrong_pictures_are_one_line(tmp_path, monkeypatch, name, message):
@@ -74,7 +74,7 @@ def test_wrong_pictures_are_one_line(tmp_path, monkeypatch, name, message):
 def test_a_measurement_may_leave_the_range_and_is_no_test_image(tmp_path):
     np.save(tmp_path / "y.npy", np.linspace(-2, 2, 7))
     assert read_images(str(tmp_path / "y.npy"), (7,), None, in_range=False).shape == (1, 7)
-    with pytest.raises(ValueError, match="a measurement is no test image"):
+    with pytest.raises(ValueError, match="must be a measurement, not a test image"):
         read_images("test:0", (7,), None)
 
 
@@ -105,10 +105,10 @@ def test_mask_files_are_white_where_known(tmp_path, white):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.zeros((4, 6)), "is black: nothing is known"),
-        (np.linspace(0, 1, 24).reshape(4, 6), "has greys"),
+        (np.zeros((4, 6)), "is black; make the known"),
+        (np.linspace(0, 1, 24).reshape(4, 6), "has gray pixels"),
         (np.ones((6, 4)), r"has shape \(6, 4, 1\), but must have \(4, 6, 1\)"),
-        (None, r"mask='.*mask.npy' is no file; give one, .* or one of: left, right, top"),
+        (None, r"mask='.*mask.npy' is not a file; give one, .* choose one of: left, right, top"),
     ],
 )
 def test_wrong_masks_are_one_line(tmp_path, mask, message):

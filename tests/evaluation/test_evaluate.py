@@ -256,7 +256,7 @@ EVERY = TINY | {
     "classifier.head_width": 8,
     "classifier.steps": 3,
     "discrete_bound.steps": 3,
-    "continuous_bound.times": 2,
+    "continuous_bound.num_times": 2,
     "eval.batch_size": 100,
     "eval.dequantizations": 2,
     "eval.samples": 30,

@@ -50,7 +50,7 @@ OWNERS = {
     "discrete_bound": ([DiscreteBoundOptions, Clipping, Schedule], set()),
     "classifier": (
         [CrossEntropy, *CLASSIFIERS.values()],
-        {"name", "conditioning", "levels", "lr", "warmup", "batch_size", "steps"},
+        {"name", "conditioning", "num_timesteps", "lr", "warmup", "batch_size", "steps"},
     ),
     "sampling": (
         [
@@ -104,7 +104,7 @@ def test_other_subtrees_have_a_reader_for_each_field():
         if isinstance(node, ast.Constant | ast.Attribute)
     }
     assert set(config) == {*OWNERS, "seed", "denoiser", "data", "training", "moments", "eval"}
-    assert set(config.denoiser) == {"parameterization", "conditioning", "levels", "energy"}
+    assert set(config.denoiser) == {"parameterization", "conditioning", "num_timesteps", "energy"}
     for path in ("data", "training", "moments", "eval"):
         assert set(config[path]) - patterns <= spelt, path
 
@@ -229,7 +229,7 @@ def test_memory_estimate_is_near_what_the_compiler_plans():
     experiment = build.build(configuration(fields | {"training.batch_size": 64}))
     trainer = experiment.trainer
     key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = jax.ShapeDtypeStruct((64, 8, 8, 1), np.float32, sharding=experiment.layout.split)
+    batch = jax.ShapeDtypeStruct((64, 8, 8, 1), np.float32, sharding=experiment.parallel.split)
     plan = trainer.compiled_step().lower(key, trainer.abstract_state(), batch).compile()
     memory = plan.memory_analysis()
     planned = memory.argument_size_in_bytes + memory.temp_size_in_bytes

@@ -15,12 +15,13 @@ from jax.tree_util import Partial
 from networks import named, quick_jit, seeded_batch, seeded_params
 
 from denoising import CONDITIONINGS
-from guidance.classifier import Classifier, CrossEntropy, accuracy
+from guidance.classifier import Classifier, CrossEntropy
 from models import CLASSIFIERS, with_features
 from models.adm_classifier import ADMClassifier
 from models.wide_resnet import WideResNet
+from numerics.arrays import normal_like, sample_keys
 from sde_lib import EDMSDE, VESDE, VPSDE, LinearPathSDE, SubVPSDE
-from training.parallel import Layout
+from training.parallel import DataParallel
 from training.step import MovingAverage, Optimizer, Trainer
 
 KEY = jax.random.key(0)
@@ -51,8 +52,8 @@ def posterior(sde, tables, x, t):
     """Exact logits: weight times density of each class, at the x_t that the network's input was."""
     weights, means = (jnp.asarray(table, x.dtype) for table in tables)
     alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
-    centred = (x * jnp.sqrt(alpha**2 + sigma**2))[:, None] - alpha[..., None] * means[None]
-    distance = jnp.sum(centred**2, axis=-1) / (2 * (alpha**2 * VARIANCE + sigma**2))
+    centered = (x * jnp.sqrt(alpha**2 + sigma**2))[:, None] - alpha[..., None] * means[None]
+    distance = jnp.sum(centered**2, axis=-1) / (2 * (alpha**2 * VARIANCE + sigma**2))
     return jnp.log(weights)[None] - distance, x
 
 
@@ -90,10 +91,10 @@ def test_log_prob_is_the_posterior_and_its_gradient_guides(x64, sde):
 @pytest.mark.parametrize(
     ("sde", "conditioning"),
     [
-        (VPSDE(), "999t"),
+        (VPSDE(), "timestep_999"),
         (SubVPSDE(), "log_snr"),
         (VESDE(), "log_sigma"),
-        (LinearPathSDE(), "index"),
+        (LinearPathSDE(), "timestep"),
         (EDMSDE(), "edm"),
     ],
 )
@@ -104,7 +105,7 @@ def test_network_sees_images_of_the_same_size_and_its_own_time(sde, conditioning
         seen.append((x, condition))
         return x, x
 
-    classifier = Classifier(sde=sde, network=network, conditioning=conditioning, levels=50)
+    classifier = Classifier(sde=sde, network=network, conditioning=conditioning, num_timesteps=50)
     t = jnp.array([1e-5, 0.3, 1.0])
     x0, eps = jax.random.rademacher(KEY, (2, 3, 4000)).astype(float)
     classifier.logits(sde.perturb(x0, t, eps), t)
@@ -144,7 +145,7 @@ def line_images(seed, count):
 def test_loss_of_the_true_posterior_is_the_entropy_that_is_left(sde, clean):
     """E_t H(y | x_t), by quadrature; and no other temperature of the logits does better."""
     x0, labels = line_images(0, 40_000)
-    loss = CrossEntropy(t_min=0.01, clean=clean)
+    loss = CrossEntropy(t_min=0.01, clean_fraction=clean)
     exact = exact_classifier(sde, LINE, labels=jnp.asarray(labels))
 
     def values(factor, key):
@@ -167,16 +168,24 @@ def test_loss_of_the_true_posterior_is_the_entropy_that_is_left(sde, clean):
 
 
 def test_times_are_the_smallest_for_a_share_and_uniform_for_the_rest():
-    t = np.asarray(CrossEntropy(t_min=0.2, clean=0.3).draw_times(KEY, 10_000))
+    t = np.asarray(CrossEntropy(t_min=0.2, clean_fraction=0.3).draw_times(KEY, 10_000))
     smallest = t == np.float32(0.2)
     assert abs(smallest.mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 10_000)
     assert scipy.stats.kstest(t[~smallest], "uniform", args=(0.2, 0.8)).pvalue > 0.01
-    everywhere = CrossEntropy(clean=0.0).draw_times(KEY, 10_000)
+    everywhere = CrossEntropy(clean_fraction=0.0).draw_times(KEY, 10_000)
     assert scipy.stats.kstest(everywhere, "uniform").pvalue > 0.01
 
 
 def linear(params, x, t):
     return x @ params["kernel"] + params["bias"][None], x
+
+
+@jax.jit
+def most_probable_classes(classifier, x0, t):
+    """At x_t, with the same noise of an image at every t."""
+    eps = normal_like(sample_keys(KEY, jnp.arange(len(x0))), x0)
+    t = jnp.broadcast_to(jnp.asarray(t, x0.dtype), len(x0))
+    return jnp.argmax(classifier.logits(classifier.sde.perturb(x0, t, eps), t), axis=1)
 
 
 def test_trainer_trains_it_to_the_best_accuracy_at_every_time():
@@ -192,35 +201,24 @@ def test_trainer_trains_it_to_the_best_accuracy_at_every_time():
         loss=CrossEntropy(),
         optimizer=Optimizer(lr=0.2, warmup=0).chain(20),
         average=MovingAverage(),
-        layout=Layout(Mesh(jax.devices()[:1], ("data",), axis_types=(AxisType.Auto,))),
+        parallel=DataParallel(Mesh(jax.devices()[:1], ("data",), axis_types=(AxisType.Auto,))),
         classes=2,
         label_dropout=0.0,
     )
-    step, state = trainer.compiled_step(), trainer.first_state(KEY)
+    step, state = trainer.compiled_step(), trainer.init_state(KEY)
     for i in range(20):
         x0, labels = line_images(i, 256)
-        batch = trainer.layout.put_batch(x0), trainer.layout.put_batch(labels)
+        batch = trainer.parallel.put_batch(x0), trainer.parallel.put_batch(labels)
         state, scalars = step(KEY, state, *batch)
         if i == 0:
             np.testing.assert_allclose(scalars["loss"], math.log(2), rtol=1e-6)
     x0, labels = line_images(1000, 10_000)
     times = (1e-5, 0.2, 0.5)
-    found = accuracy(KEY, make(state.ema_params), x0, labels, times, batch_size=10_000)
+    trained = make(state.ema_params)
+    found = [np.mean(most_probable_classes(trained, jnp.asarray(x0), t) == labels) for t in times]
     best, _ = best_accuracy_and_entropy(sde, times)
     assert np.all(np.abs(found - best) < 4 * np.sqrt(best * (1 - best) / 10_000))
 
-
-def test_accuracy_does_not_depend_on_the_batches():
-    x0, labels = line_images(0, 3000)
-    classifier = exact_classifier(VPSDE(), LINE)
-    whole, halves = (
-        accuracy(KEY, classifier, x0, labels, [0.5, 0.9], batch_size=size) for size in (2000, 1000)
-    )
-    # Other noise would give another count of right ones, but for 1 time in some thousands.
-    np.testing.assert_array_equal(whole, halves)
-
-
-# Networks.
 
 SMALL = {
     "features": 16,
@@ -248,7 +246,7 @@ def test_features_are_what_the_last_layer_makes_the_logits_of(name):
 
     @quick_jit
     def evaluate(params, x):
-        answer = Classifier(sde=VPSDE(), network=Partial(apply, params)).answer(x, t)
+        answer = Classifier(sde=VPSDE(), network=Partial(apply, params)).outputs(x, t)
         return answer, network.apply({"params": params}, x, 999 * t, train=False)
 
     (logits, features), alone = evaluate(params, x)
@@ -263,17 +261,17 @@ def test_features_are_what_the_last_layer_makes_the_logits_of(name):
     np.testing.assert_array_equal(other_features[1], features[1])
 
 
-# What is wrong is told.
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"conditioning": "time"}, r"conditioning='time' is unknown; choose one of: 999t, edm"),
-        ({"levels": 1}, "levels=1 must be at least 2"),
+        (
+            {"conditioning": "time"},
+            r"conditioning='time' is unknown; choose one of: edm, log_sigma",
+        ),
+        ({"num_timesteps": 1}, "num_timesteps=1 must be at least 2"),
     ],
 )
-def test_bad_fields_of_a_classifier_are_told(fields, message):
+def test_bad_fields_of_a_classifier_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Classifier(sde=VPSDE(), network=lambda x, t: (x, x), **fields)
 
@@ -281,12 +279,15 @@ def test_bad_fields_of_a_classifier_are_told(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"t_min": 0.0}, "t_min=0.0 must lie between 0 and 1"),
-        ({"clean": 1.0}, r"clean=1.0 is a share of the images; it must lie in \[0, 1\)"),
-        ({"clean": -0.1}, r"clean=-0.1 is a share"),
+        ({"t_min": 0.0}, r"t_min=0.0 must lie in \(0, 1\)"),
+        (
+            {"clean_fraction": 1.0},
+            r"clean_fraction=1.0 must lie in \[0, 1\)",
+        ),
+        ({"clean_fraction": -0.1}, r"clean_fraction=-0.1 must lie in"),
     ],
 )
-def test_bad_fields_of_the_loss_are_told(fields, message):
+def test_bad_fields_of_the_loss_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         CrossEntropy(**fields)
 
@@ -298,7 +299,7 @@ def test_bad_fields_of_the_loss_are_told(fields, message):
         (jnp.zeros(2, int), r"labels=an array of shape \(2,\) does not name"),
     ],
 )
-def test_missing_labels_are_told(labels, message):
+def test_missing_labels_are_refused(labels, message):
     classifier = Classifier(sde=VPSDE(), network=lambda x, t: (x, x), labels=labels)
     with pytest.raises(ValueError, match=message):
         classifier.log_prob(jnp.zeros((3, 4)), 0.5)
@@ -313,19 +314,18 @@ def test_missing_labels_are_told(labels, message):
         pytest.param(lambda x, t: (x, x[:2]), id="features of other images"),
     ],
 )
-def test_answers_of_another_shape_are_told(network):
+def test_outputs_of_another_shape_are_refused(network):
     classifier = Classifier(sde=VPSDE(), network=network)
-    with pytest.raises(ValueError, match=r"network answers .* to 3 images; it must answer logits"):
+    with pytest.raises(ValueError, match=r"network returns .* for 3 images; it must return logits"):
         classifier.logits(jnp.zeros((3, 4)), 0.5)
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-def test_labels_of_no_class_are_told(label):
-    classifier = Classifier(sde=VPSDE(), network=lambda x, t: (jnp.zeros((len(x), 2)), x))
-    x0, labels = np.zeros((3, 1), np.float32), np.array([0, 1, label])
-    with pytest.raises(ValueError, match=r"labels are .*, but the network answers 2 classes"):
-        accuracy(KEY, classifier, x0, labels, [0.1])
-    labelled = dataclasses.replace(classifier, labels=jnp.asarray(labels))
+def test_log_prob_of_no_class_is_not_a_number(label):
+    labels = jnp.array([0, 1, label])
+    classifier = Classifier(
+        sde=VPSDE(), network=lambda x, t: (jnp.zeros((len(x), 2)), x), labels=labels
+    )
     np.testing.assert_array_equal(
-        np.isnan(labelled.log_prob(jnp.asarray(x0), 0.1)), [False, False, True]
+        np.isnan(classifier.log_prob(jnp.zeros((3, 1)), 0.1)), [False, False, True]
     )

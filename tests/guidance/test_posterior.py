@@ -19,7 +19,7 @@ from denoising import Clipping
 from guidance.base import guide
 from guidance.classifier import ClassifierGuidance
 from guidance.classifier_free import ClassifierFreeGuidance
-from guidance.operators import of_matrix
+from guidance.operators import from_matrix
 from guidance.posterior import DPS, LossGuidance, PiGDM
 from guidance.projection import Projection
 from numerics.arrays import in_float64, sample_keys
@@ -138,7 +138,7 @@ def test_classifier_free_guidance_from_none_to_the_class(x64):
         (4.0, (0.0, 1.0), none + 4 * (given - none)),
         (4.0, (0.3, 0.6), np.where((t >= 0.3) & (t <= 0.6), 4 * given.T - 3 * none.T, given.T).T),
     ):
-        guidance = ClassifierFreeGuidance(none=4, scale=scale, interval=interval)
+        guidance = ClassifierFreeGuidance(null_label=4, scale=scale, interval=interval)
         np.testing.assert_allclose(score(guide(of_class(VE), guidance), x, t), expected)
 
 
@@ -186,7 +186,7 @@ def test_classifier_free_guidance_of_gaussians_is_a_linear_flow(x64, interval):
     truth = scipy.integrate.solve_ivp(velocity, span, start / alpha[0], rtol=1e-7, atol=1e-7).y[
         :, -1
     ]
-    guidance = ClassifierFreeGuidance(none=1, scale=scale, interval=interval)
+    guidance = ClassifierFreeGuidance(null_label=1, scale=scale, interval=interval)
     denoiser = dataclasses.replace(pair.denoiser(VP), labels=jnp.array([0]))
     plan = UniPC().plan(VP, times)
     x = run(
@@ -199,9 +199,11 @@ def test_classifier_free_guidance_of_gaussians_is_a_linear_flow(x64, interval):
 
 
 METHODS = {
-    "dps": lambda y: DPS(operator=of_matrix(MATRIX), measurement=y, noise=NOISE, variance="noise"),
+    "dps": lambda y: DPS(
+        operator=from_matrix(MATRIX), measurement=y, noise=NOISE, variance="noise"
+    ),
     "loss": lambda y: LossGuidance(loss=_minus_log_likelihood, data=(y,)),
-    "pigdm": lambda y: PiGDM(operator=of_matrix(MATRIX), measurement=y, noise=NOISE),
+    "pigdm": lambda y: PiGDM(operator=from_matrix(MATRIX), measurement=y, noise=NOISE),
 }
 
 
@@ -248,7 +250,7 @@ def test_pigdm_is_exact_where_data_are_as_wide_as_it_is_told(x64, sde):
     y = np.random.default_rng(2).normal(size=(5, 2))
     for noise in (NOISE, 0.01):
         guidance = PiGDM(
-            operator=of_matrix(MATRIX), measurement=jnp.asarray(y), noise=noise, data_std=1.7
+            operator=from_matrix(MATRIX), measurement=jnp.asarray(y), noise=noise, data_std=1.7
         )
         posteriors = [prior.posterior(MATRIX, row, noise) for row in y]
         guided = score(guide(prior.denoiser(sde), guidance), x, t)
@@ -259,7 +261,7 @@ def test_dps_with_the_variance_of_the_residual(x64):
     x, t = noisy(CORRELATED, VP)
     y = np.random.default_rng(2).normal(size=(5, 2))
     plain = CORRELATED.denoiser(VP)
-    guidance = DPS(operator=of_matrix(MATRIX), measurement=jnp.asarray(y), noise=0.8)
+    guidance = DPS(operator=from_matrix(MATRIX), measurement=jnp.asarray(y), noise=0.8)
     added = score(guide(plain, guidance), x, t) - score(plain, x, t)
     dps = METHODS["dps"](jnp.asarray(y))
     unbounded = score(guide(plain, dps), x, t) - score(plain, x, t)
@@ -364,7 +366,9 @@ def test_projection_samples_as_its_linear_recursion(strength):
     schedule = Schedule(grid="log_snr", steps=30, t_min=1e-3, finish="sample")
     times = schedule.of(VP)
     measurement = jnp.tile(jnp.asarray(MEASUREMENT), (count, 1))
-    projection = Projection(operator=of_matrix(MATRIX), measurement=measurement, strength=strength)
+    projection = Projection(
+        operator=from_matrix(MATRIX), measurement=measurement, strength=strength
+    )
     denoiser = dataclasses.replace(CORRELATED.denoiser(VP), projection=projection)
     solver = PredictorCorrector(predictor=Ancestral(), corrector=AnnealedLangevin(snr=snr))
     answer = sample(KEY, denoiser, (count, 3), solver=solver, schedule=schedule, frames=[times[15]])

@@ -266,7 +266,7 @@ def test_classes_are_balanced_or_those_given(sampling, labels):
     told = experiment.of_classes(experiment.denoiser({}), numbers)
     assert np.asarray(told.labels)[:5].tolist() == labels
     (guidance,) = told.guidances
-    assert (guidance.none, guidance.scale, told.evaluations) == (10, 2.0, 2)
+    assert (guidance.null_label, guidance.scale, told.evaluations) == (10, 2.0, 2)
     assert experiment.evaluations == 2 * 4
 
 

@@ -15,7 +15,7 @@ from networks import evaluator, quick_jit, seeded_batch, seeded_params
 from models.blocks import convolution, layers
 from models.blocks.convolution import image_convolution
 from models.ncsnpp import NCSNpp
-from training.parallel import Layout
+from training.parallel import DataParallel
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 # rows x columns of the image, those of the kernel, strides, padding, dilation
@@ -154,14 +154,14 @@ def test_gradients_in_loops_are_compiled_to_the_fast_form(name):
 
 def test_rows_stay_on_their_devices():
     """The gradient of a batch split over four devices is split, and that of one device."""
-    layout, case = Layout.over_all_devices(), CASES["stride 2 even"]
-    assert layout.devices == 4
+    parallel, case = DataParallel.over_all_devices(), CASES["stride 2 even"]
+    assert parallel.devices == 4
     rng = np.random.default_rng(1)
     x = rng.normal(size=(8, 6, 8, 3)).astype(np.float32)
     w = inputs(case, np.float32)[1][0]
     of_both = jax.jit(jax.grad(lambda x, w: jnp.sum(ours(case)(x, w) ** 2), argnums=(0, 1)))
-    alone, together = of_both(x, w), of_both(layout.split_rows(x), w)
-    assert together[0].sharding.is_equivalent_to(layout.split, 4)
+    alone, together = of_both(x, w), of_both(parallel.split_rows(x), w)
+    assert together[0].sharding.is_equivalent_to(parallel.split, 4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *(alone, together)
     )

@@ -94,7 +94,7 @@ def test_unet_of_a_configuration_has_a_symmetric_score():
 
 
 def test_learned_variance_has_no_energy():
-    fields = ENERGY | {"denoiser.parameterization": "eps_variance"}
+    fields = ENERGY | {"denoiser.parameterization": "eps_learned_variance"}
     with pytest.raises(
         ConfigError, match=r"config\.denoiser\.energy=True is for networks with one"
     ):

@@ -75,7 +75,7 @@ FAMILIES = {
             "model.attention_resolutions": (4,),
             "model.num_classes": 3,
             "model.learned_variance": True,
-            "denoiser.parameterization": "eps_variance",
+            "denoiser.parameterization": "eps_learned_variance",
             "sampling.label": 2,
         },
         None,

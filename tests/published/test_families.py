@@ -111,8 +111,8 @@ class Process(NamedTuple):
     centered: bool = True
 
 
-VP = Process(VPSDE(), "eps", "999t")
-VE = Process(VESDE(sigma_min=0.01, sigma_max=50.0), "sigma_score", "log_sigma", centered=False)
+VP = Process(VPSDE(), "eps", "timestep_999")
+VE = Process(VESDE(sigma_min=0.01, sigma_max=50.0), "scaled_score", "log_sigma", centered=False)
 EDM = Process(VESDE(sigma_min=0.002, sigma_max=80.0), "edm", "edm")
 EDM_CASES = {
     "edm_song": (VP, NCSNpp(**SONG, **SKIP, num_classes=3), [1, 3]),

@@ -33,7 +33,7 @@ PROCESSES = {
     "subvp": SubVPSDE(),
     "cosine": CosineVPSDE(),
     "linear": LinearPathSDE(),
-    "ddpm": DiscreteVPSDE(levels=100),
+    "ddpm": DiscreteVPSDE(num_timesteps=100),
 }
 every_process = pytest.mark.parametrize("sde", PROCESSES.values(), ids=PROCESSES)
 every_form = pytest.mark.parametrize("form", FORMS)
@@ -63,7 +63,9 @@ def known(sde, gamma=isotropic, times=TIMES):
     """Moments known exactly."""
     level = levels_of(sde, times)
     values = np.full(len(times), gamma(level.alpha, level.sigma), np.float64)
-    return EpsMoments(times=times, lam=level.lam, values=values, errors=np.zeros(len(times)))
+    return EpsMoments(
+        times=times, half_log_snr=level.half_log_snr, values=values, errors=np.zeros(len(times))
+    )
 
 
 def rows_of(solver, sde, times=TIMES):
@@ -200,7 +202,7 @@ def test_estimate_is_the_closed_form_to_its_standard_error(x64, name):
     truth = known(sde)
     moments = estimate_moments(KEY, gaussian_denoiser(sde), [images(4000)], TIMES)
     np.testing.assert_array_equal(moments.times, TIMES)
-    np.testing.assert_array_equal(moments.lam, truth.lam)
+    np.testing.assert_array_equal(moments.half_log_snr, truth.half_log_snr)
     deviations = (moments.values - truth.values) / moments.errors
     assert np.abs(deviations).max() < 4, deviations
     # ||eps(x)||^2 / Gamma and ||eps||^2 are chi-squared of 2 with the correlation Gamma.
@@ -233,8 +235,10 @@ def test_estimate_refuses(part, message):
 def test_interpolation_is_linear_in_the_log_snr():
     sde = VPSDE()
     moments, level = known(sde), levels_of(sde, TIMES)
-    between = level._replace(t=0.9 * level.t + 0.1 * level.t[0], lam=0.9 * level.lam + 0.1)
-    expected = np.interp(between.lam, moments.lam, moments.values)
+    between = level._replace(
+        t=0.9 * level.t + 0.1 * level.t[0], half_log_snr=0.9 * level.half_log_snr + 0.1
+    )
+    expected = np.interp(between.half_log_snr, moments.half_log_snr, moments.values)
     np.testing.assert_allclose(moments.at(sde, between), expected, rtol=1e-12)
     np.testing.assert_array_equal(moments.at(sde, level), moments.values)
 
@@ -335,14 +339,14 @@ def test_bad_fields(fields, message):
     ("fields", "message"),
     [
         ({"times": TIMES[::-1]}, r"times of the moments must decrease from 1"),
-        ({"lam": TIMES}, r"lam of the moments must increase"),
+        ({"half_log_snr": TIMES}, r"half_log_snr of the moments must increase"),
         ({"values": np.ones(2)}, r"values of the moments is float64\[2\]; all are float64 of one"),
         ({"values": -np.ones(9)}, r"must not be negative"),
         ({"errors": np.full(9, np.inf)}, r"errors of the moments has NaN or infinite entries"),
     ],
 )
 def test_arrays_that_are_no_moments(fields, message):
-    good = {"times": TIMES, "lam": -TIMES, "values": TIMES, "errors": TIMES}
+    good = {"times": TIMES, "half_log_snr": -TIMES, "values": TIMES, "errors": TIMES}
     EpsMoments(**good)
     with pytest.raises(ValueError, match=message):
         EpsMoments(**good | fields)

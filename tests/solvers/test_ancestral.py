@@ -78,11 +78,11 @@ def plainly(schedule, kept, variance):
 
 def ours(schedule, grid, variance):
     denoiser = Denoiser(
-        sde=DiscreteVPSDE(schedule=schedule, levels=LEVELS),
+        sde=DiscreteVPSDE(schedule=schedule, num_timesteps=LEVELS),
         network=Partial(_answer),
-        parameterization="eps_variance",
-        conditioning="index",
-        levels=LEVELS,
+        parameterization="eps_learned_variance",
+        conditioning="timestep",
+        num_timesteps=LEVELS,
     )
     solver = PredictorCorrector(predictor=Ancestral(variance=variance))
     walk = Schedule(grid=grid, finish="denoise")
@@ -108,7 +108,9 @@ def test_learned_variance_spans_small_to_large(x64):
     def network(x, t):
         return jnp.concatenate([jnp.sin(x), jnp.broadcast_to(answers, x.shape)], axis=-1)
 
-    denoiser = Denoiser(sde=sde, network=network, parameterization="eps_variance", conditioning="t")
+    denoiser = Denoiser(
+        sde=sde, network=network, parameterization="eps_learned_variance", conditioning="t"
+    )
     x = jnp.linspace(-1, 1, 12).reshape(3, 4)
     keys = sample_keys(KEY, jnp.arange(3))
 

@@ -58,8 +58,8 @@ def prior(sde, index):
 
 
 @jax.jit
-def level_at(sde, lam):
-    t = sde.time_of_log_snr(2 * lam)
+def level_at(sde, half_log_snr):
+    t = sde.time_of_log_snr(2 * half_log_snr)
     return sde.alpha(t), sde.sigma(t)
 
 
@@ -78,30 +78,30 @@ def steps_of_the_paper(sde, x, options):
         psi = alpha_s * (1 - (1 - math.exp(-h)) / h)
         return sigma_s / sigma * x, alpha_s * (1 - math.exp(-h)), psi
 
-    lam, end = (float(sde.log_snr(jnp.float64(t))) / 2 for t in (1.0, options.t_min))
+    half_log_snr, end = (float(sde.log_snr(jnp.float64(t))) / 2 for t in (1.0, options.t_min))
     h, previous, tried = options.h_init, x, 0
-    while end - lam > 1e-10:
+    while end - half_log_snr > 1e-10:
         tried += 1
-        here = level_at(sde, lam)
+        here = level_at(sde, half_log_snr)
         first = predicted(x, *here)
         r1 = 1 / 2 if options.order == 2 else 1 / 3
-        kept, whole, _ = way(x, *here, *level_at(sde, lam + r1 * h), r1 * h)
-        second = predicted(kept + whole * first, *level_at(sde, lam + r1 * h))
-        kept, whole, psi = way(x, *here, *level_at(sde, lam + h), h)
+        kept, whole, _ = way(x, *here, *level_at(sde, half_log_snr + r1 * h), r1 * h)
+        second = predicted(kept + whole * first, *level_at(sde, half_log_snr + r1 * h))
+        kept, whole, psi = way(x, *here, *level_at(sde, half_log_snr + h), h)
         order_1 = kept + whole * first
         order_2 = order_1 + whole / (2 * r1) * (second - first)
         low, high = order_1, order_2
         if options.order == 3:
             r2 = 2 / 3
-            stage = way(x, *here, *level_at(sde, lam + r2 * h), r2 * h)
+            stage = way(x, *here, *level_at(sde, half_log_snr + r2 * h), r2 * h)
             x_2 = stage[0] + stage[1] * first + r2 / r1 * stage[2] * (second - first)
-            third = predicted(x_2, *level_at(sde, lam + r2 * h))
+            third = predicted(x_2, *level_at(sde, half_log_snr + r2 * h))
             low, high = order_2, order_1 + psi / r2 * (third - first)
         allowed = np.maximum(options.atol, options.rtol * np.maximum(abs(low), abs(previous)))
         error = np.sqrt(np.mean(((high - low) / allowed) ** 2))
         if error <= 1:
-            lam, x, previous = lam + h, high, low
-        h = min(options.safety * h * max(error, 1e-99) ** (-1 / options.order), end - lam)
+            half_log_snr, x, previous = half_log_snr + h, high, low
+        h = min(options.safety * h * max(error, 1e-99) ** (-1 / options.order), end - half_log_snr)
     return x, tried
 
 

@@ -47,10 +47,10 @@ def compiled_levels(process):
     """t -> (alpha, sigma, lambda), and lambda -> t, of float64 numbers."""
     sde = PROCESSES[process]
     level = jax.jit(lambda t: (sde.alpha(t), sde.sigma(t), sde.log_snr(t) / 2))
-    time = jax.jit(lambda lam: sde.time_of_log_snr(2 * lam))
+    time = jax.jit(lambda half_log_snr: sde.time_of_log_snr(2 * half_log_snr))
     return (
         lambda t: tuple(float(value) for value in level(jnp.float64(t))),
-        lambda lam: float(time(jnp.float64(lam))),
+        lambda half_log_snr: float(time(jnp.float64(half_log_snr))),
     )
 
 
@@ -144,7 +144,7 @@ def dpm_single(world, x, times, orders):
 def dpm_multi(world, x, times, orders):
     """2211.01095, Algorithm 2; order 3 is the Taylor series, whose derivatives at lambda_t are
     those of the parabola."""
-    lam = [world.at(t)[2] for t in times]
+    half_log_snr = [world.at(t)[2] for t in times]
     p = []
     for i, order in enumerate(orders):
         p.append(world.predict(x, times[i]))
@@ -152,15 +152,15 @@ def dpm_multi(world, x, times, orders):
         if order == 1:
             x = line + gain * np.expm1(h) * p[i]
         elif order == 2:
-            r = (lam[i] - lam[i - 1]) / (lam[i + 1] - lam[i])
+            r = (half_log_snr[i] - half_log_snr[i - 1]) / (half_log_snr[i + 1] - half_log_snr[i])
             x = line + gain * np.expm1(h) * ((1 + 1 / (2 * r)) * p[i] - 1 / (2 * r) * p[i - 1])
         else:
-            a, b = lam[i - 1] - lam[i], lam[i - 2] - lam[i]
+            a, b = half_log_snr[i - 1] - half_log_snr[i], half_log_snr[i - 2] - half_log_snr[i]
             # a D1 + a^2/2 D2 = p_i-1 - p_i, and the same for b.
             system = np.linalg.inv(np.array([[a, a**2 / 2], [b, b**2 / 2]]))
             differences = np.stack([p[i - 1] - p[i], p[i - 2] - p[i]])
             d1, d2 = np.einsum("ij,jkl->ikl", system, differences)
-            eta = lam[i + 1] - lam[i]
+            eta = half_log_snr[i + 1] - half_log_snr[i]
             x = line + gain * h * (
                 phi(1, h) * p[i] + eta * phi(2, h) * d1 + eta**2 * phi(3, h) * d2
             )
@@ -229,14 +229,18 @@ def test_third_order_is_exact_for_parabolas_in_lambda(prediction):
     weights = solver.plan(sde, times).rows.weights
     parabola = np.polynomial.Polynomial([0.3, -0.5, 0.2])
     for i in range(2, STEPS):
-        lam = np.linspace(level.lam[i], level.lam[i + 1], 20001)
-        lam = (lam[1:] + lam[:-1]) / 2
-        width = (level.lam[i + 1] - level.lam[i]) / len(lam)
+        half_log_snr = np.linspace(level.half_log_snr[i], level.half_log_snr[i + 1], 20001)
+        half_log_snr = (half_log_snr[1:] + half_log_snr[:-1]) / 2
+        width = (level.half_log_snr[i + 1] - level.half_log_snr[i]) / len(half_log_snr)
         if prediction == "eps":
-            integral = -level.alpha[i + 1] * np.sum(np.exp(-lam) * parabola(lam)) * width
+            integral = (
+                -level.alpha[i + 1] * np.sum(np.exp(-half_log_snr) * parabola(half_log_snr)) * width
+            )
         else:
-            integral = level.sigma[i + 1] * np.sum(np.exp(lam) * parabola(lam)) * width
-        told = weights[i][1:] @ parabola(level.lam[[i, i - 1, i - 2]])
+            integral = (
+                level.sigma[i + 1] * np.sum(np.exp(half_log_snr) * parabola(half_log_snr)) * width
+            )
+        told = weights[i][1:] @ parabola(level.half_log_snr[[i, i - 1, i - 2]])
         np.testing.assert_allclose(told, integral, rtol=1e-7, atol=1e-9)
 
 
@@ -245,11 +249,11 @@ def test_stages_divide_the_step_evenly_in_lambda():
     times = grid(sde)
     plan = DPMSolver(order=3, method="singlestep").plan(sde, times)
     assert plan.evaluations == sum(orders)
-    lam, ends = levels_of(sde, plan.times).lam, np.cumsum([0, *orders])
+    half_log_snr, ends = levels_of(sde, plan.times).half_log_snr, np.cumsum([0, *orders])
     np.testing.assert_array_equal(plan.times[ends], times)
     for (first, last), order in zip(pairwise(ends), orders, strict=True):
-        even = np.linspace(lam[first], lam[last], order + 1)
-        np.testing.assert_allclose(lam[first : last + 1], even, atol=1e-9)
+        even = np.linspace(half_log_snr[first], half_log_snr[last], order + 1)
+        np.testing.assert_allclose(half_log_snr[first : last + 1], even, atol=1e-9)
 
 
 # --- UniPC and DEIS -------------------------------------------------------------------------------
@@ -257,12 +261,12 @@ def test_stages_divide_the_step_evenly_in_lambda():
 
 def unipc(world, x, times, orders, variant):
     """Algorithms 1 and 2 of 2302.04867, with R(h) a B(h) = phi(h) solved as it stands there."""
-    lam = [world.at(t)[2] for t in times]
+    half_log_snr = [world.at(t)[2] for t in times]
     p = [world.predict(x, times[0])]
     for i, order in enumerate(orders, start=1):
         line, gain, h = world.step(x, times[i - 1], times[i])
         b = {"bh1": h, "bh2": np.expm1(h)}[variant]
-        width = lam[i] - lam[i - 1]
+        width = half_log_snr[i] - half_log_snr[i - 1]
         line = line + gain * np.expm1(h) * p[i - 1]
 
         def combined(newer, r, alone, line=line, gain=gain, h=h, b=b, base=p[i - 1]):
@@ -274,7 +278,7 @@ def unipc(world, x, times, orders, variant):
             total = sum(a_m / r_m * (q - base) for a_m, r_m, q in zip(a, r, newer, strict=True))
             return line + gain * b * total
 
-        r = [(lam[i - m] - lam[i - 1]) / width for m in range(2, order + 1)]
+        r = [(half_log_snr[i - m] - half_log_snr[i - 1]) / width for m in range(2, order + 1)]
         older = [p[i - m] for m in range(2, order + 1)]
         predicted = combined(older, r, alone=order == 2) if older else line
         if i == len(orders):

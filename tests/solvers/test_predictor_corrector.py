@@ -275,7 +275,7 @@ def test_last_level_is_corrected_too():
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_ddpm_level_by_level_is_its_algorithm(variance):
     """Ho et al. 2020, Algorithm 2, on a Gaussian: by hand the variance after each level."""
-    sde, spread, count = DiscreteVPSDE(levels=100), 0.25, 4000
+    sde, spread, count = DiscreteVPSDE(num_timesteps=100), 0.25, 4000
     data = gaussian(np.zeros(1), spread**2 * np.eye(1))
     t = np.arange(100) / 99
     alpha_bar = np.asarray(sde.alpha(jnp.asarray(t)), np.float64) ** 2

@@ -15,12 +15,12 @@ from jax.tree_util import Partial
 from denoising import Denoiser
 from losses import ScoreMatching
 from sde_lib import VPSDE
-from training.parallel import Layout
+from training.parallel import DataParallel
 from training.step import MovingAverage, Optimizer, Trainer, TrainState
 
 KEY = jax.random.key(0)
-FOUR = Layout.over_all_devices()
-ONE = Layout(Mesh(jax.devices()[:1], ("data",), axis_types=(AxisType.Auto,)))
+FOUR = DataParallel.over_all_devices()
+ONE = DataParallel(Mesh(jax.devices()[:1], ("data",), axis_types=(AxisType.Auto,)))
 DIMS = 3
 
 
@@ -36,14 +36,14 @@ def denoiser(params, dropout=None):
     return Denoiser(sde=VPSDE(), network=Partial(linear, params))
 
 
-def make_trainer(*, layout=ONE, optimizer=None, average=None, loss=None):
+def make_trainer(*, parallel=ONE, optimizer=None, average=None, loss=None):
     return Trainer(
         init=first_params,
         denoiser=denoiser,
         loss=loss or ScoreMatching(),
         optimizer=(optimizer or Optimizer(lr=1e-2, warmup=0)).chain(100),
         average=average or MovingAverage(),
-        layout=layout,
+        parallel=parallel,
     )
 
 
@@ -54,9 +54,9 @@ def batch_of(step, rows=8):
 def run(trainer, steps, state=None, key=KEY):
     """The state after so many steps, and the losses on the way."""
     step, losses = trainer.compiled_step(), []
-    state = trainer.first_state(KEY) if state is None else state
+    state = trainer.init_state(KEY) if state is None else state
     for _ in range(steps):
-        state, scalars = step(key, state, trainer.layout.put_batch(batch_of(int(state.step))))
+        state, scalars = step(key, state, trainer.parallel.put_batch(batch_of(int(state.step))))
         losses.append(float(scalars["loss"]))
     return state, losses
 
@@ -91,11 +91,13 @@ def test_step_with_classes_takes_them_on_every_layout():
         return Denoiser(sde=VPSDE(), network=Partial(biased, params))
 
     losses = []
-    for layout in (ONE, FOUR):
-        trainer = dataclasses.replace(make_trainer(layout=layout), classes=5, denoiser=conditional)
+    for parallel in (ONE, FOUR):
+        trainer = dataclasses.replace(
+            make_trainer(parallel=parallel), classes=5, denoiser=conditional
+        )
         labels = np.arange(8, dtype=np.int32) % 5
-        batch = layout.put_batch(batch_of(0)), layout.put_batch(labels)
-        _, scalars = trainer.compiled_step()(KEY, trainer.first_state(KEY), *batch)
+        batch = parallel.put_batch(batch_of(0)), parallel.put_batch(labels)
+        _, scalars = trainer.compiled_step()(KEY, trainer.init_state(KEY), *batch)
         losses.append(float(scalars["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] > 1.5  # the labels are errors
@@ -115,7 +117,7 @@ def test_step_is_hand_written_adam_with_the_gradients_clipped():
     optimizer = Optimizer(lr=lr, warmup=0, grad_clip=clip, beta1=beta1, beta2=beta2, eps=eps)
     trainer = make_trainer(optimizer=optimizer, loss=quadratic)
     bias, m, v = np.zeros(DIMS), np.zeros(DIMS), np.zeros(DIMS)
-    state, step = trainer.first_state(KEY), trainer.compiled_step()
+    state, step = trainer.init_state(KEY), trainer.compiled_step()
     for k in range(1, 4):
         batch = batch_of(k)
         gradient = bias - batch.mean(axis=0)
@@ -152,7 +154,7 @@ def test_step_is_a_function_of_key_step_and_batch():
 def test_each_step_draws_fresh_noise():
     """With the learning rate negligible and one batch, losses differ by their times and noise."""
     trainer = make_trainer(optimizer=Optimizer(lr=1e-20, warmup=0))
-    state, step, losses = trainer.first_state(KEY), trainer.compiled_step(), []
+    state, step, losses = trainer.init_state(KEY), trainer.compiled_step(), []
     for _ in range(5):
         state, scalars = step(KEY, state, ONE.put_batch(batch_of(0)))
         losses.append(float(scalars["loss"]))
@@ -175,7 +177,7 @@ def test_objective_gives_loss_and_dropout_keys_of_their_own():
         loss=loss,
         optimizer=optax.sgd(1.0),
         average=MovingAverage(),
-        layout=ONE,
+        parallel=ONE,
     )
     trainer.objective({}, KEY, jnp.zeros((2, DIMS)))
     bits = np.stack([jax.random.key_data(key) for key in (KEY, *seen)])
@@ -186,8 +188,8 @@ def test_objective_gives_loss_and_dropout_keys_of_their_own():
 
 
 def test_one_device_and_four_train_alike():
-    alone, losses = run(make_trainer(layout=ONE), 5)
-    together, sharded = run(make_trainer(layout=FOUR), 5)
+    alone, losses = run(make_trainer(parallel=ONE), 5)
+    together, sharded = run(make_trainer(parallel=FOUR), 5)
     assert FOUR.devices == 4
     assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(together))
     np.testing.assert_allclose(sharded, losses, rtol=1e-5)
@@ -196,8 +198,8 @@ def test_one_device_and_four_train_alike():
 
 
 def test_step_consumes_its_state_and_returns_one_of_its_own():
-    trainer = make_trainer(layout=FOUR)
-    first = trainer.first_state(KEY)
+    trainer = make_trainer(parallel=FOUR)
+    first = trainer.init_state(KEY)
     second, _ = trainer.compiled_step()(KEY, first, FOUR.put_batch(batch_of(0)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((first.params, first.ema_params)))
     # Buffers of their own: a second step may consume them in turn.
@@ -205,14 +207,14 @@ def test_step_consumes_its_state_and_returns_one_of_its_own():
 
 
 def test_first_average_is_the_first_parameters():
-    state = make_trainer().first_state(KEY)
+    state = make_trainer().init_state(KEY)
     jax.tree.map(np.testing.assert_array_equal, state.params, state.ema_params)
     assert int(state.step) == 0
 
 
 def test_abstract_state_is_the_shape_of_the_first():
-    trainer = make_trainer(layout=FOUR)
-    first, abstract = trainer.first_state(KEY), trainer.abstract_state()
+    trainer = make_trainer(parallel=FOUR)
+    first, abstract = trainer.init_state(KEY), trainer.abstract_state()
     assert jax.tree.structure(first) == jax.tree.structure(abstract)
     for leaf, shape in zip(jax.tree.leaves(first), jax.tree.leaves(abstract), strict=True):
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (shape.shape, shape.dtype, shape.sharding)
@@ -332,7 +334,7 @@ def test_average_warms_up():
 
 def test_step_averages_the_new_parameters():
     trainer = make_trainer(average=MovingAverage(rate=0.75, warmup=False))
-    start = jax.tree.map(np.asarray, trainer.first_state(KEY).params)
+    start = jax.tree.map(np.asarray, trainer.init_state(KEY).params)
     state, _ = run(trainer, 1)
     expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, start, state.params)
     compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
@@ -351,6 +353,6 @@ def test_invalid_rate_is_named(rate):
 
 
 def test_state_is_a_pytree_of_arrays():
-    state = make_trainer().first_state(KEY)
+    state = make_trainer().init_state(KEY)
     assert isinstance(state, TrainState)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))

@@ -1,0 +1,146 @@
+"""The metrics of `--mode=eval`, by the names in config.eval.metrics.
+
+Adding one is a row of METRICS and a function that computes it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from errors import ConfigError
+from evaluation import likelihoods, samples, table
+from evaluation.features import FEATURES
+from evaluation.report import Evaluation, Report
+from evaluation.samples import SampleSets
+from evaluation.table import Row
+from experiment.options import EvaluationOptions
+
+_TEST = ("images.test", "model.num_classes")
+_SAMPLES = (
+    "images.",
+    "eval.samples",
+    "eval.features",
+    "extractors.",
+    "reference",
+    "model.num_classes",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric of a checkpoint.
+
+    Attributes:
+        compute: computes it, from the evaluation or (with `of_samples`) from its samples.
+        rows: its results as rows of a table.
+        comparable: parts of the protocol in which two evaluations must agree to be compared.
+        of_samples: whether it looks at samples, and not at the likelihood of test images.
+        min_samples: number of samples that it needs.
+        min_images: number of training images that it needs.
+        needs_probabilities: whether its features must come with class probabilities.
+    """
+
+    compute: Callable[[Any], Report]
+    rows: Callable[[dict[str, Any]], Iterator[Row]]
+    comparable: tuple[str, ...]
+    of_samples: bool = False
+    min_samples: int = 0
+    min_images: int = 0
+    needs_probabilities: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    "loss": Metric(
+        compute=likelihoods.test_loss,
+        rows=table.loss_rows,
+        comparable=(*_TEST, "loss.", "sde.", "eval.loss_repeats"),
+    ),
+    "bits_per_dim": Metric(
+        compute=likelihoods.ode_bits_per_dim,
+        rows=table.ode_rows,
+        comparable=(*_TEST, "likelihood.", "eval.dequantizations"),
+    ),
+    "continuous_bound": Metric(
+        compute=likelihoods.continuous_bound_bits,
+        rows=table.continuous_bound_rows,
+        comparable=(*_TEST, "continuous_bound.", "eval.dequantizations"),
+    ),
+    "discrete_bound": Metric(
+        compute=likelihoods.discrete_bound_bits,
+        rows=table.discrete_bound_rows,
+        comparable=(*_TEST, "discrete_bound."),
+    ),
+    "frechet": Metric(
+        compute=samples.frechet,
+        rows=table.frechet_rows,
+        comparable=_SAMPLES,
+        of_samples=True,
+        min_samples=5,
+    ),
+    "kid": Metric(
+        compute=samples.kid,
+        rows=table.kid_rows,
+        comparable=_SAMPLES,
+        of_samples=True,
+        min_samples=4,
+        min_images=4,
+    ),
+    "precision_recall": Metric(
+        compute=samples.precision_and_recall,
+        rows=table.precision_recall_rows,
+        comparable=_SAMPLES,
+        of_samples=True,
+        min_samples=4,
+        min_images=4,
+    ),
+    "inception_score": Metric(
+        compute=samples.inception,
+        rows=table.inception_score_rows,
+        comparable=_SAMPLES,
+        of_samples=True,
+        min_samples=10,
+        needs_probabilities=True,
+    ),
+}
+
+
+def compute_metric(name: str, evaluation: Evaluation, sets: SampleSets) -> Report:
+    """Compute a metric by its name."""
+    metric = METRICS[name]
+    return metric.compute(sets if metric.of_samples else evaluation)
+
+
+def check_options(options: EvaluationOptions) -> None:
+    """Raise ConfigError for metrics, features or a reference that do not fit together."""
+    for field, valid in (("metrics", METRICS), ("features", FEATURES)):
+        names = getattr(options, field)
+        unknown = sorted(set(names) - set(valid))
+        if unknown or not names:
+            problem = f"{unknown[0]!r} is unknown" if unknown else "it is empty"
+            raise ConfigError(
+                f"config.eval.{field}={names!r}: {problem}; choose some of: {', '.join(valid)}"
+            )
+    probabilities = any(FEATURES[name].has_probabilities for name in options.features)
+    for name in options.metrics:
+        metric = METRICS[name]
+        if options.samples < metric.min_samples:
+            raise ConfigError(
+                f"config.eval.samples={options.samples} is too small for {name}; give at least "
+                f"{metric.min_samples}, or leave it out of config.eval.metrics"
+            )
+        if metric.needs_probabilities and not probabilities:
+            able = [kind for kind, row in FEATURES.items() if row.has_probabilities]
+            raise ConfigError(
+                f"config.eval.metrics has {name}, which needs class probabilities; choose "
+                f"config.eval.features={' or '.join(able)}"
+            )
+    if options.reference and "frechet" not in options.metrics:
+        raise ConfigError(
+            f"config.eval.reference={options.reference!r} is used by frechet, which is not in "
+            f"config.eval.metrics={options.metrics!r}; add it, or leave the reference out"
+        )
+    if options.reference and len(options.features) > 1:
+        raise ConfigError(
+            f"config.eval.reference={options.reference!r} belongs to one kind of features, but "
+            f"config.eval.features={options.features!r}; choose one"
+        )

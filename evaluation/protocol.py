@@ -1,0 +1,102 @@
+"""The protocol of an evaluation: everything that its numbers depend on."""
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from errors import ConfigError
+from experiment.experiment import Experiment
+from experiment.sampler import Checkpoint
+from files.writing import sha256_of
+from jobs.workdir import flatten
+from metrics.features import Extractor
+from metrics.statistics_files import fingerprint
+from numerics.arrays import digest
+
+# The parts that describe the model and the data, on which every number depends.
+MODEL_FIELDS = ("checkpoint", "data.", "denoiser.", "images.", "model.", "sde.")
+# The parts that describe how samples are drawn.
+SAMPLER_FIELDS = ("sampling.", "guidance.", "needs.")
+
+_SECTIONS = ("data", "sde", "denoiser", "ema", "loss", "sampling", "guidance", "eval")
+_BOUNDS = ("likelihood", "continuous_bound", "discrete_bound")
+# Fields that change no number: where files lie, and when to give up.
+_IRRELEVANT = (
+    "data.dir",
+    "eval.checkpoints",
+    "eval.inception_weights",
+    "eval.reference",
+    "likelihood.max_steps",
+    "sampling.max_steps",
+)
+
+
+class Protocol:
+    """Fields by dotted name, and what two protocols have in common.
+
+    Attributes:
+        tree: the fields as nested dicts, as they are written to JSON.
+        fields: the fields by dotted name.
+    """
+
+    def __init__(self, tree: dict[str, Any]) -> None:
+        self.tree = tree
+        self.fields = flatten(tree)
+
+    def key(self, name: str, *prefixes: str) -> str:
+        """Return `name` with a digest of the fields that begin with one of the prefixes."""
+        chosen = {field: v for field, v in self.fields.items() if field.startswith(prefixes)}
+        found = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+        return f"{name}-{found[:12]}"
+
+    def difference(self, other: "Protocol", *prefixes: str) -> list[str]:
+        """Return the names of the fields that differ, of those that begin with a prefix."""
+        names = sorted(self.fields.keys() | other.fields.keys())
+        return [
+            name
+            for name in names
+            if name.startswith(prefixes or "") and self.fields.get(name) != other.fields.get(name)
+        ]
+
+
+def protocol_of(
+    experiment: Experiment, checkpoint: Checkpoint, extractors: Collection[Extractor]
+) -> Protocol:
+    """Return the protocol of an evaluation.
+
+    Raises:
+        ConfigError: if `config.eval.reference` cannot be read.
+    """
+    tree = {name: dict(experiment.config[name]) for name in (*_SECTIONS, *_BOUNDS)}
+    for field in _IRRELEVANT:
+        section, name = field.split(".")
+        del tree[section][name]
+    images, reference = experiment.data.images, experiment.evaluation.reference
+    leaves = jax.tree.leaves(checkpoint.denoiser.network)
+    params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    tree |= {
+        "checkpoint": digest(experiment.parallel.fetch_tree(params)),
+        "needs": checkpoint.digests,
+        "model": {"num_classes": experiment.model.num_classes},
+        "images": {
+            name: {"count": len(split), "sha256": fingerprint(split)[:16]}
+            for name, split in (("train", images.train), ("test", images.test))
+        },
+        "extractors": {extractor.name: extractor.digest for extractor in extractors},
+        "reference": _digest_of(reference) if reference else None,
+    }
+    return Protocol(json.loads(json.dumps(tree)))  # as it reads back from JSON
+
+
+def _digest_of(reference: str) -> str:
+    try:
+        return sha256_of(Path(reference).expanduser())[:16]
+    except OSError as error:
+        raise ConfigError(
+            f"config.eval.reference={reference!r} cannot be read ({error.strerror}); write one "
+            "with --mode=stats"
+        ) from error

@@ -1,0 +1,60 @@
+"""Configuration files: where they are, and which there are."""
+
+import contextlib
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from errors import ConfigError
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def find_configuration(name: str) -> Path:
+    """Return the file of a configuration: as given, or else in the project's own folder.
+
+    Raises:
+        ConfigError: if there is no such file.
+    """
+    for path in (Path(name), PROJECT / name):
+        if path.is_file():
+            return path
+    raise ConfigError(
+        f"--config={name!r} is not a file; give one such as: {', '.join(configuration_names())}"
+    )
+
+
+def configuration_names() -> list[str]:
+    """Return the names of the project's configuration files, such as configs/vp_digits.py."""
+    files = (PROJECT / "configs").glob("[a-z]*_*.py")
+    return sorted(str(file.relative_to(PROJECT)) for file in files)
+
+
+def load_configuration(name: str) -> ConfigDict:
+    """Return the configuration that `configs/file.py` or `configs/file.py:variant` makes.
+
+    Raises:
+        ConfigError: if there is no such file, or it cannot be loaded.
+    """
+    file, _, variant = name.partition(":")
+    path = find_configuration(file)
+    try:
+        config = runpy.run_path(str(path))["get_config"](*filter(None, [variant]))
+        if not isinstance(config, ConfigDict):
+            raise TypeError(f"get_config() must return a ConfigDict, not {config!r:.40}")
+    except Exception as error:  # it is a program, and may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"--config={file!r} cannot be loaded: {reason}") from error
+    return config
+
+
+def known_configurations() -> Iterator[tuple[str, ConfigDict]]:
+    """Yield every configuration of the project with its name, each with its variants."""
+    for name in configuration_names():
+        with contextlib.suppress(Exception):  # a user's own file may raise anything
+            variants = runpy.run_path(str(PROJECT / name)).get("VARIANTS", ("",))
+            for variant in variants:
+                full = ":".join(filter(None, [name, variant]))
+                yield full, load_configuration(full)

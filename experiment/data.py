@@ -1,0 +1,133 @@
+"""The data of an experiment: images as integers, as network inputs, and in batches."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from data import batches, datasets
+from data.batches import TrainingBatches
+from data.datasets import ImageData
+from data.scaling import ImageScaler, Quantizer
+from errors import ConfigError
+from experiment.options import DataOptions
+from training.parallel import DataParallel
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, read into memory at the first use of `images`.
+
+    Attributes:
+        options: the fields of config.data.
+        parallel: how arrays are split over the devices.
+    """
+
+    options: DataOptions
+    parallel: DataParallel
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image."""
+        return self.options.image_size, self.options.image_size, self.options.channels
+
+    @property
+    def scaler(self) -> ImageScaler:
+        """The map from [0, 1] to the network's range."""
+        return ImageScaler(low=-1.0 if self.options.centered else 0.0, high=1.0)
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The gray levels of the data."""
+        return datasets.quantizer(self.options.name)
+
+    @cached_property
+    def images(self) -> ImageData:
+        """The training and test images with their labels.
+
+        Raises:
+            ConfigError: if they are missing, do not fit the configuration, or cannot be read.
+        """
+        options = self.options
+        try:
+            return datasets.load(
+                options.name,
+                data_dir=options.dir,
+                image_size=options.image_size,
+                channels=options.channels,
+                resize=options.resize,
+            )
+        except (ValueError, OSError) as error:
+            raise ConfigError(str(error)) from error
+
+    def training_batches(self, batch_size: int, seed: int, *, labels: bool) -> TrainingBatches:
+        """Return the training stream; batch k depends on the seed and k alone."""
+        return TrainingBatches(
+            images=self.images.train,
+            labels=self.images.train_labels if labels else None,
+            batch_size=batch_size,
+            seed=seed,
+            random_flip=self.options.random_flip,
+            dequantize=self.options.dequantize,
+            quantizer=self.quantizer,
+            scaler=self.scaler,
+        )
+
+    def batch(
+        self,
+        images: UInt8[np.ndarray, "count h w c"],
+        indices: Int[Array, "batch"],
+        *,
+        seed: int,
+        draw: int,
+        dequantize: bool,
+    ) -> Float[Array, "batch h w c"]:
+        """Return some images as the network sees them, split over the devices.
+
+        The dequantization noise of an image depends on the seed, its index and the draw alone.
+        """
+        found = batches.test_batch(
+            images,
+            self.parallel.fetch(indices),
+            seed=seed,
+            draw=draw,
+            quantizer=self.quantizer,
+            scaler=self.scaler,
+            dequantize=dequantize,
+        )
+        return self.parallel.split_rows(found)
+
+    def require_classes(
+        self, labels: Int[np.ndarray, "count"] | None, num_classes: int, section: str
+    ) -> None:
+        """Raise ConfigError unless `labels` are classes 0 .. num_classes - 1.
+
+        `section` is the section of the configuration that states the number of classes.
+        """
+        field, name = f"config.{section}.num_classes", self.options.name
+        if labels is None:
+            remedy = f"set {field}=0" if section == "model" else "it cannot train a classifier"
+            raise ConfigError(
+                f"{field}={num_classes}, but config.data.name={name!r} has no labels; {remedy}"
+            )
+        low, high = labels.min(), labels.max()
+        if not 0 <= low <= high < num_classes:
+            raise ConfigError(
+                f"{field}={num_classes}, but the labels of config.data.name={name!r} are "
+                f"{low}..{high}; set it to {high + 1}"
+            )
+
+    def from_unit_range(self, images: Float[Any, "..."]) -> Float[Any, "..."]:
+        """Scale images in [0, 1] to the network's range; `to_uint8` inverts this."""
+        levels = self.quantizer.gray_levels
+        if self.options.dequantize:  # the middle of the bin
+            images = (images * (levels - 1) + 0.5) / levels
+        return self.scaler.forward(images)
+
+    def to_uint8(self, x: Float[Any, "*count h w c"]) -> UInt8[np.ndarray, "*count h w c"]:
+        """Convert from the network's range to 0..255, through the gray levels of the data."""
+        unit = self.scaler.inverse(x)
+        levels = self.quantizer.quantize(unit, dequantized=self.options.dequantize)
+        return self.quantizer.to_uint8(levels)

@@ -1,0 +1,241 @@
+"""Options of a configuration that belong to no class of their own; each checks itself."""
+
+from dataclasses import dataclass
+
+from data.datasets import RESIZES
+from denoising import CONDITIONINGS, PARAMETERIZATIONS
+from errors import require_choice, require_in
+
+
+def _require_all_in(options: object, interval: str, *names: str) -> None:
+    for name in names:
+        require_in(name, getattr(options, name), interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The data set and how images reach the network.
+
+    Args:
+        name: "digits", a tensorflow-datasets name, or the path of an .npz file or image folder.
+        dir: folder of tensorflow-datasets; "" for its default.
+        image_size: height and width in pixels.
+        channels: 1 for gray images, 3 for color images.
+        resize: what happens to images of another size, a name in `data.datasets.RESIZES`.
+        centered: scale images to [-1, 1]; otherwise to [0, 1].
+        random_flip: mirror half of the training images.
+        dequantize: add uniform noise of one gray level in training.
+
+    Raises:
+        ValueError: for an unknown name or a number out of range.
+    """
+
+    name: str = "digits"
+    dir: str = ""
+    image_size: int = 8
+    channels: int = 1
+    resize: str = "none"
+    centered: bool = True
+    random_flip: bool = False
+    dequantize: bool = True
+
+    def __post_init__(self) -> None:
+        _require_all_in(self, "[1, inf)", "image_size", "channels")
+        require_choice("resize", self.resize, RESIZES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserOptions:
+    """How the network's output and time input are interpreted; see `denoising`.
+
+    Args:
+        parameterization: a name in PARAMETERIZATIONS.
+        conditioning: a name in CONDITIONINGS.
+        num_timesteps: number of timesteps that the conditionings with a timestep count.
+        energy: take the gradient of the network's output for its output (`models.energy`).
+
+    Raises:
+        ValueError: for an unknown name, or an energy network that predicts a variance too.
+    """
+
+    parameterization: str = "eps"
+    conditioning: str = "timestep_999"
+    num_timesteps: int = 1000
+    energy: bool = False
+
+    def __post_init__(self) -> None:
+        require_choice("parameterization", self.parameterization, PARAMETERIZATIONS)
+        require_choice("conditioning", self.conditioning, CONDITIONINGS)
+        require_in("num_timesteps", self.num_timesteps, "[2, inf)")
+        if self.energy and self.parameterization == "eps_learned_variance":
+            raise ValueError(
+                "energy=True needs a network with one output, not the two of "
+                "config.denoiser.parameterization='eps_learned_variance'; choose eps, or set energy=False"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """The length of training and what is written during it.
+
+    Args:
+        batch_size: images per step, over all devices.
+        steps: number of steps.
+        label_dropout: probability that a class-conditional network sees no class.
+        log_every, checkpoint_every, sample_every: steps; sample_every=0 draws no samples.
+        keep_checkpoints: number of checkpoints kept, the latest; 0 for all.
+        sample_count: images in a sample grid.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    batch_size: int = 128
+    steps: int = 1000
+    label_dropout: float = 0.1
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    sample_every: int = 1000
+    sample_count: int = 64
+
+    def __post_init__(self) -> None:
+        _require_all_in(self, "[1, inf)", "steps", "log_every", "checkpoint_every", "sample_count")
+        _require_all_in(self, "[0, inf)", "keep_checkpoints", "sample_every")
+        require_in("label_dropout", self.label_dropout, "[0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """The randomness and the classes of samples.
+
+    Args:
+        seed: sample k depends on the seed and k alone.
+        label: class of every sample; -1 cycles through all classes.
+        labels: classes of the samples in turn, instead of `label`.
+
+    Raises:
+        ValueError: for a negative seed, or both a label and labels.
+    """
+
+    seed: int = 0
+    label: int = -1
+    labels: tuple = ()
+
+    def __post_init__(self) -> None:
+        require_in("seed", self.seed, "[0, inf)")
+        if not all(type(label) is int for label in self.labels):
+            raise ValueError(f"labels={self.labels} must be integers")
+        if self.labels and self.label != -1:
+            raise ValueError(f"labels={self.labels} and label={self.label}: give one of the two")
+
+    def check(self, *, classes: int, null_label: int | None, owner: str) -> None:
+        """Raise ValueError for a label that is no class.
+
+        Args:
+            classes: number of classes; 0 if samples have none.
+            null_label: the label of no class, where samples may have it.
+            owner: the configuration field that states the number of classes.
+        """
+        valid = [f"0..{classes - 1}"] if classes else []
+        null = [] if null_label is None else [f"{null_label} (no class)"]
+        largest = classes - 1 if null_label is None else null_label
+        for field, labels in (("label", (self.label,)), ("labels", self.labels)):
+            cycles = ["-1 (all in turn)"] if field == "label" else []
+            for label in labels:
+                if not 0 <= label <= largest and not (cycles and label == -1):
+                    raise ValueError(
+                        f"{field}={getattr(self, field)!r} is not a class with {owner}={classes}; "
+                        f"valid: {' or '.join(valid + cycles + null) or 'nothing'}"
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What `--mode=eval` computes, on how many images.
+
+    Args:
+        checkpoints: steps; () for the latest.
+        metrics: names in `evaluation.metrics.METRICS`.
+        batch_size: images per batch, over all devices.
+        seed: seed of noise, trace probes and dequantization.
+        loss_repeats: times and noises per test image.
+        dequantizations: draws per test image.
+        ladder_images: test images on which solver error and truncation are measured.
+        samples: images per sampling seed.
+        sampling_seeds: number of seeds, from `config.sampling.seed` on.
+        features: names in `evaluation.features.FEATURES`.
+        reference: file of statistics to compare with; "" for those of the data.
+        inception_weights: file of Inception's weights; "" for the one in the user's cache.
+        inception_resize: a name in `metrics.inception.network.RECIPES`.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    checkpoints: tuple = ()
+    metrics: tuple = ("loss", "bits_per_dim", "frechet")
+    batch_size: int = 128
+    seed: int = 0
+    loss_repeats: int = 10
+    dequantizations: int = 5
+    ladder_images: int = 32
+    samples: int = 1500
+    sampling_seeds: int = 1
+    features: tuple = ("pixels",)
+    reference: str = ""
+    inception_weights: str = ""
+    inception_resize: str = "tf1"
+
+    def __post_init__(self) -> None:
+        _require_all_in(self, "[1, inf)", "loss_repeats", "dequantizations", "sampling_seeds")
+        _require_all_in(self, "[0, inf)", "seed", "ladder_images")
+        require_in("samples", self.samples, "[2, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyticDPMOptions:
+    """How the second moments that Analytic-DPM needs are measured.
+
+    Args:
+        num_images: training images.
+        num_times: noise levels; a chain is measured at all of its timesteps.
+
+    Raises:
+        ValueError: for less than 3 of either.
+    """
+
+    num_images: int = 1000
+    num_times: int = 100
+
+    def __post_init__(self) -> None:
+        _require_all_in(self, "[3, inf)", "num_images", "num_times")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions:
+    """How the noise-conditional classifier is trained.
+
+    Args:
+        conditioning: its time input, a name in `denoising.CONDITIONINGS`.
+        num_timesteps: number of timesteps that the conditionings with a timestep count.
+        lr: learning rate after warm-up; it decays to 0 by a cosine.
+        warmup: steps.
+        batch_size: images per step, over all devices.
+        steps: number of steps.
+
+    Raises:
+        ValueError: for an unknown name or a number out of range.
+    """
+
+    conditioning: str = "timestep_999"
+    num_timesteps: int = 1000
+    lr: float = 2e-3
+    warmup: int = 100
+    batch_size: int = 64
+    steps: int = 600
+
+    def __post_init__(self) -> None:
+        require_choice("conditioning", self.conditioning, CONDITIONINGS)
+        require_in("num_timesteps", self.num_timesteps, "[2, inf)")
+        require_in("steps", self.steps, "[1, inf)")

@@ -1,0 +1,70 @@
+"""Resolve a configuration: settle the fields that depend on other fields.
+
+`resolve` is a pure function from configuration to configuration. Objects are built afterwards.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiment.reader import to_builtin
+from experiment.tasks import TASKS, InverseProblem
+from sde_lib import SDES
+from time_grids import TIME_GRIDS
+
+
+def resolve(
+    config: ConfigDict | Mapping[str, Any], overrides: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the configuration as nested dicts of built-in types, with dependent fields settled.
+
+    Args:
+        config: a configuration; it stays as it is.
+        overrides: dotted names of the fields that the command line sets.
+    """
+    if isinstance(config, ConfigDict):
+        config = config.copy_and_resolve_references()
+    resolved = to_builtin(config)
+    _drop_superseded(resolved["sampling"], overrides)
+    task = resolved["task"]
+    inverse_problem = InverseProblem in TASKS.get(task["name"], ())
+    if inverse_problem and task["method"] != "projection":
+        # A network's gradient is huge where there is hardly any signal.
+        resolved["sampling"]["clip"] = resolved["sampling"]["clip"] or "range"
+    bound = resolved["discrete_bound"]
+    if bound["grid"] is None:
+        bound["grid"] = "levels" if is_chain(resolved["sde"]["name"]) else "log_snr"
+    return resolved
+
+
+def is_chain(name: str) -> bool:
+    """Return whether a process is discrete, with a number of timesteps of its own."""
+    return name in SDES and "num_timesteps" in {f.name for f in dataclasses.fields(SDES[name])}
+
+
+# A field that the command line sets, and the file's fields that it makes meaningless.
+_SUPERSEDES = {
+    "steps": ("times",),
+    "times": ("grid", "steps", "rho"),
+    "grid": ("times", "steps", "rho"),
+    "rtol": ("steps",),
+    "s_churn": ("churn_min", "churn_max", "churn_noise"),
+}
+
+
+def _drop_superseded(sampling: dict[str, Any], overrides: Collection[str]) -> None:
+    """Unset the file's fields that contradict those of the command line."""
+    for given, others in _SUPERSEDES.items():
+        if f"sampling.{given}" not in overrides:
+            continue
+        if given == "grid" and sampling["grid"] in TIME_GRIDS:
+            others = ("times", "rho")
+        if given == "s_churn" and sampling["s_churn"]:
+            others = ()
+        if given == "rtol" and sampling["name"] != "sde":
+            others = ()
+        for name in others:
+            if f"sampling.{name}" not in overrides:
+                sampling[name] = None

@@ -1,0 +1,74 @@
+"""Score-based generative modeling through SDEs, as a library.
+
+import scoresde as ss
+
+model = ss.load("runs/vp_digits")
+x = ss.sample(key, model.denoiser, (64, *model.shape), solver=ss.UniPC(), steps=20)
+nats = ss.log_prob(key, model.denoiser, images).nats
+"""
+
+import runpy
+
+from denoising import Clipping, Denoiser, Prediction
+from experiment.build import build
+from experiment.configurations import load_configuration
+from guidance.base import guide
+from guidance.classifier import Classifier, ClassifierGuidance
+from guidance.classifier_free import ClassifierFreeGuidance
+from guidance.posterior import DPS, LossGuidance, PiGDM
+from guidance.projection import Projection
+from jobs.restore import TrainedModel
+from jobs.restore import load_model as load
+from likelihood import LikelihoodOptions, log_prob
+from losses import LOSSES, ScoreMatching
+from numerics.ode import ODEOptions
+from sampling import Samples, sample
+from sde_lib import SDES, VESDE, VPSDE, SubVPSDE
+from solvers import SOLVERS
+from solvers.ddim import DDIM
+from solvers.dpm_solver import DPMSolver
+from solvers.heun import Heun
+from solvers.ode import sample_ode
+from solvers.predictor_corrector import PredictorCorrector
+from solvers.unipc import UniPC
+from time_grids import Schedule
+
+__all__ = [
+    "DDIM",
+    "DPS",
+    "LOSSES",
+    "SDES",
+    "SOLVERS",
+    "VESDE",
+    "VPSDE",
+    "Classifier",
+    "ClassifierFreeGuidance",
+    "ClassifierGuidance",
+    "Clipping",
+    "DPMSolver",
+    "Denoiser",
+    "Heun",
+    "LikelihoodOptions",
+    "LossGuidance",
+    "ODEOptions",
+    "PiGDM",
+    "Prediction",
+    "PredictorCorrector",
+    "Projection",
+    "Samples",
+    "Schedule",
+    "ScoreMatching",
+    "SubVPSDE",
+    "TrainedModel",
+    "UniPC",
+    "build",
+    "guide",
+    "load",
+    "load_configuration",
+    "log_prob",
+    "sample",
+    "sample_ode",
+]
+
+if __name__ == "__main__":
+    runpy.run_module("main", run_name="__main__", alter_sys=True)

@@ -1,0 +1,151 @@
+"""Readers: .npz files, folders, names; what is damaged, missing or of another kind is named."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from stored_images import one_line, random_images, save_folder
+
+from data import readers
+from data.datasets import load
+from data.readers import prepare
+
+
+def test_digits_do_not_import_tensorflow_datasets():
+    code = (
+        "import sys; from data.datasets import load; load('digits', image_size=8, channels=1);"
+        "print([m for m in ('tensorflow_datasets', 'tensorflow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_npz_with_train_and_test(tmp_path):
+    train, test = random_images(5), random_images(3, seed=1)
+    for keys in (("train", "test"), ("train_images", "test_images")):
+        path = tmp_path / f"{keys[0]}.npz"
+        np.savez(path, **dict(zip(keys, (train, test), strict=True)), train_labels=np.arange(5))
+        data = load(str(path), image_size=4, channels=3)
+        np.testing.assert_array_equal(data.train, train)
+        np.testing.assert_array_equal(data.test, test)
+        np.testing.assert_array_equal(data.train_labels, range(5))
+        assert data.test_labels is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.full((3, 4, 4, 3), np.nan)}, "float64 with NaN"),
+        ({"images": np.zeros((3, 4, 4, 3), np.float32)}, "float32; store levels 0..255 as uint8"),
+        ({"images": np.zeros((3, 4), np.uint8)}, "NHWC or NHW"),
+        ({"images": np.zeros((0, 4, 4, 3), np.uint8)}, "NHWC or NHW"),
+        ({"images": np.zeros((1, 4, 4, 3), np.uint8)}, "has 1 image"),
+        ({"train": random_images(3)}, "expected train and test"),
+        ({"images": random_images(3), "labels": np.zeros(2, int)}, "expected 3 integers"),
+        ({"images": random_images(3, channels=1)}, r"config\.data\.channels=3.* has 1;"),
+        ({"images": random_images(3, size=6)}, r"image_size=4.* 6x6 .* config\.data\.image_size=6"),
+        ({"images": np.array([None, {}])}, "cannot be read"),
+    ],
+)
+def test_unfit_arrays_are_named(tmp_path, arrays, message):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(ValueError, match=message) as error:
+        load(str(tmp_path / "bad.npz"), image_size=4, channels=3)
+    assert "bad.npz" in str(error.value)
+    assert one_line(error)
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    np.savez_compressed(tmp_path / "cut.npz", images=random_images(50))
+    whole = (tmp_path / "cut.npz").read_bytes()
+    for damaged in (b"not a zip", whole[:200] + bytes(200) + whole[400:]):
+        (tmp_path / "cut.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"cut\.npz"):
+            load(str(tmp_path / "cut.npz"), image_size=4, channels=3)
+    for missing in ("no.npz", "no/folder"):
+        with pytest.raises(FileNotFoundError, match=missing):
+            load(str(tmp_path / missing), image_size=4, channels=3)
+
+
+def test_folder_with_splits_and_classes(tmp_path):
+    train, test = random_images(4), random_images(2, seed=1)
+    save_folder(tmp_path / "train", ["dog/b.png", "cat/a.png", "cat/b.PNG", "dog/a.bmp"], train)
+    save_folder(tmp_path / "test", ["cat/a.png", "dog/z.png"], test)
+    (tmp_path / "train/cat/._a.png").write_bytes(b"hidden, not an image")
+    data = load(str(tmp_path), image_size=4, channels=3)
+    np.testing.assert_array_equal(data.train, train[[1, 2, 3, 0]])
+    np.testing.assert_array_equal(data.test, test)
+    np.testing.assert_array_equal(data.train_labels, [0, 0, 1, 1])
+    np.testing.assert_array_equal(data.test_labels, [0, 1])
+
+
+def test_folder_pictures_of_other_modes(tmp_path):
+    color = random_images(1)[0]
+    Image.fromarray(np.dstack([color, np.full((4, 4), 255, np.uint8)])).save(tmp_path / "a.png")
+    Image.fromarray(color).quantize(256).save(tmp_path / "b.png")
+    data = load(str(tmp_path), image_size=4, channels=3)
+    np.testing.assert_array_equal(np.concatenate([data.train, data.test]), [color, color])
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n nothing"), "not a readable image"),
+        (lambda path: Image.new("RGBA", (4, 4), (9, 9, 9, 9)).save(path), "transparent"),
+        (lambda path: Image.new("I;16", (4, 4)).save(path), "8 bits"),
+        (lambda path: Image.new("L", (4, 4)).save(path), r"config\.data\.channels=3"),
+    ],
+)
+def test_unfit_pictures_are_named(tmp_path, save, message):
+    save_folder(tmp_path, ["a.png", "b.png"], random_images(2))
+    save(tmp_path / "c.png")
+    with pytest.raises(ValueError, match=rf"c\.png.*{message}|{message}.*c\.png") as error:
+        load(str(tmp_path), image_size=4, channels=3)
+    assert one_line(error)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no images below"):
+        load(str(tmp_path), image_size=4, channels=3)
+
+
+def test_names_are_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"'cifra10' is unknown.*cifar10") as error:
+        load("cifra10", image_size=32, channels=3, data_dir=tmp_path)
+    assert one_line(error)
+    with pytest.raises(ValueError, match=r"did you mean 'digits'"):
+        prepare("digit", data_dir=tmp_path)
+    with pytest.raises(ValueError, match="cifar10/nonsense"):
+        load("cifar10/nonsense", image_size=32, channels=3, data_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"celeb_a_hq/64/2"):  # a name, not a path
+        load("celeb_a_hq/64", image_size=64, channels=3, data_dir=tmp_path)
+
+
+def test_what_needs_no_preparation_and_what_needs_tensorflow(tmp_path, monkeypatch):
+    for name in ("digits", str(tmp_path), "some/where.npz"):
+        assert prepare(name) == f"config.data.name={name!r} needs no preparation"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="pip install tensorflow-cpu"):
+        prepare("svhn_cropped", data_dir=tmp_path)
+
+
+def test_a_reader_is_one_row(monkeypatch):
+    """Reading, gray levels, held-out images, preparation and the hint follow from it."""
+
+    def read(name, data_dir):
+        images = np.arange(40, dtype=np.uint8)[:, None, None, None] % 3
+        items = (readers.Item(name, image, 7) for image in images)
+        return {"train": readers.Split(40, items)}
+
+    row = readers.Reader(
+        accepts=lambda name: name == "stripes", read=read, gray_levels=3, test_count=5
+    )
+    monkeypatch.setattr(readers, "READERS", {"stripes": row} | readers.READERS)
+    data = load("stripes", image_size=1, channels=1)
+    assert (len(data.train), len(data.test), data.quantizer.gray_levels) == (35, 5, 3)
+    assert set(data.train_labels) == {7}
+    assert prepare("stripes") == "config.data.name='stripes' needs no preparation"
+    with pytest.raises(ValueError, match=r"did you mean 'stripes'.* Choose stripes, digits, the"):
+        load("stripe", image_size=1, channels=1)

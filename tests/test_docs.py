@@ -1,0 +1,176 @@
+"""What the documentation says works: commands run, code runs, links and names exist.
+
+Commands run in the order of their page, reduced: a tiny network, a few steps, random images in
+the place of data that would have to be downloaded.
+"""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+from command_line import ROOT, run, write_images
+from PIL import Image
+
+import losses
+import models
+import sde_lib
+import solvers
+from experiment.configurations import configuration_names, known_configurations
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TINY = {
+    "model.features": 8,
+    "model.channel_multipliers": "(1,)",
+    "model.blocks_per_resolution": 1,
+    "model.attention_resolutions": "()",
+    "training.batch_size": 8,
+    "training.steps": 2,
+    "training.sample_every": 0,
+    "classifier.features": 8,
+    "classifier.channel_multipliers": "(1,)",
+    "classifier.head_width": 8,
+    "classifier.steps": 2,
+    "eval.batch_size": 8,
+    "eval.samples": 5,
+    "eval.loss_repeats": 1,
+    "eval.dequantizations": 1,
+    "eval.error_budget_images": 2,
+    "likelihood.rtol": 0.1,
+    "likelihood.atol": 0.1,
+}
+TABLES = ((sde_lib, "SDES"), (solvers, "SOLVERS"), (models, "NETWORKS"), (losses, "LOSSES"))
+SAMPLING = {"steps": 4, "max_steps": 1000, "rtol": 0.1, "atol": 0.1}
+
+
+def blocks(page, language):
+    return [code for found, code in BLOCK.findall(page.read_text()) if found == language]
+
+
+def commands(page):
+    lines = "\n".join(blocks(page, "sh")).splitlines()
+    return [line for line in lines if line.startswith("python main.py")]
+
+
+def pages_with(found):
+    pages = [page for page in PAGES if found(page)]
+    return pytest.mark.parametrize("page", pages, ids=lambda page: page.stem)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_relative_links_lead_somewhere(page):
+    text = BLOCK.sub("", page.read_text())
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", link):
+            path = page.parent / link.partition("#")[0]
+            assert path.exists(), f"{page.name} links to {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_configurations_and_their_variants_exist(page):
+    known = {name for name, _ in known_configurations()} | set(configuration_names())
+    for name in re.findall(r"configs/\w+\.py(?::\w+)?", page.read_text()):
+        if "FILE" not in name and name != "configs/default.py":
+            assert name in known, f"{page.name} names {name}"
+
+
+def test_the_table_of_configurations_is_complete():
+    """Each file is a row; each of its variants stands beside it."""
+    rows = re.findall(
+        r"^\| (`[^|]*) \|([^|]*)\|$", (ROOT / "docs/checkpoints.md").read_text(), re.M
+    )
+    listed = {
+        (file, variant)
+        for files, variants in rows
+        for file in re.findall(r"`(\w+)`", files)
+        for variant in re.findall(r"`(\w+)`", variants) or [""]
+    }
+    wanted = set()
+    for name, _ in known_configurations():
+        file, _, variant = name.partition(":")
+        wanted.add((file.removeprefix("configs/").removesuffix(".py"), variant))
+    assert wanted <= listed
+
+
+def test_the_table_of_samplers_is_complete():
+    text = (ROOT / "docs/samplers.md").read_text()
+    listed = set(re.findall(r"^\| `(\w+)` \|", text, re.M))
+    assert listed == solvers.SOLVERS.keys() | solvers.ADAPTIVE.keys()
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    assert len(text.split()) <= 800
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the data that the documentation names, and a place for its runs."""
+    folder = tmp_path_factory.mktemp("docs")
+    images = folder / "path/to/images"
+    images.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        pixels = rng.integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(images / f"{index}.png")
+    write_images(folder / "cifar10.npz", 16, 8, size=32, channels=3)
+    return folder
+
+
+def reduced(command, folder):
+    """The arguments of a command in its reduced setting, with all its files in `folder`."""
+    _, _, *arguments = shlex.split(command)
+    given = dict(a.removeprefix("--").partition("=")[::2] for a in arguments if "=" in a)
+    arguments = [re.sub(r"(?<![\w/])(path/to|runs)/", rf"{folder}/\1/", a) for a in arguments]
+    arguments = [
+        re.sub(r"=(\w+\.(?:npz|pth))$", rf"={folder}/\1", argument) for argument in arguments
+    ]
+    if "config" not in given:
+        return arguments
+    file, _, variant = given["config"].partition(":")
+    if "workdir" not in given:
+        name = "_".join(filter(None, [file.removeprefix("configs/").removesuffix(".py"), variant]))
+        arguments.append(f"--workdir={folder}/runs/{name}")
+    fields = dict(TINY)
+    if "cifar10" in file:
+        fields["data.name"] = folder / "cifar10.npz"
+    sampler = given.get("config.sampling.name", "unipc" if "digits" in file else "pc")
+    adaptive = sampler in solvers.ADAPTIVE
+    for name, value in SAMPLING.items():
+        if (name != "steps") == adaptive and sampler != "sde":
+            fields[f"sampling.{name}"] = value
+    arguments += [
+        f"--config.{name}={value}"
+        for name, value in fields.items()
+        if f"config.{name}" not in given
+    ]
+    if given.get("mode") == "sample":
+        arguments = [a for a in arguments if not a.startswith("--num_samples")]
+        arguments.append("--num_samples=8")
+    return arguments
+
+
+@pytest.mark.slow
+@pages_with(commands)
+def test_commands_run(page, folder):
+    """A page may count on the runs that the README and the pages before it make."""
+    for needed in ("configs/vp_digits.py", "configs/vp_cifar10.py:ddpmpp"):
+        done = run(*reduced(f"python main.py --config={needed} --mode=train", folder))
+        assert done.status == 0, done.stderr
+    for command in commands(page):
+        done = run(*reduced(command, folder))
+        assert done.status == 0, f"{command}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pages_with(lambda page: blocks(page, "python"))
+def test_code_runs(page, folder, monkeypatch):
+    done = run(*reduced("python main.py --config=configs/vp_digits.py --mode=train", folder))
+    assert done.status == 0, done.stderr
+    monkeypatch.chdir(folder)
+    for module, name in TABLES:
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    for code in blocks(page, "python"):
+        exec(compile(code, str(page), "exec"), {})
