@@ -123,10 +123,10 @@ def ve_discrete(
     """Set SMLD's noise levels, whose index is the network's input; there is no likelihood."""
     ve(config, sigma_max=sigma_max, snr=snr, steps=num_timesteps, ema=ema)
     config.model.embedding = "positional"
-    config.denoiser.conditioning = "sigma_index"
-    config.denoiser.levels = num_timesteps
-    config.loss.times = "levels"
-    config.loss.levels = num_timesteps
+    config.denoiser.conditioning = "reversed_timestep"
+    config.denoiser.num_timesteps = num_timesteps
+    config.loss.time_distribution = "timesteps"
+    config.loss.num_timesteps = num_timesteps
     config.sampling.grid = "levels"
     config.sampling.finish = "denoise"
     config.eval.metrics = ("loss", "frechet")

@@ -359,7 +359,10 @@ def test_flax_file_is_read(tmp_path):
         (msgpack.ExtType(9, b""), "the extension 9"),
         (packed(ARRAY, "object"), "array of type 'object'"),
         (packed(ARRAY, "float64"), "damaged"),
-        (msgpack.ExtType(1, msgpack.packb(((-2, -3), "float32", ARRAY.tobytes()))), "a shape that is not one of an array"),
+        (
+            msgpack.ExtType(1, msgpack.packb(((-2, -3), "float32", ARRAY.tobytes()))),
+            "a shape that is not one of an array",
+        ),
         (msgpack.ExtType(1, msgpack.packb(7)), "damaged"),
     ],
 )
