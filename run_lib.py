@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import preparation
+from data import readers
 from errors import ConfigError, WorkdirError
 from evaluation import references
 from evaluation.compare import compare as compare_files
@@ -287,6 +287,6 @@ def prepare(experiment: Experiment, workdir: Workdir) -> None:
     """
     options = experiment.data.options
     try:
-        print(preparation.prepare(options.name, data_dir=options.dir))
+        print(readers.prepare(options.name, data_dir=options.dir))
     except (ValueError, OSError, RuntimeError) as error:
         raise ConfigError(str(error)) from error

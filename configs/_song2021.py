@@ -83,8 +83,8 @@ def vp_discrete(config: ConfigDict, *, predictor: str = "ancestral") -> None:
     """Set DDPM's chain of 1000 timesteps and its simple loss, sampled at every timestep."""
     vp(config, name="ddpm", predictor=predictor)
     config.loss.time_distribution = "timesteps"
-    config.sampling.grid = "levels"
-    config.sampling.finish = "denoise"
+    config.sampling.grid = "timesteps"
+    config.sampling.final_step = "denoise"
     config.sampling.variance = "large"
     config.discrete_bound.variance = "large"
     config.discrete_bound.clip = "range"
@@ -127,8 +127,8 @@ def ve_discrete(
     config.denoiser.num_timesteps = num_timesteps
     config.loss.time_distribution = "timesteps"
     config.loss.num_timesteps = num_timesteps
-    config.sampling.grid = "levels"
-    config.sampling.finish = "denoise"
+    config.sampling.grid = "timesteps"
+    config.sampling.final_step = "denoise"
     config.eval.metrics = ("loss", "frechet")
 
 
@@ -149,7 +149,7 @@ def annealed_langevin(
     config.optim.grad_clip = 0.0
     config.sampling.predictor = "none"
     config.sampling.corrector = "annealed_langevin"
-    config.sampling.corrections = corrector_steps
+    config.sampling.corrector_steps = corrector_steps
 
 
 def ddpm(config: ConfigDict, *, multipliers: tuple[int, ...] = (1, 2, 2, 2)) -> None:

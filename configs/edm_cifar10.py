@@ -43,7 +43,7 @@ def edm_process(config: ConfigDict, *, steps: int) -> None:
     config.sampling.grid = "karras"
     config.sampling.t_min = 0.002 / 80
     config.sampling.steps = steps - 1
-    config.sampling.finish = "denoise"  # EDM's last step
+    config.sampling.final_step = "denoise"  # EDM's last step
 
 
 def edm_network(

@@ -20,7 +20,7 @@ from jobs.sample import TaskRun
 FIELDS = TINY | {
     "sampling.name": "ddim",
     "sampling.steps": 3,
-    "sampling.finish": "denoise",
+    "sampling.final_step": "denoise",
     "eval.batch_size": 8,
 }
 
@@ -154,7 +154,10 @@ def test_interpolation_goes_from_the_one_to_the_other(denoiser):
     [
         ({"task": "paint"}, r"config\.sampling\.task='paint' is unknown; choose one of: colorize"),
         ({"task": "inpaint", "mask": "left"}, r"config\.sampling\.input='' names no picture"),
-        ({"task": "inpaint", "input": "test"}, r"config\.sampling\.mask='' is no file; give one"),
+        (
+            {"task": "inpaint", "input": "test"},
+            r"config\.sampling\.mask='' is not a file; give one",
+        ),
         ({"task": "mri", "input": "test", "mask": "left"}, r"mask='left' is not a field of"),
         (
             {"task": "mri", "input": "test", "posterior": "exact"},
@@ -232,9 +235,18 @@ def test_what_cannot_be_done_is_one_line_before_anything_runs(sampling, message)
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        ({"task": "mri", "input": "test:999"}, r"config\.sampling\.input='test:999' is none of"),
-        ({"task": "mri", "input": "none.png"}, r"config\.sampling\.input='none\.png' is no file"),
-        ({"task": "mri", "input": "test", "measured": True}, "a measurement is no test image"),
+        (
+            {"task": "mri", "input": "test:999"},
+            r"config\.sampling\.input='test:999' does not exist",
+        ),
+        (
+            {"task": "mri", "input": "none.png"},
+            r"config\.sampling\.input='none\.png' is not a file",
+        ),
+        (
+            {"task": "mri", "input": "test", "measured": True},
+            "must be a measurement, not a test image",
+        ),
         ({"task": "interpolate", "input": "test:0-2"}, "are 3 pictures; interpolate goes between"),
     ],
 )

@@ -81,7 +81,7 @@ def test_unet_of_a_configuration_has_a_symmetric_score():
     @quick_jit
     @functools.partial(jax.vmap, in_axes=(None, 0, 0, 0))
     def product(params, x, u, v):
-        score = functools.partial(experiment.denoiser(params).score, t=jnp.full(1, 0.5))
+        score = functools.partial(experiment.model.denoiser(params).score, t=jnp.full(1, 0.5))
         return jnp.sum(u * jax.jvp(lambda x: score(x[None])[0], (x,), (v,))[1])
 
     first, second = product(params, x, u, v), product(params, x, v, u)
@@ -96,6 +96,6 @@ def test_unet_of_a_configuration_has_a_symmetric_score():
 def test_learned_variance_has_no_energy():
     fields = ENERGY | {"denoiser.parameterization": "eps_learned_variance"}
     with pytest.raises(
-        ConfigError, match=r"config\.denoiser\.energy=True is for networks with one"
+        ConfigError, match=r"config\.denoiser\.energy=True needs a network with one output, not"
     ):
         build.build(configuration(fields))
