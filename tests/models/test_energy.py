@@ -37,14 +37,14 @@ def test_jacobian_of_the_gradient_is_symmetric_and_of_the_network_is_not(x64):
     np.testing.assert_allclose(made, made.T, atol=1e-12)
 
 
-@pytest.mark.parametrize("answer", [network, lambda x: jnp.sum(network(x), axis=(1, 2))])
-def test_line_integrals_are_differences_of_energies(answer, x64):
-    """For a network that answers images, and for one that answers numbers."""
+@pytest.mark.parametrize("make_output", [network, lambda x: jnp.sum(network(x), axis=(1, 2))])
+def test_line_integrals_are_differences_of_energies(make_output, x64):
+    """For a network that returns images, and for one that returns numbers."""
     points, weights = np.polynomial.legendre.leggauss(60)
     start, way = X[:1], X[1:2] - X[:1]
-    along = energy_gradient(answer, start + (points[:, None, None] + 1) / 2 * way)
+    along = energy_gradient(make_output, start + (points[:, None, None] + 1) / 2 * way)
     integral = np.sum(weights / 2 * np.sum(along * way, axis=(1, 2)))
-    low, high = energies(answer, jnp.asarray(X[:2]))
+    low, high = energies(make_output, jnp.asarray(X[:2]))
     assert abs(high - low) > 0.1
     np.testing.assert_allclose(integral, high - low, rtol=1e-9)
 
@@ -60,7 +60,7 @@ def test_what_is_a_gradient_already_stays_what_it_is(x64):
     np.testing.assert_allclose(energy_gradient(network, X), alone, atol=1e-12)
 
 
-def test_answer_of_another_shape_is_told():
+def test_output_of_another_shape_is_refused():
     with pytest.raises(
         ValueError, match=r"needs a network whose output has the shape \(3, 2, 3\) or \(3,\), not"
     ):

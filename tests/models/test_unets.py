@@ -310,18 +310,18 @@ def test_attention_is_the_textbook_one():
     ],
 )
 def test_flash_kernel_serves_what_it_can(monkeypatch, backend, dtype, width, train, flash):
-    """What the kernel is asked for; whether it is right shows on a GPU alone."""
-    asked = []
+    """Only when the kernel is requested; its results need a GPU."""
+    requested = []
 
     def kernel(query, key, value, *, implementation):
-        asked.append(implementation)
+        requested.append(implementation)
         return value
 
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
     x = jnp.ones((1, 4, 1, width), dtype)
     assert attend(x, x, x, train=train).dtype == dtype
-    assert asked == (["cudnn"] if flash else [])
+    assert requested == (["cudnn"] if flash else [])
 
 
 def test_classes_matter_and_none_is_a_class_of_its_own():

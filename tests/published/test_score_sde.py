@@ -87,7 +87,7 @@ def test_exported_state_is_imported_bit_for_bit(tmp_path, name):
 
 
 def test_export_has_the_layout_of_the_original(tmp_path):
-    """But for the table of noise levels and what Adam has learnt since PyTorch 1.7."""
+    """Except for the table of noise levels and Adam's options since PyTorch 1.7."""
     state, path = imported("pytorch"), tmp_path / "checkpoint.pth"
     score_sde.export_pytorch(
         PYTORCH, 8, state.params, state.ema_params, 1234, path, ema_decay=0.999
