@@ -170,7 +170,7 @@ def test_blocks_start_as_their_shortcuts_and_the_network_at_almost_zero(
 
 
 @pytest.mark.parametrize("network", [UNET, CLASSIFIER], ids=["adm", "classifier"])
-def test_layers_have_the_published_epsilon_and_the_dtype_asked_for(network):
+def test_layers_have_the_published_epsilon_and_the_requested_dtype(network):
     """No output shows 1e-5 from 1e-6 where variances are near 1, nor where bfloat16 begins."""
     epsilons, dtypes = set(), set()
 

@@ -119,7 +119,7 @@ def test_modulation_is_layer_norm_and_survives_a_large_mean():
     ],
 )
 @pytest.mark.parametrize("patch_size", [1, 4])
-def test_output_has_the_channels_asked_for(fields, channels, patch_size):
+def test_output_has_the_requested_channels(fields, channels, patch_size):
     network = DiT(**SMALL | fields | {"patch_size": patch_size})
     x, cond = jnp.zeros((3, 8, 8, 1)), jnp.zeros((3,))
     y, _ = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), x, cond, train=False))

@@ -181,7 +181,7 @@ def test_derivatives_agree_and_every_parameter_learns(num_timesteps):
     assert_derivatives_agree(network, cond=TIMESTEPS)
 
 
-def test_output_has_the_channels_asked_for():
+def test_output_has_the_requested_channels():
     network, x = NCSNv2(features=4, out_channels=2), jnp.zeros((3, 8, 8, 1))
     variables = jax.eval_shape(
         lambda key: network.init_with_output(key, x, jnp.zeros(3), train=True), jax.random.key(0)

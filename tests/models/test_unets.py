@@ -136,7 +136,7 @@ def test_filter_of_two_equal_taps_is_plain_resampling():
 
 @pytest.mark.parametrize("kernel", [(1,), (), (1, -1), (1, -3, 1)])
 def test_filter_that_cannot_be_normalized_is_refused(kernel):
-    with pytest.raises(ValueError, match=r"config\.model\.fir_kernel is .*two or more"):
+    with pytest.raises(ValueError, match=r"config\.model\.fir_kernel=.*two or more"):
         fir_upsample(jnp.zeros((1, 4, 4, 1)), kernel)
 
 
@@ -310,18 +310,18 @@ def test_attention_is_the_textbook_one():
     ],
 )
 def test_flash_kernel_serves_what_it_can(monkeypatch, backend, dtype, width, train, flash):
-    """What the kernel is asked for; whether it is right shows on a GPU alone."""
-    asked = []
+    """Only when the kernel is requested; its results need a GPU."""
+    requested = []
 
     def kernel(query, key, value, *, implementation):
-        asked.append(implementation)
+        requested.append(implementation)
         return value
 
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
     x = jnp.ones((1, 4, 1, width), dtype)
     assert attend(x, x, x, train=train).dtype == dtype
-    assert asked == (["cudnn"] if flash else [])
+    assert requested == (["cudnn"] if flash else [])
 
 
 def test_classes_matter_and_none_is_a_class_of_its_own():

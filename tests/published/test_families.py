@@ -215,7 +215,7 @@ def test_classifier_computes_as_the_original():
 
 
 def test_networks_that_openai_would_normalize_otherwise_are_refused():
-    with pytest.raises(ValueError, match=r"narrowest level has 64 channels.*128 or more"):
+    with pytest.raises(ValueError, match=r"narrowest resolution has 64 channels.*128 or more"):
         openai.weights(GUIDED.clone(features=64), SIZE)
     with pytest.raises(ValueError, match=r"attention_order='old' is unknown.*legacy, new"):
         openai.weights(GUIDED, SIZE, "old")
