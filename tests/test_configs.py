@@ -90,6 +90,7 @@ def test_all_39_published_configurations_are_there():
     assert not missing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED | ELSEWHERE)
 def test_network_has_the_published_size(name):
     config = load(name)

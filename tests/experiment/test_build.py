@@ -109,6 +109,7 @@ def test_other_subtrees_have_a_reader_for_each_field():
         assert set(config[path]) - patterns <= spelt, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_resolved_configuration_is_complete_plain_json(name):
     file, _, variant = name.partition(":")
@@ -155,6 +156,7 @@ def test_resolved_configuration_is_complete_plain_json(name):
                 assert value is None, f"{path}.{field} is of something not chosen"
 
 
+@pytest.mark.slow
 def test_resolved_configuration_builds_the_same():
     """What a checkpoint carries is enough: given back as a configuration it resolves to itself."""
     resolved = build.build(configuration()).config
@@ -212,6 +214,7 @@ def test_explicit_field_of_another_choice_is_an_error_and_of_a_file_is_null():
         build.build(config, explicit=frozenset({"sde.sigma_max"}))
 
 
+@pytest.mark.slow
 def test_building_allocates_nothing_and_reads_no_data():
     before = {id(array) for array in jax.live_arrays()}
     config = vp_cifar10.get_config()
@@ -223,6 +226,7 @@ def test_building_allocates_nothing_and_reads_no_data():
         _ = experiment.data
 
 
+@pytest.mark.slow
 def test_memory_estimate_is_near_what_the_compiler_plans():
     """At most; within a factor of two of XLA's own plan for the same step on one device's share."""
     fields = TINY | {"model.features": 32, "model.channel_multipliers": (1, 2)}

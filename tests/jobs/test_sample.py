@@ -42,6 +42,7 @@ def answers(denoiser, count, **sampling):
     return experiment, TaskRun(experiment, experiment.task).answer(denoiser, count)
 
 
+@pytest.mark.slow
 def test_known_pixels_come_back_and_sample_k_is_of_picture_k_modulo_their_number(denoiser):
     experiment, found = answers(
         denoiser, 8, task="inpaint", input="test:0-2", mask="left", posterior="projection"
@@ -56,6 +57,7 @@ def test_known_pixels_come_back_and_sample_k_is_of_picture_k_modulo_their_number
     assert found.picture.shape == ((3 * 9 - 1) * 5, (4 * 9 - 1) * 5, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "posterior"), [("mri", "pigdm"), ("super_resolve", "dps")])
 def test_guided_samples_come_nearer_to_their_measurements(denoiser, posterior, task):
     """With 20 steps of noise a network that knows nothing still learns what was measured."""
@@ -69,6 +71,7 @@ def test_guided_samples_come_nearer_to_their_measurements(denoiser, posterior, t
     assert off(found) < 0.8 * off(unguided)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "options", "measure"),
     [
@@ -94,6 +97,7 @@ def test_a_measured_input_means_what_measuring_the_image_means(tmp_path, task, o
     np.testing.assert_allclose(first, second, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_grey_pictures_are_measurements_of_colour(tmp_path):
     image = np.random.default_rng(0).uniform(0, 1, (8, 8, 3)).astype(np.float32)
     np.save(tmp_path / "image.npy", image)
@@ -111,6 +115,7 @@ def test_grey_pictures_are_measurements_of_colour(tmp_path):
     np.testing.assert_allclose(*runs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_is_added_once_and_known(denoiser):
     _, found = answers(denoiser, 4, task="inpaint", input="test:0", mask="left", noise=0.1)
     clean = built(task="inpaint", input="test:0", mask="left")
@@ -120,6 +125,7 @@ def test_noise_is_added_once_and_known(denoiser):
     np.testing.assert_array_equal(found.arrays["measurement"][:, :, 4:], 0)  # unknown, not noise
 
 
+@pytest.mark.slow
 def test_strokes_are_repainted_from_where_noise_is_added(denoiser):
     _, near = answers(denoiser, 4, task="stroke", input="test:0-3", start=0.01)
     experiment, far = answers(denoiser, 4, task="stroke", input="test:0-3", start=0.9)
@@ -128,6 +134,7 @@ def test_strokes_are_repainted_from_where_noise_is_added(denoiser):
     assert distances[0] < 8 < distances[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "ode"])
 def test_images_survive_their_codes(denoiser, name):
     options = {"steps": 60} if name == "ddim" else {"steps": None}
@@ -138,6 +145,7 @@ def test_images_survive_their_codes(denoiser, name):
     assert np.abs(found.images.astype(float) - given).mean() < 255 / 16
 
 
+@pytest.mark.slow
 def test_interpolation_goes_from_the_one_to_the_other(denoiser):
     experiment, found = answers(denoiser, 5, task="interpolate", input="test:0,test:1", steps=60)
     given = experiment.data.quantizer.to_uint8(experiment.data.test[:2]).astype(float)
@@ -149,6 +157,7 @@ def test_interpolation_goes_from_the_one_to_the_other(denoiser):
 # --- what cannot be done ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
@@ -232,6 +241,7 @@ def test_what_cannot_be_done_is_one_line_before_anything_runs(sampling, message)
     assert str(caught.value).startswith("config.sampling.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
@@ -263,6 +273,7 @@ def test_every_option_of_a_restoration_that_is_of_one_posterior_alone_is_refused
 # --- classes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "labels"),
     [({}, [0, 1, 2, 3, 4]), ({"label": 7}, [7] * 5), ({"labels": (3, 9)}, [3, 9, 3, 9, 3])],

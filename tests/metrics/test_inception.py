@@ -71,6 +71,7 @@ def test_grey_is_repeated_and_other_channels_are_refused():
 # --- layers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pools_are_those_of_the_pixels_in_the_image():
     x = np.random.default_rng(0).normal(size=(1, 7, 8, 2)).astype(np.float32)
     for channel in range(2):
@@ -150,6 +151,7 @@ LOGITS = {
 }
 
 
+@pytest.mark.slow
 def test_network_is_that_of_pytorch_fid(random_weights, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     write_torch(tmp_path / "weights.pth", random_weights)
@@ -172,6 +174,7 @@ def test_network_is_that_of_pytorch_fid(random_weights, tmp_path):
     assert extractor.digest == f"{sha256_of(tmp_path / 'weights.pth')[:16]}-tf1"
 
 
+@pytest.mark.slow
 def test_every_tensor_is_accounted_for(random_weights):
     def refused(change: dict, message: str) -> None:
         tensors = {k: v for k, v in (random_weights | change).items() if v is not None}

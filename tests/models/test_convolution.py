@@ -107,11 +107,13 @@ def assert_equal_to_lax(compute, case):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradients_are_those_of_lax(name, x64):
     assert_equal_to_lax(first_and_second_order, CASES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["3x3", "stride 2 odd"])
 def test_every_transformation_is_that_of_lax(name, x64):
     assert_equal_to_lax(transformed, CASES[name])

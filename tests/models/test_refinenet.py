@@ -59,12 +59,14 @@ def shallow(monkeypatch):
 # Against the published networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_parameter_count_is_the_published_one(name):
     network, count = PUBLISHED_COUNTS[name]
     assert parameter_count(network) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCES)
 def test_output_equals_the_published_code(name):
     network = REFERENCES[name]
@@ -165,6 +167,7 @@ def test_kernels_and_biases_start_within_the_bound_of_pytorch():
 # The network as a function
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 def test_noise_levels_are_rounded_and_images_do_not_depend_on_their_batch():
     network = RefineNet(features=4, size=1, num_timesteps=4)
@@ -178,11 +181,13 @@ def test_noise_levels_are_rounded_and_images_do_not_depend_on_their_batch():
     assert not np.allclose(other[1], y[1], atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 def test_bfloat16_is_close_to_float32_and_answers_in_float32():
     assert_bfloat16_is_close(RefineNet(features=4, size=1), cond=TIMESTEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("num_timesteps", [0, 4])
 def test_derivatives_agree_and_every_parameter_learns(num_timesteps):

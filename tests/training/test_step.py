@@ -64,6 +64,7 @@ def run(trainer, steps, state=None, key=KEY):
 # --- classes ---
 
 
+@pytest.mark.slow
 def test_classes_reach_the_network_but_for_the_dropped_ones():
     seen = []
 
@@ -83,6 +84,7 @@ def test_classes_reach_the_network_but_for_the_dropped_ones():
     assert np.any(seen[0] != seen[1])
 
 
+@pytest.mark.slow
 def test_step_with_classes_takes_them_on_every_layout():
     def biased(params, x, t, labels):
         return x @ params["kernel"] + params["bias"][None] + labels[:, None]
@@ -187,6 +189,7 @@ def test_objective_gives_loss_and_dropout_keys_of_their_own():
 # --- devices ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_device_and_four_train_alike():
     alone, losses = run(make_trainer(parallel=ONE), 5)
     together, sharded = run(make_trainer(parallel=FOUR), 5)
@@ -332,6 +335,7 @@ def test_average_warms_up():
     assert (1 + 19) / (10 + 19) > 0.6 > 1 / 10  # both branches were met
 
 
+@pytest.mark.slow
 def test_step_averages_the_new_parameters():
     trainer = make_trainer(average=MovingAverage(rate=0.75, warmup=False))
     start = jax.tree.map(np.asarray, trainer.init_state(KEY).params)
