@@ -89,8 +89,8 @@ def vp_discrete(config: ConfigDict, *, predictor: str = "ancestral") -> None:
     """DDPM's chain of 1000 levels and its simple loss, sampled level by level."""
     vp(config, name="ddpm", predictor=predictor)
     config.loss.time_distribution = "timesteps"
-    config.sampling.grid = "levels"
-    config.sampling.finish = "denoise"
+    config.sampling.grid = "timesteps"
+    config.sampling.final_step = "denoise"
     config.sampling.variance = "large"
     config.discrete_bound.variance = "large"
     config.discrete_bound.clip = "range"
@@ -133,8 +133,8 @@ def ve_discrete(
     config.denoiser.num_timesteps = num_timesteps
     config.loss.time_distribution = "timesteps"
     config.loss.num_timesteps = num_timesteps
-    config.sampling.grid = "levels"
-    config.sampling.finish = "denoise"
+    config.sampling.grid = "timesteps"
+    config.sampling.final_step = "denoise"
     config.eval.metrics = ("loss", "frechet")
 
 
@@ -143,7 +143,7 @@ def annealed_langevin(
     *,
     sigma_max: float,
     num_timesteps: int,
-    corrections: int,
+    corrector_steps: int,
     snr: float,
     lr: float,
     ema: float,
@@ -155,7 +155,7 @@ def annealed_langevin(
     config.optim.grad_clip = 0.0
     config.sampling.predictor = "none"
     config.sampling.corrector = "annealed_langevin"
-    config.sampling.corrections = corrections
+    config.sampling.corrector_steps = corrector_steps
 
 
 # Networks.
@@ -233,7 +233,7 @@ def song_ermon(
     *,
     sigma_max: float,
     num_timesteps: int,
-    corrections: int,
+    corrector_steps: int,
     snr: float,
 ) -> None:
     """NCSNv2, or NCSN with some of NCSNv2's techniques: those of the levels given, 5 the average.
@@ -242,12 +242,12 @@ def song_ermon(
     """
     kind = variant.partition("_")[2]
     if variant in ("ncsn", "ncsn_5"):
-        sigma_max, num_timesteps, corrections, snr = 1.0, 10, 100, 0.316
+        sigma_max, num_timesteps, corrector_steps, snr = 1.0, 10, 100, 0.316
     annealed_langevin(
         config,
         sigma_max=sigma_max,
         num_timesteps=num_timesteps,
-        corrections=corrections,
+        corrector_steps=corrector_steps,
         snr=snr,
         lr=1e-4 if variant == "ncsnv2" else 1e-3,
         ema=0.999 if variant == "ncsnv2" or kind.endswith("5") else 0.0,

@@ -124,7 +124,9 @@ def get_config() -> ConfigDict:
     sampling.clip = placeholder(str)  # of the predicted x0: none, range, dynamic
     sampling.quantile = placeholder(float)  # dynamic clipping
     sampling.t_min = 1e-3  # where sampling stops
-    sampling.finish = placeholder(str)  # denoise (one more evaluation), sample; fixed steps: mean
+    sampling.final_step = placeholder(
+        str
+    )  # denoise (one more evaluation), sample; fixed steps: mean
     # Fixed steps:
     sampling.steps = placeholder(int)
     # uniform, quadratic, log_snr, karras; of a chain levels, or some: ddim50, or 10,15,20
@@ -140,8 +142,8 @@ def get_config() -> ConfigDict:
     sampling.variance = placeholder(str)  # ancestral: small, large, learned
     sampling.guidance_form = placeholder(str)  # ancestral: score, mean
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
-    sampling.corrections = placeholder(int)  # correctors: Langevin steps at each time
-    sampling.norms = placeholder(str)  # langevin: per_sample, batch
+    sampling.corrector_steps = placeholder(int)  # correctors: Langevin steps at each time
+    sampling.norm_reduction = placeholder(str)  # langevin: per_sample, batch
     # ddim:
     sampling.eta = placeholder(float)  # 0 deterministic to 1 ancestral
     # dpm_solver, unipc, deis, dpm_adaptive:
@@ -158,22 +160,22 @@ def get_config() -> ConfigDict:
     sampling.churn_max = placeholder(float)
     sampling.churn_noise = placeholder(float)  # scale of the fresh noise
     # analytic:
-    sampling.form = placeholder(str)  # ddpm, ddim
-    sampling.trajectory = placeholder(str)  # grid, optimal
-    sampling.last_noise = placeholder(float)  # bounds on the variance
-    sampling.half_range = placeholder(float)
+    sampling.family = placeholder(str)  # ddpm, ddim
+    sampling.timestep_choice = placeholder(str)  # grid, optimal
+    sampling.clip_last_variance = placeholder(float)  # bounds on the variance
+    sampling.clip_x0_range = placeholder(float)
     # langevin:
     sampling.step_size = placeholder(float)  # in units of sigma^2
     # ode, sde, dpm_adaptive:
     sampling.solver = placeholder(str)  # ode: dopri5, tsit5, ...; sde: sra1, euler, ...
-    sampling.variable = placeholder(str)  # ode: t, log_snr, angle, sqrt_angle
-    sampling.control = placeholder(str)  # ode: step sizes per_sample, batch
+    sampling.ode_variable = placeholder(str)  # ode: t, log_snr, angle, sqrt_angle
+    sampling.step_size_control = placeholder(str)  # ode: step sizes per_sample, batch
     sampling.rtol = placeholder(float)
     sampling.atol = placeholder(float)
     sampling.max_steps = placeholder(int)
-    sampling.h_init = placeholder(float)  # dpm_adaptive: first step in lambda
+    sampling.first_step = placeholder(float)  # dpm_adaptive: first step in lambda
     sampling.safety = placeholder(float)  # dpm_adaptive
-    sampling.growth = placeholder(float)  # dpm_adaptive: of a step to the next, at most
+    sampling.max_growth = placeholder(float)  # dpm_adaptive: of a step to the next, at most
 
     # Guidance of samples toward their classes.
     config.guidance = guidance = ConfigDict()
@@ -212,8 +214,8 @@ def get_config() -> ConfigDict:
     likelihood.atol = 1e-5
     likelihood.max_steps = 4096
 
-    likelihood.variable = "sqrt_angle"  # what is integrated in: t, log_snr, angle, sqrt_angle
-    likelihood.control = "per_sample"  # of step sizes: per_sample, batch (as published)
+    likelihood.ode_variable = "sqrt_angle"  # what is integrated in: t, log_snr, angle, sqrt_angle
+    likelihood.step_size_control = "per_sample"  # of step sizes: per_sample, batch (as published)
 
     # The continuous-time bound on the likelihood, with dequantized images.
     config.continuous_bound = continuous_bound = ConfigDict()

@@ -42,7 +42,7 @@ def edm_process(config: ConfigDict, *, steps: int) -> None:
     config.sampling.grid = "karras"
     config.sampling.t_min = 0.002 / 80
     config.sampling.steps = steps - 1
-    config.sampling.finish = "denoise"  # the last of their steps
+    config.sampling.final_step = "denoise"  # the last of their steps
 
 
 def edm_network(

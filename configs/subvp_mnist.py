@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     config.sampling.name = "unipc"
     config.sampling.grid = "quadratic"
     config.sampling.steps = 29
-    config.sampling.finish = "denoise"
+    config.sampling.final_step = "denoise"
     config.likelihood.rtol = 1e-4
     config.likelihood.atol = 1e-4
     config.classifier.features = 16

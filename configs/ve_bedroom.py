@@ -25,7 +25,7 @@ def get_config(variant: str = "ncsnpp_continuous") -> ConfigDict:
             config,
             sigma_max=190.0,
             num_timesteps=1086,
-            corrections=3,
+            corrector_steps=3,
             snr=0.095,
             lr=1e-4,
             ema=0.9999,

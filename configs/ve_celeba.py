@@ -30,6 +30,6 @@ def get_config(variant: str = "ncsnpp") -> ConfigDict:
         _song2021.ncsnpp(config)
     else:
         _song2021.song_ermon(
-            config, variant, sigma_max=90.0, num_timesteps=500, corrections=5, snr=0.128
+            config, variant, sigma_max=90.0, num_timesteps=500, corrector_steps=5, snr=0.128
         )
     return config

@@ -39,7 +39,7 @@ def get_config(variant: str = "ncsnpp_continuous") -> ConfigDict:
     _song2021.check_variant(variant, VARIANTS)
     config = _song2021.cifar10()
     network, _, kind = variant.partition("_")
-    chain = {"sigma_max": 50.0, "num_timesteps": 232, "corrections": 5, "snr": 0.176}
+    chain = {"sigma_max": 50.0, "num_timesteps": 232, "corrector_steps": 5, "snr": 0.176}
     if network in ("ncsn", "ncsnv2"):
         _song2021.song_ermon(config, variant, **chain)
     else:

@@ -267,7 +267,7 @@ def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBound
         require_learned(reader, "discrete_bound")
     with config_errors("discrete_bound"):
         times = schedule.of(sde)
-    reader.record("discrete_bound", steps=len(times) - (schedule.grid != "levels"))
+    reader.record("discrete_bound", steps=len(times) - (schedule.grid != "timesteps"))
     return DiscreteBoundPlan(options, times, clipping)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 import sampling
-from denoising import Clipping, Denoiser, Projection
+from denoising import Clipping, Denoiser
 from errors import ConfigError
 from experiment.class_guidance import Classes, GuidanceOptions
 from experiment.data import Data
@@ -26,7 +26,7 @@ from experiment.reader import Reader, config_errors
 from experiment.tasks import TASKS, Measurement, SDEdit, Task
 from guidance.base import guide
 from guidance.classifier import Classifier
-from sampling import Samples
+from sampling import Projection, Samples
 from sde_lib import SDE
 from solvers import ADAPTIVE, SOLVERS, ddim, ode
 from solvers.analytic_dpm import AnalyticDPM
@@ -92,9 +92,6 @@ class _FixedSteps:
     def __call__(
         self, key: Array, denoiser: Denoiser, shape: tuple, moments: EpsMoments | None, **more: Any
     ) -> Samples:
-        denoiser = dataclasses.replace(  # SHIM
-            denoiser, clipping=self.clipping, projection=more.pop("projection", None)
-        )
         solver = self.solver
         if moments is not None:
             solver = dataclasses.replace(solver, moments=moments)
@@ -104,6 +101,7 @@ class _FixedSteps:
             shape,
             solver=solver,
             schedule=self.schedule,
+            clipping=self.clipping,
             **more,
         )
 
@@ -133,8 +131,7 @@ class _Adaptive:
     def __call__(
         self, key: Array, denoiser: Denoiser, shape: tuple, moments: EpsMoments | None, **more: Any
     ) -> Samples:
-        denoiser = dataclasses.replace(denoiser, clipping=self.clipping)  # SHIM
-        return self.function(key, denoiser, shape, **self.options, **more)
+        return self.function(key, denoiser, shape, clipping=self.clipping, **self.options, **more)
 
     @property
     def t_min(self) -> float:
@@ -153,7 +150,7 @@ class _Adaptive:
     @property
     def _to_states(self) -> dict[str, Any]:
         # Images are states at t_min, and latents become states there again.
-        options = dataclasses.replace(self.options["options"], finish="sample")
+        options = dataclasses.replace(self.options["options"], final_step="none")
         return {**self.options, "options": options}
 
 
@@ -381,8 +378,8 @@ def _count_evaluations(reader: Reader, solve: _FixedSteps, sde: SDE) -> int:
         times = schedule.of(sde)
         analytic = isinstance(solve.solver, AnalyticDPM)  # it plans once it has its moments
         steps = len(times) - 1 if analytic else solve.solver.plan(sde, times).evaluations
-    reader.record("sampling", steps=len(times) - (schedule.grid != "levels"))
-    return steps + (schedule.finish == "denoise")
+    reader.record("sampling", steps=len(times) - (schedule.grid != "timesteps"))
+    return steps + (schedule.final_step == "denoise")
 
 
 def _build_task(reader: Reader, data: Data) -> Task | None:

@@ -54,7 +54,7 @@ from models.blocks.layers import (
     rematerialized,
     residual_sum,
 )
-from models.blocks.resample import Kernel, downsample, normalize_kernel, upsample
+from models.blocks.resample import StepFunction, downsample, normalize_kernel, upsample
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "residual_block": ("biggan", "ddpm"),
@@ -106,7 +106,7 @@ class NCSNpp(nn.Module):
     dropout: float = 0.1
     residual_block: str = "biggan"
     resample: str = "plain"
-    fir_kernel: Kernel = (1, 3, 3, 1)
+    fir_kernel: StepFunction = (1, 3, 3, 1)
     progressive_input: str = "none"
     progressive_output: str = "none"
     progressive_combine: str = "sum"
@@ -338,6 +338,6 @@ class NCSNpp(nn.Module):
         return SelfAttention(skip_rescale=self.skip_rescale, init_scale=self.init_scale, name=name)
 
     @nn.nowrap
-    def _kernel(self) -> Kernel | None:
+    def _kernel(self) -> StepFunction | None:
         """The filter of every change of resolution; None for plain resampling."""
         return self.fir_kernel if self.resample == "fir" else None

@@ -21,7 +21,7 @@ COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("name", "t_min", "shape", "variable"),
+    ("name", "t_min", "shape", "ode_variable"),
     [
         ("vp", 1e-5, (2,), "sqrt_angle"),
         pytest.param("vp", 1e-5, (2,), "t", marks=pytest.mark.slow),
@@ -32,7 +32,7 @@ COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
 def test_log_prob_is_the_density_up_to_the_prior_mismatch(x64, name, t_min, shape, variable):
     sde, x = PROCESSES[name], MIXTURE.sample(0, 8)
     truth = MIXTURE.marginal(sde, t_min).log_prob(x)
-    options = LikelihoodOptions(trace="exact", t_min=t_min, variable=variable)
+    options = LikelihoodOptions(trace="exact", t_min=t_min, ode_variable=variable)
     items = jnp.asarray(x.reshape(8, *shape))
     ours = log_prob(KEY, MIXTURE.denoiser(sde), items, options=options, ode=TIGHT)
     assert ours.latent.shape == items.shape
@@ -88,7 +88,7 @@ def test_batch_may_take_common_steps():
             denoiser,
             x,
             options=options,
-            ode=ODEOptions(rtol=1e-5, atol=1e-5, control=control),
+            ode=ODEOptions(rtol=1e-5, atol=1e-5, step_size_control=control),
         )
         for control in ("per_sample", "batch")
     )
@@ -145,8 +145,8 @@ def test_nan_from_the_network_is_an_error():
     ("make", "message"),
     [
         (
-            lambda: LikelihoodOptions(variable="no"),
-            "variable='no' is unknown; choose one of: angle, log_snr, sqrt_angle, t",
+            lambda: LikelihoodOptions(ode_variable="no"),
+            "ode_variable='no' is unknown; choose one of: angle, log_snr, sqrt_angle, t",
         ),
         (lambda: LikelihoodOptions(trace="no"), "trace='no' is unknown; choose one of: exact"),
         (lambda: LikelihoodOptions(probes=0), "probes=0 must be at least 1"),

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from models.blocks.convolution import image_convolution
 from models.blocks.resample import (
-    Kernel,
+    StepFunction,
     downsample,
     fir_blur,
     fir_upsample,
@@ -164,7 +164,7 @@ class ResidualBlock(nn.Module):
 
     features: int
     direction: str = "none"
-    fir_kernel: Kernel | None = None
+    fir_kernel: StepFunction | None = None
     dropout: float = 0.0
     skip_rescale: bool = True
     init_scale: float = 0.0
@@ -225,7 +225,7 @@ class ResampleConv(nn.Module):
 
     features: int
     direction: str
-    fir_kernel: Kernel | None = None
+    fir_kernel: StepFunction | None = None
     centred: bool = False
 
     @nn.compact

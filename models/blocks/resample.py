@@ -24,15 +24,15 @@ from jaxtyping import Array, Float
 
 Images = Float[Array, "batch height width channels"]
 ResampledImages = Float[Array, "batch height_out width_out channels"]
-Kernel = Sequence[int | float]  # the taps k[0], ..., k[K-1]
+StepFunction = Sequence[int | float]  # the taps k[0], ..., k[K-1]
 
 
-def upsample(x: Images, kernel: Kernel | None) -> ResampledImages:
+def upsample(x: Images, kernel: StepFunction | None) -> ResampledImages:
     """Doubles height and width: nearest neighbour if `kernel` is None, else `fir_upsample`."""
     return nearest_upsample(x) if kernel is None else fir_upsample(x, kernel)
 
 
-def downsample(x: Images, kernel: Kernel | None) -> ResampledImages:
+def downsample(x: Images, kernel: StepFunction | None) -> ResampledImages:
     """Halves height and width: 2x2 averages if `kernel` is None, else `fir_downsample`."""
     return average_downsample(x) if kernel is None else fir_downsample(x, kernel)
 
@@ -50,7 +50,7 @@ def average_downsample(x: Images) -> ResampledImages:
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
-def fir_upsample(x: Images, kernel: Kernel, *, margin: int = 0) -> ResampledImages:
+def fir_upsample(x: Images, kernel: StepFunction, *, margin: int = 0) -> ResampledImages:
     """Interpolates to twice the resolution: (b, h, w, c) -> (b, 2(h + margin), 2(w + margin), c).
 
     `margin` asks for that many more pixels on each side, where the filter still overlaps the image:
@@ -63,7 +63,7 @@ def fir_upsample(x: Images, kernel: Kernel, *, margin: int = 0) -> ResampledImag
     return x
 
 
-def fir_downsample(x: Images, kernel: Kernel) -> ResampledImages:
+def fir_downsample(x: Images, kernel: StepFunction) -> ResampledImages:
     """Filters and keeps every second pixel: (b, h, w, c) -> (b, h/2, w/2, c); h and w even."""
     taps = normalize_kernel(kernel)
     left = (len(taps) - 1) // 2
@@ -72,7 +72,7 @@ def fir_downsample(x: Images, kernel: Kernel) -> ResampledImages:
     return x
 
 
-def fir_blur(x: Images, kernel: Kernel) -> ResampledImages:
+def fir_blur(x: Images, kernel: StepFunction) -> ResampledImages:
     """Filters for a 3x3 convolution of stride 2 to follow: (b, h, w, c) -> (b, h + 1, w + 1, c).
 
     Without padding, that convolution reads just these pixels to make its (h/2, w/2).
@@ -84,7 +84,7 @@ def fir_blur(x: Images, kernel: Kernel) -> ResampledImages:
     return x
 
 
-def normalize_kernel(kernel: Kernel, *, gain: float = 1.0) -> tuple[float, ...]:
+def normalize_kernel(kernel: StepFunction, *, gain: float = 1.0) -> tuple[float, ...]:
     """Scales the taps of a filter to sum `gain`.
 
     Raises:
@@ -101,7 +101,7 @@ def normalize_kernel(kernel: Kernel, *, gain: float = 1.0) -> tuple[float, ...]:
 
 def _filter_axis(
     x: Images,
-    taps: Kernel,
+    taps: StepFunction,
     axis: int,
     *,
     outputs: int,

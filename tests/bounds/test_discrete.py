@@ -23,7 +23,7 @@ KEY = jax.random.key(0)
 LEVELS, SHAPE = 40, (3, 4)
 # Kept levels by the rules of the second paper's code, see test_ancestral.py.
 GRIDS = {
-    "levels": range(40),
+    "timesteps": range(40),
     "ddim10": range(0, 40, 4),
     "7,2,1": [0, 2, 4, 6, 9, 11, 13, 14, 26, 27],
 }

@@ -76,7 +76,7 @@ def test_fields_are_those_of_what_is_made_from_them(path):
     read = {f.name for cls in classes for f in dataclasses.fields(cls)} - NOT_CHOSEN
     read -= {"name"} - choices  # Linen modules are named too
     if path == "discrete_bound":
-        read -= {"finish", "start"}  # a sampler's
+        read -= {"final_step", "start"}  # a sampler's
     assert set(default.get_config()[path]) == read | choices
 
 
@@ -179,7 +179,7 @@ def test_every_sampler_is_built_by_its_name(name):
     assert (made.with_moments is not None) == (name == "analytic")
     assert reader.resolved["sampling"]["clip"] == "none"
     if name in SOLVERS:
-        finished = reader.resolved["sampling"]["finish"] == "denoise"
+        finished = reader.resolved["sampling"]["final_step"] == "denoise"
         assert made.evaluations - finished in (6, 12)
         assert reader.resolved["sampling"]["steps"] == 6
 

@@ -109,7 +109,7 @@ def test_sampler_with_an_exact_classifier_samples_the_class(x64):
 def test_flow_with_an_exact_classifier_decodes_into_the_class(x64):
     """The flow of N(m, C) takes x_1 to x_t by the roots of its covariances, which commute."""
     start = np.random.default_rng(3).normal(size=(5, 2))
-    options, ode = FlowOptions(t_min=0.01, finish="sample"), ODEOptions(rtol=1e-7, atol=1e-7)
+    options, ode = FlowOptions(t_min=0.01, final_step="none"), ODEOptions(rtol=1e-7, atol=1e-7)
     x = np.asarray(decode_ode(by_classifier(VP), jnp.asarray(start), options=options, ode=ode).x)
     for row, latent, k in zip(x, start, CLASSES, strict=True):
         first, last = (PLANE.component(k).marginal(VP, t) for t in (1.0, 0.01))
@@ -371,7 +371,7 @@ def assert_moments(x, mean, covariance, slack=0.0):
 @pytest.mark.parametrize("strength", [1.0, 0.7])
 def test_projection_samples_as_its_linear_recursion(strength):
     count, snr = 12_000, 0.2
-    schedule = Schedule(grid="log_snr", steps=30, t_min=1e-3, finish="sample")
+    schedule = Schedule(grid="log_snr", steps=30, t_min=1e-3, final_step="none")
     times = schedule.of(VP)
     measurement = jnp.tile(jnp.asarray(MEASUREMENT), (count, 1))
     projection = Projection(

@@ -245,7 +245,10 @@ def test_what_cannot_be_done_is_one_line_before_anything_runs(sampling, message)
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        ({"task": "mri", "input": "test:999"}, r"config\.sampling\.input='test:999' is none of"),
+        (
+            {"task": "mri", "input": "test:999"},
+            r"config\.sampling\.input='test:999' does not exist",
+        ),
         (
             {"task": "mri", "input": "none.png"},
             r"config\.sampling\.input='none\.png' is not a file",
@@ -286,7 +289,7 @@ def test_classes_are_balanced_or_those_given(sampling, labels):
     told = experiment.of_classes(experiment.denoiser({}), numbers)
     assert np.asarray(told.labels)[:5].tolist() == labels
     (guidance,) = told.guidances
-    assert (guidance.null_label, guidance.scale, told.evaluations) == (10, 2.0, 2)
+    assert (guidance.none, guidance.scale, told.evaluations) == (10, 2.0, 2)
     assert experiment.evaluations == 2 * 4
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numerics.ode import SOLVERS, ODEOptions, integrate, require_success
+from numerics.ode import ODEOptions, integrate, require_success
 
 TIGHT = ODEOptions(rtol=1e-9, atol=1e-9)
 COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
@@ -110,7 +110,10 @@ def test_every_call_is_counted_when_the_first_steps_are_rejected(solver):
         ({"solver": "kvaerno5"}, "solver='kvaerno5' is unknown; choose one of: bos"),
         ({"rtol": 0.0}, r"rtol=0\.0 must lie between 0 and 1"),
         ({"atol": 1.0}, r"atol=1\.0 must lie between 0 and 1"),
-        ({"control": "no"}, "control='no' is unknown; choose one of: batch, per"),
+        (
+            {"step_size_control": "no"},
+            "step_size_control='no' is unknown; choose one of: batch, per",
+        ),
         ({"max_steps": 0}, "max_steps=0 must be at least 1"),
     ],
 )

@@ -85,7 +85,7 @@ def ours(schedule, grid, variance):
         num_timesteps=LEVELS,
     )
     solver = PredictorCorrector(predictor=Ancestral(variance=variance))
-    walk = Schedule(grid=grid, finish="denoise")
+    walk = Schedule(grid=grid, final_step="denoise")
     return sample(KEY, denoiser, SHAPE, solver=solver, schedule=walk)
 
 

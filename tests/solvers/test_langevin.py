@@ -48,7 +48,7 @@ def test_chain_settles_in_its_own_stationary_law():
     """4000 chains: the variance solves S = (1 - h / V)^2 S + 2 h, not that of p_t."""
     sde = PROCESSES["ve"]
     mean, variance, sigma = level(sde)
-    schedule = Schedule(steps=100, t_min=T_MIN, finish="sample")
+    schedule = Schedule(steps=100, t_min=T_MIN, final_step="none")
     solver = LangevinDynamics(step_size=0.5)
     x = sample(KEY, DATA.denoiser(sde), (4000, 2), solver=solver, schedule=schedule).x
     h = 0.5 * sigma**2

@@ -21,7 +21,7 @@ TIGHT = ODEOptions(rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variable", VARIABLES)
+@pytest.mark.parametrize("ode_variable", VARIABLES)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_frames_are_equally_spaced_in_the_variable(name, variable):
     sde, (at, _) = PROCESSES[name], VARIABLES[variable]
@@ -45,7 +45,7 @@ def nan_below(t_end):
 @pytest.mark.slow
 def test_nan_of_the_network_is_reported_with_its_time():
     message = r"probability-flow ODE: 3 of 3 samples became NaN or infinite at t=0\.5; check"
-    options = FlowOptions(variable="angle")
+    options = FlowOptions(ode_variable="angle")
     with pytest.raises(IntegrationError, match=message):
         sample_ode(KEY, nan_below(0.5), (3, 2), options=options, ode=ODEOptions(rtol=1e-3))
 
@@ -70,10 +70,13 @@ def test_too_few_steps_are_reported_with_the_time_reached():
     ("make", "message"),
     [
         (
-            lambda: FlowOptions(variable="s"),
-            "variable='s' is unknown; choose one of: angle, log_snr, sqrt_angle, t",
+            lambda: FlowOptions(ode_variable="s"),
+            "ode_variable='s' is unknown; choose one of: angle, log_snr, sqrt_angle, t",
         ),
-        (lambda: FlowOptions(finish="mean"), "finish='mean' is not defined for the ode sampler"),
+        (
+            lambda: FlowOptions(final_step="mean"),
+            "final_step='mean' is not defined for the ode sampler",
+        ),
         (lambda: FlowOptions(t_min=0.0), r"t_min=0\.0 must lie between 0 and 1"),
         (
             lambda: frame_times((0.5, 1.5), PROCESSES["vp"], 1e-3, VARIABLES["t"][0]),
@@ -88,7 +91,7 @@ def test_invalid_field_is_named(make, message):
 
 def test_latents_are_the_closed_form_and_decode_to_the_images():
     sde = PROCESSES["vp"]
-    options = FlowOptions(variable="angle", t_min=0.02, finish="sample")
+    options = FlowOptions(ode_variable="angle", t_min=0.02, final_step="none")
     denoiser, x = DATA.denoiser(sde), jnp.asarray(DATA.sample(0, 6), jnp.float32)
     latents = encode(denoiser, x, options=options, ode=TIGHT)
     back = gaussian_ode_solution(DATA, sde, np.asarray(latents.x, float), 0.02)
@@ -101,14 +104,14 @@ def test_latents_are_the_closed_form_and_decode_to_the_images():
 @pytest.mark.slow
 def test_a_batch_may_take_common_steps():
     """Its samples then agree with those of separate steps to within the tolerance."""
-    sde, options = PROCESSES["vp"], FlowOptions(variable="angle", finish="sample")
+    sde, options = PROCESSES["vp"], FlowOptions(ode_variable="angle", final_step="none")
     own, common = (
         sample_ode(
             KEY,
             DATA.denoiser(sde),
             (4, 2),
             options=options,
-            ode=ODEOptions(rtol=1e-6, atol=1e-6, control=control),
+            ode=ODEOptions(rtol=1e-6, atol=1e-6, step_size_control=control),
             frames=3,
         )
         for control in ("per_sample", "batch")

@@ -118,9 +118,6 @@ def run_child(code, *args):
     )
 
 
-# What is saved comes back.
-
-
 @pytest.mark.slow
 def test_round_trip_is_exact(tmp_path):
     save_all(tmp_path / "run", [7])
@@ -196,7 +193,7 @@ def test_another_number_of_devices(tmp_path):
     code = """
         import sys, jax, numpy as np
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-        from checkpoints import Checkpoints
+        from training.checkpoints import Checkpoints
         directory, devices, verb = sys.argv[1], int(sys.argv[2]), sys.argv[3]
         jax.config.update("jax_num_cpu_devices", devices)
         mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
@@ -215,9 +212,6 @@ def test_another_number_of_devices(tmp_path):
     for devices, verb in ((4, "save"), (2, "restore"), (1, "restore")):
         done = run_child(code, tmp_path, devices, verb)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-# Damage is found, named and passed over.
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -287,9 +281,6 @@ def test_config_of_a_damaged_record(tmp_path):
         checkpoints.config(1)
 
 
-# A state of another shape is an error of its own.
-
-
 def replace_bias(state, leaf):
     return state._replace(params={"Dense_0": state.params["Dense_0"] | {"bias": leaf}})
 
@@ -338,12 +329,11 @@ def test_wrong_arguments(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# Full disks and killed processes.
-
 FULL_DISK = """
     import os, resource, sys
     import jax.numpy as jnp, numpy as np
-    from checkpoints import CheckpointError, Checkpoints
+    from errors import CheckpointError
+    from training.checkpoints import Checkpoints
 
     directory, how, room = sys.argv[1], sys.argv[2], int(sys.argv[3])
     filler = os.path.join(os.path.dirname(directory), "filler")
@@ -427,8 +417,8 @@ def big_state(step):
 
 KILLED = """
     import sys, time
-    from checkpoints import Checkpoints
-    from tests.test_checkpoints import big_state
+    from training.checkpoints import Checkpoints
+    from tests.training.test_checkpoints import big_state
 
     checkpoints = Checkpoints(sys.argv[1])
     first, second = big_state(1), big_state(2)
@@ -468,7 +458,7 @@ def test_import_is_light_and_orbax_is_quiet(tmp_path):
     code = """
         import sys
         from absl import logging
-        from checkpoints import Checkpoints
+        from training.checkpoints import Checkpoints
         assert not any(name.startswith("orbax") for name in sys.modules)
         import jax.numpy as jnp
         logging.set_verbosity(logging.INFO)
