@@ -61,6 +61,7 @@ def run(trainer, steps, state=None, key=KEY):
     return state, losses
 
 
+@pytest.mark.slow
 def test_classes_reach_the_network_except_for_the_dropped_ones():
     seen = []
 
@@ -80,6 +81,7 @@ def test_classes_reach_the_network_except_for_the_dropped_ones():
     assert np.any(seen[0] != seen[1])
 
 
+@pytest.mark.slow
 def test_step_with_classes_takes_them_on_any_number_of_devices():
     def biased(params, x, t, labels):
         return x @ params["kernel"] + params["bias"][None] + labels[:, None]
