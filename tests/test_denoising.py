@@ -119,6 +119,7 @@ def test_scalar_and_batched_times_agree(sde):
         np.testing.assert_allclose(scalar, batched, rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_process
 def test_ode_velocity_is_the_reverse_drift_without_churn(sde):
     mixture = standardized_mixture()

@@ -25,8 +25,8 @@ COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
     [
         ("vp", 1e-5, (2,), "sqrt_angle"),
         pytest.param("vp", 1e-5, (2,), "t", marks=pytest.mark.slow),
-        ("subvp", 1e-5, (2, 1, 1), "angle"),
-        ("ve", 0.1, (2,), "log_snr"),
+        pytest.param("subvp", 1e-5, (2, 1, 1), "angle", marks=pytest.mark.slow),
+        pytest.param("ve", 0.1, (2,), "log_snr", marks=pytest.mark.slow),
     ],
 )
 def test_log_prob_is_the_density_up_to_the_prior_mismatch(x64, name, t_min, shape, variable):
@@ -72,6 +72,7 @@ def test_each_probe_has_an_estimate_of_its_own():
     assert exact.per_probe.shape == (4, 1)
 
 
+@pytest.mark.slow
 def test_default_options_need_not_be_given():
     denoiser, x = MIXTURE.denoiser(PROCESSES["vp"]), jnp.asarray(MIXTURE.sample(3, 4), jnp.float32)
     explicit = log_prob(KEY, denoiser, x, options=LikelihoodOptions(), ode=ODEOptions())

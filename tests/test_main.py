@@ -123,6 +123,7 @@ TYPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "remedy"), CHOICES + RANGES, ids=lambda v: str(v) if v != "" else "-"
 )
@@ -441,6 +442,7 @@ def test_check_of_a_large_network_allocates_nothing():
     assert int(done.stdout.split()[-1]) < 400_000
 
 
+@pytest.mark.slow
 def test_prepare_without_work_and_without_a_name(tmp_path):
     call = run(CONFIG_FLAG, "--mode=prepare")
     assert call.status == 0, call.stderr

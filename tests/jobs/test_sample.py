@@ -20,7 +20,7 @@ from jobs.sample import TaskRun
 FIELDS = TINY | {
     "sampling.name": "ddim",
     "sampling.steps": 3,
-    "sampling.finish": "denoise",
+    "sampling.final_step": "denoise",
     "eval.batch_size": 8,
 }
 
@@ -289,7 +289,7 @@ def test_classes_are_balanced_or_those_given(sampling, labels):
     told = experiment.of_classes(experiment.denoiser({}), numbers)
     assert np.asarray(told.labels)[:5].tolist() == labels
     (guidance,) = told.guidances
-    assert (guidance.none, guidance.scale, told.evaluations) == (10, 2.0, 2)
+    assert (guidance.null_label, guidance.scale, told.evaluations) == (10, 2.0, 2)
     assert experiment.evaluations == 2 * 4
 
 

@@ -212,6 +212,7 @@ def test_groups_and_other_layouts_are_told():
         image_convolution(x, w, (1, 1), "SAME", dimension_numbers=("NCHW", "HWIO", "NHWC"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moved", ["jax.extend.core.Primitive", "jax.interpreters.ad.defbilinear"])
 def test_where_internals_of_jax_have_moved_networks_compute_the_same_by_lax(
     moved, monkeypatch, x64

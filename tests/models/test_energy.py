@@ -65,7 +65,7 @@ def test_what_is_a_gradient_already_stays_what_it_is(x64):
 
 def test_answer_of_another_shape_is_told():
     with pytest.raises(
-        ValueError, match=r"wants a network that answers \(3, 2, 3\) or \(3,\), not"
+        ValueError, match=r"needs a network whose output has the shape \(3, 2, 3\) or \(3,\), not"
     ):
         energy_gradient(lambda x: jnp.concatenate([x, x], axis=-1), jnp.asarray(X))
 

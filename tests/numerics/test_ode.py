@@ -62,6 +62,7 @@ def test_integration_runs_backwards_and_keeps_frames(x64):
     np.testing.assert_allclose(solution.y, spiral_solution(0.5, Y0, RATE), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_sample_has_steps_of_its_own():
     rates = jnp.array([0.5, -30.0])
     y0, apart = jnp.asarray(Y0, jnp.float32), []

@@ -174,6 +174,7 @@ def test_file_that_cannot_be_used_is_one_line(tmp_path, content, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_missing_flags_are_told(tmp_path):
     for mode, flag in (("import", "source"), ("export", "target")):
         call = run(*flags(mode, tmp_path / "run", "edm"))

@@ -89,6 +89,7 @@ def test_invalid_field_is_named(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_latents_are_the_closed_form_and_decode_to_the_images():
     sde = PROCESSES["vp"]
     options = FlowOptions(ode_variable="angle", t_min=0.02, final_step="none")
