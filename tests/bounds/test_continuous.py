@@ -80,6 +80,7 @@ def test_every_term_has_its_expectation_at_a_point(name, importance):
     assert bound.nfe == 9
 
 
+@pytest.mark.slow
 def test_mean_over_a_mixture_is_its_entropy_and_the_priors_mismatch():
     sde, mixture = PROCESSES["subvp"], standardized_mixture()
     x0, options = mixture.sample(0, COPIES), ContinuousBoundOptions(num_times=16)
