@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from command_line import TINY, configuration
 
 from experiment.build import build
