@@ -96,6 +96,7 @@ def test_files_that_start_with_an_underscore_are_no_configurations():
     assert not [name for name in configuration_names() if name.startswith("configs/_")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED | ELSEWHERE)
 def test_network_has_the_published_size(name):
     config = load(name)

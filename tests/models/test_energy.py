@@ -30,6 +30,7 @@ def jacobian(function, x):
     return np.asarray(slopes)
 
 
+@pytest.mark.slow
 def test_jacobian_of_the_gradient_is_symmetric_and_of_the_network_is_not(x64):
     plain, made = jacobian(network, X), jacobian(functools.partial(energy_gradient, network), X)
     assert np.max(np.abs(plain - plain.T)) > 0.1
@@ -37,6 +38,7 @@ def test_jacobian_of_the_gradient_is_symmetric_and_of_the_network_is_not(x64):
     np.testing.assert_allclose(made, made.T, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_output", [network, lambda x: jnp.sum(network(x), axis=(1, 2))])
 def test_line_integrals_are_differences_of_energies(make_output, x64):
     """For a network that returns images, and for one that returns numbers."""
@@ -49,6 +51,7 @@ def test_line_integrals_are_differences_of_energies(make_output, x64):
     np.testing.assert_allclose(integral, high - low, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_what_is_a_gradient_already_stays_what_it_is(x64):
     """A symmetric linear network; and no image's energy depends on another image."""
 
@@ -70,6 +73,7 @@ def test_output_of_another_shape_is_refused():
 ENERGY = TINY | {"denoiser.energy": True, "model.dropout": 0.1, "loss.name": "sliced"}
 
 
+@pytest.mark.slow
 def test_unet_of_a_configuration_has_a_symmetric_score():
     """<u, J v> = <v, J u> by forward mode over the gradient, of one image at a time."""
     rng = np.random.default_rng(1)

@@ -60,6 +60,7 @@ def equal(a, b):
     return jax.tree.all(same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATES)
 def test_imported_network_computes_what_the_original_does(name):
     network, _, step = STATES[name]
@@ -134,6 +135,7 @@ def build(case, implementation):
 CASES = [(name, code) for name in NAMES for code in ("jax", "pytorch") if code in NAMES[name]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), CASES)
 def test_rules_have_the_names_of_the_original(name, code):
     case = NAMES[name]

@@ -132,6 +132,7 @@ def draws():
     return np.asarray(drawn(np.arange(len(TIMES))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cosine", "ddpm"])
 def test_chain_is_the_papers(x64, name):
     """Their Algorithm in their own letters: alpha_n of a step, alpha_bar, beta_bar, lambda_n."""
@@ -196,6 +197,7 @@ def images(count):
     return jnp.asarray(CENTRE + np.sqrt(WIDTH) * data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_estimate_is_the_closed_form_to_its_standard_error(x64, name):
     sde = PROCESSES[name]
