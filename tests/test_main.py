@@ -110,7 +110,7 @@ RANGES = [
     ("likelihood.atol", 2.0, "between 0 and 1"),
     ("likelihood.max_steps", 0, "at least 1"),
     ("likelihood.probes", 0, "at least 1"),
-    ("likelihood.t_min", 0.0, "between 0 and 1"),
+    ("likelihood.t_min", 0.0, r"must lie in \(0, 1\)"),
 ]
 
 TYPES = [
