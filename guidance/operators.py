@@ -41,7 +41,7 @@ class LinearOperator:
             `jax.tree_util.Partial`: other numbers then need no new compilation.
         shape: shape of x without the batch.
         gram: the eigenvalues of A A^T if they are known: one number, or an array shaped like
-            `unit_coefficients(y)` without the batch.
+            `basis(y)` without the batch.
         basis: the orthonormal map y -> (batch, *coordinates) in which A A^T is diag(gram); by
             default the identity.
         tolerance: conjugate gradients stop at this norm of the residual relative to y's, for each
@@ -131,7 +131,7 @@ class LinearOperator:
                 return scale * self(self.adjoint(y)) + shift * y
 
             return self._conjugate_gradients(apply, y, scale, shift)
-        coordinates = y if self.basis is None else self.unit_coefficients(y)
+        coordinates = y if self.basis is None else self.basis(y)
         gram = self._significant_gram(coordinates)[None]
         values = expand_like(scale, coordinates) * gram + expand_like(shift, coordinates)
         # Two `where`, so that gradients do not contain the division by 0 either.

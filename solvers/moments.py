@@ -39,7 +39,7 @@ class EpsMoments:
 
     Args:
       times: decreasing, from 1 to where sampling stops.
-      half_log_snr: log(alpha / sigma) of the process there, in which Gamma is polynomial_integral.
+      half_log_snr: log(alpha / sigma) of the process there, in which Gamma is interpolated.
       values: Gamma; estimates may leave [0, 1] a little.
       errors: their standard errors, 0 if they are known exactly.
 

@@ -165,7 +165,7 @@ def test_a_sample_does_not_depend_on_its_batch(x64):
 
 
 def test_frames_lie_on_the_way(x64):
-    """What is polynomial_integral inside a step keeps its quantile too."""
+    """What is interpolated inside a step keeps its quantile too."""
     options = DPMAdaptive(rtol=1e-3, atol=1e-3, final_step="none", t_min=0.2)
     samples = sample_adaptive(KEY, two_points(VP), SHAPE, options=options, frames=FRAMES)
     start = np.stack([prior(VP, index) for index in range(SHAPE[0])])
