@@ -170,7 +170,7 @@ def _controller(
     options: SDEOptions, method: StochasticMethod, frames: Float[Array, "frames"] | None
 ) -> tuple[diffrax.AbstractStepSizeController, float]:
     """Return the step-size controller, and the first step that is tried."""
-    if not options.adaptive:
+    if options.rtol is None or options.atol is None:
         return diffrax.ConstantStepSize(), 1 / options.count
     # Calmer than for ODEs, since the errors of neighboring steps differ by chance.
     # Steps finer than the Brownian path gain nothing, so the finest are always accepted.

@@ -80,9 +80,6 @@ def test_encoding_and_decoding_are_inverse(x64):
     np.testing.assert_allclose(decoded, x, atol=1e-6)
 
 
-# --- the loop -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Walker:
     """A solver that adds up the time it walked, and marks each step with its own noise."""
@@ -155,18 +152,18 @@ def test_without_kernels_samples_are_the_priors():
     ],
     ids=["3", "1", "0+3"],
 )
-def test_nfe_is_the_number_of_network_calls(kernel, finish):
+def test_nfe_is_the_number_of_network_calls(kernel, final_step):
     calls = []
-    schedule = Schedule(steps=20, final_step=finish)
+    schedule = Schedule(steps=20, final_step=final_step)
     samples = sample(KEY, counting_denoiser(calls), (2, 3), solver=kernel, schedule=schedule)
     jax.effects_barrier()
     assert samples.nfe == len(calls)
 
 
-@pytest.mark.parametrize("final_step", ["denoise", "sample"])
-def test_nfe_of_the_flow_is_the_number_of_network_calls(finish):
+@pytest.mark.parametrize("final_step", ["denoise", "none"])
+def test_nfe_of_the_flow_is_the_number_of_network_calls(final_step):
     calls = []
-    options = FlowOptions(final_step=finish)
+    options = FlowOptions(final_step=final_step)
     samples = sample_ode(
         KEY, counting_denoiser(calls), (1, 3), options=options, ode=ODEOptions(rtol=1e-3)
     )
@@ -178,13 +175,13 @@ def test_finish_is_the_state_its_mean_or_tweedies_estimate():
     sde = PROCESSES["vp"]
     denoiser, prior = PLANE.denoiser(sde), prior_of(sde, 4, 2)
     finished, solver = {}, PredictorCorrector(predictor=Ancestral())
-    for finish in FINAL_STEPS:
-        schedule = Schedule(steps=1, t_min=0.5, final_step=finish)
-        finished[finish] = sample(KEY, denoiser, (4, 2), solver=solver, schedule=schedule).x
+    for final_step in FINAL_STEPS:
+        schedule = Schedule(steps=1, t_min=0.5, final_step=final_step)
+        finished[final_step] = sample(KEY, denoiser, (4, 2), solver=solver, schedule=schedule).x
     keys = fold_in_each(sample_keys(KEY, jnp.arange(4)), 1)
     t, s = jnp.float32(1), jnp.float32(0.5)
     step = solver.step(keys, denoiser, Step(prior, prior), (t, s, s))
-    np.testing.assert_allclose(finished["sample"], step.x, atol=1e-4)
+    np.testing.assert_allclose(finished["none"], step.x, atol=1e-4)
     np.testing.assert_allclose(finished["mean"], step.mean, atol=1e-4)
     score = PLANE.marginal(sde, 0.5).score(step.x)
     tweedie = (step.x + sde.sigma(s) ** 2 * score) / sde.alpha(s)
@@ -198,10 +195,10 @@ def test_finish_of_the_flow_is_the_state_or_tweedies_estimate():
             KEY,
             PLANE.denoiser(sde),
             (4, 2),
-            options=FlowOptions(t_min=t_min, final_step=finish),
+            options=FlowOptions(t_min=t_min, final_step=final_step),
             ode=ODEOptions(),
         ).x
-        for finish in ("sample", "denoise")
+        for final_step in ("none", "denoise")
     )
     score, t = PLANE.marginal(sde, t_min).score(x), jnp.float32(t_min)
     tweedie = (x + sde.sigma(t) ** 2 * score) / sde.alpha(t)

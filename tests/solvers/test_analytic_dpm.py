@@ -36,7 +36,7 @@ PROCESSES = {
     "ddpm": DiscreteVPSDE(num_timesteps=100),
 }
 every_process = pytest.mark.parametrize("sde", PROCESSES.values(), ids=PROCESSES)
-every_form = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", FAMILIES)
 TIMES = np.array([1.0, 0.97, 0.49, 0.48, 0.4, 0.3, 0.05, 0.02, 0.01])
 CENTRE, WIDTH = 0.7, 0.3  # mean and variance of the Gaussian data
 
@@ -74,14 +74,11 @@ def rows_of(solver, sde, times=TIMES):
     return np.column_stack([rows.weights, rows.noise])
 
 
-# --- the variance -------------------------------------------------------------------------------
-
-
-@every_form
+@every_family
 @every_process
-def test_gaussian_data_keep_their_marginals_in_steps_of_any_size(sde, form):
+def test_gaussian_data_keep_their_marginals_in_steps_of_any_size(sde, family):
     """From any time to any: so in any number of steps."""
-    solver, level = AnalyticDPM(family=form, moments=known(sde)), coefficients_at(sde, TIMES)
+    solver, level = AnalyticDPM(family=family, moments=known(sde)), coefficients_at(sde, TIMES)
     mean, variance = level.alpha * CENTRE, level.alpha**2 * WIDTH + level.sigma**2
     for step, (of_x, of_eps, noise) in enumerate(rows_of(solver, sde)):
         slope = level.sigma[step] / variance[step]
@@ -91,9 +88,9 @@ def test_gaussian_data_keep_their_marginals_in_steps_of_any_size(sde, form):
         np.testing.assert_allclose(spread, variance[step + 1], rtol=1e-9)
 
 
-@every_form
+@every_family
 @pytest.mark.parametrize("name", ["vp", "ve", "subvp"])
-def test_variance_is_the_mean_squared_error_of_the_step(name, form):
+def test_variance_is_the_mean_squared_error_of_the_step(name, family):
     """By quadrature over eps, for x0 = 1 or -1, where the best prediction is far from linear."""
     sde = PROCESSES[name]
     eps = np.linspace(-10, 10, 20001)
@@ -108,11 +105,11 @@ def test_variance_is_the_mean_squared_error_of_the_step(name, form):
         return np.array([masses @ predicted(*c) ** 2 for c in zip(alpha, sigma, strict=True)])
 
     level = coefficients_at(sde, TIMES)
-    rows = rows_of(AnalyticDPM(family=form, moments=known(sde, gamma)), sde)
+    rows = rows_of(AnalyticDPM(family=family, moments=known(sde, gamma)), sde)
     for step, (of_x, of_eps, noise) in enumerate(rows):
         (alpha_t, alpha_s), (sigma_t, sigma_s) = (c[step : step + 2] for c in level[1:3])
         least = sigma_s**2 - (alpha_t / alpha_s * sigma_s**2 / sigma_t) ** 2
-        least = least if form == "ddpm" else 0.0
+        least = least if family == "ddpm" else 0.0
         target = alpha_s + np.sqrt(sigma_s**2 - least) * eps  # the mean of x_s given x_t, x0
         mean = of_x * (alpha_t + sigma_t * eps) + of_eps * predicted(alpha_t, sigma_t)
         missed = masses @ (target - mean) ** 2
@@ -161,8 +158,8 @@ def test_chain_is_the_papers(x64, name):
 def test_certain_predictions_give_ancestral_sampling_and_ddim(sde):
     """Point-mass data: Gamma is 1, and no variance is missing."""
     moments = known(sde, lambda alpha, sigma: 1.0)
-    for form, eta in (("ddpm", 1.0), ("ddim", 0.0)):
-        ours = rows_of(AnalyticDPM(family=form, moments=moments), sde)
+    for family, eta in (("ddpm", 1.0), ("ddim", 0.0)):
+        ours = rows_of(AnalyticDPM(family=family, moments=moments), sde)
         np.testing.assert_allclose(ours, rows_of(DDIM(eta=eta), sde), rtol=1e-8, atol=1e-12)
 
 
@@ -186,9 +183,6 @@ def test_bounds():
     capped = np.append(noise(0.4)[:-1], 0.01)
     np.testing.assert_allclose(noise(0.4, clip_last_variance=0.01), capped, rtol=1e-12)
     np.testing.assert_array_equal(noise(0.4, clip_last_variance=9.0), noise(0.4))
-
-
-# --- the moments --------------------------------------------------------------------------------
 
 
 def images(count):
@@ -268,9 +262,6 @@ def test_file_comes_back_and_damage_is_told(tmp_path):
         EpsMoments.load(tmp_path / "no.npz")
 
 
-# --- the times ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["vp", "subvp", "ve"])
 def test_optimal_times_are_the_best_of_all(name):
     """By their formula, with alpha_n = (alpha_t / alpha_s)^2 of a step; all paths are tried."""
@@ -320,9 +311,6 @@ def test_gamma_above_one_is_no_free_ride():
     for steps in (3, 5):
         path = optimal_times(sde, measured, steps)
         np.testing.assert_array_equal(path, optimal_times(sde, exact, steps))
-
-
-# --- what is refused ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

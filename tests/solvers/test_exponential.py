@@ -111,9 +111,6 @@ def phi(k, h):
     return np.exp(h) if k == 0 else (phi(k - 1, h) - 1 / factorial(k - 1)) / h
 
 
-# --- DPM-Solver -----------------------------------------------------------------------------------
-
-
 def dpm_single(world, x, times, orders):
     """2206.00927, Algorithms 1 and 2, where for x0 h has the other sign and alpha is in sigma's
     place, which gives 2211.01095's Algorithm 1 for order 2."""
@@ -256,9 +253,6 @@ def test_stages_divide_the_step_evenly_in_lambda():
         np.testing.assert_allclose(half_log_snr[first : last + 1], even, atol=1e-9)
 
 
-# --- UniPC and DEIS -------------------------------------------------------------------------------
-
-
 def unipc(world, x, times, orders, variant):
     """Algorithms 1 and 2 of 2302.04867, with R(h) a B(h) = phi(h) solved as it stands there."""
     half_log_snr = [world.at(t)[2] for t in times]
@@ -354,9 +348,6 @@ def test_deis_where_lambda_is_linear_in_time_is_dpm_solver():
     dpm = DPMSolver(order=3, prediction="eps", lower_order_final=False).plan(sde, times)
     ours = DEIS(order=3).plan(sde, times)
     np.testing.assert_allclose(ours.rows.weights[2:], dpm.rows.weights[2:], rtol=1e-9)
-
-
-# --- all ------------------------------------------------------------------------------------------
 
 
 SOLVERS = [

@@ -22,8 +22,8 @@ TIGHT = ODEOptions(rtol=1e-6, atol=1e-6)
 
 @pytest.mark.parametrize("ode_variable", VARIABLES)
 @pytest.mark.parametrize("name", PROCESSES)
-def test_frames_are_equally_spaced_in_the_variable(name, variable):
-    sde, (at, _) = PROCESSES[name], VARIABLES[variable]
+def test_frames_are_equally_spaced_in_the_variable(name, ode_variable):
+    sde, (at, _) = PROCESSES[name], VARIABLES[ode_variable]
     times = frame_times(7, sde, 1e-3, at)
     assert (times[0], times[-1]) == (1, 1e-3)
     steps = np.diff(at.value(sde, jnp.asarray(times, jnp.float32)))

@@ -125,13 +125,13 @@ def test_samples_of_stochastic_solvers_follow_the_marginal(process, name):
     assert_samples_follow(x, WIDE.marginal(sde, 1e-2), bias=0.15 if name == "ddim" else 0.01)
 
 
-@pytest.mark.parametrize("form", ["ddpm", "ddim"])
-def test_samples_with_the_best_variance_follow_the_marginal(form):
+@pytest.mark.parametrize("family", ["ddpm", "ddim"])
+def test_samples_with_the_best_variance_follow_the_marginal(family):
     """The moments are estimated from 1000 of the data, as a run would; 60 steps leave a bias."""
     sde, schedule = VP, Schedule(grid="log_snr", steps=60, t_min=1e-2, final_step="none")
     denoiser, data = WIDE.denoiser(sde), jnp.asarray(WIDE.sample(1, 1000), jnp.float32)
     moments = estimate_moments(KEY, denoiser, [data], schedule.of(sde))
-    solver = AnalyticDPM(family=form, moments=moments)
+    solver = AnalyticDPM(family=family, moments=moments)
     x = sample(KEY, denoiser, (1000, 8), solver=solver, schedule=schedule).x
     assert_samples_follow(x, WIDE.marginal(sde, 1e-2), bias=0.1)
 

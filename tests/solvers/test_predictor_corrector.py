@@ -154,21 +154,18 @@ def test_error_of_the_variance_is_of_first_order(x64, sde, kernel):
     assert errors[-1] < 0.05
 
 
-# --- correctors ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("norm_reduction", ["per_sample", "batch"])
 @every_process
-def test_langevin_step_is_the_algorithm(x64, sde, norms):
+def test_langevin_step_is_the_algorithm(x64, sde, norm_reduction):
     """Algorithms 4 and 5: h = 2 a (r |z| / |score|)^2, with a the one-step alpha_i."""
     t, s, snr = 0.5, 0.48, 0.16
     x, keys = jnp.asarray(MIXTURE.sample(0, 6)), sample_keys(KEY, jnp.arange(6))
-    kernel = Langevin(snr=snr, norm_reduction=norms)
+    kernel = Langevin(snr=snr, norm_reduction=norm_reduction)
     step = kernel.step(keys, MIXTURE.denoiser(sde), Step(x, x), jnp.float64(t), jnp.float64(s))
     score = np.asarray(MIXTURE.marginal(sde, t).score(x))
     z = np.asarray(normal_like(fold_in_each(keys, 0), x))
     noise_norm, score_norm = np.linalg.norm(z, axis=1), np.linalg.norm(score, axis=1)
-    if norms == "batch":
+    if norm_reduction == "batch":
         noise_norm, score_norm = np.full(6, noise_norm.mean()), np.full(6, score_norm.mean())
     alpha = (sde.alpha(jnp.float64(t)) / sde.alpha(jnp.float64(s))) ** 2
     h = 2 * alpha * (snr * noise_norm / score_norm)[:, None] ** 2
@@ -220,8 +217,8 @@ def test_corrector_settles_at_the_marginal_from_a_wrong_width(kernel):
 def test_sample_depends_on_its_batch_only_with_batch_norms():
     x, keys = jnp.asarray(MIXTURE.sample(0, 6), jnp.float32), sample_keys(KEY, jnp.arange(6))
     t, s, denoiser = jnp.float32(0.5), jnp.float32(0.4), MIXTURE.denoiser(PROCESSES["vp"])
-    for norms, independent in (("per_sample", True), ("batch", False)):
-        kernel = Langevin(norm_reduction=norms)
+    for norm_reduction, independent in (("per_sample", True), ("batch", False)):
+        kernel = Langevin(norm_reduction=norm_reduction)
         together = kernel.step(keys, denoiser, Step(x, x), t, s).x[:2]
         apart = kernel.step(keys[:2], denoiser, Step(x[:2], x[:2]), t, s).x
         assert np.allclose(together, apart, rtol=1e-5) == independent
@@ -244,9 +241,6 @@ def test_predictor_and_corrector_draw_different_noise_and_run_in_order():
     predicted = predictor.step(fold_in_each(keys, 1), zero, Step(x, x), t, s)
     expected = corrector.step(fold_in_each(keys, 0), zero, predicted, s, after)
     np.testing.assert_array_equal(step.x, expected.x)
-
-
-# --- whole samplers -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("corrector", ["none", *CORRECTORS])
