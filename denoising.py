@@ -206,13 +206,16 @@ class Guidance(Protocol):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    batched_fields: tuple[str, ...]
+
+    @property
+    def batched_fields(self) -> tuple[str, ...]: ...
 
     @property
     def evaluations(self) -> int: ...
 
     def __call__(self, denoiser: "Denoiser", x: Batch, t: Time) -> Prediction:
         """Return the guided prediction of `denoiser`, which does not contain this guidance."""
+        ...
         ...
 
 

@@ -37,6 +37,10 @@ class IntegrationError(ScoreSDEError):
     """A differential equation could not be solved to its end."""
 
 
+class FileError(ScoreSDEError, ValueError):
+    """A file that another project has published cannot be read."""
+
+
 class BoundError(ScoreSDEError):
     """A term of a likelihood bound is NaN or infinite."""
 

@@ -294,7 +294,7 @@ def _advance(
     last: int | Int[Array, ""],
     function: Any,
 ) -> _Progress:
-    """Apply steps first to last - 1. Both are traced, so pieces of any length share a program."""
+    """Apply steps first to last - 1. Both are traced: pieces of any length share a program."""
     project = partial(_project, projection, denoiser.sde)
 
     def body(number: Int[Array, ""], progressed: _Progress) -> _Progress:

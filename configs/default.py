@@ -277,7 +277,7 @@ def get_config() -> ConfigDict:
     evaluation.seed = 0  # of noise, probes, dequantization
     evaluation.loss_repeats = 10  # times and noises a test image
     evaluation.dequantizations = 5  # draws a test image
-    evaluation.ladder_images = 32  # on which the solver's error and truncation are measured
+    evaluation.error_budget_images = 32  # on which the solver's error and truncation are measured
     evaluation.samples = 1500  # images a sampling seed
     evaluation.sampling_seeds = 1  # sampling.seed and those after it
     evaluation.features = ("pixels",)  # some of pixels, inception, classifier

@@ -7,7 +7,7 @@ python main.py --config=configs/ve_bedroom.py --mode=train
     ncsnv2                  128
 
 No figures were published, and none was measured with this code. Repaired: the published NCSNv2
-misspells `continuous`, and so would train in continuous time on discrete labels.
+misspells `continuous`, and so trains in continuous time on discrete labels.
 """
 
 from ml_collections import ConfigDict

@@ -207,18 +207,16 @@ def _check_timesteps(
             f"{reader.config['sde']['name']!r} has no noise; choose uniform or stratified, or the "
             "sde ddpm, smld or ve"
         )
-    embedded = getattr(
-        network, "num_timesteps", None
-    )  # of a network that embeds an integer timestep
+    embedded = getattr(network, "num_timesteps", None)  # the network embeds an integer timestep
     fits = (
         denoiser.conditioning in ("timestep", "reversed_timestep")
         and denoiser.num_timesteps == embedded
     )
     if embedded and not fits:
         raise ConfigError(
-            f"config.model.num_timesteps={embedded} needs config.denoiser.num_timesteps={embedded} and "
-            f"conditioning reversed_timestep or timestep, not num_timesteps={denoiser.num_timesteps} and "
-            f"{denoiser.conditioning!r}"
+            f"config.model.num_timesteps={embedded} needs config.denoiser.num_timesteps={embedded} "
+            "and conditioning reversed_timestep or timestep, not num_timesteps="
+            f"{denoiser.num_timesteps} and {denoiser.conditioning!r}"
         )
 
 

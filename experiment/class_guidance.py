@@ -122,16 +122,15 @@ class GuidanceOptions:
     def __post_init__(self) -> None:
         require_choice("name", self.name, GUIDANCES)
         if self.method is None and self.scale is not None:
-            raise ValueError(
-                f"scale={self.scale} is not used with name='none'; choose classifier or "
-                "classifier_free"
-            )
+            methods = " or ".join(name for name, row in GUIDANCES.items() if row is not None)
+            raise ValueError(f"scale={self.scale} is not used with name='none'; choose {methods}")
         require_in("scale", self.scale, "[0, inf)")
         require_interval("interval", self.interval)
         takes_interval = self.method is not None and self.method.takes_interval
         if not takes_interval and tuple(self.interval) != (0, 1):
+            takers = (name for name, row in GUIDANCES.items() if row and row.takes_interval)
             raise ValueError(
-                f"interval={self.interval} is used with name='classifier_free', not with "
+                f"interval={self.interval} is used with name={' or '.join(takers)}, not with "
                 f"{self.name!r}"
             )
 

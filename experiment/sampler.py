@@ -308,8 +308,8 @@ def require_learned(reader: Reader, path: str) -> None:
     if parameterization != "eps_learned_variance":
         raise ConfigError(
             f"config.{path}.variance='learned' needs a network that predicts variances, with "
-            f"config.denoiser.parameterization=eps_learned_variance, not {parameterization!r}; choose "
-            "small or large"
+            f"config.denoiser.parameterization=eps_learned_variance, not {parameterization!r}; "
+            "choose small or large"
         )
 
 
@@ -335,12 +335,11 @@ def _fixed_steps(
 ) -> tuple[SamplingOptions, _FixedSteps]:
     shared = (SamplingOptions, Clipping, Schedule)
     fixed = _range(data)
-    if task is not None and isinstance(task.options, SDEdit):
-        fixed["start"] = task.options.start
     if cls is not PredictorCorrector:
         options, clipping, schedule, solver = reader.build_all(
             "sampling", (*shared, cls), ignore={"name"}, fixed=fixed
         )
+        schedule = _with_start(schedule, task)
         return options, _FixedSteps(solver=solver, schedule=schedule, clipping=clipping)
     none = {"none": None}
     predictor = reader.lookup("sampling", PREDICTORS | none, "predictor")
@@ -357,7 +356,16 @@ def _fixed_steps(
     with config_errors("sampling"):
         solver = dataclasses.replace(order, **pair)
     _check_predictor(reader, pair["predictor"])
+    schedule = _with_start(schedule, task)
     return options, _FixedSteps(solver=solver, schedule=schedule, clipping=clipping)
+
+
+def _with_start(schedule: Schedule, task: Task | None) -> Schedule:
+    """Return the schedule from the time up to which SDEdit adds noise."""
+    if task is None or not isinstance(task.options, SDEdit):
+        return schedule
+    with config_errors("task"):
+        return dataclasses.replace(schedule, start=task.options.start)
 
 
 def _check_predictor(reader: Reader, predictor: Any) -> None:
@@ -378,7 +386,8 @@ def _count_evaluations(reader: Reader, solve: _FixedSteps, sde: SDE) -> int:
         times = schedule.of(sde)
         analytic = isinstance(solve.solver, AnalyticDPM)  # it plans once it has its moments
         steps = len(times) - 1 if analytic else solve.solver.plan(sde, times).evaluations
-    reader.record("sampling", steps=len(times) - (schedule.grid != "timesteps"))
+    whole = dataclasses.replace(schedule, start=1.0).of(sde)  # SDEdit takes the rest of it
+    reader.record("sampling", steps=len(whole) - (schedule.grid != "timesteps"))
     return steps + (schedule.final_step == "denoise")
 
 

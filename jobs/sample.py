@@ -107,7 +107,10 @@ class TaskRun:
         task, data = self.task, self.experiment.data
         shape, keeps_range = data.shape, True
         if self._is_measurement:
-            shape, keeps_range = self._operator.measured, self._measurement_options.keeps_range
+            shape, keeps_range = (
+                self._operator.measurement_shape,
+                self._measurement_options.keeps_range,
+            )
 
         def test_images() -> Float[np.ndarray, "n h w c"]:
             return data.quantizer.to_uint8(data.images.test).astype(np.float32) / 255

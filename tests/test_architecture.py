@@ -122,6 +122,50 @@ def wrong_words(path: Path, text: str) -> Iterator[str]:
             yield f"{path}:{node.lineno}: {ast.unparse(node)}: ask the process, not its type"
 
 
+# Who may read a configuration by the names of its fields; all others use typed options.
+READS_FIELDS = {"experiment", "jobs.workdir", "evaluation.protocol"}
+# The config.json of another project's checkpoints.
+READS_FIELDS |= {"published.diffusers"}
+
+
+def wrong_reads(path: Path, text: str) -> Iterator[str]:
+    """Yield reads such as config["sde"] or experiment.config["sde"]["name"]."""
+    if is_one_of(module_of(path), READS_FIELDS | OUTSIDE):
+        return
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Subscript) or not isinstance(node.ctx, ast.Load):
+            continue
+        key, value = node.slice, node.value
+        spelled = isinstance(key, ast.JoinedStr) or (
+            isinstance(key, ast.Constant) and isinstance(key.value, str)
+        )
+        name = getattr(value, "attr", getattr(value, "id", ""))
+        if spelled and name in ("config", "resolved"):
+            yield f"{path}:{node.lineno}: {ast.unparse(node)}: give it a typed option"
+
+
+def test_configurations_are_read_where_experiments_are_built():
+    wrong = [line for path, text in sources() for line in wrong_reads(path, text)]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('steps = config["training"]["steps"]', True),
+        ('steps = self.experiment.config["training"]', True),
+        ('steps = config[f"{name}"]', True),
+        ("steps = config[0]", False),
+        ('steps = other["training"]', False),
+        ('config["a"] = 1', False),
+    ],
+)
+def test_read_of_a_configuration_is_found(text, found):
+    assert bool(list(wrong_reads(Path("jobs/train.py"), text))) == found
+    assert not list(wrong_reads(Path("jobs/workdir.py"), text))
+    assert not list(wrong_reads(Path("experiment/build.py"), text))
+
+
 def test_every_file_has_a_floor():
     strangers = {owner(path) for path, _ in sources()} - FLOOR.keys() - OUTSIDE
     assert not strangers, f"put {sorted(strangers)} on a floor of {Path(__file__).name}"

@@ -8,8 +8,8 @@ import jax
 import pytest
 from command_line import ROOT
 
-import main
-from experiment import build
+from experiment.build import build_network
+from experiment.configurations import known_configurations, load_configuration
 
 # Parameters of the originals, built from their code. NCSN's were counted after its repair, and grow
 # with the levels: each has normalizations of its own.
@@ -70,7 +70,7 @@ ELSEWHERE = {
 
 def load(name):
     file, _, variant = name.partition(":")
-    return main._load(f"{ROOT}/configs/{file}.py" + (f":{variant}" if variant else ""))
+    return load_configuration(f"configs/{file}.py" + (f":{variant}" if variant else ""))
 
 
 @functools.cache
@@ -78,14 +78,16 @@ def count(model, image_size, data):
     """The parameters of a network, by what it is made of: many configurations share one."""
     config = load("vp_digits")
     config.model, config.data = json.loads(model), json.loads(data)
-    _, _, params = build.build_network(config)
+    _, _, params = build_network(config)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def test_all_39_published_configurations_are_there():
     assert len(PUBLISHED) == 39
     files = {f"{ROOT}/configs/" + name.replace(":", ".py:") for name in PUBLISHED}
-    known = {name if ":" in name else name.removesuffix(".py") for name, _ in main._known_configs()}
+    known = {
+        name if ":" in name else name.removesuffix(".py") for name, _ in known_configurations()
+    }
     missing = {name.split("/")[-1] for name in files} - {name.split("/")[-1] for name in known}
     assert not missing
 

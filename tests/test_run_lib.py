@@ -1,4 +1,4 @@
-"""Runs that are really stopped, killed, starved of disk and diverged, against one that never was.
+"""Runs that are stopped, killed, starved of disk or diverge, against one that never was.
 
 A run stopped at any moment and started again by the same command is the run that never stopped,
 bit for bit: every leaf of its state and every line of its record but for the speed.
@@ -18,7 +18,8 @@ from PIL import Image
 
 import run_lib
 from errors import ConfigError
-from experiment import build
+from experiment.build import build
+from jobs.workdir import Workdir
 from training.checkpoints import Checkpoints
 
 LAST = TINY["training.steps"]
@@ -47,7 +48,7 @@ def steps(workdir):
 
 def state(workdir, step=None):
     """The checkpoint as arrays of this process; verified, as restoring always does."""
-    experiment = build.build(configuration())
+    experiment = build(configuration())
     like = experiment.trainer.abstract_state()
     restored = Checkpoints(workdir / "checkpoints").restore(like, step)
     assert restored is not None
@@ -86,9 +87,6 @@ def assert_one_error(call, pattern):
     assert re.fullmatch(f"error: .*{pattern}.*", said[0]), said
 
 
-# --- stopping and going on --------------------------------------------------------------------
-
-
 def test_record_holds_every_step_and_the_state_is_that_of_the_last(finished):
     assert [row["step"] for row in record(finished)] == list(range(1, LAST + 1))
     assert steps(finished) == (10, 20, 30)
@@ -122,13 +120,13 @@ def test_run_killed_at_every_kind_of_moment_is_the_run_that_never_stopped(tmp_pa
         file.write('{"step": 14, "gra')  # what a kill in the middle of a line leaves
     call = run(*flags("train", workdir))
     assert call.status == 0, call.stderr
-    assert "going on from the checkpoint at step" in call.stdout
+    assert "continuing from the checkpoint at step" in call.stdout
     assert_same_run(workdir, finished)
     assert not is_saving(), "leftovers of the killed save are removed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_signal_saves_and_the_same_command_goes_on(tmp_path, finished, number):
+def test_signal_saves_and_the_same_command_continues(tmp_path, finished, number):
     running = start(*flags("train", tmp_path))
     running.until(lambda: lines(tmp_path) >= 4)
     running.send(number)
@@ -169,7 +167,7 @@ def test_second_interrupt_does_not_wait_and_leaves_cleanly(tmp_path):
     assert all(kept.config(step) for step in kept.steps())
 
 
-def test_longer_run_goes_on_only_where_the_schedule_allows(tmp_path, finished):
+def test_longer_run_continues_only_where_the_schedule_allows(tmp_path, finished):
     constant = TINY | {"optim.decay": "constant", "training.steps": 2}
     assert run(*flags("train", tmp_path / "run", constant)).status == 0
     longer = run(*flags("train", tmp_path / "run", constant | {"training.steps": 4}))
@@ -179,9 +177,6 @@ def test_longer_run_goes_on_only_where_the_schedule_allows(tmp_path, finished):
     call = run(*flags("train", finished, TINY | {"training.steps": LAST + 1}))
     assert_one_error(call, rf"config.training.steps was {LAST}, is {LAST + 1}")
     assert snapshot(finished) == before
-
-
-# --- things that go wrong ---------------------------------------------------------------------
 
 
 def damage(checkpoint):
@@ -197,7 +192,7 @@ def test_damaged_checkpoints_are_skipped_or_an_error(tmp_path, finished):
     call = run(*flags("train", workdir))
     assert call.status == 0, call.stderr
     assert re.search(r"checkpoint \S+/30 is skipped: \S+ fails its checksum", call.stderr)
-    assert "going on from the checkpoint at step 20" in call.stdout
+    assert "continuing from the checkpoint at step 20" in call.stdout
     assert_same_run(workdir, finished)
     for step in steps(workdir):
         damage(workdir / "checkpoints" / str(step))
@@ -224,12 +219,12 @@ def test_diverging_run_names_the_step_and_keeps_a_finite_checkpoint(tmp_path):
     assert_one_error(call, pattern)
     failed = int(re.search(r"error: step (\d+)", call.stderr)[1])
     assert steps(tmp_path)[-1] == failed - 1
-    like = build.build(configuration(fields)).trainer.abstract_state()
+    like = build(configuration(fields)).trainer.abstract_state()
     kept = Checkpoints(tmp_path / "checkpoints").restore(like).state
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
 
 
-def test_full_disk_while_saving_is_one_line_and_the_run_goes_on_later(tmp_path, finished):
+def test_full_disk_while_saving_is_one_line_and_the_run_continues_later(tmp_path, finished):
     workdir = tmp_path / "run"
     running = start(*flags("train", workdir))
     running.until(lambda: EVERY in steps(workdir))
@@ -256,9 +251,6 @@ def test_full_disk_while_recording_is_one_line(tmp_path, limit):
     assert_one_error(call, "[Ff]ile too large")
 
 
-# --- devices ----------------------------------------------------------------------------------
-
-
 def test_four_devices_train_and_sample_as_one(tmp_path, finished, sampled):
     """Only the order of float32 sums differs: 1e-5 relative in losses of the first steps."""
     workdir = tmp_path / "four"
@@ -266,13 +258,10 @@ def test_four_devices_train_and_sample_as_one(tmp_path, finished, sampled):
     for ours, theirs in zip(record(workdir)[:10], record(finished)[:10], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
-    # The same checkpoint, sampled: half a grey level of 17 may tip over, rarely.
+    # The same checkpoint, sampled: half a gray level of 17 may tip over, rarely.
     one, four = draw(sampled, 11), draw(sampled, 11, devices=4)
     assert np.abs(four.astype(int) - one).max() <= 16
     assert np.mean(four == one) > 0.99
-
-
-# --- samples ----------------------------------------------------------------------------------
 
 
 def draw(workdir, count, *arguments, devices=1):
@@ -301,7 +290,7 @@ def test_samples_are_those_of_their_number_and_files_say_so(sampled):
         assert animation.size == picture.size
         animation.seek(animation.n_frames - 1)
         last = np.asarray(animation.convert("L"))[::scale, ::scale][:8, :8]
-        assert np.abs(last.astype(int) - many[0, ..., 0]).max() <= 2  # a palette of 256 colours
+        assert np.abs(last.astype(int) - many[0, ..., 0]).max() <= 2  # a palette of 256 colors
 
 
 def test_samples_of_an_earlier_checkpoint_and_of_another_sampler(sampled):
@@ -318,8 +307,11 @@ def test_samples_of_an_earlier_checkpoint_and_of_another_sampler(sampled):
 def test_sampler_that_needs_moments_says_so_and_uses_them(sampled):
     analytic = TINY | {"sampling.name": "analytic"}
     call = run(*flags("sample", sampled, analytic), "--num_samples=3")
-    assert_one_error(call, r"moments/30\.npz: there are no moments; run --mode=moments first")
-    measure = TINY | {"moments.images": 20, "moments.times": 5}
+    assert_one_error(
+        call,
+        r"config\.sampling\.name=analytic: .*moments/30\.npz: there are no moments; run --mode",
+    )
+    measure = TINY | {"analytic_dpm.num_images": 20, "analytic_dpm.num_times": 5}
     call = run(*flags("moments", sampled, measure))
     assert call.status == 0, call.stderr
     assert "moments of step 30 at 5 times" in call.stdout
@@ -327,12 +319,12 @@ def test_sampler_that_needs_moments_says_so_and_uses_them(sampled):
     assert call.status == 0, call.stderr
 
 
-def test_pictures_are_restored_and_tasks_are_of_samples_alone(sampled):
-    task = {"sampling.task": "inpaint", "sampling.input": "test:0-1", "sampling.mask": "top"}
-    fields = TINY | task | {"sampling.posterior": "projection"}
+def test_inverse_problems_are_solved_and_tasks_are_for_samples_alone(sampled):
+    task = {"task.name": "inpaint", "task.input": "test:0-1", "task.mask": "top"}
+    fields = TINY | task | {"task.method": "projection"}
     call = run(*flags("sample", sampled, fields), "--num_samples=4", "--gif")
     assert call.status == 0, call.stderr
-    assert re.search(r"4 samples of step 30, NFE 5, their measurements off by 0\.0", call.stdout)
+    assert re.search(r"4 samples of step 30, NFE 5, measurement error 0\.0", call.stdout)
     name = sampled / "samples" / f"checkpoint_{LAST}_inpaint"
     with np.load(name.with_suffix(".npz")) as arrays:
         assert arrays["samples"].shape == (4, 8, 8, 1)
@@ -341,16 +333,21 @@ def test_pictures_are_restored_and_tasks_are_of_samples_alone(sampled):
         assert picture.size == ((4 * 9 - 1) * 5, (2 * 9 - 1) * 5)
     assert name.with_suffix(".gif").exists()
     few = run(*flags("sample", sampled, fields), "--num_samples=1")
-    assert_one_error(few, "--num_samples=1 are too few .* give at least 2")
-    assert_one_error(run(*flags("eval", sampled, fields)), "task='inpaint' is for --mode=sample")
+    assert_one_error(few, "--num_samples=1 is too small .* give at least 2")
+    assert_one_error(
+        run(*flags("eval", sampled, fields)),
+        r"config\.task\.name='inpaint' is for --mode=sample; evaluate with config\.task",
+    )
     fields |= {"training.sample_every": 1}
-    assert_one_error(run(*flags("train", sampled, fields)), "task is for --mode=sample; train")
+    assert_one_error(
+        run(*flags("train", sampled, fields)), r"config\.task\.name is for --mode=sample; train"
+    )
     energy = run(*flags("sample", sampled, TINY | {"denoiser.energy": True}))
     assert_one_error(energy, "config.denoiser.energy was False, is True")
 
 
 def test_sampling_needs_no_data(tmp_path):
-    """A checkpoint may come to where its training data never were; evaluation alone needs them."""
+    """A checkpoint may be used where its training data never were; only evaluation needs them."""
     data = write_images(tmp_path / "data.npz", 32, 4)
     fields = TINY | {"data.name": str(data)}
     assert run(*flags("train", tmp_path / "run", fields)).status == 0
@@ -370,7 +367,7 @@ def test_training_shows_samples_on_the_way(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["train", "sample"])
-def test_network_that_answers_nan_is_one_line(tmp_path, mode):
+def test_network_that_returns_nan_is_one_line(tmp_path, mode):
     """Parameters of 1e30 are finite; what is drawn with them is not."""
     fields = TINY | {
         "optim.lr": 1e30,
@@ -389,10 +386,12 @@ def test_network_that_answers_nan_is_one_line(tmp_path, mode):
 
 def test_in_process_errors_touch_nothing(tmp_path):
     """The functions raise what main.py prints."""
+    workdir, experiment = Workdir(tmp_path / "run"), build(configuration())
+    without_data = build(configuration(TINY | {"data.name": "nowhere.npz"}))
     with pytest.raises(ConfigError, match="--num_samples=0 must be at least 1"):
-        run_lib.sample(configuration(), tmp_path / "run", count=0)
+        run_lib.sample(experiment, workdir, num_samples=0)
     with pytest.raises(ConfigError, match=r"config\.data\.name='nowhere\.npz'.*no such file"):
-        run_lib.train(configuration(TINY | {"data.name": "nowhere.npz"}), tmp_path / "run")
+        run_lib.train(without_data, workdir)
     assert not Path(tmp_path, "run").exists()
 
 
@@ -401,9 +400,6 @@ def test_fresh_interpreter_trains_the_same(tmp_path, finished):
     call = run_fresh(*flags("train", tmp_path))
     assert call.status == 0, call.stderr
     assert_same_run(tmp_path, finished)
-
-
-# --- classes ------------------------------------------------------------------------------------
 
 
 def test_class_conditional_run_trains_samples_and_is_evaluated(tmp_path):
@@ -433,21 +429,21 @@ def test_class_conditional_run_trains_samples_and_is_evaluated(tmp_path):
     [
         (
             {"model.num_classes": 10, "sampling.label": 11},
-            r"label=11 is not a class.*num_classes=10; valid is 0\.\.9 .* or 10",
+            r"label=11 is not a class.*num_classes=10; valid: 0\.\.9 .* or 10",
         ),
-        ({"sampling.label": 3}, r"label=3 is not a class.*num_classes=0; valid is -1"),
+        ({"sampling.label": 3}, r"label=3 is not a class.*num_classes=0; valid: -1"),
         ({"model.num_classes": 4}, r"num_classes=4, but the labels .* are 0\.\.9; set it to 10"),
         ({"training.label_dropout": 2.0}, r"label_dropout=2\.0 must lie in \[0, 1\]"),
     ],
 )
-def test_classes_that_are_not_there_are_told_before_anything_runs(tmp_path, fields, message):
+def test_unknown_classes_are_reported_before_anything_runs(tmp_path, fields, message):
     call = run(*flags("train", tmp_path / "run", TINY | fields))
     assert call.status == 1
     assert re.search(message, call.stderr), call.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_classes_of_images_without_labels_are_told(tmp_path):
+def test_classes_of_images_without_labels_are_refused(tmp_path):
     write_images(tmp_path / "images.npz", 40, 10)
     fields = TINY | {"model.num_classes": 2, "data.name": str(tmp_path / "images.npz")}
     call = run(*flags("train", tmp_path / "run", fields))

@@ -107,7 +107,7 @@ class Trainer:
 
     Args:
         init: parameters from a key.
-        denoiser: a Denoiser from (parameters, dropout key).
+        denoiser: a Denoiser from (parameters, dropout key or None).
         loss: per-sample losses from (key, denoiser, batch).
         optimizer: an optax transformation.
         average: the moving average of the parameters.
@@ -117,7 +117,7 @@ class Trainer:
     """
 
     init: Callable[[Key[Array, ""]], Any]
-    denoiser: Callable[[Any, Key[Array, ""]], Any]
+    denoiser: Callable[[Any, Key[Array, ""] | None], Any]
     loss: LossFunction
     optimizer: optax.GradientTransformation
     average: MovingAverage

@@ -60,14 +60,14 @@ def test_like_results_are_compared_image_by_image(tmp_path):
     second = write(
         tmp_path / "b", BITS + shift, 1.5, sampling_steps=20, eval_batch_size=8, sde_name="ve"
     )
-    told = compare(first, second)
+    table = compare(first, second)
     error = shift.mean(axis=(0, 2)).std(ddof=1) / math.sqrt(50)
-    assert f"{shift.mean():+.4f} +- {error:.4f}" in told
+    assert f"{shift.mean():+.4f} +- {error:.4f}" in table
     over_seeds = 0.1 / math.sqrt(2)
-    assert f"+0.5000 +- {over_seeds:.4f}" in told
-    assert re.search(r"sampling.steps +10 +20", told)
-    assert re.search(r"sde.name +vp +ve", told)
-    assert "batch_size" not in told
+    assert f"+0.5000 +- {over_seeds:.4f}" in table
+    assert re.search(r"sampling.steps +10 +20", table)
+    assert re.search(r"sde.name +vp +ve", table)
+    assert "batch_size" not in table
 
 
 def test_run_folder_stands_for_its_last_result(tmp_path):
@@ -97,12 +97,12 @@ def test_unlike_protocols_are_refused(tmp_path, changed, message):
         compare(first, second)
 
 
-def test_what_is_no_result_is_told(tmp_path):
+def test_files_without_results_are_refused(tmp_path):
     good = write(tmp_path / "a", BITS, 1.0)
     bad = tmp_path / "bad.json"
     for text in ("{", "[]", "{}"):
         bad.write_text(text)
-        with pytest.raises(ConfigError, match="is no result of --mode=eval"):
+        with pytest.raises(ConfigError, match="holds no results of --mode=eval"):
             compare(good, bad)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="has no results yet; run --mode=eval there"):

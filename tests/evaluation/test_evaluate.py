@@ -1,4 +1,4 @@
-"""Evaluations: the right numbers, once, whatever the batches and however often they are killed."""
+"""Evaluations: the right numbers, once, in any batches and however often they are killed."""
 
 import json
 import math
@@ -14,7 +14,9 @@ from command_line import TINY, configuration, flags, run, start, write_images
 
 from data.batches import test_batch as batch_of_test_images
 from evaluation import evaluate as module
-from experiment import build
+from experiment.build import build
+from experiment.sampler import Checkpoint
+from jobs.workdir import Workdir
 from metrics.features import PIXELS
 from sde_lib import VPSDE
 
@@ -70,11 +72,10 @@ def without_seconds(tree):
 
 def evaluate(fields, denoiser, folder):
     """The results of a denoiser here, on four devices and with every shape checked."""
-    experiment = build.build(configuration(fields))
-    module.evaluate(
-        experiment, denoiser, STEPS, folder, extractors=(PIXELS,), statistics=folder / "statistics"
-    )
-    return json.loads((folder / f"{STEPS}.json").read_text())
+    experiment = build(configuration(fields))
+    checkpoint = Checkpoint(step=STEPS, denoiser=denoiser)
+    module.evaluate(experiment, checkpoint, Workdir(folder), (PIXELS,))
+    return json.loads((folder / "eval" / f"{STEPS}.json").read_text())
 
 
 def close(a, b, tolerance):
@@ -82,9 +83,6 @@ def close(a, b, tolerance):
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(close(a[k], b[k], tolerance) for k in a)
     return a == pytest.approx(b, rel=tolerance) if isinstance(a, float) else a == b
-
-
-# --- files ------------------------------------------------------------------------------------
 
 
 def test_finished_evaluation_is_not_repeated(evaluated, fields):
@@ -168,9 +166,6 @@ def test_evaluation_of_other_images_or_another_network_is_another(evaluated, fie
     assert "keeping it as" in again.stdout
 
 
-# --- numbers ----------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def model():
     """A process, and a Gaussian near the random images, whose exact score is the network."""
@@ -190,17 +185,17 @@ def test_bits_per_dim_is_the_density_of_the_dequantized_images(model, numbers):
     """By hand: -log2 of the Gaussian's mass in the cell of width 2 / 256 around each number."""
     sde, target = model
     sharp, _, found = numbers
-    experiment = build.build(configuration(sharp))
+    experiment = build(configuration(sharp))
     marginal = target.marginal(sde, 1e-5)
     bits = []
     for draw in range(2):
         x = batch_of_test_images(
-            experiment.data.test,
+            experiment.data.images.test,
             np.arange(TEST_IMAGES),
             seed=0,
             draw=draw,
             quantizer=experiment.data.quantizer,
-            scaler=experiment.scaler,
+            scaler=experiment.data.scaler,
         )
         log_mass = marginal.log_prob(x.reshape(TEST_IMAGES, -1)) + 64 * math.log(2 / 256)
         bits.append(-log_mass / (64 * math.log(2)))
@@ -230,9 +225,9 @@ def test_batches_do_not_change_the_numbers(numbers, tmp_path):
 def test_loss_is_the_objective_on_the_test_images(model, numbers):
     """Within five standard errors of a plain average over many times and noises."""
     sharp, denoiser, found = numbers
-    experiment = build.build(configuration(sharp))
-    images = experiment.data.quantizer.normalize(experiment.data.test)
-    x = jnp.asarray(experiment.scaler.forward(images))
+    experiment = build(configuration(sharp))
+    images = experiment.data.quantizer.normalize(experiment.data.images.test)
+    x = jnp.asarray(experiment.data.scaler.forward(images))
     keys = jax.random.split(jax.random.key(7), 200)
     losses = jax.jit(jax.vmap(lambda key: experiment.loss(key, denoiser, x)))(keys)
     spread = float(np.std(losses)) / math.sqrt(2 * TEST_IMAGES)
@@ -246,8 +241,6 @@ def test_one_device_and_four_agree(evaluated, trained, fields, tmp_path):
     assert run(*flags("eval", workdir, few), devices=4).status == 0
     assert close(results(workdir)["loss"], results(evaluated)["loss"], 1e-5)
 
-
-# --- all metrics ------------------------------------------------------------------------------
 
 EVERY = TINY | {
     "training.steps": 2,
@@ -277,7 +270,7 @@ def test_classifier_is_trained_and_every_metric_computed(tmp_path):
     assert run(*flags("train", workdir, EVERY)).status == 0
     early = run(*flags("eval", workdir, EVERY))
     assert early.status == 1
-    assert "features='classifier', but there is none" in early.stderr
+    assert "config.eval.features='classifier', but there is none" in early.stderr
     assert "--mode=train_classifier" in early.stderr
     trained = run(*flags("train_classifier", workdir, EVERY))
     assert trained.status == 0, trained.stderr
@@ -309,12 +302,12 @@ def test_classifier_is_trained_and_every_metric_computed(tmp_path):
     assert stats.status == 0, stats.stderr
     assert "statistics of 1500 images, 64 pixels" in stats.stdout
     # Samples guided by the classifier are others, and their protocol says by which it was.
-    guided = EVERY | pixels | {"sampling.guidance": "classifier", "sampling.guidance_scale": 9.0}
+    guided = EVERY | pixels | {"guidance.name": "classifier", "guidance.scale": 9.0}
     call = run(*flags("eval", workdir, guided))
     assert call.status == 0, call.stderr
     again = results(workdir, "2")
-    assert len(again["protocol"]["sampling"]["classifier"]) == 16
+    assert len(again["protocol"]["needs"]["classifier"]) == 16
     assert again["frechet"]["pixels"] != found["frechet"]["pixels"]
     call = run(*flags("train", workdir, guided | {"training.sample_every": 1}))
     assert call.status == 1
-    assert "guidance=classifier needs a trained classifier" in call.stderr
+    assert "config.guidance.name=classifier needs a trained classifier" in call.stderr

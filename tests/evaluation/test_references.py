@@ -1,4 +1,4 @@
-"""What samples are compared with: kept, made anew when it does not fit, refused when named."""
+"""Reference statistics: kept, computed again where they do not fit, refused where named."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from command_line import TINY, configuration, write_images
 
 from errors import ConfigError
 from evaluation import references
-from experiment import build
+from experiment.build import build
 from metrics.features import PIXELS, Extracted, Extractor
 from metrics.statistics_files import load, save
 
@@ -16,37 +16,39 @@ from metrics.statistics_files import load, save
 @pytest.fixture
 def experiment(tmp_path):
     images = write_images(tmp_path / "images.npz", 32, 12)
-    return build.build(configuration(TINY | {"data.name": str(images)}))
+    return build(configuration(TINY | {"data.name": str(images)}))
 
 
 def test_statistics_are_those_of_the_images_and_kept(experiment, tmp_path):
-    found = references.find(experiment, "train", PIXELS, tmp_path)
-    pixels = experiment.data.train.reshape(32, -1) / 255
+    found = references.reference_of_split(experiment, "train", PIXELS, tmp_path)
+    pixels = experiment.data.images.train.reshape(32, -1) / 255
     np.testing.assert_allclose(found.statistics.mean, pixels.mean(axis=0), atol=1e-7)
     np.testing.assert_allclose(found.statistics.covariance, np.cov(pixels.T), atol=1e-7)
     file = tmp_path / "images-train-pixels.npz"
     before = file.stat().st_mtime_ns
-    again = references.find(experiment, "train", PIXELS, tmp_path)
+    again = references.reference_of_split(experiment, "train", PIXELS, tmp_path)
     np.testing.assert_array_equal(again.statistics.covariance, found.statistics.covariance)
     assert file.stat().st_mtime_ns == before
 
 
-def test_kept_statistics_that_do_not_fit_are_made_anew(experiment, tmp_path):
+def test_kept_statistics_that_do_not_fit_are_computed_again(experiment, tmp_path):
     file = tmp_path / "images-train-pixels.npz"
-    wrong = references.make(experiment, "test", PIXELS, file)
-    found = references.find(experiment, "train", PIXELS, tmp_path)
+    wrong = references.compute_statistics(experiment, "test", PIXELS, file)
+    found = references.reference_of_split(experiment, "train", PIXELS, tmp_path)
     assert found.statistics.count == 32 != wrong.count
     file.write_bytes(b"damaged")
-    assert references.find(experiment, "train", PIXELS, tmp_path).statistics.count == 32
+    assert (
+        references.reference_of_split(experiment, "train", PIXELS, tmp_path).statistics.count == 32
+    )
 
 
 def test_named_statistics_are_verified_or_marked(experiment, tmp_path):
     file = tmp_path / "named.npz"
-    made = references.make(experiment, "train", PIXELS, file)
-    assert references.from_file(experiment, PIXELS, file).origin["verified"]
+    made = references.compute_statistics(experiment, "train", PIXELS, file)
+    assert references.reference_of_file(experiment, PIXELS, file).origin["verified"]
     foreign = tmp_path / "foreign.npz"
     np.savez(foreign, mu=made.mean, sigma=made.covariance)
-    given = references.from_file(experiment, PIXELS, foreign)
+    given = references.reference_of_file(experiment, PIXELS, foreign)
     assert not given.origin["verified"]
     np.testing.assert_array_equal(given.statistics.mean, made.mean)
 
@@ -61,23 +63,23 @@ def test_named_statistics_are_verified_or_marked(experiment, tmp_path):
 )
 def test_named_statistics_that_do_not_fit_are_refused(experiment, tmp_path, change, message):
     file = tmp_path / "named.npz"
-    statistics = references.make(experiment, "train", PIXELS, file)
+    statistics = references.compute_statistics(experiment, "train", PIXELS, file)
     _, provenance = load(file)
     save(file, statistics, dataclasses.replace(provenance, **change))
     with pytest.raises(ConfigError, match=rf"config\.eval\.reference=.*{message}.*--mode=stats"):
-        references.from_file(experiment, PIXELS, file)
+        references.reference_of_file(experiment, PIXELS, file)
 
 
 def test_features_of_another_number_are_refused(experiment, tmp_path):
     file = tmp_path / "other.npz"
     np.savez(file, mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(ConfigError, match="features differ in number: 3 and 64"):
-        references.from_file(experiment, PIXELS, file)
+        references.reference_of_file(experiment, PIXELS, file)
     with pytest.raises(ConfigError, match="there are no statistics"):
-        references.from_file(experiment, PIXELS, tmp_path / "absent.npz")
+        references.reference_of_file(experiment, PIXELS, tmp_path / "absent.npz")
 
 
-def test_extractor_refuses_other_images_and_tells_of_nan():
+def test_extractor_refuses_other_images_and_reports_nan():
     with pytest.raises((ValueError, TypeError), match="images"):
         PIXELS(np.zeros((2, 2, 1), np.uint8))
     broken = Extractor("broken", "", lambda images: Extracted(np.full((2, 3), np.nan), None))

@@ -94,9 +94,6 @@ UNET = ADM(**SMALL, num_classes=3)
 CLASSIFIER = ADMClassifier(**TINY, num_classes=3)
 
 
-# Against the published networks
-
-
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_parameter_count_is_the_published_one(name):
     size, network, published = PUBLISHED_COUNTS[name]
@@ -113,9 +110,6 @@ def test_output_equals_the_published_code(name):
     with np.load(REFERENCE) as reference:
         y = compiled(network)(params, reference["x"], reference["cond"], *map(jnp.array, labels))
         assert_published(y, reference, name, params)
-
-
-# The networks as functions
 
 
 @pytest.mark.parametrize("resample", CHOICES["resample"])
@@ -207,35 +201,36 @@ def test_dropout_acts_in_training_only():
     assert_dropout_acts_in_training_only(ADM(**TINY))
 
 
-# Refusals
-
 INVALID = [
-    ({"resample": "fir"}, "'fir'; valid is one of 'block', 'conv'"),
-    ({"compute_dtype": "float16"}, "'float16'; valid is one of 'float32', 'bfloat16'"),
+    ({"resample": "fir"}, "'fir' is unknown; choose one of: block, conv"),
+    ({"compute_dtype": "float16"}, "'float16' is unknown; choose one of: bfloat16, float32"),
     ({"features": 2}, "an even integer, 4 or more"),
     ({"features": 33}, "an even integer, 4 or more"),
     ({"features": 36}, "a layer of 36 channels has 9 groups|multiple of 32"),
-    ({"channel_multipliers": ()}, "one number per level"),
-    ({"channel_multipliers": (1, 0)}, "an integer of 4 or more"),
-    ({"channel_multipliers": (0.3, 1)}, "an integer of 4 or more"),
-    ({"channel_multipliers": (1, 1, 1, 1, 1)}, "at most 4 levels for config.data.image_size=8"),
-    ({"blocks_per_resolution": 0}, "a positive integer"),
+    ({"channel_multipliers": ()}, "one number per resolution"),
+    ({"channel_multipliers": (1, 0)}, "an integer, 4 or more"),
+    ({"channel_multipliers": (0.3, 1)}, "an integer, 4 or more"),
+    (
+        {"channel_multipliers": (1, 1, 1, 1, 1)},
+        "at most 4 resolutions for config.data.image_size=8",
+    ),
+    ({"blocks_per_resolution": 0}, "an integer, 1 or more"),
     ({"attention_resolutions": (8, 16)}, r"any of \[8, 4\].*or \(\)"),
     ({"dropout": 1.0}, r"in \[0, 1\)"),
-    ({"heads": -1}, "an integer, 0 to follow head_width"),
-    ({"heads": 3}, "divides the channels of every layer that attends, here 32"),
-    ({"head_width": 0}, "a positive integer"),
-    ({"head_width": 24}, "divides the channels of every layer that attends, here 32"),
-    ({"head_width": 32, "attention_resolutions": (8,)}, "every layer that attends, here 16"),
+    ({"heads": -1}, "an integer, 0 or more"),
+    ({"heads": 3}, "divides the channels of every self-attention, here 32"),
+    ({"head_width": 0}, "an integer, 1 or more"),
+    ({"head_width": 24}, "divides the channels of every self-attention, here 32"),
+    ({"head_width": 32, "attention_resolutions": (8,)}, "every self-attention, here 16"),
     ({"head_width": 32, "channel_multipliers": (2, 1), "attention_resolutions": (8,)}, "here 16"),
 ]
 INVALID_ADM = [
-    ({"num_classes": -1}, "an integer, 0 for no classes"),
-    ({"out_channels": 0}, "a positive integer"),
+    ({"num_classes": -1}, "an integer, 0 or more"),
+    ({"out_channels": 0}, "an integer, 1 or more"),
 ]
 INVALID_CLASSIFIER = [
-    ({"pool": "max"}, "'max'; valid is one of 'attention', 'adaptive', 'spatial', 'spatial_v2'"),
-    ({"num_classes": 0}, "a positive integer"),
+    ({"pool": "max"}, "'max' is unknown; choose one of: adaptive, attention, spatial, spatial_v2"),
+    ({"num_classes": 0}, "an integer, 1 or more"),
 ]
 
 
@@ -252,7 +247,7 @@ def test_invalid_field_is_named_before_anything_is_computed(network, fields, mes
 def test_images_that_do_not_fit_are_refused(network):
     network = network(**SMALL)
     assert_wrong_images_are_refused(network)
-    with pytest.raises(ValueError, match=r"at most 1 levels for config\.data\.image_size=7"):
+    with pytest.raises(ValueError, match=r"at most 1 resolutions for config\.data\.image_size=7"):
         network.validate(7, 3)
 
 

@@ -53,9 +53,6 @@ PUBLISHED_COUNTS = {
 }
 
 
-# Against the published network
-
-
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_parameter_count_is_the_published_one(name):
     fields, count = PUBLISHED_COUNTS[name]
@@ -72,9 +69,6 @@ def test_output_equals_the_published_code(name):
         params = seeded_params(network, *x.shape[2:])
         y = compiled(network)(params, x, *conditions)
         assert_published(y, reference, name, params)
-
-
-# Parts
 
 
 def test_patches_are_those_of_the_image_and_make_it_again():
@@ -113,9 +107,6 @@ def test_modulation_is_layer_norm_and_survives_a_large_mean():
     expected = reference * (1 + scale[:, None]) + shift[:, None]
     np.testing.assert_allclose(modulate(x, shift, scale), expected, atol=1e-5)
     np.testing.assert_allclose(modulate(x + 1000.0, shift, scale), expected, atol=2e-3)
-
-
-# The network as a function
 
 
 @pytest.mark.parametrize(
@@ -187,22 +178,21 @@ def test_dropout_acts_in_training_only():
     assert_dropout_acts_in_training_only(DiT(**SMALL))
 
 
-# Refusals
-
 INVALID = [
-    ({"features": 0}, "a positive multiple of 4"),
-    ({"features": 18}, "a positive multiple of 4"),
-    ({"features": 16.0}, "a positive multiple of 4"),
-    ({"depth": 0}, "a positive integer"),
-    ({"heads": 0}, "a divisor of config.model.features=16"),
+    ({"features": 0}, "an integer, 1 or more"),
+    ({"features": 18}, "a multiple of 4"),
+    ({"features": 16.0}, "an integer, 1 or more"),
+    ({"depth": 0}, "an integer, 1 or more"),
+    ({"heads": 0}, "an integer, 1 or more"),
     ({"heads": 3}, "a divisor of config.model.features=16"),
-    ({"patch_size": 0}, "a divisor of config.data.image_size=8"),
+    ({"patch_size": 0}, "an integer, 1 or more"),
     ({"patch_size": 3}, "a divisor of config.data.image_size=8"),
-    ({"mlp_ratio": 0.0}, "a positive number"),
+    ({"mlp_ratio": 0.0}, "must be above 0"),
+    ({"mlp_ratio": 0.01}, "at least 1 over config.model.features=16"),
     ({"dropout": 1.0}, r"in \[0, 1\)"),
-    ({"num_classes": -1}, "an integer, 0 for no classes"),
-    ({"out_channels": 0}, "a positive integer"),
-    ({"compute_dtype": "float16"}, "'float16'; valid is one of 'float32', 'bfloat16'"),
+    ({"num_classes": -1}, "an integer, 0 or more"),
+    ({"out_channels": 0}, "an integer, 1 or more"),
+    ({"compute_dtype": "float16"}, "'float16' is unknown; choose one of: bfloat16, float32"),
 ]
 
 

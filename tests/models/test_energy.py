@@ -10,7 +10,7 @@ from command_line import TINY, configuration
 from networks import quick_jit
 
 from errors import ConfigError
-from experiment import build
+from experiment.build import build
 from models.energy import energies, energy_gradient
 
 RNG = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def test_what_is_a_gradient_already_stays_what_it_is(x64):
 
 def test_answer_of_another_shape_is_told():
     with pytest.raises(
-        ValueError, match=r"wants a network that answers \(3, 2, 3\) or \(3,\), not"
+        ValueError, match=r"needs a network whose output has the shape \(3, 2, 3\) or \(3,\), not"
     ):
         energy_gradient(lambda x: jnp.concatenate([x, x], axis=-1), jnp.asarray(X))
 
@@ -74,14 +74,14 @@ def test_unet_of_a_configuration_has_a_symmetric_score():
     """<u, J v> = <v, J u> by forward mode over the gradient, of one image at a time."""
     rng = np.random.default_rng(1)
     x, u, v = (jnp.asarray(rng.normal(size=(2, 8, 8, 1)), jnp.float32) for _ in range(3))
-    experiment = build.build(configuration(ENERGY))
+    experiment = build(configuration(ENERGY))
     leaves, tree = jax.tree.flatten(experiment.trainer.abstract_state().params)
     params = tree.unflatten([0.3 * rng.normal(size=leaf.shape).astype("f4") for leaf in leaves])
 
     @quick_jit
     @functools.partial(jax.vmap, in_axes=(None, 0, 0, 0))
     def product(params, x, u, v):
-        score = functools.partial(experiment.denoiser(params).score, t=jnp.full(1, 0.5))
+        score = functools.partial(experiment.model.denoiser(params).score, t=jnp.full(1, 0.5))
         return jnp.sum(u * jax.jvp(lambda x: score(x[None])[0], (x,), (v,))[1])
 
     first, second = product(params, x, u, v), product(params, x, v, u)
@@ -96,6 +96,6 @@ def test_unet_of_a_configuration_has_a_symmetric_score():
 def test_learned_variance_has_no_energy():
     fields = ENERGY | {"denoiser.parameterization": "eps_learned_variance"}
     with pytest.raises(
-        ConfigError, match=r"config\.denoiser\.energy=True is for networks with one"
+        ConfigError, match=r"config\.denoiser\.energy=True needs a network with one output"
     ):
-        build.build(configuration(fields))
+        build(configuration(fields))

@@ -106,9 +106,6 @@ def test_output_equals_the_published_code(name):
         assert_published(y, reference, name, params)
 
 
-# Resampling
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_fir_resampling_is_the_textbook_upfirdn(kernel):
     x = np.random.default_rng(0).normal(size=(2, 6, 8, 3))
@@ -141,9 +138,6 @@ def test_filter_of_two_equal_taps_is_plain_resampling():
 def test_filter_that_cannot_be_normalized_is_refused(kernel):
     with pytest.raises(ValueError, match=r"config\.model\.fir_kernel is .*two or more"):
         fir_upsample(jnp.zeros((1, 4, 4, 1)), kernel)
-
-
-# Embeddings and blocks
 
 
 def test_positional_embedding_is_accurate_up_to_the_last_label():
@@ -209,9 +203,6 @@ def test_attention_is_equivariant_to_permutations_of_the_pixels():
     np.testing.assert_allclose(f(params, permute(x)), permute(y), rtol=1e-5)
 
 
-# The network as a function
-
-
 @pytest.mark.parametrize("residual_block", CHOICES["residual_block"])
 @pytest.mark.parametrize("resample", CHOICES["resample"])
 @pytest.mark.parametrize(
@@ -266,9 +257,6 @@ def test_dropout_acts_in_training_only():
     assert_dropout_acts_in_training_only(NCSNpp(**TINY))
 
 
-# Precision
-
-
 @pytest.mark.parametrize("fields", [SMALL, SMALL | LSUN], ids=["ddpmpp", "lsun"])
 def test_bfloat16_denoises_as_float32_at_every_noise_level(fields):
     params = seeded_params(NCSNpp(**fields))
@@ -298,9 +286,6 @@ def test_bfloat16_keeps_parameters_and_gradients_in_float32():
     gradients = jax.eval_shape(jax.grad(loss), params)
     for leaf in [*jax.tree.leaves(abstract_params(network)), *jax.tree.leaves(gradients)]:
         assert leaf.dtype == jnp.float32
-
-
-# Attention
 
 
 def test_attention_is_the_textbook_one():
@@ -337,9 +322,6 @@ def test_flash_kernel_serves_what_it_can(monkeypatch, backend, dtype, width, tra
     x = jnp.ones((1, 4, 1, width), dtype)
     assert attend(x, x, x, train=train).dtype == dtype
     assert asked == (["cudnn"] if flash else [])
-
-
-# Classes
 
 
 def test_classes_matter_and_none_is_a_class_of_its_own():
@@ -385,34 +367,35 @@ def test_every_activation_is_used(activation):
     assert np.array_equal(y, swish) == (activation == "swish")
 
 
-# Refusals
-
 INVALID = [
-    ({"residual_block": "resnet"}, "'resnet'; valid is one of 'biggan', 'ddpm'"),
-    ({"resample": "bilinear"}, "'bilinear'; valid is one of 'plain', 'fir'"),
-    ({"progressive_input": "skip"}, "valid is one of 'none', 'input_skip', 'residual'"),
-    ({"progressive_output": "skip"}, "valid is one of 'none', 'output_skip', 'residual'"),
-    ({"progressive_combine": "mean"}, "valid is one of 'sum', 'cat'"),
-    ({"embedding": "sine"}, "valid is one of 'positional', 'fourier', 'none'"),
+    ({"residual_block": "resnet"}, "'resnet' is unknown; choose one of: biggan, ddpm"),
+    ({"resample": "bilinear"}, "'bilinear' is unknown; choose one of: fir, plain"),
+    ({"progressive_input": "skip"}, "choose one of: input_skip, none, residual"),
+    ({"progressive_output": "skip"}, "choose one of: none, output_skip, residual"),
+    ({"progressive_combine": "mean"}, "choose one of: cat, sum"),
+    ({"embedding": "sine"}, "choose one of: fourier, none, positional"),
     ({"features": 2}, "an even integer, 4 or more"),
     ({"features": 33}, "an even integer, 4 or more"),
     ({"features": 16.0}, "an even integer, 4 or more"),
     ({"features": 36}, "a layer of 72 channels has 18 groups|multiple of 32"),
-    ({"channel_multipliers": ()}, "one integer per level"),
+    ({"channel_multipliers": ()}, "one number per resolution"),
     ({"channel_multipliers": (1, 0)}, "positive integers"),
-    ({"channel_multipliers": (1, 1, 1, 1, 1)}, "at most 4 levels for config.data.image_size=8"),
-    ({"blocks_per_resolution": 0}, "a positive integer"),
+    (
+        {"channel_multipliers": (1, 1, 1, 1, 1)},
+        "at most 4 resolutions for config.data.image_size=8",
+    ),
+    ({"blocks_per_resolution": 0}, "an integer, 1 or more"),
     ({"attention_resolutions": (8, 16)}, r"any of \[8, 4\].*or \(\)"),
     ({"dropout": 1.0}, r"in \[0, 1\)"),
     ({"fir_kernel": (1,)}, "two or more numbers"),
-    ({"fourier_scale": 0.0}, "a positive number"),
-    ({"init_scale": -1.0}, "0 or more"),
-    ({"out_channels": 0}, "a positive integer"),
-    ({"num_classes": -1}, "0 for no classes"),
+    ({"fourier_scale": 0.0}, "must be above 0"),
+    ({"init_scale": -1.0}, "must be at least 0"),
+    ({"out_channels": 0}, "an integer, 1 or more"),
+    ({"num_classes": -1}, "an integer, 0 or more"),
     ({"num_classes": 3, "embedding": "none"}, "0 with embedding='none'"),
-    ({"compute_dtype": "float16"}, "one of 'float32', 'bfloat16'"),
-    ({"activation": "gelu"}, "one of 'swish', 'elu', 'relu', 'leaky_relu'"),
-    ({"decoder_attention": "all"}, "one of 'block', 'resolution'"),
+    ({"compute_dtype": "float16"}, "choose one of: bfloat16, float32"),
+    ({"activation": "gelu"}, "choose one of: elu, leaky_relu, relu, swish"),
+    ({"decoder_attention": "all"}, "choose one of: block, resolution"),
 ]
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from command_line import ROOT, run, snapshot
 
-import main
 from errors import ConfigError
-from experiment import build
+from experiment.build import build_network
+from experiment.configurations import load_configuration
 from published import exchange
 from published.formats import read
 from published.formats.torch_writer import write_torch
@@ -92,7 +92,7 @@ def flags(mode, workdir, family, **changes):
 
 def configuration(family):
     config, fields, _ = FAMILIES[family]
-    made = main._load(str(ROOT / config))
+    made = load_configuration(config)
     made.update_from_flattened_dict(fields)
     return made
 
@@ -137,7 +137,7 @@ def test_export_of_an_import_is_what_was_imported(tmp_path):
     for ours, theirs in pairs:
         np.testing.assert_array_equal(ours, theirs)
     for arguments, message in (
-        ((*flags("export", workdir, family), f"--target={target}"), "is there already"),
+        ((*flags("export", workdir, family), f"--target={target}"), "exists already"),
         ((*flags("import", workdir, family), f"--source={target}"), "holds a run already"),
     ):
         call = run(*arguments)
@@ -171,7 +171,7 @@ def test_file_that_cannot_be_used_is_one_line(tmp_path, content, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_flags_are_told(tmp_path):
+def test_missing_flags_are_errors(tmp_path):
     for mode, flag in (("import", "source"), ("export", "target")):
         call = run(*flags(mode, tmp_path / "run", "edm"))
         assert call.status == 1
@@ -180,9 +180,9 @@ def test_missing_flags_are_told(tmp_path):
 
 def test_file_of_another_network_names_the_configuration_that_fits():
     """What is missing, surplus or misshapen, and where it would fit."""
-    candidate = exchange.Candidate("edm", *build.build_network(configuration("edm")))
+    candidate = exchange.Candidate("edm", *build_network(configuration("edm")))
     others = [
-        exchange.Candidate(name, *build.build_network(configuration(name)))
+        exchange.Candidate(name, *build_network(configuration(name)))
         for name in ("score_sde_jax", "score_sde_pytorch", "openai")
     ]
     source = FAMILIES["score_sde_pytorch"][2]
@@ -194,7 +194,7 @@ def test_file_of_another_network_names_the_configuration_that_fits():
 
 
 @pytest.mark.parametrize("family", ["score_sde_pytorch", "score_sde_jax", "diffusers"])
-def test_file_of_another_family_of_networks_is_told(family):
-    candidate = exchange.Candidate("openai", *build.build_network(configuration("openai")))
+def test_file_of_another_family_of_networks_is_refused(family):
+    candidate = exchange.Candidate("openai", *build_network(configuration("openai")))
     with pytest.raises(ConfigError, match=r"--source=.*(ADM|adm)"):
         exchange.import_state(FAMILIES[family][2], candidate, [])

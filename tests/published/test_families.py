@@ -19,13 +19,13 @@ import pytest
 from networks import abstract_params, compiled
 
 from denoising import Denoiser
+from errors import FileError
 from models.adm import ADM
 from models.adm_classifier import ADMClassifier
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
 from published import diffusers, edm, openai
 from published.formats import read
-from published.formats.read import FileError
 from sde_lib import VESDE, VPSDE
 
 DATA = Path(__file__).parent.parent / "fixtures" / "published"
@@ -168,10 +168,10 @@ def test_labels_of_edm_that_do_not_fit_one_another_are_refused():
     ("fields", "message"),
     [
         ({"resample": "fir"}, r"filter \(1.0, 1.0\) \(enc.4x4_down.*resample='plain'"),
-        ({"decoder_attention": "block"}, "config.model.decoder_attention is 'block'.*'resolution'"),
+        ({"decoder_attention": "block"}, "config.model.decoder_attention='block'.*'resolution'"),
         ({"num_classes": 0}, r"surplus: map_label.weight \(4, 16\)"),
         ({"num_classes": 5}, r"map_label.weight \(4, 16\) for classes/table \(6, 16\)"),
-        ({"progressive_input": "residual"}, "config.model.resample is 'plain'.*fir_kernel"),
+        ({"progressive_input": "residual"}, "config.model.resample='plain'.*fir_kernel"),
     ],
 )
 def test_settings_that_edm_does_not_have_are_refused(fields, message):
@@ -208,7 +208,9 @@ def test_classifier_computes_as_the_original():
         content, CLASSIFIER, SIZE, abstract_params(CLASSIFIER), source="file"
     )
     assert_close(compiled(CLASSIFIER)(params, images(), LABEL), "classifier_attention")
-    with pytest.raises(FileError, match=r"no state dict of a UNetModel .* which has output_blocks"):
+    with pytest.raises(
+        FileError, match=r"not a state dict of a UNetModel .* which has output_blocks"
+    ):
         imported(openai, content, GUIDED)
 
 
@@ -273,7 +275,7 @@ def test_settings_that_a_folder_needs_are_told():
         "--config.model.blocks_per_resolution=1 '--config.model.attention_resolutions=(4,)' "
         "--config.model.decoder_attention=block --config.data.image_size=8"
     )
-    with pytest.raises(ValueError, match=r"stands for ADM; .* 'ddpm' and 'ncsnpp'"):
+    with pytest.raises(ValueError, match=r"config.model.name='adm'; .* 'ddpm' and 'ncsnpp'"):
         imported(diffusers, content, GUIDED)
 
 
@@ -328,7 +330,7 @@ def test_a_family_is_checkpoint_its_files_alone(name):
 def test_what_no_family_knows_is_refused(content):
     for family, network in ((edm, GUIDED), (openai, GUIDED), (diffusers, GOOGLE)):
         assert not family.is_checkpoint(content)
-        with pytest.raises(FileError, match=r"^file: it is no "):
+        with pytest.raises(FileError, match=r"^file: it is not "):
             imported(family, content, network)
 
 

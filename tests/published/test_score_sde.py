@@ -210,10 +210,10 @@ def test_wrong_settings_are_named():
 @pytest.mark.parametrize(
     ("network", "code", "problem"),
     [
-        (NCSNpp(num_classes=10), "jax", "config.model.num_classes is 10"),
-        (DDPM(decoder_attention="block"), "pytorch", "decoder_attention is 'block'.* 'resolution'"),
-        (NCSN(), "jax", "'ncsn', which the JAX code of score_sde cannot run"),
-        (NCSNv2(), "pytorch", "implementation is 'jax'; the checkpoint needs 'pytorch'"),
+        (NCSNpp(num_classes=10), "jax", "config.model.num_classes=10"),
+        (DDPM(decoder_attention="block"), "pytorch", "decoder_attention='block'.* 'resolution'"),
+        (NCSN(), "jax", "'ncsn' cannot run in the JAX code of score_sde"),
+        (NCSNv2(), "pytorch", "implementation='jax'; the checkpoint needs 'pytorch'"),
         (NCSNv2(implementation="pytorch"), "jax", "the checkpoint needs 'jax'"),
     ],
 )

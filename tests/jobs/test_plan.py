@@ -1,0 +1,36 @@
+"""--mode=check: what a configuration would do, before it does it."""
+
+import jax
+import numpy as np
+from command_line import TINY, configuration
+
+from experiment.build import build
+from jobs.plan import _memory, describe
+
+
+def test_memory_estimate_is_near_what_the_compiler_plans():
+    """At most; within a factor of two of XLA's own plan for the same step on one device's share."""
+    fields = TINY | {"model.features": 32, "model.channel_multipliers": (1, 2)}
+    experiment = build(configuration(fields | {"training.batch_size": 64}))
+    trainer = experiment.trainer
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = jax.ShapeDtypeStruct((64, 8, 8, 1), np.float32, sharding=experiment.parallel.split)
+    plan = trainer.compiled_step().lower(key, trainer.abstract_state(), batch).compile()
+    memory = plan.memory_analysis()
+    planned = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    estimate = float(_memory(experiment).split()[1]) * 1e9
+    assert planned / 2 < estimate + 0.005e9
+    assert estimate - 0.005e9 < planned * 2
+
+
+def test_task_and_guidance_are_named_and_counted():
+    fields = {
+        "model.num_classes": 10,
+        "guidance.name": "classifier_free",
+        "task.name": "mri",
+        "task.input": "test",
+    }
+    text = describe(build(configuration(TINY | fields)))
+    assert "sampler     pc: 10 network evaluations per image" in text
+    assert "task        mri" in text
+    assert "guidance    classifier_free" in text

@@ -1,0 +1,439 @@
+"""One row per choice: a new row of a table works end to end, and no other module lists the rows.
+
+Each test adds a row and does what a user would do with it. Nothing else is changed.
+"""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command_line import CONFIG, ROOT, TINY, configuration, run
+from flax import linen as nn
+from test_architecture import OUTSIDE, module_of, sources
+
+from data import readers
+from data.readers import Item, Split
+from errors import ConfigError
+from evaluation.compare import compare
+from evaluation.evaluate import evaluate, extractors_of
+from evaluation.features import FEATURES, FeatureKind
+from evaluation.metrics import METRICS, Metric, check_options
+from evaluation.report import Report
+from experiment.build import build
+from experiment.class_guidance import GUIDANCES, GuidanceMethod
+from experiment.sampler import Checkpoint
+from experiment.tasks import TASKS, Input, InverseProblem, Measurement
+from guidance import operators
+from jobs.plan import describe
+from jobs.sample import TaskRun, draw_plain
+from jobs.workdir import Workdir
+from losses import LOSSES, ScoreMatching
+from main import MODES
+from metrics.features import Extracted, Extractor
+from models import CLASSIFIERS, NETWORKS
+from numerics.arrays import pytree
+from sde_lib import SDES, VPSDE
+from solvers import ADAPTIVE, SOLVERS
+from solvers.ddim import DDIM
+from solvers.predictor_corrector import CORRECTORS, PREDICTORS
+from time_grids import TIME_GRIDS
+
+FIELDS = TINY | {"sampling.variant": None, "eval.samples": 8}
+
+
+def built(**sections):
+    """Build TINY with other fields: section={field: value}."""
+    fields = {f"{s}.{name}": v for s, given in sections.items() for name, v in given.items()}
+    return build(configuration(FIELDS | fields), overrides=frozenset(fields))
+
+
+def checkpoint_of(experiment):
+    """A network that was never trained."""
+    params = experiment.trainer.init(jax.random.key(0))
+    return Checkpoint(step=1, denoiser=experiment.model.denoiser(params))
+
+
+def drawn(experiment, count=4):
+    return draw_plain(experiment, checkpoint_of(experiment), count).images
+
+
+def evaluated(folder, **options):
+    """Evaluate twice; return the results and the comparison of the two."""
+    experiment = built(eval=options)
+    check_options(experiment.evaluation)
+    files = []
+    for name in "ab":
+        workdir = Workdir(folder / name)
+        extractors = extractors_of(experiment, workdir)
+        table = evaluate(experiment, checkpoint_of(experiment), workdir, extractors)
+        files.append(workdir.eval / "1.json")
+    return json.loads(files[0].read_text()), table, compare(*files)
+
+
+def test_metric_of_likelihoods(monkeypatch, tmp_path):
+    row = Metric(
+        compute=lambda evaluation: Report(
+            {"mean": evaluation.checkpoint.step + 0.5, "over_images": 0.25},
+            {"dummy": np.arange(4.0)},
+        ),
+        rows=lambda result: iter([("a dummy metric", f"{result['mean']:.2f}", "per dummy")]),
+        comparable=("images.test", "loss."),
+    )
+    monkeypatch.setitem(METRICS, "dummy", row)
+    results, table, comparison = evaluated(tmp_path, metrics=("dummy",))
+    assert results["dummy"] == {"mean": 1.5, "over_images": 0.25}
+    assert "a dummy metric  1.50   per dummy" in table
+    assert "dummy  1.5000" in comparison
+    with np.load(tmp_path / "a" / "eval" / "1.npz") as arrays:
+        np.testing.assert_array_equal(arrays["dummy"], np.arange(4.0))
+
+
+def test_metric_of_samples(monkeypatch, tmp_path):
+    def compute(sets):
+        means = [float(np.mean([p["images"].mean() for p in sets.images(s)])) for s in sets.seeds]
+        value = {"mean": means[0], "std": None, "per_seed": means}
+        return Report({extractor.name: value for extractor in sets.evaluation.extractors}, {})
+
+    row = Metric(
+        compute=compute,
+        rows=lambda result: iter([("brightness", f"{result['pixels']['mean']:.1f}", "of 255")]),
+        comparable=("eval.samples",),
+        of_samples=True,
+        min_samples=8,
+    )
+    monkeypatch.setitem(METRICS, "dummy", row)
+    results, table, comparison = evaluated(tmp_path, metrics=("dummy",))
+    assert 0 < results["dummy"]["pixels"]["mean"] < 255
+    assert results["samples"]["count"] == 8
+    assert "brightness" in table
+    assert "dummy" in comparison
+    with pytest.raises(
+        ConfigError, match=r"eval\.samples=7 is too small for dummy; give at least 8"
+    ):
+        check_options(built(eval={"metrics": ("dummy",), "samples": 7}).evaluation)
+
+
+def test_features(monkeypatch, tmp_path):
+    def compute(images):
+        features = images.reshape(len(images), -1)[:, :3] / 255
+        return Extracted(features, None)
+
+    row = FeatureKind(make=lambda experiment, workdir: Extractor("dummy", "0", compute))
+    monkeypatch.setitem(FEATURES, "dummy", row)
+    results, table, comparison = evaluated(tmp_path, metrics=("kid",), features=("dummy",))
+    assert results["kid"].keys() == {"dummy"}
+    assert results["protocol"]["extractors"] == {"dummy": "0"}
+    assert "KID" in table
+    assert "kid mean, dummy" in comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrink(Measurement):
+    """Find an image from its means over blocks, as a user would add it."""
+
+    factor: int = 4
+
+    def operator(self, shape):
+        return operators.downsampling(shape, self.factor)
+
+
+def test_inverse_problem(monkeypatch):
+    monkeypatch.setitem(TASKS, "dummy", (Input, InverseProblem, Shrink))
+    task = {"name": "dummy", "input": "test:0-1", "factor": 2}
+    experiment = built(task=task, sampling={"name": "ddim"})
+    found = TaskRun(experiment, experiment.sampler.task, 4).run(checkpoint_of(experiment))
+    assert found.images.shape == (4, 8, 8, 1)
+    assert found.arrays["measurement"].shape == (2, 4, 4, 1)
+    assert "measurement error" in found.summary
+    assert "task        dummy" in describe(experiment)
+    assert experiment.config["sampling"]["clip"] == "range", "as for all inverse problems"
+    with pytest.raises(
+        ConfigError, match=r"config\.task\.mask='left' is not used with name='dummy"
+    ):
+        built(task=task | {"mask": "left"})
+
+
+@pytree()
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """A guidance that moves every prediction of x0 toward white."""
+
+    amount: float
+    batched_fields = ()
+    evaluations = 3
+
+    def __call__(self, denoiser, x, t):
+        prediction = denoiser.predict(x, t)
+        gradient = jnp.full_like(x, 1.0) * self.amount
+        return denoiser.guided(prediction, gradient, x, t)
+
+
+def test_guidance(monkeypatch):
+    row = GuidanceMethod(
+        make=lambda options, classes, classifier, labels: Push(amount=options.resolved_scale),
+        sample_classes=lambda classes: 3,
+        default_scale=0.25,
+        evaluations=3,
+    )
+    monkeypatch.setitem(GUIDANCES, "dummy", row)
+    plain, guided = built(), built(guidance={"name": "dummy"})
+    assert guided.sampler.evaluations == 3 * plain.sampler.evaluations
+    assert guided.sampler.sample_classes == 3
+    stronger = built(guidance={"name": "dummy", "scale": 1.0})
+    means = [drawn(experiment).mean() for experiment in (plain, guided, stronger)]
+    assert means[0] < means[1] < means[2]
+    assert "guidance    dummy" in describe(guided)
+    with pytest.raises(ConfigError, match="choose classifier or classifier_free or dummy"):
+        built(guidance={"scale": 2.0})
+
+
+def test_time_grid(monkeypatch):
+    def cubic(sde, u, t_min, rho):
+        return (1 + (np.cbrt(t_min) - 1) * u) ** 3
+
+    monkeypatch.setitem(TIME_GRIDS, "dummy", cubic)
+    experiment = built(sampling={"grid": "dummy", "name": "ddim"}, discrete_bound={"grid": "dummy"})
+    times = experiment.sampler.solve.schedule.of(experiment.model.sde)
+    np.testing.assert_allclose(np.diff(np.cbrt(times), 2), 0, atol=1e-12)
+    assert len(drawn(experiment)) == 4
+    assert experiment.config["sampling"]["steps"] == TINY["sampling.steps"]
+    assert len(experiment.discrete_bound.times) == 1001
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral(DDIM):
+    eta: float = 1.0
+
+
+def test_solver_of_fixed_steps(monkeypatch):
+    monkeypatch.setitem(SOLVERS, "dummy", Ancestral)
+    found, known = (
+        drawn(built(sampling={"name": name, "eta": eta}))
+        for name, eta in (("dummy", None), ("ddim", 1.0))
+    )
+    np.testing.assert_array_equal(found, known)
+    with pytest.raises(ConfigError, match=r"sampling\.order=2 is not used with name='dummy'.*eta"):
+        built(sampling={"name": "dummy", "order": 2})
+
+
+def test_adaptive_solver(monkeypatch):
+    monkeypatch.setitem(ADAPTIVE, "dummy", ADAPTIVE["ode"])
+    experiment = built(sampling={"name": "dummy", "rtol": 1e-2, "atol": 1e-2, "steps": None})
+    assert experiment.sampler.evaluations is None
+    assert len(drawn(experiment)) == 4
+
+
+@pytree()
+@dataclass(frozen=True, kw_only=True)
+class GentleSDE(VPSDE):
+    beta_max: float = 5.0
+
+
+def test_process(monkeypatch):
+    monkeypatch.setitem(SDES, "dummy", GentleSDE)
+    experiment = built(sde={"name": "dummy", "beta_min": 0.2})
+    assert experiment.config["sde"]["beta_max"] == 5.0
+    assert experiment.config["sde"]["beta_min"] == 0.2
+    assert experiment.model.process == "dummy"
+    assert len(drawn(experiment)) == 4
+
+
+class Tiny(nn.Module):
+    """A network of one layer."""
+
+    features: int = 4
+
+    @staticmethod
+    def validate(image_size, channels):
+        if image_size > 8:
+            raise ValueError(f"features: images of {image_size} pixels are too large")
+
+    @nn.compact
+    def __call__(self, x, cond, *, train):
+        hidden = nn.Dense(self.features)(x) + cond[:, None, None, None]
+        return nn.Dense(x.shape[-1])(nn.gelu(hidden))
+
+
+def test_network(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "dummy", Tiny)
+    experiment = built(model={"name": "dummy", "features": 6})
+    assert experiment.config["model"]["features"] == 6
+    assert len(drawn(experiment)) == 4
+    assert "parameters  19 " in describe(experiment)
+    with pytest.raises(ConfigError, match=r"^config\.model\.features: images of 16 pixels"):
+        built(model={"name": "dummy"}, data={"image_size": 16})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halved(ScoreMatching):
+    def __call__(self, key, denoiser, x0):
+        return super().__call__(key, denoiser, x0) / 2
+
+
+def test_loss(monkeypatch, tmp_path):
+    monkeypatch.setitem(LOSSES, "dummy", Halved)
+    metrics = {"metrics": ("loss",), "loss_repeats": 1}
+    found = []
+    for name in ("denoising", "dummy"):
+        experiment = built(loss={"name": name}, eval=metrics)
+        workdir = Workdir(tmp_path / name)
+        evaluate(experiment, checkpoint_of(experiment), workdir, ())
+        found.append(json.loads((workdir.eval / "1.json").read_text())["loss"]["mean"])
+    assert found[1] == pytest.approx(found[0] / 2, rel=1e-6)
+
+
+def test_reader(monkeypatch):
+    def read(name, data_dir):
+        rng = np.random.default_rng(0)
+
+        def split(count):
+            images = rng.integers(0, 5, (count, 8, 8, 1), np.uint8)
+            return Split(count, [Item(name, image, None) for image in images])
+
+        return {"train": split(12), "test": split(4)}
+
+    row = readers.Reader(accepts=lambda name: name == "dummy", read=read, gray_levels=5)
+    monkeypatch.setattr(readers, "READERS", {"dummy": row, **readers.READERS})
+    experiment = built(data={"name": "dummy"})
+    assert experiment.data.quantizer.gray_levels == 5
+    assert (len(experiment.data.images.train), len(experiment.data.images.test)) == (12, 4)
+    assert set(np.unique(drawn(experiment))) <= {0, 64, 128, 191, 255}
+
+
+_NEW_MODE = """
+import run_lib
+run_lib.dummy = lambda experiment, workdir, *, target: print(workdir.path, target, experiment.seed)
+"""
+
+
+def test_mode(tmp_path):
+    """Flags are made when main.py is read, so the row is written into a copy of it."""
+    row = '    "dummy": Mode("dummy", flags=("target",), required=("target",)),\n'
+    source = (ROOT / "main.py").read_text()
+    assert source.count("MODES = {\n") == 1
+    docstring, rest = source.split('"""\n', 1)
+    text = f'{docstring}"""\n{_NEW_MODE}{rest}'.replace("MODES = {\n", f"MODES = {{\n{row}")
+    (tmp_path / "main.py").write_text(text)
+
+    def call(*arguments):
+        return subprocess.run(
+            [
+                sys.executable,
+                tmp_path / "main.py",
+                f"--config={CONFIG}",
+                "--mode=dummy",
+                *arguments,
+            ],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = call("--workdir=there", "--target=x.npz", "--config.seed=7")
+    assert done.stdout == "there x.npz 7\n", done.stderr
+    assert "--mode=dummy needs --target=FILE" in call().stderr
+    assert "--gif is only valid with --mode=sample, not dummy" in call("--gif").stderr
+
+
+def test_every_mode_is_a_function_of_run_lib():
+    import run_lib
+
+    for name, mode in MODES.items():
+        assert callable(getattr(run_lib, mode.function)), name
+        assert set(mode.required) <= set(mode.flags), name
+    unknown = run(f"--config={CONFIG}", "--mode=dummy")
+    assert all(name in unknown.stderr for name in MODES)
+
+
+# table -> its module and its rows' names.
+TABLES = {
+    "READERS": ("data.readers", readers.READERS),
+    "MODES": ("main", MODES),
+    "METRICS": ("evaluation.metrics", METRICS),
+    "FEATURES": ("evaluation.features", FEATURES),
+    "TASKS": ("experiment.tasks", TASKS),
+    "GUIDANCES": ("experiment.class_guidance", GUIDANCES),
+    "TIME_GRIDS": ("time_grids", TIME_GRIDS),
+    "SOLVERS": ("solvers", SOLVERS),
+    "ADAPTIVE": ("solvers", ADAPTIVE),
+    "PREDICTORS": ("solvers.predictor_corrector", PREDICTORS),
+    "CORRECTORS": ("solvers.predictor_corrector", CORRECTORS),
+    "SDES": ("sde_lib", SDES),
+    "NETWORKS": ("models", NETWORKS),
+    "CLASSIFIERS": ("models", CLASSIFIERS),
+    "LOSSES": ("losses", LOSSES),
+}
+TABLES = {table: (module, set(rows)) for table, (module, rows) in TABLES.items()}
+
+# Lists that a new row leaves as they are.
+NOT_ROWS = {
+    "experiment.randomness",  # uses of randomness, of which some are metrics; their order counts
+    "published.score_sde",  # networks that another project's files hold
+}
+
+
+def lists_of_rows(module, text):
+    """Yield the literals that hold three or more names of one table, away from the table."""
+    tree = ast.parse(text)
+    # The default of a field is a selection, which a new row leaves as it is.
+    defaults = {
+        id(node.value)
+        for cls in ast.walk(tree)
+        if isinstance(cls, ast.ClassDef)
+        for node in cls.body
+        if isinstance(node, ast.AnnAssign)
+    }
+    for node in ast.walk(tree):
+        if id(node) in defaults:
+            continue
+        parts = {ast.Tuple: "elts", ast.List: "elts", ast.Set: "elts", ast.Dict: "keys"}
+        elements = getattr(node, parts.get(type(node), ""), ())
+        names = {e.value for e in elements if isinstance(e, ast.Constant)}
+        for table, (owner, rows) in TABLES.items():
+            if module != owner and len(found := names & rows) >= 3:
+                yield f"{module}:{node.lineno}: repeats {sorted(found)} of {table}"
+
+
+def test_no_other_module_lists_the_rows_of_a_table():
+    wrong = [
+        line
+        for path, text in sources()
+        if path.parts[0] not in OUTSIDE and module_of(path) not in NOT_ROWS
+        for line in lists_of_rows(module_of(path), text)
+    ]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'x = ("loss", "kid", "frechet")',
+        'x = {"vp": 1, "ve": 2, "edm": 3}',
+        'def f(x):\n    return x in ["train", "eval", "sample", "other"]',
+        'x = {"pixels", "inception", "classifier"}',
+    ],
+)
+def test_a_list_of_rows_is_found(text):
+    assert list(lists_of_rows("somewhere", text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'x = ("loss", "kid")',
+        'class A:\n    metrics: tuple = ("loss", "kid", "frechet")',
+        "x = (1,)",
+    ],
+)
+def test_a_selection_is_no_list_of_rows(text):
+    assert not list(lists_of_rows("somewhere", text))
+    assert not list(lists_of_rows("evaluation.metrics", 'x = ("loss", "kid", "frechet")'))
