@@ -56,7 +56,7 @@ class DPMAdaptive:
             gray level of images in [-1, 1]. Below 1e-5 they gain nothing in float32.
         prediction: "x0" is DPM-Solver++, "eps" DPM-Solver.
         t_min: where sampling stops.
-        final_step: what is returned there, a name in `solvers.adaptive.FINAL_STEPS`.
+        final_step: what is returned there, "denoise" or "none" of `time_grids.FINAL_STEPS`.
         max_steps: limit of the steps that a sample tries, including rejected ones.
         first_step: length of the first step, in lam.
         safety: factor below 1 on the proposed step.

@@ -92,9 +92,9 @@ class Walker:
     def start(self, x):
         return Step(x, x)
 
-    def step(self, keys, denoiser, carry, row):
-        t, s = row
-        return Step(carry.x + (t - s), carry.mean + normal_like(keys, carry.x))
+    def step(self, keys, denoiser, state, step, project):
+        t, s = step
+        return Step(state.x + (t - s), state.mean + normal_like(keys, state.x))
 
 
 def idle(x, t):
@@ -180,7 +180,7 @@ def test_finish_is_the_state_its_mean_or_tweedies_estimate():
         finished[final_step] = sample(KEY, denoiser, (4, 2), solver=solver, schedule=schedule).x
     keys = fold_in_each(sample_keys(KEY, jnp.arange(4)), 1)
     t, s = jnp.float32(1), jnp.float32(0.5)
-    step = solver.step(keys, denoiser, Step(prior, prior), (t, s, s))
+    step = solver.step(keys, denoiser, Step(prior, prior), (t, s, s), lambda keys, state, t: state)
     np.testing.assert_allclose(finished["none"], step.x, atol=1e-4)
     np.testing.assert_allclose(finished["mean"], step.mean, atol=1e-4)
     score = PLANE.marginal(sde, 0.5).score(step.x)
@@ -306,9 +306,9 @@ def test_number_of_steps_needs_no_compilation():
     [
         (
             lambda: FlowOptions(final_step="mean"),
-            "final_step='mean' is not defined for the ode sampler",
+            "final_step='mean' is unknown; choose one of: denoise, none",
         ),
-        (lambda: FlowOptions(t_min=2.0), r"t_min=2\.0 must lie between 0 and 1"),
+        (lambda: FlowOptions(t_min=2.0), r"t_min=2\.0 must lie in \(0, 1\)"),
     ],
 )
 def test_invalid_field_of_the_flow_is_named(make, message):

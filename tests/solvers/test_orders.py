@@ -52,10 +52,10 @@ def truth():
 
     def velocity(log_s, y):
         s = np.exp(log_s)
-        centred = y.reshape(-1, 1, 2) - PLANE.means
+        centered = y.reshape(-1, 1, 2) - PLANE.means
         covariances = PLANE.covariances + s**2 * np.eye(2)
-        pulls = np.linalg.solve(covariances, centred[..., None])[..., 0]
-        logs = np.log(PLANE.weights) - 0.5 * (centred * pulls).sum(-1)
+        pulls = np.linalg.solve(covariances, centered[..., None])[..., 0]
+        logs = np.log(PLANE.weights) - 0.5 * (centered * pulls).sum(-1)
         logs -= 0.5 * np.linalg.slogdet(covariances)[1]
         shares = np.exp(logs - logs.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
@@ -192,9 +192,9 @@ def test_decoding_an_encoding_is_exact_in_the_limit_of_many_steps(x64):
             "order=3 needs at least 3",
         ),
         (lambda: AnalyticDPM().plan(VP, np.array([1.0, 0.5])), "run --mode=moments first"),
-        (lambda: Heun(churn_min=1.0), "churn_min=1.0 has no meaning with s_churn=0"),
+        (lambda: Heun(churn_min=1.0), "churn_min=1.0 is not used with s_churn=0"),
     ],
 )
-def test_solver_that_is_not_defined_for_what_is_asked_says_so(make, message):
+def test_solver_that_does_not_suit_its_fields_or_grid_says_so(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
