@@ -16,6 +16,7 @@ TIGHT = ODEOptions(rtol=1e-6, atol=1e-6)
 TIMES = (0.02, 1.0, 0.6)  # in any order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ode_variable", "name"),
     [("t", "vp"), ("log_snr", "vp"), ("angle", "ve"), ("sqrt_angle", "vp")],

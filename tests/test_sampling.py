@@ -38,6 +38,7 @@ BATCH, T_MIN = 1000, 1e-3
 TIGHT = ODEOptions(rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @every_process
 def test_flow_samples_follow_the_marginal(sde):
     """1000 samples in 8 dimensions, without a bias but the prior's."""
@@ -53,6 +54,7 @@ def flow_and_its_samples():
     return denoiser, t_min, sample_ode(KEY, denoiser, (16, 2), options=options, ode=TIGHT).x
 
 
+@pytest.mark.slow
 def test_euler_without_churn_converges_to_the_flow_at_first_order(x64):
     denoiser, t_min, truth = flow_and_its_samples()
     kernel = PredictorCorrector(predictor=EulerMaruyama(churn=0.0))
@@ -65,6 +67,7 @@ def test_euler_without_churn_converges_to_the_flow_at_first_order(x64):
     assert 0.9 < order < 1.1, f"errors {errors}"
 
 
+@pytest.mark.slow
 def test_encoding_and_decoding_are_inverse(x64):
     """The likelihood's latent is the prior noise that the flow sampler started from, and back."""
     denoiser, t_min, x = flow_and_its_samples()
@@ -134,6 +137,7 @@ def test_every_step_and_sample_draws_fresh_noise():
     assert abs(walk.var() / 50 - 1) < 4.5 * np.sqrt(2 / 800)
 
 
+@pytest.mark.slow
 def test_without_kernels_samples_are_the_priors():
     denoiser = Denoiser(sde=PROCESSES["ve"], network=idle)
     kernel, schedule = PredictorCorrector(predictor=None), Schedule(steps=10)
@@ -142,6 +146,7 @@ def test_without_kernels_samples_are_the_priors():
     assert samples.nfe == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final_step", FINAL_STEPS)
 @pytest.mark.parametrize(
     "kernel",
@@ -160,6 +165,7 @@ def test_nfe_is_the_number_of_network_calls(kernel, final_step):
     assert samples.nfe == len(calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final_step", ["denoise", "none"])
 def test_nfe_of_the_flow_is_the_number_of_network_calls(final_step):
     calls = []
@@ -171,6 +177,7 @@ def test_nfe_of_the_flow_is_the_number_of_network_calls(final_step):
     assert samples.nfe == len(calls)
 
 
+@pytest.mark.slow
 def test_finish_is_the_state_its_mean_or_tweedies_estimate():
     sde = PROCESSES["vp"]
     denoiser, prior = PLANE.denoiser(sde), prior_of(sde, 4, 2)
@@ -188,6 +195,7 @@ def test_finish_is_the_state_its_mean_or_tweedies_estimate():
     np.testing.assert_allclose(finished["denoise"], tweedie, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_finish_of_the_flow_is_the_state_or_tweedies_estimate():
     sde, t_min = PROCESSES["vp"], 0.3
     x, x0 = (
@@ -235,6 +243,7 @@ def draw_flow(indices, **options):
 
 
 # Bit for bit; the flow to within its solver's tolerance, as other roundings may take other steps.
+@pytest.mark.slow
 @pytest.mark.parametrize(("draw", "atol"), [(draw_pc, 0), (draw_table, 0), (draw_flow, 1e-3)])
 def test_sample_is_a_function_of_seed_and_number_alone(draw, atol):
     together = draw(jnp.arange(12)).x
@@ -248,6 +257,7 @@ def test_sample_is_a_function_of_seed_and_number_alone(draw, atol):
     assert len(np.unique(np.asarray(together), axis=0)) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [draw_pc, draw_flow])
 def test_trajectory_goes_from_the_prior_to_the_samples(draw):
     samples = draw(jnp.arange(4), frames=5)

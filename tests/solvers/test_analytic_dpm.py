@@ -129,6 +129,7 @@ def draws():
     return np.asarray(drawn(np.arange(len(TIMES))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cosine", "ddpm"])
 def test_chain_is_the_papers(x64, name):
     """Their Algorithm in their own letters: alpha_n of a step, alpha_bar, beta_bar, lambda_n."""
@@ -190,6 +191,7 @@ def images(count):
     return jnp.asarray(CENTER + np.sqrt(WIDTH) * data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_estimate_is_the_closed_form_to_its_standard_error(x64, name):
     sde = PROCESSES[name]

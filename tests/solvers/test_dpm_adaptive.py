@@ -106,6 +106,7 @@ def steps_of_the_paper(sde, x, options):
 
 
 # Order 3 takes order 2 as its lower one, so that x0 is tried with both.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sde", "order", "prediction"), [(VP, 3, "eps"), (VE, 3, "x0"), (VE, 2, "eps")]
 )
@@ -153,6 +154,7 @@ def test_error_goes_with_the_tolerance(x64):
     assert evaluations == sorted(evaluations)
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_batch(x64):
     options = DPMAdaptive(final_step="none")
     one, other = (
@@ -175,6 +177,7 @@ def test_frames_lie_on_the_way(x64):
         np.testing.assert_allclose(quantile(x, VP, t), quantile(start, VP, 1.0), atol=5e-3)
 
 
+@pytest.mark.slow
 def test_nfe_is_the_number_of_network_calls():
     calls = []
 
@@ -189,11 +192,13 @@ def test_nfe_is_the_number_of_network_calls():
     assert samples.nfe % 3 == 1  # the last one denoises
 
 
+@pytest.mark.slow
 def test_each_sample_has_its_own_label():
     mixed = sample_adaptive(KEY, with_labels(0, 3, 0, 3), SHAPE, options=DPMAdaptive()).x
     assert np.abs(np.abs(mixed - np.array([[0.0], [3.0], [0.0], [3.0]])) - 1).max() < 1e-2
 
 
+@pytest.mark.slow
 def test_failed_solves_are_reported_with_their_time():
     with pytest.raises(IntegrationError, match=r"1 of 4 samples became NaN .* at t=0\.[456]"):
         sample_adaptive(KEY, with_labels(0, 9, 0, 0), SHAPE, options=DPMAdaptive())
@@ -221,6 +226,7 @@ def test_bad_options_are_refused(fields, message):
         DPMAdaptive(**fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["linear", "edm"])
 def test_defaults_do_not_step_over_the_data(process):
     """Near t = 1 the error estimate is 0, and steps would grow without a limit."""

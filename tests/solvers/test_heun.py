@@ -90,6 +90,7 @@ def test_the_family_is_algorithm_3(x64, sde, stage):
     np.testing.assert_allclose(x, last * expected, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -126,6 +127,7 @@ def test_noise_is_never_raised_above_the_processs_largest():
     assert not plan.steps.noise[::2].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @every_process
 def test_error_is_of_second_order(x64, sde, stage):
@@ -171,6 +173,7 @@ def x0_of_a_gaussian(sde, x, t):
     return (0.5 * sigma**2 + 0.3 * alpha * x) / (0.3 * alpha**2 + sigma**2)
 
 
+@pytest.mark.slow
 def test_churn_keeps_the_marginal():
     """Data of mean 0.5 and variance 0.3 in every element."""
     sde, t_min = PROCESSES["vp"], 1e-2

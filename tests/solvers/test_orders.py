@@ -97,6 +97,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @every_process
 def test_error_to_the_flow_has_the_solvers_order(x64, truth, sde):
     steps = np.array([40, 80, 160])
@@ -114,6 +115,7 @@ STOCHASTIC = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STOCHASTIC)
 @pytest.mark.parametrize("process", ["vp", "ve", "linear"])
 def test_samples_of_stochastic_solvers_follow_the_marginal(process, name):
@@ -125,6 +127,7 @@ def test_samples_of_stochastic_solvers_follow_the_marginal(process, name):
     assert_samples_follow(x, WIDE.marginal(sde, 1e-2), bias=0.15 if name == "ddim" else 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["ddpm", "ddim"])
 def test_samples_with_the_best_variance_follow_the_marginal(family):
     """The moments are estimated from 1000 of the data, as a run would; 60 steps leave a bias."""
@@ -136,6 +139,7 @@ def test_samples_with_the_best_variance_follow_the_marginal(family):
     assert_samples_follow(x, WIDE.marginal(sde, 1e-2), bias=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SOLVERS.keys() - {"pc", "analytic"}))
 def test_nfe_is_the_number_of_network_calls(name):
     calls = []
@@ -151,6 +155,7 @@ def test_nfe_is_the_number_of_network_calls(name):
     assert samples.nfe == len(calls)
 
 
+@pytest.mark.slow
 def test_predictor_without_a_corrector_is_the_predictor(x64):
     """Its steps are DDIM's with eta = 1, as the paper writes them (arXiv:2010.02502, Eq. 12)."""
     for sde in (PROCESSES["vp"], PROCESSES["ve"]):

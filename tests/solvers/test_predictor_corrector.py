@@ -108,6 +108,7 @@ def test_vp_steps_are_the_published_ones(x64, kernel, published):
     np.testing.assert_allclose(differences[0] / differences[1], 4, rtol=0.05)
 
 
+@pytest.mark.slow
 @every_process
 def test_ancestral_step_is_exact_on_a_point_mass_for_any_step(x64, sde):
     """Known data make p(x_s | x_t) the posterior that Ancestral samples: marginals are kept."""
@@ -123,6 +124,7 @@ def test_ancestral_step_is_exact_on_a_point_mass_for_any_step(x64, sde):
     np.testing.assert_allclose(variance, sde.sigma(s) ** 2, rtol=1e-9)
 
 
+@pytest.mark.slow
 @every_kernel
 @every_process
 def test_error_of_the_variance_is_of_first_order(x64, sde, kernel):
@@ -154,6 +156,7 @@ def test_error_of_the_variance_is_of_first_order(x64, sde, kernel):
     assert errors[-1] < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_reduction", ["per_sample", "batch"])
 @every_process
 def test_langevin_step_is_the_algorithm(x64, sde, norm_reduction):
@@ -173,6 +176,7 @@ def test_langevin_step_is_the_algorithm(x64, sde, norm_reduction):
     np.testing.assert_allclose(step.x, x + h * score + np.sqrt(2 * h) * z, rtol=1e-8)
 
 
+@pytest.mark.slow
 @every_process
 def test_annealed_langevin_step_follows_the_noise_level(x64, sde):
     t, s, snr = jnp.float64(0.5), jnp.float64(0.48), 0.16
@@ -185,6 +189,7 @@ def test_annealed_langevin_step_follows_the_noise_level(x64, sde):
     np.testing.assert_allclose(step.x, x + drift + jnp.sqrt(2 * h) * z, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel",
     [
@@ -214,6 +219,7 @@ def test_corrector_settles_at_the_marginal_from_a_wrong_width(kernel):
     assert abs(np.mean(step.x)) < 4.5 * np.sqrt(ratio / x.size)
 
 
+@pytest.mark.slow
 def test_sample_depends_on_its_batch_only_with_batch_norms():
     x, keys = jnp.asarray(MIXTURE.sample(0, 6), jnp.float32), sample_keys(KEY, jnp.arange(6))
     t, s, denoiser = jnp.float32(0.5), jnp.float32(0.4), MIXTURE.denoiser(PROCESSES["vp"])
@@ -228,6 +234,7 @@ def unprojected(keys, state, t):
     return state
 
 
+@pytest.mark.slow
 def test_predictor_and_corrector_draw_different_noise_and_run_in_order():
     zero = gaussian(np.zeros(2), np.eye(2)).denoiser(PROCESSES["ve"])
     keys, x = sample_keys(KEY, jnp.arange(3)), jnp.ones((3, 2))
@@ -247,6 +254,7 @@ def test_predictor_and_corrector_draw_different_noise_and_run_in_order():
     np.testing.assert_array_equal(step.x, expected.x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corrector", ["none", *CORRECTORS])
 # All but the probability flow, whose error above is of the first order too, but large at 100 steps.
 @pytest.mark.parametrize("predictor", sorted(PREDICTORS.keys() - {"probability_flow"}))
@@ -272,6 +280,7 @@ def test_last_level_is_corrected_too():
     assert PredictorCorrector(predictor=Ancestral()).plan(sde, times).evaluations == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_ddpm_level_by_level_is_its_algorithm(variance):
     """Ho et al. 2020, Algorithm 2, on a Gaussian: by hand the variance after each level."""
