@@ -142,6 +142,9 @@ def sample(
 ) -> Samples:
     """Draw samples of `shape` (batch, ...) with a solver along a schedule.
 
+    For example, `sample(key, denoiser, (64, 28, 28, 1), solver=DPMSolver(order=2), steps=20).x` has
+    64 images.
+
     The steps of its plan are one jitted loop. Python runs it in about ten pieces: between them it
     reports the progress, takes snapshots, and can be interrupted.
 

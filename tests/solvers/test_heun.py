@@ -102,7 +102,7 @@ def test_the_family_is_algorithm_3(x64, sde, stage):
     ids=["none", "some", "most"],
 )
 @every_process
-def test_with_the_finish_denoise_it_is_algorithm_2(x64, sde, fields):
+def test_with_the_final_step_denoise_it_is_algorithm_2(x64, sde, fields):
     levels = 18
     schedule = Schedule(grid="karras", steps=levels - 1, t_min=2.5e-5, final_step="denoise")
     samples = sample(KEY, two_points(sde), SHAPE, solver=Heun(**fields), schedule=schedule)
