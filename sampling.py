@@ -60,7 +60,7 @@ class Projection(Protocol):
     """Holds samples to known components between the steps of a sampler; a pytree."""
 
     def project(self, keys: Keys, sde: SDE, x: Batch, t: Time) -> Batch:
-        """Replace the known components of x_t; row k draws its noise from `keys[k]` alone."""
+        """Replace the known components of x_t; sample k draws its noise from `keys[k]` alone."""
         ...
 
     def project_final(self, x0: Batch) -> Batch:
@@ -86,7 +86,7 @@ class StepFunction(Protocol):
         ...
 
     def step(self, keys: Keys, denoiser: Denoiser, state: Any, step: Any, project: Project) -> Any:
-        """Return the state after a step; row k draws its noise from `keys[k]` alone.
+        """Return the state after a step; sample k draws its noise from `keys[k]` alone.
 
         The loop projects after each step. A step of several parts projects between them.
         """

@@ -1,12 +1,12 @@
 r"""DPM-Solver with adaptive steps, orders 12 and 23 (Lu et al. 2022, arXiv:2206.00927, Appendix C).
 
-With lam = log(alpha / sigma) in place of time, a step of length h, from t to the time s of lam + h,
+With lam = log(alpha / sigma) instead of time, a step of length h, from t to the time s of lam + h,
 is made to a lower and to a higher order. Their difference, element by element, estimates the error
 
     E = root mean square of (x_high - x_low) / max(atol, rtol max(|x_low|, |x_previous|)),
 
 where x_previous is the x_low of the last step taken. If E <= 1, the step is taken, to x_high;
-in either case h <- safety h E^(-1 / order), up to what is left (Jolicoeur-Martineau et al. 2021,
+in either case h <- safety h E^(-1 / order), up to the remainder (Jolicoeur-Martineau et al. 2021,
 arXiv:2105.14080). Orders 1 and 2 share their evaluations, and so do 2 and 3: with stages at the
 parts r of the step, where x is x_r and the prediction m_r,
 
@@ -56,7 +56,7 @@ class DPMAdaptive:
             gray level of images in [-1, 1]. Below 1e-5 they gain nothing in float32.
         prediction: "x0" is DPM-Solver++, "eps" DPM-Solver.
         t_min: where sampling stops.
-        final_step: what is returned there, "denoise" or "none" of `time_grids.FINAL_STEPS`.
+        final_step: the value returned there, "denoise" or "none" of `time_grids.FINAL_STEPS`.
         max_steps: limit of the steps that a sample tries, including rejected ones.
         first_step: length of the first step, in lam.
         safety: factor below 1 on the proposed step.

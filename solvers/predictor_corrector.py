@@ -37,7 +37,7 @@ class PCStep(Protocol):
         ...
 
     def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
-        """Step from time t to the earlier time s; row k draws its noise from `keys[k]` alone."""
+        """Step from time t to the earlier time s; sample k draws its noise from `keys[k]` alone."""
         ...
 
 
