@@ -1,8 +1,9 @@
 """Every field of a configuration, with its meaning and unit.
 
-A placeholder takes the default of whatever `name` chooses: with `config.sde.name = "vp"`, `beta_min`
-has the default of `sde_lib.VPSDE`. Fields that the choice does not have are not used; setting one on
-the command line is an error. The command line can set every field: `--config.optim.lr=1e-4`.
+A placeholder takes the default of whatever `name` chooses: with `config.sde.name = "vp"`,
+`beta_min` has the default of `sde_lib.VPSDE`. Fields that the choice does not have are not used;
+setting one on the command line is an error. The command line can set every field:
+`--config.optim.lr=1e-4`.
 """
 
 from ml_collections import ConfigDict
