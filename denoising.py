@@ -29,7 +29,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, pytree
@@ -206,7 +206,9 @@ class Guidance(Protocol):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    batched_fields: tuple[str, ...]
+
+    @property
+    def batched_fields(self) -> tuple[str, ...]: ...
 
     @property
     def evaluations(self) -> int: ...
@@ -214,18 +216,6 @@ class Guidance(Protocol):
     def __call__(self, denoiser: "Denoiser", x: Batch, t: Time) -> Prediction:
         """Return the guided prediction of `denoiser`, which does not contain this guidance."""
         ...
-
-
-@runtime_checkable
-class Projection(Protocol):
-    """Holds samples to what is known of them, between the steps of a sampler; a pytree."""
-
-    def project(self, keys: Key[Array, "batch"], sde: SDE, x: Batch, t: Time) -> Batch:
-        """x_t in agreement with what is known; row k draws its noise from `keys[k]` alone."""
-        ...
-
-    def finish(self, x0: Batch) -> Batch:
-        """The sampler's last answer in agreement with what is known."""
         ...
 
 
@@ -247,8 +237,6 @@ class Denoiser:
         clipping: applied to the predicted x0; eps and the score are changed to match. Each
             guidance receives the clipped prediction, and may clip the guided one.
         guidances: changes of the predictions, applied in order.
-      projection: what the samplers with fixed steps hold their states to; predictions know
-        nothing of it.
 
     Raises:
         ValueError: for an unknown name, or fewer than two timesteps.
@@ -262,7 +250,6 @@ class Denoiser:
     num_timesteps: int = 1000
     clipping: Clipping = Clipping()
     guidances: tuple[Guidance, ...] = ()
-    projection: Projection | None = None
 
     def __post_init__(self) -> None:
         require_choice("parameterization", self.parameterization, PARAMETERIZATIONS)

@@ -37,6 +37,10 @@ class IntegrationError(ScoreSDEError):
     """A differential equation could not be solved to its end."""
 
 
+class FileError(ScoreSDEError, ValueError):
+    """A file that another project has published cannot be read."""
+
+
 class BoundError(ScoreSDEError):
     """A term of a likelihood bound is NaN or infinite."""
 
@@ -45,11 +49,12 @@ class EvaluationError(ScoreSDEError):
     """A metric is NaN or infinite."""
 
 
-def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ValueError unless `value` is one of `choices`, which the message lists."""
     choices = sorted(choices)
     if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown; choose one of: {', '.join(choices)}")
+        valid = ", ".join(map(str, choices))
+        raise ValueError(f"{name}={value!r} is unknown; choose one of: {valid}")
 
 
 def require_in(name: str, value: Any, interval: str) -> None:

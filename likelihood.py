@@ -46,13 +46,13 @@ class LikelihoodOptions:
     trace: str = "rademacher"
     probes: int = 1
     t_min: float = 1e-5
-    variable: str = "sqrt_angle"
+    ode_variable: str = "sqrt_angle"
 
     def __post_init__(self) -> None:
         require_choice("trace", self.trace, TRACES)
         require_in("probes", self.probes, "[1, inf)")
         require_in("t_min", self.t_min, "(0, 1)")
-        require_choice("variable", self.variable, VARIABLES)
+        require_choice("ode_variable", self.ode_variable, VARIABLES)
 
     @property
     def estimates(self) -> int:
@@ -95,13 +95,7 @@ def log_prob(
     """
     indices = default_indices(indices, x.shape[0])
     result, solution = _log_prob(key, denoiser, x, indices, options, ode)
-    require_success(
-        solution.success,
-        "log-likelihood",
-        ode,
-        times=solution.reached,
-        broken=solution.broken,
-    )
+    require_success(solution, "log-likelihood", ode)
     return result
 
 
@@ -114,7 +108,7 @@ def _log_prob(
     options: LikelihoodOptions,
     ode: ODEOptions,
 ) -> tuple[LogProb, Solution]:
-    sde, (at, velocity) = denoiser.sde, VARIABLES[options.variable]
+    sde, (at, velocity) = denoiser.sde, VARIABLES[options.ode_variable]
     exact, dims = options.trace == "exact", x[0].size
     probes = None
     if not exact:
@@ -148,4 +142,4 @@ def _log_prob(
     density = sde.prior_log_prob(latent) + dims * jnp.log(scales[1] / scales[0])
     per_probe = density[:, None] + change
     result = LogProb(per_probe.mean(axis=1), per_probe, latent, solution.evaluations)
-    return result, solution._replace(y=None, reached=at.time(sde, solution.reached))
+    return result, solution._replace(y=None, t_stopped=at.time(sde, solution.t_stopped))

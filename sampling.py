@@ -1,10 +1,11 @@
 """Sampling: the protocol of solvers, and the one loop that runs them.
 
-A solver plans: along a grid of decreasing times it lays out rows, the inputs of its kernel, which
-one jitted loop then runs, a row at a time. What a row holds is the solver's own affair: times for
-Predictor-Corrector, the coefficients of a linear combination for the solvers of `tables.py`.
+A solver plans. Along a grid of decreasing times it lays out steps: the inputs of its step function,
+which one jitted loop then applies. What a step holds is the solver's own affair: times for
+Predictor-Corrector, coefficients of a linear combination for the solvers of `solvers/tables.py`.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -14,23 +15,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from denoising import Denoiser, Projection
+from denoising import Clipping, Denoiser
 from errors import SamplingError
-from numerics.arrays import fold_in_each, normal_like, sample_keys
-from sde_lib import SDE
+from numerics.arrays import (
+    Batch,
+    default_indices,
+    fold_in_each,
+    normal_like,
+    pad_to_block,
+    sample_keys,
+)
+from sde_lib import SDE, Time
 from time_grids import Schedule
 
-Batch = Float[Array, "batch ..."]
 Keys = Key[Array, "batch"]
 Scalar = Float[Array, ""]
 
 
 class Samples(NamedTuple):
-    """Samples in the network's range, what they cost, and the path if frames were asked for.
+    """Samples in the network's range.
 
-    nfe is the number of network evaluations an image (with guidance at some times alone, the most
-    there can be); trajectory has shape (frames, batch, ...),
-    its states at `times`.
+    Attributes:
+        x: the samples (batch, ...).
+        nfe: network evaluations per sample; with guidance at some times only, the most possible.
+        trajectory: snapshots (frames, batch, ...), if any were requested.
+        times: the times of the snapshots.
     """
 
     x: Batch
@@ -39,61 +48,81 @@ class Samples(NamedTuple):
     times: np.ndarray | None = None
 
 
-# --- the protocol -----------------------------------------------------------------------------
-
-
 class Step(NamedTuple):
-    """A state x and its mean: x before the step's fresh noise was added."""
+    """A state x, and its mean: x before the step's fresh noise was added."""
 
     x: Batch
     mean: Batch
 
 
 @runtime_checkable
-class Kernel(Protocol):
-    """What the loop does with a row; hashable, since it is static to jit."""
+class Projection(Protocol):
+    """Holds samples to known components between the steps of a sampler; a pytree."""
+
+    def project(self, keys: Keys, sde: SDE, x: Batch, t: Time) -> Batch:
+        """Replace the known components of x_t; row k draws its noise from `keys[k]` alone."""
+        ...
+
+    def project_final(self, x0: Batch) -> Batch:
+        """Replace the known components of the samples."""
+        ...
+
+
+# Projects a state at a time, with keys per sample; the identity where nothing is projected.
+Project = Callable[[Keys, Any, Scalar], Any]
+
+
+@runtime_checkable
+class StepFunction(Protocol):
+    """What the loop applies to each step; hashable, since jit takes it as static."""
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations of one row."""
+        """Network evaluations per step."""
+        ...
 
     def start(self, x: Batch) -> Any:
-        """The carry before the first row: a NamedTuple with the members x and mean of a Step."""
+        """Return the state before the first step: a NamedTuple with x and mean, as in Step."""
+        ...
 
-    def step(self, keys: Keys, denoiser: Denoiser, carry: Any, row: Any) -> Any:
-        """The carry after a row; row k of the batch draws its noise from `keys[k]` alone."""
+    def step(self, keys: Keys, denoiser: Denoiser, state: Any, step: Any, project: Project) -> Any:
+        """Return the state after a step; row k draws its noise from `keys[k]` alone.
+
+        The loop projects after each step. A step of several parts projects between them.
+        """
+        ...
 
 
 class Plan(NamedTuple):
-    """A solver's work along a grid, laid out beforehand.
+    """A solver's work along a grid.
 
-    rows is a pytree of arrays whose leading axis is the row; times has the time before each row,
-    and in the end the last one's.
+    Attributes:
+        function: applies a step.
+        steps: a pytree of arrays, whose leading axis counts the steps.
+        times: the time before each step, then the final time.
     """
 
-    kernel: Kernel
-    rows: Any
+    function: StepFunction
+    steps: Any
     times: np.ndarray
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations of all rows."""
-        return (len(self.times) - 1) * self.kernel.evaluations
+        """Network evaluations of all steps."""
+        return (len(self.times) - 1) * self.function.evaluations
 
 
 @runtime_checkable
 class Solver(Protocol):
-    """A way from the prior to the data in fixed steps."""
+    """A method to get from the prior to the data in fixed steps."""
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
-        """Lay out the way along decreasing times.
+        """Lay out the steps along decreasing times.
 
         Raises:
-          ValueError: if this solver cannot take this process or this grid.
+            ValueError: if the solver does not suit this process or this grid.
         """
-
-
-# --- the loop ---------------------------------------------------------------------------------
+        ...
 
 
 def sample(
@@ -102,40 +131,61 @@ def sample(
     shape: tuple[int, ...],
     *,
     solver: Solver,
-    schedule: Schedule,
+    schedule: Schedule = Schedule(),
+    steps: int | None = None,
     indices: Int[Array, "batch"] | None = None,
     source: Batch | None = None,
+    projection: Projection | None = None,
+    clipping: Clipping | None = None,
     frames: int | Sequence[float] = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
-    """Draw samples of `shape` (batch, ...) by running `solver` along the times of `schedule`.
+    """Draw samples of `shape` (batch, ...) with a solver along a schedule.
 
-    The rows of its plan are one jitted loop, which Python runs in about ten pieces: between them
-    the progress is reported, snapshots are taken, and Ctrl-C works.
+    The steps of its plan are one jitted loop. Python runs it in about ten pieces: between them it
+    reports the progress, takes snapshots, and can be interrupted.
 
     Args:
-      key: sample k depends on `key` and `indices[k]` (default k) alone.
-      source: images that noise is added to, to where the schedule starts; None for the prior, with
-        a schedule that starts at 1 (SDEdit, Meng et al. 2022, arXiv:2108.01073).
-      frames: so many snapshots in `trajectory`, the start and the samples among them, or the times
-        at which they are taken (on the nearest row of the plan).
-      progress: called with the rows done and the number of them all.
+        key: sample k depends on `key` and `indices[k]` (default k) alone.
+        denoiser: the network, perhaps guided.
+        shape: (batch, ...).
+        solver: the method.
+        schedule: the times and the final step.
+        steps: number of steps, instead of the schedule's.
+        indices: indices of the samples.
+        source: images to which noise is added up to `schedule.start`, which must be below 1
+            (SDEdit, Meng et al. 2022, arXiv:2108.01073); None starts from the prior.
+        projection: holds the samples to known components after each step.
+        clipping: keeps the predicted x0 in the range of the data.
+        frames: number of snapshots in `trajectory`, including start and samples, or the times at
+            which they are taken (at the nearest step).
+        progress: called with the number of steps done and of all steps.
 
     Raises:
-      ValueError: if the solver cannot take this process or this grid.
-      SamplingError: if a sample becomes NaN or infinite.
+        ValueError: if the solver does not suit this process or this grid.
+        SamplingError: if a sample becomes NaN or infinite.
     """
-    if indices is None:
-        indices = jnp.arange(shape[0])
+    if steps is not None:
+        schedule = dataclasses.replace(schedule, steps=steps)
+    if clipping is not None:
+        denoiser = dataclasses.replace(denoiser, clipping=clipping)
     times = schedule.of(denoiser.sde)
     if (source is None) != (schedule.start == 1):
-        raise ValueError(
-            f"start={schedule.start:g}: below 1, and only there, a sampler starts at noised "
-            f"images, which are {'not ' if source is None else ''}given"
-        )
+        needed = "needs source images to add noise to" if source is None else "takes no source"
+        raise ValueError(f"start={schedule.start:g} {needed}; start=1 starts from the prior")
     plan = solver.plan(denoiser.sde, times)
-    keys, x = _start(key, denoiser, indices, shape[1:], source, times[0])
-    return run(keys, denoiser, x, plan, finish=schedule.finish, frames=frames, progress=progress)
+    indices = default_indices(indices, shape[0])
+    keys, x = _start(key, denoiser, indices, shape[1:], source, times[0], projection)
+    return run(
+        keys,
+        denoiser,
+        x,
+        plan,
+        final_step=schedule.final_step,
+        projection=projection,
+        frames=frames,
+        progress=progress,
+    )
 
 
 def run(
@@ -144,30 +194,38 @@ def run(
     x: Batch,
     plan: Plan,
     *,
-    finish: str = "sample",
+    final_step: str = "none",
+    projection: Projection | None = None,
     frames: int | Sequence[float] = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
     """Run a plan from the states x, sample k with the noise of `keys[k]`; the rest as in `sample`.
 
     Raises:
-      SamplingError: if a sample becomes NaN or infinite.
+        SamplingError: if a sample becomes NaN or infinite.
     """
     count = len(plan.times) - 1
     marks = _marks(plan.times, frames)
-    rows = jax.tree.map(lambda rows: _padded(rows, x.dtype), (plan.rows, plan.times[1:]))
+    # Padded, so that one program serves any number of steps.
+    steps = jax.tree.map(
+        lambda rows: jnp.asarray(pad_to_block(np.asarray(rows)), x.dtype),
+        (plan.steps, plan.times[1:]),
+    )
     # Made of x, so that it is spread over the devices as x is.
-    state = _Progress(plan.kernel.start(x), jnp.where(_is_finite(x), -1, 0))
+    progressed = _Progress(plan.function.start(x), jnp.where(_is_finite(x), -1, 0))
     snapshots = {0: np.asarray(x)} if 0 in marks else {}
     pauses = sorted({*marks, *np.linspace(0, count, min(count, 10) + 1).astype(int).tolist()} - {0})
     for first, last in zip([0, *pauses], pauses, strict=False):
-        state = _advance(keys, denoiser, state, rows, first, last, plan.kernel)
-        _require_finite(state.broken, plan.times)
+        progressed = _advance(
+            keys, denoiser, projection, progressed, steps, first, last, plan.function
+        )
+        _require_finite(progressed.failed_at, plan.times)
         if progress is not None:
             progress(last, count)
         if last in marks and last != count:
-            snapshots[last] = np.asarray(state.carry.x)
-    x, extra = _finish(denoiser, state.carry, jnp.asarray(plan.times[-1], x.dtype), finish)
+            snapshots[last] = np.asarray(progressed.state.x)
+    t = jnp.asarray(plan.times[-1], x.dtype)
+    x, extra = _finish(denoiser, projection, progressed.state, t, final_step)
     if not jnp.isfinite(x).all():
         raise SamplingError("the last evaluation, which denoises the samples, is NaN or infinite")
     nfe = (plan.evaluations + extra) * denoiser.evaluations
@@ -179,39 +237,29 @@ def run(
 
 
 def _marks(times: np.ndarray, frames: int | Sequence[float]) -> list[int]:
-    """The numbers of rows done at which a snapshot is taken, increasing."""
+    """Return the numbers of steps done at which a snapshot is taken, increasing."""
     if isinstance(frames, int):
         return sorted(set(np.linspace(0, len(times) - 1, frames).round().astype(int).tolist()))
-    # Of rows at the same time, as the stages of a step may be, the last.
+    # Of steps at the same time, as the stages of a method may be, the last.
     return sorted({len(times) - 1 - int(np.abs(times[::-1] - t).argmin()) for t in frames})
 
 
-_BLOCK = 1024
-
-
-def _padded(rows: Any, dtype: Any) -> Array:
-    """Rows up to a multiple of a block, so that one program serves any number of steps."""
-    rows = np.asarray(rows)
-    padding = [(0, -len(rows) % _BLOCK), *[(0, 0)] * (rows.ndim - 1)]
-    return jnp.asarray(np.pad(rows, padding), dtype)
-
-
 class _Progress(NamedTuple):
-    """The kernel's carry, and the row after which a sample was first not finite (-1: none)."""
+    """The state, and the step after which a sample was first not finite (-1: none)."""
 
-    carry: Any
-    broken: Int[Array, "batch"]
+    state: Any
+    failed_at: Int[Array, "batch"]
 
 
-def project(keys: Keys, denoiser: Denoiser, carry: Any, t: Scalar) -> Any:
-    """A kernel's carry at time t, its state held to what the denoiser's projection knows of it."""
-    if denoiser.projection is None:
-        return carry
+def _project(projection: Projection | None, sde: SDE, keys: Keys, state: Any, t: Scalar) -> Any:
+    """Project a state at time t, if there is a projection."""
+    if projection is None:
+        return state
     keys = fold_in_each(keys, _PROJECTION)
-    return carry._replace(x=denoiser.projection.project(keys, denoiser.sde, carry.x, t))
+    return state._replace(x=projection.project(keys, sde, state.x, t))
 
 
-_PROJECTION = 1 << 20  # what is folded into a step's keys for it; kernels fold in small numbers
+_PROJECTION = 1 << 20  # folded into a step's keys; step functions fold in small numbers
 
 
 @partial(jax.jit, static_argnames="item_shape")
@@ -222,6 +270,7 @@ def _start(
     item_shape: tuple,
     source: Batch | None,
     t: Float[Array, ""] | float,
+    projection: Projection | None,
 ) -> tuple[Keys, Batch]:
     keys = sample_keys(key, indices)
     noise_keys = fold_in_each(keys, 0)
@@ -230,55 +279,60 @@ def _start(
     else:
         t = jnp.asarray(t, source.dtype)
         x = denoiser.sde.perturb(source, t, normal_like(noise_keys, source))
-    return keys, project(noise_keys, denoiser, Step(x, x), jnp.asarray(t, x.dtype)).x
+    t = jnp.asarray(t, x.dtype)
+    return keys, _project(projection, denoiser.sde, noise_keys, Step(x, x), t).x
 
 
-@partial(jax.jit, static_argnames="kernel")
+@partial(jax.jit, static_argnames="function")
 def _advance(
     keys: Keys,
     denoiser: Denoiser,
-    state: _Progress,
-    rows: Any,
+    projection: Projection | None,
+    progressed: _Progress,
+    steps: Any,
     first: int | Int[Array, ""],
     last: int | Int[Array, ""],
-    kernel: Any,
+    function: Any,
 ) -> _Progress:
-    """Rows first to last - 1; both are traced, so that pieces of any length are one program."""
+    """Apply steps first to last - 1. Both are traced: pieces of any length share a program."""
+    project = partial(_project, projection, denoiser.sde)
 
-    def body(number: Int[Array, ""], state: _Progress) -> _Progress:
-        row, end = jax.tree.map(lambda rows: rows[number], rows)
+    def body(number: Int[Array, ""], progressed: _Progress) -> _Progress:
+        step, end = jax.tree.map(lambda rows: rows[number], steps)
         step_keys = fold_in_each(keys, 1 + number)  # 0 drew the prior
-        carry = kernel.step(step_keys, denoiser, state.carry, row)
-        carry = project(step_keys, denoiser, carry, end)
-        broken = (state.broken < 0) & ~_is_finite(carry.x)
-        return _Progress(carry, jnp.where(broken, number, state.broken))
+        state = function.step(step_keys, denoiser, progressed.state, step, project)
+        state = project(step_keys, state, end)
+        failed = (progressed.failed_at < 0) & ~_is_finite(state.x)
+        return _Progress(state, jnp.where(failed, number, progressed.failed_at))
 
-    return jax.lax.fori_loop(first, last, body, state)
+    return jax.lax.fori_loop(first, last, body, progressed)
 
 
 def _is_finite(x: Batch) -> Bool[Array, "batch"]:
     return jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=-1)
 
 
-def _require_finite(broken: Int[Array, "batch"], times: np.ndarray) -> None:
-    count = int((broken >= 0).sum())
+def _require_finite(failed_at: Int[Array, "batch"], times: np.ndarray) -> None:
+    count = int((failed_at >= 0).sum())
     if count:
-        row = int(jnp.where(broken >= 0, broken, len(times)).min())
+        step = int(jnp.where(failed_at >= 0, failed_at, len(times)).min())
         raise SamplingError(
-            f"{count} of {len(broken)} samples became NaN or infinite, the first between "
-            f"t={times[row]:.4g} and t={times[row + 1]:.4g} (step {row + 1} of {len(times) - 1}): "
-            "either the sampler is unstable (give more config.sampling.steps, a smaller snr or "
-            "order), or the network answers NaN there"
+            f"{count} of {len(failed_at)} samples became NaN or infinite, the first between "
+            f"t={times[step]:.4g} and t={times[step + 1]:.4g} (step {step + 1} of "
+            f"{len(times) - 1}): either the sampler is unstable (give more config.sampling.steps, "
+            "a smaller snr or order), or the network returns NaN there"
         )
 
 
-def _finish(denoiser: Denoiser, carry: Any, t: Scalar, finish: str) -> tuple[Batch, int]:
-    x = carry.mean if finish == "mean" else carry.x
-    if finish == "denoise":
+def _finish(
+    denoiser: Denoiser, projection: Projection | None, state: Any, t: Scalar, final_step: str
+) -> tuple[Batch, int]:
+    x = state.mean if final_step == "mean" else state.x
+    if final_step == "denoise":
         x = _denoise(denoiser, x, t)
-    if denoiser.projection is not None:
-        x = _held(denoiser.projection, x)
-    return x, int(finish == "denoise")
+    if projection is not None:
+        x = _project_final(projection, x)
+    return x, int(final_step == "denoise")
 
 
 @jax.jit
@@ -287,14 +341,5 @@ def _denoise(denoiser: Denoiser, x: Batch, t: Scalar) -> Batch:
 
 
 @jax.jit
-def _held(projection: Projection, x: Batch) -> Batch:
-    return projection.finish(x)
-
-
-def refuse_projection(denoiser: Denoiser, sampler: str) -> None:
-    """Raise ValueError if the denoiser has a projection, which adaptive steps cannot follow."""
-    if denoiser.projection is not None:
-        raise ValueError(
-            f"name={sampler!r} chooses its own steps, between which nothing can be projected; take "
-            "a sampler with fixed steps, or a guidance instead of a projection"
-        )
+def _project_final(projection: Projection, x: Batch) -> Batch:
+    return projection.project_final(x)

@@ -1,6 +1,6 @@
-r"""Time grids: where a sampler of fixed steps evaluates the network, and how it ends.
+r"""Time grids: the times at which a sampler evaluates the network, and its final step.
 
-A grid is data, decreasing times t_0 > t_1 > ... > t_N in [0, 1], from the prior to nearly the data.
+A grid is data: decreasing times t_0 > t_1 > ... > t_N in [0, 1], from the prior to nearly the data.
 With u = 0, 1/N, ..., 1 and s(t) = sigma(t) / alpha(t),
 
     uniform     t = 1 + (t_min - 1) u
@@ -8,9 +8,9 @@ With u = 0, 1/N, ..., 1 and s(t) = sigma(t) / alpha(t),
     log_snr     log s linear in u                                       DPM-Solver, arXiv:2206.00927
     karras      s^(1/rho) linear in u                                   EDM, arXiv:2206.00364, Eq. 5
 
-A chain of n levels has level i at t = i / (n - 1). "levels" is all of them; "ddim50" is every k-th
-from 0 up, with k chosen so that 50 are kept; "10,15,20" keeps 10 of the first third of the chain,
-15 of the second and 20 of the last (Nichol and Dhariwal 2021, arXiv:2102.09672, Section 4).
+A chain of n timesteps has timestep i at t = i / (n - 1). "timesteps" is all of them. "ddim50" is
+every k-th from 0 up, with k such that 50 are kept. "10,15,20" keeps 10 of the first third of the
+chain, 15 of the second and 20 of the last (Nichol and Dhariwal 2021, arXiv:2102.09672, Section 4).
 """
 
 import re
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from errors import require_choice, require_in
 from numerics.arrays import in_float64
 from sde_lib import SDE
 
@@ -55,64 +56,64 @@ TIME_GRIDS: dict[str, Callable[[SDE, np.ndarray, float, float], np.ndarray]] = {
 _RESPACING = re.compile(r"ddim(\d+)|\d+(,\d+)*")
 
 
-def respaced_levels(levels: int, respacing: str) -> np.ndarray:
-    """The levels of a chain that "ddim50" or "10,15,20" keeps, increasing from 0.
+def respaced_timesteps(count: int, respacing: str) -> np.ndarray:
+    """Return the timesteps of a chain that "ddim50" or "10,15,20" keeps, increasing from 0.
 
     Raises:
-      ValueError: if the chain cannot be respaced so.
+        ValueError: if a chain of `count` timesteps cannot be respaced so.
     """
     if respacing.startswith("ddim"):
-        count = int(respacing.removeprefix("ddim"))
-        for stride in range(1, levels):
-            kept = np.arange(0, levels, stride)
-            if len(kept) == count:
+        wanted = int(respacing.removeprefix("ddim"))
+        for stride in range(1, count):
+            kept = np.arange(0, count, stride)
+            if len(kept) == wanted:
                 return kept
-        if not 2 <= count <= levels:
-            raise ValueError(f"grid={respacing!r}: the chain has {levels} levels, keep 2 or more")
+        if not 2 <= wanted <= count:
+            raise ValueError(f"grid={respacing!r}: the chain has {count} timesteps, keep 2 or more")
         raise ValueError(
-            f"grid={respacing!r}: no whole stride keeps {count} of {levels} levels; "
-            f"'{count}' spaces them as evenly as whole levels can be"
+            f"grid={respacing!r}: no integer stride keeps {wanted} of {count} timesteps; "
+            f"'{wanted}' spaces them as evenly as integers allow"
         )
-    counts = [int(count) for count in respacing.split(",")]
-    kept, start = [], 0
-    for section, count in enumerate(counts):
-        size = levels // len(counts) + (section < levels % len(counts))
-        if not 1 <= count <= size:
+    kept, start, counts = [], 0, [int(number) for number in respacing.split(",")]
+    for section, number in enumerate(counts):
+        size = count // len(counts) + (section < count % len(counts))
+        if not 1 <= number <= size:
             raise ValueError(
-                f"grid={respacing!r}: section {section + 1} has {size} levels, cannot keep {count}"
+                f"grid={respacing!r}: section {section + 1} has {size} timesteps, cannot keep "
+                f"{number}"
             )
-        # Evenly from the section's first level to its last; a single one is the first. The strides
-        # are added up one by one, since the published chains round their ties so.
-        stride = (size - 1) / max(count - 1, 1)
-        kept.append(start + np.rint(np.cumsum([0.0] + [stride] * (count - 1))))
+        # Evenly from the section's first timestep to its last; a single one is the first. The
+        # strides are added up one by one, because the published chains round their ties so.
+        stride = (size - 1) / max(number - 1, 1)
+        kept.append(start + np.rint(np.cumsum([0.0] + [stride] * (number - 1))))
         start += size
     return np.concatenate(kept).astype(int)
 
 
 # What is returned at t_min: the last step's mean ("noise removal" of the published code), Tweedie's
 # estimate of x0 (one more network evaluation), or the noisy state itself.
-FINISHES = ("mean", "denoise", "sample")
+FINAL_STEPS = ("mean", "denoise", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Where a sampler walks and how it ends.
+    """The times of a sampler, and its final step.
 
     Args:
-      grid: spacing of the times, a name in TIME_GRIDS, or some of a chain's levels: "levels", or
-        a respacing such as "ddim50" or "10,15,20". Levels end at level 0 whatever t_min; the step
-        from there to the data is finish="denoise".
-      times: the times themselves, from 1 down, instead of a grid; the last takes t_min's place.
-      steps: number of steps from t = 1 to t_min, by default 1000, or what times or a respacing say;
-        of "levels" the number of levels, by default all.
-      start: where sampling starts; below 1, at noised images (`source` of `sampling.sample`), from
-        where it walks the rest of the grid.
-      t_min: where sampling stops; Song et al. take 1e-3 for VP and sub-VP, 1e-5 for VE.
-      rho: of the karras grid, by default 7; larger has shorter steps near t_min.
-      finish: what is returned there, a name in FINISHES.
+        grid: spacing of the times, a name in TIME_GRIDS; or timesteps of a chain: "timesteps" for
+            all of them, or a respacing such as "ddim50" or "10,15,20". Timesteps end at timestep 0
+            whatever t_min; the step from there to the data is final_step="denoise".
+        times: the times themselves, from 1 down, instead of a grid; the last one replaces t_min.
+        steps: number of steps from t = 1 to t_min, by default 1000, or as times or a respacing say;
+            of "timesteps" the number of timesteps, by default all.
+        start: where sampling starts; below 1, at noised images (`source` of `sampling.sample`),
+            from where it follows the rest of the grid.
+        t_min: where sampling stops; Song et al. take 1e-3 for VP and sub-VP, 1e-5 for VE.
+        rho: exponent of the karras grid, by default 7; larger has shorter steps near t_min.
+        final_step: what is returned at t_min, a name in FINAL_STEPS.
 
     Raises:
-      ValueError: for an unknown name or a number out of range.
+        ValueError: for an unknown name or a number out of range.
     """
 
     grid: str = "uniform"
@@ -121,29 +122,25 @@ class Schedule:
     start: float = 1.0
     t_min: float = 1e-3
     rho: float | None = None
-    finish: str = "mean"
+    final_step: str = "mean"
 
     def __post_init__(self) -> None:
-        if self.grid not in TIME_GRIDS and self.grid != "levels" and not self._respaced:
-            names = ", ".join(sorted((*TIME_GRIDS, "levels")))
+        if self.grid not in TIME_GRIDS and self.grid != "timesteps" and not self._respaced:
+            names = ", ".join(sorted((*TIME_GRIDS, "timesteps")))
             raise ValueError(
                 f"grid={self.grid!r} is unknown; choose one of: {names}, ddim<count>, or counts "
                 "such as 10,15,20"
             )
-        if self.finish not in FINISHES:
-            raise ValueError(
-                f"finish={self.finish!r} is unknown; choose one of: {', '.join(FINISHES)}"
-            )
+        require_choice("final_step", self.final_step, FINAL_STEPS)
         if self.times:
             self._check_times()
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
-        if not 0 < self.t_min < 1:
-            raise ValueError(f"t_min={self.t_min} must lie between 0 and 1")
+        require_in("steps", self.steps, "[1, inf)")
+        require_in("t_min", self.t_min, "(0, 1)")
         if not self.t_min < self.start <= 1:
-            raise ValueError(f"start={self.start} must lie above t_min={self.t_min}, up to 1")
-        if self.rho is not None and (self.grid != "karras" or not 0 < self.rho < float("inf")):
-            raise ValueError(f"rho={self.rho} is a number above 0, and of grid='karras' alone")
+            raise ValueError(f"start={self.start} must be above t_min={self.t_min}, at most 1")
+        require_in("rho", self.rho, "(0, inf)")
+        if self.rho is not None and self.grid != "karras":
+            raise ValueError(f"rho={self.rho} is used with grid='karras', not with {self.grid!r}")
 
     @property
     def _respaced(self) -> bool:
@@ -153,7 +150,7 @@ class Schedule:
         if self.grid != "uniform":
             raise ValueError(f"times are given, so grid={self.grid!r} has no meaning; leave it out")
         if len(self.times) < 2:
-            raise ValueError(f"times={self.times}: two are the fewest, from 1 to where to stop")
+            raise ValueError(f"times={self.times}: give at least two, from 1 to the final time")
         if self.times[0] != 1:
             raise ValueError(f"times={self.times}: the first must be 1, where the prior is")
         for before, after in zip(self.times, self.times[1:], strict=False):
@@ -163,15 +160,15 @@ class Schedule:
             raise ValueError(f"times={self.times}: the last must not be below 0")
 
     def of(self, sde: SDE) -> np.ndarray:
-        """The strictly decreasing times of this schedule for a process, in float64.
+        """Return the strictly decreasing times of this schedule for a process, in float64.
 
         Raises:
-          ValueError: if steps are so many that neighbouring times coincide in float32, or the
-            process has no such grid.
+            ValueError: if so many steps make neighboring times equal in float32, or the process has
+                no such grid.
         """
         times = self._times_of(sde)
         steps = len(times) - 1
-        if self.steps not in (None, steps + (self.grid == "levels")):
+        if self.steps not in (None, steps + (self.grid == "timesteps")):
             raise ValueError(f"steps={self.steps}, but the grid has {steps}; leave steps out")
         if self.start < 1:
             times = self._rest_of(times)
@@ -185,32 +182,33 @@ class Schedule:
         return times
 
     def _rest_of(self, times: np.ndarray) -> np.ndarray:
-        """From `start` on; of a chain, from its first level there."""
+        """Return the times from `start` on; of a chain, from its first timestep there."""
         rest = times[times <= self.start]
-        if self.grid != "levels" and not self._respaced and (not len(rest) or rest[0] < self.start):
+        is_chain = self.grid == "timesteps" or self._respaced
+        if not is_chain and (not len(rest) or rest[0] < self.start):
             rest = np.append(self.start, rest)
         if len(rest) < 2:
-            raise ValueError(f"start={self.start} leaves nothing of the grid; take a larger one")
+            raise ValueError(f"start={self.start} leaves nothing of the grid; choose a larger one")
         return rest
 
     def _times_of(self, sde: SDE) -> np.ndarray:
         if self.times:
             return np.array(self.times, np.float64)
         if self._respaced:
-            levels = getattr(sde, "num_timesteps", None)
-            if not levels:
+            count = getattr(sde, "num_timesteps", None)
+            if not count:
                 raise ValueError(
-                    f"grid={self.grid!r} respaces a chain, which this process is not; choose one "
-                    f"of: {', '.join(sorted(TIME_GRIDS))}"
+                    f"grid={self.grid!r} respaces a chain, but this process has no timesteps; "
+                    f"choose one of: {', '.join(sorted(TIME_GRIDS))}"
                 )
-            kept = respaced_levels(levels, self.grid)
+            kept = respaced_timesteps(count, self.grid)
             if len(kept) < 2:
-                raise ValueError(f"grid={self.grid!r} keeps one level; two are the fewest")
-            return kept[::-1] / (levels - 1)
-        if self.grid == "levels":
+                raise ValueError(f"grid={self.grid!r} keeps one timestep; keep at least two")
+            return kept[::-1] / (count - 1)
+        if self.grid == "timesteps":
             steps = self.steps or getattr(sde, "num_timesteps", 1000)
             if steps < 2:
-                raise ValueError(f"steps={steps} must be at least 2 for grid='levels'")
+                raise ValueError(f"steps={steps} must be at least 2 for grid='timesteps'")
             return np.linspace(1, 0, steps)
         steps = self.steps or 1000
         rho = 7.0 if self.rho is None else self.rho

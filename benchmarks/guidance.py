@@ -159,8 +159,8 @@ def _statistics(pixels: np.ndarray) -> Statistics:
     return Statistics(len(pixels), pixels.mean(axis=0), np.cov(pixels.T))
 
 
-SHORT = Schedule(grid="quadratic", steps=19, finish="denoise")
-LONG = Schedule(grid="quadratic", steps=99, finish="denoise")
+SHORT = Schedule(grid="quadratic", steps=19, final_step="denoise")
+LONG = Schedule(grid="quadratic", steps=99, final_step="denoise")
 SCORE, MEAN = (
     PredictorCorrector(predictor=Ancestral(variance="large", guidance_form=form))
     for form in ("score", "mean")
@@ -366,7 +366,7 @@ def questions(at: Setting) -> dict[str, tuple[Denoiser, Evaluate]]:
 
 
 def sampled(denoiser: Denoiser, x: jax.Array) -> jax.Array:
-    schedule = Schedule(grid="quadratic", steps=STEPS, finish="sample")
+    schedule = Schedule(grid="quadratic", steps=STEPS, final_step="none")
     key = jax.random.key(SEED)
     return sampling.sample(key, denoiser, x.shape, solver=DDIM(), schedule=schedule).x
 

@@ -93,7 +93,7 @@ def _errors(
     mixture: Mixture, sde: sde_lib.SDE, x: jax.Array, variable: str, trace: str
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """The prior's mismatch of each point, the error without it, and the mean NFE."""
-    options = LikelihoodOptions(trace=trace, t_min=T_MIN, variable=variable)
+    options = LikelihoodOptions(trace=trace, t_min=T_MIN, ode_variable=variable)
     answer = log_prob(KEY, mixture.denoiser(sde), x, options=options, ode=TIGHT)
     mismatch = np.asarray(sde.prior_log_prob(answer.latent))
     mismatch = mismatch - mixture.marginal(sde, 1.0).log_prob(answer.latent)
@@ -137,7 +137,7 @@ def _in_bits(experiment: Experiment) -> Callable[[Any], np.ndarray]:
 
 def ours(digits: Digits, variable: str, ode: ODEOptions) -> Found:
     """One call of `log_prob`; the seconds are those of a program that is compiled."""
-    options = LikelihoodOptions(t_min=T_MIN, variable=variable)
+    options = LikelihoodOptions(t_min=T_MIN, ode_variable=variable)
     start = time.perf_counter()
     answer = jax.block_until_ready(
         log_prob(KEY, digits.denoiser, digits.x, options=options, ode=ode)
@@ -215,7 +215,7 @@ def published(digits: Digits, rtol: float, programs: int) -> Found:
 def against_published(digits: Digits, truth: np.ndarray, rtol: float, repeats: int) -> None:
     """Print seconds, evaluations and bits/dim of all sides, which take turns."""
     ode = ODEOptions(rtol=rtol, atol=rtol)
-    batch = dataclasses.replace(ode, control="batch")
+    batch = dataclasses.replace(ode, step_size_control="batch")
     variable = LikelihoodOptions().variable
     sides = {
         "SciPy, two programs": lambda: published(digits, rtol, 2),

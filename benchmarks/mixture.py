@@ -51,7 +51,7 @@ def deviations(samples: np.ndarray) -> str:
 
 def draw(sde: sde_lib.SDE, steps: int, churn: float, grid: str = "uniform") -> np.ndarray:
     solver = PredictorCorrector(predictor=EulerMaruyama(churn=churn))
-    schedule = sampling.Schedule(steps=steps, t_min=T_MIN, grid=grid, finish="sample")
+    schedule = sampling.Schedule(steps=steps, t_min=T_MIN, grid=grid, final_step="none")
     denoiser = MIXTURE.denoiser(sde)
     key = jax.random.key(1)
     return np.asarray(
@@ -60,7 +60,7 @@ def draw(sde: sde_lib.SDE, steps: int, churn: float, grid: str = "uniform") -> n
 
 
 def flow(sde: sde_lib.SDE, ode: ODEOptions) -> tuple[np.ndarray, int]:
-    options = FlowOptions(t_min=T_MIN, finish="sample")
+    options = FlowOptions(t_min=T_MIN, final_step="none")
     answer = sample_ode(
         jax.random.key(1), MIXTURE.denoiser(sde), (COUNT, 2), options=options, ode=ode
     )

@@ -138,7 +138,7 @@ def draw(prior: Mixture, operator, y: np.ndarray, noise: float, prepare, budget:
     """Samples of each y (DRAWS, DIMS)."""
     rows = jnp.asarray(np.repeat(y, DRAWS, axis=0))
     denoiser, solver, steps = prepare(prior.denoiser(SDE), operator, rows, noise, budget)
-    schedule = Schedule(grid="log_snr", steps=steps, t_min=1e-4, finish="sample")
+    schedule = Schedule(grid="log_snr", steps=steps, t_min=1e-4, final_step="none")
     key = jax.random.key(0)
     try:
         x = sample(key, denoiser, (len(rows), *SHAPE), solver=solver, schedule=schedule).x

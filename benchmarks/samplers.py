@@ -187,7 +187,7 @@ def adaptive_dpm(denoiser: Denoiser, shape: tuple, t_min: float, tolerance: floa
 
 def adaptive_ode(denoiser: Denoiser, shape: tuple, t_min: float, tolerance: float):
     ode = ODEOptions(solver="bosh3", rtol=tolerance, atol=tolerance)
-    options = FlowOptions(t_min=t_min, variable="angle")
+    options = FlowOptions(t_min=t_min, ode_variable="angle")
     return sample_ode(KEY, denoiser, shape, options=options, ode=ode)
 
 
@@ -212,7 +212,7 @@ ENTRIES = {
     "DDIM, eta 1": _sde(solver=DDIM(eta=1.0)),
     "SDE-DPM-Solver++ 2M": _sde(solver=DPMSolver(stochastic=True)),
     "Heun with churn": _sde(solver=Heun(s_churn=20.0), evaluations=2, grids=EVEN_IN_LOG),
-    "Analytic-DDIM": _sde(solver=AnalyticDPM(form="ddim")),
+    "Analytic-DDIM": _sde(solver=AnalyticDPM(family="ddim")),
     "Analytic-DDPM": _sde(solver=AnalyticDPM()),
     "ancestral, large": _sde(solver=_pc(Ancestral(variance="large")), grids=QUADRATIC),
     "Euler-Maruyama": _sde(solver=_pc(EulerMaruyama())),
@@ -260,7 +260,7 @@ class Problem:
 
     def sample(self, solver: Any, grid: str, steps: int) -> sampling.Samples:
         """Samples of a solver of fixed steps."""
-        schedule = Schedule(times=self.times(grid, steps), finish="denoise")
+        schedule = Schedule(times=self.times(grid, steps), final_step="denoise")
         if hasattr(solver, "moments"):
             solver = dataclasses.replace(solver, moments=self.moments)
         return sampling.sample(KEY, self.denoiser, self.shape, solver=solver, schedule=schedule)
@@ -363,7 +363,7 @@ def main() -> None:
         **provenance({"ours": {"device": jax.devices()[0].device_kind}}),
         "count": options.count,
         "width": WIDTH,
-        "last_noise": LAST_NOISE,
+        "clip_last_variance": LAST_NOISE,
         "budgets": budgets,
         "processes": {},
     }

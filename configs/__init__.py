@@ -1,1 +1,1 @@
-"""One file a configuration; `default.py` has every field."""
+"""One file per configuration; `default.py` lists every field."""

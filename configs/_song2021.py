@@ -1,8 +1,8 @@
-"""What the published configurations of Song et al. 2021 (arXiv:2011.13456) share.
+"""Common parts of the published configurations of Song et al. 2021 (arXiv:2011.13456).
 
-The names of variants are those of the published files, without the data set; the deep networks,
-which exist in continuous time only, lose their `_continuous`. Where a published file is broken, the
-configuration that stands for it says in its docstring what was repaired.
+Variants have the names of the published files without the data set. The deep networks exist in
+continuous time only, and have no suffix `_continuous`. Where a published file is broken, the header
+of the configuration describes the repair.
 """
 
 from collections.abc import Iterable
@@ -13,16 +13,13 @@ from configs import default
 
 
 def check_variant(variant: str, variants: Iterable[str]) -> None:
-    """Raises ValueError for a variant, the part of --config after the colon, that is not there."""
+    """Raise ValueError unless the variant, the part of --config after the colon, exists."""
     if variant not in variants:
         raise ValueError(f"variant {variant!r} is unknown; choose one of: {', '.join(variants)}")
 
 
-# Data, and the training that goes with them.
-
-
 def cifar10() -> ConfigDict:
-    """CIFAR-10, 32x32: 1.3M steps of 128 images."""
+    """Return CIFAR-10, 32x32 pixels, with 1.3M training steps of 128 images."""
     config = _images("cifar10", 32)
     config.model.dropout = 0.1
     _train(config, steps=1_300_000, batch_size=128, checkpoint_every=10_000, evaluate=1024)
@@ -30,10 +27,10 @@ def cifar10() -> ConfigDict:
 
 
 def celeba() -> ConfigDict:
-    """CelebA, 64x64: 1.3M steps of 128 images.
+    """Return CelebA, 64x64 pixels, with 1.3M training steps of 128 images.
 
     The published code crops the central 140x140 pixels before resizing, ours the central square of
-    178: give an image folder or .npz made with the published crop to compare numbers.
+    178. To compare numbers, use an image folder or .npz with the published crop.
     """
     config = _images("celeb_a", 64)
     config.data.resize = "crop"
@@ -43,7 +40,7 @@ def celeba() -> ConfigDict:
 
 
 def large_images(name: str, image_size: int, *, batch_size: int = 64) -> ConfigDict:
-    """LSUN, FFHQ and CelebA-HQ: 2.4M steps, no dropout."""
+    """Return LSUN, FFHQ or CelebA-HQ, with 2.4M training steps and no dropout."""
     config = _images(name, image_size)
     config.data.resize = "crop"
     config.model.dropout = 0.0
@@ -73,11 +70,8 @@ def _train(
     config.eval.features = ("inception",)
 
 
-# Processes, with the objective and the sampler that go with them.
-
-
 def vp(config: ConfigDict, *, name: str = "vp", predictor: str = "euler_maruyama") -> None:
-    """VP or sub-VP in continuous time: noise prediction on [-1, 1]."""
+    """Set VP or sub-VP in continuous time: noise prediction on [-1, 1]."""
     config.sde.name = name
     config.data.centered = True
     config.ema.rate = 0.9999
@@ -86,22 +80,22 @@ def vp(config: ConfigDict, *, name: str = "vp", predictor: str = "euler_maruyama
 
 
 def vp_discrete(config: ConfigDict, *, predictor: str = "ancestral") -> None:
-    """DDPM's chain of 1000 levels and its simple loss, sampled level by level."""
+    """Set DDPM's chain of 1000 timesteps and its simple loss, sampled at every timestep."""
     vp(config, name="ddpm", predictor=predictor)
     config.loss.time_distribution = "timesteps"
-    config.sampling.grid = "levels"
-    config.sampling.finish = "denoise"
+    config.sampling.grid = "timesteps"
+    config.sampling.final_step = "denoise"
     config.sampling.variance = "large"
     config.discrete_bound.variance = "large"
     config.discrete_bound.clip = "range"
-    # Song et al.'s bits/dim come from the continuous SDE, thus from `vp`; see DiscreteVPSDE.
+    # Song et al. computed bits/dim with the continuous SDE, as `vp` does; see DiscreteVPSDE.
     config.eval.metrics = ("loss", "discrete_bound", "frechet")
 
 
 def ve(
     config: ConfigDict, *, sigma_max: float, snr: float, steps: int = 1000, ema: float = 0.999
 ) -> None:
-    """VE in continuous time: sigma times the score on [0, 1], reverse diffusion and Langevin."""
+    """Set VE in continuous time: sigma times the score on [0, 1], reverse diffusion, Langevin."""
     config.sde.name = "ve"
     config.sde.sigma_min = 0.01
     config.sde.sigma_max = sigma_max
@@ -126,15 +120,15 @@ def ve_discrete(
     num_timesteps: int = 1000,
     ema: float = 0.999,
 ) -> None:
-    """SMLD's levels: the network sees their index. Their likelihood is not defined between them."""
+    """Set SMLD's noise levels, whose index is the network's input; there is no likelihood."""
     ve(config, sigma_max=sigma_max, snr=snr, steps=num_timesteps, ema=ema)
     config.model.embedding = "positional"
     config.denoiser.conditioning = "reversed_timestep"
     config.denoiser.num_timesteps = num_timesteps
     config.loss.time_distribution = "timesteps"
     config.loss.num_timesteps = num_timesteps
-    config.sampling.grid = "levels"
-    config.sampling.finish = "denoise"
+    config.sampling.grid = "timesteps"
+    config.sampling.final_step = "denoise"
     config.eval.metrics = ("loss", "frechet")
 
 
@@ -143,26 +137,23 @@ def annealed_langevin(
     *,
     sigma_max: float,
     num_timesteps: int,
-    corrections: int,
+    corrector_steps: int,
     snr: float,
     lr: float,
     ema: float,
 ) -> None:
-    """NCSN and NCSNv2: SMLD's levels, no warm-up or clipping, and annealed Langevin dynamics."""
+    """Set SMLD's noise levels, no warm-up or clipping, and annealed Langevin dynamics."""
     ve_discrete(config, sigma_max=sigma_max, snr=snr, num_timesteps=num_timesteps, ema=ema)
     config.optim.lr = lr
     config.optim.warmup = 0
     config.optim.grad_clip = 0.0
     config.sampling.predictor = "none"
     config.sampling.corrector = "annealed_langevin"
-    config.sampling.corrections = corrections
-
-
-# Networks.
+    config.sampling.corrector_steps = corrector_steps
 
 
 def ddpm(config: ConfigDict, *, multipliers: tuple[int, ...] = (1, 2, 2, 2)) -> None:
-    """The network of Ho et al. 2020."""
+    """Set the network of Ho et al. 2020."""
     config.model.name = "ddpm"
     config.model.features = 128
     config.model.channel_multipliers = multipliers
@@ -172,7 +163,7 @@ def ddpm(config: ConfigDict, *, multipliers: tuple[int, ...] = (1, 2, 2, 2)) -> 
 
 
 def ddpmpp(config: ConfigDict, *, blocks: int = 4) -> None:
-    """DDPM++; 8 blocks a level make it deep, and its training shorter."""
+    """Set DDPM++; the deep one has 8 blocks per resolution and shorter training."""
     config.model.name = "ncsnpp"
     config.model.features = 128
     config.model.channel_multipliers = (1, 2, 2, 2)
@@ -187,7 +178,7 @@ def ddpmpp(config: ConfigDict, *, blocks: int = 4) -> None:
 
 
 def ncsnpp(config: ConfigDict, *, blocks: int = 4) -> None:
-    """NCSN++: DDPM++ with FIR resampling and a residual progressive input."""
+    """Set NCSN++: DDPM++ with FIR resampling and a residual progressive input."""
     ddpmpp(config, blocks=blocks)
     config.model.resample = "fir"
     config.model.progressive_input = "residual"
@@ -196,7 +187,7 @@ def ncsnpp(config: ConfigDict, *, blocks: int = 4) -> None:
 def ncsnpp_large(
     config: ConfigDict, *, features: int, multipliers: tuple[int, ...], blocks: int
 ) -> None:
-    """NCSN++ for 256 and 1024 pixels: progressive skips at both ends."""
+    """Set NCSN++ for 256 and 1024 pixels: progressive skips at both ends."""
     ncsnpp(config, blocks=blocks)
     config.model.features = features
     config.model.channel_multipliers = multipliers
@@ -205,15 +196,17 @@ def ncsnpp_large(
 
 
 def ncsnpp_256(config: ConfigDict) -> None:
+    """Set NCSN++ for 256 pixels."""
     ncsnpp_large(config, features=128, multipliers=(1, 1, 2, 2, 2, 2, 2), blocks=2)
 
 
 def ncsnpp_1024(config: ConfigDict) -> None:
+    """Set NCSN++ for 1024 pixels."""
     ncsnpp_large(config, features=16, multipliers=(1, 2, 4, 8, 16, 32, 32, 32), blocks=1)
 
 
 def ncsn(config: ConfigDict) -> None:
-    """NCSN v1 (Song and Ermon 2019), whose output is the score itself."""
+    """Set NCSN v1 (Song and Ermon 2019), whose output is the score itself."""
     config.model.name = "ncsn"
     config.model.features = 128
     config.model.num_timesteps = config.denoiser.num_timesteps
@@ -221,7 +214,7 @@ def ncsn(config: ConfigDict) -> None:
 
 
 def ncsnv2(config: ConfigDict, *, size: int = 64) -> None:
-    """NCSNv2 (Song and Ermon 2020)."""
+    """Set NCSNv2 (Song and Ermon 2020)."""
     config.model.name = "ncsnv2"
     config.model.features = 128
     config.model.size = size
@@ -233,21 +226,23 @@ def song_ermon(
     *,
     sigma_max: float,
     num_timesteps: int,
-    corrections: int,
+    corrector_steps: int,
     snr: float,
 ) -> None:
-    """NCSNv2, or NCSN with some of NCSNv2's techniques: those of the levels given, 5 the average.
+    """Set NCSNv2, or NCSN with some of NCSNv2's techniques, which the variant lists.
 
-    Without the techniques, NCSN has 10 levels up to 1 and 100 Langevin steps at each.
+    Techniques 1, 2 and 4 have the given noise levels and Langevin steps; technique 5 is the moving
+    average. Without techniques 1, 2 and 4, NCSN has 10 noise levels, sigma up to 1, and 100
+    Langevin steps at each.
     """
     kind = variant.partition("_")[2]
     if variant in ("ncsn", "ncsn_5"):
-        sigma_max, num_timesteps, corrections, snr = 1.0, 10, 100, 0.316
+        sigma_max, num_timesteps, corrector_steps, snr = 1.0, 10, 100, 0.316
     annealed_langevin(
         config,
         sigma_max=sigma_max,
         num_timesteps=num_timesteps,
-        corrections=corrections,
+        corrector_steps=corrector_steps,
         snr=snr,
         lr=1e-4 if variant == "ncsnv2" else 1e-3,
         ema=0.999 if variant == "ncsnv2" or kind.endswith("5") else 0.0,

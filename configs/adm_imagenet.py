@@ -1,4 +1,4 @@
-"""ADM on ImageNet, Dhariwal and Nichol 2021 (arXiv:2105.05233): for its published networks.
+"""Published networks of ADM on ImageNet, Dhariwal and Nichol 2021 (arXiv:2105.05233).
 
 python main.py --config=configs/adm_imagenet.py:256 --mode=import --source=FILE --workdir=runs/adm
 python main.py --config=configs/adm_imagenet.py:256 --mode=sample --workdir=runs/adm
@@ -10,9 +10,9 @@ python main.py --config=configs/adm_imagenet.py:256 --mode=sample --workdir=runs
     256_unconditional   256x256_diffusion_uncond.pt    552.8M
     512                 512x512_diffusion.pt           559.0M   7.72
 
-The file of `64` needs --attention_order=new too; no file tells. The figures are the published ones;
-none was measured with this code. Classifier guidance and the hybrid objective, which trains the
-variances, are not here yet.
+The file of `64` also needs --attention_order=new. The figures are those published; none was
+measured with this code. The published classifiers cannot be imported yet, and the hybrid objective,
+which trains the variances, is not implemented yet.
 """
 
 from ml_collections import ConfigDict
@@ -46,7 +46,7 @@ def get_config(variant: str = "64") -> ConfigDict:
 
 
 def adm(config: ConfigDict, *, features: int, multipliers: tuple[float, ...], blocks: int) -> None:
-    """ADM's network, with learned variances."""
+    """Set ADM's network, with learned variances."""
     config.model.name = "adm"
     config.model.features = features
     config.model.channel_multipliers = multipliers
@@ -56,7 +56,7 @@ def adm(config: ConfigDict, *, features: int, multipliers: tuple[float, ...], bl
 
 
 def adm_process(config: ConfigDict, *, schedule: str) -> None:
-    """DDPM's chain of 1000 levels, whose noise the network predicts."""
+    """Set DDPM's chain of 1000 timesteps; the network predicts the noise."""
     _song2021.vp_discrete(config)
     config.sde.schedule = schedule
     config.sampling.variance = "learned"

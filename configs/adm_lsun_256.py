@@ -1,4 +1,4 @@
-"""ADM on LSUN at 256 pixels, Dhariwal and Nichol 2021 (arXiv:2105.05233): for published networks.
+"""Published networks of ADM on LSUN at 256 pixels, Dhariwal and Nichol 2021 (arXiv:2105.05233).
 
 python main.py --config=configs/adm_lsun_256.py --mode=import --source=FILE --workdir=runs/adm
 python main.py --config=configs/adm_lsun_256.py --mode=sample --workdir=runs/adm
@@ -8,8 +8,8 @@ python main.py --config=configs/adm_lsun_256.py --mode=sample --workdir=runs/adm
     cat       lsun_cat.pt                     552.8M   5.57
     horse     lsun_horse.pt                   552.8M   2.57
 
-The figures are the published ones; none was measured with this code. The hybrid objective, which
-trains the variances, is not here yet.
+The figures are those published; none was measured with this code. The hybrid objective, which
+trains the variances, is not implemented yet.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""EDM on CIFAR-10, Karras et al. 2022 (arXiv:2206.00364): for its published networks.
+"""Published networks of EDM on CIFAR-10, Karras et al. 2022 (arXiv:2206.00364).
 
 python main.py --config=configs/edm_cifar10.py --mode=import --source=FILE --workdir=runs/edm
 python main.py --config=configs/edm_cifar10.py --mode=sample --workdir=runs/edm
@@ -9,9 +9,10 @@ python main.py --config=configs/edm_cifar10.py --mode=sample --workdir=runs/edm
     ncsnpp               uncond-ve                      56.4M
     ncsnpp_conditional   cond-ve                        56.4M
 
-FILE is a state dict made from EDM's pickle where that is trusted (`published/edm.py` says how). The
-figures are the published ones, with EDM's sampler and 35 network evaluations; none was measured
-with this code. EDM's training distribution is not here yet: training would draw t uniformly.
+FILE is a state dict made from EDM's pickle, which is code (`published/edm.py` explains how). The
+figures are those published, with EDM's sampler and 35 network evaluations; none was measured with
+this code. EDM's distribution of noise levels in training is not implemented yet: training draws t
+uniformly.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +34,7 @@ def get_config(variant: str = "ddpmpp") -> ConfigDict:
 
 
 def edm_process(config: ConfigDict, *, steps: int) -> None:
-    """EDM's noise, sigma 0.002 to 80 on [-1, 1], its preconditioning, and its sampler."""
+    """Set EDM's noise, sigma 0.002 to 80 on [-1, 1], its preconditioning, and its sampler."""
     config.sde.name = "edm"
     config.sde.sigma_max = 80.0
     config.denoiser.parameterization = "edm"
@@ -42,13 +43,13 @@ def edm_process(config: ConfigDict, *, steps: int) -> None:
     config.sampling.grid = "karras"
     config.sampling.t_min = 0.002 / 80
     config.sampling.steps = steps - 1
-    config.sampling.finish = "denoise"  # the last of their steps
+    config.sampling.final_step = "denoise"  # EDM's last step
 
 
 def edm_network(
     config: ConfigDict, network: str, *, multipliers: tuple[int, ...], dropout: float
 ) -> None:
-    """EDM's DDPM++ or NCSN++."""
+    """Set EDM's DDPM++ or NCSN++."""
     if network == "ncsnpp":
         _song2021.ncsnpp(config)
         config.model.embedding = "fourier"

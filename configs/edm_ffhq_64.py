@@ -1,4 +1,4 @@
-"""EDM on FFHQ at 64 pixels, Karras et al. 2022 (arXiv:2206.00364): for its published networks.
+"""Published networks of EDM on FFHQ at 64 pixels, Karras et al. 2022 (arXiv:2206.00364).
 
 python main.py --config=configs/edm_ffhq_64.py --mode=import --source=FILE --workdir=runs/edm
 python main.py --config=configs/edm_ffhq_64.py --mode=sample --workdir=runs/edm
@@ -7,8 +7,9 @@ python main.py --config=configs/edm_ffhq_64.py --mode=sample --workdir=runs/edm
     ddpmpp    vp                                 61.8M   (the default)
     ncsnpp    ve                                 62.8M
 
-FILE is a state dict made from EDM's pickle where that is trusted. The files for AFHQv2 fit too. No
-figure was measured with this code; 79 network evaluations as published.
+FILE is a state dict made from EDM's pickle, which is code (`published/edm.py` explains how). The
+files for AFHQv2 fit too. No figure was measured with this code. Sampling takes 79 network
+evaluations, as published.
 """
 
 from ml_collections import ConfigDict

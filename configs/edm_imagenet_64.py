@@ -1,11 +1,11 @@
-"""EDM on ImageNet at 64 pixels, Karras et al. 2022 (arXiv:2206.00364): for its published network.
+"""Published network of EDM on ImageNet at 64 pixels, Karras et al. 2022 (arXiv:2206.00364).
 
 python main.py --config=configs/edm_imagenet_64.py --mode=import --source=FILE --workdir=runs/edm
 python main.py --config=configs/edm_imagenet_64.py --mode=sample --workdir=runs/edm
 
-295.9M parameters, 1000 classes; published FID 1.36 with EDM's stochastic sampler and 511 network
-evaluations, as here; not measured with this code. FILE is a state dict made from EDM's pickle where
-that is trusted.
+295.9M parameters, 1000 classes. The published FID is 1.36, with EDM's stochastic sampler and 511
+network evaluations, as here; it was not measured with this code. FILE is a state dict made from
+EDM's pickle, which is code (`published/edm.py` explains how).
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,12 @@
-"""Improved DDPM on CIFAR-10, Nichol and Dhariwal 2021 (arXiv:2102.09672): for published networks.
+"""Published networks of Improved DDPM on CIFAR-10, Nichol and Dhariwal 2021 (arXiv:2102.09672).
 
 python main.py --config=configs/iddpm_cifar10.py --mode=import --source=FILE --workdir=runs/iddpm
 python main.py --config=configs/iddpm_cifar10.py --mode=sample --workdir=runs/iddpm
 
-FILE is such as cifar10_uncond_50M_500K.pt, of 52.5M parameters and 4000 levels with the cosine
-schedule. Published: FID 3.19 and 3.17 bits/dim with the hybrid objective, 2.94 bits/dim with the
-bound as the objective. None was measured with this code, and neither objective is here yet.
+FILE is, for example, cifar10_uncond_50M_500K.pt, with 52.5M parameters and 4000 timesteps of the
+cosine schedule. Published are FID 3.19 and 3.17 bits/dim with the hybrid objective, and 2.94
+bits/dim with the bound as the objective. None was measured with this code, and neither objective is
+implemented yet.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ def get_config() -> ConfigDict:
 
 
 def iddpm(config: ConfigDict, *, features: int, multipliers: tuple[int, ...]) -> None:
-    """The network of improved DDPM, and a chain of 4000 levels."""
+    """Set the network of Improved DDPM, and a chain of 4000 timesteps."""
     adm_imagenet.adm(config, features=features, multipliers=multipliers, blocks=3)
     config.model.attention_resolutions = (16, 8)
     config.model.heads = 4

@@ -1,4 +1,4 @@
-"""Improved DDPM on ImageNet at 64 pixels, Nichol and Dhariwal 2021 (arXiv:2102.09672).
+"""Published networks of Improved DDPM on ImageNet 64x64, Nichol and Dhariwal 2021 (2102.09672).
 
 python main.py --config=configs/iddpm_imagenet_64.py --mode=import --source=FILE --workdir=runs/in64
 python main.py --config=configs/iddpm_imagenet_64.py --mode=sample --workdir=runs/in64
@@ -7,8 +7,8 @@ python main.py --config=configs/iddpm_imagenet_64.py --mode=sample --workdir=run
     unconditional   imagenet64_uncond_100M_1500K.pt         121.1M   19.2   (the default)
     conditional     imagenet64_cond_270M_250K.pt            273.1M    2.92
 
-The figures are the published ones; none was measured with this code, and the objectives of the
-paper are not here yet.
+The figures are those published; none was measured with this code, and the objectives of the
+paper are not implemented yet.
 """
 
 from ml_collections import ConfigDict

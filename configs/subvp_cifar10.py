@@ -9,7 +9,7 @@ python main.py --config=configs/subvp_cifar10.py --mode=train
     ncsnpp_continuous         62.7M
     ncsnpp_deep              107.5M
 
-The figures are the published ones; none was measured with this code.
+The figures are those published; none was measured with this code.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ python main.py --config=configs/ve_bedroom.py --mode=train
     ncsnv2                  128
 
 No figures were published, and none was measured with this code. Repaired: the published NCSNv2
-misspells `continuous`, and so would train in continuous time on discrete labels.
+misspells `continuous`, and so trains in continuous time on discrete labels.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ def get_config(variant: str = "ncsnpp_continuous") -> ConfigDict:
             config,
             sigma_max=190.0,
             num_timesteps=1086,
-            corrections=3,
+            corrector_steps=3,
             snr=0.095,
             lr=1e-4,
             ema=0.9999,

@@ -3,16 +3,16 @@
 python main.py --config=configs/ve_celeba.py --mode=train
 
     variant      parameters   FID
-    ncsnpp            62.7M   about 2.5 (a remark of the author)   (the default)
-    ncsn              34.4M   10 levels, no average
+    ncsnpp            62.7M   about 2.5 (a remark by the author)   (the default)
+    ncsn              34.4M   10 noise levels, no average
     ncsn_5            34.4M   with technique 5 of NCSNv2, the average
-    ncsn_124          57.4M   with techniques 1, 2, 4: 500 levels up to 90
+    ncsn_124          57.4M   with techniques 1, 2, 4: 500 noise levels up to 90
     ncsn_1245         57.4M   with all four
     ncsnv2            34.0M
 
-The figures are the published ones; none was measured with this code. Repaired: the published NCSN
-networks lack the number of levels and one normalization, and could not run; one file sets
-`training.loss` where `training.sde` is read.
+The figures are those published; none was measured with this code. Repaired: the published NCSN
+networks lack the number of noise levels and one normalization, and cannot run; one file sets
+`training.loss`, but its code reads `training.sde`.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +30,6 @@ def get_config(variant: str = "ncsnpp") -> ConfigDict:
         _song2021.ncsnpp(config)
     else:
         _song2021.song_ermon(
-            config, variant, sigma_max=90.0, num_timesteps=500, corrections=5, snr=0.128
+            config, variant, sigma_max=90.0, num_timesteps=500, corrector_steps=5, snr=0.128
         )
     return config

@@ -1,4 +1,4 @@
-"""VE SDE on CIFAR-10, Song et al. 2021 (arXiv:2011.13456), and its ancestors NCSN and NCSNv2.
+"""VE SDE on CIFAR-10, Song et al. 2021 (arXiv:2011.13456), and its predecessors NCSN and NCSNv2.
 
 python main.py --config=configs/ve_cifar10.py --mode=train
 python main.py --config=configs/ve_cifar10.py:ncsnpp_deep --mode=eval
@@ -8,14 +8,14 @@ python main.py --config=configs/ve_cifar10.py:ncsnpp_deep --mode=eval
     ncsnpp                    62.7M    2.45   9.73
     ncsnpp_continuous         62.8M    2.38   9.83   (the default)
     ncsnpp_deep              107.6M    2.20   9.89
-    ncsn                      34.4M   25.32   8.87   NCSN v1: 10 levels, no average
+    ncsn                      34.4M   25.32   8.87   NCSN v1: 10 noise levels, no average
     ncsn_5                    34.4M                  with technique 5 of NCSNv2, the average
     ncsn_124                  44.8M                  with techniques 1, 2, 4: 232 levels up to 50
     ncsn_1245                 44.8M                  with all four
     ncsnv2                    34.0M   10.87   8.40
 
-The figures are the published ones; none was measured with this code. Repaired: the published NCSN
-networks lack the number of levels and one normalization, and could not run.
+The figures are those published; none was measured with this code. Repaired: the published NCSN
+networks lack the number of noise levels and one normalization, and cannot run.
 """
 
 from ml_collections import ConfigDict
@@ -39,7 +39,7 @@ def get_config(variant: str = "ncsnpp_continuous") -> ConfigDict:
     _song2021.check_variant(variant, VARIANTS)
     config = _song2021.cifar10()
     network, _, kind = variant.partition("_")
-    chain = {"sigma_max": 50.0, "num_timesteps": 232, "corrections": 5, "snr": 0.176}
+    chain = {"sigma_max": 50.0, "num_timesteps": 232, "corrector_steps": 5, "snr": 0.176}
     if network in ("ncsn", "ncsnv2"):
         _song2021.song_ermon(config, variant, **chain)
     else:

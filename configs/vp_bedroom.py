@@ -2,8 +2,8 @@
 
 python main.py --config=configs/vp_bedroom.py --mode=train
 
-111.6M parameters. Ho et al. 2020 (arXiv:2006.11239) report FID 4.90 of a larger network; none was
-measured with this code.
+111.6M parameters. Ho et al. 2020 (arXiv:2006.11239) report FID 4.90 for a larger network. No figure
+was measured with this code.
 """
 
 from ml_collections import ConfigDict

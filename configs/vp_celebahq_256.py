@@ -3,7 +3,7 @@
 python main.py --config=configs/vp_celebahq_256.py --mode=train --config.data.name=FOLDER
 
 111.6M parameters. No figures were published, and none was measured with this code. FOLDER holds the
-images. Repaired: the published file points to records of another size.
+images. Repaired: the published file refers to records of another size.
 """
 
 from ml_collections import ConfigDict

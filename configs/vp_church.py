@@ -2,8 +2,8 @@
 
 python main.py --config=configs/vp_church.py --mode=train
 
-111.6M parameters. Ho et al. 2020 (arXiv:2006.11239) report FID 7.89; none was measured with this
-code.
+111.6M parameters. Ho et al. 2020 (arXiv:2006.11239) report FID 7.89. No figure was measured with
+this code.
 """
 
 from ml_collections import ConfigDict

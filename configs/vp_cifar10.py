@@ -14,9 +14,9 @@ python main.py --config=configs/vp_cifar10.py:ddpmpp_deep --mode=eval
     ncsnpp_continuous         62.7M
     ncsnpp_deep              107.5M
 
-The figures are the published ones; none was measured with this code. Variants without `_continuous`
-that are not deep are trained on DDPM's 1000 levels; their bits/dim were published for the
-continuous process: import their file with the `_continuous` variant of the network to measure them.
+The figures are those published; none was measured with this code. Except for the deep ones,
+variants without `_continuous` train on DDPM's 1000 timesteps. Their bits/dim were published for the
+continuous process. To measure them, import the file with the `_continuous` variant.
 """
 
 from ml_collections import ConfigDict
@@ -51,6 +51,6 @@ def get_config(variant: str = "ddpmpp_continuous") -> ConfigDict:
         _song2021.ddpmpp(config, blocks=8 if kind == "deep" else 4)
     else:
         _song2021.ncsnpp(config, blocks=8 if kind == "deep" else 4)
-    if kind == "unconditional":  # in time: the network does not see the noise level
+    if kind == "unconditional":  # the noise level is not an input
         config.model.embedding = "none"
     return config

@@ -1,4 +1,4 @@
-"""VP SDE on scikit-learn's handwritten digits, 8x8 pixels, 17 grey levels: the two-minute example.
+"""VP SDE on scikit-learn's handwritten digits, 8x8 pixels, 17 gray levels: the two-minute example.
 
 python main.py --config=configs/vp_digits.py --mode=train
 python main.py --config=configs/vp_digits.py --mode=eval
@@ -7,8 +7,8 @@ python main.py --config=configs/vp_digits.py --mode=eval
     unet      DDPM's blocks             0.3M       0.082   0.08   (the default)
     dit       a small transformer       0.3M       0.098   0.41
 
-Measured, with one seed each. The variant conditional is the U-Net told the digit, for guidance
-without a classifier.
+Measured, with one seed each. The variant `conditional` is the U-Net conditioned on the digit, for
+classifier-free guidance.
 """
 
 from ml_collections import ConfigDict
@@ -24,8 +24,8 @@ def get_config(variant: str = "unet") -> ConfigDict:
     config = default.get_config()
     config.data.name = "digits"
 
-    # Smooth in time, where the published 999 t turns 159 times between t = 0 and 1: measured, a
-    # log-likelihood in the angle to 1e-5 takes 182 evaluations instead of 457.
+    # Smooth in time, while the embedding of the published 999 t turns 159 times from t = 0 to 1. As
+    # measured, a log-likelihood to 1e-5 takes 182 evaluations in the angle, instead of 457.
     config.denoiser.conditioning = "log_snr"
     config.model.dropout = 0.0
     config.optim.lr = 2e-3
@@ -58,7 +58,7 @@ def get_config(variant: str = "unet") -> ConfigDict:
     config.sampling.name = "unipc"
     config.sampling.grid = "quadratic"
     config.sampling.steps = 19
-    config.sampling.finish = "denoise"
+    config.sampling.final_step = "denoise"
     config.likelihood.probes = 2
     config.likelihood.rtol = 1e-4
     config.likelihood.atol = 1e-4

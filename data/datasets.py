@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from data.batches import HOLD_OUT
-from data.readers import DIGITS, Item, Reader, Split, reader_of
+from data.readers import DIGITS, Item, Reader, Split, gray_levels, reader_of
 from data.scaling import Quantizer
 from errors import require_choice, require_in
 
@@ -118,7 +118,7 @@ def load(
 
 def quantizer(name: str) -> Quantizer:
     """Return the quantizer of a data set, known without reading it."""
-    return Quantizer(gray_levels=reader_of(name).gray_levels)
+    return Quantizer(gray_levels=gray_levels(name))
 
 
 def train_count(name: str) -> int | None:

@@ -87,7 +87,7 @@ def read_images(
             array = array[None]
         if array.shape[1:] != shape:
             raise ValueError(
-                f"input={name!r} has shape {array.shape[1:]}, but must have {shape}; resize it first"
+                f"input={name!r} has shape {array.shape[1:]}, but must have {shape}; resize it"
             )
         found.append(array)
     images = np.concatenate(found)

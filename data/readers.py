@@ -54,15 +54,15 @@ Directory = str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """What is done with one kind of `config.data.name`.
+    """The treatment of one kind of `config.data.name`.
 
     Args:
         accepts: whether a name is of this kind.
         read: the splits of the data set, from its name and `config.data.dir`. Never downloads.
-        gray_levels: number of levels that stored images have.
+        gray_levels: number of levels in stored images.
         test_count: images to hold out where there is no test split; None for a tenth.
-        prepare: makes the data set ready to be read, from (name, data_dir, manual_dir), and returns
-            one line that says where it is; None where nothing has to be done.
+        prepare: prepares the data set from (name, data_dir, manual_dir) and returns one line that
+            says where it is; None where nothing has to be done.
     """
 
     accepts: Callable[[str], bool]
@@ -270,6 +270,13 @@ READERS: dict[str, Reader] = {
 def reader_of(name: str) -> Reader:
     """Return the row of `READERS` for a value of `config.data.name`."""
     return next(reader for reader in READERS.values() if reader.accepts(name))
+
+
+def gray_levels(name: str) -> int:
+    """Return the number of gray levels in a data set's images, known without reading them."""
+    # Only rows with fewer than 256 are tried: the others may import tensorflow-datasets.
+    few = (reader for reader in READERS.values() if reader.gray_levels < 256)
+    return next((reader.gray_levels for reader in few if reader.accepts(name)), 256)
 
 
 def prepare(name: str, *, data_dir: Directory = "", manual_dir: Directory = "") -> str:

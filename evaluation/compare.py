@@ -49,7 +49,7 @@ def compare(first: Path, second: Path) -> str:
             f"{files[0]} and {files[1]} were not measured alike: {'; '.join(phrases)}. Evaluate "
             "one again with the settings of the other"
         )
-    rows = [("", str(files[0]), str(files[1]), "difference")]
+    rows: list[tuple[str, ...]] = [("", str(files[0]), str(files[1]), "difference")]
     for metric in common:
         rows += _rows(metric, a[metric], b[metric], files)
     rows += [(name, *map(str, values(name)), "") for name in ours.difference(theirs, *_SHOWN)]
@@ -93,15 +93,18 @@ def _rows(metric: str, a: dict, b: dict, files: list[Path]) -> Iterator[tuple[st
         yield metric, f"{a['mean']:.4f}", f"{b['mean']:.4f}", _difference(a, b, error)
         return
     for features in sorted(a.keys() & b.keys()):
-        pairs = (a[features], b[features])
-        if "mean" in pairs[0] and "std" in pairs[0]:
-            yield metric, *map(_spread, pairs), _difference(*pairs, _over_seeds(*pairs))
+        ours, theirs = a[features], b[features]
+        if "mean" in ours and "std" in ours:
+            yield _seeds_row(metric, ours, theirs)
             continue
-        for name in sorted(pairs[0].keys() & pairs[1].keys()):
-            values = [pair[name] for pair in pairs]
-            if all(isinstance(value, dict) and "mean" in value for value in values):
-                label = f"{metric} {name}, {features}"
-                yield label, *map(_spread, values), _difference(*values, _over_seeds(*values))
+        for name in sorted(ours.keys() & theirs.keys()):
+            if all(isinstance(of[name], dict) and "mean" in of[name] for of in (ours, theirs)):
+                yield _seeds_row(f"{metric} {name}, {features}", ours[name], theirs[name])
+
+
+def _seeds_row(label: str, a: dict, b: dict) -> tuple[str, ...]:
+    """Return the row of two means over sampling seeds."""
+    return label, _spread(a), _spread(b), _difference(a, b, _over_seeds(a, b))
 
 
 def _difference(a: dict, b: dict, error: float | None) -> str:
@@ -120,8 +123,8 @@ def _over_seeds(a: dict, b: dict) -> float | None:
     Single seeds have standard errors of their own, or none.
     """
     if a["std"] is None or b["std"] is None:
-        errors = [v.get("standard_error") for v in (a, b)]
-        return None if None in errors else math.hypot(*errors)
+        first, second = a.get("standard_error"), b.get("standard_error")
+        return None if first is None or second is None else math.hypot(first, second)
     return math.sqrt(sum(v["std"] ** 2 / len(v["per_seed"]) for v in (a, b)))
 
 

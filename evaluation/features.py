@@ -69,13 +69,14 @@ def _classifier(experiment: Experiment, workdir: Workdir) -> Extractor:
     identity = digest((classifier.network.args, np.float64(t_min)))
 
     @jax.jit
-    def extract(classifier: Classifier, x: Float[Array, "batch h w c"]) -> Extracted:
+    def extract(classifier: Classifier, x: Float[Array, "batch h w c"]) -> tuple[Array, Array]:
         output = classifier.outputs(x, t_min)
-        return Extracted(output.features, jax.nn.softmax(output.logits))
+        return output.features, jax.nn.softmax(output.logits)
 
     def compute(images: Images) -> Extracted:
         x = scaler.forward(jnp.asarray(images, jnp.float32) / 255)
-        return Extracted(*map(np.asarray, extract(classifier, x)))
+        features, probabilities = extract(classifier, jnp.asarray(x))
+        return Extracted(np.asarray(features), np.asarray(probabilities))
 
     return Extractor("classifier", identity, compute)
 

@@ -211,7 +211,7 @@ def _error_budget(
     """
     experiment = evaluation.experiment
     count, ode, t_min = (
-        experiment.evaluation.ladder_images,
+        experiment.evaluation.error_budget_images,
         experiment.ode,
         experiment.likelihood.t_min,
     )
@@ -235,7 +235,7 @@ def _error_budget(
             "prior": prior_divergence(experiment.model.sde, x),
         }
 
-    depends_on = ("eval.ladder_images", "likelihood.")
+    depends_on = ("eval.error_budget_images", "likelihood.")
     found = _batches(evaluation, "error-budget", compute, depends_on=depends_on, chosen=chosen)
     used = first_draw[chosen]
     solver, truncation = in_bits(found["tight"]) - used, in_bits(found["bound"]) - used
@@ -244,7 +244,7 @@ def _error_budget(
         | {"largest": float(np.abs(solver).max()), "rtol": tight.rtol, "nfe": _mean(found["nfe"])},
         "truncation": _mean_and_error(truncation),
         "prior_mismatch": _mean(found["prior"]) * _nats_to_bits(experiment),
-        "ladder_images": len(chosen),
+        "error_budget_images": len(chosen),
     }
 
 

@@ -23,7 +23,7 @@ def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
         yield "  importance-weighted", f"{result['importance_weighted']:.4f}", note
     if "solver_error" in result:
         solver, truncation = result["solver_error"], result["truncation"]
-        images = f"on {result['ladder_images']} images"
+        images = f"on {result['error_budget_images']} images"
         note = f"{_error(solver['standard_error'])} rtol {solver['rtol']:.0e} less used, {images}"
         yield "  solver error", f"{solver['mean']:+.4f}", note
         error = _error(truncation["standard_error"])

@@ -20,6 +20,7 @@ from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
 from errors import ConfigError, require_choice, require_in
+from experiment.build_sampler import build_sampler, require_learned
 from experiment.class_guidance import Classes
 from experiment.data import Data
 from experiment.experiment import ClassifierModel, DiscreteBoundPlan, Experiment, Model
@@ -33,7 +34,6 @@ from experiment.options import (
 )
 from experiment.reader import Reader, config_errors
 from experiment.resolve import resolve
-from experiment.sampler import build_sampler, require_learned
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
 from losses import LOSSES, FisherDivergence
@@ -207,17 +207,15 @@ def _check_timesteps(
             f"{reader.config['sde']['name']!r} has no noise; choose uniform or stratified, or the "
             "sde ddpm, smld or ve"
         )
-    embedded = getattr(
-        network, "num_timesteps", None
-    )  # of a network that embeds an integer timestep
+    embedded = getattr(network, "num_timesteps", None)  # the network embeds an integer timestep
     fits = (
         denoiser.conditioning in ("timestep", "reversed_timestep")
         and denoiser.num_timesteps == embedded
     )
     if embedded and not fits:
         raise ConfigError(
-            f"config.model.num_timesteps={embedded} needs config.denoiser.num_timesteps="
-            f"{embedded} and conditioning reversed_timestep or timestep, not num_timesteps="
+            f"config.model.num_timesteps={embedded} needs config.denoiser.num_timesteps={embedded} "
+            "and conditioning reversed_timestep or timestep, not num_timesteps="
             f"{denoiser.num_timesteps} and {denoiser.conditioning!r}"
         )
 
@@ -267,7 +265,7 @@ def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBound
         require_learned(reader, "discrete_bound")
     with config_errors("discrete_bound"):
         times = schedule.of(sde)
-    reader.record("discrete_bound", steps=len(times) - (schedule.grid != "levels"))
+    reader.record("discrete_bound", steps=len(times) - (schedule.grid != "timesteps"))
     return DiscreteBoundPlan(options, times, clipping)
 
 

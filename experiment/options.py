@@ -69,8 +69,9 @@ class DenoiserOptions:
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
         if self.energy and self.parameterization == "eps_learned_variance":
             raise ValueError(
-                "energy=True needs a network with one output, not the two of config.denoiser."
-                "parameterization='eps_learned_variance'; choose eps, or set energy=False"
+                "energy=True needs a network with one output, not the two of "
+                "config.denoiser.parameterization='eps_learned_variance'; choose eps, or set "
+                "energy=False"
             )
 
 
@@ -161,7 +162,7 @@ class EvaluationOptions:
         seed: seed of noise, trace probes and dequantization.
         loss_repeats: times and noises per test image.
         dequantizations: draws per test image.
-        ladder_images: test images on which solver error and truncation are measured.
+        error_budget_images: test images on which solver error and truncation are measured.
         samples: images per sampling seed.
         sampling_seeds: number of seeds, from `config.sampling.seed` on.
         features: names in `evaluation.features.FEATURES`.
@@ -179,7 +180,7 @@ class EvaluationOptions:
     seed: int = 0
     loss_repeats: int = 10
     dequantizations: int = 5
-    ladder_images: int = 32
+    error_budget_images: int = 32
     samples: int = 1500
     sampling_seeds: int = 1
     features: tuple = ("pixels",)
@@ -189,7 +190,7 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         _require_all_in(self, "[1, inf)", "loss_repeats", "dequantizations", "sampling_seeds")
-        _require_all_in(self, "[0, inf)", "seed", "ladder_images")
+        _require_all_in(self, "[0, inf)", "seed", "error_budget_images")
         require_in("samples", self.samples, "[2, inf)")
 
 

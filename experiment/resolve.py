@@ -35,7 +35,7 @@ def resolve(
         resolved["sampling"]["clip"] = resolved["sampling"]["clip"] or "range"
     bound = resolved["discrete_bound"]
     if bound["grid"] is None:
-        bound["grid"] = "levels" if is_chain(resolved["sde"]["name"]) else "log_snr"
+        bound["grid"] = "timesteps" if is_chain(resolved["sde"]["name"]) else "log_snr"
     return resolved
 
 

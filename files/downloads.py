@@ -1,7 +1,7 @@
-"""Files from the web: fetched once, resumed where a fetch has stopped, checked before they count.
+"""Files from the web: downloaded once, resumed after an interruption, checked before use.
 
-What has arrived waits beside the final name under <name>.partial, and takes the final name when its
-SHA-256 is the expected one.
+The bytes received so far lie beside the final name in <name>.partial. The file takes its final name
+when its SHA-256 is the expected one.
 """
 
 import http.client
@@ -14,24 +14,24 @@ from typing import Any
 from files.writing import sha256_of
 
 _CHUNK = 1 << 20  # bytes
-_NOT_SATISFIABLE = 416  # there is nothing in the file from the asked byte on
+_NOT_SATISFIABLE = 416  # the file ends before the first byte requested
 
 
 def download(url: str, path: Path, *, sha256: str, remedy: str, timeout: float = 20.0) -> None:
-    """Fetches `url` to `path`, with a progress bar on a terminal; goes on where a fetch stopped.
+    """Download `url` to `path`, with a progress bar on a terminal; resume a partial download.
 
     Args:
-        url: of http or https.
-        path: the file's final name; its folder is made if need be.
+        url: http or https.
+        path: the file's final name; its folder is made if missing.
         sha256: of the whole file, 64 hexadecimal digits.
-        remedy: what messages say can be done instead, such as where to put the file by hand.
-        timeout: seconds without an answer before it is given up.
+        remedy: the end of every message, such as where to put the file by hand.
+        timeout: seconds to wait for the server.
 
     Raises:
-        ConnectionError: the address cannot be reached, or the transfer has stopped before its end;
-            what has arrived is kept for the next call.
-        OSError: the file cannot be written.
-        ValueError: the whole file has another SHA-256; it is deleted.
+        ConnectionError: if the address cannot be reached, or the transfer stops before its end. The
+            next call continues with the bytes received.
+        OSError: if the file cannot be written.
+        ValueError: if the whole file has another SHA-256; it is deleted.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -50,30 +50,29 @@ def download(url: str, path: Path, *, sha256: str, remedy: str, timeout: float =
     finally:
         if partial.exists() and partial.stat().st_size == 0:
             partial.unlink()
-    raise ValueError(f"{url}: the file's sha256 is {found}, expected {sha256}; {remedy}")
+    raise ValueError(f"{url}: its sha256 is {found}, expected {sha256}; {remedy}")
 
 
 def _fetch(url: str, file: Any, name: str, timeout: float) -> None:
-    """Appends to `file`, open for appending, what it lacks of the contents of `url`.
+    """Append to `file`, open for appending, the rest of the contents of `url`.
 
     Raises:
-        ConnectionError: it cannot be reached, or the transfer has stopped; without the address.
-        OSError: the file cannot be written.
+        ConnectionError: if the server cannot be reached or the transfer stops; without the address.
+        OSError: if the file cannot be written.
     """
     from tqdm import tqdm
 
     start = file.tell()
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
-        # Opens http and https alone: the address is not a user's.
         response = urllib.request.urlopen(
             urllib.request.Request(url, headers=headers), timeout=timeout
         )
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == _NOT_SATISFIABLE and start:  # all of it is here: its checksum tells
+            if error.code == _NOT_SATISFIABLE and start:  # complete, as the checksum will show
                 return
-        raise ConnectionError(f"the server answers {error.code} {error.reason}") from error
+        raise ConnectionError(f"the server replied {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error or type(error).__name__
         raise ConnectionError(f"it cannot be reached ({reason})") from error
@@ -91,7 +90,7 @@ def _fetch(url: str, file: Any, name: str, timeout: float) -> None:
         file.flush()
         if total is not None and file.tell() < total:
             raise ConnectionError(
-                f"the transfer ended after {file.tell()} of {total} bytes; run again to go on"
+                f"the transfer ended after {file.tell()} of {total} bytes; run again to continue"
             )
 
 
@@ -100,5 +99,5 @@ def _next_chunk(response: http.client.HTTPResponse) -> bytes:
         return response.read(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
         raise ConnectionError(
-            f"the transfer has stopped ({error or type(error).__name__}); run again to go on"
+            f"the transfer has stopped ({error or type(error).__name__}); run again to continue"
         ) from error

@@ -1,4 +1,4 @@
-"""Image grids, PNG and GIF."""
+"""Image grids as arrays, and PNG and GIF files of uint8 images with 1 or 3 channels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,12 @@ Images = UInt8[np.ndarray, "count height width channels"]
 
 
 def image_grid(images: Images, *, columns: int | None = None) -> UInt8[np.ndarray, "h w c"]:
-    """Tile images, roughly square, with a one-pixel gap; tiny ones are enlarged to be seen."""
+    """Tile images with a one-pixel gray gap.
+
+    Args:
+        images: in reading order. Those below 40 pixels are enlarged by a whole factor.
+        columns: images per row; None for a roughly square grid.
+    """
     count, height, width, channels = images.shape
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
@@ -25,20 +30,20 @@ def image_grid(images: Images, *, columns: int | None = None) -> UInt8[np.ndarra
     return grid[:-1, :-1].repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _picture(array: UInt8[np.ndarray, "h w c"]) -> Any:
+def _pil_image(array: UInt8[np.ndarray, "h w c"]) -> Any:
     from PIL import Image
 
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
 def write_png(path: Path, array: UInt8[np.ndarray, "h w c"]) -> None:
-    """Write an image of 1 or 3 channels as PNG."""
-    write_file(path, lambda temporary: _picture(array).save(temporary))
+    """Write an image as PNG."""
+    write_file(path, lambda temporary: _pil_image(array).save(temporary))
 
 
 def write_gif(path: Path, frames: Sequence[UInt8[np.ndarray, "h w c"]]) -> None:
-    """Write an animation, 15 frames a second, that rests on its last frame for two seconds."""
-    first, *rest = [_picture(frame) for frame in frames]
+    """Write an animation at 15 frames per second whose last frame stays for two seconds."""
+    first, *rest = [_pil_image(frame) for frame in frames]
     durations = [66] * len(rest) + [2000]
     write_file(
         path,

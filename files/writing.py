@@ -1,6 +1,7 @@
-"""What people look at: metrics.jsonl, TensorBoard, image grids, animations and small tables.
+"""Writing files atomically, and their checksums.
 
-Files appear whole or not at all: each is written beside its final name and then moved there.
+A file appears whole or not at all: it is written beside its final name and then moved there, which
+file systems do in one step. Readers never see half of it, and a failed write leaves the old file.
 """
 
 import hashlib
@@ -36,6 +37,6 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits."""
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -84,8 +84,8 @@ class ClassifierFreeGuidance:
             return dataclasses.replace(unclipped, labels=labels).predict(x, t)
 
         # vmap evaluates the network once, at twice the batch.
-        null_labels = jnp.full_like(denoiser.labels, self.null_label)
-        pair = jax.vmap(predict)(jnp.stack([denoiser.labels, null_labels]))
+        labels = jnp.asarray(denoiser.labels)
+        pair = jax.vmap(predict)(jnp.stack([labels, jnp.full_like(labels, self.null_label)]))
         of_class = jax.tree.map(lambda leaf: leaf[0], pair)
         of_null = jax.tree.map(lambda leaf: leaf[1], pair)
         x0 = of_null.x0 + self.scale * (of_class.x0 - of_null.x0)

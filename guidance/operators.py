@@ -90,7 +90,9 @@ class LinearOperator:
 
     @property
     def _output(self) -> jax.ShapeDtypeStruct:
-        return jax.eval_shape(self.function, jax.ShapeDtypeStruct((1, *self.shape), float))
+        return jax.eval_shape(
+            self.function, jax.ShapeDtypeStruct((1, *self.shape), jnp.result_type(float))
+        )
 
     def __call__(self, x: Batch) -> Batch:
         """Return A x (batch, *measurement_shape) of x (batch, *shape); ValueError otherwise."""
@@ -203,7 +205,8 @@ def from_function(
     )
     try:
         jax.eval_shape(
-            operator.adjoint, jax.ShapeDtypeStruct((1, *operator.measurement_shape), float)
+            operator.adjoint,
+            jax.ShapeDtypeStruct((1, *operator.measurement_shape), jnp.result_type(float)),
         )
     except (NotImplementedError, TypeError, AssertionError) as error:
         raise ValueError(f"function={function} is not linear, so it has no adjoint") from error

@@ -51,7 +51,7 @@ class Projection:
         alpha = expand_like(sde.alpha(t), self.measurement)
         return self._toward(alpha * self.measurement + self.operator(noised), x)
 
-    def finish(self, x0: Batch) -> Batch:
+    def project_final(self, x0: Batch) -> Batch:
         """Return the final samples moved toward the measurement."""
         return self._toward(self.measurement, x0)
 

@@ -42,6 +42,6 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
 def _times(experiment: Experiment) -> np.ndarray:
     sde = experiment.model.sde
     if getattr(sde, "num_timesteps", None):
-        return Schedule(grid="levels").of(sde)
+        return Schedule(grid="timesteps").of(sde)
     steps = experiment.analytic_dpm.num_times - 1
     return Schedule(grid="log_snr", steps=steps, t_min=experiment.sampler.solve.t_min).of(sde)

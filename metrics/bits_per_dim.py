@@ -1,14 +1,13 @@
-r"""From nats to bits/dim, with nothing hidden in a constant, and how far the mean can be trusted.
+r"""Bits/dim from nats, without hidden constants, and the standard errors of the mean.
 
-Images hold levels k in {0, ..., L - 1}. Uniform dequantization y = a (k + u) / L + b, u ~ U[0, 1),
-turns a density of y into a lower bound on the probability of k (Theis et al. 2016,
+Images hold gray levels k in {0, ..., L - 1}. Uniform dequantization y = a (k + u) / L + b with
+u ~ U[0, 1) turns a density of y into a lower bound on the probability of k (Theis et al. 2016,
 arXiv:1511.01844, Section 3.1):
 
     bits/dim = -(E_u log p(y) + log |dy / dk|) / (D log 2)
 
-where log |dy/dk| is the sum of the quantizer's and the scaler's log-determinants. With K draws of u
-the mean of p(y), rather than that of log p(y), is a tighter bound (Burda et al. 2016,
-arXiv:1509.00519):
+where log |dy/dk| is the sum of the quantizer's and the scaler's log-determinants. With K draws of
+u, the mean of p(y) instead of log p(y) gives a tighter bound (Burda et al. 2016, arXiv:1509.00519):
 
     log P(k) >= E log (1 / K) sum_j p(y_j) + log |dy / dk| >= E_u log p(y) + log |dy / dk|
 """
@@ -23,21 +22,20 @@ from jaxtyping import Float
 def bits_per_dim(
     nats: Float[np.ndarray, "..."], *, log_det: float, dims: int
 ) -> Float[np.ndarray, "..."]:
-    """Bits/dim from the log-density of scaled, dequantized images.
+    """Return bits/dim from the log-density of scaled, dequantized images.
 
     Args:
-      nats: log p(y), any shape.
-      log_det: log |dy / dk| in nats over all dimensions, for y the network's input and k levels.
-      dims: number of dimensions of an image, height x width x channels.
+        nats: log p(y), any shape.
+        log_det: log |dy / dk| in nats over all dimensions, for the network's input y and levels k.
+        dims: dimensions per image, height x width x channels.
     """
     return -(np.asarray(nats, np.float64) + log_det) / (dims * math.log(2))
 
 
 def importance_weighted(nats: Float[np.ndarray, "draws images"]) -> Float[np.ndarray, "images"]:
-    """log (1 / K) sum_j p(y_j) of each image, from log p(y_j) of K draws.
+    """Return log (1 / K) sum_j p(y_j) per image, from log p(y_j) of K draws.
 
-    A bound only if log p is exact: an estimate's noise, which exp makes positive on average, would
-    be taken for probability.
+    This is a bound only if log p is exact: exp turns an estimate's noise into probability.
     """
     nats = np.asarray(nats, np.float64)
     largest = nats.max(axis=0)
@@ -45,13 +43,16 @@ def importance_weighted(nats: Float[np.ndarray, "draws images"]) -> Float[np.nda
 
 
 class Estimate(NamedTuple):
-    """A mean over images, draws and probes, and the standard errors that each leaves in it.
+    """A mean over images, draws and probes, and its standard errors.
 
-    over_images: of the mean over these images, as a sample of all images.
-    over_draws: what other dequantizations would change, for these images.
-    over_probes: what other trace probes would change; None if a single one cannot tell, and then
-      over_draws has it too.
-    An error that a single image or draw cannot tell is None as well.
+    An error is None where there is a single image, draw or probe.
+
+    Attributes:
+        mean: over all values.
+        over_images: error from having these images, a sample of all images.
+        over_draws: error from the dequantization noise, for these images. It includes over_probes
+            where that is None.
+        over_probes: error from the trace probes, for these images.
     """
 
     mean: float
@@ -61,10 +62,14 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Float[np.ndarray, "draws images probes"], *, exact: bool = False) -> Estimate:
-    """Mean and standard errors; `exact` says that values have no noise of probes.
+    """Return the mean and its standard errors.
 
-    Draws and probes of different images are independent, so the variances within images add up:
-    far steadier than the scatter of the few means over all images.
+    Draws and probes are independent between images, so the variances within images add up. Their
+    sum is far steadier than the scatter of the few means over all images.
+
+    Args:
+        values: for instance in bits/dim.
+        exact: whether the values are free of probe noise.
     """
     values = np.asarray(values, np.float64)
     draws, images, probes = values.shape
@@ -81,8 +86,8 @@ def estimate(values: Float[np.ndarray, "draws images probes"], *, exact: bool = 
     if draws > 1:
         both = by_draw.var(axis=0, ddof=1).sum() / (draws * images**2)
         over_draws = math.sqrt(max(both - (over_probes or 0.0) ** 2, 0.0))
-    return Estimate(float(values.mean()), *map(_plain, (over_images, over_draws, over_probes)))
+    return Estimate(float(values.mean()), *map(_to_float, (over_images, over_draws, over_probes)))
 
 
-def _plain(value: float | None) -> float | None:
+def _to_float(value: float | None) -> float | None:
     return None if value is None else float(value)

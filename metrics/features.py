@@ -1,4 +1,8 @@
-"""Feature extractors: from images to the numbers that distances between sets of images compare."""
+"""Feature extractors: functions from images to the numbers that metrics compare.
+
+An extractor maps uint8 images 0..255 to float features, and to class probabilities if it is a
+classifier. `PIXELS` is here; Inception-v3 is in `metrics.inception`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +15,7 @@ Images = UInt8[np.ndarray, "batch h w c"]
 
 
 class Extracted(NamedTuple):
-    """Features of images, and the class probabilities of extractors that are classifiers."""
+    """Features of images, and class probabilities if the extractor is a classifier."""
 
     features: Float[np.ndarray, "batch features"]
     probabilities: Float[np.ndarray, "batch classes"] | None
@@ -19,12 +23,12 @@ class Extracted(NamedTuple):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A function from images 0..255 to features, with a name for people and an identity.
+    """A function from images 0..255 to features, with a name and an identity.
 
     Attributes:
-      name: as in config.eval.features.
-      digest: tells apart what computes other features: weights, resizing, value range.
-      compute: the function; `__call__` checks what goes in and comes out.
+        name: as in config.eval.features.
+        digest: differs between extractors with other weights, resizing or value range.
+        compute: the function; `__call__` checks its input and output.
     """
 
     name: str
@@ -32,14 +36,14 @@ class Extractor:
     compute: Callable[[Images], Extracted]
 
     def __call__(self, images: Images) -> Extracted:
-        """Features of uint8 images (batch, height, width, channels).
+        """Return the features of uint8 images (batch, height, width, channels).
 
         Raises:
-          ValueError: for images that are not uint8, and for features that are not finite.
+            ValueError: for images that are not uint8, and for features that are not finite.
         """
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(
-                f"features={self.name!r} are of uint8 images (batch, height, width, channels), "
+                f"features={self.name!r} need uint8 images (batch, height, width, channels), "
                 f"got {images.dtype} {images.shape}"
             )
         extracted = self.compute(images)
@@ -56,5 +60,5 @@ def _pixels(images: Images) -> Extracted:
     return Extracted(images.reshape(len(images), -1) / np.float32(255), None)
 
 
-# The pixels themselves, in [0, 1]: for tiny grey-level images; they need no network.
+# The pixels themselves, in [0, 1], for tiny gray images.
 PIXELS = Extractor("pixels", "pixels", _pixels)

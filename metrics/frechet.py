@@ -2,14 +2,14 @@ r"""Frechet distance between two sets of features, each summarized by its mean a
 
     d^2 = || m_1 - m_2 ||^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^{1/2})
 
-(Dowson & Landau 1982; Heusel et al. 2017, arXiv:1706.08500). With C_1 = R R^T, the last trace is
-the sum of the roots of the eigenvalues of the symmetric R^T C_2 R: faster and steadier than a
-matrix square root, and no trouble for singular covariances. Features stream in float64: no matrix
-of all features is ever held.
+(Dowson & Landau 1982; Heusel et al. 2017, arXiv:1706.08500). With C_1 = R R^T, the trace of the
+root is the sum of the roots of the eigenvalues of the symmetric R^T C_2 R. This is faster and
+steadier than a matrix square root, and singular covariances are no trouble. Features stream in
+float64, and no matrix of all features is ever held.
 
-The spread of d^2 over sets of samples comes from contiguous groups of images, whose sums are all
-that is kept: the jackknife that leaves out a group at a time, and a bootstrap of its pseudo-values
-(Efron & Tibshirani 1993, Sections 11.5 and 12.5).
+The spread of d^2 over sets of samples comes from contiguous groups of images, of which only sums
+are kept: by the jackknife that leaves out one group at a time, and by a bootstrap of its
+pseudo-values (Efron & Tibshirani 1993, Sections 11.5 and 12.5).
 """
 
 import math
@@ -19,13 +19,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from errors import require_in
+
 _BLOCK = 256  # images whose features are multiplied at a time
-_KEPT = 20 * 2048**2  # entries of all groups' outer products, at most: 0.7 GB
-_FEWEST = 5  # groups that tell a spread
+_MAX_ENTRIES = 20 * 2048**2  # of all groups' outer products: 0.7 GB
+_MIN_GROUPS = 5  # for a spread
 
 
 def check_features(features: Float[np.ndarray, "n features"], *, first: int = 0) -> None:
-    """Raise ValueError unless all features are finite; row 0 is that of image `first`."""
+    """Raise ValueError unless all features are finite; row 0 belongs to image `first`."""
     bad = ~np.isfinite(features).all(axis=1)
     if bad.any():
         raise ValueError(
@@ -44,7 +46,7 @@ def check_alike(a: int, b: int) -> None:
 class Statistics:
     """Count, mean and (unbiased) covariance of features.
 
-    The count is None for statistics from other projects' files, which do not tell it.
+    The count is None for statistics from other projects' files, which do not hold it.
     """
 
     count: int | None
@@ -53,78 +55,82 @@ class Statistics:
 
     @property
     def rank_deficient(self) -> bool:
-        """Whether images are so few (count <= features) that the covariance is singular.
+        """Whether the covariance is singular for lack of images (count <= features).
 
-        The distance is finite then, but much too large. False where the count is not known.
+        The distance is then finite, but much too large. False where the count is unknown.
         """
         return self.count is not None and self.count <= self.mean.size
 
 
 class Accumulator:
-    """Mean and covariance of the features of `total` images, which come in batches, in order.
+    """Mean and covariance of the features of `total` images, added in batches, in order.
 
-    The images fall into contiguous groups, as equal as can be. Of each its sum and outer product
-    are kept. The result is the same, bit for bit, however the images are cut into batches.
+    The images fall into contiguous groups of nearly equal size, whose sums and outer products are
+    kept. The result is the same, bit for bit, for every division into batches.
 
     Args:
-      total: number of images, at least 2. Exactly so many must come.
-      groups: for `frechet_interval`; 1 where only the statistics are wanted. Fewer are kept of
-        fewer images, and where 8 groups features^2 bytes would be over 0.7 GB (20 groups of more
-        than 2048 features), but not fewer than 5.
+        total: number of images that will be added, at least 2.
+        groups: number of groups for `frechet_interval`; 1 if only the statistics are wanted. It is
+            reduced to the number of images, and to at least 5 where the groups' outer products
+            would need over 0.7 GB (20 groups of more than 2048 features).
+
+    Raises:
+        ValueError: for total < 2 or groups < 1.
     """
 
     def __init__(self, total: int, *, groups: int = 20) -> None:
         if total < 2:
             raise ValueError(f"total={total} images are too few; statistics need at least 2")
-        if groups < 1:
-            raise ValueError(f"groups={groups} must be at least 1")
+        require_in("groups", groups, "[1, inf)")
         self.total, self.count, self.groups = total, 0, min(groups, total)
-        self._block: Float[np.ndarray, "rows features"] | None = None
+        self._block: np.ndarray | None = None  # features that are not multiplied yet
 
     def add(self, features: Float[np.ndarray, "batch features"]) -> None:
-        """Take in the features of the next images.
+        """Add the features of the next images.
 
         Raises:
-          ValueError: for features that are not finite, that differ in number from those before, or
-            that are of more images than `total`. Nothing is taken in then.
+            ValueError: for features that are not finite or differ in number from those before, and
+                for more than `total` images. Then nothing is added.
         """
         check_features(features, first=self.count)
         if self.count + len(features) > self.total:
             raise _wrong_count(self.total, self.count + len(features))
         if self._block is None:
-            self._allocate(features.shape[1])
-        check_alike(self._block.shape[1], features.shape[1])
+            self._block = self._allocate(features.shape[1])
+        block = self._block
+        check_alike(block.shape[1], features.shape[1])
         self.count += len(features)
         while len(features):
-            # Only whole blocks are multiplied, with edges that know nothing of the batches.
+            # Only whole blocks are multiplied, and their edges do not depend on the batches.
             group, rows = self._blocks[0]
             part = features[: rows - self._filled]
-            self._block[self._filled : self._filled + len(part)] = part
+            block[self._filled : self._filled + len(part)] = part
             self._filled, features = self._filled + len(part), features[len(part) :]
             if self._filled == rows:
-                self._multiply(group, self._block[:rows])
+                self._multiply(group, block[:rows])
                 self._filled = 0
                 del self._blocks[0]
 
     def statistics(self, *, without: int | None = None) -> Statistics:
-        """Statistics of all images, or of those that are not of one group.
+        """Return the statistics of all images, or of all except one group's.
 
         Raises:
-          ValueError: unless `total` images have come.
+            ValueError: unless `total` images were added.
         """
         if self.count != self.total:
             raise _wrong_count(self.total, self.count)
         kept = np.arange(self.groups) != without
         count = int(self._counts[kept].sum())
         mean = self._sums[kept].sum(axis=0) / count
-        # A product with 0 and 1, because indexing would copy the matrices.
+        # Multiplied by 0 and 1, because indexing would copy the matrices.
         covariance = np.tensordot(kept.astype(np.float64), self._outer, axes=1)
         covariance -= count * np.outer(mean, mean)
         covariance /= count - 1
         return Statistics(count, self._shift + mean, covariance)
 
-    def _allocate(self, features: int) -> None:
-        self.groups = min(self.groups, max(_FEWEST, _KEPT // features**2))
+    def _allocate(self, features: int) -> Float[np.ndarray, "rows features"]:
+        """Make the groups and their sums, and return the block of features to fill."""
+        self.groups = min(self.groups, max(_MIN_GROUPS, _MAX_ENTRIES // features**2))
         edges = np.arange(self.groups + 1) * self.total // self.groups
         self._counts = np.diff(edges)
         self._blocks = [
@@ -132,10 +138,11 @@ class Accumulator:
             for group, count in enumerate(self._counts)
             for first in range(0, count, _BLOCK)
         ]
-        self._block, self._filled = np.empty((_BLOCK, features)), 0
+        self._filled = 0
         self._shift: np.ndarray | None = None
         self._sums = np.zeros((self.groups, features))
         self._outer = np.zeros((self.groups, features, features))
+        return np.empty((_BLOCK, features))
 
     def _multiply(self, group: int, block: Float[np.ndarray, "rows features"]) -> None:
         # Shifted by the first block's mean, sums of squares do not cancel.
@@ -146,16 +153,16 @@ class Accumulator:
 
 
 def _wrong_count(total: int, got: int) -> ValueError:
-    return ValueError(f"total={total} images were announced, got {got}; each must come once")
+    return ValueError(f"total={total} images were announced, got {got}; add each image once")
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """d^2 between two Gaussians; 0 for equal ones, finite for singular covariances.
+    """Return d^2 between two Gaussians: 0 for equal ones, finite for singular covariances.
 
     Raises:
-      ValueError: if the features differ in number.
+        ValueError: if the features differ in number.
     """
-    if a.rank_deficient:  # the other's root may come cheaper
+    if a.rank_deficient:  # the other's root may be cheaper
         a, b = b, a
     return _distance(a, _root(a.covariance), b)
 
@@ -163,7 +170,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 class Interval(NamedTuple):
     """A Frechet distance, its standard error and its 95% interval over sets of samples.
 
-    `corrected` is the distance less its bias; None for too few images to tell.
+    `corrected` is the distance minus its bias; None where images are too few to estimate it.
     """
 
     distance: float
@@ -176,31 +183,34 @@ class Interval(NamedTuple):
 def frechet_interval(
     drawn: Accumulator, reference: Statistics, *, replicates: int = 1000, seed: int = 0
 ) -> Interval:
-    """d^2 of samples to a fixed reference, and how far it would move with other samples.
+    """Return d^2 of samples to a fixed reference, with its spread over sets of samples.
 
     With G groups and d_g^2 the distance without group g, the pseudo-values p_g = G d^2 - (G - 1)
-    d_g^2 behave as independent values whose mean is d^2 less its bias of order 1 / count, and
+    d_g^2 behave as independent values whose mean is d^2 minus its bias of order 1 / count, and
 
         standard error s = std(p_g) / sqrt(G),
         interval = [d^2 - s t_{0.975}, d^2 - s t_{0.025}]
 
     where t_q are quantiles of (mean(p*) - mean(p)) / s(p*) over sets p* of G pseudo-values drawn
-    with replacement. Distances of sets of groups drawn with replacement would be simpler, but a set
-    that repeats a group more often has fewer different images and so more bias: where images are
-    few for the number of features, that spread is several times too large.
+    with replacement. Distances of groups drawn with replacement would be simpler. But a draw that
+    repeats groups has fewer different images and so more bias: where images are few for the number
+    of features, its spread is several times too large.
 
-    The interval holds d^2 of as many other samples on average, bias included: `corrected` is not
-    at its centre. The reference's sampling error is not in it. Twenty groups tell s within about
-    16%; where samples are as good as the reference's, s is up to sqrt(2) too large.
+    The interval covers the mean d^2 of other samples of the same number, bias included, so
+    `corrected` is not its center. It ignores the reference's sampling error. Twenty groups estimate
+    s within about 16%; where samples are as good as the reference's, s is up to sqrt(2) too large.
 
     Args:
-      replicates: sets p*; they cost nothing.
+        drawn: the samples' features.
+        reference: statistics of the reference.
+        replicates: number of sets p*, which are cheap.
+        seed: decides the sets p*.
 
     Raises:
-      ValueError: for fewer than 5 groups or 100 replicates, and as `frechet_distance` does.
+        ValueError: for fewer than 5 groups or 100 replicates, and as `frechet_distance`.
     """
     groups = drawn.groups
-    if groups < _FEWEST or replicates < 100:
+    if groups < _MIN_GROUPS or replicates < 100:
         raise ValueError(
             f"groups={groups} and replicates={replicates}: an interval needs at least 5 and 100"
         )
@@ -212,9 +222,9 @@ def frechet_interval(
     sets = pseudo[np.random.default_rng(seed).integers(0, groups, (replicates, groups))]
     errors = sets.std(axis=1, ddof=1) / math.sqrt(groups)
     t = sets.mean(axis=1) - pseudo.mean()
-    np.divide(t, errors, out=t, where=errors > 0)  # 0 / 0 where all groups tell the same
+    np.divide(t, errors, out=t, where=errors > 0)  # 0 / 0 where all groups are equal
     low, high = distance - error * np.quantile(t, (0.975, 0.025))
-    too_few = statistics.count * (groups - 1) <= groups * statistics.mean.size
+    too_few = drawn.total * (groups - 1) <= groups * statistics.mean.size
     return Interval(
         distance,
         None if too_few else float(pseudo.mean()),
@@ -225,16 +235,16 @@ def frechet_interval(
 
 
 def _root(covariance: Float[np.ndarray, "features features"]) -> np.ndarray:
-    """R with R R^T = covariance. Cholesky's is 20 times cheaper, where there is one."""
+    """Return R with R R^T = covariance, by Cholesky (20 times cheaper) where possible."""
     try:
         return np.linalg.cholesky(covariance)
-    except np.linalg.LinAlgError:  # singular, but for rounding
+    except np.linalg.LinAlgError:  # singular up to rounding
         values, vectors = np.linalg.eigh(covariance)
         return vectors * np.sqrt(np.clip(values, 0, None))
 
 
 def _distance(a: Statistics, root: Float[np.ndarray, "features features"], b: Statistics) -> float:
-    """d^2, given the root of a's covariance."""
+    """Return d^2, given the root of a's covariance."""
     check_alike(a.mean.size, b.mean.size)
     cross = np.linalg.eigvalsh(root.T @ b.covariance @ root)
     distance = (

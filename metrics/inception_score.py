@@ -1,9 +1,9 @@
-r"""Inception Score: how sure a classifier is of each image, and how varied the classes are.
+r"""Inception Score: confidence of a classifier per image, and variety of the classes.
 
     IS = exp( E_x KL( p(c | x) || p(c) ) ),    p(c) = E_x p(c | x)
 
-over each of ten parts of the images (Salimans et al. 2016, arXiv:1606.03498, Section 4): 1 at
-least, the number of classes at most. It knows no reference images.
+over each of ten parts of the images (Salimans et al. 2016, arXiv:1606.03498, Section 4). It lies
+between 1 and the number of classes, and needs no reference images.
 """
 
 import math
@@ -24,21 +24,22 @@ class InceptionScore(NamedTuple):
 def inception_score(
     probabilities: Float[np.ndarray, "n classes"], *, splits: int = 10
 ) -> InceptionScore:
-    """Mean and standard deviation of the score over contiguous parts, as equal as can be.
+    """Return mean and standard deviation of the score over contiguous parts of nearly equal size.
 
-    The standard deviation is that of the score of n / splits images; it is no standard error of the
-    mean. A part's score is too low for few images, as it cannot exceed their number.
+    The standard deviation is that of the score of n / splits images, not a standard error of the
+    mean. Few images have too low a score, which cannot exceed their number.
 
     Args:
-      probabilities: of the classes given each image; rows are not negative and sum to 1.
+        probabilities: of the classes given each image; rows are not negative and sum to 1.
+        splits: number of parts.
 
     Raises:
-      ValueError: for fewer images than splits, and rows that are no probabilities.
+        ValueError: for fewer images than splits, and rows that are not probabilities.
     """
     count = len(probabilities)
     if not 1 <= splits <= count:
         raise ValueError(f"splits={splits} must be in 1..{count}, the number of images")
-    # Also true of NaN. Sums are those of float32 or half precision.
+    # NaN counts as wrong too. Sums have the rounding of float32 or half precision.
     wrong = ~(
         (probabilities >= 0).all(axis=1)
         & (np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) < 1e-2)
@@ -62,6 +63,6 @@ def _score(conditional: Float[np.ndarray, "n classes"]) -> float:
 
 
 def _entropy(probabilities: Float[np.ndarray, "n classes"]) -> float:
-    """Mean over rows, in nats, with 0 log 0 = 0."""
+    """Return the mean over rows, in nats, with 0 log 0 = 0."""
     logs = np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)
     return float(-(probabilities * logs).sum(axis=1).mean())

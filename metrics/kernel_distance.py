@@ -1,13 +1,13 @@
-r"""Kernel distance between two sets of features (KID), which is unbiased for any number of images.
+r"""Kernel distance between two sets of features (KID), unbiased for any number of images.
 
 The squared maximum mean discrepancy with the kernel k(x, y) = (x . y / d + 1)^3 of d features,
 
     KID = sum_{i != j} k(x_i, x_j) / (n (n - 1)) + sum_{i != j} k(y_i, y_j) / (n (n - 1))
           - 2 sum_{i, j} k(x_i, y_j) / n^2,
 
-as a mean over random subsets of n images of each set (Gretton et al. 2012, Lemma 6; Binkowski et
-al. 2018, arXiv:1801.01401, Section 4). It can be negative. Where a standard error of the mean over
-*images* is given, it is that of the jackknife that leaves out many (Shao & Wu 1989).
+as a mean over random subsets of n images per set (Gretton et al. 2012, Lemma 6; Binkowski et al.
+2018, arXiv:1801.01401, Section 4). It can be negative. The standard error over *images* is that of
+the delete-many jackknife (Shao & Wu 1989).
 """
 
 import math
@@ -20,11 +20,16 @@ from metrics.frechet import check_alike, check_features
 
 
 class KernelDistance(NamedTuple):
-    """A mean over subsets, two standard errors, and how many subsets of which size.
+    """A mean over subsets, two standard errors, and the number and size of the subsets.
 
-    `over_subsets` (std / sqrt(subsets), the published one) is what other subsets of the same images
-    would change. It goes to 0 for many subsets and says nothing of other images, as subsets share
-    images. `over_images` is what other images would change.
+    Attributes:
+        mean: the distance.
+        over_subsets: error from the choice of subsets of these images, std / sqrt(subsets), as
+            published. It goes to 0 for many subsets and ignores other images, as subsets share
+            images.
+        over_images: error from having these images.
+        subsets: their number.
+        subset_size: images per subset.
     """
 
     mean: float
@@ -42,18 +47,21 @@ def kernel_distance(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> KernelDistance:
-    """Unbiased squared maximum mean discrepancy of two sets of features.
+    """Return the unbiased squared maximum mean discrepancy of two sets of features.
 
     The error over images takes the smaller set's count N for both: for subsets of n, drawn without
     replacement, it is std sqrt(n / (N - n)).
 
     Args:
-      subsets: at least 2.
-      subset_size: at least 2; at most half of the smaller set is taken, so that subsets differ.
+        x: features of one set.
+        y: features of the other.
+        subsets: at least 2.
+        subset_size: at least 2. At most half of the smaller set is used, so that subsets differ.
+        seed: decides the subsets.
 
     Raises:
-      ValueError: for fewer than 4 images in a set, features that differ in number or are not
-        finite, and options out of range.
+        ValueError: for fewer than 4 images in a set, features that differ in number or are not
+            finite, and options out of range.
     """
     for features in (x, y):
         check_features(features)
@@ -61,7 +69,7 @@ def kernel_distance(
     smaller = min(len(x), len(y))
     if smaller < 4:
         raise ValueError(
-            f"kernel distance of {len(x)} and {len(y)} images: needs at least 4 of each"
+            f"the kernel distance of {len(x)} and {len(y)} images needs at least 4 of each"
         )
     if subsets < 2 or subset_size < 2:
         raise ValueError(f"subsets={subsets} and subset_size={subset_size} must be at least 2")

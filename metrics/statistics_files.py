@@ -1,19 +1,18 @@
-"""Reference statistics of a data set in a file, with what they are the statistics of.
+"""Files of reference statistics, with a record of the images and extractor behind them.
 
-An .npz without pickles:
+A file is an .npz without pickles:
 
-    mu, sigma    mean and unbiased covariance, named as pytorch-fid and EDM do, which can read it
+    mu, sigma    mean and unbiased covariance, under the names that pytorch-fid and EDM read
     count        number of images
     provenance   JSON: {"format": 1, and the fields of `Provenance`}
 
-Files of other projects are read too, all without provenance: pytorch-fid's and EDM's, which have mu
-and sigma, and score_sde's, which have the features themselves (pool_3).
+Other projects' files are read too, without provenance: those of pytorch-fid and EDM with mu and
+sigma, and those of score_sde with the features themselves (pool_3).
 """
 
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,27 +20,28 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from files.writing import write_file
 from metrics.frechet import Accumulator, Statistics
 
 _FORMAT = 1
-_ROWS = 1024  # images or features that are read at a time
+_ROWS = 1024  # images or rows of features read at a time
 _ASYMMETRY = 1e-5  # of a covariance, over its largest entry: what float32 leaves
 _REMEDY = "write statistics anew with --mode=stats"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Of which images, and by which extractor, statistics are.
+    """The images and the extractor behind statistics.
 
     Attributes:
-      dataset: its name.
-      split: train or test.
-      image_size: height and width of the stored images.
-      resize: how they came to that size.
-      count: how many they are.
-      fingerprint: of the stored images, see `fingerprint`.
-      extractor: its name.
-      extractor_digest: tells apart what computes other features under one name.
+        dataset: name of the data set.
+        split: train or test.
+        image_size: height and width of the stored images.
+        resize: the rule that gave them that size.
+        count: their number.
+        fingerprint: their `fingerprint`.
+        extractor: name of the feature extractor.
+        extractor_digest: differs between extractors of one name that compute other features.
     """
 
     dataset: str
@@ -55,10 +55,10 @@ class Provenance:
 
 
 def fingerprint(images: UInt8[np.ndarray, "n h w c"]) -> str:
-    """SHA-256 of the images' shape and bytes in C order, in hexadecimal digits."""
+    """Return the SHA-256 of the images' shape and bytes in C order, in hexadecimal digits."""
     digest = hashlib.sha256(repr(tuple(map(int, images.shape))).encode())
     for first in range(0, len(images), _ROWS):
-        digest.update(np.ascontiguousarray(images[first : first + _ROWS]))
+        digest.update(np.ascontiguousarray(images[first : first + _ROWS]).data)
     return digest.hexdigest()
 
 
@@ -68,7 +68,7 @@ def check(given: Provenance, wanted: Provenance) -> None:
         has, wants = getattr(given, field.name), getattr(wanted, field.name)
         if has != wants:
             raise ValueError(
-                f"{field.name}={has!r} of the statistics is not {wants!r}, which is asked for; "
+                f"{field.name}={has!r} of the statistics is not {wants!r}, as needed here; "
                 f"{_REMEDY}"
             )
 
@@ -77,18 +77,16 @@ def save(file: Path, statistics: Statistics, provenance: Provenance) -> None:
     """Write the file, whole or not at all; equal statistics give equal bytes.
 
     Raises:
-      ValueError: if the statistics are not of as many images as the provenance says.
+        ValueError: if statistics and provenance have different numbers of images.
     """
     if statistics.count != provenance.count:
         raise ValueError(
             f"count={provenance.count} of the provenance, but {statistics.count} of the statistics"
         )
     origin = json.dumps({"format": _FORMAT} | dataclasses.asdict(provenance))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.partial")
-    try:
-        # An open file, because np.savez would add .npz to a name.
-        with temporary.open("wb") as stream:
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:  # because np.savez would add .npz to a name
             np.savez(
                 stream,
                 mu=statistics.mean,
@@ -96,27 +94,26 @@ def save(file: Path, statistics: Statistics, provenance: Provenance) -> None:
                 count=np.array(statistics.count),
                 provenance=np.array(origin),
             )
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_file(file, write)
 
 
 def load(file: Path) -> tuple[Statistics, Provenance | None]:
-    """Statistics, and their provenance where the file is ours.
+    """Return the statistics in a file, and their provenance if it is one of ours.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: for a file that is damaged, is a pickle, or holds no statistics.
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is damaged, is a pickle, or holds no statistics.
     """
     if not file.exists():
         raise FileNotFoundError(f"{file}: there are no statistics; {_REMEDY}")
     try:
         _check_archive(file)
-        # Members whose sums fit have the shape that their headers tell: no damaged header makes
-        # NumPy ask for more memory than there is.
+        # Members with the right checksums have the shapes in their headers, so that no damaged
+        # header makes NumPy allocate more memory than there is.
         with np.load(file, allow_pickle=False) as arrays:
             if "pool_3" in arrays and "mu" not in arrays:
-                return _of_features(file, "pool_3"), None
+                return _statistics_of_features(file, "pool_3"), None
             if missing := {"mu", "sigma"} - set(arrays):
                 raise ValueError(
                     f"has no {' and '.join(sorted(missing))} among {', '.join(arrays) or 'nothing'}"
@@ -125,7 +122,7 @@ def load(file: Path) -> tuple[Statistics, Provenance | None]:
             provenance = _provenance(str(arrays["provenance"])) if "provenance" in arrays else None
             count = int(arrays["count"]) if provenance else None
         if provenance and count != provenance.count:
-            raise ValueError(f"is of {count} images, but its provenance says {provenance.count}")
+            raise ValueError(f"counts {count} images, but its provenance says {provenance.count}")
         return _checked(count, mean, covariance), provenance
     except (
         OSError,
@@ -133,7 +130,7 @@ def load(file: Path) -> tuple[Statistics, Provenance | None]:
         KeyError,
         EOFError,
         NotImplementedError,  # a damaged flag of the archive
-        RuntimeError,  # another, which means encryption
+        RuntimeError,  # another such flag, which means encryption
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
@@ -141,12 +138,12 @@ def load(file: Path) -> tuple[Statistics, Provenance | None]:
 
 
 def _check_archive(file: Path) -> None:
-    """Raise unless the file is a zip archive whose members' sums fit."""
+    """Raise unless the file is a zip archive whose members match their checksums."""
     with file.open("rb") as stream:
         start = stream.read(1)
     if start == b"\x80":
         raise ValueError(
-            "is a pickle, which may run code when it is read; where you trust it, save its mean "
+            "is a pickle, which may run code when it is read; if you trust it, save its mean "
             "and covariance by np.savez(file, mu=..., sigma=...)"
         )
     with zipfile.ZipFile(file) as archive:
@@ -166,7 +163,7 @@ def _provenance(text: str) -> Provenance:
 
 
 def _checked(count: int | None, mean: np.ndarray, covariance: np.ndarray) -> Statistics:
-    """Statistics in float64; raises ValueError unless they can be those of some features."""
+    """Return the statistics in float64; raise ValueError unless some features can have them."""
     if mean.ndim != 1 or not mean.size or covariance.shape != 2 * mean.shape:
         raise ValueError(f"has mu {mean.shape} and sigma {covariance.shape}")
     if not all(np.issubdtype(array.dtype, np.floating) for array in (mean, covariance)):
@@ -182,14 +179,14 @@ def _checked(count: int | None, mean: np.ndarray, covariance: np.ndarray) -> Sta
     return Statistics(count, mean, (covariance + covariance.T) / 2)
 
 
-def _of_features(file: Path, name: str) -> Statistics:
-    """Statistics of an array (n, features) in an archive, which is never read whole."""
+def _statistics_of_features(file: Path, name: str) -> Statistics:
+    """Return the statistics of an array (n, features) in an archive, read block by block."""
     with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError(f"{name} is in another version of NumPy's format than 1.0")
         shape, columns_first, dtype = np.lib.format.read_array_header_1_0(stream)
         if len(shape) != 2 or columns_first or not np.issubdtype(dtype, np.floating):
-            raise ValueError(f"{name} is no matrix of features row by row: {dtype} {shape}")
+            raise ValueError(f"{name} is not a matrix of features row by row: {dtype} {shape}")
         accumulator = Accumulator(shape[0], groups=1)
         for first in range(0, shape[0], _ROWS):
             rows = min(_ROWS, shape[0] - first)

@@ -1,8 +1,7 @@
 """Raw networks: Flax Linen modules `network(x, cond, labels, *, train)` without SDE or config.
 
-Classifiers, `network(x, cond, *, train)`, answer logits, and sow the features that their last
-matrix is applied to. To add a network, write its module in a file of this folder and give it a name
-below.
+Classifiers, `network(x, cond, *, train)`, return logits, and sow the input of their last matrix as
+features. To add a network, write its module in a file of this folder and name it below.
 """
 
 from typing import Any
@@ -39,17 +38,20 @@ CLASSIFIERS: dict[str, type[nn.Module]] = {
 def with_features(
     network: nn.Module, params: Any, x: Array, cond: Array, *, train: bool = False, **options: Any
 ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch features"]]:
-    """Logits of a classifier, and the features of which its last layer makes them.
+    """Return the logits of a classifier, and the features that its last layer maps to them.
 
-    logits = features @ kernel + bias, for that layer's own kernel and bias.
+    With the kernel and bias of this layer, logits = features @ kernel + bias.
 
     Args:
-      network: of a class in CLASSIFIERS.
-      params: its parameters.
-      x, cond, train: as its `__call__` has them.
-      options: of `Module.apply`, such as `rngs={"dropout": key}`.
+        network: a network of a class in CLASSIFIERS.
+        params: its parameters.
+        x: images (b, n, n, c).
+        cond: noise levels (b,), as the network takes them.
+        train: whether dropout acts.
+        options: arguments of `Module.apply`, such as `rngs={"dropout": key}`.
     """
-    logits, sown = network.apply(
+    made: Any = network.apply(
         {"params": params}, x, cond, train=train, mutable=["intermediates"], **options
     )
+    logits, sown = made
     return logits, sown["intermediates"]["features"][0]

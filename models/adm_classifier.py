@@ -1,23 +1,24 @@
 """The classifier of noisy images that guides ADM (Dhariwal and Nichol 2021, arXiv:2105.05233).
 
-It is the encoder and the middle of models/adm.py, ended by a pooling of features h_p over pixels p
-(Section 4; its gradient by the image enters the sampler's score):
+It is the encoder and the middle of models/adm.py, followed by a pooling of features h_p over pixels
+p (Section 4; its gradient with respect to the image is added to the sampler's score):
 
-    "attention"   h_1 .. h_n = silu(norm(h)) and h_0, their mean, attend to one another with trained
-                  vectors for their positions, and the logits are what h_0 reads, as in CLIP
+    "attention"   h_1 .. h_n = silu(norm(h)), and h_0 is their mean; with trained vectors for the
+                  positions, the logits are the output of self-attention at h_0, as in CLIP
                   (Radford et al. 2021, arXiv:2103.00020):
                       t_p = h_p + b_p,  p = 0 .. n
                       logits = W_o concat_heads softmax(W_q t_0 (W_k t)^T / sqrt d) W_v t
     "adaptive"    logits = W_o mean_p silu(norm(h))_p
-    "spatial"     logits = W_1 relu(W_0 s), s the means over pixels of every output of the encoder
-                  and of the middle, side by side
-    "spatial_v2"  the same, with silu(norm(.)) for relu
+    "spatial"     logits = W_1 relu(W_0 s), where s concatenates the means over pixels of every
+                  output of the encoder and of the middle
+    "spatial_v2"  the same with silu(norm(.)) instead of relu
 
-The published classifiers pool by attention. Pooling, whatever the rest, is in the dtype of x. What
-the last matrix, W_o or W_1, is applied to is sown as "features"; see `models.with_features`.
+The published classifiers pool by attention. Pooling is always in the dtype of x. The input of the
+last matrix, W_o or W_1, is sown as "features"; see `models.with_features`.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -25,7 +26,7 @@ from jaxtyping import Array, Float
 
 from models.adm import EPSILON, ADMEncoder
 from models.blocks.attention import Heads, attend
-from models.blocks.checks import check_choices, check_fields, check_square, is_positive
+from models.blocks.checks import check_choices, check_images, check_integers
 from models.blocks.layers import FeatureMaps, GroupNorm, Images, cast, dense
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
@@ -35,7 +36,7 @@ Logits = Float[Array, "batch classes"]
 
 
 class AttentionPool(nn.Module):
-    """What the mean of an image's pixels reads from them by attention, as in the module docstring.
+    """Attention from the mean of an image's pixels to all of them, as in the module docstring.
 
     Attributes:
         features: width of the output.
@@ -49,9 +50,9 @@ class AttentionPool(nn.Module):
     def __call__(
         self, x: Images
     ) -> tuple[Float[Array, "batch {self.features}"], Float[Array, "batch channels"]]:
-        """Maps (b, h, w, c) to (b, features), and to the (b, c) of all heads before W_o.
+        """Map (b, h, w, c) to (b, features), and to the heads' (b, c) before W_o.
 
-        Parameters depend on h and w.
+        The shapes of the parameters depend on h and w.
         """
         b, height, width, c = x.shape
         pixels = x.reshape(b, height * width, c)
@@ -65,21 +66,23 @@ class AttentionPool(nn.Module):
             return projected.reshape(b, -1, self.heads, c // self.heads)
 
         query = project("query", tokens[:, :1])
-        # Not the training kernel: with one query, there is no memory to save.
+        # Without the kernel for training: with one query, there is no memory to save.
         h = attend(query, project("key", tokens), project("value", tokens), train=False)
         h = h.reshape(b, c)
         return dense(self.features, name="output")(h), h
 
 
 class ADMClassifier(ADMEncoder):
-    """The network of the module docstring, from noisy images and noise levels to logits.
+    """Network of the module docstring, from noisy images and noise levels to logits.
 
-    Its other fields are those of `ADMEncoder`, here with the published classifiers' defaults.
+    The other fields are those of `ADMEncoder`, with the defaults of the published classifiers.
 
     Attributes:
         num_classes: number of classes.
-        pool: how the logits are read from the features; a name in POOLS.
+        pool: pooling of the features, a name in POOLS.
     """
+
+    SECTION: ClassVar[str] = "classifier"
 
     features: int = 128
     blocks_per_resolution: int = 2
@@ -89,17 +92,15 @@ class ADMClassifier(ADMEncoder):
 
     @nn.compact
     def __call__(self, x: Images, cond: Float[Array, "batch"], *, train: bool) -> Logits:
-        """Maps images (b, n, n, c) of order 1 and cond (b,) to logits (b, num_classes).
+        """Map images (b, n, n, c) of order 1 and cond (b,) to logits (b, num_classes).
 
-        `cond` is that of the `ADM` to be guided. The logits have the dtype of x. With "attention",
-        parameters depend on n. Dropout in training draws from the stream "dropout".
+        `cond` is that of the guided `ADM`. The logits have the dtype of x. With "attention", the
+        shapes of the parameters depend on n. Dropout in training draws from the stream "dropout".
 
         Raises:
-            ValueError: as `validate`, and for images that are not square.
+            ValueError: a field is invalid (`validate`), or the images are not square.
         """
-        _, height, width, channels = x.shape
-        check_square(height, width)
-        self.validate(height, channels)
+        check_images(self, x)
         e = cast(nn.silu(self._embed(cond)).astype(x.dtype), self.compute_dtype)
         h, skips = self._encode(cast(x, self.compute_dtype), e, train=train)
         if self.pool.startswith("spatial"):
@@ -116,14 +117,14 @@ class ADMClassifier(ADMEncoder):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """As `ADMEncoder.validate`."""
+        """Check every field, as `ADMEncoder.validate` does."""
         check_choices(self, {"pool": POOLS})
-        check_fields(self, ("num_classes", is_positive(self.num_classes), "a positive integer"))
+        check_integers(self, num_classes=1)
         super().validate(image_size, channels)
 
     @nn.nowrap
     def _pool_everything(self, maps: Sequence[FeatureMaps]) -> Logits:
-        """The spatial pools: logits from the means of all feature maps."""
+        """Return the logits of both spatial pools, from the means of all feature maps."""
         means = jnp.concatenate([h.mean(axis=(1, 2)) for h in maps], axis=-1)
         h = dense(SPATIAL_WIDTH, name="output_0")(means)
         if self.pool == "spatial":

@@ -1,6 +1,6 @@
 """The diffusion transformer, DiT (Peebles and Xie 2023, arXiv:2212.09748, Section 3).
 
-Patches of p x p pixels are the tokens of a transformer, whose blocks noise level and class modulate
+Patches of p x p pixels are the tokens of a transformer. Noise level and class modulate its blocks
 ("adaLN-zero"):
 
     embedding  e = silu(W_1 silu(W_0 embed(cond)) + class)
@@ -9,10 +9,10 @@ Patches of p x p pixels are the tokens of a transformer, whose blocks noise leve
                (b_1, s_1, g_1, b_2, s_2, g_2) = W e
     output     images(W m(h; b, s)),  (b, s) = W e
 
-with m(h; b, s) = (1 + s) norm(h) + b, self-attention A, and F = W_1 gelu(W_0 .). The matrices that
-make the shifts b, scales s and gates g, and the one of the output, start at zero: every block
-starts as the identity, the network as zero. Positions are sinusoids that are not trained. The
-paper's networks are settings of the fields, with patch_size = 2, 4 or 8:
+with m(h; b, s) = (1 + s) norm(h) + b, self-attention A, and F = W_1 gelu(W_0 .). The matrices for
+the shifts b, scales s and gates g, and that of the output, start at zero. So every block starts as
+the identity, the network as zero. Positions are fixed sinusoids. The paper's networks are settings
+of the fields, with patch_size = 2, 4 or 8:
 
                features   depth   heads
     DiT-S      384        12      6
@@ -30,7 +30,15 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from models.blocks.attention import attend
-from models.blocks.checks import check_choices, check_fields, check_image, check_square, is_positive
+from models.blocks.checks import (
+    check_choices,
+    check_data,
+    check_field,
+    check_images,
+    check_integers,
+    check_numbers,
+    field_name,
+)
 from models.blocks.embeddings import LabelEmbedding, Labels, positional_embedding
 from models.blocks.layers import (
     Embedding,
@@ -47,7 +55,7 @@ Modulation = Float[Array, "batch features"]
 
 
 def patchify(x: Images, size: int) -> Float[Array, "batch length width"]:
-    """The patches of images, row by row: (b, n, n, c) -> (b, (n / size)^2, size^2 c)."""
+    """Split images into patches, row by row: (b, n, n, c) -> (b, (n / size)^2, size^2 c)."""
     b, n, _, c = x.shape
     grid = n // size
     x = x.reshape(b, grid, size, grid, size, c).swapaxes(2, 3)
@@ -55,7 +63,7 @@ def patchify(x: Images, size: int) -> Float[Array, "batch length width"]:
 
 
 def unpatchify(patches: Float[Array, "batch length width"], size: int) -> Images:
-    """The images of their patches, the inverse of `patchify`."""
+    """Join patches to images, the inverse of `patchify`."""
     b, length, width = patches.shape
     grid, c = math.isqrt(length), width // size**2
     x = patches.reshape(b, grid, grid, size, size, c).swapaxes(2, 3)
@@ -63,10 +71,10 @@ def unpatchify(patches: Float[Array, "batch length width"], size: int) -> Images
 
 
 def grid_embedding(grid: int, features: int) -> Float[np.ndarray, "length {features}"]:
-    """Sinusoids of the column, then of the row, of the cells of a grid, row by row, in float64.
+    """Embed the cells of a grid, row by row, in sinusoids of their column, then of their row.
 
-    Either coordinate u gives [sin(w_j u), cos(w_j u)], w_j = 10000^(-j / q), j = 0 .. q - 1, where
-    q = features / 4.
+    Each coordinate u becomes [sin(w_j u), cos(w_j u)], w_j = 10000^(-j / q), j = 0 .. q - 1, where
+    q = features / 4. The result is in float64.
     """
     quarter = features // 4
     angles = np.arange(grid)[:, None] * 10000.0 ** (-np.arange(quarter) / quarter)[None, :]
@@ -75,20 +83,20 @@ def grid_embedding(grid: int, features: int) -> Float[np.ndarray, "length {featu
 
 
 def modulate(x: Tokens, shift: Modulation, scale: Modulation) -> Tokens:
-    """(1 + scale) norm(x) + shift, where each token of norm(x) has mean 0 and variance 1."""
+    """Compute (1 + scale) norm(x) + shift; each token of norm(x) has mean 0 and variance 1."""
     precise = at_least_float32(x)
-    centred = precise - precise.mean(axis=-1, keepdims=True)
-    inverse_std = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-6)
-    return (centred * inverse_std * (1 + scale[:, None, :]) + shift[:, None, :]).astype(x.dtype)
+    centered = precise - precise.mean(axis=-1, keepdims=True)
+    inverse_std = jax.lax.rsqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + 1e-6)
+    return (centered * inverse_std * (1 + scale[:, None, :]) + shift[:, None, :]).astype(x.dtype)
 
 
 def dense_from(init: nn.initializers.Initializer, features: int, *, name: str) -> nn.Dense:
-    """`layers.dense` with weights drawn by `init`."""
+    """Make a `layers.dense` with initial weights by `init`."""
     return nn.Dense(features, kernel_init=init, promote_dtype=follow_input, name=name)
 
 
 class TransformerBlock(nn.Module):
-    """The block of the module docstring: attention, then two layers on each token.
+    """Block of the module docstring: self-attention, then two layers per token.
 
     Attributes:
         heads: number of heads, which must divide the features.
@@ -102,7 +110,7 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, e: Embedding, train: bool) -> Tokens:
-        """Maps tokens (b, l, d) and the activated embedding (b, d) to tokens (b, l, d)."""
+        """Map tokens (b, l, d) and the activated embedding (b, d) to tokens (b, l, d)."""
         b, length, d = x.shape
         drop = nn.Dropout(self.dropout, deterministic=not train)
         modulation = dense_from(nn.initializers.zeros, 6 * d, name="modulation")(e)
@@ -120,20 +128,20 @@ class TransformerBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """The network of the module docstring, from images and noise levels to images.
+    """Network of the module docstring, from images and noise levels to images.
 
     Attributes:
         features: channels of a token, a multiple of 4 and of `heads`.
         depth: number of transformer blocks.
         heads: attention heads of each block.
-        patch_size: height of a patch in pixels, which must divide that of the image; the cost of
-            attention grows as patch_size^-4.
+        patch_size: height of a patch in pixels, which must divide the height of the image; the cost
+            of attention grows as patch_size^-4.
         mlp_ratio: width inside the layers of a block over `features`.
         dropout: probability of dropping an output of attention or layers, in training only.
-        num_classes: number of classes that labels may name; 0 for none.
-        learned_variance: a second output per channel, after all the first ones, for the variance.
-        out_channels: channels of the output, not counting variances; None for those of the input.
-        compute_dtype: "float32", or "bfloat16" for all but parameters, statistics and output.
+        num_classes: number of classes; 0 for an unconditional network.
+        learned_variance: double the channels of the output; the second half is for the variance.
+        out_channels: channels of the output without variances; None for the number of the input.
+        compute_dtype: "float32", or "bfloat16" except for parameters, statistics and output.
         remat: compute blocks again in the backward pass, to save memory.
     """
 
@@ -158,18 +166,17 @@ class DiT(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "batch height width channels_out"]:
-        """Maps images (b, n, n, c) of order 1 and cond (b,) of order 0 .. 999 to (b, n, n, c').
+        """Map images (b, n, n, c) of order 1 and cond (b,) of order 0 .. 999 to (b, n, n, c').
 
-        `labels` (b,) are classes 0 .. num_classes - 1, or num_classes for none, as None is.
-        c' is out_channels, or twice that with `learned_variance`, the variances last. The output
-        has the dtype of x. Dropout in training draws from the stream "dropout".
+        `labels` (b,) are classes 0 .. num_classes - 1, or num_classes for "no class", as None is
+        everywhere. c' is out_channels, or twice that with `learned_variance`, the variances last.
+        The output has the dtype of x. Dropout in training draws from the stream "dropout".
 
         Raises:
-            ValueError: as `validate`, and for images that are not square.
+            ValueError: a field is invalid (`validate`), or the images are not square.
         """
-        _, size, width, channels = x.shape
-        check_square(size, width)
-        self.validate(size, channels)
+        check_images(self, x)
+        _, size, _, channels = x.shape
         e = cast(self._embed(cond, labels).astype(x.dtype), self.compute_dtype)
         patches = patchify(cast(x, self.compute_dtype), self.patch_size)
         positions = grid_embedding(size // self.patch_size, self.features)
@@ -187,47 +194,30 @@ class DiT(nn.Module):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Checks every field for images (image_size, image_size, channels); needs no parameters.
+        """Check every field for images (image_size, image_size, channels), without parameters.
 
         Raises:
-            ValueError: naming the field, its value, the valid values and the remedy.
+            ValueError: a field is invalid; the message names the field and what is valid.
         """
         check_choices(self, {})
-        check_image(image_size, channels)
-        positive = "a positive integer"
-        check_fields(
-            self,
-            (
-                "features",
-                is_positive(self.features) and self.features % 4 == 0,
-                "a positive multiple of 4",
-            ),
-            ("depth", is_positive(self.depth), positive),
-            (
-                "heads",
-                is_positive(self.heads) and self.features % self.heads == 0,
-                f"a divisor of config.model.features={self.features}",
-            ),
-            (
-                "patch_size",
-                is_positive(self.patch_size) and image_size % self.patch_size == 0,
-                f"a divisor of config.data.image_size={image_size}",
-            ),
-            (
-                "mlp_ratio",
-                1 <= self.mlp_ratio * self.features < math.inf,
-                "a positive number",
-            ),
-            ("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)"),
-            ("num_classes", is_positive(self.num_classes, least=0), "an integer, 0 for no classes"),
-            ("out_channels", self.out_channels is None or is_positive(self.out_channels), positive),
+        check_data(image_size, channels)
+        check_integers(
+            self, features=1, depth=1, heads=1, patch_size=1, num_classes=0, out_channels=1
         )
+        check_numbers(self, dropout="[0, 1)", mlp_ratio="(0, inf)")
+        features = f"{field_name(self, 'features')}={self.features}"
+        check_field(self, "features", self.features % 4 == 0, "a multiple of 4")
+        check_field(self, "heads", self.features % self.heads == 0, f"a divisor of {features}")
+        fits = image_size % self.patch_size == 0
+        check_field(self, "patch_size", fits, f"a divisor of config.data.image_size={image_size}")
+        wide = self.mlp_ratio * self.features >= 1
+        check_field(self, "mlp_ratio", wide, f"a number of at least 1 over {features}")
 
-    # The methods below create submodules in the scope of __call__, which alone calls them.
+    # The methods below create submodules in the scope of __call__, their only caller.
 
     @nn.nowrap
     def _embed(self, cond: Float[Array, "batch"], labels: Labels | None) -> Embedding:
-        """The activated embedding of noise level and class: (b,), (b,) -> (b, features)."""
+        """Embed noise level and class, with activation: (b,), (b,) -> (b, features)."""
         init = nn.initializers.normal(stddev=0.02)
         e = positional_embedding(cond, 256, endpoint=False)
         e = nn.silu(dense_from(init, self.features, name="embedding_0")(e))

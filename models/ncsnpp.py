@@ -1,18 +1,18 @@
 """The U-Net of NCSN++ and DDPM++ (Song et al. 2021, arXiv:2011.13456, Appendix H).
 
-An encoder of several levels, each at half the resolution of the one before, a middle, and a decoder
-that mirrors the encoder:
+An encoder halves the resolution step by step, a middle follows, and a decoder mirrors the encoder:
 
     embedding  e = silu(W_1 silu(W_0 embed(cond))), which every residual block adds to its features
-    encoder    per level: blocks_per_resolution times (residual block, self-attention), then down
+    encoder    per resolution: blocks_per_resolution times (residual block, self-attention), down
     middle     residual block, self-attention, residual block
-    decoder    per level: blocks_per_resolution + 1 residual blocks on [h, skip], self-attention, then up
+    decoder    per resolution: blocks_per_resolution + 1 residual blocks on [h, skip],
+               self-attention, up
     output     conv(silu(norm(h)))
 
-Every output of the encoder is a skip connection and is used once. Levels attend only at the chosen
-resolutions. Progressive architectures may be added at both ends: the downsampled input joins the
-encoder at each level, and the decoder accumulates an output over its levels. The paper's networks
-are settings of the same fields:
+Every output of the encoder is a skip connection and is used once. Self-attention is present only at
+the chosen resolutions. Progressive architectures may be added at both ends: the downsampled input
+joins the encoder at each resolution, and the decoder accumulates an output over its resolutions.
+The paper's networks are settings of the same fields:
 
                resample   progressive_input   embedding
     DDPM++     "plain"    "none"              "positional"
@@ -30,13 +30,15 @@ from jaxtyping import Array, Float
 from models.blocks.attention import SelfAttention
 from models.blocks.checks import (
     check_choices,
-    check_fields,
+    check_field,
     check_groups,
-    check_image,
-    check_resolutions,
-    check_square,
+    check_images,
+    check_integers,
+    check_numbers,
+    check_unet,
     field_error,
-    is_positive,
+    is_integer,
+    unet_widths,
 )
 from models.blocks.embeddings import FourierEmbedding, LabelEmbedding, Labels, positional_embedding
 from models.blocks.layers import (
@@ -54,7 +56,7 @@ from models.blocks.layers import (
     rematerialized,
     residual_sum,
 )
-from models.blocks.resample import Kernel, downsample, normalize_kernel, upsample
+from models.blocks.resample import FilterTaps, downsample, normalize_kernel, upsample
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "residual_block": ("biggan", "ddpm"),
@@ -68,34 +70,34 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 class NCSNpp(nn.Module):
-    """The network of the module docstring, from images and noise levels to images.
+    """Network of the module docstring, from images and noise levels to images.
 
     Attributes:
-        features: channels of the first level, width of the embedding; multiples of 32 always work.
-        channel_multipliers: channels of each level over `features`, from fine to coarse.
-        blocks_per_resolution: residual blocks of each encoder level.
-        attention_resolutions: heights in pixels at which levels attend; the middle always does.
+        features: channels at the finest resolution; multiples of 32 always work.
+        channel_multipliers: channels of each resolution over `features`, from fine to coarse.
+        blocks_per_resolution: residual blocks of each resolution of the encoder.
+        attention_resolutions: heights in pixels with self-attention; the middle always has it.
         dropout: probability of dropping an activation in a residual block, in training only.
         residual_block: "biggan" changes the resolution within residual blocks, "ddpm" in
             convolutions between them.
-        resample: "plain" is nearest neighbour and averages, "fir" filters with `fir_kernel`.
+        resample: "plain" is nearest neighbor and averages, "fir" filters with `fir_kernel`.
         fir_kernel: taps of the separable filter, normalized by their sum.
         progressive_input: "none"; "input_skip" lets the downsampled input join through 1x1
             convolutions; "residual" through a chain of 3x3 convolutions.
-        progressive_output: "none"; "output_skip" adds up an image per level; "residual" adds a
-            chain of upsampled features.
+        progressive_output: "none"; "output_skip" adds up an image per resolution; "residual" adds
+            a chain of upsampled features.
         progressive_combine: how "input_skip" joins, by "sum" or by "cat" along channels.
-        decoder_attention: after every decoder "block" as in DDPM, or after the last of a "level",
-            as in Song et al.
+        decoder_attention: after every decoder "block" as in DDPM, or after the last block of a
+            "resolution" as in Song et al.
         embedding: "positional" for cond of order 0 .. 999, "fourier" for cond = log sigma, "none"
-            for a network that does not see cond.
+            for a network without dependence on cond.
         fourier_scale: standard deviation of the Fourier frequencies.
-        num_classes: number of classes that labels may name; 0 for none.
-        activation: a name in layers.ACTIVATIONS.
+        num_classes: number of classes; 0 for an unconditional network.
+        activation: a name in `layers.ACTIVATIONS`.
         skip_rescale: divide residual sums by sqrt 2.
         init_scale: initial variance scale of the last layer of every block and of the output.
-        out_channels: channels of the output; None for those of the input.
-        compute_dtype: "float32", or "bfloat16" for all but parameters, statistics and output.
+        out_channels: channels of the output; None for the number of the input.
+        compute_dtype: "float32", or "bfloat16" except for parameters, statistics and output.
         remat: compute residual blocks again in the backward pass, to save memory.
     """
 
@@ -106,7 +108,7 @@ class NCSNpp(nn.Module):
     dropout: float = 0.1
     residual_block: str = "biggan"
     resample: str = "plain"
-    fir_kernel: Kernel = (1, 3, 3, 1)
+    fir_kernel: FilterTaps = (1, 3, 3, 1)
     progressive_input: str = "none"
     progressive_output: str = "none"
     progressive_combine: str = "sum"
@@ -130,18 +132,16 @@ class NCSNpp(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "batch height width channels_out"]:
-        """Maps images (b, n, n, c) of order 1 and cond (b,) to (b, n, n, out_channels).
+        """Map images (b, n, n, c) of order 1 and cond (b,) to (b, n, n, out_channels).
 
-        `cond` enters as it is: 999 t for the positional embedding, log sigma for the Fourier one.
-        `labels` (b,) are classes 0 .. num_classes - 1, or num_classes for none, as None is.
+        `cond` is 999 t for the positional embedding, log sigma for the Fourier one. `labels` (b,)
+        are classes 0 .. num_classes - 1, or num_classes for "no class", as None is everywhere.
         The output has the dtype of x. Dropout in training draws from the stream "dropout".
 
         Raises:
-            ValueError: as `validate`, and for images that are not square.
+            ValueError: a field is invalid (`validate`), or the images are not square.
         """
-        _, height, width, channels = x.shape
-        check_square(height, width)
-        self.validate(height, channels)
+        check_images(self, x)
         e = self._embed(cond, labels)
         e = None if e is None else cast(e.astype(x.dtype), self.compute_dtype)
         h, skips = self._encode(cast(x, self.compute_dtype), e, train=train)
@@ -152,64 +152,32 @@ class NCSNpp(nn.Module):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Checks every field for images (image_size, image_size, channels); needs no parameters.
+        """Check every field for images (image_size, image_size, channels), without parameters.
 
         Raises:
-            ValueError: naming the field, its value, the valid values and the remedy.
+            ValueError: a field is invalid; the message names the field and what is valid.
         """
         check_choices(self, CHOICES)
-        check_image(image_size, channels)
-        positive = "a positive integer"
-        even = "an even integer, 4 or more"
-        check_fields(
-            self,
-            ("features", is_positive(self.features, least=4), even),
-            ("features", self.features % 2 == 0, even),
-            ("channel_multipliers", len(self.channel_multipliers) > 0, "one integer per level"),
-            (
-                "channel_multipliers",
-                all(map(is_positive, self.channel_multipliers)),
-                "positive integers",
-            ),
-            ("blocks_per_resolution", is_positive(self.blocks_per_resolution), positive),
-            ("dropout", 0 <= self.dropout < 1, "a probability in [0, 1)"),
-            ("fourier_scale", self.fourier_scale > 0, "a positive number"),
-            ("init_scale", self.init_scale >= 0, "a number, 0 or more"),
-            ("num_classes", is_positive(self.num_classes, least=0), "an integer, 0 for no classes"),
-            ("out_channels", self.out_channels is None or is_positive(self.out_channels), positive),
-        )
+        check_unet(self, image_size, channels)
+        integers = all(map(is_integer, self.channel_multipliers))
+        check_field(self, "channel_multipliers", integers, "positive integers")
+        check_integers(self, num_classes=0, out_channels=1)
+        check_numbers(self, fourier_scale="(0, inf)", init_scale="[0, inf)")
         if self.num_classes and self.embedding == "none":
             raise field_error(
                 self, "num_classes", "0 with embedding='none'", "Classes enter by the embedding."
             )
         normalize_kernel(self.fir_kernel)
-        levels = len(self.channel_multipliers)
-        check_resolutions(self, image_size, levels, self.attention_resolutions)
-        check_groups(self, self._widths())
-
-    @nn.nowrap
-    def _widths(self) -> set[int]:
-        """The channels of every layer that is normalized, as __call__ makes them."""
-        h = self.features
-        skips = [h]
         doubled = self.progressive_input == "input_skip" and self.progressive_combine == "cat"
-        for level, multiplier in enumerate(self.channel_multipliers):
-            h = self.features * multiplier
-            skips += [h] * self.blocks_per_resolution
-            if level < len(self.channel_multipliers) - 1:
-                skips.append(2 * h if doubled else h)
-        widths = set(skips)
-        for multiplier in reversed(self.channel_multipliers):
-            for _ in range(self.blocks_per_resolution + 1):
-                widths.add(h + skips.pop())
-                h = self.features * multiplier
-        return widths
+        widths = [self.features * multiplier for multiplier in self.channel_multipliers]
+        joined = 2 if doubled else 1
+        check_groups(self, unet_widths(self.features, widths, self.blocks_per_resolution, joined))
 
-    # The methods below create submodules in the scope of __call__, which alone calls them.
+    # The methods below create submodules in the scope of __call__, their only caller.
 
     @nn.nowrap
     def _embed(self, cond: Float[Array, "batch"], labels: Labels | None) -> Embedding | None:
-        """The activated embedding of noise level and class: (b,), (b,) -> (b, 4 features)."""
+        """Embed noise level and class, with activation: (b,), (b,) -> (b, 4 features)."""
         if self.embedding == "none":
             return None
         if self.embedding == "fourier":
@@ -227,19 +195,19 @@ class NCSNpp(nn.Module):
     def _encode(
         self, x: FeatureMaps, e: Embedding | None, *, train: bool
     ) -> tuple[FeatureMaps, list[FeatureMaps]]:
-        """The last features of the encoder, and all its skip connections."""
+        """Return the last features of the encoder, and all its skip connections."""
         h = conv3x3(self.features, name="input_conv")(x)
         skips, pyramid = [h], x
-        for level, multiplier in enumerate(self.channel_multipliers):
+        for stage, multiplier in enumerate(self.channel_multipliers):
             for i in range(self.blocks_per_resolution):
-                block = self._block(f"encoder_{level}_block_{i}", self.features * multiplier)
+                block = self._block(f"encoder_{stage}_block_{i}", self.features * multiplier)
                 h = block(h, e, train)
                 if h.shape[1] in self.attention_resolutions:
-                    h = self._attention(f"encoder_{level}_attention_{i}")(h, train=train)
+                    h = self._attention(f"encoder_{stage}_attention_{i}")(h, train=train)
                 skips.append(h)
-            if level < len(self.channel_multipliers) - 1:
-                h = self._change_resolution(f"encoder_{level}_down", h, e, "down", train=train)
-                h, pyramid = self._join_input(f"encoder_{level}_input", h, pyramid)
+            if stage < len(self.channel_multipliers) - 1:
+                h = self._change_resolution(f"encoder_{stage}_down", h, e, "down", train=train)
+                h, pyramid = self._join_input(f"encoder_{stage}_input", h, pyramid)
                 skips.append(h)
         return h, skips
 
@@ -253,21 +221,21 @@ class NCSNpp(nn.Module):
         *,
         train: bool,
     ) -> Images:
-        """The output for x, from the middle's features and the skip connections, last first."""
+        """Return the output for x, from the middle's features and the skip connections."""
         channels, pyramid = self.out_channels or x.shape[-1], None
-        for level in reversed(range(len(self.channel_multipliers))):
-            width = self.features * self.channel_multipliers[level]
+        for stage in reversed(range(len(self.channel_multipliers))):
+            width = self.features * self.channel_multipliers[stage]
             for i in range(self.blocks_per_resolution + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(f"decoder_{level}_block_{i}", width)(h, e, train)
+                h = self._block(f"decoder_{stage}_block_{i}", width)(h, e, train)
                 if self.decoder_attention == "block" and h.shape[1] in self.attention_resolutions:
-                    h = self._attention(f"decoder_{level}_attention_{i}")(h, train=train)
+                    h = self._attention(f"decoder_{stage}_attention_{i}")(h, train=train)
             if self.decoder_attention == "resolution" and h.shape[1] in self.attention_resolutions:
-                h = self._attention(f"decoder_{level}_attention")(h, train=train)
-            h, pyramid = self._join_output(f"decoder_{level}_output", h, pyramid, channels)
-            if level > 0:
-                h = self._change_resolution(f"decoder_{level}_up", h, e, "up", train=train)
-        if self.progressive_output == "output_skip":
+                h = self._attention(f"decoder_{stage}_attention")(h, train=train)
+            h, pyramid = self._join_output(f"decoder_{stage}_output", h, pyramid, channels)
+            if stage > 0:
+                h = self._change_resolution(f"decoder_{stage}_up", h, e, "up", train=train)
+        if self.progressive_output == "output_skip" and pyramid is not None:
             return pyramid.astype(x.dtype)
         return self._head("output", h.astype(x.dtype), channels, self.init_scale)
 
@@ -275,15 +243,15 @@ class NCSNpp(nn.Module):
     def _join_input(
         self, name: str, h: FeatureMaps, pyramid: FeatureMaps
     ) -> tuple[FeatureMaps, FeatureMaps]:
-        """Joins the input, downsampled once more, to the features; returns features and input."""
+        """Join the input, downsampled once more, to the features; return features and input."""
         if self.progressive_input == "input_skip":
-            pyramid = downsample(pyramid, self._kernel())
+            pyramid = downsample(pyramid, self._taps())
             joined = dense(h.shape[-1], name=name)(pyramid)
             if self.progressive_combine == "cat":
                 return jnp.concatenate([joined, h], axis=-1), pyramid
             return joined + h, pyramid
         if self.progressive_input == "residual":
-            pyramid = ResampleConv(h.shape[-1], "down", self._kernel(), name=name)(pyramid)
+            pyramid = ResampleConv(h.shape[-1], "down", self._taps(), name=name)(pyramid)
             h = residual_sum(pyramid, h, rescale=self.skip_rescale)
             return h, h
         return h, pyramid
@@ -292,14 +260,14 @@ class NCSNpp(nn.Module):
     def _join_output(
         self, name: str, h: FeatureMaps, pyramid: FeatureMaps | None, channels: int
     ) -> tuple[FeatureMaps, FeatureMaps | None]:
-        """Joins this level to the output so far, None at first; returns features and output."""
+        """Join the features to the output so far, None at first; return features and output."""
         if self.progressive_output == "output_skip":
             image = self._head(name, at_least_float32(h), channels, self.init_scale)
-            return h, image if pyramid is None else upsample(pyramid, self._kernel()) + image
+            return h, image if pyramid is None else upsample(pyramid, self._taps()) + image
         if self.progressive_output == "residual":
             if pyramid is None:
                 return h, self._head(name, h, h.shape[-1], 1.0)
-            pyramid = ResampleConv(h.shape[-1], "up", self._kernel(), name=name)(pyramid)
+            pyramid = ResampleConv(h.shape[-1], "up", self._taps(), name=name)(pyramid)
             h = residual_sum(pyramid, h, rescale=self.skip_rescale)
             return h, h
         return h, None
@@ -308,14 +276,14 @@ class NCSNpp(nn.Module):
     def _change_resolution(
         self, name: str, h: FeatureMaps, e: Embedding | None, direction: str, *, train: bool
     ) -> FeatureMaps:
-        """Doubles ("up") or halves ("down") the resolution and keeps the channels."""
+        """Double ("up") or halve ("down") the resolution, and keep the channels."""
         if self.residual_block == "biggan":
             return self._block(name, h.shape[-1], direction)(h, e, train)
-        return ResampleConv(h.shape[-1], direction, self._kernel(), name=name)(h)
+        return ResampleConv(h.shape[-1], direction, self._taps(), name=name)(h)
 
     @nn.nowrap
     def _head(self, name: str, h: FeatureMaps, channels: int, init_scale: float) -> FeatureMaps:
-        """conv(silu(norm(h))), with `channels` channels."""
+        """Compute conv(silu(norm(h))) with `channels` channels."""
         h = ACTIVATIONS[self.activation](GroupNorm(name=f"{name}_norm")(h))
         return conv3x3(channels, init_scale=init_scale, name=f"{name}_conv")(h)
 
@@ -324,7 +292,7 @@ class NCSNpp(nn.Module):
         return (rematerialized(ResidualBlock) if self.remat else ResidualBlock)(
             features,
             direction=direction,
-            fir_kernel=self._kernel(),
+            fir_kernel=self._taps(),
             dropout=self.dropout,
             skip_rescale=self.skip_rescale,
             init_scale=self.init_scale,
@@ -338,6 +306,6 @@ class NCSNpp(nn.Module):
         return SelfAttention(skip_rescale=self.skip_rescale, init_scale=self.init_scale, name=name)
 
     @nn.nowrap
-    def _kernel(self) -> Kernel | None:
-        """The filter of every change of resolution; None for plain resampling."""
+    def _taps(self) -> FilterTaps | None:
+        """Return the filter of every change of resolution; None for plain resampling."""
         return self.fir_kernel if self.resample == "fir" else None

@@ -1,25 +1,27 @@
-"""The network of NCSN and NCSNv2: a dilated ResNet whose levels a RefineNet joins.
+"""The network of NCSN and NCSNv2: a dilated ResNet whose stages a RefineNet joins.
 
-    encoder   h_l = level l of two residual blocks,  y = x + F(x),
+    encoder   h_l = stage l of two residual blocks,  y = x + F(x),
               F = conv . act . norm . conv . act . norm
-    decoder   from the coarsest level to the finest,  r_l = refine(h_l, r_{l+1}),
+    decoder   from the coarsest stage to the finest,  r_l = refine(h_l, r_{l+1}),
                   a = act(sum_i up(conv(units(input i)))),       units:  x + F(x), F without norm,
                   r = units(a + p_1 + p_2),                      p_k = conv(pool(p_{k-1})), p_0 = a
     output    conv(act(norm(r_0)))
 
-The first levels halve the resolution; the last two keep it and dilate their convolutions by 2 and 4
+The first stages halve the resolution. The last two keep it and dilate their convolutions by 2 and 4
 instead (Yu and Koltun 2016, arXiv:1511.07122). The sum over the inputs is RefineNet's
-multi-resolution fusion, the one over p_k its chained residual pooling (Lin et al. 2017,
-arXiv:1611.06612, Section 3.2); the coarsest level, alone, is not convolved to be fused. NCSN (Song
-and Ermon 2019, arXiv:1907.05600, Appendix A) tells every normalization the noise level, normalizes
-before all other convolutions and pools too, and takes means over 5x5 pixels. NCSNv2 (Song and Ermon
-2020, arXiv:2006.09011) is not told it, normalizes in the encoder and before the output only, and
-takes maxima. All normalize by
-InstanceNorm++ (`models/blocks/instance_norm.py`).
+multi-resolution fusion, the sum over p_k its chained residual pooling (Lin et al. 2017,
+arXiv:1611.06612, Section 3.2). The coarsest stage has one input, which is not convolved for fusion.
+
+NCSN (Song and Ermon 2019, arXiv:1907.05600, Appendix A) conditions every normalization on the noise
+level, normalizes before all other convolutions and pools too, and pools by means over 5x5 pixels.
+NCSNv2 (Song and Ermon 2020, arXiv:2006.09011) does not depend on the noise level, normalizes in the
+encoder and before the output only, and pools by maxima. Both normalize by InstanceNorm++
+(`models/blocks/instance_norm.py`).
 """
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 
 import jax
@@ -28,7 +30,13 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from models.blocks.checks import check_choices, check_fields, check_image, check_square, is_positive
+from models.blocks.checks import (
+    check_choices,
+    check_data,
+    check_field,
+    check_images,
+    check_integers,
+)
 from models.blocks.convolution import image_convolution
 from models.blocks.embeddings import Labels
 from models.blocks.instance_norm import InstanceNormPlus, Timestep
@@ -43,7 +51,7 @@ from models.blocks.resample import ResampledImages, average_downsample
 
 Normalization = Callable[..., nn.Module]  # (name=...) makes a module that maps (x, timestep) to x
 
-# Per level from fine to coarse, for images of about this size: width over `features`, dilation.
+# Per stage from fine to coarse, for images of about this size: width over `features`, dilation.
 SIZES: dict[int, tuple[tuple[int, int], ...]] = {
     64: ((1, 1), (2, 1), (2, 2), (2, 4)),
     128: ((1, 1), (2, 1), (2, 1), (4, 2), (4, 4)),
@@ -61,9 +69,9 @@ def conv(
     dilation: int = 1,
     bias: bool = True,
 ) -> FeatureMaps:
-    """A convolution that keeps the resolution: (b, h, w, c) -> (b, h, w, features).
+    """Convolve without a change of resolution: (b, h, w, c) -> (b, h, w, features).
 
-    Its kernel and bias are drawn as PyTorch does, uniformly within 1 / sqrt(fan_in) of zero.
+    Kernel and bias start as in PyTorch, uniformly within 1 / sqrt(fan_in) of zero.
     """
     bound = 1.0 / math.sqrt(kernel_size**2 * x.shape[-1])
 
@@ -83,21 +91,21 @@ def conv(
     )(x)
 
 
-# Pooling and interpolation are shifted slices, as in models.resample: on the CPU 4 times as fast as
-# XLA's windows or more, and 8 times as fast as `jax.image.resize`.
+# Pooling and interpolation are shifted slices, as in models/blocks/resample.py. On the CPU they are
+# at least 4 times as fast as XLA's windows, and 8 times as fast as `jax.image.resize`.
 
 
 @jax.checkpoint
 def max_pool(x: Images) -> Images:
-    """The maxima over windows of 5x5 pixels: (b, h, w, c) to the same shape.
+    """Take maxima over windows of 5x5 pixels: (b, h, w, c) to the same shape.
 
-    The backward pass computes them again: kept, their comparisons would take 7 times x's memory.
+    The backward pass computes them again, since their comparisons would take 7 times x's memory.
     """
     return _pool(x, jnp.maximum, -jnp.inf)
 
 
 def mean_pool(x: Images) -> Images:
-    """The means over windows of 5x5 pixels, zero outside of the image, to the same shape."""
+    """Take means over windows of 5x5 pixels, zero outside the image, to the same shape."""
     return _pool(x, jnp.add, 0.0) / 25
 
 
@@ -111,11 +119,10 @@ def _pool(x: Images, combine: Callable[[Images, Images], Images], outside: float
 
 
 def bilinear_upsample(x: Images, *, align_corners: bool) -> ResampledImages:
-    """Doubles height and width by linear interpolation: (b, h, w, c) -> (b, 2h, 2w, c).
+    """Double height and width by linear interpolation: (b, h, w, c) -> (b, 2h, 2w, c).
 
     Outputs 2i and 2i + 1 are x[i] + w_i (x[i-1] - x[i]) and x[i] + w_{n-1-i} (x[i+1] - x[i]), with
-    w = 1/4 where pixels are little squares and the borders of the image stay, or w_i = i / (2n - 1)
-    where they are points and the outermost stay.
+    w = 1/4. With `align_corners`, w_i = i / (2n - 1), which keeps the outermost pixels in place.
     """
     for axis in (1, 2):
         n = x.shape[axis]
@@ -137,11 +144,12 @@ class EncoderBlock(nn.Module):
 
     Attributes:
         features: channels of the output.
-        norm: makes its normalizations.
-        dilation: of its convolutions.
-        entry: whether it opens a level below the finest. If so, a convolution joins its input to
-            its output, and, without dilation, the resolution halves; if not, the channels stay.
-        activation: a name in layers.ACTIVATIONS.
+        norm: makes the normalizations.
+        dilation: dilation of its convolutions.
+        entry: whether the block is the first of a stage below the finest. Then the shortcut is a
+            convolution, and without dilation the resolution halves. Otherwise the number of
+            channels stays.
+        activation: a name in `layers.ACTIVATIONS`.
     """
 
     features: int
@@ -154,7 +162,7 @@ class EncoderBlock(nn.Module):
     def __call__(
         self, x: Images, timestep: Timestep
     ) -> Float[Array, "batch height_out width_out {self.features}"]:
-        """Maps (b, h, w, c) to (b, h', w', features); h' = h/2 or h."""
+        """Map (b, h, w, c) to (b, h', w', features); h' = h/2 or h."""
         act = ACTIVATIONS[self.activation]
         h = act(self.norm(name="norm_0")(x, timestep))
         h = conv(h, x.shape[-1], dilation=self.dilation, name="conv_0")
@@ -169,11 +177,11 @@ class EncoderBlock(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """x + conv(act(conv(act(x)))), with a normalization before each activation if there is one.
+    """x + conv(act(conv(act(x)))), with an optional normalization before each activation.
 
     Attributes:
         norm: makes the normalizations; None for none.
-        activation: a name in layers.ACTIVATIONS.
+        activation: a name in `layers.ACTIVATIONS`.
     """
 
     norm: Normalization | None = None
@@ -181,7 +189,7 @@ class ConvUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, timestep: Timestep) -> Images:
-        """Maps (b, h, w, c) to the same shape."""
+        """Map (b, h, w, c) to the same shape."""
         h = x
         for i in range(2):
             if self.norm is not None:
@@ -207,24 +215,24 @@ class Fusion(nn.Module):
     def __call__(
         self, inputs: tuple[FeatureMaps, ...], timestep: Timestep
     ) -> Float[Array, "batch height width {self.features}"]:
-        """Maps inputs of size h or h/2, the first of h, to (b, h, w, features)."""
-        total = 0.0
+        """Map inputs of size h or h/2, the first of h, to (b, h, w, features)."""
+        convolved = []
         for i, h in enumerate(inputs):
             if self.norm is not None:
                 h = self.norm(name=f"norm_{i}")(h, timestep)
             h = conv(h, self.features, name=f"conv_{i}")
             if h.shape[1] < inputs[0].shape[1]:
                 h = bilinear_upsample(h, align_corners=self.align_corners)
-            total = total + h
-        return total
+            convolved.append(h)
+        return functools.reduce(operator.add, convolved)
 
 
 class ChainedPooling(nn.Module):
-    """Chained residual pooling: a + p_1 + p_2, of means of what is normalized, or of maxima.
+    """Chained residual pooling: a + p_1 + p_2, by normalized means or by maxima.
 
     Attributes:
-        norm: makes normalizations before the means; None for maxima.
-        activation: a name in layers.ACTIVATIONS.
+        norm: makes the normalizations before means; None for maxima.
+        activation: a name in `layers.ACTIVATIONS`.
     """
 
     norm: Normalization | None = None
@@ -232,7 +240,7 @@ class ChainedPooling(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, timestep: Timestep) -> Images:
-        """Maps (b, h, w, c) to the same shape."""
+        """Map (b, h, w, c) to the same shape."""
         total = pooled = ACTIVATIONS[self.activation](x)
         for i in range(2):
             if self.norm is None:
@@ -245,14 +253,14 @@ class ChainedPooling(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """The block of the decoder: units for each input, fusion, chained pooling, units.
+    """Block of the decoder: units per input, fusion, chained pooling, units.
 
     Attributes:
         features: channels of the output; those of the input if there is but one.
         output_units: number of units at the end.
         norm: makes the normalizations; None for none.
         align_corners: see `bilinear_upsample`.
-        activation: a name in layers.ACTIVATIONS.
+        activation: a name in `layers.ACTIVATIONS`.
     """
 
     features: int
@@ -265,34 +273,34 @@ class RefineBlock(nn.Module):
     def __call__(
         self, inputs: tuple[FeatureMaps, ...], timestep: Timestep
     ) -> Float[Array, "batch height width {self.features}"]:
-        """Maps inputs of size h or h/2, the first of h, to (b, h, w, features)."""
+        """Map inputs of size h or h/2, the first of h, to (b, h, w, features)."""
 
         def units(h: FeatureMaps, count: int, name: str) -> FeatureMaps:
             for i in range(count):
                 h = ConvUnit(self.norm, self.activation, name=f"{name}_unit_{i}")(h, timestep)
             return h
 
-        inputs = tuple(units(h, 2, f"input_{i}") for i, h in enumerate(inputs))
-        if len(inputs) > 1:
+        h, *others = (units(h, 2, f"input_{i}") for i, h in enumerate(inputs))
+        if others:
             fusion = Fusion(self.features, self.norm, self.align_corners, name="fusion")
-            inputs = (fusion(inputs, timestep),)
-        h = ChainedPooling(self.norm, self.activation, name="pooling")(inputs[0], timestep)
+            h = fusion((h, *others), timestep)
+        h = ChainedPooling(self.norm, self.activation, name="pooling")(h, timestep)
         return units(h, self.output_units, "output")
 
 
 class RefineNet(nn.Module):
-    """The network of the module docstring, from images and noise levels to images.
+    """Network of the module docstring, from images and noise levels to images.
 
     Attributes:
-        features: channels of the finest level.
-        size: 64, 128 or 256: the depth that was published for images of about this size.
-        num_timesteps: number of noise levels, for NCSN; 0 for NCSNv2, which does not see cond.
-        activation: a name in layers.ACTIVATIONS.
-        implementation: "jax", as of Song et al. 2021, or "pytorch", as of Song and Ermon. In the
+        features: channels of the finest stage.
+        size: 64, 128 or 256, for the number of stages published for images of about this size.
+        num_timesteps: number of noise levels in NCSN; 0 in NCSNv2, which ignores cond.
+        activation: a name in `layers.ACTIVATIONS`.
+        implementation: "jax" as in Song et al. 2021, or "pytorch" as in Song and Ermon. In the
             latter, InstanceNorm++ has the unbiased variance over channels, interpolation aligns the
-            corners, and, at size 64, the last refine block but one has half the channels.
-        out_channels: channels of the output; None for those of the input.
-        compute_dtype: "float32", or "bfloat16" for all but parameters, statistics and output.
+            corners, and, at size 64, the second-last refine block has half the channels.
+        out_channels: channels of the output; None for the number of the input.
+        compute_dtype: "float32", or "bfloat16" except for parameters, statistics and output.
         remat: compute all blocks again in the backward pass, to save memory.
     """
 
@@ -314,57 +322,50 @@ class RefineNet(nn.Module):
         *,
         train: bool,
     ) -> Float[Array, "batch height width channels_out"]:
-        """Maps images (b, n, n, c) of order 1 and cond (b,) to (b, n, n, out_channels).
+        """Map images (b, n, n, c) of order 1 and cond (b,) to (b, n, n, out_channels).
 
-        `cond` are indices of noise levels, rounded to 0 .. num_timesteps - 1. The output has the dtype of
-        x, and nothing depends on `train`.
+        `cond` is rounded to the index 0 .. num_timesteps - 1 of a noise level. The output has the
+        dtype of x. `train` has no effect; all networks have this argument.
 
         Raises:
-            ValueError: as `validate`, for images that are not square, and for labels.
+            ValueError: a field is invalid (`validate`), the images are not square, or labels are
+                given.
         """
-        _, height, width, channels = x.shape
-        check_square(height, width)
-        self.validate(height, channels)
+        check_images(self, x)
         if labels is not None:
             raise ValueError(
                 "labels are given to a network without classes; valid is None. Drop the labels, or "
-                "take a network with config.model.num_classes."
+                "choose a network with config.model.num_classes."
             )
         timestep = jnp.round(cond).astype(jnp.int32) if self.num_timesteps else None
         h = conv(cast(x, self.compute_dtype), self.features, name="input_conv")
         h = self._decode(self._encode(h, timestep), timestep).astype(x.dtype)
         h = ACTIVATIONS[self.activation](self._norm()(name="output_norm")(h, timestep))
-        return conv(h, self.out_channels or channels, name="output_conv")
+        return conv(h, self.out_channels or x.shape[-1], name="output_conv")
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Checks every field for images (image_size, image_size, channels); needs no parameters.
+        """Check every field for images (image_size, image_size, channels), without parameters.
 
         Raises:
-            ValueError: naming the field, its value, the valid values and the remedy.
+            ValueError: a field is invalid; the message names the field and what is valid.
         """
         check_choices(self, {"implementation": IMPLEMENTATIONS})
-        check_image(image_size, channels)
-        positive, sizes = "a positive integer", f"one of {', '.join(map(str, SIZES))}"
-        check_fields(
-            self,
-            ("features", is_positive(self.features, least=2), "an integer, 2 or more"),
-            ("size", is_positive(self.size) and self.size in SIZES, sizes),
-            ("num_timesteps", is_positive(self.num_timesteps, least=0), "an integer, 0 for none"),
-            ("out_channels", self.out_channels is None or is_positive(self.out_channels), positive),
-        )
+        check_data(image_size, channels)
+        check_integers(self, features=2, num_timesteps=0, out_channels=1)
+        check_field(self, "size", self.size in SIZES, f"one of {', '.join(map(str, SIZES))}")
         factor = 2 ** sum(dilation == 1 for _, dilation in SIZES[self.size][1:])
         if image_size % factor:
             raise ValueError(
-                f"config.data.image_size is {image_size}; valid is a multiple of {factor}, to be "
-                "halved from level to level. Crop or pad the data."
+                f"config.data.image_size={image_size}; valid is a multiple of {factor}, as the "
+                "resolution halves from stage to stage. Crop or pad the data."
             )
 
-    # The methods below create submodules in the scope of __call__, which alone calls them.
+    # The methods below create submodules in the scope of __call__, their only caller.
 
     @nn.nowrap
     def _encode(self, h: FeatureMaps, timestep: Timestep) -> list[FeatureMaps]:
-        """The features of every level, from fine to coarse."""
+        """Return the features of every stage, from fine to coarse."""
         make = functools.partial(
             nn.remat(EncoderBlock) if self.remat else EncoderBlock,
             norm=self._norm(),
@@ -385,12 +386,12 @@ class RefineNet(nn.Module):
 
     @nn.nowrap
     def _decode(self, outputs: list[FeatureMaps], timestep: Timestep) -> FeatureMaps:
-        """The features of the finest level, refined by those of all the others."""
+        """Return the features of the finest stage, refined by those of all the others."""
         pytorch = self.implementation == "pytorch"
         widths = [width for width, _ in SIZES[self.size]]
-        # A refine block has the width of the next finer level; in JAX at size 64, that of its own.
+        # A refine block has the width of the next finer stage; in JAX at size 64, that of its own.
         refined = widths if self.size == 64 and not pytorch else [1, *widths[:-1]]
-        h = None
+        coarser: list[FeatureMaps] = []
         for i in reversed(range(len(widths))):
             block = (nn.remat(RefineBlock) if self.remat else RefineBlock)(
                 refined[i] * self.features,
@@ -400,8 +401,8 @@ class RefineNet(nn.Module):
                 activation=self.activation,
                 name=f"refine_{i}",
             )
-            h = block((outputs[i],) if h is None else (outputs[i], h), timestep)
-        return h
+            coarser = [block((outputs[i], *coarser), timestep)]
+        return coarser[0]
 
     @nn.nowrap
     def _norm(self) -> Normalization:

@@ -1,25 +1,32 @@
-"""A wide residual classifier of noisy images, which sees their noise level.
+"""A wide residual classifier of noisy images, conditioned on the noise level.
 
     logits     W mean_pixels(relu(norm(group_2(group_1(group_0(conv(standardized x)))))))
     embedding  e = silu(W_1 silu(W_0 fourier(log sigma))), which every block adds to its features
     block      y = S x + conv(relu(norm(conv(relu(norm(x))) + W e)))
 
 It is the wide ResNet of Zagoruyko and Komodakis 2016 (arXiv:1605.07146, Table 1) with three groups
-of 16 k, 32 k and 64 k channels, of which the second and third halve the resolution in their first
-convolution. S averages 2x2 pixels there, and appends channels of zeros where their number grows. In
-the first block of all, S x acts on relu(norm(x)) instead. GroupNorm and the embedding in place of
-batch normalization make it the p(y | x_t) of Song et al. 2021 (arXiv:2011.13456, Appendix I), whose
-gradient guides samplers towards a class; their network, WRN-28-10, has the defaults below.
+of 16 k, 32 k and 64 k channels. The second and third halve the resolution in their first
+convolution. There S averages 2x2 pixels, and it appends zeros where the number of channels grows.
+In the very first block, S acts on relu(norm(x)) instead of x. With GroupNorm and the embedding
+instead of batch normalization, it is the p(y | x_t) of Song et al. 2021 (arXiv:2011.13456, Appendix
+I), whose gradient guides samplers toward a class. The defaults are those of their WRN-28-10.
 """
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from models.blocks.checks import check_fields, check_image, check_square, field_error, is_positive
+from models.blocks.checks import (
+    check_data,
+    check_field,
+    check_images,
+    check_integers,
+    check_numbers,
+)
 from models.blocks.convolution import image_convolution
 from models.blocks.embeddings import FourierEmbedding
 from models.blocks.layers import (
@@ -38,19 +45,19 @@ EPSILON = 1e-5  # of every GroupNorm
 
 
 def standardize(x: Images) -> Images:
-    """Each image minus its mean, over its standard deviation or 1 / sqrt(hwc) if that is more.
+    """Subtract each image's mean; divide by its standard deviation, at least 1 / sqrt(hwc).
 
-    Applied to the variance, the bound leaves a derivative where the image is constant.
+    The bound is applied to the variance, so that constant images have a derivative.
     """
     precise = at_least_float32(x)
-    centred = precise - precise.mean(axis=(1, 2, 3), keepdims=True)
-    variance = jnp.square(centred).mean(axis=(1, 2, 3), keepdims=True)
+    centered = precise - precise.mean(axis=(1, 2, 3), keepdims=True)
+    variance = jnp.square(centered).mean(axis=(1, 2, 3), keepdims=True)
     bound = 1.0 / math.prod(x.shape[1:])
-    return (centred * jax.lax.rsqrt(jnp.maximum(variance, bound))).astype(x.dtype)
+    return (centered * jax.lax.rsqrt(jnp.maximum(variance, bound))).astype(x.dtype)
 
 
 def conv(features: int, *, name: str, stride: int = 1) -> nn.Conv:
-    """A 3x3 convolution without bias, of normal draws of variance 2 / fan_out.
+    """Make a 3x3 convolution without bias, drawn from normals of variance 2 / fan_out.
 
     At stride 2 on an even size, it reads one pixel beyond the end, and none before the start.
     """
@@ -68,7 +75,7 @@ def conv(features: int, *, name: str, stride: int = 1) -> nn.Conv:
 
 
 def uniform_init(bound: float) -> nn.initializers.Initializer:
-    """Uniform draws from [-bound, bound)."""
+    """Draw uniformly from [-bound, bound)."""
 
     def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -77,12 +84,12 @@ def uniform_init(bound: float) -> nn.initializers.Initializer:
 
 
 class WideBlock(nn.Module):
-    """The residual block of the module docstring.
+    """Residual block of the module docstring.
 
     Attributes:
-        features: channels of the output, as many as of the input or more.
+        features: channels of the output, at least those of the input.
         stride: 2 halves the resolution, 1 keeps it.
-        activated_shortcut: the shortcut acts on relu(norm(x)), not on x.
+        activated_shortcut: apply the shortcut to relu(norm(x)), not to x.
     """
 
     features: int
@@ -93,7 +100,7 @@ class WideBlock(nn.Module):
     def __call__(
         self, x: Images, e: Embedding
     ) -> Float[Array, "batch height_out width_out {self.features}"]:
-        """Maps (b, h, w, c) and e of (b, d) to (b, h / stride, w / stride, features)."""
+        """Map (b, h, w, c) and e of (b, d) to (b, h / stride, w / stride, features)."""
         h = nn.relu(GroupNorm(EPSILON, name="norm_0")(x))
         shortcut = h if self.activated_shortcut else x
         h = conv(self.features, stride=self.stride, name="conv_0")(h)
@@ -107,10 +114,10 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """The classifier of the module docstring, from images and log sigma to logits.
+    """Classifier of the module docstring, from images and log sigma to logits.
 
     Attributes:
-        blocks_per_group: residual blocks of each group; n of them make a WRN-(6 n + 4).
+        blocks_per_group: residual blocks of each group; n blocks make a WRN-(6 n + 4).
         channel_multiplier: the widening factor k, below 8 or even.
         num_classes: number of classes.
         features: number of Fourier frequencies, a quarter of the channels of the embedding.
@@ -123,21 +130,21 @@ class WideResNet(nn.Module):
     features: int = 128
     fourier_scale: float = 16.0
 
+    SECTION: ClassVar[str] = "classifier"
+
     @nn.compact
     def __call__(
         self, x: Images, cond: Float[Array, "batch"], *, train: bool
     ) -> Float[Array, "batch {self.num_classes}"]:
-        """Maps images (b, n, n, c) and cond = log sigma (b,) to logits (b, num_classes).
+        """Map images (b, n, n, c) and cond = log sigma (b,) to logits (b, num_classes).
 
-        Images may have any range and offset: each is standardized by itself first, at every noise
-        level, as Song et al. do. `train` is there for all networks alike, and changes nothing.
+        Images may have any range and offset: each is standardized first, at every noise level, as
+        Song et al. do. `train` has no effect; all networks have this argument.
 
         Raises:
-            ValueError: as `validate`, and for images that are not square.
+            ValueError: a field is invalid (`validate`), or the images are not square.
         """
-        _, height, width, channels = x.shape
-        check_square(height, width)
-        self.validate(height, channels)
+        check_images(self, x)
         e = self._embed(cond).astype(x.dtype)
         h: FeatureMaps = conv(16, name="input_conv")(standardize(x))
         for group in range(3):
@@ -160,40 +167,29 @@ class WideResNet(nn.Module):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Checks every field for images (image_size, image_size, channels); needs no parameters.
+        """Check every field for images (image_size, image_size, channels), without parameters.
 
         Raises:
-            ValueError: naming the field, its value, the valid values and the remedy.
+            ValueError: a field is invalid; the message names the field and what is valid.
         """
-        check_image(image_size, channels)
-        positive = "a positive integer"
+        check_data(image_size, channels)
+        check_integers(self, blocks_per_group=1, channel_multiplier=1, num_classes=1, features=1)
+        check_numbers(self, fourier_scale="(0, inf)")
         width = 16 * self.channel_multiplier
-        check_fields(
-            self,
-            ("blocks_per_group", is_positive(self.blocks_per_group), positive),
-            ("channel_multiplier", is_positive(self.channel_multiplier), positive),
-            ("num_classes", is_positive(self.num_classes), positive),
-            ("features", is_positive(self.features), positive),
-            ("fourier_scale", self.fourier_scale > 0, "a positive number"),
-        )
-        if width % group_count(width):
-            raise field_error(
-                self,
-                "channel_multiplier",
-                f"below 8 or even; here {width} channels do not split into "
-                f"{group_count(width)} equal groups",
-            )
+        groups = group_count(width)
+        valid = f"below 8 or even; here {width} channels do not split into {groups} equal groups"
+        check_field(self, "channel_multiplier", width % groups == 0, valid)
         if image_size % 4:
             raise ValueError(
-                f"config.data.image_size is {image_size}; valid is a multiple of 4, as the "
+                f"config.data.image_size={image_size}; valid is a multiple of 4, as the "
                 "resolution halves twice. Pad the images."
             )
 
-    # Creates submodules in the scope of __call__, which alone calls it.
+    # Creates submodules in the scope of __call__, its only caller.
 
     @nn.nowrap
     def _embed(self, cond: Float[Array, "batch"]) -> Embedding:
-        """The activated embedding of the noise level: (b,) -> (b, 4 features)."""
+        """Embed the noise level, with activation: (b,) -> (b, 4 features)."""
         e = FourierEmbedding(self.features, self.fourier_scale, name="fourier")(cond)
         e = nn.silu(dense(4 * self.features, name="embedding_0")(e))
         return nn.silu(dense(4 * self.features, name="embedding_1")(e))

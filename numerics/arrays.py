@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 Batch = Float[Array, "batch ..."]
 Shape = tuple[int, ...]
-T = TypeVar("T")
+_Class = TypeVar("_Class", bound=type)
 
 
 def expand_like(
@@ -87,7 +87,7 @@ def in_float64(function: Callable[[Array], Any], values: Any) -> Any:
         return jax.tree.map(lambda y: np.asarray(y)[: values.size].reshape(values.shape), result)
 
 
-def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
+def pytree(*, static: tuple[str, ...] = ()) -> Callable[[_Class], _Class]:
     """Return a class decorator that registers a dataclass as a pytree with hashed `static` fields.
 
     `jax.tree_util.register_dataclass` is not safe here (jaxlib 0.10 to 0.12). The structures of two
@@ -95,7 +95,7 @@ def pytree(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
     equal. If their hashes share a bucket, jit runs the program of one class for the other.
     """
 
-    def register(cls: type[T]) -> type[T]:
+    def register(cls: _Class) -> _Class:
         traced = [f.name for f in dataclasses.fields(cls) if f.name not in static]
 
         def flatten_with_keys(thing: Any) -> tuple[list, tuple]:

@@ -1,8 +1,8 @@
-"""diffrax behind one function: adaptive integration of many independent ODEs at once.
+"""Adaptive integration of many independent ODEs at once, by diffrax.
 
-Each sample has its own step sizes (the solve is vmapped), so a sample's error never depends on
-what else is in the batch; all samples run in lockstep until the slowest has finished. Or the batch
-has common ones, chosen by the error of all its numbers together, as published results have it.
+With step sizes "per_sample" the solve is vmapped: a sample's error never depends on the rest of the
+batch, and all samples run in lockstep until the slowest has finished. With "batch" all samples take
+the same steps, chosen by the error of all numbers together, as published results do.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from errors import IntegrationError
+from errors import IntegrationError, require_choice, require_in
 from numerics.arrays import pytree
 
 
 class Method(NamedTuple):
-    """A Runge-Kutta pair of diffrax, and its evaluations of the field in one step.
+    """A Runge-Kutta pair of diffrax.
 
-    first_same_as_last: the last stage of an accepted step is the first of the next. Nothing can be
-    taken over until a step has been accepted, so what is tried before that costs one more each.
+    Attributes:
+        solver: its class.
+        evaluations: evaluations of the field per step.
+        first_same_as_last: whether the last stage of an accepted step is the first of the next.
+            Before a step has been accepted there is nothing to reuse, so each step tried until
+            then costs one more.
     """
 
     solver: type[diffrax.AbstractSolver]
@@ -32,9 +36,9 @@ class Method(NamedTuple):
     first_same_as_last: bool
 
 
-# diffrax's implicit solvers are missing, as each of their steps wants the Jacobian of the network;
-# and ReversibleHeun, whose virtue is in gradients through the solve.
-SOLVERS = {
+# Implicit solvers are missing: each of their steps needs the Jacobian of the network. So is
+# ReversibleHeun, whose advantage is in gradients through the solve.
+ODE_METHODS = {
     "heun": Method(diffrax.Heun, 2, False),
     "midpoint": Method(diffrax.Midpoint, 2, False),
     "ralston": Method(diffrax.Ralston, 2, False),
@@ -44,72 +48,77 @@ SOLVERS = {
     "dopri8": Method(diffrax.Dopri8, 13, True),
 }
 
-
-# Whose error the step sizes follow.
-CONTROLS = ("per_sample", "batch")
+STEP_SIZE_CONTROLS = ("per_sample", "batch")
 
 
-# Tolerances are traced, so that others are no other program.
-@pytree(static=("solver", "max_steps", "control"))
+# Tolerances are traced: changing them does not recompile.
+@pytree(static=("solver", "max_steps", "step_size_control"))
 @dataclass(frozen=True, kw_only=True)
 class ODEOptions:
-    """How to integrate: a solver of SOLVERS, relative and absolute tolerance, and a step limit.
+    """How to integrate an ODE.
 
-    Tolerances below 1e-7 gain nothing in float32 and cost many steps. With control "batch" all
-    samples take the same steps, and a sample's result depends on the others, within the tolerance.
+    Args:
+        solver: a name in ODE_METHODS.
+        rtol, atol: relative and absolute tolerance. Below 1e-7 they gain nothing in float32 and
+            cost many steps.
+        max_steps: limit of the number of steps.
+        step_size_control: step sizes "per_sample"; or common to the "batch", and then a sample's
+            result depends on the others, within the tolerance.
+
+    Raises:
+        ValueError: for an unknown name or a number out of range.
     """
 
     solver: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-5
     max_steps: int = 4096
-    control: str = "per_sample"
+    step_size_control: str = "per_sample"
 
     def __post_init__(self) -> None:
-        for name, choices in (("solver", SOLVERS), ("control", CONTROLS)):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(
-                    f"{name}={value!r} is unknown; choose one of: {', '.join(sorted(choices))}"
-                )
-        for name in ("rtol", "atol"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps={self.max_steps} must be at least 1")
+        require_choice("solver", self.solver, ODE_METHODS)
+        require_choice("step_size_control", self.step_size_control, STEP_SIZE_CONTROLS)
+        require_in("rtol", self.rtol, "(0, 1)")
+        require_in("atol", self.atol, "(0, 1)")
+        require_in("max_steps", self.max_steps, "[1, inf)")
 
 
 class Solution(NamedTuple):
-    """The state at the end (and on the way, if asked), and what it took to get there.
+    """The result of a solve.
 
-    `reached` is the time of the last accepted step, the end if all went well; `broken` says that
-    NaN or infinity stopped it there.
+    Attributes:
+        y: the state at the end.
+        evaluations: evaluations of the field.
+        success: whether the end was reached.
+        path: the states at the requested times, if any.
+        t_stopped: the time of the last accepted step; the end in case of success.
+        nonfinite: whether NaN or infinity stopped the solve.
     """
 
     y: Any
     evaluations: Int[Array, "batch"]
     success: Bool[Array, "batch"]
     path: Any
-    reached: Float[Array, "batch"]
-    broken: Bool[Array, "batch"]
+    t_stopped: Float[Array, "batch"]
+    nonfinite: Bool[Array, "batch"]
 
 
-class Watched(diffrax.AbstractStepSizeController):
-    """A step size controller, watched.
+class NonFiniteGuard(diffrax.AbstractStepSizeController):
+    """Wraps a step-size controller and stops the solve when the state becomes non-finite.
 
-    Its state has what diffrax does not tell: how many steps were tried before the first was
-    accepted, and whether NaN or infinity left no way on. There it stops, where diffrax would try
-    until its step limit: at a state that is not finite, or at a step too small to move the time.
+    diffrax alone would try until its step limit: at a state that is not finite, or with a step too
+    small to move the time. The guard's state also counts the steps tried before the first accepted
+    one.
     """
 
     controller: diffrax.AbstractStepSizeController
 
-    def wrap(self, direction: Any) -> "Watched":
-        return Watched(self.controller.wrap(direction))
+    def wrap(self, direction: Any) -> "NonFiniteGuard":
+        return NonFiniteGuard(self.controller.wrap(direction))
 
     def init(self, *args: Any, **kwargs: Any) -> tuple:
         end, state = self.controller.init(*args, **kwargs)
-        return end, _Watch(state, jnp.array(False), jnp.array(0), jnp.array(False))
+        return end, _GuardState(state, jnp.array(False), jnp.array(0), jnp.array(False))
 
     def adapt_step_size(
         self, t0: Any, t1: Any, y0: Any, y1: Any, args: Any, error: Any, order: Any, state: Any
@@ -119,23 +128,81 @@ class Watched(diffrax.AbstractStepSizeController):
         )
         kept = jnp.asarray(keep)
         stuck = (end <= start) | (result != diffrax.RESULTS.successful)
-        broken = jnp.where(kept, ~all_finite(y1), stuck & ~all_finite(error))
-        result = diffrax.RESULTS.where(broken, diffrax.RESULTS.dt_min_reached, result)
+        nonfinite = jnp.where(kept, ~all_finite(y1), stuck & ~all_finite(error))
+        result = diffrax.RESULTS.where(nonfinite, diffrax.RESULTS.dt_min_reached, result)
         started = state.started | kept
-        watch = _Watch(inner, started, state.retries + ~started, broken)
-        return keep, start, end, jump, watch, result
+        guard = _GuardState(inner, started, state.retries + ~started, nonfinite)
+        return keep, start, end, jump, guard, result
 
 
-class _Watch(NamedTuple):
+class _GuardState(NamedTuple):
     inner: Any
     started: Bool[Array, ""]
     retries: Int[Array, ""]
-    broken: Bool[Array, ""]
+    nonfinite: Bool[Array, ""]
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
-    """Whether all numbers in a pytree are finite."""
+    """Return whether all numbers in a pytree are finite."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def solve(
+    terms: Any,
+    solver: diffrax.AbstractSolver,
+    controller: diffrax.AbstractStepSizeController,
+    y0: Any,
+    args: Any,
+    *,
+    first_step: float,
+    max_steps: int,
+    evaluations: int,
+    first_same_as_last: bool = False,
+    frames: Float[Array, "frames"] | None = None,
+) -> Solution:
+    """Solve a differential equation from time 0 to 1 by diffrax; traceable.
+
+    Args:
+        terms: diffrax's terms.
+        solver: the method.
+        controller: chooses the step sizes.
+        y0: the state at time 0, a pytree.
+        args: passed to the terms.
+        first_step: length of the first step that is tried.
+        max_steps: limit of the number of steps.
+        evaluations: evaluations of the field per step.
+        first_same_as_last: as in `Method`.
+        frames: times at which `path` has the states.
+    """
+    ends = diffrax.SubSaveAt(t1=True)
+    solution = diffrax.diffeqsolve(
+        terms,
+        solver,
+        t0=0.0,
+        t1=1.0,
+        dt0=first_step,
+        y0=y0,
+        args=args,
+        stepsize_controller=NonFiniteGuard(controller),
+        max_steps=max_steps,
+        saveat=diffrax.SaveAt(
+            subs=[ends] if frames is None else [ends, diffrax.SubSaveAt(ts=frames)],
+            controller_state=True,
+        ),
+        adjoint=diffrax.ForwardMode(),  # a plain loop: nothing here is differentiated
+        throw=False,
+    )
+    end = jax.tree.map(lambda leaf: leaf[0], solution.ys[0])
+    guard = solution.controller_state
+    count = solution.stats["num_steps"] * evaluations
+    return Solution(
+        y=end,
+        evaluations=count + 1 + guard.retries if first_same_as_last else count,
+        success=(solution.result == diffrax.RESULTS.successful) & all_finite(end),
+        path=None if frames is None else solution.ys[1],
+        t_stopped=solution.ts[0][0],
+        nonfinite=guard.nonfinite,
+    )
 
 
 def integrate(
@@ -148,68 +215,52 @@ def integrate(
     options: ODEOptions,
     frames: int | Float[Array, "frames"] = 0,
 ) -> Solution:
-    """Solve dy/dt = field(t, y, args) from t0 to t1 (either direction) for each sample.
+    """Solve dy/dt = field(t, y, args) from t0 to t1 (either direction) for each sample; traceable.
 
-    `field` sees one sample; `y0` and `args` are pytrees with a leading batch axis. The first step
-    that is tried is a hundredth of the way. With `frames`, `path` holds the state at these times,
-    on the way from t0 to t1, or at so many equally spaced ones, t0 first; it is shaped (batch,
-    frames, ...). Traceable; a failed sample has `success` False, and must be checked with
-    `require_success`.
+    Args:
+        field: the right-hand side for one sample.
+        y0, args: pytrees with a leading batch axis.
+        t0, t1: the ends. The first step that is tried is a hundredth of the interval.
+        options: how to integrate.
+        frames: times between t0 and t1 at which `path` (batch, frames, ...) has the states, or
+            their number, equally spaced from t0.
+
+    Returns:
+        A Solution that must be checked with `require_success`: a failed sample has `success` False.
     """
-    method = SOLVERS[options.solver]
-    # The solver's own time goes from 0 to 1. Of ends that are traced diffrax would check the order
-    # by a call to Python, and what makes such calls is in no compilation cache.
-    way = t1 - t0
+    method = ODE_METHODS[options.solver]
+    # The solver's own time goes from 0 to 1. diffrax would check the order of traced ends by a call
+    # to Python, and programs with such calls are not kept in the compilation cache.
+    length = t1 - t0
     ts = None
     if not isinstance(frames, int):
-        ts = (frames - t0) / way
+        ts = (frames - t0) / length
     elif frames:
         ts = jnp.linspace(0.0, 1.0, frames)
 
-    def along(time: Float[Array, ""], y: Any, arg: Any) -> Any:
-        return jax.tree.map(lambda slope: way * slope, field(t0 + way * time, y, arg))
+    def scaled(time: Float[Array, ""], y: Any, arg: Any) -> Any:
+        return jax.tree.map(lambda slope: length * slope, field(t0 + length * time, y, arg))
 
-    # Of the last two errors, so that steps do not grow and shrink in turns: along a network's flow
-    # a third of all steps were refused without.
-    pid = diffrax.PIDController(rtol=options.rtol, atol=options.atol, pcoeff=0.2, icoeff=0.6)
-    ends = diffrax.SubSaveAt(t1=True)
-
-    def solve(field: Callable[..., Any], y: Any, arg: Any) -> Solution:
-        solution = diffrax.diffeqsolve(
+    def solved(field: Callable[..., Any], y: Any, arg: Any) -> Solution:
+        solution = solve(
             diffrax.ODETerm(field),
             method.solver(),
-            t0=0.0,
-            t1=1.0,
-            dt0=0.01,
-            y0=y,
-            args=arg,
-            stepsize_controller=Watched(pid),
+            # The last two errors control the step, so that steps do not grow and shrink in turns:
+            # along a network's ODE a third of all steps were rejected without.
+            diffrax.PIDController(rtol=options.rtol, atol=options.atol, pcoeff=0.2, icoeff=0.6),
+            y,
+            arg,
+            first_step=0.01,
             max_steps=options.max_steps,
-            saveat=diffrax.SaveAt(
-                subs=[ends] if ts is None else [ends, diffrax.SubSaveAt(ts=ts)],
-                controller_state=True,
-            ),
-            adjoint=diffrax.ForwardMode(),  # a plain loop: nothing here is differentiated
-            throw=False,
+            evaluations=method.evaluations,
+            first_same_as_last=method.first_same_as_last,
+            frames=ts,
         )
-        end = jax.tree.map(lambda leaf: leaf[0], solution.ys[0])
-        successful = solution.result == diffrax.RESULTS.successful
-        watch = solution.controller_state
-        evaluations = solution.stats["num_steps"] * method.evaluations
-        if method.first_same_as_last:
-            evaluations += 1 + watch.retries
-        return Solution(
-            y=end,
-            evaluations=evaluations,
-            success=successful & all_finite(end),
-            path=None if ts is None else solution.ys[1],
-            reached=t0 + way * solution.ts[0][0],
-            broken=watch.broken,
-        )
+        return solution._replace(t_stopped=t0 + length * solution.t_stopped)
 
-    if options.control == "per_sample":
-        return jax.vmap(partial(solve, along))(y0, args)
-    solution = solve(jax.vmap(along, in_axes=(None, 0, 0)), y0, args)
+    if options.step_size_control == "per_sample":
+        return jax.vmap(partial(solved, scaled))(y0, args)
+    solution = solved(jax.vmap(scaled, in_axes=(None, 0, 0)), y0, args)
     batch = len(jax.tree.leaves(y0)[0])
     shared = jax.tree.map(
         lambda number: jnp.broadcast_to(number, batch),
@@ -219,35 +270,25 @@ def integrate(
     return shared._replace(y=solution.y, path=path)
 
 
-def require_success(
-    success: Bool[Array, "batch"],
-    where: str,
-    options: Any,
-    *,
-    times: Float[Array, "batch"] | None = None,
-    broken: Bool[Array, "batch"] | None = None,
-) -> None:
-    """Raise IntegrationError unless every sample's solve succeeded.
+def require_success(solution: Solution, name: str, options: Any) -> None:
+    """Raise IntegrationError unless the solves of all samples succeeded.
 
-    `times` tells when each has stopped, and `broken` which were stopped by NaN or infinity.
+    `name` says in messages what was solved; `options` has the limits max_steps, rtol and atol.
     """
-    failed = ~np.asarray(success)
+    failed, times = ~np.asarray(solution.success), np.asarray(solution.t_stopped)
     if not failed.any():
         return
-    by_nan = broken is not None and bool(np.any(broken))
-    if by_nan:
-        failed = np.asarray(broken)
-    what = f"{where}: {failed.sum()} of {failed.size} samples"
-    at = ""
-    if times is not None:
-        high, low = f"{np.max(times[failed]):.4g}", f"{np.min(times[failed]):.4g}"
-        at = f" at t={high}" if low == high else f" between t={high} and t={low}"
-    if by_nan:
+    nonfinite = np.asarray(solution.nonfinite)
+    failed = nonfinite if nonfinite.any() else failed
+    high, low = f"{np.max(times[failed]):.4g}", f"{np.min(times[failed]):.4g}"
+    at = f"at t={high}" if low == high else f"between t={high} and t={low}"
+    count = f"{name}: {failed.sum()} of {failed.size} samples"
+    if nonfinite.any():
         raise IntegrationError(
-            f"{what} became NaN or infinite{at}; check the network for NaN there"
+            f"{count} became NaN or infinite {at}; check the network for NaN there"
         )
     raise IntegrationError(
-        f"{what} did not reach the end within max_steps={options.max_steps} or became non-finite"
-        f"{at and ', but stopped'}{at}; raise max_steps, loosen rtol={options.rtol} and "
-        f"atol={options.atol}, or check the network for NaN"
+        f"{count} did not reach the end within max_steps={options.max_steps} or became non-finite, "
+        f"but stopped {at}; raise max_steps, loosen rtol={options.rtol} and atol={options.atol}, "
+        "or check the network for NaN"
     )

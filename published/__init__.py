@@ -1,7 +1,15 @@
-"""Checkpoints that other projects have published, read without their code and without running any.
+"""Checkpoints that other projects have published, read without executing any of their code.
 
-`formats.read` turns a file of any format into nested dicts of NumPy arrays. `mapping` holds the
-rules between their tensors and our parameters, every one of which is accounted for. The other
-modules hold the rules of one project each: `is_checkpoint(tree)` recognizes its files, and
-`import_state(tree, network, image_size, template, source=...)` translates them.
+`formats.read` reads a file of any format into nested dicts of NumPy arrays. `mapping` translates
+their tensors to our parameters by rules that cover every tensor and parameter. The other modules
+have the rules of one project each, in two functions. `is_checkpoint(tree)` recognizes its files.
+`import_state(tree, network, image_size, template, source=...)` translates them, where
+
+    tree          what `formats.read.read` returns
+    network       our network, with the settings that the file was trained with
+    image_size    height of the images it was trained on
+    template      its abstract parameters, as `jax.eval_shape` makes them
+    source        the file's name in messages, such as its path
+
+It raises ValueError for a file that is not of the project or does not fit the network.
 """

@@ -1,4 +1,4 @@
-"""UNet2DModel of diffusers, where it is DDPM or NCSN++: what Google has published, and its like.
+"""Networks of diffusers, UNet2DModel, that are DDPM or NCSN++, such as those of Google.
 
     https://github.com/huggingface/diffusers
 
@@ -6,25 +6,25 @@
     DDPM      DownBlock2D, AttnDownBlock2D            DDPM, NCSNpp    ddpm-cifar10-32
     NCSN++    SkipDownBlock2D, AttnSkipDownBlock2D    NCSNpp          ncsnpp-church-256
 
-A folder holds config.json, which says what the network must be, and one set of parameters without a
-step. It is taken for both, parameters and averages. Besides names and layouts:
+A folder holds config.json, which describes the network, and one set of parameters without a step.
+They become parameters and averages. These differ besides names and layouts:
 
     up_blocks              count from coarse to fine
     attention              query, key, value, proj_attn are to_q, to_k, to_v, to_out.0 in new files
     Fourier frequencies    time_proj.W in old files, time_proj.weight in new ones, or both
-    output of NCSN++       is divided by sigma within, ours is not: parameterization "scaled_score"
-    center_input_sample    is 2 x - 1 within, which the same parameterization does outside
+    output of NCSN++       is divided by sigma inside, ours is not: parameterization "scaled_score"
+    center_input_sample    is 2 x - 1 inside, which the same parameterization does outside
 
-What config.json says that no parameter shows, such as the epsilon of normalizations, is checked.
+Fields of config.json that no parameter shows, such as the epsilon of normalizations, are checked.
 """
 
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from errors import FileError
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
-from published.formats.errors import FileError
 from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Imported, Weight, translate
 from published.pytorch_layers import affine, check_network, norm, one_set
 
@@ -33,8 +33,7 @@ _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "output": "to_out
 _OLD_ATTENTION = {"query": "query", "key": "key", "value": "value", "output": "proj_attn"}
 _SWISH = ("silu", "swish")
 
-# What a network of theirs is by default, where config.json leaves it out; and what it is in DDPM
-# and in NCSN++, which ours cannot change.
+# Fields of config.json: the default where it is absent; the valid values in DDPM and in NCSN++.
 _OPTIONS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
     "act_fn": ("silu", _SWISH, _SWISH),
     "add_attention": (True, (True,), (True,)),
@@ -56,7 +55,7 @@ _OPTIONS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
     "time_embedding_type": ("positional", ("positional",), ("fourier",)),
     "upsample_type": ("conv", ("conv",), ("conv",)),
 }
-# The same, in our words.
+# The same networks as settings of ours.
 _DDPM = {
     "residual_block": "ddpm",
     "resample": "plain",
@@ -81,11 +80,11 @@ _NCSNPP = {
     "skip_rescale": True,
     "num_classes": 0,
 }
-_LEAST_WIDTH = 128  # from which on their 32 groups of a normalization are ours
+_LEAST_WIDTH = 128  # for the same groups of GroupNorm, 32
 
 
 def is_checkpoint(tree: Any) -> bool:
-    """Whether a file's content is that of a folder of diffusers."""
+    """Return whether a file's content is that of a folder of diffusers."""
     return isinstance(tree, Mapping) and {"config", "tensors"} <= tree.keys()
 
 
@@ -97,22 +96,14 @@ def import_state(
     *,
     source: str,
 ) -> Imported:
-    """Our parameters, the averages being the same, from a folder with a UNet2DModel.
-
-    Args:
-        tree: what `files.read` returns.
-        network: our network, with the settings of `settings`.
-        image_size: height of the images it was trained on.
-        template: its abstract parameters, as `jax.eval_shape` makes them.
-        source: what messages call the folder, such as its path.
+    """Translate a folder with a UNet2DModel; arguments as in `published`.
 
     Raises:
-        ValueError: the folder holds another network, or does not fit ours; the message names the
-            fields to set.
+        ValueError: the folder does not fit the network; the message names the fields to set.
     """
     if not is_checkpoint(tree):
         raise FileError(
-            f"{source}: it is no folder of diffusers. Take one with config.json and the weights"
+            f"{source}: it is not a folder of diffusers. Use one with config.json and the weights"
         )
     config, tensors = tree["config"], tree["tensors"]
     try:
@@ -129,56 +120,56 @@ def import_state(
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of config.model that the network of a config.json needs, but for its name.
+    """Return the fields of config.model, except the name, for the network of a config.json.
 
     Raises:
-        FileError: no network here computes what it describes.
+        FileError: no network here computes the same.
     """
     try:
-        down, up = (tuple(config[f"{way}_block_types"]) for way in ("down", "up"))
-        levels = list(zip(down, map(int, config["block_out_channels"]), strict=True))
+        down, up = (tuple(config[f"{part}_block_types"]) for part in ("down", "up"))
+        stages = list(zip(down, map(int, config["block_out_channels"]), strict=True))
         blocks = int(config["layers_per_block"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(
             "config.json is not that of a UNet2DModel, which has down_block_types, up_block_types, "
-            "block_out_channels and layers_per_block. Take a folder with one"
+            "block_out_channels and layers_per_block. Use a folder with one"
         ) from error
     skip = "Skip" if any("Skip" in block for block in down) else ""
     _check_blocks(down, up, skip)
     _check_options(config, index=2 if skip else 1)
     attends = [block.startswith("Attn") for block in down]
-    widths = tuple(width for _, width in levels)
-    grouped = [width for block, width in levels if block.startswith("Attn") or not skip]
+    widths = tuple(width for _, width in stages)
+    grouped = [width for block, width in stages if block.startswith("Attn") or not skip]
     multiples = min(widths) > 0 and not any(width % widths[0] for width in widths)
     if not multiples or any(width < _LEAST_WIDTH for width in grouped):
         raise FileError(
             f"config.json has block_out_channels={widths}; valid is multiples of the first, and "
-            f"{_LEAST_WIDTH} or more where 32 groups are normalized. No network here computes it"
+            f"{_LEAST_WIDTH} or more with 32 groups. No network here computes it"
         )
     size = _sample_size(config)
     if size is None and any(attends):
         raise FileError(
-            "config.json has no sample_size, without which nothing tells at which resolutions "
-            'the network attends. Add it, such as "sample_size": 32'
+            "config.json has no sample_size, which determines the resolutions with attention. "
+            'Add it, such as "sample_size": 32'
         )
     found = {
         "features": widths[0],
         "channel_multipliers": tuple(width // widths[0] for width in widths),
         "blocks_per_resolution": blocks,
-        "attention_resolutions": tuple(size >> i for i, here in enumerate(attends) if here),
+        "attention_resolutions": tuple((size or 0) >> i for i, here in enumerate(attends) if here),
     }
     return found | (_NCSNPP if skip else _DDPM)
 
 
 def _sample_size(config: Mapping[str, Any]) -> int | None:
-    """The height of the images; None where config.json does not tell."""
+    """Return the height of the images; None where config.json has none."""
     size = config.get("sample_size")
     size = size[0] if isinstance(size, list | tuple) and size else size
     return size if isinstance(size, int) else None
 
 
 def _check_blocks(down: tuple[str, ...], up: tuple[str, ...], skip: str) -> None:
-    """Checks that the blocks are of one kind, the decoder's those of the encoder reversed."""
+    """Raise FileError unless blocks are of one kind and the decoder mirrors the encoder."""
     valid = (f"{skip}DownBlock2D", f"Attn{skip}DownBlock2D")
     mirrored = tuple(block.replace("Down", "Up") for block in reversed(down))
     if not set(down) <= set(valid) or up != mirrored or not down:
@@ -190,7 +181,7 @@ def _check_blocks(down: tuple[str, ...], up: tuple[str, ...], skip: str) -> None
 
 
 def _check_options(config: Mapping[str, Any], index: int) -> None:
-    """Checks what no parameter shows, against the column `index` of _OPTIONS."""
+    """Raise FileError unless every field is valid in the column `index` of _OPTIONS."""
     for field, columns in _OPTIONS.items():
         value, valid = config.get(field, columns[0]), columns[index]
         if not any(_same(value, one) for one in valid):
@@ -201,7 +192,7 @@ def _check_options(config: Mapping[str, Any], index: int) -> None:
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Equality, for numbers up to the digits that a JSON file may lack."""
+    """Return whether values are equal, numbers up to the digits that a JSON file may lack."""
     if isinstance(value, int | float) and isinstance(other, int | float):
         return math.isclose(value, other, rel_tol=1e-6)
     return value == other
@@ -214,7 +205,7 @@ def _check_settings(
     needed: Mapping[str, Any],
     source: str,
 ) -> None:
-    """Checks a network against `settings`, and says all that differs at once."""
+    """Raise ValueError for all fields at once that differ from `settings`."""
     differing = {
         f"model.{field}": value
         for field, value in needed.items()
@@ -230,7 +221,7 @@ def _check_settings(
             for field, value in differing.items()
         )
         raise ValueError(
-            f"{source} does not fit this network, as its config.json says. Set {options}"
+            f"{source} does not fit this network, according to its config.json. Set {options}"
         )
 
 
@@ -239,7 +230,7 @@ def _plain(value: Any) -> Any:
 
 
 def weights(network: NCSNpp | DDPM, image_size: int, tensors: Mapping[str, Any]) -> list[Weight]:
-    """The rules for the parameters of a UNet2DModel, whose `tensors` tell its age."""
+    """Return the rules for the parameters of a UNet2DModel, whose `tensors` show its age."""
     old = any(name.endswith(".proj_attn.weight") for name in tensors)
     attention = _OLD_ATTENTION if old else _ATTENTION
     frequencies = _FREQUENCIES if _FREQUENCIES in tensors else _OLD_FREQUENCIES
@@ -255,33 +246,33 @@ def _unet(
     yield from affine("embedding_0", "time_embedding.linear_1", LINEAR)
     yield from affine("embedding_1", "time_embedding.linear_2", LINEAR)
     yield from affine("input_conv", "conv_in", CONV)
-    levels = len(network.channel_multipliers)
+    count = len(network.channel_multipliers)
     before = 1
-    for level, multiplier in enumerate(network.channel_multipliers):
-        attends = image_size >> level in network.attention_resolutions
-        theirs = f"down_blocks.{level}"
+    for stage, multiplier in enumerate(network.channel_multipliers):
+        attends = image_size >> stage in network.attention_resolutions
+        theirs = f"down_blocks.{stage}"
         for i in range(network.blocks_per_resolution):
             shortcut = i == 0 and multiplier != before
-            ours = f"encoder_{level}_block_{i}"
+            ours = f"encoder_{stage}_block_{i}"
             yield from _block(ours, f"{theirs}.resnets.{i}", shortcut=shortcut)
             if attends:
-                ours = f"encoder_{level}_attention_{i}"
+                ours = f"encoder_{stage}_attention_{i}"
                 yield from _attention(ours, f"{theirs}.attentions.{i}", attention)
-        if level < levels - 1:
-            yield from _down(f"encoder_{level}", theirs, skip=skip)
+        if stage < count - 1:
+            yield from _down(f"encoder_{stage}", theirs, skip=skip)
         before = multiplier
-        theirs = f"up_blocks.{levels - 1 - level}"
+        theirs = f"up_blocks.{count - 1 - stage}"
         for i in range(network.blocks_per_resolution + 1):
-            ours = f"decoder_{level}_block_{i}"
+            ours = f"decoder_{stage}_block_{i}"
             yield from _block(ours, f"{theirs}.resnets.{i}", shortcut=True)
             if attends and not skip:
-                ours = f"decoder_{level}_attention_{i}"
+                ours = f"decoder_{stage}_attention_{i}"
                 yield from _attention(ours, f"{theirs}.attentions.{i}", attention)
         if attends and skip:
-            ours = f"decoder_{level}_attention"
+            ours = f"decoder_{stage}_attention"
             yield from _attention(ours, f"{theirs}.attentions.0", attention)
-        if level > 0:
-            yield from _up(f"decoder_{level}", theirs, skip=skip)
+        if stage > 0:
+            yield from _up(f"decoder_{stage}", theirs, skip=skip)
     yield from _block("middle_block_0", "mid_block.resnets.0")
     yield from _attention("middle_attention", "mid_block.attentions.0", attention)
     yield from _block("middle_block_1", "mid_block.resnets.1")
@@ -291,7 +282,7 @@ def _unet(
 
 
 def _down(ours: str, theirs: str, *, skip: bool) -> Iterator[Weight]:
-    """The way to the next coarser level, and how the input joins it."""
+    """Yield the change to the next coarser resolution, and how the input joins it."""
     if skip:
         yield from _block(f"{ours}_down", f"{theirs}.resnet_down", shortcut=True)
         yield from affine(f"{ours}_input", f"{theirs}.skip_conv", CONV_1X1)
@@ -300,7 +291,7 @@ def _down(ours: str, theirs: str, *, skip: bool) -> Iterator[Weight]:
 
 
 def _up(ours: str, theirs: str, *, skip: bool) -> Iterator[Weight]:
-    """The way to the next finer level, and how this one joins the output."""
+    """Yield how this resolution joins the output, and the change to the next finer one."""
     if skip:
         yield from norm(f"{ours}_output_norm", f"{theirs}.skip_norm")
         yield from affine(f"{ours}_output_conv", f"{theirs}.skip_conv", CONV)

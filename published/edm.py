@@ -2,22 +2,22 @@
 
     https://github.com/NVlabs/edm
 
-They are published as pickles, which are code. Where that code is trusted, with it on the path,
+They are published as pickles, which are code. If you trust that code, and it is on the path,
 
     torch.save(pickle.load(open("edm-cifar10-32x32-cond-vp.pkl", "rb"))["ema"].state_dict(), path)
 
-makes the file that is read here. It holds the averages alone, which become the parameters too, and
-no step. Names are such as "model.enc.32x32_block0.conv0.weight", without "model." where the network
-was taken out of its preconditioner. Besides names and layouts:
+makes a file that can be read here. It holds the averages alone, which become the parameters too,
+and no step. Names are such as "model.enc.32x32_block0.conv0.weight", without "model." for a network
+without its preconditioner. These differ besides names and layouts:
 
     query, key, value    one layer, its outputs in the order "head channel part"
-    change of size       belongs to the level it enters, ours to the one it leaves
-    class k of n         in SongUNet sqrt(n) W e_k + b, and b for no class; W e_k and 0 in
-                         DhariwalUNet; the rows of our table, the last for no class
-    embedding            [cos, sin] in DhariwalUNet; SongUNet swaps it, so that it is as ours
+    change of size       belongs to the resolution it enters, ours to the one it leaves
+    class k of n         in SongUNet sqrt(n) W e_k + b, and b for "no class"; W e_k and 0 in
+                         DhariwalUNet; the rows of our table, the last for "no class"
+    embedding            [cos, sin] in DhariwalUNet; SongUNet swaps it to our order
 
-Filters of resampling are fixed, and in the file; so a network with other filters, whose parameters
-fit all the same, is found out. Augmentation labels are zero where images are made, as here always.
+The file contains the fixed filters of resampling, so a network with other filters is refused even
+though its parameters fit. Augmentation labels are zero, as in EDM's sampling.
 """
 
 import math
@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from errors import FileError
 from models.adm import ADM
 from models.ncsnpp import NCSNpp
-from published.formats.errors import FileError
 from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Imported, Weight, translate
 from published.pytorch_layers import (
     AFTER_COSINE_FIRST,
@@ -40,8 +40,8 @@ from published.pytorch_layers import (
     projections,
 )
 
-# Tensors that are no parameters of ours: filters, the noise levels of the preconditioner "iDDPM",
-# and what augmentation labels go through.
+# Tensors without a parameter of ours: filters, the noise levels of the preconditioner "iDDPM", and
+# the layer for augmentation labels.
 UNUSED = ("*.resample_filter", "u", "map_augment.weight")
 _ORDER = "head channel part"
 _PREFIX = "model."
@@ -61,7 +61,7 @@ _DHARIWAL = {"heads": (0,), "head_width": (64,), "scale_shift": (True,), "resamp
 
 
 def is_checkpoint(tree: Any) -> bool:
-    """Whether a file's content is that of a network of EDM."""
+    """Return whether a file's content is a network of EDM."""
     return isinstance(tree, Mapping) and bool(
         {"map_layer0.weight", "model.map_layer0.weight"} & tree.keys()
     )
@@ -75,22 +75,11 @@ def import_state(
     *,
     source: str,
 ) -> Imported:
-    """Our parameters, which are averages, from the state dict of a network of EDM.
-
-    Args:
-        tree: what `files.read` returns.
-        network: our network, with the settings that the file was trained with.
-        image_size: height of the images it was trained on.
-        template: its abstract parameters, as `jax.eval_shape` makes them.
-        source: what messages call the file, such as its path.
-
-    Raises:
-        ValueError: the file is no state dict of EDM, or does not fit the network.
-    """
+    """Translate the state dict of a network of EDM, averages; arguments as in `published`."""
     if not is_checkpoint(tree):
         raise FileError(
-            f"{source}: it is no state dict of a network of EDM, which has map_layer0.weight. Make "
-            "one from the published pickle, as published/edm.py says"
+            f"{source}: it is not a state dict of a network of EDM, which has map_layer0.weight. "
+            "Make one from the published pickle, as published/edm.py explains"
         )
     rules, tensors = weights(network, image_size), _load(tree, source)
     _check_filters(network, tensors, source)
@@ -99,7 +88,7 @@ def import_state(
 
 
 def _load(tree: Mapping[str, Any], source: str) -> Tensors:
-    """The tensors by their names in the network, and the labels' layer as a table of classes."""
+    """Return the tensors by name, and the labels' layer as a table of classes."""
     tensors = {name.removeprefix(_PREFIX): np.asarray(value) for name, value in tree.items()}
     if tensors.get(_LABELS, np.empty(0)).ndim == 2:
         classes = tensors[_LABELS].T.astype(np.float32)
@@ -117,7 +106,7 @@ def _load(tree: Mapping[str, Any], source: str) -> Tensors:
 
 
 def _check_filters(network: NCSNpp | ADM, tensors: Tensors, source: str) -> None:
-    """Checks that the network resamples with the filters that are in the file."""
+    """Raise ValueError unless the network resamples with the filters of the file."""
     fir = isinstance(network, NCSNpp) and network.resample == "fir"
     taps = np.array(network.fir_kernel if fir else (1, 1), np.float32)
     ours = np.outer(taps, taps) / taps.sum() ** 2
@@ -137,7 +126,7 @@ def _equal(x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def weights(network: NCSNpp | ADM, image_size: int) -> list[Weight]:
-    """The rules for the parameters of SongUNet or DhariwalUNet.
+    """Return the rules for the parameters of SongUNet or DhariwalUNet.
 
     Raises:
         ValueError: EDM has no such network.
@@ -146,9 +135,9 @@ def weights(network: NCSNpp | ADM, image_size: int) -> list[Weight]:
     song = isinstance(network, NCSNpp)
     check_network(network, "EDM", classes, _SONG if song else _DHARIWAL)
     if song and network.progressive_input == "residual" and network.resample == "plain":
-        # Ours would convolve without a filter, theirs averages pixels.
+        # Ours would convolve without a filter, theirs averages pixels first.
         raise ValueError(
-            "config.model.resample is 'plain'; with progressive_input='residual', networks of EDM "
+            "config.model.resample='plain'; with progressive_input='residual', networks of EDM "
             "have 'fir'. Set it so, and config.model.fir_kernel=(1, 1) for plain averages"
         )
     return list(_unet(network, image_size))
@@ -165,9 +154,9 @@ def _unet(network: NCSNpp | ADM, image_size: int) -> Iterator[Weight]:
         yield IDENTICAL.weight("classes/table", _LABELS)
     yield from affine("input_conv", f"enc.{image_size}x{image_size}_conv", CONV)
     before = network.features if song else widths[0]
-    for level, width in enumerate(widths):
-        yield from _encoder_level(network, image_size, level, before, width)
-        yield from _decoder_level(network, image_size, level, width)
+    for stage, width in enumerate(widths):
+        yield from _encoder_stage(network, image_size, stage, before, width)
+        yield from _decoder_stage(network, image_size, stage, width)
         before = width
     if song:
         yield from _song_ends(network, image_size)
@@ -180,45 +169,45 @@ def _heads(network: NCSNpp | ADM, width: int) -> int:
     return 1 if isinstance(network, NCSNpp) else width // network.head_width
 
 
-def _encoder_level(
-    network: NCSNpp | ADM, image_size: int, level: int, before: int, width: int
+def _encoder_stage(
+    network: NCSNpp | ADM, image_size: int, stage: int, before: int, width: int
 ) -> Iterator[Weight]:
-    """The blocks of a level and the way there; after the last level, the middle."""
-    size, heads = image_size >> level, _heads(network, width)
+    """Yield the change of size and the blocks of a resolution; after the last, the middle."""
+    size, heads = image_size >> stage, _heads(network, width)
     enc, dec = f"enc.{size}x{size}", f"dec.{size}x{size}"
-    if level:
+    if stage:
         shortcut = isinstance(network, NCSNpp)
-        yield from _block(f"encoder_{level - 1}_down", f"{enc}_down", shortcut=shortcut)
+        yield from _block(f"encoder_{stage - 1}_down", f"{enc}_down", shortcut=shortcut)
     for i in range(network.blocks_per_resolution):
         attends = size in network.attention_resolutions
         yield from _block(
-            f"encoder_{level}_block_{i}",
+            f"encoder_{stage}_block_{i}",
             f"{enc}_block{i}",
             shortcut=i == 0 and before != width,
-            attention=f"encoder_{level}_attention_{i}" if attends else None,
+            attention=f"encoder_{stage}_attention_{i}" if attends else None,
             heads=heads,
         )
-    if level == len(network.channel_multipliers) - 1:
+    if stage == len(network.channel_multipliers) - 1:
         middle = "middle_attention"
         yield from _block("middle_block_0", f"{dec}_in0", attention=middle, heads=heads)
         yield from _block("middle_block_1", f"{dec}_in1")
 
 
-def _decoder_level(
-    network: NCSNpp | ADM, image_size: int, level: int, width: int
+def _decoder_stage(
+    network: NCSNpp | ADM, image_size: int, stage: int, width: int
 ) -> Iterator[Weight]:
-    """The way there from the coarser level, and the blocks of a level."""
-    size, blocks = image_size >> level, network.blocks_per_resolution + 1
+    """Yield the change of size from the coarser resolution, and the blocks."""
+    size, blocks = image_size >> stage, network.blocks_per_resolution + 1
     song, dec = isinstance(network, NCSNpp), f"dec.{size}x{size}"
-    if level < len(network.channel_multipliers) - 1:
-        yield from _block(f"decoder_{level + 1}_up", f"{dec}_up", shortcut=song)
+    if stage < len(network.channel_multipliers) - 1:
+        yield from _block(f"decoder_{stage + 1}_up", f"{dec}_up", shortcut=song)
     attentions: list[str | None] = [None] * blocks
     if size in network.attention_resolutions:
-        each = [f"decoder_{level}_attention_{i}" for i in range(blocks)]
-        attentions = [*attentions[1:], f"decoder_{level}_attention"] if song else each
+        each: list[str | None] = [f"decoder_{stage}_attention_{i}" for i in range(blocks)]
+        attentions = [*attentions[1:], f"decoder_{stage}_attention"] if song else each
     for i, attention in enumerate(attentions):
         yield from _block(
-            f"decoder_{level}_block_{i}",
+            f"decoder_{stage}_block_{i}",
             f"{dec}_block{i}",
             shortcut=True,
             attention=attention,
@@ -227,16 +216,16 @@ def _decoder_level(
 
 
 def _song_ends(network: NCSNpp, image_size: int) -> Iterator[Weight]:
-    """How the input joins the levels of SongUNet, and how they make the output."""
+    """Yield how the input joins the resolutions of SongUNet, and how they make the output."""
     skip = network.progressive_output == "output_skip"
-    for level in range(len(network.channel_multipliers)):
-        size, ours = image_size >> level, f"encoder_{level - 1}_input"
-        if level and network.progressive_input == "input_skip":
+    for stage in range(len(network.channel_multipliers)):
+        size, ours = image_size >> stage, f"encoder_{stage - 1}_input"
+        if stage and network.progressive_input == "input_skip":
             yield from affine(ours, f"enc.{size}x{size}_aux_skip", CONV_1X1)
-        elif level and network.progressive_input == "residual":
+        elif stage and network.progressive_input == "residual":
             yield from affine(f"{ours}/conv", f"enc.{size}x{size}_aux_residual", CONV)
-        if skip or level == 0:
-            ours = f"decoder_{level}_output" if skip else "output"
+        if skip or stage == 0:
+            ours = f"decoder_{stage}_output" if skip else "output"
             yield from norm(f"{ours}_norm", f"dec.{size}x{size}_aux_norm")
             yield from affine(f"{ours}_conv", f"dec.{size}x{size}_aux_conv", CONV)
 
@@ -249,7 +238,7 @@ def _block(
     attention: str | None = None,
     heads: int = 1,
 ) -> Iterator[Weight]:
-    """A residual block, and the attention within it, whose path is ours alone."""
+    """Yield a residual block, and the attention inside it, which ours has beside it."""
     yield from norm(f"{ours}/norm_0", f"{theirs}.norm0")
     yield from affine(f"{ours}/conv_0", f"{theirs}.conv0", CONV)
     yield from affine(f"{ours}/embedding", f"{theirs}.affine", LINEAR)

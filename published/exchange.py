@@ -1,7 +1,6 @@
-"""Read checkpoints of other projects, whichever of them wrote the file.
+"""Checkpoints of other projects, whichever of them wrote the file.
 
-Each project has a module with two functions: `is_checkpoint(tree)` says whether a file's content
-is one of its checkpoints, `import_state(tree, network, image_size, template, *, source)` reads it.
+Each project has a module with the functions `is_checkpoint` and `import_state` (`published`).
 """
 
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from published.formats import read
 from published.mapping import Imported
 
 # The name of a project in messages, and its module.
-PROJECTS = {
+PROJECTS: dict[str, Any] = {
     "score_sde": score_sde,
     "EDM": edm,
     "improved-diffusion or guided-diffusion": openai,
@@ -23,7 +22,7 @@ PROJECTS = {
 
 
 class Candidate(NamedTuple):
-    """A network that a file may fit: its configuration's name, image size, abstract parameters."""
+    """A network that a file may fit, with the name of its configuration."""
 
     name: str
     network: Any
@@ -42,8 +41,8 @@ def import_state(
     `attention_order` is a name in `published.openai.ATTENTION_ORDERS`, for files of that project.
 
     Raises:
-      ConfigError: if the file cannot be read, belongs to no known project, or does not fit the
-        network. The message then names those of `others` that it fits.
+        ConfigError: the file cannot be read, belongs to no known project, or does not fit the
+            network. The message then names those of `others` that it fits.
     """
     try:
         tree = read.read(source)

@@ -1,7 +1,7 @@
 """Rules between a published checkpoint's tensors and our parameters, applied and inverted.
 
-A rule, `Weight`, says that our parameter p at a path is a rearrangement of their tensor w of some
-name, p = to_ours(w) and w = to_theirs(p). The rearrangements are pairs with a name:
+A rule, `Weight`, states that our parameter p is a rearrangement of their tensor w, p = to_ours(w)
+and w = to_theirs(p), and gives both names. The rearrangements are:
 
     theirs                                            ours
     IDENTICAL         any shape                       the same
@@ -13,12 +13,12 @@ name, p = to_ours(w) and w = to_theirs(p). The rearrangements are pairs with a n
     IMAGE_CHANNELS    (1, 1, 1, channels)             (channels,)
 
 `part` cuts one of several matrices out of a fused tensor, such as the queries out of query, key and
-value. `translate` applies a list of rules, and refuses unless they account for every tensor there
-and every parameter here.
+value. `translate` applies a list of rules. It raises an error unless they cover every tensor and
+every parameter.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -26,23 +26,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+from files.nested import flatten, unflatten
+
 Tensor = Shaped[np.ndarray, "..."]
 Rearrange = Callable[[Tensor], Tensor]
 
-_SHOWN = 4  # how many of a long list a message names
+_SHOWN = 4  # items of a long list in a message
 REMEDY = "Set the fields of config.model to those the checkpoint was trained with"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """One parameter of ours and where it is in a published checkpoint.
+    """One of our parameters, and its place in a published checkpoint.
 
     Attributes:
         ours: path of our parameter, such as "encoder_0_block_0/conv_0/kernel".
         theirs: name of their tensor, such as "all_modules.4.Conv_0.weight". Several parameters may
             be parts of one tensor.
         to_ours: rearranges theirs to ours.
-        to_theirs: rearranges ours to theirs; None where one parameter does not make a whole tensor.
+        to_theirs: rearranges ours to theirs; None where one parameter is only part of a tensor.
     """
 
     ours: str
@@ -52,38 +54,39 @@ class Weight:
 
 
 class Imported(NamedTuple):
-    """A training state in our words, its parameters nested dicts of float32 arrays."""
+    """A training state; parameters are nested dicts of float32 arrays, as in our networks."""
 
     step: int
     params: dict[str, Any]
     ema_params: dict[str, Any]
 
 
-class Layout(NamedTuple):
-    """Two rearrangements, each the other's inverse."""
+class Rearrangement(NamedTuple):
+    """A rearrangement and its inverse, if it has one."""
 
     to_ours: Rearrange
     to_theirs: Rearrange | None
 
     def weight(self, ours: str, theirs: str) -> Weight:
-        """The rule that `theirs` in this layout is `ours`."""
+        """Return the rule that `theirs`, so rearranged, is `ours`."""
         return Weight(ours=ours, theirs=theirs, to_ours=self.to_ours, to_theirs=self.to_theirs)
 
 
-def _transposed(*axes: int) -> Layout:
+def _transposed(*axes: int) -> Rearrangement:
     inverse = tuple(int(axis) for axis in np.argsort(axes))
-    return Layout(lambda w: w.transpose(axes), lambda p: p.transpose(inverse))
+    return Rearrangement(lambda w: w.transpose(axes), lambda p: p.transpose(inverse))
 
 
-def _without_axes(layout: Layout, *axes: int) -> Layout:
-    """`layout`, behind axes of length 1 that theirs has and ours lacks."""
-    return Layout(
+def _without_axes(layout: Rearrangement, *axes: int) -> Rearrangement:
+    """Return `layout` after the removal of axes of length 1."""
+    to_theirs = layout.to_theirs
+    return Rearrangement(
         lambda w: layout.to_ours(w.squeeze(axes)),
-        lambda p: np.expand_dims(layout.to_theirs(p), axes),
+        None if to_theirs is None else lambda p: np.expand_dims(to_theirs(p), axes),
     )
 
 
-IDENTICAL = Layout(lambda w: w, lambda p: p)
+IDENTICAL = Rearrangement(lambda w: w, lambda p: p)
 CONV = _transposed(2, 3, 1, 0)
 LINEAR = _transposed(1, 0)
 CONV_1X1 = _without_axes(LINEAR, 2, 3)
@@ -94,26 +97,26 @@ IMAGE_CHANNELS = _without_axes(IDENTICAL, 0, 1, 2)
 
 def part(
     index: int,
-    layout: Layout,
+    layout: Rearrangement,
     *,
     parts: int = 3,
     heads: int = 1,
     order: str = "part head channel",
     axis: int = 0,
-) -> Layout:
-    """One of `parts` matrices that share a tensor along `axis`, its outputs sorted by head.
+) -> Rearrangement:
+    """Cut out one of `parts` matrices that share a tensor along `axis`, its outputs sorted by head.
 
-    `order` says how the tensor's axis runs, the slowest first: "part head channel" is all of one
-    matrix after the other; "head part channel" interleaves them head by head, "head channel part"
-    channel by channel. One part does not make the tensor, so that there is no way back.
+    `order` states how the tensor's axis runs, the slowest first: "part head channel" has one matrix
+    after the other, "head part channel" interleaves them per head, "head channel part" per channel.
+    There is no inverse, since one part is not the whole tensor.
 
     Args:
-        index: which part, from 0.
-        layout: that of the part alone.
-        parts: how many there are.
-        heads: how many heads the outputs of each part belong to.
+        index: index of the part.
+        layout: rearrangement of the part alone.
+        parts: number of parts.
+        heads: number of heads in the outputs of each part.
         order: the three words in the order of the file.
-        axis: the axis of the outputs, 0 in PyTorch.
+        axis: axis of the outputs, 0 in PyTorch.
 
     Raises:
         ValueError: `order` is not a permutation of the three words, or there is no part `index`.
@@ -133,7 +136,7 @@ def part(
         outputs = mine.shape[0] * mine.shape[1]
         return np.moveaxis(mine.reshape(outputs, *w.shape[1:]), 0, axis)
 
-    return Layout(lambda w: layout.to_ours(cut(w)), None)
+    return Rearrangement(lambda w: layout.to_ours(cut(w)), None)
 
 
 def translate(
@@ -145,21 +148,21 @@ def translate(
     source: str = "the checkpoint",
     remedy: str = REMEDY,
 ) -> dict[str, Any]:
-    """Our parameters from their tensors, as nested dicts of float32 arrays.
+    """Translate their tensors to our parameters, nested dicts of float32 arrays.
 
     Args:
         weights: the rules, one for each parameter of the template.
         template: nested dicts whose leaves have a shape, as `jax.eval_shape` makes them.
         tensors: their tensors by name.
-        unused: patterns (`fnmatch`) of tensors that no rule needs to name, such as "*.sigmas".
-        source: what messages call the checkpoint, such as its path.
-        remedy: what messages end with.
+        unused: patterns (`fnmatch`) of tensors without a rule, such as "*.sigmas".
+        source: the checkpoint's name in messages, such as its path.
+        remedy: end of the messages.
 
     Raises:
-        ValueError: in one line, which tensors are missing, surplus or of the wrong shape, with both
-            names and both shapes; or the first tensor with a number that is not finite.
+        ValueError: tensors are missing, surplus or of the wrong shape, or one of them is not
+            finite. The message lists them in one line with both names and shapes.
     """
-    rules, wanted = list(weights), dict(_leaves(template))
+    rules, wanted = list(weights), flatten(template)
     problems = _unruled(rules, wanted)
     found: dict[str, Tensor] = {}
     for rule in rules:
@@ -183,7 +186,7 @@ def translate(
     ]
     _raise_if_any(problems, source, remedy)
     theirs = {rule.ours: rule.theirs for rule in rules}
-    return _nested(
+    return unflatten(
         {path: _finite(found[path], f"{theirs[path]} ({path})", source) for path in wanted}
     )
 
@@ -191,28 +194,27 @@ def translate(
 def translate_back(
     weights: Iterable[Weight], params: Mapping[str, Any]
 ) -> dict[str, Float32[np.ndarray, "..."]]:
-    """Their tensors from our parameters, float32, by name in the order of the rules.
+    """Translate our parameters to their tensors, float32, by name in the order of the rules.
 
     Raises:
-        ValueError: in one line, which parameters no rule knows, or which rules have no parameter
-            or no way back; or the first parameter with a number that is not finite.
+        ValueError: parameters have no rule, rules have no parameter or no inverse, or a parameter
+            is not finite. The message lists them in one line.
     """
-    rules, given = list(weights), dict(_leaves(params))
+    rules, given, source = list(weights), flatten(params), "the network's parameters"
     problems = _unruled(rules, given)
-    problems["without a way back"] = [
+    problems["without an inverse"] = [
         f"{rule.ours} as {rule.theirs}" for rule in rules if rule.to_theirs is None
     ]
-    _raise_if_any(problems, "the network's parameters")
+    _raise_if_any(problems, source)
     return {
-        rule.theirs: _finite(
-            rule.to_theirs(np.asarray(given[rule.ours])), rule.ours, "the network's parameters"
-        )
+        rule.theirs: _finite(rule.to_theirs(np.asarray(given[rule.ours])), rule.ours, source)
         for rule in rules
+        if rule.to_theirs is not None
     }
 
 
 def _unruled(rules: Sequence[Weight], wanted: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Where rules and parameters differ, which is the rules' fault and not the checkpoint's."""
+    """Return where rules and parameters differ, which is not the checkpoint's fault."""
     counts = Counter(rule.ours for rule in rules)
     return {
         "without a rule": [path for path in wanted if path not in counts],
@@ -237,41 +239,20 @@ def _raise_if_any(problems: Mapping[str, Sequence[str]], source: str, remedy: st
 
 
 def _rearranged(rearrange: Rearrange, tensor: Tensor) -> Tensor:
-    """The tensor in our layout, or as it is where it has not the axes to be rearranged."""
+    """Return the rearranged tensor, or a shape that no parameter has where its axes do not fit."""
     try:
         return rearrange(np.asarray(tensor))
     except (ValueError, IndexError):
-        return np.empty((*np.shape(tensor), 0))  # a shape that no parameter has
+        return np.empty((*np.shape(tensor), 0))
 
 
 def _finite(tensor: Tensor, name: str, source: str) -> Float32[np.ndarray, "..."]:
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, which is told below
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which raises below
         value = np.ascontiguousarray(tensor, dtype=np.float32).reshape(tensor.shape)
     if not np.isfinite(value).all():
         count = int(value.size - np.isfinite(value).sum())
         raise ValueError(
             f"{source}: {name} has {count} of {value.size} numbers that are not finite. The "
-            "training it is from has failed; take an earlier checkpoint"
+            "training has failed; use an earlier checkpoint"
         )
     return value
-
-
-def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings by path."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{path}{key}/")
-        else:
-            yield f"{path}{key}", value
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `_leaves`."""
-    tree: dict[str, Any] = {}
-    for path, value in leaves.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = value
-    return tree

@@ -3,20 +3,20 @@
     https://github.com/openai/improved-diffusion    UNetModel
     https://github.com/openai/guided-diffusion      UNetModel, and EncoderUNetModel, its classifier
 
-Their .pt files are state dicts, {name: tensor}, one set of parameters, which are averages, without
-a step: the averages become the parameters too. Names count the blocks of the encoder and decoder,
-"input_blocks.4.1.qkv.weight". Besides names and layouts:
+Their .pt files are state dicts, {name: tensor}, of averages alone, which become the parameters too,
+without a step. Names count the blocks of the encoder and decoder, "input_blocks.4.1.qkv.weight".
+These differ besides names and layouts:
 
     query, key, value    one layer, its outputs in one of two orders
     embedding            [cos, sin]
-    classes              have no vector for no class; ours is 0, as it starts, and is never trained
-    learned variance     twice the channels of output, as ours
+    classes              no vector for "no class"; ours is 0 after the import, and never trained
+    learned variance     twice the channels of the output, as in ours
 
-The order cannot be seen in a file. "legacy" is that of improved-diffusion, and of guided-diffusion
-without --use_new_attention_order, which is all published files but 64x64_diffusion.pt; the pooling
-of the classifiers has "new", whatever the rest.
+A file does not show the order. "legacy" is that of improved-diffusion, and of guided-diffusion
+without --use_new_attention_order: all published files except 64x64_diffusion.pt. The pooling of
+the classifiers always has "new".
 
-Theirs normalizes 32 groups of channels, ours min(c // 4, 32): networks of fewer than 128 channels,
+Theirs normalizes 32 groups of channels, ours min(c // 4, 32). Networks of fewer than 128 channels,
 such as the classifier for 512x512 pixels, would compute something else here and are refused.
 """
 
@@ -25,10 +25,19 @@ from typing import Any
 
 import numpy as np
 
+from errors import FileError, require_choice
 from models.adm import ADM
 from models.adm_classifier import ADMClassifier
-from published.formats.errors import FileError
-from published.mapping import CONV, CONV_1D, CONV_1X1, LINEAR, Imported, Layout, Weight, translate
+from published.mapping import (
+    CONV,
+    CONV_1D,
+    CONV_1X1,
+    LINEAR,
+    Imported,
+    Rearrangement,
+    Weight,
+    translate,
+)
 from published.pytorch_layers import (
     AFTER_COSINE_FIRST,
     affine,
@@ -38,16 +47,16 @@ from published.pytorch_layers import (
     projections,
 )
 
-# How the outputs of the layer for query, key and value run, by the name of the order.
+# Orders of the outputs of the layer for query, key and value.
 ATTENTION_ORDERS = {"legacy": "head part channel", "new": "part head channel"}
-_NAMES = ("time_embed.0.weight", "middle_block.0.in_layers.0.weight")  # of all their networks
-_LEAST_WIDTH = 128  # from which on they and we normalize the same groups
+_NAMES = ("time_embed.0.weight", "middle_block.0.in_layers.0.weight")  # in all their networks
+_LEAST_WIDTH = 128  # for the same groups of GroupNorm
 
-_CLASSES = Layout(lambda w: np.concatenate([w, np.zeros_like(w[:1])]), lambda p: p[:-1])
+_CLASSES = Rearrangement(lambda w: np.concatenate([w, np.zeros_like(w[:1])]), lambda p: p[:-1])
 
 
 def is_checkpoint(tree: Any) -> bool:
-    """Whether a file's content is that of a network of OpenAI's, a classifier too."""
+    """Return whether a file's content is a network of OpenAI, or a classifier."""
     return isinstance(tree, Mapping) and set(_NAMES) <= tree.keys()
 
 
@@ -60,18 +69,9 @@ def import_state(
     source: str,
     attention_order: str = "legacy",
 ) -> Imported:
-    """Our parameters, which are averages, from the state dict of a UNetModel.
+    """Translate the state dict of a UNetModel, averages.
 
-    Args:
-        tree: what `files.read` returns.
-        network: our network, with the settings that the file was trained with.
-        image_size: height of the images it was trained on.
-        template: its abstract parameters, as `jax.eval_shape` makes them.
-        source: what messages call the file, such as its path.
-        attention_order: a name in ATTENTION_ORDERS, as the module docstring says.
-
-    Raises:
-        ValueError: the file is no such state dict, or does not fit the network.
+    `attention_order` is a name in ATTENTION_ORDERS; other arguments as in `published`.
     """
     _check_file(tree, source, "UNetModel", "output_blocks.0.0.in_layers.0.weight")
     rules = weights(network, image_size, attention_order)
@@ -87,7 +87,7 @@ def import_classifier(
     source: str,
     attention_order: str = "legacy",
 ) -> dict[str, Any]:
-    """Our parameters from the state dict of an EncoderUNetModel; otherwise as `import_state`."""
+    """Translate the state dict of an EncoderUNetModel; arguments as in `import_state`."""
     _check_file(tree, source, "EncoderUNetModel")
     rules = classifier_weights(network, image_size, attention_order)
     return translate(rules, template, tree, source=source)
@@ -97,16 +97,16 @@ def _check_file(tree: Any, source: str, kind: str, *names: str) -> None:
     missing = [name for name in names if name not in tree] if is_checkpoint(tree) else list(_NAMES)
     if missing:
         raise FileError(
-            f"{source}: it is no state dict of a {kind} of improved-diffusion or guided-diffusion, "
-            f"which has {missing[0]}. Take a .pt file of theirs, or name the project it is from"
+            f"{source}: it is not a state dict of a {kind} of improved-diffusion or "
+            f"guided-diffusion, which has {missing[0]}. Use a .pt file of these projects"
         )
 
 
 def weights(network: ADM, image_size: int, attention_order: str = "legacy") -> list[Weight]:
-    """The rules for the parameters of a UNetModel.
+    """Return the rules for the parameters of a UNetModel.
 
     Raises:
-        ValueError: theirs has no such network, or there is no such order.
+        ValueError: OpenAI has no such network, or there is no such order.
     """
     _check(network, {"adm": ADM}, attention_order)
     return list(_unet(network, image_size, ATTENTION_ORDERS[attention_order]))
@@ -115,49 +115,45 @@ def weights(network: ADM, image_size: int, attention_order: str = "legacy") -> l
 def classifier_weights(
     network: ADMClassifier, image_size: int, attention_order: str = "legacy"
 ) -> list[Weight]:
-    """The rules for the parameters of an EncoderUNetModel; raises as `weights`."""
+    """Return the rules for the parameters of an EncoderUNetModel, as `weights` does."""
     _check(network, {"adm_classifier": ADMClassifier}, attention_order)
     return list(_classifier(network, image_size, ATTENTION_ORDERS[attention_order]))
 
 
 def _check(network: ADM | ADMClassifier, classes: Mapping[str, type], attention_order: str) -> None:
     check_network(network, "OpenAI", classes, {})
-    if attention_order not in ATTENTION_ORDERS:
-        raise ValueError(
-            f"attention_order={attention_order!r} is unknown; choose one of: "
-            f"{', '.join(ATTENTION_ORDERS)}"
-        )
+    require_choice("attention_order", attention_order, ATTENTION_ORDERS)
     if min(_widths(network)) < _LEAST_WIDTH:
         raise ValueError(
-            f"config.model.features is {network.features} and the narrowest level has "
+            f"config.model.features={network.features} and the narrowest resolution has "
             f"{min(_widths(network))} channels; valid is {_LEAST_WIDTH} or more, below which "
-            "networks of OpenAI normalize other groups than ours. Take a wider one"
+            "networks of OpenAI normalize other groups than ours. Use a wider one"
         )
 
 
 def _widths(network: ADM | ADMClassifier) -> list[int]:
-    """The channels of each level, from fine to coarse."""
+    """Return the channels of each resolution, from fine to coarse."""
     return [int(network.features * multiplier) for multiplier in network.channel_multipliers]
 
 
 def _encoder(network: ADM | ADMClassifier, image_size: int, order: str) -> Iterator[Weight]:
-    """Embedding, encoder and middle."""
+    """Yield the rules for embedding, encoder and middle."""
     yield from affine("embedding_0", "time_embed.0", AFTER_COSINE_FIRST)
     yield from affine("embedding_1", "time_embed.2", LINEAR)
     yield from affine("input_conv", "input_blocks.0.0", CONV)
     widths = _widths(network)
     index, before = 1, widths[0]
-    for level, width in enumerate(widths):
+    for stage, width in enumerate(widths):
         for i in range(network.blocks_per_resolution):
-            ours, theirs = f"encoder_{level}_block_{i}", f"input_blocks.{index}"
+            ours, theirs = f"encoder_{stage}_block_{i}", f"input_blocks.{index}"
             yield from _block(ours, f"{theirs}.0", shortcut=before != width)
-            if image_size >> level in network.attention_resolutions:
-                ours = f"encoder_{level}_attention_{i}"
+            if image_size >> stage in network.attention_resolutions:
+                ours = f"encoder_{stage}_attention_{i}"
                 yield from _attention(network, ours, f"{theirs}.1", width, order)
             before, index = width, index + 1
-        if level < len(widths) - 1:
+        if stage < len(widths) - 1:
             yield from _change_of_size(
-                network, f"encoder_{level}_down", f"input_blocks.{index}.0", "op"
+                network, f"encoder_{stage}_down", f"input_blocks.{index}.0", "op"
             )
             index += 1
     yield from _block("middle_block_0", "middle_block.0")
@@ -170,15 +166,15 @@ def _unet(network: ADM, image_size: int, order: str) -> Iterator[Weight]:
     if network.num_classes:
         yield _CLASSES.weight("classes/table", "label_emb.weight")
     index = 0
-    for level, width in reversed(list(enumerate(_widths(network)))):
+    for stage, width in reversed(list(enumerate(_widths(network)))):
         for i in range(network.blocks_per_resolution + 1):
             theirs, last = f"output_blocks.{index}", 1
-            yield from _block(f"decoder_{level}_block_{i}", f"{theirs}.0", shortcut=True)
-            if image_size >> level in network.attention_resolutions:
-                ours, last = f"decoder_{level}_attention_{i}", 2
+            yield from _block(f"decoder_{stage}_block_{i}", f"{theirs}.0", shortcut=True)
+            if image_size >> stage in network.attention_resolutions:
+                ours, last = f"decoder_{stage}_attention_{i}", 2
                 yield from _attention(network, ours, f"{theirs}.1", width, order)
-            if level > 0 and i == network.blocks_per_resolution:
-                ours = f"decoder_{level}_up"
+            if stage > 0 and i == network.blocks_per_resolution:
+                ours = f"decoder_{stage}_up"
                 yield from _change_of_size(network, ours, f"{theirs}.{last}", "conv")
             index += 1
     yield from norm("output_norm", "out.0")
@@ -220,7 +216,7 @@ def _attention(
 def _change_of_size(
     network: ADM | ADMClassifier, ours: str, theirs: str, name: str
 ) -> Iterator[Weight]:
-    """The block between levels, or the convolution of some name."""
+    """Yield the rules for the block, or for the convolution `name`, between resolutions."""
     if network.resample == "block":
         yield from _block(ours, theirs)
     else:

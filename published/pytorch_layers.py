@@ -1,14 +1,14 @@
-"""What the importers of PyTorch U-Nets share: their layers, and the checks of networks.
+"""Layers of PyTorch U-Nets, and checks of networks, for the modules of several projects.
 
-A layer is named "a.b" there and "a/b" here, and its parameters differ in layout alone:
+A layer is "a.b" in PyTorch and "a/b" here, and its parameters differ in layout alone:
 
     theirs              ours
     a.weight, a.bias    a/kernel, a/bias    convolutions and dense layers, in the layouts of mapping
     a.weight, a.bias    a/scale, a/bias     normalizations
 
-Two conventions need more. Where theirs embeds a noise level as [cos, sin], the halves of the next
-layer's rows change places, since ours is [sin, cos] (`AFTER_COSINE_FIRST`). Where one layer makes
-query, key and value, each of ours takes its part (`projections`).
+Two conventions need more. Some embed a noise level as [cos, sin], ours is [sin, cos]: then the
+halves of the next layer's rows are swapped (`AFTER_COSINE_FIRST`). Some have one layer for query,
+key and value: then each of ours is a part of it (`projections`).
 """
 
 import copy
@@ -18,18 +18,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from models.adm import ADM
-from models.adm_classifier import ADMClassifier
-from models.ddpm import DDPM
-from models.ncsnpp import NCSNpp
-from published.mapping import IDENTICAL, LINEAR, Imported, Layout, Weight, part
+from models import CLASSIFIERS, NETWORKS
+from published.mapping import IDENTICAL, Imported, Rearrangement, Weight, part
 
-Network = NCSNpp | DDPM | ADM | ADMClassifier
 Tensors = dict[str, Shaped[np.ndarray, "..."]]
 
 
-def affine(ours: str, theirs: str, layout: Layout) -> list[Weight]:
-    """The rules for the kernel, in `layout`, and the bias of a convolution or dense layer."""
+def affine(ours: str, theirs: str, layout: Rearrangement) -> list[Weight]:
+    """Return the rules for the kernel, in `layout`, and the bias of a layer."""
     return [
         layout.weight(f"{ours}/kernel", f"{theirs}.weight"),
         IDENTICAL.weight(f"{ours}/bias", f"{theirs}.bias"),
@@ -37,15 +33,17 @@ def affine(ours: str, theirs: str, layout: Layout) -> list[Weight]:
 
 
 def norm(ours: str, theirs: str) -> list[Weight]:
-    """The rules for the scale and bias of a normalization."""
+    """Return the rules for the scale and bias of a normalization."""
     return [
         IDENTICAL.weight(f"{ours}/scale", f"{theirs}.weight"),
         IDENTICAL.weight(f"{ours}/bias", f"{theirs}.bias"),
     ]
 
 
-def projections(ours: str, theirs: str, layout: Layout, heads: int, order: str) -> list[Weight]:
-    """The rules for query, key and value of a fused layer; see `mapping.part` for `order`."""
+def projections(
+    ours: str, theirs: str, layout: Rearrangement, heads: int, order: str
+) -> list[Weight]:
+    """Return the rules for query, key and value of a fused layer; see `mapping.part`."""
     return [
         part(index, own, heads=heads, order=order).weight(
             f"{ours}/{name}/{parameter}", f"{theirs}.{suffix}"
@@ -60,43 +58,40 @@ def _swapped(rows: Shaped[np.ndarray, "features _"]) -> Shaped[np.ndarray, "feat
     return np.concatenate([rows[half:], rows[:half]])
 
 
-AFTER_COSINE_FIRST = Layout(
-    lambda w: _swapped(LINEAR.to_ours(w)), lambda p: LINEAR.to_theirs(_swapped(p))
-)
+AFTER_COSINE_FIRST = Rearrangement(lambda w: _swapped(w.T), lambda p: _swapped(p).T)
 
 
 def one_set(params: dict[str, Any]) -> Imported:
-    """The state of a file with one set of parameters, its averages: step 0, and both sets equal.
+    """Return the state of a file that holds averages alone: step 0, and both sets equal.
 
-    They share no memory, since a training step may overwrite either.
+    The sets share no memory, since a training step may overwrite either.
     """
     return Imported(0, params, copy.deepcopy(params))
 
 
 def check_network(
-    network: Network, origin: str, classes: Mapping[str, type], fields: Mapping[str, tuple]
+    network: object, origin: str, classes: Mapping[str, type], fields: Mapping[str, tuple]
 ) -> None:
-    """Checks that a network is one that `origin` has.
+    """Raise ValueError unless `origin` has such a network.
 
     Args:
-        network: ours.
-        origin: what the message calls their code base.
-        classes: its networks in our words, by their `config.model.name`.
-        fields: the values it has for those of our fields that could be otherwise.
+        network: our network.
+        origin: the code base's name in messages.
+        classes: our classes of its networks, by their `config.model.name`.
+        fields: the values of our fields that its networks have.
 
     Raises:
-        ValueError: naming the field, its value, the valid values and the remedy.
+        ValueError: the network has another class or another value of a field.
     """
     if not isinstance(network, tuple(classes.values())):
         valid = " and ".join(map(repr, classes))
-        raise ValueError(
-            f"config.model.name stands for {type(network).__name__}; networks of {origin} are "
-            f"{valid}. Set it so"
-        )
+        known = NETWORKS | CLASSIFIERS
+        name = next((name for name, kind in known.items() if type(network) is kind), None)
+        raise ValueError(f"config.model.name={name!r}; networks of {origin} are {valid}. Set it so")
     for field, valid in fields.items():
         value = getattr(network, field)
         if value not in valid:
             raise ValueError(
-                f"config.model.{field} is {value!r}; networks of {origin} have "
+                f"config.model.{field}={value!r}; networks of {origin} have "
                 f"{' or '.join(map(repr, valid))}. Set it so"
             )

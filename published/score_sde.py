@@ -4,13 +4,13 @@
     https://github.com/yang-song/score_sde_pytorch    {step, model, ema: {shadow_params}, optimizer}
     https://github.com/ermongroup/ncsnv2 and ncsn     [model, optimizer, epoch, step, averages]
 
-The first, in Flax, has the averaged parameters by name; the second, in PyTorch, as a list in the
-order of those that are trained. A Fourier embedding's frequencies are not trained, and their
-average is the parameter itself. The third may lack what follows the optimizer; then the parameters
-stand for their averages.
+The first, in Flax, has the averaged parameters by name. The second, in PyTorch, has them as a list
+in the order of the trained parameters. A Fourier embedding's frequencies are not trained, so their
+average is the parameter itself. The third may end after the optimizer; then the parameters replace
+their averages.
 
-The names of the tensors are found by walking the networks: `score_sde_unets.py`, and
-`score_sde_refinenets.py` for NCSN and NCSNv2.
+`score_sde_unets.py`, and `score_sde_refinenets.py` for NCSN and NCSNv2, find the names of the
+tensors by walking the networks.
 """
 
 from collections.abc import Mapping
@@ -18,30 +18,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
 
+from errors import FileError
+from files.nested import flatten
 from models.ddpm import DDPM
 from models.ncsn import NCSN
 from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSNv2
 from published import score_sde_refinenets, score_sde_unets
-from published.formats.errors import FileError
 from published.formats.torch_writer import write_torch
 from published.mapping import Imported, Weight, translate, translate_back
-from published.pytorch_layers import check_network
+from published.pytorch_layers import Tensors, check_network
 
 Network = NCSNpp | DDPM | NCSN | NCSNv2
 _CLASSES = {"ncsnpp": NCSNpp, "ddpm": DDPM, "ncsnv2": NCSNv2, "ncsn": NCSN}
-Tensors = dict[str, Shaped[np.ndarray, "..."]]
 
-# Tensors of the PyTorch networks that are no parameters: the table of noise levels.
+# Tensors of the PyTorch networks that are not parameters: the table of noise levels.
 UNUSED = ("sigmas",)
 _FREQUENCIES = "all_modules.0.W"
-_STRANGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)  # of what is not expected
+# Errors of reading an unexpected structure.
+_STRANGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
 class Published(NamedTuple):
-    """A training state of theirs: its step, and both sets of tensors by their names."""
+    """Their training state: its step, and both sets of tensors by name."""
 
     step: int
     params: Tensors
@@ -49,7 +49,7 @@ class Published(NamedTuple):
 
 
 def is_checkpoint(tree: Any) -> bool:
-    """Whether the content of a file is a training state of one of the code bases."""
+    """Return whether a file's content is a training state of one of the code bases."""
     if isinstance(tree, Mapping):
         return "params_ema" in tree or (
             "model" in tree
@@ -64,18 +64,7 @@ def is_checkpoint(tree: Any) -> bool:
 def import_state(
     tree: Any, network: Network, image_size: int, template: Mapping[str, Any], *, source: str
 ) -> Imported:
-    """Our parameters and their averages from the content of a file of any of the code bases.
-
-    Args:
-        tree: what `files.read` returns.
-        network: our network, with the settings that the file was trained with.
-        image_size: height of the images it was trained on.
-        template: its abstract parameters, as `jax.eval_shape` makes them.
-        source: what messages call the file, such as its path.
-
-    Raises:
-        ValueError: the file is of none of the code bases, or does not fit the network.
-    """
+    """Translate a training state of any of the code bases; arguments as in `published`."""
     try:
         if isinstance(tree, Mapping) and "params_ema" in tree:
             published, weights = load_jax(tree), weights_jax(network, image_size)
@@ -92,7 +81,7 @@ def import_state(
 
 
 def weights_jax(network: Network, image_size: int) -> list[Weight]:
-    """The rules for the parameters of the JAX code's network.
+    """Return the rules for the parameters of the JAX code's network.
 
     Raises:
         ValueError: the JAX code has no such network.
@@ -104,7 +93,7 @@ def weights_jax(network: Network, image_size: int) -> list[Weight]:
 
 
 def weights_pytorch(network: Network, image_size: int) -> list[Weight]:
-    """The rules for the parameters of the PyTorch code's network, in the order it lists them.
+    """Return the rules for the parameters of the PyTorch code's network, in its order.
 
     Raises:
         ValueError: the PyTorch code has no such network.
@@ -116,23 +105,23 @@ def weights_pytorch(network: Network, image_size: int) -> list[Weight]:
 
 
 def load_jax(tree: Any) -> Published:
-    """The state in a checkpoint of the JAX code; names are such as "NIN_0/W".
+    """Return the state in a checkpoint of the JAX code, named as "NIN_0/W".
 
     Raises:
-        FileError: `tree` is no such state.
+        FileError: `tree` is not such a state.
     """
     try:
         params, ema = tree["optimizer"]["target"], tree["params_ema"]
-        return Published(int(tree["step"]), _flat(params), _flat(ema))
+        return Published(int(tree["step"]), _arrays(params), _arrays(ema))
     except _STRANGE as error:
         raise _foreign(tree, "step, optimizer with target, and params_ema") from error
 
 
 def load_pytorch(tree: Any) -> Published:
-    """The state in a checkpoint of the PyTorch code; names are such as "all_modules.4.NIN_0.W".
+    """Return the state in a checkpoint of the PyTorch code, named as "all_modules.4.NIN_0.W".
 
     Raises:
-        FileError: `tree` is no such state, or has other averages than parameters.
+        FileError: `tree` is not such a state, or its averages do not fit its parameters.
     """
     try:
         params = _without_prefix(tree["model"])
@@ -145,17 +134,17 @@ def load_pytorch(tree: Any) -> Published:
     shapes = [np.shape(params[name]) for name in names]
     if shapes != [np.shape(value) for value in shadow]:
         raise FileError(
-            f"its {len(shadow)} averages do not fit its {len(names)} trained parameters. Take a "
-            "checkpoint as score_sde_pytorch writes it"
+            f"its {len(shadow)} averages do not fit its {len(names)} trained parameters. Use a "
+            "checkpoint that score_sde_pytorch has written"
         )
     return Published(step, params, params | dict(zip(names, shadow, strict=True)))
 
 
 def load_ncsn(tree: Any) -> Published:
-    """The state in a checkpoint of NCSN or NCSNv2; names are such as "res1.0.conv1.weight".
+    """Return the state in a checkpoint of NCSN or NCSNv2, named as "res1.0.conv1.weight".
 
     Raises:
-        FileError: `tree` is no such state.
+        FileError: `tree` is not such a state.
     """
     try:
         params = _without_prefix(tree[0])
@@ -167,7 +156,7 @@ def load_ncsn(tree: Any) -> Published:
 
 
 def _without_prefix(tensors: Mapping[str, Any]) -> Tensors:
-    """The tensors of a module by its own names, which torch.nn.DataParallel changes."""
+    """Return the tensors of a module by its own names, without torch.nn.DataParallel's prefix."""
     return {name.removeprefix("module."): np.asarray(value) for name, value in tensors.items()}
 
 
@@ -176,19 +165,13 @@ def _foreign(tree: Any, expected: str) -> FileError:
     if isinstance(tree, Mapping):
         keys = ", ".join(map(repr, list(tree)[:6])) + (", ..." if len(tree) > 6 else "")
     return FileError(
-        f"it holds {keys} at the top; a checkpoint of score_sde's training holds {expected}. Take "
-        "the file that its training wrote, or name the project that this one is from"
+        f"it holds {keys} at the top; a checkpoint of score_sde's training holds {expected}. Use "
+        "a file that its training has written"
     )
 
 
-def _flat(tree: Mapping[str, Any], path: str = "") -> Tensors:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{path}{key}/")
-        else:
-            flat[f"{path}{key}"] = np.asarray(value)
-    return flat
+def _arrays(tree: Mapping[str, Any]) -> Tensors:
+    return {name: np.asarray(value) for name, value in flatten(tree).items()}
 
 
 def export_pytorch(
@@ -201,33 +184,33 @@ def export_pytorch(
     *,
     ema_decay: float = 0.9999,
 ) -> None:
-    """Writes a checkpoint that score_sde_pytorch restores, with an optimizer that starts afresh.
+    """Write a checkpoint that score_sde_pytorch restores, with a new optimizer.
 
-    The optimizer's moments, which are not part of a published model, are left out: going on with
-    the training there, Adam starts from zero with the paper's settings. Nor is there a place for
-    the average of a Fourier embedding's frequencies, which are never trained.
+    The optimizer's moments are left out: if training continues there, Adam starts from zero with
+    the paper's settings. The format has no place for the average of a Fourier embedding's
+    frequencies, which are never trained.
 
     Raises:
-        ValueError: the parameters are not those of the network, or not finite, or averages of the
-            frequencies differ from them by more than rounding.
+        ValueError: the parameters are not those of the network or not finite, or the frequencies
+            differ from their averages by more than rounding.
         OSError: the file cannot be written.
     """
     if isinstance(network, NCSN):
         raise ValueError(
-            "config.model.name is 'ncsn', which score_sde_pytorch cannot run; valid is one of "
-            "'ncsnpp', 'ddpm' and 'ncsnv2'"
+            "config.model.name='ncsn' cannot run in score_sde_pytorch; valid is 'ncsnpp', "
+            "'ddpm' or 'ncsnv2'"
         )
     weights = weights_pytorch(network, image_size)
     model, ema = translate_back(weights, params), translate_back(weights, ema_params)
     if not np.allclose(model.get(_FREQUENCIES, 0), ema.get(_FREQUENCIES, 0), rtol=1e-4, atol=0):
         raise ValueError(
-            "the averages of fourier/frequencies differ from the parameter, for which a checkpoint "
-            "of score_sde_pytorch has no place. Export the averages as the parameters too"
+            "the averages of fourier/frequencies differ from the parameter, and a checkpoint of "
+            "score_sde_pytorch holds only one of them. Export the averages as the parameters too"
         )
     adam = {"lr": 2e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
     content = {
         "optimizer": {"state": {}, "param_groups": [{**adam, "params": list(range(len(model)))}]},
-        # The prefix is that of torch.nn.DataParallel, without which nothing would be restored.
+        # score_sde_pytorch restores only names with the prefix of torch.nn.DataParallel.
         "model": {f"module.{name}": value for name, value in model.items()},
         "ema": {
             "decay": ema_decay,

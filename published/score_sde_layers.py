@@ -1,6 +1,6 @@
-"""The layers of which the networks of Song et al. are made, in their two code bases and in ours.
+"""The layers of the networks of Song et al., in their two code bases and in ours.
 
-Every parameter of a layer has three names, and up to three layouts: ours is that of Flax.
+Every parameter of a layer has three names, and up to three layouts. Ours is Flax's.
 """
 
 from typing import NamedTuple
@@ -12,50 +12,51 @@ from published.mapping import (
     IDENTICAL,
     IMAGE_CHANNELS,
     LINEAR,
-    Layout,
+    Rearrangement,
     Weight,
     part,
 )
 
 
-class Tensor(NamedTuple):
-    """The three names of a layer's parameter, and how either code base lays it out."""
+class Parameter(NamedTuple):
+    """The three names of a layer's parameter, and its layout in either code base."""
 
     ours: str
     jax: str
-    jax_layout: Layout
+    jax_layout: Rearrangement
     pytorch: str
-    pytorch_layout: Layout
+    pytorch_layout: Rearrangement
 
 
-def _same(name: str) -> Tensor:
-    return Tensor(name, name, IDENTICAL, name, IDENTICAL)
+def _same(name: str) -> Parameter:
+    return Parameter(name, name, IDENTICAL, name, IDENTICAL)
 
 
-def _statistics(name: str, index: int) -> Tensor:
-    """A weight of InstanceNorm++ for every noise level: a third of an embedding's columns."""
+def _statistics(name: str, index: int) -> Parameter:
+    """Return a weight of InstanceNorm++ per noise level, a third of an embedding's columns."""
     columns = part(index, IDENTICAL, axis=1)
-    return Tensor(name, "Embed_0/embedding", columns, "embed.weight", columns)
+    return Parameter(name, "Embed_0/embedding", columns, "embed.weight", columns)
 
 
-_KERNEL = Tensor("kernel", "kernel", IDENTICAL, "weight", CONV)
+_KERNEL = Parameter("kernel", "kernel", IDENTICAL, "weight", CONV)
 _BIAS = _same("bias")
 
-# By kind; the parameters in the order in which the PyTorch code makes them.
-LAYERS: dict[str, tuple[Tensor, ...]] = {
-    "norm": (Tensor("scale", "scale", IDENTICAL, "weight", IDENTICAL), _BIAS),
+# By kind. Parameters have the order in which the PyTorch code makes them.
+LAYERS: dict[str, tuple[Parameter, ...]] = {
+    "norm": (Parameter("scale", "scale", IDENTICAL, "weight", IDENTICAL), _BIAS),
     "conv": (_KERNEL, _BIAS),
     "conv_without_bias": (_KERNEL,),
-    "fir_conv": (Tensor("kernel", "weight", IDENTICAL, "weight", CONV), _BIAS),
-    "conv1x1": (Tensor("kernel", "kernel", FLAX_CONV_1X1, "weight", CONV_1X1), _BIAS),
-    "dense": (Tensor("kernel", "kernel", IDENTICAL, "weight", LINEAR), _BIAS),
+    "fir_conv": (Parameter("kernel", "weight", IDENTICAL, "weight", CONV), _BIAS),
+    "conv1x1": (Parameter("kernel", "kernel", FLAX_CONV_1X1, "weight", CONV_1X1), _BIAS),
+    "dense": (Parameter("kernel", "kernel", IDENTICAL, "weight", LINEAR), _BIAS),
     "nin": (
-        Tensor("kernel", "W", IDENTICAL, "W", IDENTICAL),
-        Tensor("bias", "b", IDENTICAL, "b", IDENTICAL),
+        Parameter("kernel", "W", IDENTICAL, "W", IDENTICAL),
+        Parameter("bias", "b", IDENTICAL, "b", IDENTICAL),
     ),
-    "fourier": (Tensor("frequencies", "W", IDENTICAL, "W", IDENTICAL),),
+    "fourier": (Parameter("frequencies", "W", IDENTICAL, "W", IDENTICAL),),
     "instance_norm": tuple(
-        Tensor(name, name, IMAGE_CHANNELS, name, IDENTICAL) for name in ("alpha", "gamma", "beta")
+        Parameter(name, name, IMAGE_CHANNELS, name, IDENTICAL)
+        for name in ("alpha", "gamma", "beta")
     ),
     "conditional_norm": tuple(
         _statistics(name, index) for index, name in enumerate(("gamma", "alpha", "beta"))
@@ -64,7 +65,7 @@ LAYERS: dict[str, tuple[Tensor, ...]] = {
 
 
 class Layer(NamedTuple):
-    """A layer of `LAYERS`: its kind, our path to it, and the name of theirs."""
+    """A layer: its kind in `LAYERS`, our path, and their name."""
 
     kind: str
     ours: str
@@ -72,18 +73,20 @@ class Layer(NamedTuple):
 
 
 def jax_weights(layer: Layer) -> list[Weight]:
-    """The rules for the parameters of a layer that the JAX code calls "a/b"."""
+    """Return the rules for the parameters of a layer that the JAX code calls "a/b"."""
     return [
-        tensor.jax_layout.weight(f"{layer.ours}/{tensor.ours}", f"{layer.theirs}/{tensor.jax}")
-        for tensor in LAYERS[layer.kind]
+        parameter.jax_layout.weight(
+            f"{layer.ours}/{parameter.ours}", f"{layer.theirs}/{parameter.jax}"
+        )
+        for parameter in LAYERS[layer.kind]
     ]
 
 
 def pytorch_weights(layer: Layer) -> list[Weight]:
-    """The rules for the parameters of a layer that the PyTorch code calls "a.b"."""
+    """Return the rules for the parameters of a layer that the PyTorch code calls "a.b"."""
     return [
-        tensor.pytorch_layout.weight(
-            f"{layer.ours}/{tensor.ours}", f"{layer.theirs}.{tensor.pytorch}"
+        parameter.pytorch_layout.weight(
+            f"{layer.ours}/{parameter.ours}", f"{layer.theirs}.{parameter.pytorch}"
         )
-        for tensor in LAYERS[layer.kind]
+        for parameter in LAYERS[layer.kind]
     ]

@@ -1,10 +1,10 @@
 """NCSN and NCSNv2 (Song and Ermon 2019, 2020) as the code bases of Song et al. 2021 build them.
 
-The JAX code names a block's modules by class and count; the PyTorch code, which took its names over
-from https://github.com/ermongroup/ncsn and https://github.com/ermongroup/ncsnv2, by their purpose.
-It makes them in an order of its own, which is the order of the averaged parameters. NCSN has a
-normalization before every convolution, with weights for every noise level; in the JAX code it does
-not run, and there are no checkpoints of it.
+The JAX code names a block's modules by class and count. The PyTorch code names them by purpose, as
+https://github.com/ermongroup/ncsn and https://github.com/ermongroup/ncsnv2 do. It makes them in an
+order of its own, which is the order of the averaged parameters. NCSN has a normalization before
+every convolution, with weights per noise level. It does not run in the JAX code, so that there are
+no such checkpoints.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from published.score_sde_layers import Layer, jax_weights, pytorch_weights
 
 RefineNets = NCSN | NCSNv2
 
-# What the PyTorch code calls the levels, from fine to coarse, by their number; the refine blocks
+# Names of the stages in the PyTorch code, from fine to coarse, by their number. The refine blocks
 # have the same names from coarse to fine.
-_LEVELS = {
+_STAGES = {
     4: ("1", "2", "3", "4"),
     5: ("1", "2", "3", "4", "5"),
     6: ("1", "2", "3", "31", "4", "5"),
@@ -32,22 +32,22 @@ _REFINED = {
 
 
 def weights_jax(network: RefineNets) -> list[Weight]:
-    """The rules for the parameters of the JAX code's network.
+    """Return the rules for the parameters of the JAX code's network.
 
     Raises:
         ValueError: the JAX code has no such network.
     """
     if isinstance(network, NCSN):
         raise ValueError(
-            "config.model.name is 'ncsn', which the JAX code of score_sde cannot run; take a "
-            "checkpoint of the PyTorch code"
+            "config.model.name='ncsn' cannot run in the JAX code of score_sde; use a checkpoint of "
+            "the PyTorch code"
         )
     _check_implementation(network, "jax")
     return [weight for layer in _jax_layers(_dilations(network)) for weight in jax_weights(layer)]
 
 
 def weights_pytorch(network: RefineNets) -> list[Weight]:
-    """The rules for the parameters of the PyTorch code's network, in the order it lists them.
+    """Return the rules for the parameters of the PyTorch code's network, in its order.
 
     Raises:
         ValueError: the PyTorch code has no such network.
@@ -60,51 +60,48 @@ def weights_pytorch(network: RefineNets) -> list[Weight]:
 def _check_implementation(network: RefineNets, valid: str) -> None:
     if network.implementation != valid:
         raise ValueError(
-            f"config.model.implementation is {network.implementation!r}; the checkpoint needs "
-            f"{valid!r}. Set it so, or the network would compute something else"
+            f"config.model.implementation={network.implementation!r}; the checkpoint needs "
+            f"{valid!r}. Set it so, or the network computes something else"
         )
 
 
 def _dilations(network: RefineNets) -> list[int]:
-    """The dilation of each level, from fine to coarse."""
+    """Return the dilation of each stage, from fine to coarse."""
     size = network.size if isinstance(network, NCSNv2) else 64
     return [dilation for _, dilation in SIZES[size]]
 
 
-def _is_entry(level: int, block: int) -> bool:
-    return level > 0 and block == 0
-
-
-# --- JAX ----------------------------------------------------------------------------------------
+def _is_entry(stage: int, block: int) -> bool:
+    return stage > 0 and block == 0
 
 
 def _jax_layers(dilations: list[int]) -> Iterator[Layer]:
     yield Layer("conv", "input_conv", "Conv_0")
-    for level, dilation in enumerate(dilations):
+    for stage, dilation in enumerate(dilations):
         for block in range(2):
-            ours = f"encoder_{level}_block_{block}"
-            theirs = f"ResidualBlock_{2 * level + block}"
+            ours = f"encoder_{stage}_block_{block}"
+            theirs = f"ResidualBlock_{2 * stage + block}"
             yield Layer("instance_norm", f"{ours}/norm_0", f"{theirs}/InstanceNorm2dPlus_0")
             yield Layer("instance_norm", f"{ours}/norm_1", f"{theirs}/InstanceNorm2dPlus_1")
             yield Layer("conv", f"{ours}/conv_0", f"{theirs}/Conv_0")
-            pooled = _is_entry(level, block) and dilation == 1
+            pooled = _is_entry(stage, block) and dilation == 1
             last, shortcut = (
                 ("ConvMeanPool_0/Conv_0", "ConvMeanPool_1/Conv_0")
                 if pooled
                 else ("Conv_1", "Conv_2")
             )
             yield Layer("conv", f"{ours}/conv_1", f"{theirs}/{last}")
-            if _is_entry(level, block):
+            if _is_entry(stage, block):
                 yield Layer("conv", f"{ours}/shortcut", f"{theirs}/{shortcut}")
-    for count, level in enumerate(reversed(range(len(dilations)))):
+    for count, stage in enumerate(reversed(range(len(dilations)))):
         inputs = 1 if count == 0 else 2
-        yield from _jax_refine(f"refine_{level}", f"RefineBlock_{count}", inputs, last=level == 0)
+        yield from _jax_refine(f"refine_{stage}", f"RefineBlock_{count}", inputs, last=stage == 0)
     yield Layer("instance_norm", "output_norm", "InstanceNorm2dPlus_0")
     yield Layer("conv", "output_conv", "Conv_1")
 
 
 def _jax_refine(ours: str, theirs: str, inputs: int, *, last: bool) -> Iterator[Layer]:
-    """The layers of a refine block."""
+    """Yield the layers of a refine block."""
     kind = "conv_without_bias"
     groups = [*((f"input_{i}", 2) for i in range(inputs)), ("output", 3 if last else 1)]
     for group, (name, units) in enumerate(groups):
@@ -121,37 +118,34 @@ def _jax_refine(ours: str, theirs: str, inputs: int, *, last: bool) -> Iterator[
         yield Layer(kind, f"{ours}/pooling/conv_{i}", f"{theirs}/CRPBlock_0/Conv_{i}")
 
 
-# --- PyTorch ------------------------------------------------------------------------------------
-
-
 def _pytorch_layers(dilations: list[int], *, conditional: bool) -> Iterator[Layer]:
     norm = "conditional_norm" if conditional else "instance_norm"
     yield Layer("conv", "input_conv", "begin_conv")
     yield Layer(norm, "output_norm", "normalizer")
     yield Layer("conv", "output_conv", "end_conv")
-    names, refined = _LEVELS[len(dilations)], _REFINED[len(dilations)]
-    for level, (name, dilation) in enumerate(zip(names, dilations, strict=True)):
+    names, refined = _STAGES[len(dilations)], _REFINED[len(dilations)]
+    for stage, (name, dilation) in enumerate(zip(names, dilations, strict=True)):
         for block in range(2):
-            ours, theirs = f"encoder_{level}_block_{block}", f"res{name}.{block}"
-            inner = ".conv" if _is_entry(level, block) and dilation == 1 else ""
+            ours, theirs = f"encoder_{stage}_block_{block}", f"res{name}.{block}"
+            inner = ".conv" if _is_entry(stage, block) and dilation == 1 else ""
             yield Layer("conv", f"{ours}/conv_0", f"{theirs}.conv1")
             yield Layer(norm, f"{ours}/norm_1", f"{theirs}.normalize2")
             yield Layer("conv", f"{ours}/conv_1", f"{theirs}.conv2{inner}")
-            if _is_entry(level, block):
+            if _is_entry(stage, block):
                 yield Layer("conv", f"{ours}/shortcut", f"{theirs}.shortcut{inner}")
             yield Layer(norm, f"{ours}/norm_0", f"{theirs}.normalize1")
     for name in names:
-        level = refined.index(name)
-        inputs = 1 if level == len(names) - 1 else 2
+        stage = refined.index(name)
+        inputs = 1 if stage == len(names) - 1 else 2
         yield from _pytorch_refine(
-            f"refine_{level}", f"refine{name}", inputs, last=level == 0, conditional=conditional
+            f"refine_{stage}", f"refine{name}", inputs, last=stage == 0, conditional=conditional
         )
 
 
 def _pytorch_refine(
     ours: str, theirs: str, inputs: int, *, last: bool, conditional: bool
 ) -> Iterator[Layer]:
-    """The layers of a refine block."""
+    """Yield the layers of a refine block."""
     groups = [(f"input_{i}", f"adapt_convs.{i}", 2) for i in range(inputs)]
     for name, unit_name, units in [*groups, ("output", "output_convs", 3 if last else 1)]:
         for unit in range(units):

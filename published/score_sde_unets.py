@@ -1,9 +1,9 @@
 """The U-Nets of Song et al. 2021, NCSN++, DDPM++ and DDPM, as their two code bases build them.
 
-Either builds a network as one long sequence of modules, in the same order, and names a module by
-its place in it. The JAX code counts each class of modules for itself, ResnetBlockBigGANpp_3, also
-those that have no parameters. The PyTorch code counts those in its list of modules, all_modules.7.
-So the names are found by walking the network in that order, once for both, and never by shapes.
+Both build a network as one sequence of modules, in the same order, and name a module by its place.
+The JAX code counts each class of modules separately, ResnetBlockBigGANpp_3, including modules
+without parameters. The PyTorch code counts the modules in its list, all_modules.7. So one walk over
+the network in this order finds the names in both. Shapes are never used to find them.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from published.score_sde_layers import Layer, jax_weights, pytorch_weights
 
 
 class _Module(NamedTuple):
-    """One of their modules: its class in the JAX code, and its layers, named within it."""
+    """One of their modules: its class in the JAX code, and its layers."""
 
     kind: str
     layers: tuple[Layer, ...]
@@ -28,7 +28,7 @@ _DDPM_KINDS = {"ResnetBlockDDPMpp": "ResnetBlockDDPM", "AttnBlockpp": "AttnBlock
 
 
 def weights_jax(network: NCSNpp | DDPM, image_size: int) -> list[Weight]:
-    """The rules for the parameters of the JAX code's network.
+    """Return the rules for the parameters of the JAX code's network.
 
     Raises:
         ValueError: the JAX code has no such network.
@@ -47,7 +47,7 @@ def weights_jax(network: NCSNpp | DDPM, image_size: int) -> list[Weight]:
 
 
 def weights_pytorch(network: NCSNpp | DDPM, image_size: int) -> list[Weight]:
-    """The rules for the parameters of the PyTorch code's network, in the order it lists them.
+    """Return the rules for the parameters of the PyTorch code's network, in its order.
 
     Raises:
         ValueError: the PyTorch code has no such network.
@@ -63,15 +63,15 @@ def weights_pytorch(network: NCSNpp | DDPM, image_size: int) -> list[Weight]:
 
 
 def _as_ncsnpp(network: NCSNpp | DDPM) -> NCSNpp:
-    """The network as settings of NCSN++, with the same names of parameters.
+    """Return the network as settings of NCSN++, with the same names of parameters.
 
     Raises:
-        ValueError: it has what neither code base has.
+        ValueError: neither code base has such a network.
     """
     for field, valid in (("decoder_attention", "resolution"), ("num_classes", 0)):
         if getattr(network, field) != valid:
             raise ValueError(
-                f"config.model.{field} is {getattr(network, field)!r}; networks of score_sde have "
+                f"config.model.{field}={getattr(network, field)!r}; networks of score_sde have "
                 f"{valid!r}. Set it so, or use another format"
             )
     if isinstance(network, NCSNpp):
@@ -88,7 +88,7 @@ def _as_ncsnpp(network: NCSNpp | DDPM) -> NCSNpp:
 
 
 def _modules(network: NCSNpp, image_size: int) -> Iterator[_Module]:
-    """Their modules in the order in which both code bases make them."""
+    """Yield their modules in the order in which both code bases make them."""
     if network.embedding == "fourier":
         yield _Module("GaussianFourierProjection", (Layer("fourier", "fourier"),))
     if network.embedding != "none":
@@ -104,52 +104,52 @@ def _modules(network: NCSNpp, image_size: int) -> Iterator[_Module]:
 
 
 def _encoder(network: NCSNpp, image_size: int) -> Iterator[_Module]:
-    """The modules of the encoder; returns the channels of its skip connections."""
+    """Yield the modules of the encoder; return the channels of its skip connections."""
     width = network.features
     skips = [width]
-    for level, multiplier in enumerate(network.channel_multipliers):
+    for stage, multiplier in enumerate(network.channel_multipliers):
         for i in range(network.blocks_per_resolution):
             before, width = width, network.features * multiplier
-            yield _block(network, f"encoder_{level}_block_{i}", before, width)
-            if image_size >> level in network.attention_resolutions:
-                yield _attention(f"encoder_{level}_attention_{i}")
+            yield _block(network, f"encoder_{stage}_block_{i}", before, width)
+            if image_size >> stage in network.attention_resolutions:
+                yield _attention(f"encoder_{stage}_attention_{i}")
             skips.append(width)
-        if level < len(network.channel_multipliers) - 1:
-            yield _resampling(network, f"encoder_{level}_down", "Downsample", width)
+        if stage < len(network.channel_multipliers) - 1:
+            yield _resampling(network, f"encoder_{stage}_down", "Downsample", width)
             if network.progressive_input == "input_skip":
                 yield _Module("Downsample", ())
-                yield _Module("Combine", (Layer("conv1x1", f"encoder_{level}_input", "Conv_0"),))
+                yield _Module("Combine", (Layer("conv1x1", f"encoder_{stage}_input", "Conv_0"),))
                 width *= 2 if network.progressive_combine == "cat" else 1
             elif network.progressive_input == "residual":
-                yield _resample_conv(network, f"encoder_{level}_input", "Downsample")
+                yield _resample_conv(network, f"encoder_{stage}_input", "Downsample")
             skips.append(width)
     return skips
 
 
 def _decoder(network: NCSNpp, image_size: int, skips: list[int]) -> Iterator[_Module]:
-    """The modules of the decoder and the output, from the channels of the skip connections."""
+    """Yield the modules of the decoder and the output, given the channels of the skips."""
     width = skips[-1]
     last = len(network.channel_multipliers) - 1
-    for level in range(last, -1, -1):
+    for stage in range(last, -1, -1):
         for i in range(network.blocks_per_resolution + 1):
             before, width = (
                 width + skips.pop(),
-                network.features * network.channel_multipliers[level],
+                network.features * network.channel_multipliers[stage],
             )
-            yield _block(network, f"decoder_{level}_block_{i}", before, width)
-        if image_size >> level in network.attention_resolutions:
-            yield _attention(f"decoder_{level}_attention")
+            yield _block(network, f"decoder_{stage}_block_{i}", before, width)
+        if image_size >> stage in network.attention_resolutions:
+            yield _attention(f"decoder_{stage}_attention")
         if network.progressive_output == "output_skip":
-            if level < last:
+            if stage < last:
                 yield _Module("Upsample", ())
-            yield from _head(f"decoder_{level}_output")
+            yield from _head(f"decoder_{stage}_output")
         elif network.progressive_output == "residual":
-            if level < last:
-                yield _resample_conv(network, f"decoder_{level}_output", "Upsample")
+            if stage < last:
+                yield _resample_conv(network, f"decoder_{stage}_output", "Upsample")
             else:
-                yield from _head(f"decoder_{level}_output")
-        if level > 0:
-            yield _resampling(network, f"decoder_{level}_up", "Upsample", width)
+                yield from _head(f"decoder_{stage}_output")
+        if stage > 0:
+            yield _resampling(network, f"decoder_{stage}_up", "Upsample", width)
     if network.progressive_output != "output_skip":
         yield from _head("output")
 
@@ -162,7 +162,7 @@ def _head(ours: str) -> Iterator[_Module]:
 def _block(
     network: NCSNpp, ours: str, before: int, after: int, *, resampling: bool = False
 ) -> _Module:
-    """A residual block from `before` to `after` channels."""
+    """Return a residual block from `before` to `after` channels."""
     layers = [
         Layer("norm", f"{ours}/norm_0", "GroupNorm_0"),
         Layer("conv", f"{ours}/conv_0", "Conv_0"),
@@ -184,14 +184,14 @@ def _attention(ours: str) -> _Module:
 
 
 def _resampling(network: NCSNpp, ours: str, kind: str, width: int) -> _Module:
-    """The change of resolution between levels."""
+    """Return the change of resolution."""
     if network.residual_block == "biggan":
         return _block(network, ours, width, width, resampling=True)
     return _resample_conv(network, ours, kind)
 
 
 def _resample_conv(network: NCSNpp, ours: str, kind: str) -> _Module:
-    """A convolution that changes the resolution, "Downsample" or "Upsample"."""
+    """Return a convolution that changes the resolution, "Downsample" or "Upsample"."""
     if network.resample == "fir":
         return _Module(kind, (Layer("fir_conv", f"{ours}/conv", "Conv2d_0"),))
     return _Module(kind, (Layer("conv", f"{ours}/conv", "Conv_0"),))

@@ -1,4 +1,4 @@
-"""What the adaptive samplers share."""
+"""What the adaptive samplers share: their ends, snapshots, and the check of their solves."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,32 +9,31 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from denoising import Denoiser
-from errors import SamplingError
-from numerics.arrays import expand_like, fold_in_each, in_float64
-from numerics.ode import Solution
-from probability_flow import Batch, Coordinates
+from errors import SamplingError, require_choice, require_in
+from numerics.arrays import Batch, expand_like, fold_in_each, in_float64
+from numerics.ode import Solution, require_success
+from probability_flow import Coordinates
 from sampling import Samples
 from sde_lib import SDE
 
 # What is returned at t_min: Tweedie's estimate of x0 (one more evaluation), or the state itself.
-FINISHES = ("denoise", "sample")
+FINAL_STEPS = ("denoise", "none")
 
 
-def check_end(t_min: float, finish: str, sampler: str) -> None:
-    """Refuse a t_min outside (0, 1) and an unknown finish."""
-    if finish not in FINISHES:
-        raise ValueError(
-            f"finish={finish!r} is not defined for the {sampler} sampler; "
-            f"choose one of: {', '.join(FINISHES)}"
-        )
-    if not 0 < t_min < 1:
-        raise ValueError(f"t_min={t_min} must lie between 0 and 1")
+def check_end(t_min: float, final_step: str) -> None:
+    """Raise ValueError for a t_min outside (0, 1) or an unknown final step."""
+    require_choice("final_step", final_step, FINAL_STEPS)
+    require_in("t_min", t_min, "(0, 1)")
 
 
 def frame_times(
     frames: int | Sequence[float], sde: SDE, t_min: float, at: Coordinates
 ) -> np.ndarray:
-    """The decreasing times of snapshots: those given, or so many equally spaced in value."""
+    """Return the decreasing times of snapshots: as given, or a number equally spaced in value.
+
+    Raises:
+        ValueError: for a time outside [t_min, 1].
+    """
     if isinstance(frames, int):
         first, last = in_float64(partial(at.value, sde), np.array([1.0, t_min]))
         values = np.linspace(first, last, frames)
@@ -42,14 +41,14 @@ def frame_times(
         return np.concatenate([[1.0], inner, [t_min]])[:frames]
     for t in frames:
         if not t_min <= t <= 1:
-            raise ValueError(f"frames: t={t} lies outside the sampler's way from 1 to {t_min}")
+            raise ValueError(f"frames: t={t} must lie between t_min={t_min} and 1")
     return np.array(sorted(set(frames), reverse=True), np.float64)
 
 
 def prior_states(
     keys: Key[Array, "batch"], sde: SDE, item_shape: tuple[int, ...]
 ) -> Float[Array, "batch ..."]:
-    """The states at t = 1 that samples with these keys start from."""
+    """Draw the states at t = 1 from which samples with these keys start."""
     return sde.prior_sample(fold_in_each(keys, 0), jnp.zeros((keys.shape[0], *item_shape)))
 
 
@@ -60,27 +59,50 @@ def finished(
     options: Any,
     at: Coordinates,
 ) -> tuple[Batch, Solution]:
-    """The samples, and the solution with its states as x and its values as times."""
+    """Return the samples, and the solution with states as x and values as times."""
     x = solution.y * at.scale(denoiser.sde, jnp.asarray(options.t_min, solution.y.dtype))
-    if options.finish == "denoise":
+    if options.final_step == "denoise":
         x = denoiser.predict(x, options.t_min).x0
     path = solution.path
     if path is not None:
         scale = at.scale(denoiser.sde, jnp.asarray(times, path.dtype))
         path = path * expand_like(scale, path[0])[None]
-    return x, solution._replace(y=None, path=path, reached=at.time(denoiser.sde, solution.reached))
+    t_stopped = at.time(denoiser.sde, solution.t_stopped)
+    return x, solution._replace(y=None, path=path, t_stopped=t_stopped)
 
 
-def collected(
-    denoiser: Denoiser, x: Batch, solution: Solution, times: np.ndarray, options: Any
+def checked_samples(
+    denoiser: Denoiser,
+    x: Batch,
+    solution: Solution,
+    times: np.ndarray,
+    options: Any,
+    *,
+    name: str,
+    limits: Any,
 ) -> Samples:
-    """The answer of a sampler whose solves have succeeded."""
+    """Return the samples of a solve, with snapshots at `times`.
+
+    Args:
+        denoiser: the network.
+        x: the samples.
+        solution: the solve, as `finished` returns it.
+        times: the times of its path.
+        options: have t_min and final_step.
+        name: says in messages what was solved.
+        limits: have max_steps, rtol and atol.
+
+    Raises:
+        IntegrationError: if a sample's solve failed.
+        SamplingError: if the evaluation that denoises the samples is not finite.
+    """
+    require_success(solution, name, limits)
     if not jnp.isfinite(x).all():
         raise SamplingError(
             f"the last network evaluation, which denoises the samples at t={options.t_min}, "
             "is not finite; check the network for NaN there"
         )
-    nfe = int(solution.evaluations.max()) + (options.finish == "denoise")
+    nfe = int(solution.evaluations.max()) + (options.final_step == "denoise")
     nfe *= denoiser.evaluations
     if not len(times):
         return Samples(x, nfe)

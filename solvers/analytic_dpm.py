@@ -32,10 +32,10 @@ from jaxtyping import Float
 from sampling import Plan
 from sde_lib import SDE
 from solvers.moments import EpsMoments
-from solvers.tables import Levels, levels_of, table_plan
+from solvers.tables import Coefficients, coefficients_at, table_plan
 
-FORMS = ("ddpm", "ddim")
-TRAJECTORIES = ("grid", "optimal")
+FAMILIES = ("ddpm", "ddim")
+TIMESTEP_CHOICES = ("grid", "optimal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +43,29 @@ class AnalyticDPM:
     """DDPM or DDIM with the best variance for a network's moments.
 
     Args:
-      form: a name in FORMS.
+      form: a name in FAMILIES.
       trajectory: "grid" walks the times that it is given; "optimal" takes as many steps along
         `optimal_times`, to where the moments end, which must be the last time given.
-      last_noise: a bound on the noise that the step to the last time adds, before finish="denoise"
+      clip_last_variance: a bound on the noise that the step to the last time adds, before final_step="denoise"
         takes it for part of the image. For data in [-1, 1] the paper bounds its mean size to two
-        grey levels (form ddpm) or one (ddim): 0.0197 and 0.0098 (their Appendix on clipping).
-      half_range: half the width of the interval that the data lie in, 1 for [-1, 1]; None for
+        grey levels (family ddpm) or one (ddim): 0.0197 and 0.0098 (their Appendix on clipping).
+      clip_x0_range: half the width of the interval that the data lie in, 1 for [-1, 1]; None for
         data without bounds.
       moments: of the network that is to be sampled from; a plan needs them.
     """
 
-    form: str = "ddpm"
-    trajectory: str = "grid"
-    last_noise: float | None = None
-    half_range: float | None = None
+    family: str = "ddpm"
+    timestep_choice: str = "grid"
+    clip_last_variance: float | None = None
+    clip_x0_range: float | None = None
     moments: EpsMoments | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("form", FORMS), ("trajectory", TRAJECTORIES)):
+        for name, known in (("family", FAMILIES), ("timestep_choice", TIMESTEP_CHOICES)):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; choose one of: {', '.join(known)}")
-        for name in ("last_noise", "half_range"):
+        for name in ("clip_last_variance", "clip_x0_range"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value} must be finite and above 0, or None for no bound")
@@ -76,21 +76,21 @@ class AnalyticDPM:
                 "moments are missing: this solver needs those of its network; run --mode=moments "
                 "first, or choose another solver"
             )
-        if self.trajectory == "optimal":
+        if self.timestep_choice == "optimal":
             times = self._optimal(sde, times)
-        level = levels_of(sde, times)
+        level = coefficients_at(sde, times)
         sigma, step = level.sigma[1:], np.diff(level.half_log_snr)
-        if self.form == "ddpm":
+        if self.family == "ddpm":
             least, of_eps = sigma**2 * -np.expm1(-2 * step), -2 * sigma * np.sinh(step)
         else:
             least, of_eps = 0.0, -sigma * np.expm1(step)
-        before = Levels(*(values[:-1] for values in level))
+        before = Coefficients(*(values[:-1] for values in level))
         unknown = 1 - self.moments.at(sde, before)
-        if self.half_range is not None:
-            unknown = np.minimum(unknown, self.half_range**2 * np.exp(2 * before.half_log_snr))
+        if self.clip_x0_range is not None:
+            unknown = np.minimum(unknown, self.clip_x0_range**2 * np.exp(2 * before.half_log_snr))
         noise = np.sqrt(least + of_eps**2 * unknown)
-        if self.last_noise is not None:
-            noise[-1] = min(noise[-1], self.last_noise)
+        if self.clip_last_variance is not None:
+            noise[-1] = min(noise[-1], self.clip_last_variance)
         weights = np.stack([level.alpha[1:] / level.alpha[:-1], of_eps], axis=1)
         return table_plan(times, weights, prediction="eps", noise=noise)
 
@@ -98,7 +98,7 @@ class AnalyticDPM:
         end = self.moments.times[-1]
         if not np.isclose(times[-1], end, rtol=1e-6, atol=0):
             raise ValueError(
-                f"trajectory='optimal' ends where the moments do, at t={end:.4g}, and not at "
+                f"timestep_choice='optimal' ends where the moments do, at t={end:.4g}, and not at "
                 f"{times[-1]:.4g}; set t_min to that, or run --mode=moments with this t_min"
             )
         return optimal_times(sde, self.moments, len(times) - 1)
@@ -119,7 +119,7 @@ def optimal_times(sde: SDE, moments: EpsMoments, steps: int) -> Float[np.ndarray
         raise ValueError(
             f"steps={steps} must lie between 1 and {count - 1}, the moments having {count} times"
         )
-    level = levels_of(sde, times)
+    level = coefficients_at(sde, times)
     half_log_snr = level.half_log_snr
     error = (1 - moments.at(sde, level)) * np.exp(-2 * half_log_snr)
     error = np.maximum.accumulate(error[::-1])[::-1]

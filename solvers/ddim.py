@@ -8,7 +8,6 @@ exponential Euler step (DPM-Solver-1), and can be walked in the other direction:
 noise of an image, which the solver decodes. eta = 1 is ancestral sampling with the small variance.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -16,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from denoising import Denoiser
-from numerics.arrays import sample_keys
-from sampling import Batch, Plan, run
+from numerics.arrays import Batch, sample_keys
+from sampling import Plan, run
 from sde_lib import SDE
-from solvers.tables import levels_of, table_plan
+from solvers.tables import coefficients_at, table_plan
 from time_grids import Schedule
 
 
@@ -34,7 +33,7 @@ class DDIM:
             raise ValueError(f"eta={self.eta} must lie in [0, 1]")
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
-        level = levels_of(sde, times)
+        level = coefficients_at(sde, times)
         alpha_t, alpha_s = level.alpha[:-1], level.alpha[1:]
         sigma_t, sigma_s = level.sigma[:-1], level.sigma[1:]
         part = -np.expm1(
@@ -63,6 +62,5 @@ def decode(denoiser: Denoiser, latent: Batch, schedule: Schedule) -> Batch:
 
 
 def _walk(denoiser: Denoiser, x: Batch, times: np.ndarray) -> Batch:
-    denoiser = dataclasses.replace(denoiser, projection=None)  # of samples, which these are not
     no_noise = sample_keys(jax.random.key(0), jnp.arange(len(x)))
     return run(no_noise, denoiser, x, DDIM().plan(denoiser.sde, times)).x

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from errors import require_choice
 from numerics.arrays import in_float64
 from sampling import Plan
 from sde_lib import SDE
-from solvers.exponential import FRACTIONS, passage, require_choice, step_orders
-from solvers.tables import basis, levels_of, table_plan
+from solvers.exponential import FRACTIONS, exponential_step, step_orders
+from solvers.tables import coefficients_at, table_plan, unit_coefficients
 
 ORDERS = (1, 2, 3, 4)
 
@@ -39,13 +40,13 @@ class DEIS:
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         orders = step_orders(len(times) - 1, self.order, rising=True, falling=False)
-        level = levels_of(sde, times)
+        level = coefficients_at(sde, times)
         inside = level.half_log_snr[:-1, None] + np.diff(level.half_log_snr)[:, None] * FRACTIONS
         inside = in_float64(sde.time_of_log_snr, 2 * inside)
-        x, *predictions = basis(self.order)
+        x, *predictions = unit_coefficients(self.order)
         weights = []
         for i, order in enumerate(orders):
-            step = passage(level, i, i + 1, "eps")
+            step = exponential_step(level, i, i + 1, "eps")
             latest = times[i - order + 1 : i + 1][::-1]
             integral = step.weights(latest, inside[i]) @ np.stack(predictions[:order])
             weights.append(step.scale * x + integral)

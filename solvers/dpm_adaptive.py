@@ -20,9 +20,8 @@ and phi(z) = (exp(z) - 1) / z - 1. For m = eps, a_r = alpha_r / alpha_t, b = sig
 m = x0 (DPM-Solver++, arXiv:2211.01095) alpha and sigma change places, and k = -h.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,43 +29,43 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from denoising import Denoiser
-from numerics.arrays import expand_like, pytree, sample_keys
-from numerics.ode import Solution, require_success
-from probability_flow import VARIABLES, Batch
-from sampling import Samples, refuse_projection
+from denoising import Clipping, Denoiser
+from errors import require_choice, require_in
+from numerics.arrays import Batch, default_indices, expand_like, pytree, sample_keys
+from numerics.ode import Solution
+from probability_flow import VARIABLES
+from sampling import Samples
 from sde_lib import SDE
-from solvers.adaptive import check_end, collected, frame_times, prior_states
-from solvers.exponential import PREDICTIONS, require_choice
+from solvers.adaptive import check_end, checked_samples, finished, frame_times, prior_states
+from solvers.exponential import PREDICTIONS
 from solvers.tables import combine
 
 # order -> the stages of a step and its end, as parts of it: r1, or r1 and r2 of the paper, and 1.
 _PARTS = {2: (1 / 2, 1.0), 3: (1 / 3, 2 / 3, 1.0)}
 
 
-# Traced, so that other tolerances are no other program.
-@pytree(static=("order", "prediction", "finish"))
+# Traced: other tolerances do not recompile.
+@pytree(static=("order", "prediction", "final_step"))
 @dataclass(frozen=True, kw_only=True)
 class DPMAdaptive:
-    """How to choose the steps.
+    """How the adaptive DPM-Solver chooses its steps.
 
     Args:
-      order: 2 is DPM-Solver-12, of 2 network evaluations a step; 3 is DPM-Solver-23, of 3.
-      rtol, atol: relative and absolute tolerance of a step's error; the paper's 0.0078 is a grey
-        level of images in [-1, 1]. Below 1e-5 they gain nothing in float32.
-      prediction: "x0" is DPM-Solver++, "eps" DPM-Solver.
-      t_min: where sampling stops.
-      finish: what is returned there: "denoise" is Tweedie's estimate of x0 (one more evaluation),
-        "sample" the state itself.
-      max_steps: the most steps a sample may try, refused ones included.
-      h_init: length of the first step, in lam.
-      safety: by so much a step is shorter than the error asks for, between 0 and 1.
-      growth: at most so many times longer than the step before, above 1. The papers know no such
-        limit (inf), and then step over the data's own noise levels in one: where noise is all
-        there is, the prediction hardly changes, and the error seen is 0.
+        order: 2 is DPM-Solver-12, of 2 network evaluations per step; 3 is DPM-Solver-23, of 3.
+        rtol, atol: relative and absolute tolerance of a step's error; the paper's 0.0078 is one
+            gray level of images in [-1, 1]. Below 1e-5 they gain nothing in float32.
+        prediction: "x0" is DPM-Solver++, "eps" DPM-Solver.
+        t_min: where sampling stops.
+        final_step: what is returned there, a name in `solvers.adaptive.FINAL_STEPS`.
+        max_steps: limit of the steps that a sample tries, including rejected ones.
+        first_step: length of the first step, in lam.
+        safety: factor below 1 on the proposed step.
+        max_growth: largest ratio of a step to the one before, above 1. Near t = 1 the prediction is
+            nearly constant, so the error estimate is 0, and without a limit (inf, as in the papers)
+            a step may cross the noise levels of the data.
 
     Raises:
-      ValueError: for an unknown name or a number out of range.
+        ValueError: for an unknown name or a number out of range.
     """
 
     order: int = 3
@@ -74,25 +73,21 @@ class DPMAdaptive:
     atol: float = 0.0078
     prediction: str = "x0"
     t_min: float = 1e-3
-    finish: str = "denoise"
+    final_step: str = "denoise"
     max_steps: int = 1000
-    h_init: float = 0.05
+    first_step: float = 0.05
     safety: float = 0.9
-    growth: float = 2.0
+    max_growth: float = 2.0
 
     def __post_init__(self) -> None:
-        require_choice("order", self.order, tuple(_PARTS))
+        require_choice("order", self.order, _PARTS)
         require_choice("prediction", self.prediction, PREDICTIONS)
-        check_end(self.t_min, self.finish, "dpm_adaptive")
+        check_end(self.t_min, self.final_step)
         for name in ("rtol", "atol", "safety"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1")
-        if not self.growth > 1:
-            raise ValueError(f"growth={self.growth} must be above 1")
-        if not 0 < self.h_init < math.inf:
-            raise ValueError(f"h_init={self.h_init} must be finite and above 0")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps={self.max_steps} must be at least 1")
+            require_in(name, getattr(self, name), "(0, 1)")
+        require_in("max_growth", self.max_growth, "(1, inf]")
+        require_in("first_step", self.first_step, "(0, inf)")
+        require_in("max_steps", self.max_steps, "[1, inf)")
 
 
 def sample_adaptive(
@@ -100,40 +95,41 @@ def sample_adaptive(
     denoiser: Denoiser,
     shape: tuple[int, ...],
     *,
-    options: DPMAdaptive,
+    options: DPMAdaptive = DPMAdaptive(),
     indices: Int[Array, "batch"] | None = None,
+    clipping: Clipping | None = None,
     frames: int | Sequence[float] = 0,
 ) -> Samples:
     """Draw samples of `shape` (batch, ...); sample k depends on `key` and `indices[k]` alone.
 
-    Each sample has steps of its own: the published code takes the largest error of the batch, ours
-    a sample's, so that it does not depend on the others. nfe is the slowest sample's count: all are
+    Each sample has its own steps. The published code takes the largest error of the batch, so that
+    a sample depends on the others. nfe is the count of the slowest sample: all samples are
     evaluated until it has finished.
 
     Args:
-      frames: so many snapshots in `trajectory`, equally spaced in log-SNR, the start and the
-        samples among them; or the times from 1 to t_min at which they are taken. Inside a step
-        they are interpolated. The one at t_min is the finished samples.
+        key: random key.
+        denoiser: the network, perhaps guided.
+        shape: (batch, ...).
+        options: order, tolerances and end.
+        indices: indices of the samples, by default 0, 1, ...
+        clipping: keeps the predicted x0 in the range of the data.
+        frames: number of snapshots in `trajectory`, equally spaced in log-SNR, including start and
+            samples; or times between 1 and t_min. Inside a step they are interpolated. The one at
+            t_min is the finished samples.
 
     Raises:
-      ValueError: for a frame's time outside [t_min, 1].
-      IntegrationError: if a sample becomes NaN or infinite, or does not arrive within max_steps.
-      SamplingError: if the evaluation that denoises the samples is not finite.
+        ValueError: for a frame's time outside [t_min, 1].
+        IntegrationError: if a sample becomes NaN or infinite, or does not arrive within max_steps.
+        SamplingError: if the evaluation that denoises the samples is not finite.
     """
-    if indices is None:
-        indices = jnp.arange(shape[0])
-    refuse_projection(denoiser, "dpm_adaptive")
-    in_log_snr, _ = VARIABLES["log_snr"]
-    times = frame_times(frames, denoiser.sde, options.t_min, in_log_snr)
+    if clipping is not None:
+        denoiser = replace(denoiser, clipping=clipping)
+    indices = default_indices(indices, shape[0])
+    times = frame_times(frames, denoiser.sde, options.t_min, VARIABLES["log_snr"][0])
     x, solution = _solve(key, denoiser, indices, times, shape[1:], options)
-    require_success(
-        solution.success,
-        "adaptive DPM-Solver",
-        options,
-        times=solution.reached,
-        broken=solution.broken,
+    return checked_samples(
+        denoiser, x, solution, times, options, name="adaptive DPM-Solver", limits=options
     )
-    return collected(denoiser, x, solution, times, options)
 
 
 @partial(jax.jit, static_argnames="item_shape")
@@ -151,12 +147,10 @@ def _solve(
         return _solve_one(denoiser.index(entry), x[None], times.astype(x.dtype), options)
 
     solution = jax.vmap(of_one)(prior, denoiser.batched_fields)
-    denoise = options.finish == "denoise"
-    x = denoiser.predict(solution.y, options.t_min).x0 if denoise else solution.y
-    return x, solution._replace(y=None)
+    return finished(denoiser, solution, times, options, VARIABLES["t"][0])
 
 
-class _Walk(NamedTuple):
+class _State(NamedTuple):
     """A sample at time t, where log(alpha / sigma) is `half_log_snr`; h is the next step size."""
 
     x: Batch
@@ -172,100 +166,104 @@ class _Walk(NamedTuple):
 def _solve_one(
     denoiser: Denoiser, x: Batch, frames: Float[Array, "frames"], options: DPMAdaptive
 ) -> Solution:
-    """From t = 1 to t_min, for a batch of one."""
+    """Solve from t = 1 to t_min, for a batch of one."""
     start, end = jnp.ones((), x.dtype), jnp.asarray(options.t_min, x.dtype)
     half_log_snr, half_log_snr_end = denoiser.sde.log_snr(start) / 2, denoiser.sde.log_snr(end) / 2
 
-    def on_the_way(walk: _Walk) -> Bool[Array, ""]:
+    def unfinished(state: _State) -> Bool[Array, ""]:
         return (
-            (walk.half_log_snr < half_log_snr_end) & (walk.steps < options.max_steps) & walk.finite
+            (state.half_log_snr < half_log_snr_end)
+            & (state.steps < options.max_steps)
+            & state.finite
         )
 
-    def step(walk: _Walk) -> _Walk:
-        half_log_snrs = walk.half_log_snr + walk.h * jnp.array(_PARTS[options.order])
+    def step(state: _State) -> _State:
+        half_log_snrs = state.half_log_snr + state.h * jnp.array(_PARTS[options.order])
         times = denoiser.sde.time_of_log_snr(2 * half_log_snrs)
-        # The last step arrives at the end itself, whatever the rounding.
-        last = walk.h >= half_log_snr_end - walk.half_log_snr
+        # The last step arrives at the end exactly, whatever the rounding.
+        last = state.h >= half_log_snr_end - state.half_log_snr
         half_log_snr, t = (
             jnp.where(last, half_log_snr_end, half_log_snrs[-1]),
             jnp.where(last, end, times[-1]),
         )
-        high, low = _both_orders(denoiser, walk, times.at[-1].set(t), options)
-        scale = options.rtol * jnp.maximum(jnp.abs(low), jnp.abs(walk.previous))
+        high, low = _both_orders(denoiser, state, times.at[-1].set(t), options)
+        scale = options.rtol * jnp.maximum(jnp.abs(low), jnp.abs(state.previous))
         error = jnp.sqrt(jnp.mean(((high - low) / jnp.maximum(options.atol, scale)) ** 2))
-        path = _with_frames_between(denoiser.sde, walk, high, t, frames)
+        path = _with_frames_between(denoiser.sde, state, high, t, frames)
         x, previous, t, half_log_snr, path = jax.tree.map(
             partial(jnp.where, error <= 1),
             (high, low, t, half_log_snr, path),
-            (walk.x, walk.previous, walk.t, walk.half_log_snr, walk.path),
+            (state.x, state.previous, state.t, state.half_log_snr, state.path),
         )
-        factor = jnp.minimum(options.safety * error ** (-1 / options.order), options.growth)
-        h = jnp.minimum(walk.h * factor, half_log_snr_end - half_log_snr)
-        return _Walk(x, previous, t, half_log_snr, h, walk.steps + 1, jnp.isfinite(error), path)
+        factor = jnp.minimum(options.safety * error ** (-1 / options.order), options.max_growth)
+        h = jnp.minimum(state.h * factor, half_log_snr_end - half_log_snr)
+        return _State(x, previous, t, half_log_snr, h, state.steps + 1, jnp.isfinite(error), path)
 
-    h = jnp.minimum(jnp.asarray(options.h_init, x.dtype), half_log_snr_end - half_log_snr)
+    h = jnp.minimum(jnp.asarray(options.first_step, x.dtype), half_log_snr_end - half_log_snr)
     path = jnp.zeros((len(frames), *x.shape[1:]), x.dtype)
-    walk = _Walk(x, x, start, half_log_snr, h, jnp.asarray(0), jnp.asarray(True), path)
-    walk = jax.lax.while_loop(on_the_way, step, walk)
+    state = _State(x, x, start, half_log_snr, h, jnp.asarray(0), jnp.asarray(True), path)
+    state = jax.lax.while_loop(unfinished, step, state)
     return Solution(
-        y=walk.x[0],
-        evaluations=walk.steps * options.order,
-        success=walk.half_log_snr >= half_log_snr_end,
-        path=walk.path,
-        reached=walk.t,
-        broken=~walk.finite,
+        y=state.x[0],
+        evaluations=state.steps * options.order,
+        success=state.half_log_snr >= half_log_snr_end,
+        path=state.path,
+        t_stopped=state.t,
+        nonfinite=~state.finite,
     )
 
 
 def _with_frames_between(
-    sde: SDE, walk: _Walk, x: Batch, t: Float[Array, ""], frames: Float[Array, "frames"]
+    sde: SDE, state: _State, x: Batch, t: Float[Array, ""], frames: Float[Array, "frames"]
 ) -> Float[Array, "frames ..."]:
-    """The path with those frames filled in that lie on the step to x at t.
+    """Return the path with the frames filled in that lie on the step to x at t.
 
-    On a line in y = x / alpha and sigma / alpha, as if eps did not change.
+    They are interpolated linearly in y = x / alpha and sigma / alpha, as if eps were constant.
     """
-    frames = expand_like(frames, walk.path)
-    s_old, s_new, s = (jnp.exp(-sde.log_snr(time) / 2) for time in (walk.t, t, frames))
-    y_old, y_new = walk.x / sde.alpha(walk.t), x / sde.alpha(t)
+    frames = expand_like(frames, state.path)
+    s_old, s_new, s = (jnp.exp(-sde.log_snr(time) / 2) for time in (state.t, t, frames))
+    y_old, y_new = state.x / sde.alpha(state.t), x / sde.alpha(t)
     passed = sde.alpha(frames) * (y_old + (s_old - s) / (s_old - s_new) * (y_new - y_old))
-    return jnp.where((t <= frames) & (frames <= walk.t), passed, walk.path)
+    return jnp.where((t <= frames) & (frames <= state.t), passed, state.path)
 
 
 def _both_orders(
-    denoiser: Denoiser, walk: _Walk, ends: Float[Array, "stages"], options: DPMAdaptive
+    denoiser: Denoiser, state: _State, ends: Float[Array, "stages"], options: DPMAdaptive
 ) -> tuple[Batch, Batch]:
-    """x at the step's end to the higher and to the lower order; `ends` are the times of _PARTS."""
-    rows, low = _weights(denoiser.sde, walk, ends, options)
-    times = jnp.append(walk.t, ends)
+    """Return x at the end of a step to both orders; `ends` are the times of _PARTS."""
+    weights, low = _weights(denoiser.sde, state, ends, options)
+    times = jnp.append(state.t, ends)
 
     # A loop, so that the network is compiled once.
     def evaluate(number: Int[Array, ""], carry: tuple[Batch, Array]) -> tuple[Batch, Array]:
         x, terms = carry
         prediction = getattr(denoiser.predict(x, times[number]), options.prediction)
         terms = terms.at[1 + number].set(prediction)
-        return combine(rows[number], *terms), terms
+        return combine(weights[number], *terms), terms
 
-    terms = jnp.stack([walk.x, *[jnp.zeros_like(walk.x)] * options.order])
-    high, terms = jax.lax.fori_loop(0, options.order, evaluate, (walk.x, terms))
+    terms = jnp.stack([state.x, *[jnp.zeros_like(state.x)] * options.order])
+    high, terms = jax.lax.fori_loop(0, options.order, evaluate, (state.x, terms))
     return high, combine(low, *terms)
 
 
 def _weights(
-    sde: SDE, walk: _Walk, ends: Float[Array, "stages"], options: DPMAdaptive
+    sde: SDE, state: _State, ends: Float[Array, "stages"], options: DPMAdaptive
 ) -> tuple[Float[Array, "stages terms"], Float[Array, "terms"]]:
-    """Weights of x, m_0, m_1, ...: of the state after each evaluation, and of the lower order's."""
+    """Return the weights of x, m_0, m_1, ... in the states, and in the lower order's result."""
     of_eps = options.prediction == "eps"
     log_scale, other = (sde.log_alpha, sde.sigma) if of_eps else (sde.log_sigma, sde.alpha)
-    a, b = jnp.exp(log_scale(ends) - log_scale(walk.t)), other(ends)
+    a, b = jnp.exp(log_scale(ends) - log_scale(state.t)), other(ends)
     parts = _PARTS[options.order]
-    z = (walk.h if of_eps else -walk.h) * jnp.array(parts)
-    whole = b * jnp.expm1(z)
-    phi = whole / z - b  # b phi(z); its cancellation for small z is no larger than b's rounding
+    z = (state.h if of_eps else -state.h) * jnp.array(parts)
+    constant_weight = b * jnp.expm1(z)
+    phi = (
+        constant_weight / z - b
+    )  # b phi(z); its cancellation for small z is no larger than b's rounding
 
     x, *m = jnp.eye(1 + options.order)
-    first = [a[number] * x - whole[number] * m[0] for number in range(options.order)]
+    first = [a[number] * x - constant_weight[number] * m[0] for number in range(options.order)]
     slope = (m[1] - m[0]) / parts[0]
-    second = first[-1] - whole[-1] / 2 * slope
+    second = first[-1] - constant_weight[-1] / 2 * slope
     if options.order == 2:
         return jnp.stack([first[0], second]), first[1]
     stage = first[1] - phi[1] * parts[1] * slope

@@ -12,19 +12,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from errors import require_choice
 from numerics.arrays import in_float64
 from sampling import Plan
 from sde_lib import SDE
 from solvers.exponential import (
     FRACTIONS,
     PREDICTIONS,
-    Passage,
-    interpolated,
-    passage,
-    require_choice,
+    ExponentialStep,
+    exponential_step,
+    polynomial_integral,
     step_orders,
 )
-from solvers.tables import Combination, Levels, basis, levels_of, stage_rows, table_plan
+from solvers.tables import (
+    Coefficients,
+    LinearCombination,
+    coefficients_at,
+    stage_weights,
+    table_plan,
+    unit_coefficients,
+)
 
 ORDERS = (1, 2, 3)
 METHODS = ("multistep", "singlestep")
@@ -72,46 +79,48 @@ class DPMSolver:
         )
         if not multistep:
             times = _with_stages(sde, times, orders)
-        level = levels_of(sde, times)
+        level = coefficients_at(sde, times)
         weights = self._multistep(level, orders) if multistep else self._singlestep(level, orders)
         # Neighbouring rows have independent noise. A stage's is carried on to the step's end, so
         # that the end has the noise of the whole step, as of one path.
-        rows = [self._passage(level, number, number + 1) for number in range(len(weights))]
+        rows = [self._step(level, number, number + 1) for number in range(len(weights))]
         noise = np.array([row.noise for row in rows]) if self.stochastic else None
         return table_plan(times, weights, prediction=self.prediction, noise=noise)
 
-    def _passage(self, level: Levels, start: int, end: int) -> Passage:
-        return passage(level, start, end, self.prediction, self.stochastic)
+    def _step(self, level: Coefficients, start: int, end: int) -> ExponentialStep:
+        return exponential_step(level, start, end, self.prediction, self.stochastic)
 
-    def _multistep(self, level: Levels, orders: list[int]) -> np.ndarray:
+    def _multistep(self, level: Coefficients, orders: list[int]) -> np.ndarray:
         """2M (2211.01095, Algorithm 2), its like for eps, and the parabola of order 3."""
-        x, *predictions = basis(self.order)
+        x, *predictions = unit_coefficients(self.order)
         rows = []
         for number, order in enumerate(orders):
-            step = self._passage(level, number, number + 1)
+            step = self._step(level, number, number + 1)
             half_log_snr = level.half_log_snr[number - order + 1 : number + 1][::-1]
-            integral = interpolated(step, half_log_snr, predictions[:order], step.whole)
+            integral = polynomial_integral(
+                step, half_log_snr, predictions[:order], step.constant_weight
+            )
             rows.append(step.scale * x + integral)
         return np.stack(rows)
 
-    def _singlestep(self, level: Levels, orders: list[int]) -> np.ndarray:
+    def _singlestep(self, level: Coefficients, orders: list[int]) -> np.ndarray:
         """Algorithms 1 and 2 of 2206.00927, and the same for x0 (2211.01095, Algorithm 1)."""
         rows, start = [], 0
         for order in orders:
-            steps = [self._passage(level, start, start + stage + 1) for stage in range(order)]
-            stages = stage_rows(_stages(steps))
+            steps = [self._step(level, start, start + stage + 1) for stage in range(order)]
+            stages = stage_weights(_stages(steps))
             rows.append(np.pad(stages, ((0, 0), (0, self.order - order))))
             start += order
         return np.concatenate(rows)
 
 
-def _stages(steps: list[Passage]) -> list[Combination]:
+def _stages(steps: list[ExponentialStep]) -> list[LinearCombination]:
     """The states that one step's stages reach, of its passages from the start to each of them."""
-    x, *predictions = basis(len(steps))
-    first, states = predictions[0], [steps[0].scale * x + steps[0].whole * predictions[0]]
+    x, *predictions = unit_coefficients(len(steps))
+    first, states = predictions[0], [steps[0].scale * x + steps[0].constant_weight * predictions[0]]
     if len(steps) == 2:
         slope = (predictions[1] - first) / _STAGES[2][1]
-        states.append(steps[1].scale * x + steps[1].whole * (first + slope / 2))
+        states.append(steps[1].scale * x + steps[1].constant_weight * (first + slope / 2))
     if len(steps) == 3:
         _, r_1, r_2 = _STAGES[3]
         # The line through the first prediction and the latest, which is so far on the passage.
@@ -123,7 +132,7 @@ def _stages(steps: list[Passage]) -> list[Combination]:
 
 def _with_stages(sde: SDE, times: np.ndarray, orders: list[int]) -> np.ndarray:
     """The times of all evaluations, and in the end the last one's."""
-    half_log_snr = levels_of(sde, times).half_log_snr
+    half_log_snr = coefficients_at(sde, times).half_log_snr
     number = np.repeat(np.arange(len(orders)), orders)
     far = np.concatenate([_STAGES[order] for order in orders])
     between = (1 - far) * half_log_snr[number] + far * half_log_snr[number + 1]

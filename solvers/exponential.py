@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from solvers.tables import Combination, Levels
+from solvers.tables import Coefficients, LinearCombination
 
 PREDICTIONS = ("eps", "x0")
 
@@ -36,7 +36,7 @@ def _gauss_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
 FRACTIONS, _FRACTION_WEIGHTS = _gauss_rule(32)
 
 
-class Passage(NamedTuple):
+class ExponentialStep(NamedTuple):
     """From t to s: x_s = scale x_t + gain int exp(rate (h - tau)) p dtau + noise z, exactly."""
 
     h: Any
@@ -46,7 +46,7 @@ class Passage(NamedTuple):
     noise: Any
 
     @property
-    def whole(self) -> Any:
+    def constant_weight(self) -> Any:
         """The weight of a constant prediction."""
         return self.gain * np.expm1(self.rate * self.h) / self.rate
 
@@ -68,37 +68,41 @@ def _lagrange(points: np.ndarray, at: np.ndarray) -> Float[np.ndarray, "points p
     return np.stack(rows)
 
 
-def passage(
-    level: Levels, start: int, end: int, prediction: str, stochastic: bool = False
-) -> Passage:
+def exponential_step(
+    level: Coefficients, start: int, end: int, prediction: str, stochastic: bool = False
+) -> ExponentialStep:
     """From the time of number `start` to that of number `end`."""
     h = level.half_log_snr[end] - level.half_log_snr[start]
     alpha, sigma = level.alpha[end], level.sigma[end]
     if prediction == "eps":
         scale, gain, rate = alpha / level.alpha[start], -sigma, 1.0
         if stochastic:
-            return Passage(h, scale, 2 * gain, rate, sigma * np.sqrt(np.expm1(2 * h)))
+            return ExponentialStep(h, scale, 2 * gain, rate, sigma * np.sqrt(np.expm1(2 * h)))
     else:
         scale, gain, rate = sigma / level.sigma[start], alpha, -1.0
         if stochastic:
             noise = sigma * np.sqrt(-np.expm1(-2 * h))
-            return Passage(h, np.exp(-h) * scale, 2 * gain, 2 * rate, noise)
-    return Passage(h, scale, gain, rate, 0.0)
+            return ExponentialStep(h, np.exp(-h) * scale, 2 * gain, 2 * rate, noise)
+    return ExponentialStep(h, scale, gain, rate, 0.0)
 
 
-def interpolated(
-    step: Passage, half_log_snr: np.ndarray, predictions: list[Combination], b: Any, start: int = 0
-) -> Combination:
+def polynomial_integral(
+    step: ExponentialStep,
+    half_log_snr: np.ndarray,
+    predictions: list[LinearCombination],
+    b: Any,
+    start: int = 0,
+) -> LinearCombination:
     """gain times the integral of the polynomial through the predictions made at `half_log_snr`.
 
     A line, which is p_0 + tau slope, has the integral whole p_0 + b (h / 2) slope: b = whole is
     DPM-Solver's choice, UniPC has one more. With lam[start] the step begins.
     """
     if len(half_log_snr) == 1:
-        return step.whole * predictions[0]
+        return step.constant_weight * predictions[0]
     if len(half_log_snr) == 2:
         slope = (predictions[0] - predictions[1]) / (half_log_snr[0] - half_log_snr[1])
-        return step.whole * predictions[start] + b * step.h / 2 * slope
+        return step.constant_weight * predictions[start] + b * step.h / 2 * slope
     return step.weights(half_log_snr, half_log_snr[start] + step.h * FRACTIONS) @ np.stack(
         predictions
     )
@@ -118,10 +122,3 @@ def step_orders(steps: int, order: int, *, rising: bool, falling: bool) -> list[
     up = [number + 1 if rising else order for number in range(steps)]
     down = [steps - number if falling else order for number in range(steps)]
     return [min(order, *both) for both in zip(up, down, strict=True)]
-
-
-def require_choice(field: str, value: Any, choices: tuple) -> None:
-    """Refuse a field's value that is none of the choices."""
-    if value not in choices:
-        names = ", ".join(str(choice) for choice in choices)
-        raise ValueError(f"{field}={value!r} is unknown; choose one of: {names}")

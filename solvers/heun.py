@@ -14,7 +14,7 @@ which is Algorithm 2 for stage = 1 and Algorithm 3 (there alpha is our stage) fo
 the probability-flow ODE; churn adds fresh noise, then removes it, which mends earlier errors.
 
 Their last step, to noise 0, is a step of Euler, and so the finish "denoise" here: their sampler of
-N steps is Schedule(grid="karras", steps=N - 1, finish="denoise"), of 2 N - 1 network evaluations.
+N steps is Schedule(grid="karras", steps=N - 1, final_step="denoise"), of 2 N - 1 network evaluations.
 Two differences: a process ends at t = 1, so no level is raised above that one's, and the first
 step, which starts there, has no churn, where theirs goes up to sqrt(2) times the largest noise; the
 last level, where "denoise" evaluates, has none (nor has theirs if churn_min is above it).
@@ -28,7 +28,7 @@ import numpy as np
 from numerics.arrays import in_float64
 from sampling import Plan
 from sde_lib import SDE
-from solvers.tables import basis, levels_of, stage_rows, table_plan
+from solvers.tables import coefficients_at, stage_weights, table_plan, unit_coefficients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +77,28 @@ class Heun:
                 )
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
-        level = levels_of(sde, times)
+        level = coefficients_at(sde, times)
         s = np.exp(-level.half_log_snr)
         s_hat = self._raised(sde, s)
         # Bisection only where it is needed: the grid's own times stay as they are.
         t_hat = np.where(s_hat > s[:-1], _time_of(sde, s_hat), times[:-1])
         s_stage = s_hat + self.stage * (s[1:] - s_hat)
         t_stage = times[1:] if self.stage == 1 else _time_of(sde, s_stage)
-        alpha_hat, alpha_stage = levels_of(sde, t_hat).alpha, levels_of(sde, t_stage).alpha
+        alpha_hat, alpha_stage = (
+            coefficients_at(sde, t_hat).alpha,
+            coefficients_at(sde, t_stage).alpha,
+        )
         # A step ends where the next one starts, with that one's noise added; the last has none.
         s_end, alpha_end = np.append(s_hat[1:], s[-1]), np.append(alpha_hat[1:], level.alpha[-1])
 
-        x, eps_hat, eps_stage = basis(2)
+        x, eps_hat, eps_stage = unit_coefficients(2)
         weight = 1 / (2 * self.stage)
         weights = []
         for i, way in enumerate(s[1:] - s_hat):
             y_hat = x / alpha_hat[i]
             y_stage = y_hat + self.stage * way * eps_hat
             y_next = y_hat + way * ((1 - weight) * eps_hat + weight * eps_stage)
-            weights.append(stage_rows([alpha_stage[i] * y_stage, alpha_end[i] * y_next]))
+            weights.append(stage_weights([alpha_stage[i] * y_stage, alpha_end[i] * y_next]))
         added = self.churn_noise * alpha_end * np.sqrt(s_end**2 - s[1:] ** 2)
         return table_plan(
             np.append(np.stack([t_hat, t_stage], axis=1).ravel(), times[-1]),
@@ -118,7 +121,7 @@ class Heun:
                 f"churn_max={self.churn_max}; they start at {start.min():.4g} to {start.max():.4g}"
             )
         gamma = min(self.s_churn / len(s), math.sqrt(2) - 1)
-        largest = np.exp(-levels_of(sde, np.ones(1)).half_log_snr)
+        largest = np.exp(-coefficients_at(sde, np.ones(1)).half_log_snr)
         return np.where(churned, np.minimum((1 + gamma) * start, largest), start)
 
 

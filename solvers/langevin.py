@@ -14,7 +14,7 @@ import numpy as np
 
 from sampling import Plan
 from sde_lib import SDE
-from solvers.tables import levels_of, table_plan
+from solvers.tables import coefficients_at, table_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class LangevinDynamics:
             raise ValueError(f"step_size={self.step_size} must lie between 0 and 2")
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
-        level = levels_of(sde, np.full_like(times, times[-1]))
+        level = coefficients_at(sde, np.full_like(times, times[-1]))
         sigma = level.sigma[:-1]
         # score = -eps / sigma
         weights = np.stack([np.ones_like(sigma), -self.step_size * sigma], axis=1)

@@ -25,10 +25,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from denoising import Denoiser
 from files.writing import write_file
-from numerics.arrays import normal_like, sample_keys, sum_per_sample
-from sampling import Batch, Scalar
+from numerics.arrays import Batch, normal_like, sample_keys, sum_per_sample
+from sampling import Scalar
 from sde_lib import SDE
-from solvers.tables import Levels, levels_of
+from solvers.tables import Coefficients, coefficients_at
 
 _FORMAT = "eps moments, version 1"
 
@@ -39,7 +39,7 @@ class EpsMoments:
 
     Args:
       times: decreasing, from 1 to where sampling stops.
-      half_log_snr: log(alpha / sigma) of the process there, in which Gamma is interpolated.
+      half_log_snr: log(alpha / sigma) of the process there, in which Gamma is polynomial_integral.
       values: Gamma; estimates may leave [0, 1] a little.
       errors: their standard errors, 0 if they are known exactly.
 
@@ -69,7 +69,7 @@ class EpsMoments:
         if self.values.min() < -0.1 or self.errors.min() < 0:
             raise ValueError("values and errors of the moments must not be negative")
 
-    def at(self, sde: SDE, level: Levels) -> Float[np.ndarray, "times"]:
+    def at(self, sde: SDE, level: Coefficients) -> Float[np.ndarray, "times"]:
         """Gamma in [0, 1] at some levels of the process that it was measured on.
 
         Raises:
@@ -77,7 +77,7 @@ class EpsMoments:
         """
         # Stored values are float64 of another machine, perhaps; processes differ by much more.
         if not np.allclose(
-            levels_of(sde, self.times).half_log_snr, self.half_log_snr, rtol=1e-6, atol=1e-6
+            coefficients_at(sde, self.times).half_log_snr, self.half_log_snr, rtol=1e-6, atol=1e-6
         ):
             raise ValueError(
                 "moments were measured on another process than this one; run --mode=moments again"
@@ -218,7 +218,7 @@ def moments_of(
     errors = np.sqrt(rest / (count - 2))
     return EpsMoments(
         times=np.asarray(times, np.float64),
-        half_log_snr=levels_of(sde, np.asarray(times, np.float64)).half_log_snr,
+        half_log_snr=coefficients_at(sde, np.asarray(times, np.float64)).half_log_snr,
         values=values[1:],
         errors=errors[1:],
     )

@@ -1,12 +1,13 @@
-"""Sampling by the probability-flow ODE with an adaptive diffrax solver.
+"""Sampling by the probability-flow ODE with adaptive steps.
 
-Integrating the flow (flow.py) from prior noise at t = 1 down to t_min gives samples without further
-randomness; the same seed and sample number give the same image to within the tolerance. The flow
-goes both ways: up, it takes an image to its latent code x_1, of which it is made again.
+Integrating the ODE (`probability_flow.py`) from prior noise at t = 1 down to t_min gives samples
+without further randomness: the same seed and sample index give the same image, within the
+tolerance. The ODE is invertible. Integrated upwards it encodes an image as its latent x_1, which
+decodes to the image again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,33 +15,38 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from denoising import Denoiser
+from denoising import Clipping, Denoiser
 from errors import require_choice
-from numerics.arrays import expand_like, sample_keys
+from numerics.arrays import Batch, default_indices, expand_like, sample_keys
 from numerics.ode import ODEOptions, Solution, integrate, require_success
-from probability_flow import VARIABLES, Batch
-from sampling import Samples, refuse_projection
+from probability_flow import VARIABLES
+from sampling import Samples
 from sde_lib import SDE
-from solvers.adaptive import check_end, collected, finished, frame_times, prior_states
+from solvers.adaptive import check_end, checked_samples, finished, frame_times, prior_states
+
+_NAME = "probability-flow ODE"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowOptions:
-    """Where the ODE sampler stops, what it returns there, and in what it integrates.
+    """Where the ODE sampler stops, and in which variable it integrates.
 
     Args:
-      t_min: where sampling stops.
-      finish: what is returned there, a name in FINISHES.
-      variable: what is integrated in, a name in VARIABLES.
+        t_min: where sampling stops.
+        final_step: what is returned there, a name in `solvers.adaptive.FINAL_STEPS`.
+        ode_variable: the variable of integration, a name in `probability_flow.VARIABLES`.
+
+    Raises:
+        ValueError: for an unknown name or t_min outside (0, 1).
     """
 
     t_min: float = 1e-3
-    finish: str = "denoise"
-    variable: str = "t"
+    final_step: str = "denoise"
+    ode_variable: str = "t"
 
     def __post_init__(self) -> None:
-        check_end(self.t_min, self.finish, "ode")
-        require_choice("variable", self.variable, VARIABLES)
+        check_end(self.t_min, self.final_step)
+        require_choice("ode_variable", self.ode_variable, VARIABLES)
 
 
 def sample_ode(
@@ -48,28 +54,35 @@ def sample_ode(
     denoiser: Denoiser,
     shape: tuple[int, ...],
     *,
-    options: FlowOptions,
-    ode: ODEOptions,
+    options: FlowOptions = FlowOptions(),
+    ode: ODEOptions = ODEOptions(),
     indices: Int[Array, "batch"] | None = None,
+    clipping: Clipping | None = None,
     frames: int | Sequence[float] = 0,
 ) -> Samples:
     """Draw samples of `shape` (batch, ...); sample k depends on `key` and `indices[k]` alone.
 
-    nfe is the slowest sample's count: all samples are evaluated until it has finished.
+    nfe is the count of the slowest sample: all samples are evaluated until it has finished.
 
     Args:
-      frames: so many snapshots in `trajectory`, equally spaced in the variable, the start and the
-        samples among them; or the times from 1 to t_min at which they are taken. The one at t_min
-        is the finished samples.
+        key: random key.
+        denoiser: the network, perhaps guided.
+        shape: (batch, ...).
+        options: end and variable of the integration.
+        ode: method and tolerances.
+        indices: indices of the samples, by default 0, 1, ...
+        clipping: keeps the predicted x0 in the range of the data.
+        frames: number of snapshots in `trajectory`, equally spaced in the variable, including start
+            and samples; or times between 1 and t_min. The one at t_min is the finished samples.
 
     Raises:
-      ValueError: for a frame's time outside [t_min, 1].
-      IntegrationError: if a sample's solve fails.
-      SamplingError: if the evaluation that denoises the samples is not finite.
+        ValueError: for a frame's time outside [t_min, 1].
+        IntegrationError: if a sample's solve fails.
+        SamplingError: if the evaluation that denoises the samples is not finite.
     """
-    if indices is None:
-        indices = jnp.arange(shape[0])
-    latent = _latent(key, denoiser.sde, indices, shape[1:])
+    if clipping is not None:
+        denoiser = replace(denoiser, clipping=clipping)
+    latent = _latent(key, denoiser.sde, default_indices(indices, shape[0]), shape[1:])
     return decode(denoiser, latent, options=options, ode=ode, frames=frames)
 
 
@@ -77,55 +90,50 @@ def decode(
     denoiser: Denoiser,
     latent: Batch,
     *,
-    options: FlowOptions,
-    ode: ODEOptions,
+    options: FlowOptions = FlowOptions(),
+    ode: ODEOptions = ODEOptions(),
     frames: int | Sequence[float] = 0,
 ) -> Samples:
-    """The samples that the flow makes of latent codes x_1; all else as in `sample_ode`."""
-    refuse_projection(denoiser, "ode")
-    times = frame_times(frames, denoiser.sde, options.t_min, VARIABLES[options.variable][0])
+    """Decode latents x_1 (batch, ...) to samples; the rest as in `sample_ode`."""
+    at, _ = VARIABLES[options.ode_variable]
+    times = frame_times(frames, denoiser.sde, options.t_min, at)
     x, solution = _solve(denoiser, latent, times, options, ode)
-    _require_success(solution, ode)
-    return collected(denoiser, x, solution, times, options)
+    return checked_samples(denoiser, x, solution, times, options, name=_NAME, limits=ode)
 
 
-def encode(denoiser: Denoiser, x: Batch, *, options: FlowOptions, ode: ODEOptions) -> Samples:
-    """The latent codes x_1 of images, which are taken as the flow's states at t_min.
+def encode(
+    denoiser: Denoiser,
+    x: Batch,
+    *,
+    options: FlowOptions = FlowOptions(),
+    ode: ODEOptions = ODEOptions(),
+) -> Samples:
+    """Encode images (batch, ...) as latents x_1; images are taken as states at t_min.
 
-    `decode` with finish "sample" gives the images back, to within the tolerance.
+    `decode` with final_step="none" gives the images back, within the tolerance.
 
     Raises:
-      IntegrationError: if an image's solve fails.
+        IntegrationError: if an image's solve fails.
     """
     latent, solution = _encode(denoiser, x, options, ode)
-    _require_success(solution, ode)
+    require_success(solution, _NAME, ode)
     return Samples(latent, int(solution.evaluations.max()))
 
 
 def interpolate(
     a: Float[Array, "*shape"], b: Float[Array, "*shape"], fractions: Float[Array, "n"]
 ) -> Float[Array, "n *shape"]:
-    """Latent codes on the great circle from a to b.
+    """Interpolate latents on the great circle from a to b.
 
-    (sin((1 - f) w) a + sin(f w) b) / sin(w), with w the angle between the two (Shoemake 1985).
-    Unlike on a straight line, those between have the length that a prior's draws have.
+    (sin((1 - f) w) a + sin(f w) b) / sin(w), with w the angle between a and b (Shoemake 1985).
+    Unlike on a straight line, the latents between have the length of draws from the prior.
     """
     cosine = jnp.sum(a * b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
     angle = jnp.arccos(jnp.clip(cosine, -1, 1))
     f = expand_like(jnp.asarray(fractions), a[None])
-    # sin(f w) / sin(w) by sinc, so that equal codes are no special case.
+    # sin(f w) / sin(w) by sinc, so that equal latents are no special case.
     a_share, b_share = (share * jnp.sinc(share * angle / jnp.pi) for share in (1 - f, f))
     return (a_share * a[None] + b_share * b[None]) / jnp.sinc(angle / jnp.pi)
-
-
-def _require_success(solution: Solution, ode: ODEOptions) -> None:
-    require_success(
-        solution.success,
-        "probability-flow ODE",
-        ode,
-        times=solution.reached,
-        broken=solution.broken,
-    )
 
 
 @partial(jax.jit, static_argnames=("item_shape",))
@@ -143,8 +151,8 @@ def _solve(
     options: FlowOptions,
     ode: ODEOptions,
 ) -> tuple[Batch, Solution]:
-    at, _ = VARIABLES[options.variable]
-    solution = _walk(denoiser, latent, (1.0, options.t_min), times, options, ode)
+    at, _ = VARIABLES[options.ode_variable]
+    solution = _integrate(denoiser, latent, (1.0, options.t_min), times, options, ode)
     return finished(denoiser, solution, times, options, at)
 
 
@@ -152,13 +160,14 @@ def _solve(
 def _encode(
     denoiser: Denoiser, x: Batch, options: FlowOptions, ode: ODEOptions
 ) -> tuple[Batch, Solution]:
-    at, _ = VARIABLES[options.variable]
-    solution = _walk(denoiser, x, (options.t_min, 1.0), jnp.zeros(0), options, ode)
+    at, _ = VARIABLES[options.ode_variable]
+    solution = _integrate(denoiser, x, (options.t_min, 1.0), jnp.zeros(0), options, ode)
     latent = solution.y * at.scale(denoiser.sde, jnp.asarray(1.0, x.dtype))
-    return latent, solution._replace(y=None, reached=at.time(denoiser.sde, solution.reached))
+    t_stopped = at.time(denoiser.sde, solution.t_stopped)
+    return latent, solution._replace(y=None, t_stopped=t_stopped)
 
 
-def _walk(
+def _integrate(
     denoiser: Denoiser,
     x: Batch,
     ends: tuple[float, float],
@@ -166,8 +175,8 @@ def _walk(
     options: FlowOptions,
     ode: ODEOptions,
 ) -> Solution:
-    """The flow's states from one time to another, in the variable that is integrated in."""
-    sde, (at, derivative) = denoiser.sde, VARIABLES[options.variable]
+    """Integrate the ODE from one time to another, in its variable."""
+    sde, (at, derivative) = denoiser.sde, VARIABLES[options.ode_variable]
 
     def velocity(
         value: Float[Array, ""], state: Float[Array, "..."], entry: Any
@@ -176,6 +185,7 @@ def _walk(
 
     first, last = (at.value(sde, jnp.asarray(t, x.dtype)) for t in ends)
     values = at.value(sde, jnp.asarray(times, x.dtype))
+    inside = jnp.clip(values, jnp.minimum(first, last), jnp.maximum(first, last))
     return integrate(
         velocity,
         x / at.scale(sde, jnp.asarray(ends[0], x.dtype)),
@@ -183,7 +193,5 @@ def _walk(
         t0=first,
         t1=last,
         options=ode,
-        frames=jnp.clip(values, jnp.minimum(first, last), jnp.maximum(first, last))
-        if len(times)
-        else 0,
+        frames=inside if len(times) else 0,
     )

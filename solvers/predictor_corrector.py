@@ -21,20 +21,20 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from denoising import Denoiser
-from numerics.arrays import expand_like, fold_in_each, normal_like, sum_per_sample
-from sampling import Batch, Keys, Plan, Scalar, Step, project
+from numerics.arrays import Batch, expand_like, fold_in_each, normal_like, sum_per_sample
+from sampling import Keys, Plan, Project, Scalar, Step
 from sde_lib import SDE, reverse_drift
 
 
 @runtime_checkable
-class Move(Protocol):
+class PCStep(Protocol):
     """A step from t to s, or one that stays at t."""
 
     @property
     def evaluations(self) -> int:
         """Network evaluations of one step."""
 
-    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+    def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         """From time t to the earlier time s; row k draws its noise from `keys[k]` alone."""
 
 
@@ -52,8 +52,8 @@ class EulerMaruyama:
         if not 0 <= self.churn < float("inf"):
             raise ValueError(f"churn={self.churn} must be finite and at least 0")
 
-    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
-        sde, x = denoiser.sde, carry.x
+    def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
+        sde, x = denoiser.sde, state.x
         drift = reverse_drift(sde, denoiser.score(x, t), x, t, self.churn)
         mean = x + drift * (s - t)
         noise = self.churn * jnp.sqrt(sde.squared_diffusion(t) * (t - s))
@@ -66,10 +66,10 @@ class ReverseDiffusion:
 
     evaluations = 1
 
-    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+    def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         scale, std = denoiser.sde.transition(s, t)
-        mean = (2 - scale) * carry.x + std**2 * denoiser.score(carry.x, t)
-        return Step(mean + std * normal_like(keys, carry.x), mean)
+        mean = (2 - scale) * state.x + std**2 * denoiser.score(state.x, t)
+        return Step(mean + std * normal_like(keys, state.x), mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +82,9 @@ class ProbabilityFlow:
 
     evaluations = 1
 
-    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+    def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         scale, std = denoiser.sde.transition(s, t)
-        mean = (2 - scale) * carry.x + 0.5 * std**2 * denoiser.score(carry.x, t)
+        mean = (2 - scale) * state.x + 0.5 * std**2 * denoiser.score(state.x, t)
         return Step(mean, mean)
 
 
@@ -117,11 +117,11 @@ class Ancestral:
                 f"guidance_form={self.guidance_form!r} is unknown; choose one of: mean, score"
             )
 
-    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+    def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         sde = denoiser.sde
         scale, large = sde.transition(s, t)
-        prediction = denoiser.predict(carry.x, t)
-        mean = (carry.x - large**2 / sde.sigma(t) * prediction.eps) / scale
+        prediction = denoiser.predict(state.x, t)
+        mean = (state.x - large**2 / sde.sigma(t) * prediction.eps) / scale
         log_ratio = sde.log_sigma(s) - sde.log_sigma(t)  # of the small to the large deviation
         if self.variance == "learned":
             if prediction.variance is None:
@@ -135,41 +135,41 @@ class Ancestral:
         if self.guidance_form == "mean" and prediction.gradient is not None:
             # The gradient has moved the mean by large^2 / scale already.
             mean += (std**2 - large**2 / scale) * prediction.gradient
-        return Step(mean + std * normal_like(keys, carry.x), mean)
+        return Step(mean + std * normal_like(keys, state.x), mean)
 
 
 # --- correctors -------------------------------------------------------------------------------
 
 
-def _check_corrector(snr: float, corrections: int) -> None:
+def _check_corrector(snr: float, corrector_steps: int) -> None:
     if not 0 < snr < float("inf"):
         raise ValueError(f"snr={snr} must be finite and above 0")
-    if corrections < 1:
-        raise ValueError(f"corrections={corrections} must be at least 1")
+    if corrector_steps < 1:
+        raise ValueError(f"corrector_steps={corrector_steps} must be at least 1")
 
 
 def _langevin_steps(
     keys: Keys,
     denoiser: Denoiser,
-    carry: Step,
+    state: Step,
     t: Scalar,
     s: Scalar,
-    corrections: int,
+    corrector_steps: int,
     step_size: Callable[[Batch, Batch], Array],
 ) -> Step:
-    """`corrections` Langevin steps at time t, of size scale^2 step_size(score, noise)."""
+    """`corrector_steps` Langevin steps at time t, of size scale^2 step_size(score, noise)."""
     # The published step size carries the one-step alpha_i = 1 - beta_i, which is the squared
     # scale of the transition from s to t; it is 1 for VE.
     scale, _ = denoiser.sde.transition(s, t)
 
-    def correct(i: Int[Array, ""], carry: Step) -> Step:
-        noise = normal_like(fold_in_each(keys, i), carry.x)
-        score = denoiser.score(carry.x, t)
-        h = expand_like(scale**2 * step_size(score, noise), carry.x)
-        mean = carry.x + h * score
+    def correct(i: Int[Array, ""], state: Step) -> Step:
+        noise = normal_like(fold_in_each(keys, i), state.x)
+        score = denoiser.score(state.x, t)
+        h = expand_like(scale**2 * step_size(score, noise), state.x)
+        mean = state.x + h * score
         return Step(mean + jnp.sqrt(2 * h) * noise, mean)
 
-    return jax.lax.fori_loop(0, corrections, correct, carry)
+    return jax.lax.fori_loop(0, corrector_steps, correct, state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,26 +183,28 @@ class Langevin:
     """
 
     snr: float = 0.16
-    corrections: int = 1
-    norms: str = "per_sample"
+    corrector_steps: int = 1
+    norm_reduction: str = "per_sample"
 
     def __post_init__(self) -> None:
-        _check_corrector(self.snr, self.corrections)
-        if self.norms not in ("per_sample", "batch"):
-            raise ValueError(f"norms={self.norms!r} is unknown; choose one of: batch, per_sample")
+        _check_corrector(self.snr, self.corrector_steps)
+        if self.norm_reduction not in ("per_sample", "batch"):
+            raise ValueError(
+                f"norm_reduction={self.norm_reduction!r} is unknown; choose one of: batch, per_sample"
+            )
 
     @property
     def evaluations(self) -> int:
-        return self.corrections
+        return self.corrector_steps
 
-    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+    def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         def step_size(score: Batch, noise: Batch) -> Array:
             noise_norm, score_norm = (jnp.sqrt(sum_per_sample(a**2)) for a in (noise, score))
-            if self.norms == "batch":
+            if self.norm_reduction == "batch":
                 noise_norm, score_norm = jnp.mean(noise_norm), jnp.mean(score_norm)
             return 2 * (self.snr * noise_norm / score_norm) ** 2
 
-        return _langevin_steps(keys, denoiser, carry, t, s, self.corrections, step_size)
+        return _langevin_steps(keys, denoiser, state, t, s, self.corrector_steps, step_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,20 +215,20 @@ class AnnealedLangevin:
     """
 
     snr: float = 0.16
-    corrections: int = 1
+    corrector_steps: int = 1
 
     def __post_init__(self) -> None:
-        _check_corrector(self.snr, self.corrections)
+        _check_corrector(self.snr, self.corrector_steps)
 
     @property
     def evaluations(self) -> int:
-        return self.corrections
+        return self.corrector_steps
 
-    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, t: Scalar, s: Scalar) -> Step:
+    def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         def step_size(score: Batch, noise: Batch) -> Array:
             return 2 * (self.snr * denoiser.sde.sigma(t)) ** 2
 
-        return _langevin_steps(keys, denoiser, carry, t, s, self.corrections, step_size)
+        return _langevin_steps(keys, denoiser, state, t, s, self.corrector_steps, step_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,13 +242,13 @@ class PredictorCorrector:
         then corrects there, as the paper's algorithm does.
     """
 
-    predictor: Move | None = None
-    corrector: Move | None = None
+    predictor: PCStep | None = None
+    corrector: PCStep | None = None
     corrector_first: bool = True
 
     @property
     def evaluations(self) -> int:
-        return sum(move.evaluations for move in (self.corrector, self.predictor) if move)
+        return sum(part.evaluations for part in (self.corrector, self.predictor) if part)
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         if times[-1] == 0 and self.corrector and self.corrector_first:
@@ -257,19 +259,28 @@ class PredictorCorrector:
     def start(self, x: Batch) -> Step:
         return Step(x, x)
 
-    def step(self, keys: Keys, denoiser: Denoiser, carry: Step, row: tuple) -> Step:
-        t, s, after = row
-        correction = (self.corrector, 0, *((t, s) if self.corrector_first else (s, after)))
-        prediction = (self.predictor, 1, t, s)
-        moves = (correction, prediction) if self.corrector_first else (prediction, correction)
-        for move, role, start, end in moves:
-            if move:
-                carry = move.step(fold_in_each(keys, role), denoiser, carry, start, end)
-            if self.corrector and self.predictor and role == moves[0][1]:
-                # After the second move the loop projects, with noise of its own.
-                time = t if self.corrector_first else s
-                carry = project(fold_in_each(keys, 2), denoiser, carry, time)
-        return carry
+    def step(
+        self, keys: Keys, denoiser: Denoiser, state: Step, step: tuple, project: Project
+    ) -> Step:
+        t, s, after = step
+        between = self.corrector is not None and self.predictor is not None
+        if self.corrector_first:
+            state = self._correct(keys, denoiser, state, t, s)
+            state = project(fold_in_each(keys, 2), state, t) if between else state
+            return self._predict(keys, denoiser, state, t, s)
+        state = self._predict(keys, denoiser, state, t, s)
+        state = project(fold_in_each(keys, 2), state, s) if between else state
+        return self._correct(keys, denoiser, state, s, after)
+
+    def _correct(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
+        if self.corrector is None:
+            return state
+        return self.corrector.step(fold_in_each(keys, 0), denoiser, state, t, s)
+
+    def _predict(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
+        if self.predictor is None:
+            return state
+        return self.predictor.step(fold_in_each(keys, 1), denoiser, state, t, s)
 
 
 PREDICTORS = {

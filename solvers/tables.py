@@ -11,7 +11,7 @@ with m_1, m_2, ... the predictions of the rows before. So the network is compile
 order, and an evaluation is a row: they need no counting.
 
 A family writes its paper's formulas as they stand there, with vectors of coefficients in place of
-states: `basis` gives those of x and of the predictions, and NumPy adds and scales them.
+states: `unit_coefficients` gives those of x and of the predictions, and NumPy adds and scales them.
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ import numpy as np
 from jaxtyping import Float
 
 from denoising import Denoiser
-from numerics.arrays import in_float64, normal_like
-from sampling import Batch, Keys, Plan, Scalar
+from numerics.arrays import Batch, in_float64, normal_like
+from sampling import Keys, Plan, Project, Scalar
 from sde_lib import SDE
 
-Combination = Float[np.ndarray, "terms"]
+LinearCombination = Float[np.ndarray, "terms"]
 
 
-class Levels(NamedTuple):
+class Coefficients(NamedTuple):
     """A process at some times, in float64; lam = log(alpha / sigma) is half the log-SNR."""
 
     t: np.ndarray
@@ -38,21 +38,21 @@ class Levels(NamedTuple):
     half_log_snr: np.ndarray
 
 
-def levels_of(sde: SDE, times: np.ndarray) -> Levels:
+def coefficients_at(sde: SDE, times: np.ndarray) -> Coefficients:
     """alpha, sigma and lambda of a process at these times."""
 
     def coefficients(t: Any) -> tuple:
         return sde.alpha(t), sde.sigma(t), sde.log_snr(t) / 2
 
-    return Levels(times, *in_float64(coefficients, times))
+    return Coefficients(times, *in_float64(coefficients, times))
 
 
-def basis(predictions: int) -> tuple[Combination, ...]:
+def unit_coefficients(predictions: int) -> tuple[LinearCombination, ...]:
     """Unit vectors that stand for x and for so many predictions: x, m_0, m_1, ..."""
     return tuple(np.eye(1 + predictions))
 
 
-def restated(target: Combination, state: Combination) -> Combination:
+def in_terms_of(target: LinearCombination, state: LinearCombination) -> LinearCombination:
     """`target`, a combination of x and predictions, as one of `state` and the same predictions.
 
     So x need not be kept beside a state that was made of it.
@@ -63,16 +63,16 @@ def restated(target: Combination, state: Combination) -> Combination:
     return told
 
 
-def stage_rows(stages: list[Combination]) -> np.ndarray:
+def stage_weights(stages: list[LinearCombination]) -> np.ndarray:
     """Weights of the rows of one step with several stages, of shape (stages, terms).
 
     Stage k is the combination of x and the predictions p_1, ..., p_k that is reached by the k-th
     evaluation: the next state to be evaluated, in the end the step's result.
     """
     rows = np.zeros((len(stages), len(stages[0])))
-    state = basis(len(stages[0]) - 1)[0]
+    state = unit_coefficients(len(stages[0]) - 1)[0]
     for number, (row, stage) in enumerate(zip(rows, stages, strict=True), start=1):
-        told = restated(stage, state)
+        told = in_terms_of(stage, state)
         row[0] = told[0]
         row[1 : number + 1] = told[number:0:-1]  # the newest prediction first
         state = stage
@@ -87,7 +87,7 @@ class TableRow(NamedTuple):
     noise: Any
 
 
-class TableCarry(NamedTuple):
+class TableState(NamedTuple):
     """A state, its mean before fresh noise, and the latest predictions, newest first."""
 
     x: Batch
@@ -96,7 +96,7 @@ class TableCarry(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableKernel:
+class TableStep:
     """The loop's part of every table: `prediction` is "eps" or "x0"."""
 
     prediction: str
@@ -104,15 +104,22 @@ class TableKernel:
     stochastic: bool
     evaluations = 1
 
-    def start(self, x: Batch) -> TableCarry:
-        return TableCarry(x, x, (jnp.zeros_like(x),) * (self.predictions - 1))
+    def start(self, x: Batch) -> TableState:
+        return TableState(x, x, (jnp.zeros_like(x),) * (self.predictions - 1))
 
-    def step(self, keys: Keys, denoiser: Denoiser, carry: TableCarry, row: TableRow) -> TableCarry:
-        newest = getattr(denoiser.predict(carry.x, row.t), self.prediction)
-        history = (newest, *carry.history)
-        mean = combine(row.weights, carry.x, *history)
+    def step(
+        self,
+        keys: Keys,
+        denoiser: Denoiser,
+        state: TableState,
+        row: TableRow,
+        project: Project,
+    ) -> TableState:
+        newest = getattr(denoiser.predict(state.x, row.t), self.prediction)
+        history = (newest, *state.history)
+        mean = combine(row.weights, state.x, *history)
         x = mean + row.noise * normal_like(keys, mean) if self.stochastic else mean
-        return TableCarry(x, mean, history[: self.predictions - 1])
+        return TableState(x, mean, history[: self.predictions - 1])
 
 
 def combine(weights: Scalar | Any, *terms: Batch) -> Batch:
@@ -128,7 +135,7 @@ def table_plan(
     noise: Float[np.ndarray, "rows"] | None = None,
 ) -> Plan:
     """The plan of a table: an evaluation at each of `times` but the last, where it ends."""
-    kernel = TableKernel(
+    kernel = TableStep(
         prediction=prediction, predictions=weights.shape[1] - 1, stochastic=noise is not None
     )
     rows = TableRow(times[:-1], weights, np.zeros(len(weights)) if noise is None else noise)

@@ -18,17 +18,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from errors import require_choice
 from sampling import Plan
 from sde_lib import SDE
 from solvers.exponential import (
     PREDICTIONS,
-    Passage,
-    interpolated,
-    passage,
-    require_choice,
+    ExponentialStep,
+    exponential_step,
+    polynomial_integral,
     step_orders,
 )
-from solvers.tables import Combination, Levels, basis, levels_of, restated, table_plan
+from solvers.tables import (
+    Coefficients,
+    LinearCombination,
+    coefficients_at,
+    in_terms_of,
+    table_plan,
+    unit_coefficients,
+)
 
 ORDERS = (1, 2, 3, 4)
 VARIANTS = ("bh1", "bh2")
@@ -61,34 +68,46 @@ class UniPC:
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         steps = len(times) - 1
         orders = step_orders(steps, self.order, rising=True, falling=self.lower_order_final)
-        level = levels_of(sde, times)
+        level = coefficients_at(sde, times)
         # A row starts at x~_i with p_i, p_i-1, ... at hand, corrects to x_i, and predicts x~_i+1.
-        x, *predictions = basis(self.order + 1)
+        x, *predictions = unit_coefficients(self.order + 1)
         weights = [self._predicted(level, 0, orders[0], x, predictions)]
         for i in range(1, steps):
             predicted = self._predicted(level, i - 1, orders[i - 1], x, predictions[1:])
             corrected = self._corrected(level, i, orders[i - 1], x, predictions)
             following = self._predicted(level, i, orders[i], corrected, predictions)
-            weights.append(restated(following, predicted))
+            weights.append(in_terms_of(following, predicted))
         return table_plan(times, np.stack(weights), prediction=self.prediction)
 
     def _predicted(
-        self, level: Levels, i: int, order: int, x: Combination, predictions: list[Combination]
-    ) -> Combination:
+        self,
+        level: Coefficients,
+        i: int,
+        order: int,
+        x: LinearCombination,
+        predictions: list[LinearCombination],
+    ) -> LinearCombination:
         """UniP from x at t_i to t_i+1, by the predictions at t_i, t_i-1, ..."""
-        step = passage(level, i, i + 1, self.prediction)
+        step = exponential_step(level, i, i + 1, self.prediction)
         half_log_snr = level.half_log_snr[i - order + 1 : i + 1][::-1]
-        return step.scale * x + interpolated(step, half_log_snr, predictions[:order], self._b(step))
+        return step.scale * x + polynomial_integral(
+            step, half_log_snr, predictions[:order], self._b(step)
+        )
 
     def _corrected(
-        self, level: Levels, i: int, order: int, x: Combination, predictions: list[Combination]
-    ) -> Combination:
+        self,
+        level: Coefficients,
+        i: int,
+        order: int,
+        x: LinearCombination,
+        predictions: list[LinearCombination],
+    ) -> LinearCombination:
         """UniC from x at t_i-1 to t_i, by the predictions at t_i, t_i-1, ..."""
-        step = passage(level, i - 1, i, self.prediction)
+        step = exponential_step(level, i - 1, i, self.prediction)
         half_log_snr = level.half_log_snr[i - order : i + 1][::-1]
-        return step.scale * x + interpolated(
+        return step.scale * x + polynomial_integral(
             step, half_log_snr, predictions[: order + 1], self._b(step), start=1
         )
 
-    def _b(self, step: Passage) -> float:
-        return step.gain * step.h if self.variant == "bh1" else step.whole
+    def _b(self, step: ExponentialStep) -> float:
+        return step.gain * step.h if self.variant == "bh1" else step.constant_weight

@@ -44,7 +44,7 @@ TINY = {
     "sampling.name": "pc",
     "sampling.steps": 4,
     "eval.batch_size": 4,
-    "eval.ladder_images": 4,  # a batch, so that they run the program of the others
+    "eval.error_budget_images": 4,  # a batch, so that they run the program of the others
 }
 
 # What processes import before they are forked; none of it starts a thread of JAX.

@@ -1,4 +1,4 @@
-"""Networks with weights that anyone can draw again, and the laws that all networks obey.
+"""Networks with reproducible weights, and the laws that all networks obey.
 
 The references in tests/fixtures are outputs of the published codes with these very weights.
 """
@@ -12,16 +12,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-# Compiling these networks costs far more than running them, so XLA is told not to optimize.
+# Compiling these networks costs far more than running them, so XLA does not optimize.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-# Weights and inputs
 
 
 @functools.cache
 def abstract_params(network, size=8, channels=3):
-    """The shapes of the parameters, without computing any."""
+    """Return the shapes of the parameters."""
 
     def init(key):
         x, cond = jnp.zeros((1, size, size, channels)), jnp.zeros((1,))
@@ -35,7 +32,7 @@ def parameter_count(network, size=8, channels=3):
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
-# Centre and half-width of the weights of every kind; kernels go by their number of inputs.
+# Center and half-width of the weights of every kind; kernels scale with their number of inputs.
 RANGES = {
     "scale": (1.0, 0.5),
     "gamma": (1.0, 0.5),
@@ -49,7 +46,7 @@ RANGES = {
 
 
 def seeded_params(network, size=8, channels=3, dtype=np.float32):
-    """Weights without any zero, drawn in the order of the sorted paths, as for the references."""
+    """Draw weights without zeros in the order of the sorted paths, as for the references."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -57,38 +54,38 @@ def seeded_params(network, size=8, channels=3, dtype=np.float32):
         if path[-1].key == "kernel":
             u = u * math.sqrt(3.0 / math.prod(leaf.shape[:-1]))
         else:
-            centre, half_width = RANGES[path[-1].key]
-            u = centre + half_width * u
+            center, half_width = RANGES[path[-1].key]
+            u = center + half_width * u
         return u.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(draw, abstract_params(network, size, channels))
 
 
 def seeded_batch(dtype=np.float32, cond=(1.5, 2.75)):
-    """Two images and noise levels."""
+    """Draw two images, with their noise levels."""
     rng = np.random.default_rng(1)
     return rng.uniform(-1.0, 1.0, (2, 8, 8, 3)).astype(dtype), np.array(cond, dtype)
 
 
 def named(tree):
-    """The leaves by their paths, as in {"output/bias": ...}."""
+    """Return the leaves by path, as in {"output/bias": ...}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
 
 
 def evaluator(network):
-    """The network without dropout, as a function of (params, x, cond) and labels, if it has any."""
+    """Return the network without dropout, as a function of (params, x, cond, *labels)."""
     return lambda params, *inputs: network.apply({"params": params}, *inputs, train=False)
 
 
 @functools.cache
 def compiled(network):
-    """`evaluator`, compiled once for all tests of a file."""
+    """Compile `evaluator` once for all tests of a file."""
     return quick_jit(evaluator(network))
 
 
 def trained(network, params, x, cond):
-    """The network with dropout, as a function of its key."""
+    """Return the network with dropout, as a function of its key."""
 
     @quick_jit
     def apply(key):
@@ -98,13 +95,10 @@ def trained(network, params, x, cond):
     return apply
 
 
-# Laws
-
-
 def assert_published(y, references, name, params):
-    """The output is the published code's for these weights, of which `references` has the sum.
+    """Assert that the output is the published code's; `references` has the sum of its weights.
 
-    A submodule that is renamed may change the order of the draws: that too fails here.
+    A renamed submodule may change the order of the draws, and then fails here too.
     """
     total = sum(float(np.sum(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(params))
     assert total == pytest.approx(float(references[f"{name}_weight_sum"])), "other weights"
@@ -113,10 +107,10 @@ def assert_published(y, references, name, params):
 
 
 def assert_derivatives_agree(network, *labels, fixed=(), cond=(1.5, 2.75)):
-    """J v by forward mode equals a central difference, and <u, J v> = <J^T u, v>, in float64.
+    """Assert that J v is a central difference, and <u, J v> = <J^T u, v>, in float64.
 
-    Every parameter learns but those that are `fixed`, and rematerialized blocks learn the same. The
-    gradients of <u, y>, by name, are returned.
+    Every parameter outside `fixed` has a gradient, and rematerialized blocks have the same
+    gradients. Return the gradients of <u, y> by name.
     """
     with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
         params, (x, cond) = seeded_params(network, dtype=np.float64), seeded_batch(np.float64, cond)
@@ -127,7 +121,7 @@ def assert_derivatives_agree(network, *labels, fixed=(), cond=(1.5, 2.75)):
             f = evaluator(network)
             return jax.vjp(lambda params, x: f(params, x, cond, *labels), params, x)[1](u)
 
-        def derivatives(params, x):  # one program, for its compilation is what costs
+        def derivatives(params, x):  # one program, since compilation is slow
             f = evaluator(network)
             y, jvp = jax.jvp(lambda x: f(params, x, cond, *labels), (x,), (v,))
             return y, jvp, *pull_back(network, params, x)
@@ -157,7 +151,7 @@ def assert_derivatives_agree(network, *labels, fixed=(), cond=(1.5, 2.75)):
 
 
 def assert_bfloat16_is_close(network, least=0.0, *, cond=(1.5, 2.75)):
-    """Half precision within, float32 outside; `least` proves that it is used."""
+    """Assert half precision inside and float32 outside; `least` proves that it is used."""
     params, inputs = seeded_params(network), seeded_batch(cond=cond)
     exact = compiled(network)(params, *inputs)
     rough = compiled(network.copy(compute_dtype="bfloat16"))(params, *inputs)
@@ -167,7 +161,7 @@ def assert_bfloat16_is_close(network, least=0.0, *, cond=(1.5, 2.75)):
 
 
 def assert_dropout_acts_in_training_only(network):
-    """`network` has none."""
+    """Assert this for a copy with dropout; `network` has none."""
     inputs = seeded_params(network), *seeded_batch()
     dropping = network.copy(dropout=0.5)
     f = trained(dropping, *inputs)
@@ -177,28 +171,28 @@ def assert_dropout_acts_in_training_only(network):
     np.testing.assert_array_equal(compiled(dropping)(*inputs), compiled(network)(*inputs))
 
 
-# Refusals
-
-
 def assert_refused(network, field, message, size=8):
-    """An invalid field is named before anything is computed."""
+    """Assert that an invalid field is named before anything is computed."""
     with pytest.raises(ValueError, match=message) as error:
         network.validate(size, 3)
-    assert str(error.value).startswith(f"config.model.{field} is ")
+    section = getattr(network, "SECTION", "model")
+    assert str(error.value).startswith(f"config.{section}.{field}=")
     with pytest.raises(ValueError, match=message):
         abstract_params(network)
 
 
 def assert_wrong_images_are_refused(network):
     for size, channels in ((0, 3), (8, 0)):
-        with pytest.raises(ValueError, match=r"config\.data\.(image_size|channels) is 0"):
+        with pytest.raises(
+            ValueError, match=r"config\.data\.(image_size|channels)=0 must be at least 1"
+        ):
             network.validate(size, channels)
     with pytest.raises(ValueError, match="8x16 pixels; valid is square"):
         network.init(jax.random.key(0), jnp.zeros((1, 8, 16, 3)), jnp.zeros(1), train=False)
 
 
 def assert_check_refuses_what_layers_refuse(kind, fields):
-    """`validate` and the layers without it agree about these fields."""
+    """Assert that `validate` and the layers agree about these fields."""
 
     class Unchecked(kind):
         @nn.nowrap

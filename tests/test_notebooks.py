@@ -47,6 +47,7 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
+@pytest.mark.slow
 @notebooks
 # Of the loop in which the client waits for its kernel, and not of ours.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq.*")

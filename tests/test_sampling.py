@@ -26,7 +26,7 @@ from solvers.predictor_corrector import (
     PredictorCorrector,
     ReverseDiffusion,
 )
-from time_grids import FINISHES, TIME_GRIDS, Schedule
+from time_grids import FINAL_STEPS, TIME_GRIDS, Schedule
 from training.parallel import DataParallel
 
 KEY = jax.random.key(0)
@@ -38,10 +38,11 @@ BATCH, T_MIN = 1000, 1e-3
 TIGHT = ODEOptions(rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @every_process
 def test_flow_samples_follow_the_marginal(sde):
     """1000 samples in 8 dimensions, without a bias but the prior's."""
-    options, ode = FlowOptions(t_min=T_MIN, finish="sample"), ODEOptions(rtol=1e-4, atol=1e-4)
+    options, ode = FlowOptions(t_min=T_MIN, final_step="none"), ODEOptions(rtol=1e-4, atol=1e-4)
     samples = sample_ode(KEY, MIXTURE.denoiser(sde), (BATCH, 8), options=options, ode=ode)
     assert_samples_follow(samples.x, MIXTURE.marginal(sde, T_MIN), bias=0.005)
 
@@ -49,22 +50,24 @@ def test_flow_samples_follow_the_marginal(sde):
 def flow_and_its_samples():
     """The denoiser, where sampling stops, and 16 samples of the flow to nine digits."""
     denoiser, t_min = PLANE.denoiser(PROCESSES["vp"]), 0.05
-    options = FlowOptions(t_min=t_min, finish="sample")
+    options = FlowOptions(t_min=t_min, final_step="none")
     return denoiser, t_min, sample_ode(KEY, denoiser, (16, 2), options=options, ode=TIGHT).x
 
 
+@pytest.mark.slow
 def test_euler_without_churn_converges_to_the_flow_at_first_order(x64):
     denoiser, t_min, truth = flow_and_its_samples()
     kernel = PredictorCorrector(predictor=EulerMaruyama(churn=0.0))
     steps, errors = [100, 200, 400], []
     for count in steps:
-        schedule = Schedule(steps=count, t_min=t_min, finish="sample")
+        schedule = Schedule(steps=count, t_min=t_min, final_step="none")
         x = sample(KEY, denoiser, (16, 2), solver=kernel, schedule=schedule).x
         errors.append(np.sqrt(np.mean((x - truth) ** 2)))
     order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert 0.9 < order < 1.1, f"errors {errors}"
 
 
+@pytest.mark.slow
 def test_encoding_and_decoding_are_inverse(x64):
     """The likelihood's latent is the prior noise that the flow sampler started from, and back."""
     denoiser, t_min, x = flow_and_its_samples()
@@ -121,7 +124,7 @@ def prior_of(sde, count, dims):
 @every_process
 def test_loop_walks_the_whole_grid_from_the_prior(sde, grid):
     denoiser = Denoiser(sde=sde, network=idle)
-    schedule = Schedule(grid=grid, steps=20, t_min=T_MIN, finish="sample")
+    schedule = Schedule(grid=grid, steps=20, t_min=T_MIN, final_step="none")
     samples = sample(KEY, denoiser, (2, 3), solver=Walker(), schedule=schedule)
     walked = samples.x - prior_of(sde, 2, 3)
     np.testing.assert_allclose(walked, 1 - T_MIN, rtol=1e-4)
@@ -137,6 +140,7 @@ def test_every_step_and_sample_draws_fresh_noise():
     assert abs(walk.var() / 50 - 1) < 4.5 * np.sqrt(2 / 800)
 
 
+@pytest.mark.slow
 def test_without_kernels_samples_are_the_priors():
     denoiser = Denoiser(sde=PROCESSES["ve"], network=idle)
     kernel, schedule = PredictorCorrector(predictor=None), Schedule(steps=10)
@@ -145,28 +149,30 @@ def test_without_kernels_samples_are_the_priors():
     assert samples.nfe == 0
 
 
-@pytest.mark.parametrize("finish", FINISHES)
+@pytest.mark.slow
+@pytest.mark.parametrize("final_step", FINAL_STEPS)
 @pytest.mark.parametrize(
     "kernel",
     [
-        PredictorCorrector(predictor=ReverseDiffusion(), corrector=Langevin(corrections=2)),
+        PredictorCorrector(predictor=ReverseDiffusion(), corrector=Langevin(corrector_steps=2)),
         PredictorCorrector(predictor=EulerMaruyama()),
-        PredictorCorrector(predictor=None, corrector=AnnealedLangevin(corrections=3)),
+        PredictorCorrector(predictor=None, corrector=AnnealedLangevin(corrector_steps=3)),
     ],
     ids=["3", "1", "0+3"],
 )
 def test_nfe_is_the_number_of_network_calls(kernel, finish):
     calls = []
-    schedule = Schedule(steps=20, finish=finish)
+    schedule = Schedule(steps=20, final_step=finish)
     samples = sample(KEY, counting_denoiser(calls), (2, 3), solver=kernel, schedule=schedule)
     jax.effects_barrier()
     assert samples.nfe == len(calls)
 
 
-@pytest.mark.parametrize("finish", ["denoise", "sample"])
+@pytest.mark.slow
+@pytest.mark.parametrize("final_step", ["denoise", "none"])
 def test_nfe_of_the_flow_is_the_number_of_network_calls(finish):
     calls = []
-    options = FlowOptions(finish=finish)
+    options = FlowOptions(final_step=finish)
     samples = sample_ode(
         KEY, counting_denoiser(calls), (1, 3), options=options, ode=ODEOptions(rtol=1e-3)
     )
@@ -174,12 +180,13 @@ def test_nfe_of_the_flow_is_the_number_of_network_calls(finish):
     assert samples.nfe == len(calls)
 
 
+@pytest.mark.slow
 def test_finish_is_the_state_its_mean_or_tweedies_estimate():
     sde = PROCESSES["vp"]
     denoiser, prior = PLANE.denoiser(sde), prior_of(sde, 4, 2)
     finished, solver = {}, PredictorCorrector(predictor=Ancestral())
-    for finish in FINISHES:
-        schedule = Schedule(steps=1, t_min=0.5, finish=finish)
+    for finish in FINAL_STEPS:
+        schedule = Schedule(steps=1, t_min=0.5, final_step=finish)
         finished[finish] = sample(KEY, denoiser, (4, 2), solver=solver, schedule=schedule).x
     keys = fold_in_each(sample_keys(KEY, jnp.arange(4)), 1)
     t, s = jnp.float32(1), jnp.float32(0.5)
@@ -191,6 +198,7 @@ def test_finish_is_the_state_its_mean_or_tweedies_estimate():
     np.testing.assert_allclose(finished["denoise"], tweedie, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_finish_of_the_flow_is_the_state_or_tweedies_estimate():
     sde, t_min = PROCESSES["vp"], 0.3
     x, x0 = (
@@ -198,7 +206,7 @@ def test_finish_of_the_flow_is_the_state_or_tweedies_estimate():
             KEY,
             PLANE.denoiser(sde),
             (4, 2),
-            options=FlowOptions(t_min=t_min, finish=finish),
+            options=FlowOptions(t_min=t_min, final_step=finish),
             ode=ODEOptions(),
         ).x
         for finish in ("sample", "denoise")
@@ -238,6 +246,7 @@ def draw_flow(indices, **options):
 
 
 # Bit for bit; the flow to within its solver's tolerance, as other roundings may take other steps.
+@pytest.mark.slow
 @pytest.mark.parametrize(("draw", "atol"), [(draw_pc, 0), (draw_table, 0), (draw_flow, 1e-3)])
 def test_sample_is_a_function_of_seed_and_number_alone(draw, atol):
     together = draw(jnp.arange(12)).x
@@ -251,6 +260,7 @@ def test_sample_is_a_function_of_seed_and_number_alone(draw, atol):
     assert len(np.unique(np.asarray(together), axis=0)) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [draw_pc, draw_flow])
 def test_trajectory_goes_from_the_prior_to_the_samples(draw):
     samples = draw(jnp.arange(4), frames=5)
@@ -307,7 +317,10 @@ def test_number_of_steps_needs_no_compilation():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FlowOptions(finish="mean"), "finish='mean' is not defined for the ode sampler"),
+        (
+            lambda: FlowOptions(final_step="mean"),
+            "final_step='mean' is not defined for the ode sampler",
+        ),
         (lambda: FlowOptions(t_min=2.0), r"t_min=2\.0 must lie between 0 and 1"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from denoising import CONDITIONINGS
 from sde_lib import VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, SubVPSDE
-from time_grids import TIME_GRIDS, Schedule, respaced_levels
+from time_grids import TIME_GRIDS, Schedule, respaced_timesteps
 
 PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=20.0)}
 every_process = pytest.mark.parametrize("sde", PROCESSES.values(), ids=PROCESSES)
@@ -46,9 +46,12 @@ def test_grid_is_even_in_its_variable(x64, sde, grid, even):
     [
         (
             lambda: Schedule(grid="no"),
-            "grid='no' is unknown; choose one of: karras, levels, log_snr",
+            "grid='no' is unknown; choose one of: karras, log_snr, quadratic, timesteps",
         ),
-        (lambda: Schedule(finish="no"), "finish='no' is unknown; choose one of: mean, denoise"),
+        (
+            lambda: Schedule(final_step="no"),
+            "final_step='no' is unknown; choose one of: mean, denoise",
+        ),
         (lambda: Schedule(steps=0), "steps=0 must be at least 1"),
         (lambda: Schedule(t_min=1.0), "t_min=1.0 must lie between 0 and 1"),
         (lambda: Schedule(t_min=0.0), "t_min=0.0 must lie between 0 and 1"),
@@ -67,13 +70,13 @@ def test_grid_is_even_in_its_variable(x64, sde, grid, even):
             "respaces a chain, which this process is not",
         ),
         (lambda: Schedule(grid="ddim300").of(DiscreteVPSDE()), "no whole stride keeps 300 of 1000"),
-        (lambda: Schedule(grid="ddim0").of(DiscreteVPSDE()), "has 1000 levels, keep 2 or more"),
+        (lambda: Schedule(grid="ddim0").of(DiscreteVPSDE()), "has 1000 timesteps, keep 2 or more"),
         (lambda: Schedule(grid="1").of(DiscreteVPSDE()), "keeps one level; two are the fewest"),
         (
             lambda: Schedule(grid="0,5").of(DiscreteVPSDE()),
-            "section 1 has 500 levels, cannot keep 0",
+            "section 1 has 500 timesteps, cannot keep 0",
         ),
-        (lambda: Schedule(grid="2,600").of(DiscreteVPSDE()), "section 2 has 500 levels"),
+        (lambda: Schedule(grid="2,600").of(DiscreteVPSDE()), "section 2 has 500 timesteps"),
     ],
 )
 def test_impossible_grid_is_refused(make, message):
@@ -90,7 +93,7 @@ def test_times_that_coincide_in_float32_are_refused():
 @pytest.mark.parametrize("levels", [10, 232, 500, 1000, 1086])
 def test_grid_of_levels_shows_the_network_each_level_once(levels):
     """The grid itself, and the number that a network of so many levels is fed on it in float32."""
-    times = Schedule(grid="levels", steps=levels, t_min=1e-5).of(VESDE())
+    times = Schedule(grid="timesteps", steps=levels, t_min=1e-5).of(VESDE())
     np.testing.assert_allclose(times, 1 - np.arange(levels) / (levels - 1), atol=1e-15)
     t = jnp.asarray(times, jnp.float32)
     seen = CONDITIONINGS["reversed_timestep"](VESDE(), t, levels)
@@ -100,16 +103,16 @@ def test_grid_of_levels_shows_the_network_each_level_once(levels):
 
 def test_grid_of_levels_needs_noise_at_its_end():
     with pytest.raises(ValueError, match="ends at t = 0, where this process has no noise"):
-        Schedule(grid="levels").of(VPSDE())
+        Schedule(grid="timesteps").of(VPSDE())
     with pytest.raises(ValueError, match="steps=1 must be at least 2"):
-        Schedule(grid="levels", steps=1).of(VESDE())
+        Schedule(grid="timesteps", steps=1).of(VESDE())
 
 
 @pytest.mark.parametrize("sde", [DiscreteVPSDE(), DiscreteVESDE()], ids=["ddpm", "smld"])
 @pytest.mark.parametrize(
     ("grid", "kept"),
     [
-        ("levels", range(1000)),
+        ("timesteps", range(1000)),
         ("ddim50", range(0, 1000, 20)),
         ("ddim1000", range(1000)),
         ("5", [0, 250, 500, 749, 999]),
@@ -130,7 +133,7 @@ def test_given_times_are_taken_as_they_are():
 
 def test_respacing_a_short_chain_keeps_every_level_once():
     for count in range(2, 11):
-        kept = respaced_levels(10, str(count))
+        kept = respaced_timesteps(10, str(count))
         assert len(set(kept)) == count
         assert kept[0] == 0
         assert kept[-1] == 9

@@ -3,31 +3,29 @@
 A checkpoint is a directory, `<directory>/<step>/`:
 
     state/        the pytree of arrays, written by Orbax (OCDBT: a dozen files, however many leaves)
-    record/       one JSON object: the resolved config, and the shape and dtype of every leaf
-    SHA256SUMS    of every file in the two, as `sha256sum --check` reads it
+    record/       one JSON object: the resolved config, and dtype and shape of every leaf
+    SHA256SUMS    checksums of all these files, in the format of `sha256sum --check`
 
-Orbax writes under a temporary name and renames it when complete, so a directory called by a number
-is a finished save, and a killed process leaves older checkpoints untouched. What Orbax does not
-notice is damage done later (it loads array data with a flipped bit, without complaint), nor does it
-tell a damaged file from a state of another shape. So the files are verified before Orbax reads any,
-and the template is compared with the record:
+Orbax writes under a temporary name and renames it when complete. So a directory whose name is a
+number is a finished save, and a killed process leaves older checkpoints untouched. Orbax does not
+notice later damage: it loads array data with a flipped bit without complaint, and it confuses a
+damaged file with a state of another shape. So the files are verified before Orbax reads any, and
+the template is compared with the record:
 
     damaged checkpoint       -> skipped with a warning, the last good one is loaded
     no checkpoint loads      -> CheckpointError, never a silent fresh start
     state of another shape   -> CheckpointError that names the parameter
 
-The directory lives on a local or mounted file system, shared by all processes of a multi-host run.
-All processes make the same calls; process 0 alone renames and deletes.
+The directory lies on a local or mounted file system. Several processes may share it if all make the
+same calls; process 0 alone renames and deletes.
 """
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging as std_logging
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, final
@@ -35,10 +33,12 @@ from typing import Any, NamedTuple, final
 import jax
 from absl import logging
 
-from errors import CheckpointError
+from errors import CheckpointError, require_in
+from files.text import one_line
+from files.writing import sha256_of
 
-# What Orbax appends to the name of an unfinished save, and what we append to a checkpoint that is
-# being deleted (a rename is atomic, the removal of a tree is not) or that did not load.
+# Orbax appends the first to the name of an unfinished save. We append the others to a checkpoint
+# that is being deleted (a rename is atomic, the removal of a tree is not) or did not load.
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _DELETING = ".deleting"
 _CORRUPT = ".corrupt"
@@ -50,7 +50,7 @@ class _CorruptError(Exception):
 
 
 class Restored(NamedTuple):
-    """A checkpoint in memory: its step, its pytree of `jax.Array`, the config it was made with."""
+    """A checkpoint in memory: its step, its pytree of `jax.Array`, the config of its run."""
 
     step: int
     state: Any
@@ -68,18 +68,19 @@ class _PendingSave(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run.
 
-    Making one touches nothing on disk, so an evaluation may open the directory of a run that is
-    being trained; directories are created, and leftovers of killed saves removed, by `save`.
+    Construction touches nothing on disk, so an evaluation may open the directory of a run that is
+    being trained. `save` creates directories and removes what killed saves left.
+
+    Args:
+        directory: the folder of the checkpoints.
+        keep: number of latest checkpoints that stay on disk, 0 for all.
+
+    Raises:
+        ValueError: if `keep` is negative, or `directory` is a URL.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3) -> None:
-        """Opens `directory`, of which the `keep` latest checkpoints stay (0: all of them).
-
-        Raises:
-            ValueError: `keep` is negative, or `directory` is a URL.
-        """
-        if keep < 0:
-            raise ValueError(f"keep={keep}: give the number of checkpoints to keep, or 0 for all")
+        require_in("keep", keep, "[0, inf)")
         if "://" in os.fspath(directory):
             raise ValueError(f"directory={directory}: mount the bucket and give a file system path")
         self._directory = Path(directory).absolute()
@@ -88,7 +89,7 @@ class Checkpoints:
         self._corrupt: set[int] = set()
 
     def steps(self) -> tuple[int, ...]:
-        """The steps of the finished checkpoints on disk, ascending."""
+        """Return the steps of the finished checkpoints on disk, ascending."""
         try:
             names = os.listdir(self._directory)
         except (FileNotFoundError, NotADirectoryError):
@@ -96,20 +97,21 @@ class Checkpoints:
         return tuple(sorted(int(name) for name in names if name.isdecimal()))
 
     def save(self, step: int, state: Any, config: dict) -> None:
-        """Writes a checkpoint in the background; the caller may donate `state` when this returns.
+        """Write a checkpoint in the background; the caller may donate `state` when this returns.
 
         Waits for the previous save first. A step that is already saved is left as it is, unless
         `restore` found it damaged.
 
         Args:
-            step: the number of the checkpoint, non-negative.
+            step: the checkpoint's number, at least 0.
             state: a pytree of arrays.
             config: the resolved config, made of JSON types (tuples come back as lists).
 
         Raises:
-            CheckpointError: this save could not start, or the previous one failed. The cause may
-                be a full disk; earlier checkpoints are intact, and saving may be tried again.
-            TypeError: `config` is not made of JSON types.
+            CheckpointError: if this save could not start, or the previous one failed, for example
+                because the disk is full. Earlier checkpoints are intact, and `save` may be called
+                again.
+            TypeError: if `config` is not made of JSON types.
         """
         self.wait()
         if step in self.steps() and step not in self._corrupt:
@@ -126,15 +128,15 @@ class Checkpoints:
                     state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
                 ),
             )
-        except Exception as error:  # Orbax promises no type.
+        except Exception as error:  # Orbax promises no type
             raise self._save_error(step, error) from error
         self._pending = _PendingSave(step, checkpointer)
 
     def wait(self) -> None:
-        """Returns when the background save is on disk and superseded checkpoints are deleted.
+        """Wait until the background save is on disk and superseded checkpoints are deleted.
 
         Raises:
-            CheckpointError: the background save failed; it is raised once.
+            CheckpointError: if the background save failed; raised once.
         """
         if self._pending is None:
             return
@@ -142,15 +144,15 @@ class Checkpoints:
         try:
             with contextlib.closing(checkpointer):
                 checkpointer.wait_until_finished()
-        except Exception as error:  # Whatever the writers met: OSError, tensorstore's ValueError...
+        except Exception as error:  # OSError, tensorstore's ValueError, ...
             raise self._save_error(step, error) from error
         self._delete_superseded(step)
 
     def config(self, step: int) -> dict:
-        """The resolved config stored with the checkpoint of `step`.
+        """Return the resolved config stored with the checkpoint of `step`.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or its record is damaged.
+            CheckpointError: if there is no such checkpoint, or its record is damaged.
         """
         try:
             return self._read_record(step)["config"]
@@ -158,20 +160,20 @@ class Checkpoints:
             raise self._load_error(step, error) from error
 
     def restore(self, like: Any, step: int | None = None) -> Restored | None:
-        """Loads a checkpoint into fresh arrays, with the shapes, dtypes and shardings of `like`.
+        """Load a checkpoint into fresh arrays, with the shapes, dtypes and shardings of `like`.
 
         Args:
             like: the template, a pytree of `jax.ShapeDtypeStruct` with shardings, or of arrays. A
                 leaf without a sharding is loaded onto the first local device.
-            step: the checkpoint to load; None loads the latest one that is not damaged, and names
-                every damaged one in a warning.
+            step: the checkpoint to load. None loads the latest undamaged one, and names every
+                damaged one in a warning.
 
         Returns:
             The checkpoint, bit for bit as saved, or None if `step` is None and none was ever saved.
 
         Raises:
-            CheckpointError: `step` is missing or damaged; or checkpoints exist and all are damaged;
-                or the checkpoint holds other leaves, shapes or dtypes than `like`.
+            CheckpointError: if `step` is missing or damaged, if checkpoints exist and all are
+                damaged, or if the checkpoint has other leaves, shapes or dtypes than `like`.
         """
         if step is not None:
             try:
@@ -179,7 +181,7 @@ class Checkpoints:
             except _CorruptError as error:
                 raise self._load_error(step, error) from error
         tried: dict[int, str] = {}
-        # List anew each time: a training process may add and delete checkpoints meanwhile.
+        # List anew each time, because a training process may add and delete checkpoints.
         while untried := [found for found in self.steps() if found not in tried]:
             latest = untried[-1]
             try:
@@ -198,15 +200,15 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits for the background save. The object may be used again.
+        """Wait for the background save. The object may be used again.
 
         Raises:
-            CheckpointError: the background save failed.
+            CheckpointError: if the background save failed.
         """
         self.wait()
 
     def _make_checkpointer(self, step: int) -> Any:
-        """The Orbax object that runs one save."""
+        """Return the Orbax object that runs one save."""
         ocp = _orbax()
 
         def before_commit() -> None:
@@ -216,13 +218,13 @@ class Checkpoints:
 
         options = ocp.options.AsyncOptions(
             post_finalization_callback=before_commit,
-            # A full disk must fail at once, not leave writers waiting for a directory to appear.
+            # On a full disk the save must fail at once, or writers wait for a directory forever.
             create_directories_asynchronously=False,
         )
         return ocp.AsyncCheckpointer(_handler(), async_options=options)
 
     def _load(self, step: int, like: Any) -> Restored:
-        """Loads and verifies one checkpoint; raises _CorruptError, or CheckpointError on misfit."""
+        """Load and verify a checkpoint; raise _CorruptError, or CheckpointError on misfit."""
         self._verify(step)
         record = self._read_record(step)
         self._check_fit(step, record["leaves"], like)
@@ -233,23 +235,23 @@ class Checkpoints:
         return Restored(step, state, record["config"])
 
     def _read_record(self, step: int) -> dict:
-        """The record of one checkpoint, verified; raises _CorruptError."""
+        """Return the record of a checkpoint, verified; raise _CorruptError."""
         self._verify(step, "record/")
         ocp = _orbax()
         return self._read(step, ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
 
     def _read(self, step: int, args: Any) -> Any:
-        """The items of one checkpoint that `args` ask of Orbax; raises _CorruptError."""
+        """Return the items of a checkpoint that `args` select; raise _CorruptError."""
         try:
             with contextlib.closing(_orbax().Checkpointer(_handler())) as checkpointer:
                 return checkpointer.restore(self._directory / str(step), args=args)
-        except Exception as error:  # Orbax promises no type.
-            raise self._corrupt_error(step, _reason(error)) from error
+        except Exception as error:  # Orbax promises no type
+            raise self._corrupt_error(step, one_line(error)) from error
 
     def _verify(self, step: int, prefix: str = "") -> None:
-        """Raises _CorruptError unless the files (of one item) are those that were written.
+        """Raise _CorruptError unless the files below `prefix` are those that were written.
 
-        Every process of a multi-host run reads every file, so that all come to the same verdict.
+        Every process reads every file, so that all reach the same verdict.
         """
         path = self._directory / str(step)
         if not path.is_dir():
@@ -260,28 +262,24 @@ class Checkpoints:
             if unlisted := [name for name in _files(path) if name not in checksums]:
                 raise self._corrupt_error(step, f"{_CHECKSUMS} does not list {unlisted[0]}")
             for name, checksum in checksums.items():
-                if name.startswith(prefix) and _sha256(path / name) != checksum:
+                if name.startswith(prefix) and sha256_of(path / name) != checksum:
                     raise self._corrupt_error(step, f"{name} fails its checksum")
         except FileNotFoundError as error:
             missing = Path(error.filename).relative_to(path)
             raise self._corrupt_error(step, f"{missing} is missing") from error
-        except (OSError, ValueError) as error:  # ValueError: the list itself is damaged.
-            raise self._corrupt_error(step, _reason(error)) from error
+        except (OSError, ValueError) as error:  # ValueError: the list itself is damaged
+            raise self._corrupt_error(step, one_line(error)) from error
 
-    def _check_fit(self, step: int, saved: dict[str, dict], like: Any) -> None:
-        """Raises CheckpointError unless the template has the leaves that were saved."""
-        wanted = _leaves(like)
+    def _check_fit(self, step: int, saved: dict[str, str], like: Any) -> None:
+        """Raise CheckpointError unless the template has the leaves that were saved."""
+        wanted = _describe(like)
         misfits = [f"{path} is only in the checkpoint" for path in saved if path not in wanted]
-        for path, leaf in wanted.items():
-            if path not in saved:
-                misfits.append(f"{path} is not in the checkpoint")
-                continue
-            there = (saved[path]["dtype"], tuple(saved[path]["shape"]))
-            here = (str(leaf.dtype), tuple(leaf.shape))
-            if there != here:
-                misfits.append(
-                    f"{path} is {_spell(*there)} in the checkpoint, {_spell(*here)} here"
-                )
+        misfits += [f"{path} is not in the checkpoint" for path in wanted if path not in saved]
+        misfits += [
+            f"{path} is {saved[path]} in the checkpoint, {leaf} here"
+            for path, leaf in wanted.items()
+            if saved.get(path, leaf) != leaf
+        ]
         if misfits:
             more = f" (and {len(misfits) - 3} more)" if len(misfits) > 3 else ""
             raise CheckpointError(
@@ -291,10 +289,10 @@ class Checkpoints:
             )
 
     def _tidy(self) -> None:
-        """Removes what killed saves and deletions left behind, and sets damaged checkpoints aside.
+        """Remove what killed saves and deletions left, and set damaged checkpoints aside.
 
-        A damaged checkpoint is renamed, not deleted, since someone may want to salvage it; left in
-        place it would count as one of the latest, and push good ones out.
+        A damaged checkpoint is renamed, not deleted, since someone may want to salvage it. In its
+        place it would count as one of the latest and push good ones out.
         """
         if jax.process_index() == 0 and self._directory.is_dir():
             for path in self._directory.iterdir():
@@ -307,9 +305,9 @@ class Checkpoints:
         self._corrupt.clear()
 
     def _delete_superseded(self, step: int) -> None:
-        """Deletes all but the `keep` latest checkpoints up to `step`, the one just saved.
+        """Delete all except the `keep` latest checkpoints up to `step`, the one just saved.
 
-        Later steps stay: a run that was restarted from an earlier one must not lose its own.
+        Later steps stay: a run restarted from an earlier one must not lose its own.
         """
         if jax.process_index() != 0 or self._keep == 0:
             return
@@ -318,92 +316,68 @@ class Checkpoints:
             try:
                 (self._directory / str(old)).rename(doomed)
                 shutil.rmtree(doomed)
-            except OSError as error:  # Untidy, but no reason to stop a run.
+            except OSError as error:  # untidy, but no reason to stop a run
                 logging.warning("cannot delete superseded checkpoint %s: %s", old, error)
 
     def _save_error(self, step: int, error: Exception) -> CheckpointError:
-        """The error to raise for a failed save, whose partial files are removed."""
+        """Remove the partial files of a failed save, and return the error to raise."""
         try:
             self._tidy()
         except OSError as obstacle:
             logging.warning("cannot clean up %s: %s", self._directory, obstacle)
         return CheckpointError(
-            f"saving checkpoint {self._directory / str(step)} failed: {_reason(error)}. "
-            f"Checkpoints on disk: {_spell_steps(self.steps())}. Free space there (or fix the "
-            "cause) and run the same command again to resume"
+            f"saving checkpoint {self._directory / str(step)} failed: {one_line(error)}. "
+            f"{self._on_disk()}. Free space there (or fix the cause) and run the same command "
+            "again to resume"
         )
 
     def _load_error(self, step: int, error: _CorruptError) -> CheckpointError:
-        """The error to raise when the one checkpoint that was asked for does not load."""
+        """Return the error to raise when the requested checkpoint does not load."""
         return CheckpointError(
-            f"checkpoint {self._directory / str(step)} cannot be loaded: {error}. "
-            f"Checkpoints on disk: {_spell_steps(self.steps())}"
+            f"checkpoint {self._directory / str(step)} cannot be loaded: {error}. {self._on_disk()}"
         )
 
+    def _on_disk(self) -> str:
+        return f"Checkpoints on disk: {', '.join(map(str, self.steps())) or 'none'}"
+
     def _corrupt_error(self, step: int, reason: str) -> _CorruptError:
-        """Remembers that `step` is damaged, unless a training process has just deleted it."""
+        """Remember that `step` is damaged, unless a training process has just deleted it."""
         if not (self._directory / str(step)).is_dir():
             return _CorruptError("it was deleted while it was read")
         self._corrupt.add(step)
         return _CorruptError(reason)
 
 
-def _describe(state: Any) -> dict[str, dict]:
-    """Shape and dtype of each leaf, as JSON."""
+def _describe(tree: Any) -> dict[str, str]:
+    """Return the leaves of a pytree: {".params['Conv_0']['kernel']": "float32[3,3,1,64]"}."""
     return {
-        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        for path, leaf in _leaves(state).items()
+        jax.tree_util.keystr(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
 def _files(path: Path) -> list[str]:
-    """The files of the items below `path`, but for hidden ones, which file systems may add."""
+    """Return the items' files below `path`, except hidden ones, which file systems may add."""
     files = (file for file in path.glob("*/**/*") if file.is_file())
     return sorted(file.relative_to(path).as_posix() for file in files if file.name[0] != ".")
 
 
 def _write_checksums(path: Path) -> None:
-    """Lists the files below `path` with their checksums, in the format of sha256sum."""
-    lines = [f"{_sha256(path / name)}  {name}\n" for name in _files(path)]
+    """List the files below `path` with their checksums, in the format of sha256sum."""
+    lines = [f"{sha256_of(path / name)}  {name}\n" for name in _files(path)]
     (path / _CHECKSUMS).write_text("".join(lines))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a pytree by name, such as `.params['Conv_0']['kernel']`."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in flat}
-
-
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The template of one leaf, with a sharding."""
+    """Return the template of one leaf, with a sharding."""
     sharding = getattr(leaf, "sharding", None)
-    if sharding is None:  # NumPy, or the result of jax.eval_shape.
+    if sharding is None:  # NumPy, or the result of jax.eval_shape
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _reason(error: BaseException) -> str:
-    """One short line for an error, whose own text may be pages of tensorstore context."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
-
-
-def _spell(dtype: str, shape: tuple[int, ...]) -> str:
-    return f"{dtype}[{','.join(map(str, shape))}]"
-
-
-def _spell_steps(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps)) or "none"
-
-
 def _handler() -> Any:
-    """How Orbax writes and reads the two items of a checkpoint."""
+    """Return how Orbax writes and reads the two items of a checkpoint."""
     ocp = _orbax()
     return ocp.CompositeCheckpointHandler(
         state=ocp.StandardCheckpointHandler(), record=ocp.JsonCheckpointHandler()
@@ -412,7 +386,7 @@ def _handler() -> Any:
 
 @functools.cache
 def _orbax() -> ModuleType:
-    """Orbax, imported when first needed (half a second), and silenced."""
+    """Import Orbax when first needed (half a second), and silence it."""
     import orbax.checkpoint as ocp
 
     root = os.path.dirname(ocp.__file__)
@@ -420,11 +394,11 @@ def _orbax() -> ModuleType:
     def from_elsewhere(record: std_logging.LogRecord) -> bool:
         return not record.pathname.startswith(root)
 
-    # Orbax shares absl's logger with everyone and logs a page a save. What matters it also raises,
-    # and we repeat in one line. The verbosity is the program's; this only filters by origin.
+    # Orbax shares absl's logger with everyone and logs a page per save. What matters it raises too,
+    # and we repeat it in one line. The program sets the verbosity; this only filters by origin.
     logging.get_absl_logger().addFilter(from_elsewhere)
 
-    # After a failed save asyncio tells, at any later time, of futures that Orbax has abandoned.
+    # After a failed save asyncio reports, at any later time, futures that Orbax has abandoned.
     std_logging.getLogger("asyncio").addFilter(
         lambda record: not record.getMessage().startswith("Future exception was never retrieved")
     )

@@ -1,4 +1,8 @@
-"""The scalars of a run."""
+"""The scalars of a training run, as JSON lines and in TensorBoard.
+
+metrics.jsonl    one object per line: {"step": ..., "loss": ..., "images_per_sec": ...}
+tensorboard/     the same scalars, and sample grids
+"""
 
 import contextlib
 import json
@@ -11,10 +15,14 @@ from files.writing import write_file
 
 
 class MetricsLog:
-    """The scalars of a run: one JSON object a line in metrics.jsonl, and the same in TensorBoard.
+    """The log of one run.
 
-    Opening it at `step` forgets what a stopped run had written after that step, so that a resumed
-    run's record is the record of the run that never stopped.
+    Opening it at `step` drops the lines that a stopped run wrote after that step, so a resumed run
+    leaves the log of a run that never stopped.
+
+    Args:
+        workdir: the run's folder.
+        step: the last step whose scalars are kept.
     """
 
     def __init__(self, workdir: Path, *, step: int) -> None:
@@ -32,11 +40,11 @@ class MetricsLog:
         """Record the scalars of a step.
 
         Raises:
-          OSError: if the disk is full; the record is repaired when the run goes on.
+            OSError: if the disk is full. The log is repaired when the run resumes.
         """
         try:
             print(json.dumps({"step": step, **scalars}), file=self._file, flush=True)
-        except OSError as error:  # which does not know the file
+        except OSError as error:  # print's error does not name the file
             raise OSError(error.errno, error.strerror, str(self._path)) from error
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
@@ -48,7 +56,8 @@ class MetricsLog:
         self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # of a line that `write` has failed to write
+        """Close both files."""
+        with contextlib.suppress(OSError):  # from a line that `write` could not write
             self._file.close()
         self._board.close()
 

@@ -1,8 +1,11 @@
-"""Where arrays live: one `data` axis over all devices of all hosts.
+"""Data parallelism: one `data` axis over all devices.
 
-Data parallelism is `jax.jit` on global arrays: parameters are replicated, batches are split along
-their first axis, and a mean over the batch is the mean over all devices. No other file of the
-project knows about devices.
+`jax.jit` runs on global arrays: parameters are replicated, batches are split along their first
+axis, and a mean over the batch is the mean over all devices. No other file of the project knows
+about devices.
+
+Today's jobs run on one host, since every process would write the same files and nothing calls
+`jax.distributed.initialize`. Batches are placed and fetched by process all the same.
 """
 
 from dataclasses import dataclass
@@ -17,33 +20,33 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 @dataclass(frozen=True)
 class DataParallel:
-    """The mesh and what is placed on it how."""
+    """A mesh of devices, and how arrays are placed on it."""
 
     mesh: Mesh
 
     @classmethod
     def over_all_devices(cls) -> "DataParallel":
+        """Return the mesh of all devices that jax finds."""
         count = jax.device_count()
         return cls(jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,)))
 
     @cached_property
     def replicated(self) -> NamedSharding:
+        """The sharding of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @cached_property
     def split(self) -> NamedSharding:
+        """The sharding of an array whose rows are divided over the devices."""
         return NamedSharding(self.mesh, PartitionSpec("data"))
 
     @property
     def devices(self) -> int:
+        """The number of devices."""
         return self.mesh.size
 
-    @property
-    def is_main_host(self) -> bool:
-        """Whether this host writes files and prints."""
-        return jax.process_index() == 0
-
     def describe(self, batch_size: int) -> str:
+        """Return one line about a batch's division, for people."""
         kind = jax.devices()[0].device_kind
         hosts = jax.process_count()
         return (
@@ -62,16 +65,16 @@ class DataParallel:
             )
 
     def local_rows(self, batch_size: int) -> slice:
-        """The rows of a global batch that this host provides."""
+        """Return the rows of a global batch that this process provides."""
         rows = batch_size // jax.process_count()
         return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
     def put_batch(self, local: np.ndarray) -> jax.Array:
-        """A global array split over the devices, from the rows that each host holds."""
+        """Return a global array split over the devices, from the rows of this process."""
         return jax.make_array_from_process_local_data(self.split, local)
 
     def split_rows(self, everything: np.ndarray) -> jax.Array:
-        """The same, from the whole batch known to every host."""
+        """Return a global array split over the devices, from all of its rows."""
         return self.put_batch(everything[self.local_rows(len(everything))])
 
     def place(self, indices: np.ndarray) -> jax.Array:
@@ -80,15 +83,15 @@ class DataParallel:
         return self.split_rows(padded)
 
     def fetch(self, array: jax.Array) -> np.ndarray:
-        """The whole of a global array, on every host."""
+        """Return the whole of a global array."""
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
     def fetch_tree(self, tree: Any) -> Any:
-        """`fetch` of every leaf of a replicated tree."""
+        """Return a replicated tree as NumPy arrays."""
         return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), tree)
 
     def abstract(self, tree: Any) -> Any:
-        """Shapes of `tree` with the replicated sharding: the template for restoring it."""
+        """Return the shapes of `tree` with the replicated sharding: a template for restoring."""
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated),
             tree,

@@ -1,6 +1,10 @@
 """One training step: the state, the optimizer chain, the moving average, and their jitted update.
 
-Randomness is `fold_in(base key, step)`: no key is kept in the state, so a run resumed at step k is
+    loss    L(params) = mean over the batch of losses(key, denoiser(params), x0)
+    params  <- params + Adam(clip(grad L))
+    ema     <- ema + (1 - rate) (params - ema)
+
+Randomness is `fold_in(base key, step)`. The state keeps no key, so a run resumed at step k equals
 the run that never stopped, bit for bit.
 """
 
@@ -14,9 +18,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from errors import require_choice, require_in
 from training.parallel import DataParallel
 
-# denoising.Denoiser is made from (parameters, dropout key); the loss is one of losses.LOSSES.
+# One of losses.LOSSES: losses of single images from (key, denoiser, batch).
 LossFunction = Callable[[Key[Array, ""], Any, Float[Array, "batch ..."]], Float[Array, "batch"]]
 
 
@@ -34,11 +39,13 @@ class Optimizer:
     """Adam with linear warm-up, optional decay, and clipping of the global gradient norm.
 
     Args:
-      lr: learning rate after warm-up.
-      warmup: steps over which the rate grows from 0 to `lr`.
-      decay: "constant", or "cosine" from `lr` to 0 at the last step of training.
-      grad_clip: largest global gradient norm; 0 for no clipping.
-      beta1, beta2, eps: Adam's (Kingma & Ba 2015, arXiv:1412.6980).
+        lr: learning rate after warm-up.
+        warmup: steps over which the rate grows from 0 to `lr`.
+        decay: "constant", or "cosine" from `lr` to 0 at the last step of training.
+        grad_clip: largest global gradient norm; 0 for no clipping.
+        beta1: decay rate of the gradient's mean (Kingma & Ba 2015, arXiv:1412.6980).
+        beta2: decay rate of its mean square.
+        eps: added to the root of the mean square.
     """
 
     lr: float = 2e-4
@@ -50,20 +57,16 @@ class Optimizer:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)} must be finite and above 0")
-        for name in ("warmup", "grad_clip"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
-        if self.decay not in ("constant", "cosine"):
-            raise ValueError(f"decay={self.decay!r} is unknown; choose one of: constant, cosine")
+        require_in("lr", self.lr, "(0, inf)")
+        require_in("eps", self.eps, "(0, inf)")
+        require_in("warmup", self.warmup, "[0, inf]")
+        require_in("grad_clip", self.grad_clip, "[0, inf]")
+        require_in("beta1", self.beta1, "[0, 1)")
+        require_in("beta2", self.beta2, "[0, 1)")
+        require_choice("decay", self.decay, ("constant", "cosine"))
 
     def chain(self, total_steps: int) -> optax.GradientTransformation:
-        """The optax chain; `total_steps` is where a cosine decay ends."""
+        """Return the optax chain; a cosine decay ends at `total_steps`."""
         if self.decay == "cosine":
             rate = optax.warmup_cosine_decay_schedule(
                 0.0, self.lr, self.warmup, max(total_steps, self.warmup + 1)
@@ -76,20 +79,22 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class MovingAverage:
-    """Exponential moving average of the parameters, which is what samples and is evaluated.
+    """Exponential moving average of the parameters, used for sampling and evaluation.
 
-    With `warmup` the rate at update n is min(rate, (1 + n) / (10 + n)), so that early averages
-    follow the network rather than remember its initialization.
+    Args:
+        rate: weight of the old average.
+        warmup: whether the rate at update n is min(rate, (1 + n) / (10 + n)), so that early
+            averages follow the network rather than remember its initialization.
     """
 
     rate: float = 0.9999
     warmup: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate < 1:
-            raise ValueError(f"rate={self.rate} must lie in [0, 1)")
+        require_in("rate", self.rate, "[0, 1)")
 
     def update(self, average: Any, params: Any, step: Int[Array, ""]) -> Any:
+        """Return the average after update number `step`."""
         rate = jnp.float32(self.rate)
         if self.warmup:
             rate = jnp.minimum(rate, (1.0 + step) / (10.0 + step))
@@ -98,19 +103,21 @@ class MovingAverage:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """Makes the first state and the next one.
+    """The first training state, and the step from one state to the next.
 
     Args:
-      init: parameters from a key.
-      denoiser: a Denoiser from (parameters, dropout key).
-      loss: per-sample losses from (key, denoiser, batch).
-      optimizer: an optax transformation.
-      classes: number of classes of a network that is told them, 0 for one that is not.
-      label_dropout: probability of telling it none instead, which is class number `classes`.
+        init: parameters from a key.
+        denoiser: a Denoiser from (parameters, dropout key or None).
+        loss: per-sample losses from (key, denoiser, batch).
+        optimizer: an optax transformation.
+        average: the moving average of the parameters.
+        parallel: the devices.
+        classes: number of classes of a class-conditional network, 0 for an unconditional one.
+        label_dropout: probability of replacing a label by the null class, index `classes`.
     """
 
     init: Callable[[Key[Array, ""]], Any]
-    denoiser: Callable[[Any, Key[Array, ""]], Any]
+    denoiser: Callable[[Any, Key[Array, ""] | None], Any]
     loss: LossFunction
     optimizer: optax.GradientTransformation
     average: MovingAverage
@@ -119,11 +126,11 @@ class Trainer:
     label_dropout: float = 0.1
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
-        """A fresh state, made on the devices."""
+        """Return a fresh state, made on the devices."""
         return jax.jit(self._init_state, out_shardings=self.parallel.replicated)(key)
 
     def state_from_params(self, params: Any, ema_params: Any, step: int) -> TrainState:
-        """A state of parameters that were trained elsewhere; the optimizer starts afresh."""
+        """Return a state of parameters that were trained elsewhere, with a fresh optimizer."""
 
         def make(params: Any, ema_params: Any) -> TrainState:
             return TrainState(jnp.int32(step), params, ema_params, self.optimizer.init(params))
@@ -131,11 +138,11 @@ class Trainer:
         return jax.jit(make, out_shardings=self.parallel.replicated)(params, ema_params)
 
     def abstract_state(self) -> TrainState:
-        """The state's shapes and shardings, without computing anything."""
+        """Return the state's shapes and shardings, without computing anything."""
         return self.parallel.abstract(jax.eval_shape(self._init_state, jax.random.key(0)))
 
     def compiled_step(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-        """The jitted `step`, with labels if there are classes; it consumes the state."""
+        """Return the jitted `step`, with labels if there are classes; it consumes the state."""
         replicated, split = self.parallel.replicated, self.parallel.split
         return jax.jit(
             self.step,
@@ -151,7 +158,7 @@ class Trainer:
         batch: Float[Array, "batch ..."],
         labels: Int[Array, "batch"] | None = None,
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        """One update on a batch; the scalars are the batch's loss and the gradient's norm."""
+        """Update the state on a batch; the scalars are the batch's loss and the gradient's norm."""
         key = jax.random.fold_in(base_key, state.step)
         loss, grads = jax.value_and_grad(self.objective)(state.params, key, batch, labels)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -167,7 +174,7 @@ class Trainer:
         batch: Float[Array, "batch ..."],
         labels: Int[Array, "batch"] | None = None,
     ) -> Float[Array, ""]:
-        """The batch's mean loss, whose gradient is taken."""
+        """Return the batch's mean loss, as a function of the parameters."""
         loss_key, dropout_key = jax.random.split(key)
         denoiser = self.denoiser(params, dropout_key)
         if labels is not None:
@@ -179,6 +186,6 @@ class Trainer:
 
     def _init_state(self, key: Key[Array, ""]) -> TrainState:
         params = self.init(key)
-        # A buffer of its own for the average: a donated state must not hold one twice.
+        # The average has its own buffer, because a donated state must not hold one twice.
         ema_params = jax.tree.map(jnp.copy, params)
         return TrainState(jnp.int32(0), params, ema_params, self.optimizer.init(params))

@@ -1,13 +1,13 @@
-"""The Inception-v3 of the Frechet Inception Distance: its published weights, and features by them.
+"""The published weights of Inception-v3, and the feature extractor made of them.
 
-The file is a port of the graph for TensorFlow of 2015-12-05, made for PyTorch. Its layer of kernel
-K and batch normalization (scale g, offset o, mean m, variance v, epsilon 1e-3) is one convolution
-here (`models/inception.py`):
+The file is a port of the TensorFlow graph of 2015-12-05 to PyTorch. A layer there has a kernel K
+and a batch normalization (scale g, offset o, mean m, variance v, epsilon 1e-3). Here it is one
+convolution (see `network.py`):
 
     relu(g (K * x - m) / sqrt(v + 1e-3) + o) = relu(K' * x + b)
     K' = K g / sqrt(v + 1e-3)         b = o - m g / sqrt(v + 1e-3)
 
-computed in float64. Layers have the file's names; the last one, "fc", has a kernel and a bias.
+computed in float64. Layers have the file's names. The last one, "fc", has a kernel and a bias.
 """
 
 import functools
@@ -20,17 +20,18 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from errors import require_choice, require_in
 from files.downloads import download
 from files.writing import sha256_of
-from metrics.features import Extracted, Extractor
+from metrics.features import Extracted, Extractor, Images
 from metrics.inception.network import (
     CLASSES,
     FEATURES,
     IMAGE_SIZE,
+    RECIPES,
     Activations,
     Inception,
     preprocess,
-    recipe,
 )
 from published.formats import read
 from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Weight, translate
@@ -45,30 +46,28 @@ _EPSILON = 1e-3  # of every batch normalization
 _OUTPUT = "fc"
 
 
-# The file.
-
-
 def weights_file(
     path: str | None = None, *, url: str = WEIGHTS_URL, sha256: str = WEIGHTS_SHA256
 ) -> Path:
-    """The file of the published weights, downloaded (96 MB) unless it is here.
+    """Return the file of the published weights, downloading it (96 MB) if it is missing.
 
     Args:
-        path: where it is; None or "" means the user's cache, $XDG_CACHE_HOME/scoresde, by default
-            ~/.cache/scoresde, and the download if it is not there.
-        url: where it is downloaded from; its last part is the file's name in the cache.
-        sha256: of the file. One named by `path` may be another, such as one of other weights.
+        path: the file, which may hold other weights. None or "" for the user's cache,
+            $XDG_CACHE_HOME/scoresde or ~/.cache/scoresde, and the download if it is not there.
+        url: the address; its last part is the file's name in the cache.
+        sha256: of the file in the cache.
 
     Raises:
-        FileNotFoundError: `path` is not a file.
-        ConnectionError, OSError: it cannot be downloaded, or not be written.
-        ValueError: what is in the cache, or was downloaded, is not this file.
+        FileNotFoundError: if `path` is not a file.
+        ConnectionError: if it cannot be downloaded.
+        OSError: if it cannot be written.
+        ValueError: if the cached or downloaded file has another SHA-256.
     """
     if path:
         if not Path(path).expanduser().is_file():
             raise FileNotFoundError(
                 f"config.eval.inception_weights={path!r} is not a file; download it from {url}, or "
-                "set it to '' to have that done"
+                "set the field to '' for an automatic download"
             )
         return Path(path).expanduser()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -81,23 +80,20 @@ def weights_file(
         download(url, cached, sha256=sha256, remedy=remedy)
     elif (found := sha256_of(cached)) != sha256:
         raise ValueError(
-            f"{cached} is damaged: its sha256 is {found}, expected {sha256}; delete it to have it "
-            "downloaded again"
+            f"{cached} is damaged: its sha256 is {found}, expected {sha256}; delete it and run "
+            "again to download it"
         )
     return cached
 
 
-# From its tensors to our parameters.
-
-
 def template() -> dict[str, Any]:
-    """The network's parameters as shapes, nested dicts."""
+    """Return the shapes of the network's parameters, as nested dicts."""
     images = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
     return jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]
 
 
 def _layers(shapes: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The path of every layer, and its kernel's shape."""
+    """Yield the path of every layer, and its kernel's shape."""
     for name, inside in shapes.items():
         if "kernel" in inside:
             yield f"{path}{name}", tuple(inside["kernel"].shape)
@@ -106,7 +102,7 @@ def _layers(shapes: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, tu
 
 
 def _rules(path: str, kernel: tuple[int, ...]) -> list[Weight]:
-    """The rules for the tensors of one layer, as they are before they become one convolution."""
+    """Return the rules for one layer's tensors, before they become one convolution."""
     theirs = path.replace("/", ".")
     if path == _OUTPUT:
         return [
@@ -132,7 +128,7 @@ def folded(
     mean: Float64[np.ndarray, "features"],
     variance: Float64[np.ndarray, "features"],
 ) -> dict[str, Float32[np.ndarray, "..."]]:
-    """The kernel K' and bias b of the module docstring, of a normalization without training."""
+    """Return the kernel K' and the bias b of the module docstring."""
     factor = scale / np.sqrt(variance + _EPSILON)
     return {
         "kernel": (kernel * factor).astype(np.float32),
@@ -141,15 +137,14 @@ def folded(
 
 
 def parameters(tensors: Mapping[str, Any], *, source: str = "the checkpoint") -> dict[str, Any]:
-    """The parameters of `Inception` from the tensors of the file, by name.
+    """Return the parameters of `Inception` from the file's tensors, by name.
 
     Raises:
-        ValueError: in one line, which tensors are missing, surplus, of the wrong shape or not
-            finite.
+        ValueError: if tensors are missing, surplus, of the wrong shape or not finite.
     """
     shapes = template()
     rules = [rule for path, kernel in _layers(shapes) for rule in _rules(path, kernel)]
-    # The shapes of theirs, in our layout: a vector is as long as the layer has outputs.
+    # The shapes of their tensors in our layout: a vector is as long as the layer has outputs.
     wanted: dict[str, Any] = {}
     for path, kernel in _layers(shapes):
         node = wanted
@@ -171,15 +166,12 @@ def parameters(tensors: Mapping[str, Any], *, source: str = "the checkpoint") ->
 
 
 def _folded_layers(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The same layers, each a kernel and a bias."""
+    """Return the same layers, each with a kernel and a bias."""
     if "variance" in tree:
         return folded(**{name: value.astype(np.float64) for name, value in tree.items()})
     if "kernel" in tree:
         return dict(tree)
     return {name: _folded_layers(inside) for name, inside in tree.items()}
-
-
-# Features.
 
 
 @functools.partial(jax.jit, static_argnames="resize")
@@ -189,36 +181,36 @@ def activations(
     *,
     resize: str = "tf1",
 ) -> Activations:
-    """What the network makes of images 0..255, by parameters as `parameters` returns them."""
-    return Inception().apply({"params": params}, preprocess(images, resize=resize))
+    """Return the network's outputs for images 0..255, with parameters from `parameters`."""
+    outputs: Any = Inception().apply({"params": params}, preprocess(images, resize=resize))
+    return outputs
 
 
 def inception_features(path: Path, *, resize: str = "tf1", batch_size: int = 32) -> Extractor:
-    """Inception's features and class probabilities of uint8 images, by the weights in a file.
+    """Return the extractor with the weights in a file.
 
-    Features are those of the last pooling, (n, 2048); probabilities (n, 1008) are those of the
-    Inception Score, without the last layer's bias. Images (n, h, w, c) are of any size, grey or
-    RGB. They are computed in batches of one size, so that a network is compiled once for each size
-    of images, and that an image's features do not depend on how many others there are.
+    Features (n, 2048) are those of the last pooling. Probabilities (n, 1008) are those of the
+    Inception Score, without the last layer's bias. Images (n, h, w, c) have any size, gray or RGB.
+    Batches have one size, so that the network compiles once per image size and an image's features
+    do not depend on the number of images.
 
     Args:
-        path: of the file, as `weights_file` finds it.
-        resize: how images become 299x299, a name in `models.inception.RECIPES`.
+        path: the file, as from `weights_file`.
+        resize: how images become 299x299, a name in `network.RECIPES`.
         batch_size: images at a time.
 
     Raises:
-        ValueError: the file cannot be read or is of another network; no such `resize`; when
-            called, images of neither 1 nor 3 channels.
+        ValueError: if the file cannot be read or holds another network, or `resize` is unknown; the
+            extractor raises it for images without 1 or 3 channels.
     """
-    recipe(resize)  # fails before anything is read
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} is not positive; 32 is the default")
+    require_choice("resize", resize, RECIPES)
+    require_in("batch_size", batch_size, "[1, inf)")
     tensors = read.read(path)
     if not isinstance(tensors, Mapping):
         raise ValueError(f"{path} holds a {type(tensors).__name__}, not tensors by name")
     params = jax.device_put(parameters(tensors, source=str(path)))
 
-    def compute(images: UInt8[np.ndarray, "batch h w c"]) -> Extracted:
+    def compute(images: Images) -> Extracted:
         count = len(images)
         features = np.empty((count, FEATURES), np.float32)
         probabilities = np.empty((count, CLASSES), np.float32)

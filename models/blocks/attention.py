@@ -18,12 +18,11 @@ Queries = Float[Array, "batch queries heads width"]
 
 
 def attend(query: Queries, key: Heads, value: Heads, *, train: bool) -> Queries:
-    """softmax(q k^T / sqrt d) v for each head; the softmax is in float32 at least.
+    """Compute softmax(q k^T / sqrt d) v per head, with the softmax in float32 at least.
 
-    In training on a GPU, where dtype and width allow it, this is cuDNN's flash kernel, whose memory
-    does not grow as length^2. It has no forward-mode derivative, which likelihoods need, so it
-    serves training alone. Elsewhere it is plain einsums: on the CPU `dot_product_attention` takes
-    twice as long or more.
+    In training on a GPU, where dtype and width allow it, cuDNN's flash kernel computes this. Its
+    memory does not grow as length^2, but it has no forward-mode derivative, which likelihoods need.
+    Elsewhere plain einsums do: on the CPU `dot_product_attention` takes twice as long or more.
     """
     if train and has_flash_kernel(query):
         return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
@@ -33,7 +32,7 @@ def attend(query: Queries, key: Heads, value: Heads, *, train: bool) -> Queries:
 
 
 def has_flash_kernel(query: Queries) -> bool:
-    """Whether the kernel takes this: on a GPU, half precision, heads of 8, 16 ... 128 channels."""
+    """Return whether cuDNN has a kernel: on a GPU, in half precision, 8, 16 .. 128 channels."""
     width = query.shape[-1]
     return (
         jax.default_backend() == "gpu"
@@ -50,7 +49,7 @@ class SelfAttention(nn.Module):
         heads: number of heads, which must divide the channels.
         skip_rescale: divide the sum by sqrt 2.
         init_scale: initial variance scale of the output projection W_o.
-        epsilon: GroupNorm's.
+        epsilon: added to the variance by GroupNorm.
     """
 
     heads: int = 1
@@ -60,7 +59,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, *, train: bool) -> Images:
-        """Maps (b, h, w, c) to the same shape; memory grows as b (h w)^2, see `attend`."""
+        """Map (b, h, w, c) to the same shape; memory grows as b (h w)^2, see `attend`."""
         b, height, width, c = x.shape
         pixels = GroupNorm(self.epsilon, name="norm")(x).reshape(b, height * width, c)
 

@@ -1,90 +1,146 @@
-"""What every network checks of its fields, without computing anything, and how it says so.
+"""Checks of a network's fields, made before anything is computed.
 
-A message names the config field, its value, what is valid and the remedy.
+A message names the field of the configuration, its value, what is valid, and the remedy.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from flax import linen as nn
+from jaxtyping import Array
 
+from errors import require_choice, require_in
 from models.blocks.layers import ACTIVATIONS, COMPUTE_DTYPES, group_count
 
 
-def field_error(network: nn.Module, field: str, valid: str, remedy: str = "") -> ValueError:
-    """The error to raise for a field; without a remedy, it tells the default."""
+def field_name(network: Any, field: str) -> str:
+    """Return a field's name in a configuration, such as "config.model.features"."""
+    return f"config.{getattr(network, 'SECTION', 'model')}.{field}"
+
+
+def field_error(network: Any, field: str, valid: str, remedy: str = "") -> ValueError:
+    """Return the error to raise for a field; without a remedy, it names the default."""
     remedy = remedy or f"The default is {getattr(type(network), field)!r}."
-    return ValueError(
-        f"config.model.{field} is {getattr(network, field)!r}; valid is {valid}. {remedy}"
-    )
+    value = getattr(network, field)
+    return ValueError(f"{field_name(network, field)}={value!r}; valid is {valid}. {remedy}")
 
 
-def check_choices(network: nn.Module, choices: Mapping[str, Iterable[str]]) -> None:
-    """Checks fields that name one of several choices, those that all networks have among them."""
+def check_field(network: Any, field: str, passed: bool, valid: str) -> None:
+    """Raise ValueError unless `passed`, saying what is valid."""
+    if not passed:
+        raise field_error(network, field, valid)
+
+
+def check_choices(network: Any, choices: Mapping[str, Iterable[str]]) -> None:
+    """Raise ValueError unless each field names one of its choices.
+
+    Fields that several networks have, `compute_dtype` and `activation`, are checked without being
+    listed in `choices`.
+    """
     shared = {"compute_dtype": COMPUTE_DTYPES, "activation": ACTIVATIONS}
-    for field, names in {
-        **{f: n for f, n in shared.items() if hasattr(network, f)},
-        **choices,
-    }.items():
-        if getattr(network, field) not in names:
-            raise field_error(network, field, f"one of {', '.join(map(repr, names))}")
+    present = {field: names for field, names in shared.items() if hasattr(network, field)}
+    for field, names in {**present, **choices}.items():
+        require_choice(field_name(network, field), getattr(network, field), names)
 
 
-def check_fields(network: nn.Module, *checks: tuple[str, bool, str]) -> None:
-    """Checks (field, whether it is valid, what is valid), in order."""
-    for field, passed, valid in checks:
-        if not passed:
-            raise field_error(network, field, valid)
+def check_numbers(network: Any, **intervals: str) -> None:
+    """Raise ValueError unless each field lies in its interval, such as "[0, 1)"."""
+    for field, interval in intervals.items():
+        require_in(field_name(network, field), getattr(network, field), interval)
 
 
-def is_positive(value: object, *, least: int = 1) -> bool:
-    """Whether `value` is an integer, `least` or more."""
+def check_integers(network: Any, **least: int) -> None:
+    """Raise ValueError unless each field is an integer, at least the number given.
+
+    None is valid where it is the default.
+    """
+    for field, low in least.items():
+        value = getattr(network, field)
+        optional = value is None and getattr(type(network), field) is None
+        check_field(
+            network, field, optional or is_integer(value, low), f"an integer, {low} or more"
+        )
+
+
+def is_integer(value: object, least: int = 1) -> bool:
+    """Return whether `value` is an integer, `least` or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def check_image(image_size: int, channels: int) -> None:
-    """Checks the format of the data that a network is to work on."""
-    for field, value in (("image_size", image_size), ("channels", channels)):
-        if value < 1:
-            raise ValueError(
-                f"config.data.{field} is {value!r}; valid is a positive integer. "
-                "Set it to that of the data."
-            )
-
-
-def check_square(height: int, width: int) -> None:
-    """Checks the shape of the images that a network is called with."""
+def check_images(network: Any, x: Array) -> None:
+    """Raise ValueError unless images are square and `network.validate` accepts their size."""
+    _, height, width, channels = x.shape
     if height != width:
         raise ValueError(
             f"the images have {height}x{width} pixels; valid is square. Crop or pad the data."
         )
+    network.validate(height, channels)
 
 
-def check_resolutions(
-    network: nn.Module, image_size: int, levels: int, attention: Sequence[int]
-) -> None:
-    """Checks that the image halves from level to level and that attention names their sizes."""
-    if image_size % 2 ** (levels - 1):
+def check_data(image_size: int, channels: int) -> None:
+    """Raise ValueError unless the size of the data is positive."""
+    require_in("config.data.image_size", image_size, "[1, inf)")
+    require_in("config.data.channels", channels, "[1, inf)")
+
+
+def check_unet(network: Any, image_size: int, channels: int) -> None:
+    """Raise ValueError unless the fields that all U-Nets have are valid."""
+    check_data(image_size, channels)
+    even = is_integer(network.features, 4) and network.features % 2 == 0
+    check_field(network, "features", even, "an even integer, 4 or more")
+    count = len(network.channel_multipliers)
+    check_field(network, "channel_multipliers", count > 0, "one number per resolution")
+    check_integers(network, blocks_per_resolution=1)
+    check_numbers(network, dropout="[0, 1)")
+    _check_resolutions(network, image_size)
+
+
+def _check_resolutions(network: Any, image_size: int) -> None:
+    """Raise ValueError unless the image halves evenly and attention names its sizes."""
+    count = len(network.channel_multipliers)
+    factor = 2 ** (count - 1)
+    if image_size % factor:
         most = (image_size & -image_size).bit_length()
         raise field_error(
             network,
             "channel_multipliers",
-            f"at most {most} levels for config.data.image_size={image_size}, which must be "
-            "divisible by 2**(levels - 1)",
-            f"Drop levels, or pad the images to a multiple of {2 ** (levels - 1)}.",
+            f"at most {most} resolutions for config.data.image_size={image_size}, which halves "
+            "from one to the next",
+            f"Drop resolutions, or pad the images to a multiple of {factor}.",
         )
-    resolutions = [image_size // 2**level for level in range(levels)]
-    if not set(attention) <= set(resolutions):
+    resolutions = [image_size // 2**stage for stage in range(count)]
+    if not set(network.attention_resolutions) <= set(resolutions):
         raise field_error(
             network,
             "attention_resolutions",
-            f"any of {resolutions}, the resolutions of the levels for "
+            f"any of {resolutions}, the heights of the features for "
             f"config.data.image_size={image_size}",
             "Choose among these, or () for attention in the middle only.",
         )
 
 
-def check_groups(network: nn.Module, widths: Iterable[int]) -> None:
-    """Checks that the groups of GroupNorm divide the channels of every layer."""
+def unet_widths(first: int, widths: Sequence[int], blocks: int, joined: int = 1) -> set[int]:
+    """Return the channels of every layer of a U-Net that is normalized.
+
+    Args:
+        first: channels of the first convolution.
+        widths: channels of each resolution, from fine to coarse.
+        blocks: residual blocks of each resolution of the encoder.
+        joined: factor of the channels where the input has joined a coarser resolution.
+    """
+    skips = [first]
+    for width in widths:
+        skips += [width] * blocks + [joined * width]
+    skips.pop()  # the coarsest resolution is not halved
+    normalized, h = set(skips), skips[-1]
+    for width in reversed(widths):
+        for _ in range(blocks + 1):
+            normalized.add(h + skips.pop())
+            h = width
+    return normalized
+
+
+def check_groups(network: Any, widths: Iterable[int]) -> None:
+    """Raise ValueError unless the groups of GroupNorm divide the channels of every layer."""
     for width in sorted(set(widths)):
         if width % group_count(width):
             raise field_error(

@@ -1,13 +1,13 @@
-"""Vectors that tell a network its noise level, from a number `cond` per image, and its class.
+"""Embeddings of the noise level, given as one number `cond` per image, and of the class.
 
     positional:  [sin(w_j cond), cos(w_j cond)],  w_j = 10000^(-j / (d/2 - 1)),  j = 0 .. d/2 - 1
     Fourier:     [sin(2 pi w_j cond), cos(2 pi w_j cond)],  w_j ~ N(0, scale^2),  j = 0 .. d - 1
-    class:       a trained vector per class, and one for no class
+    class:       a trained vector per class, and one for "no class"
 
 The first is from Vaswani et al. 2017 (arXiv:1706.03762, Section 3.5) by way of DDPM (Ho et al.
-2020, arXiv:2006.11239, Appendix B), made for labels 0 .. 999. The second is from Tancik et al. 2020
-(arXiv:2006.10739), made for log sigma (Song et al. 2021, arXiv:2011.13456, Appendix H). No class
-is what classifier-free guidance needs (Ho and Salimans 2022, arXiv:2207.12598).
+2020, arXiv:2006.11239, Appendix B), for cond = 0 .. 999. The second is from Tancik et al. 2020
+(arXiv:2006.10739), for cond = log sigma (Song et al. 2021, arXiv:2011.13456, Appendix H).
+Classifier-free guidance needs "no class" (Ho and Salimans 2022, arXiv:2207.12598).
 """
 
 import math
@@ -24,10 +24,10 @@ Labels = Int[Array, "batch"]
 def positional_embedding(
     cond: Float[Array, "batch"], features: int, *, endpoint: bool = True
 ) -> Float[Array, "batch {features}"]:
-    """Embeds labels of order 0 .. 999 in sinusoids of fixed frequencies; `features` even, >= 4.
+    """Embed cond of order 0 .. 999 in sinusoids of fixed frequencies; `features` even, >= 4.
 
-    The lowest frequency is 1e-4 with `endpoint`; without, as in the Transformer and in ADM, the
-    exponent of w_j is -j / (d/2), and the next one would be.
+    With `endpoint`, the lowest frequency is 1e-4. Without, as in the Transformer and in ADM, the
+    exponent of w_j is -j / (d/2), so that the frequency after the lowest would be 1e-4.
     """
     half = features // 2
     # On the host in float64: at cond = 999, one float32 ulp of a frequency moves the sine by 6e-5.
@@ -37,10 +37,10 @@ def positional_embedding(
 
 
 class FourierEmbedding(nn.Module):
-    """Embeds cond in sinusoids of random frequencies that are drawn once and never trained.
+    """Embedding of cond in sinusoids of random frequencies, which are never trained.
 
-    The frequencies are a parameter, so that checkpoints and the EMA carry them, behind a
-    stop-gradient, so that an optimizer without weight decay leaves them alone.
+    The frequencies are a parameter, so that checkpoints and the EMA contain them. A stop-gradient
+    keeps an optimizer without weight decay from changing them.
 
     Attributes:
         features: number of frequencies, half the width of the embedding.
@@ -52,7 +52,7 @@ class FourierEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, cond: Float[Array, "batch"]) -> Float[Array, "batch {2*self.features}"]:
-        """Maps (b,) to (b, 2 features)."""
+        """Map (b,) to (b, 2 features)."""
         init = nn.initializers.normal(stddev=self.scale)
         frequencies = self.param("frequencies", init, (self.features,), jnp.float32)
         periods = cond[:, None] * jax.lax.stop_gradient(frequencies)[None, :]
@@ -61,12 +61,12 @@ class FourierEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A trained vector for each class 0 .. classes - 1, and a last one for no class.
+    """Trained vectors of the classes 0 .. classes - 1, and a last one for "no class".
 
     Attributes:
-        classes: number of classes; `classes` itself is the label of no class.
+        classes: number of classes, which is also the label for "no class".
         features: width of the vectors.
-        init_std: standard deviation of their first values; 1 is that of what they are added to.
+        init_std: standard deviation of their initial values; 1 is that of the noise embedding.
     """
 
     classes: int
@@ -75,7 +75,7 @@ class LabelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, labels: Labels | None, batch: int) -> Float[Array, "batch {self.features}"]:
-        """The vectors of labels (b,), each in 0 .. classes; None for no class at all."""
+        """Return the vectors of labels (b,) in 0 .. classes; None for "no class" everywhere."""
         init = nn.initializers.normal(stddev=self.init_std)
         table = self.param("table", init, (self.classes + 1, self.features), jnp.float32)
         labels = jnp.full(batch, self.classes) if labels is None else labels

@@ -4,19 +4,19 @@
                      F = conv . dropout . silu . norm . [+ W e] . conv . R . silu . norm
 
 R doubles or halves the resolution (BigGAN, Brock et al. 2019, arXiv:1809.11096) or is absent (DDPM,
-Ho et al. 2020, arXiv:2006.11239, Appendix B); the 1x1 convolution is there where R or a change of
-channels asks for it. The factor 1/sqrt 2 keeps the variance of a sum of independent terms (Song et
-al. 2021, arXiv:2011.13456, Appendix H). With `scale_shift`, [+ W e] becomes (1 + u) norm + v after
-the second norm, (u, v) = W e (Dhariwal and Nichol 2021, arXiv:2105.05233, "AdaGN").
+Ho et al. 2020, arXiv:2006.11239, Appendix B). The 1x1 convolution is present where R or the number
+of channels requires it. The factor 1/sqrt 2 keeps the variance of a sum of independent terms (Song
+et al. 2021, arXiv:2011.13456, Appendix H). With `scale_shift`, [+ W e] becomes (1 + u) norm + v
+after the second norm, (u, v) = W e (Dhariwal and Nichol 2021, arXiv:2105.05233, "AdaGN").
 
-Images are (batch, height, width, channels) throughout. Every layer computes in the dtype of the
-features it is given, whatever that of its parameters: a network casts its input, and that is all
-there is to mixed precision. Statistics and softmax are in float32 at least.
+Images are (batch, height, width, channels) throughout. Every layer computes in the dtype of its
+input, whatever the dtype of its parameters. So mixed precision takes one cast, of the network's
+input. Statistics and softmax are in float32 at least.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from models.blocks.convolution import image_convolution
 from models.blocks.resample import (
-    Kernel,
+    FilterTaps,
     downsample,
     fir_blur,
     fir_upsample,
@@ -34,8 +34,10 @@ from models.blocks.resample import (
 )
 
 Images = Float[Array, "batch height width channels"]
-FeatureMaps = Float[Array, "batch _ _ _"]  # images whose size and channels vary from layer to layer
+FeatureMaps = Float[Array, "batch _ _ _"]  # height, width and channels vary from layer to layer
 Embedding = Float[Array, "batch embedding"]
+
+Block = TypeVar("Block", bound=nn.Module)
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swish": nn.silu,
@@ -44,46 +46,47 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "leaky_relu": lambda x: nn.leaky_relu(x, 0.2),
 }
 
-# What a network's input is cast to; None leaves it as it is.
+# The dtype of a network's layers; None leaves the input's.
 COMPUTE_DTYPES: dict[str, Any] = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 def cast(x: Array, compute_dtype: str) -> Array:
-    """x in the dtype that a name in COMPUTE_DTYPES stands for."""
+    """Cast x to the dtype that COMPUTE_DTYPES names."""
     dtype = COMPUTE_DTYPES[compute_dtype]
     return x if dtype is None else x.astype(dtype)
 
 
 def at_least_float32(x: Array) -> Array:
-    """x in the precision of statistics: float32, or float64 if x is."""
+    """Cast x to the precision of statistics: float32, or float64 if x has it."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def follow_input(x: Array, *weights: Array | None, **_: Any) -> list[Array | None]:
-    """Casts weights to the dtype of x: the `promote_dtype` of all our Linen layers."""
+def follow_input(*arrays: Any, **_: Any) -> Any:
+    """Cast weights to the dtype of the input, the first array; `promote_dtype` of Linen layers."""
+    x, *weights = arrays
     return [x, *(w if w is None else w.astype(x.dtype) for w in weights)]
 
 
 def default_init(scale: float = 1.0) -> nn.initializers.Initializer:
-    """Uniform draws of variance scale / ((fan_in + fan_out) / 2); scale 0 stands for 1e-10.
+    """Draw uniformly with variance scale / ((fan_in + fan_out) / 2); scale 0 stands for 1e-10.
 
-    This is DDPM's (arXiv:2006.11239, published code). A last layer of scale 0 makes its block start
-    as the identity, up to the factor 1/sqrt 2.
+    The published code of DDPM does so (arXiv:2006.11239). A last layer of scale 0 makes its block
+    start as the identity, up to the factor 1/sqrt 2.
     """
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
 def group_count(channels: int) -> int:
-    """The number of GroupNorm groups, min(channels // 4, 32), which must divide `channels`."""
+    """Return the number of groups, min(channels // 4, 32), which must divide `channels`."""
     return min(channels // 4, 32)
 
 
 class GroupNorm(nn.Module):
-    """Normalizes groups of channels of each image, with a trained scale and bias per channel.
+    """Normalization of groups of channels per image, with a trained scale and bias per channel.
 
-    The variance is that of the centred values: E[x^2] - E[x]^2 would lose every digit where the
+    The variance is computed from centered values: E[x^2] - E[x]^2 would lose every digit where the
     mean is large, as it is when sigma reaches hundreds. Means are taken over pixels first, then
-    over a group's channels, which on the CPU is 1.5 times as fast as over both at once.
+    over a group's channels. On the CPU this is 1.5 times as fast as over both at once.
 
     Attributes:
         epsilon: added to the variance.
@@ -93,22 +96,24 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
-        """Maps (b, h, w, c) to the same shape; see `group_count` for c."""
+        """Map (b, h, w, c) to the same shape; see `group_count` for c."""
         batch, _, _, c = x.shape
         groups = group_count(c)
         if c % groups:
-            raise ValueError(f"{c} channels do not divide into {groups} groups; see group_count")
+            raise ValueError(
+                f"{c} channels do not split into {groups} equal groups; see group_count"
+            )
 
         def group_mean(x: Images) -> Float[Array, "batch 1 1 channels"]:
             mean = x.mean(axis=(1, 2)).reshape(batch, groups, c // groups).mean(-1, keepdims=True)
             return jnp.broadcast_to(mean, (batch, groups, c // groups)).reshape(batch, 1, 1, c)
 
         precise = at_least_float32(x)
-        centred = precise - group_mean(precise)
+        centered = precise - group_mean(precise)
         scale = self.param("scale", nn.initializers.ones, (c,)).astype(precise.dtype)
         bias = self.param("bias", nn.initializers.zeros, (c,)).astype(precise.dtype)
-        inverse_std = jax.lax.rsqrt(group_mean(jnp.square(centred)) + self.epsilon)
-        y = centred * (inverse_std * scale[None, None, None, :]) + bias[None, None, None, :]
+        inverse_std = jax.lax.rsqrt(group_mean(jnp.square(centered)) + self.epsilon)
+        y = centered * (inverse_std * scale[None, None, None, :]) + bias[None, None, None, :]
         return y.astype(x.dtype)
 
 
@@ -120,7 +125,7 @@ def conv3x3(
     padding: str | Sequence[tuple[int, int]] = "SAME",
     init_scale: float = 1.0,
 ) -> nn.Conv:
-    """A 3x3 convolution with bias; "SAME" keeps the resolution at stride 1."""
+    """Make a 3x3 convolution with bias; "SAME" keeps the resolution at stride 1."""
     return nn.Conv(
         features,
         kernel_size=(3, 3),
@@ -134,37 +139,37 @@ def conv3x3(
 
 
 def dense(features: int, *, name: str, init_scale: float = 1.0) -> nn.Dense:
-    """A matrix product over channels, with bias; on images, it is the 1x1 convolution."""
+    """Make a matrix product over channels, with bias; on images, it is the 1x1 convolution."""
     return nn.Dense(
         features, kernel_init=default_init(init_scale), promote_dtype=follow_input, name=name
     )
 
 
 def residual_sum(x: Images, y: Images, *, rescale: bool) -> Images:
-    """x + y, divided by sqrt 2 if `rescale`."""
+    """Return x + y, divided by sqrt 2 if `rescale`."""
     return (x + y) * math.sqrt(0.5) if rescale else x + y
 
 
 class ResidualBlock(nn.Module):
-    """The residual block of the module docstring, with R = upsample, downsample or nothing.
+    """Residual block of the module docstring, where R upsamples, downsamples or is absent.
 
     Attributes:
         features: channels of the output.
         direction: "up" and "down" change the resolution within the block; "none" keeps it.
-        fir_kernel: filter for the change; None for nearest neighbour up, averages down.
+        fir_kernel: filter for the change; None for nearest neighbor up, averages down.
         dropout: probability of dropping an activation, in training only.
         skip_rescale: divide the sum by sqrt 2.
         init_scale: initial variance scale of the last convolution.
-        shortcut_scale: initial variance scale of the 1x1 convolution: BigGAN's 1, DDPM's 0.1.
-        resampled_shortcut: a 1x1 convolution even where R, but not the channels, changes.
+        shortcut_scale: initial variance scale of the 1x1 convolution: 1 in BigGAN, 0.1 in DDPM.
+        resampled_shortcut: use a 1x1 convolution even where R keeps the number of channels.
         scale_shift: how the embedding enters: scale and shift after the second norm, or a sum.
         activation: a name in ACTIVATIONS.
-        epsilon: GroupNorm's.
+        epsilon: added to the variance by GroupNorm.
     """
 
     features: int
     direction: str = "none"
-    fir_kernel: Kernel | None = None
+    fir_kernel: FilterTaps | None = None
     dropout: float = 0.0
     skip_rescale: bool = True
     init_scale: float = 0.0
@@ -178,7 +183,7 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Images, e: Embedding | None, train: bool
     ) -> Float[Array, "batch height_out width_out {self.features}"]:
-        """Maps (b, h, w, c) and e of (b, d), or None, to (b, h', w', features); h' = h, 2h, h/2."""
+        """Map (b, h, w, c) and e of (b, d), or None, to (b, h', w', features); h' = h, 2h, h/2."""
         act = ACTIVATIONS[self.activation]
         h = act(GroupNorm(self.epsilon, name="norm_0")(x))
         if self.direction == "up":
@@ -190,8 +195,8 @@ class ResidualBlock(nn.Module):
         if e is None:
             h = norm(h)
         elif self.scale_shift:
-            e = dense(2 * self.features, name="embedding")(e)[:, None, None, :]
-            scale, shift = jnp.split(e, 2, axis=-1)
+            modulation = dense(2 * self.features, name="embedding")(e)[:, None, None, :]
+            scale, shift = jnp.split(modulation, 2, axis=-1)
             h = norm(h) * (1 + scale) + shift
         else:
             h = norm(h + dense(self.features, name="embedding")(e)[:, None, None, :])
@@ -203,41 +208,42 @@ class ResidualBlock(nn.Module):
         return residual_sum(x, h, rescale=self.skip_rescale)
 
 
-def rematerialized(block: type[nn.Module]) -> type[nn.Module]:
-    """`block` that computes its inside again in the backward pass instead of keeping it."""
-    return nn.remat(block, static_argnums=(3,))
+def rematerialized(block: type[Block]) -> type[Block]:
+    """Return a class that computes its inside again in the backward pass, to save memory."""
+    return nn.remat(block, static_argnums=(3,))  # the argument `train`
 
 
 class ResampleConv(nn.Module):
-    """A 3x3 convolution that doubles or halves the resolution, with a filter if one is given.
+    """A 3x3 convolution that doubles or halves the resolution, with an optional filter.
 
-    Up, the image is upsampled, then convolved; down, it is filtered, then convolved with stride 2.
-    With a filter, the convolution reads the filter's tail beyond the border, as in the fused layers
-    of StyleGAN2 (Karras et al. 2020, arXiv:1912.04958); without one, it reads zeros there.
+    Up, it upsamples the image, then convolves it; down, it filters the image, then convolves it
+    with stride 2. With a filter, the convolution reads the filter's tail beyond the border, as in
+    the fused layers of StyleGAN2 (Karras et al. 2020, arXiv:1912.04958). Without one, it reads
+    zeros there.
 
     Attributes:
         features: channels of the output.
         direction: "up" or "down".
-        fir_kernel: the filter; None for nearest neighbour up, a bare convolution down.
-        centred: whether the bare convolution reads zeros on all sides, its pixels 2n - 1 .. 2n + 1,
-            or behind the image only, 2n .. 2n + 2, as in DDPM.
+        fir_kernel: the filter; None for nearest neighbor up, a bare convolution down.
+        centered: let the bare convolution read zeros on all sides, pixels 2n - 1 .. 2n + 1 for
+            output n; otherwise behind the image only, pixels 2n .. 2n + 2, as in DDPM.
     """
 
     features: int
     direction: str
-    fir_kernel: Kernel | None = None
-    centred: bool = False
+    fir_kernel: FilterTaps | None = None
+    centered: bool = False
 
     @nn.compact
     def __call__(self, x: Images) -> Float[Array, "batch height_out width_out {self.features}"]:
-        """Maps (b, h, w, c) to (b, 2h, 2w, features) or (b, h/2, w/2, features)."""
+        """Map (b, h, w, c) to (b, 2h, 2w, features) or (b, h/2, w/2, features)."""
         if self.direction == "up":
             if self.fir_kernel is None:
                 return conv3x3(self.features, name="conv")(nearest_upsample(x))
             x = fir_upsample(x, self.fir_kernel, margin=1)
             return conv3x3(self.features, padding="VALID", name="conv")(x)
         if self.fir_kernel is None:
-            border = (1, 1) if self.centred else (0, 1)
+            border = (1, 1) if self.centered else (0, 1)
             return conv3x3(self.features, stride=2, padding=(border, border), name="conv")(x)
         x = fir_blur(x, self.fir_kernel)
         return conv3x3(self.features, stride=2, padding="VALID", name="conv")(x)

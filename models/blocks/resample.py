@@ -1,21 +1,23 @@
 """Doubling and halving the resolution of images, with or without a FIR filter.
 
 A separable filter k = (k[0], ..., k[K-1]), normalized to sum 1, acts along each image axis. With u
-the signal x, zero outside the image, with left padding P and stride s,
+the signal x, zero outside the image, left padding P and stride s,
 
     y[n] = sum_m k[K-1-m] u[s n + m - P],
     down:  s = 2,  P = floor((K - 1) / 2),
     up:    s = 1,  P = floor((K + 1) / 2),  gain 2,  u zero-stuffed: u[2n] = x[n], u[2n + 1] = 0.
 
 This is `upfirdn` with the alignment of StyleGAN2 (Karras et al. 2020, arXiv:1912.04958); a filter
-beside the change of rate keeps aliasing down (Zhang 2019, arXiv:1904.11486). The filter (1, 1) is
-the plain pair again: nearest neighbour up, averages of 2x2 pixels down.
+at the change of rate reduces aliasing (Zhang 2019, arXiv:1904.11486). The filter (1, 1) gives plain
+resampling: nearest neighbor up, averages of 2x2 pixels down.
 
-Everything is a sum of a few shifted slices (the polyphase form, which never touches a stuffed
-zero): on the CPU a depthwise convolution is some hundred times slower, and `jax.image.resize` has a
-slow gradient.
+Everything is a sum of a few shifted slices: the polyphase form, which never reads a stuffed zero.
+On the CPU a depthwise convolution is some hundred times slower, and `jax.image.resize` has a slow
+gradient.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -24,37 +26,37 @@ from jaxtyping import Array, Float
 
 Images = Float[Array, "batch height width channels"]
 ResampledImages = Float[Array, "batch height_out width_out channels"]
-Kernel = Sequence[int | float]  # the taps k[0], ..., k[K-1]
+FilterTaps = Sequence[float]  # the taps k[0], ..., k[K-1]
 
 
-def upsample(x: Images, kernel: Kernel | None) -> ResampledImages:
-    """Doubles height and width: nearest neighbour if `kernel` is None, else `fir_upsample`."""
+def upsample(x: Images, kernel: FilterTaps | None) -> ResampledImages:
+    """Double height and width: nearest neighbor if `kernel` is None, else `fir_upsample`."""
     return nearest_upsample(x) if kernel is None else fir_upsample(x, kernel)
 
 
-def downsample(x: Images, kernel: Kernel | None) -> ResampledImages:
-    """Halves height and width: 2x2 averages if `kernel` is None, else `fir_downsample`."""
+def downsample(x: Images, kernel: FilterTaps | None) -> ResampledImages:
+    """Halve height and width: 2x2 averages if `kernel` is None, else `fir_downsample`."""
     return average_downsample(x) if kernel is None else fir_downsample(x, kernel)
 
 
 def nearest_upsample(x: Images) -> ResampledImages:
-    """Repeats every pixel 2x2 times: (b, h, w, c) -> (b, 2h, 2w, c)."""
+    """Repeat every pixel 2x2 times: (b, h, w, c) -> (b, 2h, 2w, c)."""
     b, h, w, c = x.shape
     repeated = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return repeated.reshape(b, 2 * h, 2 * w, c)
 
 
 def average_downsample(x: Images) -> ResampledImages:
-    """Averages blocks of 2x2 pixels: (b, h, w, c) -> (b, h/2, w/2, c); h and w even."""
+    """Average blocks of 2x2 pixels: (b, h, w, c) -> (b, h/2, w/2, c); h and w even."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
-def fir_upsample(x: Images, kernel: Kernel, *, margin: int = 0) -> ResampledImages:
-    """Interpolates to twice the resolution: (b, h, w, c) -> (b, 2(h + margin), 2(w + margin), c).
+def fir_upsample(x: Images, kernel: FilterTaps, *, margin: int = 0) -> ResampledImages:
+    """Interpolate to twice the resolution: (b, h, w, c) -> (b, 2(h + margin), 2(w + margin), c).
 
-    `margin` asks for that many more pixels on each side, where the filter still overlaps the image:
-    a 3x3 convolution without padding then reads the filter's true tail instead of zeros.
+    `margin` adds pixels on each side, where the filter still overlaps the image. A 3x3 convolution
+    without padding then reads the filter's true tail instead of zeros.
     """
     taps = normalize_kernel(kernel, gain=2.0)
     left = (len(taps) + 1) // 2 + margin
@@ -63,8 +65,8 @@ def fir_upsample(x: Images, kernel: Kernel, *, margin: int = 0) -> ResampledImag
     return x
 
 
-def fir_downsample(x: Images, kernel: Kernel) -> ResampledImages:
-    """Filters and keeps every second pixel: (b, h, w, c) -> (b, h/2, w/2, c); h and w even."""
+def fir_downsample(x: Images, kernel: FilterTaps) -> ResampledImages:
+    """Filter, and keep every second pixel: (b, h, w, c) -> (b, h/2, w/2, c); h and w even."""
     taps = normalize_kernel(kernel)
     left = (len(taps) - 1) // 2
     for axis in (1, 2):
@@ -72,10 +74,10 @@ def fir_downsample(x: Images, kernel: Kernel) -> ResampledImages:
     return x
 
 
-def fir_blur(x: Images, kernel: Kernel) -> ResampledImages:
-    """Filters for a 3x3 convolution of stride 2 to follow: (b, h, w, c) -> (b, h + 1, w + 1, c).
+def fir_blur(x: Images, kernel: FilterTaps) -> ResampledImages:
+    """Filter images for a 3x3 convolution of stride 2: (b, h, w, c) -> (b, h + 1, w + 1, c).
 
-    Without padding, that convolution reads just these pixels to make its (h/2, w/2).
+    Without padding, the convolution reads exactly these pixels for its (h/2, w/2) outputs.
     """
     taps = normalize_kernel(kernel)
     left = (len(taps) - 1) // 2 + 1
@@ -84,24 +86,24 @@ def fir_blur(x: Images, kernel: Kernel) -> ResampledImages:
     return x
 
 
-def normalize_kernel(kernel: Kernel, *, gain: float = 1.0) -> tuple[float, ...]:
-    """Scales the taps of a filter to sum `gain`.
+def normalize_kernel(kernel: FilterTaps, *, gain: float = 1.0) -> tuple[float, ...]:
+    """Scale the taps of a filter to the sum `gain`.
 
     Raises:
-        ValueError: for fewer than two taps, or a sum that is not positive.
+        ValueError: there are fewer than two taps, or their sum is not positive.
     """
     total = float(sum(kernel))
     if len(kernel) < 2 or not total > 0:
         raise ValueError(
-            f"config.model.fir_kernel is {tuple(kernel)}; valid is two or more numbers of positive "
-            "sum. Take the paper's (1, 3, 3, 1), or config.model.resample='plain' for no filter."
+            f"config.model.fir_kernel={tuple(kernel)}; valid is two or more numbers of positive "
+            "sum. Set the paper's (1, 3, 3, 1), or config.model.resample='plain' for no filter."
         )
     return tuple(gain * float(tap) / total for tap in kernel)
 
 
 def _filter_axis(
     x: Images,
-    taps: Kernel,
+    taps: FilterTaps,
     axis: int,
     *,
     outputs: int,
@@ -109,10 +111,10 @@ def _filter_axis(
     up: int = 1,
     stride: int = 1,
 ) -> ResampledImages:
-    """Computes `outputs` values of y (module docstring) along `axis`; `up` or `stride` is 1.
+    """Compute `outputs` values of y (module docstring) along `axis`; `up` or `stride` is 1.
 
-    Output n = up q + r belongs to phase r: it reads x[stride q + (r + m - left) / up] for those m
-    that make the division exact, so each tap of a phase is one strided slice.
+    Output n = up q + r belongs to phase r. It reads x[stride q + (r + m - left) / up] for all m
+    that make the division exact. So each tap of a phase is one strided slice.
     """
     phases = [
         [
@@ -132,7 +134,10 @@ def _filter_axis(
         first = before + start
         return lax.slice_in_dim(padded, first, first + span, stride, axis)
 
-    filtered = [sum(tap * read(start) for tap, start in phase) for phase in phases]
+    filtered = [
+        functools.reduce(operator.add, (tap * read(start) for tap, start in phase))
+        for phase in phases
+    ]
     if up == 1:
         return filtered[0]
     shape = (*x.shape[:axis], outputs, *x.shape[axis + 1 :])

@@ -4,8 +4,8 @@
     extension 2    a complex number: the MessagePack of (real, imaginary)
     extension 3    a NumPy number: as an array of shape ()
 
-Arrays beyond 2^30 bytes are dicts of flat pieces. Tuples and lists have become dicts with the keys
-"0", "1", ... The format is that of `flax/serialization.py`.
+Arrays beyond 2^30 bytes are dicts of flat pieces. Tuples and lists are dicts with the keys "0",
+"1", ... The format is that of `flax/serialization.py`.
 """
 
 import math
@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 from jaxtyping import Shaped
 
-from published.formats.errors import FileError
+from errors import FileError
 
 _ARRAY, _COMPLEX, _NUMBER = 1, 2, 3
 _CHUNKED = "__msgpack_chunked_array__"
@@ -27,16 +27,16 @@ _DTYPES = {
 
 
 def is_msgpack_map(start: bytes) -> bool:
-    """Whether a file that begins so may hold a non-empty map."""
+    """Return whether a file with this start may hold a non-empty map."""
     return start[:1] in (b"\xde", b"\xdf") or b"\x81" <= start[:1] <= b"\x8f"
 
 
 def read_flax(path: Path) -> dict[str, Any]:
-    """The nested dicts of arrays and plain values; bfloat16 as float32.
+    """Return nested dicts of arrays and plain values; bfloat16 as float32.
 
     Raises:
         FileError: it is not a file of Flax.
-        ValueError and others: it is damaged.
+        ValueError: it is damaged; other exceptions are possible.
     """
     tree = msgpack.unpackb(path.read_bytes(), ext_hook=_extension, raw=False, strict_map_key=False)
     if not isinstance(tree, dict):
@@ -57,9 +57,9 @@ def _array(data: bytes) -> Shaped[np.ndarray, "..."]:
     shape, name, content = msgpack.unpackb(data, raw=True)
     dtype = name.decode("ascii")
     if dtype not in _DTYPES:
-        raise FileError(f"it holds an array of type {dtype[:40]!r}, which is not known here")
+        raise FileError(f"it holds an array of type {dtype[:40]!r}, which is unknown")
     if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError("a shape that is no shape")
+        raise ValueError("a shape that is not one of an array")
     if dtype == "bfloat16":
         halves = np.frombuffer(content, "<u2")
         flat = (halves.astype(np.uint32) << 16).view(np.float32)
@@ -71,7 +71,7 @@ def _array(data: bytes) -> Shaped[np.ndarray, "..."]:
 
 
 def _joined(tree: Any) -> Any:
-    """`tree` with arrays in pieces put together."""
+    """Return `tree` with arrays joined from their pieces."""
     if not isinstance(tree, dict):
         return tree
     if _CHUNKED not in tree:

@@ -1,19 +1,18 @@
-"""A reader of pickles that runs nothing.
+"""A reader of pickles that executes no code.
 
-A pickle is a program for a stack machine (`pickletools` documents each instruction), and some of
-its instructions import and call whatever the file names. This machine has only the others: it
-builds dicts, lists, tuples, numbers and text. A name is never looked up. It is compared with a list
-that the caller gives, and stands for the caller's function of plain values; any other name ends the
-reading. There is no instruction here that imports, sets an attribute or makes an object.
+A pickle is a program for a stack machine (`pickletools` documents each instruction). Some of its
+instructions import and call anything that the file names. This machine has only the others, which
+build dicts, lists, tuples, numbers and text. It never imports a name, but compares it with a list
+of the caller, where it stands for a function of plain values. Any other name ends the reading. No
+instruction here imports, sets an attribute or makes an object.
 """
 
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from io import BufferedIOBase
-from typing import Any, NamedTuple, final
+from typing import IO, Any, NamedTuple, final
 
-from published.formats.errors import FileError
+from errors import FileError
 
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -32,20 +31,20 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Name(NamedTuple):
-    """A name that the file may mention, such as "torch.FloatStorage": text, and nothing behind."""
+    """A name that the file may contain, such as "torch.FloatStorage", as text alone."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What a pickle may say.
+    """The valid names and ids in a pickle.
 
     Attributes:
-        values: names that may stand in the file as they are.
-        calls: names that the file may call, and what this does to the arguments, which are plain
+        values: names that may be values.
+        calls: names that the file may call, and our function for each. Its arguments are plain
             values, `Name`s, or results of such calls. It raises FileError for wrong arguments.
-        persistent: the meaning of a persistent id; None if there may be none.
+        persistent: reads a persistent id; None if there may be no such id.
     """
 
     values: frozenset[str]
@@ -53,14 +52,14 @@ class Vocabulary:
     persistent: Callable[[Any], Any] | None = None
 
 
-def load(file: BufferedIOBase, vocabulary: Vocabulary) -> Any:
-    """The value of the next pickle in `file`, which is left behind its end.
+def load(file: IO[bytes], vocabulary: Vocabulary) -> Any:
+    """Return the value of the next pickle in `file`, and advance `file` to its end.
 
-    State that the file wants to set on a dict (the instruction BUILD) is dropped. The results of
-    `calls` may have a method `set_state`, which gets it; anything else has no state.
+    The instruction BUILD sets the state of an object. The state of a dict is dropped. Results of
+    `calls` with a method `set_state` receive theirs. Any other object is refused.
 
     Raises:
-        FileError: the pickle asks for anything but plain values and the vocabulary.
+        FileError: the pickle needs more than plain values and the vocabulary.
         ValueError: it is damaged.
     """
     machine = _Machine(vocabulary)
@@ -70,7 +69,7 @@ def load(file: BufferedIOBase, vocabulary: Vocabulary) -> Any:
                 return machine.pop()
             machine.execute(opcode.name, argument)
         except (IndexError, KeyError, TypeError) as error:
-            raise ValueError(f"instruction {opcode.name} has not what it needs") from error
+            raise ValueError(f"instruction {opcode.name} lacks its operands") from error
     raise ValueError("the pickle has no end")
 
 
@@ -88,7 +87,7 @@ class _Machine:
         return self._stack.pop()
 
     def execute(self, opcode: str, argument: Any) -> None:
-        """One instruction."""
+        """Execute one instruction."""
         if opcode in _LITERALS:
             self._stack.append(argument)
         elif opcode in _CONSTANTS:
@@ -102,7 +101,7 @@ class _Machine:
             raise _refusal(_dotted(argument))
         else:
             raise FileError(
-                f"its pickle uses the instruction {opcode}, which makes objects of classes and is "
+                f"its pickle has the instruction {opcode}, which makes objects of classes and is "
                 f"refused. {REMEDY}"
             )
 
@@ -114,7 +113,7 @@ class _Machine:
         self._stack = []
 
     def _to_mark(self) -> list[Any]:
-        """What lies above the last mark, which is taken away with it."""
+        """Remove and return everything above the last mark."""
         items, self._stack = self._stack, self._below.pop()
         return items
 
@@ -232,16 +231,16 @@ _METHODS: dict[str, Callable[[_Machine, Any], None]] = {
 }
 
 REMEDY = (
-    "Where the file is trusted, load it with the software that wrote it and save the plain tensors "
-    "alone: torch.save(net.state_dict(), path), or safetensors"
+    "If you trust the file, load it with the software that wrote it and save the tensors alone: "
+    "torch.save(net.state_dict(), path), or safetensors"
 )
 
 
 def _dotted(argument: str) -> str:
-    """What pickletools reads as "module name", as "module.name"."""
+    """Return "module.name" for the "module name" of pickletools."""
     return argument.replace(" ", ".")
 
 
 def _refusal(name: str) -> FileError:
     shown = name if len(name) <= 80 else f"{name[:80]}..."
-    return FileError(f"its pickle asks to run {shown!r}, which is refused. {REMEDY}")
+    return FileError(f"its pickle calls {shown!r}, which is refused. {REMEDY}")

@@ -1,11 +1,11 @@
-"""Reads a checkpoint that another project has published, whatever its format and its file name.
+"""Checkpoints that other projects have published, in any format and under any file name.
 
     torch.save           nested dicts, lists and tuples of arrays, numbers and text
     safetensors          {name: array}
     diffusers folder     {"config": its JSON, "tensors": {name: array}}
     Flax (MessagePack)   nested dicts of arrays and numbers
 
-No format's own software is needed, and nothing in a file is ever run: a pickle that is more than
+No format's own software is needed, and no code in a file is executed: a pickle that holds more than
 data is refused (`pickles.py`).
 """
 
@@ -18,13 +18,11 @@ from typing import Any
 
 import msgpack
 
+from errors import FileError
 from published.formats import flax_files, safetensors, torch_files
-from published.formats.errors import FileError
 from published.formats.pickles import REMEDY
 
-__all__ = ["FileError", "read"]
-
-# What the readers, and the libraries they call, raise at bytes that make no sense.
+# Exceptions that the readers, and the libraries they call, raise for damaged files.
 _DAMAGE = (
     ValueError,
     KeyError,
@@ -46,11 +44,11 @@ _WEIGHTS = "diffusion_pytorch_model"
 
 
 def read(path: Path) -> Any:
-    """The content of a published checkpoint: arrays, which are read-only, and plain values.
+    """Return the content of a published checkpoint: read-only arrays and plain values.
 
     Raises:
-        FileError (a ValueError): in one line, why `path` is not a checkpoint that can be read, and
-            what to do: there is none, it is damaged, incomplete, of another format, or code.
+        FileError: `path` does not exist, is damaged, incomplete, of another format, or code. The
+            message has one line with the remedy.
     """
     try:
         if path.is_dir():
@@ -70,7 +68,7 @@ def read(path: Path) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """One short line."""
+    """Return one short line about an error."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 120 else f"{text[:120]}..."
 
@@ -94,7 +92,7 @@ def _read_file(path: Path) -> Any:
 
 
 def _unknown(start: bytes, size: int) -> FileError:
-    """What to say of a file that is none of the formats."""
+    """Return the error for a file of another format."""
     if start.startswith(b"version https://git-lfs"):
         return FileError(
             "it is a pointer of Git LFS instead of the file. Fetch the file itself with "
@@ -103,21 +101,21 @@ def _unknown(start: bytes, size: int) -> FileError:
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return FileError(
             "it is a web page instead of the file. Open the address in a browser, and download "
-            "what it links to"
+            "the file that it links to"
         )
     if start.startswith(b"\x80") and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return FileError(
-            f"it is a bare pickle, which is code that loading would run, and is refused. {REMEDY}"
+            f"it is a bare pickle. Loading it would execute code, so it is refused. {REMEDY}"
         )
     begins = ascii(start[:16].decode("latin1"))
     return FileError(
-        f"its {size} bytes begin with {begins}, which is no known format. Valid are files of "
+        f"its {size} bytes begin with {begins}, which is not a known format. Valid are files of "
         "torch.save, safetensors and Flax, and folders of diffusers"
     )
 
 
 def _read_folder(path: Path) -> dict[str, Any]:
-    """The network in a folder of diffusers, or in its subfolder unet/."""
+    """Return the network in a folder of diffusers, or in its subfolder unet/."""
     for folder in (path, path / "unet"):
         weights = [
             file
@@ -127,9 +125,9 @@ def _read_folder(path: Path) -> dict[str, Any]:
         if weights and (folder / "config.json").is_file():
             config = json.loads((folder / "config.json").read_text())
             if not isinstance(config, dict):
-                raise ValueError("config.json is no JSON object")
+                raise ValueError("config.json is not a JSON object")
             return {"config": config, "tensors": _read_file(weights[0])}
     raise FileError(
-        f"it is a folder without config.json and {_WEIGHTS}.safetensors, here or in unet/. Name a "
+        f"it is a folder without config.json and {_WEIGHTS}.safetensors, here or in unet/. Give a "
         "file in it, or a folder of diffusers"
     )

@@ -1,11 +1,10 @@
-"""Files of safetensors, and the folders of diffusers that hold one.
+"""Files of safetensors.
 
     8 bytes      length n of the header, little-endian
     n bytes      JSON: {"<name>": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
     the rest     the tensors, row-major, little-endian, without gaps
 
-The format is documented at https://github.com/huggingface/safetensors, a folder's by the method
-save_pretrained of https://github.com/huggingface/diffusers.
+The format is documented at https://github.com/huggingface/safetensors.
 """
 
 import json
@@ -18,13 +17,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from published.formats.errors import FileError
+from errors import FileError
 
 _DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
-    "BF16": "<u2",  # the upper half of a float32, which it is read as
+    "BF16": "<u2",  # the upper half of a float32
     "I64": "<i8",
     "I32": "<i4",
     "I16": "<i2",
@@ -39,7 +38,7 @@ _LONGEST_HEADER = 100_000_000  # as in the format's own reader
 
 
 def is_safetensors(start: bytes, size: int) -> bool:
-    """Whether a file of `size` bytes that begins with `start` is one."""
+    """Return whether a file of `size` bytes with this start is one."""
     if len(start) < 9 or start[8:9] != b"{":
         return False
     (length,) = struct.unpack("<Q", start[:8])
@@ -47,11 +46,11 @@ def is_safetensors(start: bytes, size: int) -> bool:
 
 
 def read_safetensors(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """The tensors by name; bfloat16 as float32.
+    """Return the tensors by name; bfloat16 as float32.
 
     Raises:
-        FileError: a tensor is of a type that is not known here.
-        ValueError and others: the file is damaged.
+        FileError: a tensor has an unknown type.
+        ValueError: the file is damaged; other exceptions are possible.
     """
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
@@ -65,7 +64,7 @@ def read_safetensors(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
 
 
 def _span(entry: Any, size: int) -> tuple[int, int]:
-    """First and last byte of a tensor; raises for an entry that does not fit itself or the data."""
+    """Return the first and last byte of a tensor, after checks of its entry."""
     if entry["dtype"] not in _DTYPES:
         valid = ", ".join(_DTYPES)
         raise FileError(
@@ -73,7 +72,7 @@ def _span(entry: Any, size: int) -> tuple[int, int]:
         )
     (start, end), shape = entry["data_offsets"], entry["shape"]
     if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
-        raise ValueError("sizes that are no sizes")
+        raise ValueError("sizes that are not integers of at least 0")
     expected = math.prod(shape) * np.dtype(_DTYPES[entry["dtype"]]).itemsize
     if not start <= end <= size or end - start != expected:
         raise ValueError(f"a tensor {shape} in bytes {start} .. {end} of {size}")

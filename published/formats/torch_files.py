@@ -1,14 +1,14 @@
-"""Files of torch.save: the zip archives of PyTorch 1.6 and later, and the stream of before.
+"""Files of torch.save: zip archives since PyTorch 1.6, and streams before.
 
     zip       <any>/data.pkl               a pickle of the object, tensors by storage key
               <any>/data/<key>             the bytes of one storage
-              <any>/byteorder              "little" or "big"; little where there is none
+              <any>/byteorder              "little" or "big"; little if absent
     stream    four pickles                 a magic number, the protocol, C types, the object
               a pickle                     the storage keys, sorted
               per key                      the number of elements as int64, then their bytes
 
-A tensor is a view (offset, shape, strides, all in elements) of a storage, which several tensors may
-share. The formats are those of `torch/serialization.py` and `torch/_utils.py` of PyTorch.
+A tensor is a view (offset, shape, strides, all in elements) of a storage. Several tensors may share
+a storage. The formats are those of `torch/serialization.py` and `torch/_utils.py` of PyTorch.
 """
 
 import io
@@ -18,21 +18,24 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
 
+from errors import FileError
 from published.formats import pickles
-from published.formats.errors import FileError
 from published.formats.pickles import Name, Vocabulary
 
 Array = Shaped[np.ndarray, "..."]
+ByteOrder = Literal["<", ">", "|", "="]
 
 ZIP_START = b"PK\x03\x04"
-_STREAM_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number's instruction, and STOP
+_STREAM_MAGIC = (
+    b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the instruction with the magic number, and STOP
+)
 
-# bfloat16 is the upper half of a float32, which it is read as.
+# bfloat16 is the upper half of a float32, and is read as float32.
 BFLOAT16 = "bfloat16"
 _STORAGES = {
     "torch.DoubleStorage": "float64",
@@ -47,21 +50,21 @@ _STORAGES = {
     "torch.BoolStorage": "bool",
 }
 _DTYPES = {f"torch.{dtype}" for dtype in _STORAGES.values()}
-_DEPTH = 100  # of nested containers
-_EXPANDED = 2**24  # elements of a tensor that repeats its storage
+_DEPTH = 100  # of nested containers, at most
+_EXPANDED = 2**24  # elements of a tensor that repeats its storage, at most
 
 
 def is_stream(start: bytes) -> bool:
-    """Whether a file that begins so is of the older format."""
+    """Return whether a file with this start has the older format."""
     return start[:1] == b"\x80" and _STREAM_MAGIC in start[:32]
 
 
 def read_zip(path: Path) -> Any:
-    """The object in a zip archive, as dicts, lists, tuples, arrays and plain values.
+    """Return the object in a zip archive, as dicts, lists, tuples, arrays and plain values.
 
     Raises:
-        FileError: it is not an archive of torch.save, or its pickle asks for more than data.
-        ValueError, zipfile.BadZipFile and others: it is damaged.
+        FileError: it is not an archive of torch.save, or its pickle holds more than data.
+        ValueError: it is damaged; other exceptions are possible.
     """
     with zipfile.ZipFile(path) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
@@ -86,15 +89,15 @@ def read_zip(path: Path) -> Any:
         return _resolve(tree, _once(read_storage))
 
 
-def read_stream(file: io.BufferedIOBase, length: int) -> Any:
-    """The object in a file of the older format, `length` bytes long.
+def read_stream(file: IO[bytes], length: int) -> Any:
+    """Return the object in a file of the older format, `length` bytes long.
 
     Raises:
-        FileError: its pickle asks for more than data.
-        ValueError and others: it is damaged.
+        FileError: its pickle holds more than data.
+        ValueError: it is damaged; other exceptions are possible.
     """
     plain = Vocabulary(values=frozenset(), calls={})
-    pickles.load(file, plain)  # the magic number, by which the format was known
+    pickles.load(file, plain)  # the magic number, already checked by `is_stream`
     protocol, system = pickles.load(file, plain), pickles.load(file, plain)
     if protocol != 1001 or not isinstance(system, dict):
         raise ValueError(f"protocol {protocol!r}")
@@ -106,22 +109,22 @@ def read_stream(file: io.BufferedIOBase, length: int) -> Any:
         (count,) = struct.unpack(f"{order}q", file.read(8))
         size = count * _itemsize(dtypes[key])
         if not 0 <= size <= length - file.tell():
-            raise ValueError(f"storage {key} of {size} bytes is not all there")
+            raise ValueError(f"storage {key} of {size} bytes is incomplete")
         storages[key] = _elements(file.read(size), dtypes[key], order)
     return _resolve(tree, lambda storage: storages[storage.key])
 
 
 class _Storage(NamedTuple):
-    """Elements of one type somewhere in the file; `start` is the first of them that is meant."""
+    """Elements of one type in the file, from the element `start` on."""
 
     key: str
     dtype: str
-    count: int
+    size: int
     start: int
 
 
 class _View(NamedTuple):
-    """A tensor whose storage has not been read yet."""
+    """A tensor before its storage is read."""
 
     storage: _Storage
     offset: int
@@ -131,20 +134,20 @@ class _View(NamedTuple):
 
 @dataclass
 class _ScalarType:
-    """A NumPy dtype of one number, in the words of its pickle."""
+    """A NumPy dtype of one number, as a pickle describes it."""
 
     code: str
-    order: str = "="
+    order: ByteOrder = "="
 
     def set_state(self, state: Any) -> None:
-        """Takes the byte order from a dtype's state (version, byte order, ...)."""
+        """Set the byte order from a dtype's state (version, byte order, ...)."""
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-            raise ValueError("the state of a NumPy type")
+            raise ValueError("an unknown state of a NumPy type")
         self.order = state[1]
 
 
 def _vocabulary(dtypes: dict[str, str] | None = None) -> Vocabulary:
-    """What a pickle of tensors may say; `dtypes` takes down the type of each storage."""
+    """Return the vocabulary of tensors; `dtypes`, if given, receives the type of each storage."""
 
     def persistent(identity: Any) -> _Storage:
         storage = _storage(identity)
@@ -174,7 +177,7 @@ def _ordered(pairs: Any = ()) -> dict:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """How Python 3 writes bytes in the pickles of Python 2."""
+    """Return the bytes that Python 3 writes as text in pickles for Python 2."""
     if not isinstance(text, str) or encoding != "latin1":
         raise ValueError("an encoding other than latin1")
     return text.encode("latin1")
@@ -193,9 +196,9 @@ def _scalar(dtype: Any, data: Any) -> int | float | bool:
 
 
 def _storage(identity: Any) -> _Storage:
-    """The storage that a persistent id means: ("storage", type, key, place, count[, view])."""
+    """Return the storage of a persistent id: ("storage", type, key, place, count[, view])."""
     if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise ValueError("a persistent id that is no storage")
+        raise ValueError("a persistent id that is not a storage")
     _, kind, key, _, count, *view = identity
     if not isinstance(kind, Name) or kind.text not in _STORAGES:
         raise ValueError("a storage without a type")
@@ -208,22 +211,22 @@ def _storage(identity: Any) -> _Storage:
 
 
 def _view(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _View:
-    """A tensor, which must lie within its storage."""
+    """Return a tensor, which must lie within its storage."""
     if not isinstance(storage, _Storage) or not _are_sizes((offset,)):
         raise ValueError("a tensor without storage and offset")
     if not (_are_sizes(shape) and _are_sizes(strides) and len(shape) == len(strides) <= 32):
         raise ValueError("a tensor without shape and strides")
     count = math.prod(shape)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    if count and last >= storage.count:
-        raise ValueError(f"a tensor {shape} beyond its storage of {storage.count} elements")
-    if count > max(storage.count, _EXPANDED):
-        raise ValueError(f"a tensor {shape} that repeats {storage.count} elements")
+    if count and last >= storage.size:
+        raise ValueError(f"a tensor {shape} beyond its storage of {storage.size} elements")
+    if count > max(storage.size, _EXPANDED):
+        raise ValueError(f"a tensor {shape} that repeats {storage.size} elements")
     return _View(storage, offset, shape, strides)
 
 
 def _are_sizes(values: Any) -> bool:
-    """Whether these are integers from 0 to 2^62."""
+    """Return whether values are a tuple of integers from 0 to 2^62."""
     return isinstance(values, tuple) and all(
         type(value) is int and 0 <= value < 2**62 for value in values
     )
@@ -233,8 +236,8 @@ def _itemsize(dtype: str) -> int:
     return 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
 
 
-def _elements(data: bytes, dtype: str, order: str) -> Array:
-    """The numbers in `data`, in this machine's byte order."""
+def _elements(data: bytes, dtype: str, order: ByteOrder) -> Array:
+    """Return the numbers in `data`, in this machine's byte order."""
     if dtype == BFLOAT16:
         halves = np.frombuffer(data, np.dtype(np.uint16).newbyteorder(order))
         return (halves.astype(np.uint32) << 16).view(np.float32)
@@ -243,7 +246,7 @@ def _elements(data: bytes, dtype: str, order: str) -> Array:
 
 
 def _once(read: Callable[[_Storage], Array]) -> Callable[[_Storage], Array]:
-    """`read`, called once for each storage."""
+    """Return `read` with one call per storage."""
     done: dict[str, Array] = {}
 
     def remembered(storage: _Storage) -> Array:
@@ -255,7 +258,7 @@ def _once(read: Callable[[_Storage], Array]) -> Callable[[_Storage], Array]:
 
 
 def _resolve(tree: Any, read: Callable[[_Storage], Array]) -> Any:
-    """`tree` with its tensors read, and what is not data made into text."""
+    """Return `tree` with its tensors read and its names as text."""
     done: dict[int, Any] = {}
     parents: set[int] = set()
 
@@ -287,9 +290,9 @@ def _resolve(tree: Any, read: Callable[[_Storage], Array]) -> Any:
 
 
 def _tensor(view: _View, read: Callable[[_Storage], Array]) -> Array:
-    """The tensor as an array that shares its storage's memory, read-only."""
+    """Return the tensor as a read-only array that shares its storage's memory."""
     storage = read(view.storage)
-    if view.storage.start + view.storage.count > storage.size:
+    if view.storage.start + view.storage.size > storage.size:
         raise ValueError(f"storage {view.storage.key} holds {storage.size} elements")
     first = view.storage.start + view.offset
     strides = tuple(stride * storage.itemsize for stride in view.strides)

@@ -1,7 +1,7 @@
-"""Writes files that torch.load(path, weights_only=True) reads, without torch.
+"""Files that torch.load(path, weights_only=True) reads, written without torch.
 
-The format is that of `torch_files.py`, a zip archive; the pickle in it is written here instruction
-by instruction (`pickletools` documents them), with the names that torch itself writes for tensors.
+The format is that of `torch_files.py`, a zip archive. This module writes the instructions of its
+pickle one by one (`pickletools` documents them), with the names that torch writes for tensors.
 """
 
 import struct
@@ -15,7 +15,7 @@ import numpy as np
 
 from files.writing import write_file
 
-_Storages = dict[int, tuple[int, np.ndarray]]  # number and content, by the id of the array given
+_Storages = dict[int, tuple[int, np.ndarray]]  # number and content, by the id of the array
 
 _STORAGES = {
     "float64": "DoubleStorage",
@@ -31,13 +31,13 @@ _STORAGES = {
 
 
 def write_torch(path: Path, tree: Any) -> None:
-    """Writes nested dicts, lists and tuples of arrays, numbers, text and None; whole or not at all.
+    """Write nested dicts, lists and tuples of arrays, numbers, text and None, atomically.
 
-    Arrays become tensors that need no gradient; the same array object twice shares its storage. The
-    same tree makes the same bytes.
+    Arrays become tensors without gradients. An array object that occurs twice shares its storage.
+    The same tree makes the same bytes.
 
     Raises:
-        TypeError: for a value that torch has no plain form for, naming where it is.
+        TypeError: torch has no plain form for a value; the message has its path.
         OSError: the file cannot be written.
     """
     arrays: _Storages = {}
@@ -56,17 +56,17 @@ def write_torch(path: Path, tree: Any) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    # Not the time of day, so that the same weights make the same file.
+    # A fixed time, so that the same weights make the same file.
     archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), data)
 
 
 def _value(value: Any, where: str, arrays: _Storages) -> list[bytes]:
-    """The instructions that leave `value` on the stack; new arrays are added to `arrays`."""
+    """Return the instructions that push `value`; add new arrays to `arrays`."""
     match value:
         case None:
             return [b"N"]
         case bool() | np.bool_():
-            return [b"\x88" if value else b"\x89"]
+            return [b"\x88" if bool(value) else b"\x89"]
         case int() | np.integer():
             return [_integer(int(value))]
         case float() | np.floating():
@@ -89,7 +89,7 @@ def _value(value: Any, where: str, arrays: _Storages) -> list[bytes]:
             return [*parts, b"e" if isinstance(value, list) else b"t"]
     raise TypeError(
         f"{where or '/'} is a {type(value).__name__}; valid is a dict, list, tuple, array, number, "
-        "text or None. Convert it first, as np.asarray does for arrays of JAX"
+        "text or None. Convert it first; np.asarray converts arrays of JAX"
     )
 
 
@@ -110,7 +110,7 @@ def _sizes(values: Sequence[int]) -> bytes:
 
 
 def _tensor(value: np.ndarray, where: str, arrays: _Storages) -> list[bytes]:
-    """A call of torch's _rebuild_tensor_v2 on a storage, which is named by its number."""
+    """Return a call of torch's _rebuild_tensor_v2 on a storage with a number as its name."""
     array = value.astype(value.dtype.newbyteorder("="), order="C", copy=False)
     if str(array.dtype) not in _STORAGES:
         raise TypeError(

@@ -67,7 +67,7 @@ def test_resizing_is_a_choice(tmp_path):
     with pytest.raises(ValueError, match="crop, none, pad"):
         load(str(tmp_path / "x.npz"), image_size=4, channels=3, resize="stretch")
 
-    # A wide picture of one color a column: the crop keeps the middle and the channels apart.
+    # A wide picture of one color: the crop keeps the middle and the channels apart.
     wide = np.zeros((4, 6, 10, 3), np.uint8)
     wide[:, :, 2:8] = (10, 100, 200)
     np.savez(tmp_path / "x.npz", train=wide, test=wide)

@@ -49,7 +49,7 @@ def test_test_images_are_named_by_number():
         ("bad.png", r"input='.*bad.png' is not a readable image"),
         ("bad.npy", r"input='.*bad.npy' cannot be read"),
         ("bad.npz", r"input='.*bad.npz' cannot be read"),
-        ("large.png", r"has shape \(8, 8, 1\), but must have \(4, 6, 1\); resize it first"),
+        ("large.png", r"has shape \(8, 8, 1\), but must have \(4, 6, 1\); resize it"),
         ("bright.npy", r"has numbers from 0 to 2; images must be in \[0, 1\], or uint8"),
         ("nan.npy", "holds NaN"),
         ("complex.npy", "holds NaN, infinity or complex numbers"),

@@ -28,7 +28,11 @@ from experiment.options import (
         (SamplingOptions, {"seed": -1}, "seed=-1 must be at least 0"),
         (SamplingOptions, {"labels": (True,)}, "must be integers"),
         (EvaluationOptions, {"seed": -1}, "seed=-1 must be at least 0"),
-        (EvaluationOptions, {"ladder_images": -1}, "ladder_images=-1 must be at least 0"),
+        (
+            EvaluationOptions,
+            {"error_budget_images": -1},
+            "error_budget_images=-1 must be at least 0",
+        ),
         (EvaluationOptions, {"samples": 1}, "samples=1 must be at least 2"),
         (AnalyticDPMOptions, {"num_images": 2}, "num_images=2 must be at least 3"),
         (AnalyticDPMOptions, {"num_times": 2}, "num_times=2 must be at least 3"),

@@ -17,7 +17,7 @@ def test_every_sampler_is_built_by_its_name(name):
     assert "classifier" not in sampler.needs
     assert resolved["clip"] == "none"
     if name in SOLVERS:
-        denoised = resolved["finish"] == "denoise"
+        denoised = resolved["final_step"] == "denoise"
         assert sampler.evaluations - denoised in (6, 12)
         assert resolved["steps"] == 6
 

@@ -15,7 +15,7 @@ from experiment.tasks import TASKS, InverseProblem
 FIELDS = TINY | {
     "sampling.name": "ddim",
     "sampling.steps": 3,
-    "sampling.finish": "denoise",
+    "sampling.final_step": "denoise",
     "sampling.variant": None,
 }
 MRI = {"task.name": "mri", "task.input": "test"}

@@ -42,9 +42,6 @@ def accumulated(features, *, cuts=(), groups=20):
     return accumulator
 
 
-# --- Frechet distance ---------------------------------------------------------------------------
-
-
 def test_commuting_covariances_have_a_closed_form():
     a = Statistics(9, np.array([1.0, 2.0]), np.diag([4.0, 9.0]))
     b = Statistics(9, np.array([4.0, 6.0]), np.diag([1.0, 25.0]))
@@ -84,7 +81,7 @@ def test_singular_covariances_are_fine():
     assert 0 <= frechet_distance(low_rank, low_rank) < 1e-6
 
 
-def test_too_few_images_for_the_rank_can_be_told():
+def test_too_few_images_for_the_rank_are_noticed():
     assert accumulated(normal(6, 6)).statistics().rank_deficient
     assert not accumulated(normal(7, 6)).statistics().rank_deficient
     assert not Statistics(None, np.zeros(6), np.eye(6)).rank_deficient
@@ -171,14 +168,11 @@ def test_features_that_are_not_finite_are_refused(bad):
             metric(normal(20, 4), features)
 
 
-# --- its spread ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("dims", "count", "shift", "scale", "ratios"),
     [
         (4, 400, 0.3, 1.2, (0.8, 1.2)),
-        # More bias than distance: sets drawn with replacement would tell 5 times the error.
+        # More bias than distance: sets drawn with replacement would give 5 times the error.
         (40, 500, 0.05, 1.05, (0.85, 1.6)),
         # Nothing but bias: sqrt(2) is Efron and Stein's.
         (4, 400, 0.0, 1.0, (1.0, 1.8)),
@@ -197,7 +191,7 @@ def test_standard_error_interval_and_bias_are_those_of_new_samples(
     spread = distances.std(ddof=1)
     assert ratios[0] < math.sqrt(np.mean(errors**2)) / spread < ratios[1]
     inside = (low <= distances.mean()) & (distances.mean() <= high)
-    assert inside.mean() > 0.86, "95% but for 20 groups and 100 sets"
+    assert inside.mean() > 0.86, "95% with infinitely many groups and sets"
     bias = distances.mean() - truth  # of 100 sets
     assert abs(corrected.mean() - truth) < 0.1 * abs(bias) + 3 * spread / 10
 
@@ -235,9 +229,6 @@ def test_spread_needs_groups_and_the_bias_needs_images():
     assert (same.standard_error, same.low, same.high) == (0, same.distance, same.distance)
 
 
-# --- kernel distance ----------------------------------------------------------------------------
-
-
 def brute_force_kernel_distance(x, y):
     def mean(pairs):
         return np.mean([(a @ b / len(a) + 1) ** 3 for a, b in pairs])
@@ -266,6 +257,7 @@ def test_kernel_distance_of_equal_distributions_is_zero_on_average():
     assert min(values) < 0, "an unbiased estimate of zero"
 
 
+@pytest.mark.slow
 def test_kernel_distance_errors_are_those_of_other_subsets_and_other_images():
     def of(seed, images):
         x, y = normal(300, 4, seed=2 * images), 0.5 + normal(300, 4, seed=2 * images + 1)
@@ -274,16 +266,16 @@ def test_kernel_distance_errors_are_those_of_other_subsets_and_other_images():
     subsets = [of(seed, 0) for seed in range(50)]
     images = [of(0, images) for images in range(1, 101)]
     for field, results in (("over_subsets", subsets), ("over_images", images)):
-        told = math.sqrt(np.mean([getattr(result, field) ** 2 for result in results]))
+        estimated = math.sqrt(np.mean([getattr(result, field) ** 2 for result in results]))
         spread = np.std([result.mean for result in results], ddof=1)
-        assert 0.75 < told / spread < 1.3, field
+        assert 0.75 < estimated / spread < 1.3, field
     assert of(3, 0) == of(3, 0)
 
 
 @pytest.mark.parametrize(
     ("counts", "options", "message"),
     [
-        ((3, 9), {}, "of 3 and 9 images: needs at least 4"),
+        ((3, 9), {}, "of 3 and 9 images needs at least 4"),
         ((9, 9), {"subsets": 1}, "subsets=1 and subset_size=1000 must be at least 2"),
         ((9, 9), {"subset_size": 1}, "subsets=100 and subset_size=1 must be at least 2"),
     ],
@@ -291,9 +283,6 @@ def test_kernel_distance_errors_are_those_of_other_subsets_and_other_images():
 def test_too_little_for_a_kernel_distance_is_refused(counts, options, message):
     with pytest.raises(ValueError, match=message):
         kernel_distance(*(normal(count, 2) for count in counts), **options)
-
-
-# --- Inception Score ----------------------------------------------------------------------------
 
 
 def test_known_tables_have_known_scores():
@@ -317,7 +306,7 @@ def test_score_is_the_divergence_by_brute_force():
     assert ours == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-5)
 
 
-def test_tables_that_tell_no_score_are_refused():
+def test_tables_that_are_no_probabilities_are_refused():
     table = np.full((9, 4), 0.25)
     with pytest.raises(ValueError, match=re.escape("splits=10 must be in 1..9")):
         inception_score(table)
@@ -327,9 +316,6 @@ def test_tables_that_tell_no_score_are_refused():
             ValueError, match=r"of 1 of 9 images .* the first of image 6; .* logits"
         ):
             inception_score(table, splits=3)
-
-
-# --- precision and recall -----------------------------------------------------------------------
 
 
 def brute_force_precision_recall(real, samples, k):

@@ -1,19 +1,17 @@
 """Inception: resizes against loops, pools and folding against definitions, the network against
-pytorch-fid, and downloads against a file server on loopback.
+pytorch-fid, and its weights from a file server on loopback.
 """
 
-import http.server
 import re
-import threading
 import zlib
 from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from file_server import CONTENT, SHA256, serving
 from scipy import ndimage
 
-from files.downloads import download
 from files.writing import sha256_of
 from metrics.inception import weights
 from metrics.inception.network import IMAGE_SIZE, average_pool, halving_pool, max_pool, preprocess
@@ -25,8 +23,6 @@ from metrics.inception.weights import (
     weights_file,
 )
 from published.formats.torch_writer import write_torch
-
-# --- images ---------------------------------------------------------------------------------------
 
 
 def looked_up(image: np.ndarray, row: float, column: float) -> np.ndarray:
@@ -52,25 +48,23 @@ def test_resizes_are_those_of_tensorflow_1_and_of_pytorch(size):
             if resize == "tf1":
                 expected = looked_up(values, *(place * ratios)) / 128 - 1
             else:
-                centres = np.maximum((np.array(place) + 0.5) * ratios - 0.5, 0)
-                expected = looked_up(values, *centres) / 127.5 - 1
+                centers = np.maximum((np.array(place) + 0.5) * ratios - 0.5, 0)
+                expected = looked_up(values, *centers) / 127.5 - 1
             np.testing.assert_allclose(got[0, *place], expected, atol=1e-4)
 
 
-def test_grey_is_repeated_and_other_channels_are_refused():
-    grey = np.random.default_rng(0).integers(0, 256, (1, 6, 5, 1), dtype=np.uint8)
+def test_gray_is_repeated_and_other_channels_are_refused():
+    gray = np.random.default_rng(0).integers(0, 256, (1, 6, 5, 1), dtype=np.uint8)
     np.testing.assert_array_equal(
-        preprocess(jnp.asarray(grey)), preprocess(jnp.asarray(grey.repeat(3, axis=-1)))
+        preprocess(jnp.asarray(gray)), preprocess(jnp.asarray(gray.repeat(3, axis=-1)))
     )
-    with pytest.raises(ValueError, match=r"the images have 4 channels; valid is 1 .* or 3"):
+    with pytest.raises(ValueError, match=r"the images have 4 channels; Inception needs 1 .* or 3"):
         preprocess(jnp.zeros((1, 6, 5, 4), jnp.uint8))
-    with pytest.raises(ValueError, match=r"resize='area' is unknown; valid is 'tf1', 'pytorch'"):
+    with pytest.raises(ValueError, match=r"resize='area' is unknown; choose one of: pytorch, tf1"):
         preprocess(jnp.zeros((1, 6, 5, 3), jnp.uint8), resize="area")
 
 
-# --- layers ---------------------------------------------------------------------------------------
-
-
+@pytest.mark.slow
 def test_pools_are_those_of_the_pixels_in_the_image():
     x = np.random.default_rng(0).normal(size=(1, 7, 8, 2)).astype(np.float32)
     for channel in range(2):
@@ -94,9 +88,6 @@ def test_folded_layers_are_convolution_and_normalization():
     layer = folded(kernel, scale, offset, mean, variance)
     expected = scale * (x @ kernel - mean) / np.sqrt(variance + 0.001) + offset
     np.testing.assert_allclose(x @ layer["kernel"] + layer["bias"], expected, rtol=1e-5)
-
-
-# --- the network ----------------------------------------------------------------------------------
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -132,8 +123,8 @@ def random_weights():
     return dict(tensors_of(weights.template()))
 
 
-# What pytorch-fid's network computes in float64 with these weights, for three random images that
-# are resized and scaled as in TensorFlow 1: some features, the norms of all, and some logits.
+# Computed by pytorch-fid's network in float64 with these weights, for three random images resized
+# and scaled as in TensorFlow 1: some features, the norms of all, and some logits.
 FEATURES = {
     74: [2.831475, 2.719079, 2.888244],
     1387: [4.55586, 4.482881, 4.704575],
@@ -150,6 +141,7 @@ LOGITS = {
 }
 
 
+@pytest.mark.slow
 def test_network_is_that_of_pytorch_fid(random_weights, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     write_torch(tmp_path / "weights.pth", random_weights)
@@ -172,6 +164,7 @@ def test_network_is_that_of_pytorch_fid(random_weights, tmp_path):
     assert extractor.digest == f"{sha256_of(tmp_path / 'weights.pth')[:16]}-tf1"
 
 
+@pytest.mark.slow
 def test_every_tensor_is_accounted_for(random_weights):
     def refused(change: dict, message: str) -> None:
         tensors = {k: v for k, v in (random_weights | change).items() if v is not None}
@@ -192,130 +185,31 @@ def test_bad_files_and_options_are_refused(tmp_path):
     write_torch(tmp_path / "list.pth", [1, 2])
     with pytest.raises(ValueError, match=r"list.pth holds a list, not tensors by name"):
         inception_features(tmp_path / "list.pth")
-    with pytest.raises(ValueError, match=r"batch_size=0 is not positive"):
+    with pytest.raises(ValueError, match=r"batch_size=0 must be at least 1"):
         inception_features(tmp_path / "list.pth", batch_size=0)
-
-
-# --- downloads ------------------------------------------------------------------------------------
-
-CONTENT = np.random.default_rng(0).bytes(3_000_000)
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT at /weights.pth, whole or from a byte on, and notes what it is `asked`.
-
-    It hangs up after the byte `stop`, having waited for `pause` seconds.
-    """
-
-    ranges, stop, pause, asked = True, len(CONTENT), 0.0, []
-
-    def do_GET(self):
-        self.asked.append(self.headers["Range"])
-        if not self.path.endswith("/weights.pth"):
-            self.send_error(404)
-            return
-        start = int((self.headers["Range"] or "bytes=0-")[6:-1]) if self.ranges else 0
-        if start >= len(CONTENT):
-            self.send_error(416)
-            return
-        self.send_response(206 if self.headers["Range"] and self.ranges else 200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
-        self.end_headers()
-        self.wfile.write(CONTENT[start : self.stop])
-        self.over.wait(self.pause)  # before it hangs up
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
 def server(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    handler = type("Handler", (Server,), {"asked": [], "over": threading.Event()})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        handler.url = f"http://127.0.0.1:{running.server_port}/weights.pth"
+    with serving(monkeypatch) as handler:
         yield handler
-        handler.over.set()
-        running.shutdown()
-        thread.join()
 
 
-@pytest.fixture
-def digest(tmp_path):
-    (tmp_path / "truth").write_bytes(CONTENT)
-    return sha256_of(tmp_path / "truth")
-
-
-def test_download_arrives_once_and_whole(server, digest, tmp_path, monkeypatch):
+def test_download_arrives_once_and_whole(server, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for _ in range(2):  # the second time, it is there
-        path = weights_file(url=server.url, sha256=digest)
+        path = weights_file(url=server.url, sha256=SHA256)
         assert path == tmp_path / "cache/scoresde/weights.pth"
         assert path.read_bytes() == CONTENT
-    assert server.asked == [None]
+    assert server.requested == [None]
     assert list(path.parent.iterdir()) == [path]
 
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(ValueError, match=r"weights.pth is damaged: .* delete it"):
-        weights_file(url=server.url, sha256=digest)
+        weights_file(url=server.url, sha256=SHA256)
     mine = tmp_path / "mine.pth"
     mine.write_bytes(b"other weights")
-    assert weights_file(str(mine), url=server.url, sha256=digest) == mine
+    assert weights_file(str(mine), url=server.url, sha256=SHA256) == mine
     with pytest.raises(FileNotFoundError, match=r"inception_weights='nowhere.pth' is not a file"):
         weights_file("nowhere.pth")
-    assert server.asked == [None]
-
-
-def test_interrupted_download_goes_on(server, digest, tmp_path):
-    path, server.stop = tmp_path / "weights.pth", 1_250_000
-
-    def get() -> None:
-        download(server.url, path, sha256=digest, remedy="put it there")
-
-    with pytest.raises(
-        ConnectionError, match=r"ended after 1250000 of 3000000 bytes; .* put it there"
-    ):
-        get()
-    assert not path.exists()
-    server.stop = len(CONTENT)
-    get()
-    assert path.read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=1250000-"]
-
-    partial = path.rename(tmp_path / "weights.pth.partial")  # killed before the last step
-    get()
-    assert (path.read_bytes(), partial.exists()) == (CONTENT, False)
-
-    path.unlink()
-    partial.write_bytes(b"some bytes")
-    server.ranges = False  # a server that always sends the whole
-    get()
-    assert path.read_bytes() == CONTENT
-
-
-def test_failed_downloads_leave_nothing(server, digest, tmp_path):
-    path = tmp_path / "folder/weights.pth"
-
-    def fails(error: type, url: str, message: str, sha256: str = digest) -> None:
-        with pytest.raises(error, match=message) as caught:
-            download(url, path, sha256=sha256, remedy="put it there", timeout=2.0)
-        assert str(caught.value).endswith("put it there")
-        assert "\n" not in str(caught.value)
-        assert not path.parent.is_dir() or list(path.parent.iterdir()) == []
-
-    fails(ValueError, server.url, rf"sha256 is {digest}, expected 0+;", "0" * 64)
-    fails(ConnectionError, f"{server.url}.txt", r"weights.pth.txt: .* answers 404")
-    fails(ConnectionError, "http://127.0.0.1:9/weights.pth", r"cannot be reached \(.*refused")
-    path.parent.rmdir()
-    path.parent.write_bytes(b"not a folder")
-    fails(OSError, server.url, r"weights.pth cannot be written \(")
-
-
-def test_stalled_download_says_so(server, digest, tmp_path):
-    server.stop, server.pause = 2_000_000, 30.0
-    with pytest.raises(ConnectionError, match=r"the transfer has stopped \(.*timed out\); run"):
-        download(server.url, tmp_path / "w.pth", sha256=digest, remedy="wait", timeout=0.2)
-    assert 0 < (tmp_path / "w.pth.partial").stat().st_size < 2_000_000
+    assert server.requested == [None]

@@ -40,9 +40,6 @@ def assert_equal(ours, theirs):
     np.testing.assert_allclose(ours.covariance, theirs.covariance, rtol=1e-10)
 
 
-# --- our own --------------------------------------------------------------------------------------
-
-
 def test_what_was_saved_comes_back_and_equals_give_equal_bytes(tmp_path):
     first, second = tmp_path / "deep" / "a.npz", tmp_path / "b"  # the name is kept as it is
     for file in (first, second):
@@ -116,9 +113,6 @@ def test_the_first_field_that_differs_is_named():
         check(PROVENANCE, wanted)
 
 
-# --- fingerprints ---------------------------------------------------------------------------------
-
-
 def test_fingerprint_is_that_of_shape_and_bytes(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (10, 4, 2, 3), dtype=np.uint8)
     whole = hashlib.sha256(b"(10, 4, 2, 3)" + images.tobytes()).hexdigest()
@@ -130,9 +124,6 @@ def test_fingerprint_is_that_of_shape_and_bytes(monkeypatch):
     changed[9, 3, 1, 2] ^= 1
     others = (changed, images[:9], images[::-1], images.reshape(10, 2, 4, 3))
     assert len({whole, *map(fingerprint, others)}) == 5
-
-
-# --- other projects' ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("extra", [{}, {"mu_s": np.zeros(3), "sigma_s": np.eye(3)}])
@@ -166,9 +157,6 @@ def test_float32_statistics_are_symmetric_afterwards(tmp_path):
     statistics, _ = load(file)
     assert statistics.covariance.dtype == np.float64
     np.testing.assert_array_equal(statistics.covariance, statistics.covariance.T)
-
-
-# --- damage ---------------------------------------------------------------------------------------
 
 
 def refused(file, message):
@@ -262,8 +250,8 @@ WRONG = {
     "inf": (changed(sigma=entry(STATISTICS.covariance, np.inf)), "has NaN or infinite entries"),
     "negative": (changed(sigma=entry(STATISTICS.covariance, -1)), "negative variances"),
     "asymmetric": (changed(sigma=tilted()), "sigma is not symmetric: entries differ by 0.01"),
-    "features": ({"pool_3": FEATURES[0]}, r"pool_3 is no matrix .* float64 \(4,\)"),
-    "columns": ({"pool_3": np.asfortranarray(FEATURES)}, "pool_3 is no matrix .* row by row"),
+    "features": ({"pool_3": FEATURES[0]}, r"pool_3 is not a matrix .* float64 \(4,\)"),
+    "columns": ({"pool_3": np.asfortranarray(FEATURES)}, "pool_3 is not a matrix .* row by row"),
     "one row": ({"pool_3": FEATURES[:1]}, "total=1 images are too few"),
     "nan row": ({"pool_3": entry(FEATURES, np.nan)}, "1 of 50 images .* first of image 49"),
     "format": (changed(**OURS, provenance=origin(format=2)), "provenance is not of format 1"),
@@ -273,7 +261,7 @@ WRONG = {
     "type of a field": (changed(**OURS, provenance=origin(count="50")), "is wrong in count: "),
     "new field": (changed(**OURS, provenance=origin(crop=3)), "provenance is wrong in crop: "),
     "no count": (changed(provenance=origin()), "count"),
-    "count": (changed(count=np.array(9), provenance=origin()), "of 9 images, .* says 50"),
+    "count": (changed(count=np.array(9), provenance=origin()), "counts 9 images, .* says 50"),
 }
 
 

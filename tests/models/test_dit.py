@@ -53,9 +53,7 @@ PUBLISHED_COUNTS = {
 }
 
 
-# Against the published network
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_parameter_count_is_the_published_one(name):
     fields, count = PUBLISHED_COUNTS[name]
@@ -64,6 +62,7 @@ def test_parameter_count_is_the_published_one(name):
     assert parameter_count(network, 32, 4) + positions == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCE_FIELDS)
 def test_output_equals_the_published_code(name):
     network = DiT(**REFERENCE_FIELDS[name])
@@ -72,9 +71,6 @@ def test_output_equals_the_published_code(name):
         params = seeded_params(network, *x.shape[2:])
         y = compiled(network)(params, x, *conditions)
         assert_published(y, reference, name, params)
-
-
-# Parts
 
 
 def test_patches_are_those_of_the_image_and_make_it_again():
@@ -115,9 +111,6 @@ def test_modulation_is_layer_norm_and_survives_a_large_mean():
     np.testing.assert_allclose(modulate(x + 1000.0, shift, scale), expected, atol=2e-3)
 
 
-# The network as a function
-
-
 @pytest.mark.parametrize(
     ("fields", "channels"),
     [
@@ -128,7 +121,7 @@ def test_modulation_is_layer_norm_and_survives_a_large_mean():
     ],
 )
 @pytest.mark.parametrize("patch_size", [1, 4])
-def test_output_has_the_channels_asked_for(fields, channels, patch_size):
+def test_output_has_the_requested_channels(fields, channels, patch_size):
     network = DiT(**SMALL | fields | {"patch_size": patch_size})
     x, cond = jnp.zeros((3, 8, 8, 1)), jnp.zeros((3,))
     y, _ = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), x, cond, train=False))
@@ -136,6 +129,7 @@ def test_output_has_the_channels_asked_for(fields, channels, patch_size):
     assert y.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_network_starts_at_zero():
     network = DiT(**SMALL | {"depth": 1})
     x, cond = seeded_batch()
@@ -163,6 +157,7 @@ def test_blocks_start_as_the_identity():
     np.testing.assert_allclose(y[:, :, 2:], other[:, :, 2:], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_labels_matter_and_none_is_the_last():
     network = DiT(**SMALL, num_classes=4)
     f, params = compiled(network), seeded_params(network)
@@ -174,6 +169,7 @@ def test_labels_matter_and_none_is_the_last():
     np.testing.assert_allclose(labelled[1], nothing[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_agree_and_every_parameter_learns():
     network = DiT(**SMALL | {"depth": 1, "num_classes": 2})
     assert_derivatives_agree(network, jnp.array([1, 2]))
@@ -183,26 +179,26 @@ def test_bfloat16_is_close_to_float32():
     assert_bfloat16_is_close(DiT(**SMALL), 1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
     assert_dropout_acts_in_training_only(DiT(**SMALL))
 
 
-# Refusals
-
 INVALID = [
-    ({"features": 0}, "a positive multiple of 4"),
-    ({"features": 18}, "a positive multiple of 4"),
-    ({"features": 16.0}, "a positive multiple of 4"),
-    ({"depth": 0}, "a positive integer"),
-    ({"heads": 0}, "a divisor of config.model.features=16"),
+    ({"features": 0}, "an integer, 1 or more"),
+    ({"features": 18}, "a multiple of 4"),
+    ({"features": 16.0}, "an integer, 1 or more"),
+    ({"depth": 0}, "an integer, 1 or more"),
+    ({"heads": 0}, "an integer, 1 or more"),
     ({"heads": 3}, "a divisor of config.model.features=16"),
-    ({"patch_size": 0}, "a divisor of config.data.image_size=8"),
+    ({"patch_size": 0}, "an integer, 1 or more"),
     ({"patch_size": 3}, "a divisor of config.data.image_size=8"),
-    ({"mlp_ratio": 0.0}, "a positive number"),
+    ({"mlp_ratio": 0.0}, "must be above 0"),
+    ({"mlp_ratio": 0.01}, "at least 1 over config.model.features=16"),
     ({"dropout": 1.0}, r"in \[0, 1\)"),
-    ({"num_classes": -1}, "an integer, 0 for no classes"),
-    ({"out_channels": 0}, "a positive integer"),
-    ({"compute_dtype": "float16"}, "'float16'; valid is one of 'float32', 'bfloat16'"),
+    ({"num_classes": -1}, "an integer, 0 or more"),
+    ({"out_channels": 0}, "an integer, 1 or more"),
+    ({"compute_dtype": "float16"}, "'float16' is unknown; choose one of: bfloat16, float32"),
 ]
 
 

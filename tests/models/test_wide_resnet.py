@@ -31,13 +31,11 @@ REFERENCE_FIELDS = {
 }
 
 
-# Against the published network
-
-
 def test_parameter_count_is_the_published_one():
     assert parameter_count(WideResNet(), 32) == 38_913_242
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCE_FIELDS)
 def test_logits_equal_the_published_code(name):
     network = WideResNet(**REFERENCE_FIELDS[name])
@@ -45,9 +43,6 @@ def test_logits_equal_the_published_code(name):
     with np.load(REFERENCE) as reference:
         y = compiled(network)(params, reference["x"], reference["log_sigma"])
         assert_published(y, reference, name, params)
-
-
-# Standardization
 
 
 def test_logits_do_not_depend_on_the_scale_and_offset_of_an_image():
@@ -67,9 +62,6 @@ def test_images_without_contrast_stay_so_and_have_a_gradient():
     assert np.all(np.isfinite(gradient))
 
 
-# The network as a function
-
-
 def test_noise_level_matters_and_an_image_does_not_depend_on_its_batch():
     network = WideResNet(**SMALL)
     params, f = seeded_params(network), compiled(network)
@@ -80,6 +72,7 @@ def test_noise_level_matters_and_an_image_does_not_depend_on_its_batch():
     assert not np.allclose(f(params, x, cond + 0.1), both, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_differences_and_all_but_the_frequencies_learn():
     """<grad, v> equals a central difference along v, in float64, for images as for weights."""
     network = WideResNet(**SMALL)
@@ -125,15 +118,13 @@ def test_weights_start_with_the_variances_that_are_promised():
     assert np.var(output) == pytest.approx(0.1**2 / 3, rel=0.05)
 
 
-# Refusals
-
 INVALID = [
-    ({"blocks_per_group": 0}, "a positive integer"),
-    ({"channel_multiplier": 0}, "a positive integer"),
+    ({"blocks_per_group": 0}, "an integer, 1 or more"),
+    ({"channel_multiplier": 0}, "an integer, 1 or more"),
     ({"channel_multiplier": 9}, "below 8 or even; here 144 channels"),
-    ({"num_classes": 0}, "a positive integer"),
-    ({"features": 0}, "a positive integer"),
-    ({"fourier_scale": 0.0}, "a positive number"),
+    ({"num_classes": 0}, "an integer, 1 or more"),
+    ({"features": 0}, "an integer, 1 or more"),
+    ({"fourier_scale": 0.0}, "must be above 0"),
 ]
 
 
@@ -150,7 +141,7 @@ def test_multiplier_check_refuses_exactly_what_the_layers_refuse(multiplier):
 
 def test_images_of_a_wrong_size_are_refused():
     assert_wrong_images_are_refused(WideResNet(**SMALL))
-    with pytest.raises(ValueError, match=r"image_size is 10; valid is a multiple of 4"):
+    with pytest.raises(ValueError, match=r"image_size=10; valid is a multiple of 4"):
         WideResNet(**SMALL).validate(10, 3)
 
 

@@ -20,10 +20,10 @@ from denoising import Denoiser
 from numerics.arrays import expand_like, fold_in_each, normal_like, sample_keys
 from sampling import sample
 from sde_lib import VESDE, VPSDE, CosineVPSDE, DiscreteVPSDE, LinearPathSDE, SubVPSDE
-from solvers.analytic_dpm import FORMS, AnalyticDPM, optimal_times
+from solvers.analytic_dpm import FAMILIES, AnalyticDPM, optimal_times
 from solvers.ddim import DDIM
 from solvers.moments import EpsMoments, estimate_moments, moments_of
-from solvers.tables import levels_of
+from solvers.tables import coefficients_at
 from time_grids import Schedule
 
 KEY = jax.random.key(0)
@@ -36,7 +36,7 @@ PROCESSES = {
     "ddpm": DiscreteVPSDE(num_timesteps=100),
 }
 every_process = pytest.mark.parametrize("sde", PROCESSES.values(), ids=PROCESSES)
-every_form = pytest.mark.parametrize("form", FORMS)
+every_form = pytest.mark.parametrize("family", FAMILIES)
 TIMES = np.array([1.0, 0.97, 0.49, 0.48, 0.4, 0.3, 0.05, 0.02, 0.01])
 CENTRE, WIDTH = 0.7, 0.3  # mean and variance of the Gaussian data
 
@@ -61,7 +61,7 @@ def stretched(alpha, sigma):
 
 def known(sde, gamma=isotropic, times=TIMES):
     """Moments known exactly."""
-    level = levels_of(sde, times)
+    level = coefficients_at(sde, times)
     values = np.full(len(times), gamma(level.alpha, level.sigma), np.float64)
     return EpsMoments(
         times=times, half_log_snr=level.half_log_snr, values=values, errors=np.zeros(len(times))
@@ -81,7 +81,7 @@ def rows_of(solver, sde, times=TIMES):
 @every_process
 def test_gaussian_data_keep_their_marginals_in_steps_of_any_size(sde, form):
     """From any time to any: so in any number of steps."""
-    solver, level = AnalyticDPM(form=form, moments=known(sde)), levels_of(sde, TIMES)
+    solver, level = AnalyticDPM(family=form, moments=known(sde)), coefficients_at(sde, TIMES)
     mean, variance = level.alpha * CENTRE, level.alpha**2 * WIDTH + level.sigma**2
     for step, (of_x, of_eps, noise) in enumerate(rows_of(solver, sde)):
         slope = level.sigma[step] / variance[step]
@@ -107,8 +107,8 @@ def test_variance_is_the_mean_squared_error_of_the_step(name, form):
     def gamma(alpha, sigma):
         return np.array([masses @ predicted(*c) ** 2 for c in zip(alpha, sigma, strict=True)])
 
-    level = levels_of(sde, TIMES)
-    rows = rows_of(AnalyticDPM(form=form, moments=known(sde, gamma)), sde)
+    level = coefficients_at(sde, TIMES)
+    rows = rows_of(AnalyticDPM(family=form, moments=known(sde, gamma)), sde)
     for step, (of_x, of_eps, noise) in enumerate(rows):
         (alpha_t, alpha_s), (sigma_t, sigma_s) = (c[step : step + 2] for c in level[1:3])
         least = sigma_s**2 - (alpha_t / alpha_s * sigma_s**2 / sigma_t) ** 2
@@ -132,12 +132,13 @@ def draws():
     return np.asarray(drawn(np.arange(len(TIMES))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cosine", "ddpm"])
 def test_chain_is_the_papers(x64, name):
     """Their Algorithm in their own letters: alpha_n of a step, alpha_bar, beta_bar, lambda_n."""
     sde = PROCESSES[name]
     moments = known(sde, stretched)
-    alpha_bar = levels_of(sde, TIMES).alpha ** 2
+    alpha_bar = coefficients_at(sde, TIMES).alpha ** 2
     x, *noise = draws()
     for n in range(len(TIMES) - 1):
         ab, before = alpha_bar[n : n + 2]
@@ -150,7 +151,7 @@ def test_chain_is_the_papers(x64, name):
         gap = np.sqrt(beta_bar / alpha_n) - kept
         sigma2 = lambda2 + gap**2 * (1 - moments.values[n])
         x = mean + np.sqrt(sigma2) * noise[n]
-    schedule = Schedule(times=tuple(TIMES), finish="sample")
+    schedule = Schedule(times=tuple(TIMES), final_step="none")
     solver = AnalyticDPM(moments=moments)
     ours = sample(KEY, gaussian_denoiser(sde), (4, 2), solver=solver, schedule=schedule)
     np.testing.assert_allclose(ours.x, x, atol=1e-9)
@@ -162,7 +163,7 @@ def test_certain_predictions_give_ancestral_sampling_and_ddim(sde):
     """Point-mass data: Gamma is 1, and no variance is missing."""
     moments = known(sde, lambda alpha, sigma: 1.0)
     for form, eta in (("ddpm", 1.0), ("ddim", 0.0)):
-        ours = rows_of(AnalyticDPM(form=form, moments=moments), sde)
+        ours = rows_of(AnalyticDPM(family=form, moments=moments), sde)
         np.testing.assert_allclose(ours, rows_of(DDIM(eta=eta), sde), rtol=1e-8, atol=1e-12)
 
 
@@ -176,16 +177,16 @@ def test_bounds():
 
     np.testing.assert_array_equal(noise(1.2), noise(1.0))
     np.testing.assert_array_equal(noise(-0.05), noise(0.0))
-    level = levels_of(sde, TIMES)
+    level = coefficients_at(sde, TIMES)
     scale = level.alpha[:-1] / level.alpha[1:]
     added = np.sqrt(level.sigma[:-1] ** 2 / scale**2 - level.sigma[1:] ** 2)
     np.testing.assert_allclose(noise(0.0), added, rtol=1e-9)  # the forward step's own, undone
     unknown = np.minimum(0.25 * (level.alpha / level.sigma) ** 2, 1)
     assert unknown[0] < 1 == unknown[-1]
-    np.testing.assert_allclose(noise(0.0, half_range=0.5), noise(1 - unknown), rtol=1e-9)
+    np.testing.assert_allclose(noise(0.0, clip_x0_range=0.5), noise(1 - unknown), rtol=1e-9)
     capped = np.append(noise(0.4)[:-1], 0.01)
-    np.testing.assert_allclose(noise(0.4, last_noise=0.01), capped, rtol=1e-12)
-    np.testing.assert_array_equal(noise(0.4, last_noise=9.0), noise(0.4))
+    np.testing.assert_allclose(noise(0.4, clip_last_variance=0.01), capped, rtol=1e-12)
+    np.testing.assert_array_equal(noise(0.4, clip_last_variance=9.0), noise(0.4))
 
 
 # --- the moments --------------------------------------------------------------------------------
@@ -196,6 +197,7 @@ def images(count):
     return jnp.asarray(CENTRE + np.sqrt(WIDTH) * data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_estimate_is_the_closed_form_to_its_standard_error(x64, name):
     sde = PROCESSES[name]
@@ -234,7 +236,7 @@ def test_estimate_refuses(part, message):
 
 def test_interpolation_is_linear_in_the_log_snr():
     sde = VPSDE()
-    moments, level = known(sde), levels_of(sde, TIMES)
+    moments, level = known(sde), coefficients_at(sde, TIMES)
     between = level._replace(
         t=0.9 * level.t + 0.1 * level.t[0], half_log_snr=0.9 * level.half_log_snr + 0.1
     )
@@ -275,7 +277,7 @@ def test_file_comes_back_and_damage_is_told(tmp_path):
 def test_optimal_times_are_the_best_of_all(name):
     """By their formula, with alpha_n = (alpha_t / alpha_s)^2 of a step; all paths are tried."""
     sde = PROCESSES[name]
-    moments, level = known(sde, stretched), levels_of(sde, TIMES)
+    moments, level = known(sde, stretched), coefficients_at(sde, TIMES)
 
     def cost(path):
         total = 0.0
@@ -299,12 +301,16 @@ def test_solver_walks_the_optimal_times():
     moments = known(sde, stretched)
     given = np.linspace(1, TIMES[-1], 5)
     best = optimal_times(sde, moments, 4)
-    plan = AnalyticDPM(trajectory="optimal", moments=moments).plan(sde, given)
+    plan = AnalyticDPM(timestep_choice="optimal", moments=moments).plan(sde, given)
     np.testing.assert_array_equal(plan.times, best)
     along = AnalyticDPM(moments=moments).plan(sde, Schedule(times=tuple(best)).of(sde))
     np.testing.assert_array_equal(plan.rows.noise, along.rows.noise)
-    with pytest.raises(ValueError, match=r"trajectory='optimal' ends where the moments do, at t=0"):
-        AnalyticDPM(trajectory="optimal", moments=moments).plan(sde, np.array([1.0, 0.5, 0.001]))
+    with pytest.raises(
+        ValueError, match=r"timestep_choice='optimal' ends where the moments do, at t=0"
+    ):
+        AnalyticDPM(timestep_choice="optimal", moments=moments).plan(
+            sde, np.array([1.0, 0.5, 0.001])
+        )
 
 
 def test_gamma_above_one_is_no_free_ride():
@@ -324,10 +330,13 @@ def test_gamma_above_one_is_no_free_ride():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"form": "sde"}, r"form='sde' is unknown; choose one of: ddpm, ddim"),
-        ({"trajectory": "best"}, r"trajectory='best' is unknown; choose one of: grid, optimal"),
-        ({"last_noise": 0.0}, r"last_noise=0.0 must be finite and above 0"),
-        ({"half_range": float("nan")}, r"half_range=nan must be finite and above 0"),
+        ({"family": "sde"}, r"family='sde' is unknown; choose one of: ddpm, ddim"),
+        (
+            {"timestep_choice": "best"},
+            r"timestep_choice='best' is unknown; choose one of: grid, optimal",
+        ),
+        ({"clip_last_variance": 0.0}, r"clip_last_variance=0.0 must be finite and above 0"),
+        ({"clip_x0_range": float("nan")}, r"clip_x0_range=nan must be finite and above 0"),
     ],
 )
 def test_bad_fields(fields, message):

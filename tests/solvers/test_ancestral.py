@@ -85,10 +85,11 @@ def ours(schedule, grid, variance):
         num_timesteps=LEVELS,
     )
     solver = PredictorCorrector(predictor=Ancestral(variance=variance))
-    walk = Schedule(grid=grid, finish="denoise")
+    walk = Schedule(grid=grid, final_step="denoise")
     return sample(KEY, denoiser, SHAPE, solver=solver, schedule=walk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "variance"),
     [("linear", "small"), ("linear", "large"), ("linear", "learned"), ("cosine", "learned")],
@@ -100,6 +101,7 @@ def test_chain_is_the_papers(x64, schedule, variance):
         assert samples.nfe == len(kept)
 
 
+@pytest.mark.slow
 def test_learned_variance_spans_small_to_large(x64):
     """-1 is the small variance, 1 the large one, 0 their geometric mean; for chains or not."""
     sde, t, s = VESDE(), jnp.float64(0.4), jnp.float64(0.3)

@@ -79,7 +79,7 @@ def steps_of_the_paper(sde, x, options):
         return sigma_s / sigma * x, alpha_s * (1 - math.exp(-h)), psi
 
     half_log_snr, end = (float(sde.log_snr(jnp.float64(t))) / 2 for t in (1.0, options.t_min))
-    h, previous, tried = options.h_init, x, 0
+    h, previous, tried = options.first_step, x, 0
     while end - half_log_snr > 1e-10:
         tried += 1
         here = level_at(sde, half_log_snr)
@@ -106,19 +106,20 @@ def steps_of_the_paper(sde, x, options):
 
 
 # Order 3 takes order 2 as its lower one, so that x0 is tried with both.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sde", "order", "prediction"), [(VP, 3, "eps"), (VE, 3, "x0"), (VE, 2, "eps")]
 )
 def test_steps_are_the_papers(x64, sde, order, prediction):
     denoiser = two_points(sde)
-    for rtol, h_init in ((0.05, 0.05), (0.01, 3.0)):
+    for rtol, first_step in ((0.05, 0.05), (0.01, 3.0)):
         options = DPMAdaptive(
             order=order,
             prediction=prediction,
             rtol=rtol,
-            h_init=h_init,
-            growth=np.inf,
-            finish="sample",
+            first_step=first_step,
+            max_growth=np.inf,
+            final_step="none",
         )
         samples = sample_adaptive(KEY, denoiser, SHAPE, options=options, frames=FRAMES)
         ends, tried = zip(
@@ -142,7 +143,7 @@ def test_error_goes_with_the_tolerance(x64):
     errors, evaluations = [], []
     for tolerance in (1e-2, 1e-4, 1e-6):
         options = DPMAdaptive(
-            rtol=tolerance, atol=tolerance, t_min=0.2, prediction="eps", finish="sample"
+            rtol=tolerance, atol=tolerance, t_min=0.2, prediction="eps", final_step="none"
         )
         samples = sample_adaptive(KEY, two_points(VP), SHAPE, options=options, frames=FRAMES)
         errors.append(np.abs(quantile(np.asarray(samples.x), VP, 0.2) - start).max())
@@ -153,8 +154,9 @@ def test_error_goes_with_the_tolerance(x64):
     assert evaluations == sorted(evaluations)
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_batch(x64):
-    options = DPMAdaptive(finish="sample")
+    options = DPMAdaptive(final_step="none")
     one, other = (
         sample_adaptive(
             KEY, two_points(VP), SHAPE, options=options, indices=jnp.array(indices), frames=FRAMES
@@ -165,8 +167,8 @@ def test_a_sample_does_not_depend_on_its_batch(x64):
 
 
 def test_frames_lie_on_the_way(x64):
-    """What is interpolated inside a step keeps its quantile too."""
-    options = DPMAdaptive(rtol=1e-3, atol=1e-3, finish="sample", t_min=0.2)
+    """What is polynomial_integral inside a step keeps its quantile too."""
+    options = DPMAdaptive(rtol=1e-3, atol=1e-3, final_step="none", t_min=0.2)
     samples = sample_adaptive(KEY, two_points(VP), SHAPE, options=options, frames=FRAMES)
     start = np.stack([prior(VP, index) for index in range(SHAPE[0])])
     np.testing.assert_allclose(samples.trajectory[0], start, rtol=1e-12)
@@ -175,6 +177,7 @@ def test_frames_lie_on_the_way(x64):
         np.testing.assert_allclose(quantile(x, VP, t), quantile(start, VP, 1.0), atol=5e-3)
 
 
+@pytest.mark.slow
 def test_nfe_is_the_number_of_network_calls():
     calls = []
 
@@ -189,11 +192,13 @@ def test_nfe_is_the_number_of_network_calls():
     assert samples.nfe % 3 == 1  # the last one denoises
 
 
+@pytest.mark.slow
 def test_each_sample_has_its_own_label():
     mixed = sample_adaptive(KEY, with_labels(0, 3, 0, 3), SHAPE, options=DPMAdaptive()).x
     assert np.abs(np.abs(mixed - np.array([[0.0], [3.0], [0.0], [3.0]])) - 1).max() < 1e-2
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_said():
     with pytest.raises(IntegrationError, match=r"1 of 4 samples became NaN .* at t=0\.[456]"):
         sample_adaptive(KEY, with_labels(0, 9, 0, 0), SHAPE, options=DPMAdaptive())
@@ -207,12 +212,12 @@ def test_what_goes_wrong_is_said():
     [
         ({"order": 1}, "order=1 is unknown; choose one of: 2, 3"),
         ({"prediction": "v"}, "prediction='v' is unknown; choose one of: eps, x0"),
-        ({"finish": "mean"}, "finish='mean' is not defined"),
+        ({"final_step": "mean"}, "final_step='mean' is not defined"),
         ({"t_min": 0.0}, r"t_min=0\.0 must lie between 0 and 1"),
         ({"rtol": 0.0}, r"rtol=0\.0 must lie between 0 and 1"),
         ({"atol": -1.0}, r"atol=-1\.0 must lie between 0 and 1"),
         ({"safety": 1.0}, r"safety=1\.0 must lie between 0 and 1"),
-        ({"h_init": math.inf}, "h_init=inf must be finite and above 0"),
+        ({"first_step": math.inf}, "first_step=inf must be finite and above 0"),
         ({"max_steps": 0}, "max_steps=0 must be at least 1"),
     ],
 )
@@ -221,6 +226,7 @@ def test_bad_options_are_refused(fields, message):
         DPMAdaptive(**fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["linear", "edm"])
 def test_defaults_do_not_step_over_the_data(process):
     """Where noise is all there is the error seen is 0, and steps would grow without a limit."""

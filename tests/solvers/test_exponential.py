@@ -19,7 +19,7 @@ from sde_lib import SDES, VESDE, VPSDE
 from solvers.ddim import DDIM
 from solvers.deis import DEIS
 from solvers.dpm_solver import DPMSolver
-from solvers.tables import levels_of
+from solvers.tables import coefficients_at
 from solvers.unipc import UniPC
 from time_grids import Schedule
 
@@ -224,7 +224,7 @@ def test_third_order_is_exact_for_parabolas_in_lambda(prediction):
     """The exact solution by a fine sum; the published code's halved derivative would fail."""
     sde = PROCESSES["vp"]
     times = grid(sde)
-    level = levels_of(sde, times)
+    level = coefficients_at(sde, times)
     solver = DPMSolver(order=3, prediction=prediction, lower_order_final=False)
     weights = solver.plan(sde, times).rows.weights
     parabola = np.polynomial.Polynomial([0.3, -0.5, 0.2])
@@ -249,7 +249,7 @@ def test_stages_divide_the_step_evenly_in_lambda():
     times = grid(sde)
     plan = DPMSolver(order=3, method="singlestep").plan(sde, times)
     assert plan.evaluations == sum(orders)
-    half_log_snr, ends = levels_of(sde, plan.times).half_log_snr, np.cumsum([0, *orders])
+    half_log_snr, ends = coefficients_at(sde, plan.times).half_log_snr, np.cumsum([0, *orders])
     np.testing.assert_array_equal(plan.times[ends], times)
     for (first, last), order in zip(pairwise(ends), orders, strict=True):
         even = np.linspace(half_log_snr[first], half_log_snr[last], order + 1)
@@ -318,7 +318,7 @@ def deis(world, x, times, orders):
         # Evenly in log t, which all processes bear.
         edges = np.exp(np.linspace(np.log(t), np.log(s), 4001))
         tau, width = np.sqrt(edges[1:] * edges[:-1]), np.diff(np.log(edges))
-        level, g2 = levels_of(world.sde, tau), in_float64(world.sde.squared_diffusion, tau)
+        level, g2 = coefficients_at(world.sde, tau), in_float64(world.sde.squared_diffusion, tau)
         alpha_t, alpha_s = world.at(t)[0], world.at(s)[0]
         kernel = alpha_s / level.alpha * g2 / (2 * level.sigma) * tau * width
         x = alpha_s / alpha_t * x
@@ -377,7 +377,9 @@ def test_a_constant_prediction_is_solved_exactly(name):
     times = grid(sde)
     for solver in SOLVERS:
         plan = solver.plan(sde, times)
-        t, s = (levels_of(sde, plan.times[part]) for part in (slice(None, -1), slice(1, None)))
+        t, s = (
+            coefficients_at(sde, plan.times[part]) for part in (slice(None, -1), slice(1, None))
+        )
         kind, of_x = plan.kernel.prediction, plan.rows.weights[:, 0]
         of_predictions = plan.rows.weights[:, 1:].sum(axis=1)
         if kind == "x0":

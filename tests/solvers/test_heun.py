@@ -82,7 +82,7 @@ def algorithm_2(y, s, s_churn, churn_min, churn_max, churn_noise):
 @pytest.mark.parametrize("stage", STAGES)
 @every_process
 def test_the_family_is_algorithm_3(x64, sde, stage):
-    schedule = Schedule(grid="log_snr", steps=12, t_min=0.05, finish="sample")
+    schedule = Schedule(grid="log_snr", steps=12, t_min=0.05, final_step="none")
     x = sample(KEY, two_points(sde), SHAPE, solver=Heun(stage=stage), schedule=schedule).x
     times = schedule.of(sde)
     first, last = in_float64(sde.alpha, times[[0, -1]])
@@ -90,6 +90,7 @@ def test_the_family_is_algorithm_3(x64, sde, stage):
     np.testing.assert_allclose(x, last * expected, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -103,7 +104,7 @@ def test_the_family_is_algorithm_3(x64, sde, stage):
 @every_process
 def test_with_the_finish_denoise_it_is_algorithm_2(x64, sde, fields):
     levels = 18
-    schedule = Schedule(grid="karras", steps=levels - 1, t_min=2.5e-5, finish="denoise")
+    schedule = Schedule(grid="karras", steps=levels - 1, t_min=2.5e-5, final_step="denoise")
     samples = sample(KEY, two_points(sde), SHAPE, solver=Heun(**fields), schedule=schedule)
     whole = {"churn_min": 0.0, "churn_max": math.inf, "churn_noise": 1.0} | fields
     times = schedule.of(sde)
@@ -126,6 +127,7 @@ def test_noise_is_never_raised_above_the_processs_largest():
     assert not plan.rows.noise[::2].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @every_process
 def test_error_is_of_second_order(x64, sde, stage):
@@ -171,13 +173,14 @@ def x0_of_a_gaussian(sde, x, t):
     return (0.5 * sigma**2 + 0.3 * alpha * x) / (0.3 * alpha**2 + sigma**2)
 
 
+@pytest.mark.slow
 def test_churn_keeps_the_marginal():
     """Data of mean 0.5 and variance 0.3 in every element."""
     sde, t_min = PROCESSES["vp"], 1e-2
     denoiser = Denoiser(
         sde=sde, network=Partial(x0_of_a_gaussian, sde), parameterization="x0", conditioning="t"
     )
-    schedule = Schedule(grid="karras", steps=80, t_min=t_min, finish="sample")
+    schedule = Schedule(grid="karras", steps=80, t_min=t_min, final_step="none")
     x = sample(KEY, denoiser, (1000, 20), solver=Heun(s_churn=15.0), schedule=schedule).x
     alpha, sigma = in_float64(sde.alpha, t_min), in_float64(sde.sigma, t_min)
     variance = 0.3 * alpha**2 + sigma**2

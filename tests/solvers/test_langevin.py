@@ -26,6 +26,7 @@ def level(sde):
     return alpha * DATA.means[0], alpha**2 * VARIANCES + sigma**2, sigma
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 def test_step_is_the_affine_map_of_the_gaussian(x64, name):
     sde = PROCESSES[name]
@@ -42,11 +43,12 @@ def test_step_is_the_affine_map_of_the_gaussian(x64, name):
     np.testing.assert_allclose(ours.x, x, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_chain_settles_in_its_own_stationary_law():
     """4000 chains: the variance solves S = (1 - h / V)^2 S + 2 h, not that of p_t."""
     sde = PROCESSES["ve"]
     mean, variance, sigma = level(sde)
-    schedule = Schedule(steps=100, t_min=T_MIN, finish="sample")
+    schedule = Schedule(steps=100, t_min=T_MIN, final_step="none")
     solver = LangevinDynamics(step_size=0.5)
     x = sample(KEY, DATA.denoiser(sde), (4000, 2), solver=solver, schedule=schedule).x
     h = 0.5 * sigma**2

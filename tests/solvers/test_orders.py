@@ -26,7 +26,7 @@ from solvers.dpm_solver import DPMSolver
 from solvers.heun import Heun
 from solvers.moments import estimate_moments
 from solvers.predictor_corrector import Ancestral, EulerMaruyama, PredictorCorrector
-from solvers.tables import levels_of
+from solvers.tables import coefficients_at
 from solvers.unipc import UniPC
 from time_grids import Schedule
 
@@ -97,6 +97,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @every_process
 def test_error_to_the_flow_has_the_solvers_order(x64, truth, sde):
     steps = np.array([40, 80, 160])
@@ -114,28 +115,31 @@ STOCHASTIC = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STOCHASTIC)
 @pytest.mark.parametrize("process", ["vp", "ve", "linear"])
 def test_samples_of_stochastic_solvers_follow_the_marginal(process, name):
     """1000 samples in 8 dimensions; 60 steps leave a bias, that of DDIM's first order 15%."""
     sde = PROCESSES[process]
-    schedule = Schedule(grid="log_snr", steps=60, t_min=1e-2, finish="sample")
+    schedule = Schedule(grid="log_snr", steps=60, t_min=1e-2, final_step="none")
     denoiser = WIDE.denoiser(sde)
     x = sample(KEY, denoiser, (1000, 8), solver=STOCHASTIC[name], schedule=schedule).x
     assert_samples_follow(x, WIDE.marginal(sde, 1e-2), bias=0.15 if name == "ddim" else 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["ddpm", "ddim"])
 def test_samples_with_the_best_variance_follow_the_marginal(form):
     """The moments are estimated from 1000 of the data, as a run would; 60 steps leave a bias."""
-    sde, schedule = VP, Schedule(grid="log_snr", steps=60, t_min=1e-2, finish="sample")
+    sde, schedule = VP, Schedule(grid="log_snr", steps=60, t_min=1e-2, final_step="none")
     denoiser, data = WIDE.denoiser(sde), jnp.asarray(WIDE.sample(1, 1000), jnp.float32)
     moments = estimate_moments(KEY, denoiser, [data], schedule.of(sde))
-    solver = AnalyticDPM(form=form, moments=moments)
+    solver = AnalyticDPM(family=form, moments=moments)
     x = sample(KEY, denoiser, (1000, 8), solver=solver, schedule=schedule).x
     assert_samples_follow(x, WIDE.marginal(sde, 1e-2), bias=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SOLVERS.keys() - {"pc", "analytic"}))
 def test_nfe_is_the_number_of_network_calls(name):
     calls = []
@@ -145,18 +149,19 @@ def test_nfe_is_the_number_of_network_calls(name):
         return x
 
     denoiser = Denoiser(sde=PROCESSES["vp"], network=network)
-    schedule = Schedule(grid="log_snr", steps=7, finish="denoise")
+    schedule = Schedule(grid="log_snr", steps=7, final_step="denoise")
     samples = sample(KEY, denoiser, (2, 3), solver=SOLVERS[name](), schedule=schedule)
     jax.effects_barrier()
     assert samples.nfe == len(calls)
 
 
+@pytest.mark.slow
 def test_predictor_without_a_corrector_is_the_predictor(x64):
     """Its steps are DDIM's with eta = 1, as the paper writes them (arXiv:2010.02502, Eq. 12)."""
     for sde in (PROCESSES["vp"], PROCESSES["ve"]):
         x, schedule = jnp.asarray(START), Schedule(steps=20)
         times = schedule.of(sde)
-        keys, level = sample_keys(KEY, jnp.arange(len(x))), levels_of(sde, times)
+        keys, level = sample_keys(KEY, jnp.arange(len(x))), coefficients_at(sde, times)
         denoiser = PLANE.denoiser(sde)
         solver = PredictorCorrector(predictor=Ancestral())
         path = run(keys, denoiser, x, solver.plan(sde, times), frames=21).trajectory

@@ -108,6 +108,7 @@ def test_vp_steps_are_the_published_ones(x64, kernel, published):
     np.testing.assert_allclose(differences[0] / differences[1], 4, rtol=0.05)
 
 
+@pytest.mark.slow
 @every_process
 def test_ancestral_step_is_exact_on_a_point_mass_for_any_step(x64, sde):
     """Known data make p(x_s | x_t) the posterior that Ancestral samples: marginals are kept."""
@@ -123,6 +124,7 @@ def test_ancestral_step_is_exact_on_a_point_mass_for_any_step(x64, sde):
     np.testing.assert_allclose(variance, sde.sigma(s) ** 2, rtol=1e-9)
 
 
+@pytest.mark.slow
 @every_kernel
 @every_process
 def test_error_of_the_variance_is_of_first_order(x64, sde, kernel):
@@ -157,13 +159,14 @@ def test_error_of_the_variance_is_of_first_order(x64, sde, kernel):
 # --- correctors ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norms", ["per_sample", "batch"])
+@pytest.mark.slow
+@pytest.mark.parametrize("norm_reduction", ["per_sample", "batch"])
 @every_process
 def test_langevin_step_is_the_algorithm(x64, sde, norms):
     """Algorithms 4 and 5: h = 2 a (r |z| / |score|)^2, with a the one-step alpha_i."""
     t, s, snr = 0.5, 0.48, 0.16
     x, keys = jnp.asarray(MIXTURE.sample(0, 6)), sample_keys(KEY, jnp.arange(6))
-    kernel = Langevin(snr=snr, norms=norms)
+    kernel = Langevin(snr=snr, norm_reduction=norms)
     step = kernel.step(keys, MIXTURE.denoiser(sde), Step(x, x), jnp.float64(t), jnp.float64(s))
     score = np.asarray(MIXTURE.marginal(sde, t).score(x))
     z = np.asarray(normal_like(fold_in_each(keys, 0), x))
@@ -176,6 +179,7 @@ def test_langevin_step_is_the_algorithm(x64, sde, norms):
     np.testing.assert_allclose(step.x, x + h * score + np.sqrt(2 * h) * z, rtol=1e-8)
 
 
+@pytest.mark.slow
 @every_process
 def test_annealed_langevin_step_follows_the_noise_level(x64, sde):
     t, s, snr = jnp.float64(0.5), jnp.float64(0.48), 0.16
@@ -188,12 +192,13 @@ def test_annealed_langevin_step_follows_the_noise_level(x64, sde):
     np.testing.assert_allclose(step.x, x + drift + jnp.sqrt(2 * h) * z, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel",
     [
-        Langevin(snr=0.15, corrections=100),
-        Langevin(snr=0.15, corrections=100, norms="batch"),
-        AnnealedLangevin(snr=0.15, corrections=100),
+        Langevin(snr=0.15, corrector_steps=100),
+        Langevin(snr=0.15, corrector_steps=100, norm_reduction="batch"),
+        AnnealedLangevin(snr=0.15, corrector_steps=100),
     ],
     ids=["per_sample", "batch", "annealed"],
 )
@@ -210,21 +215,25 @@ def test_corrector_settles_at_the_marginal_from_a_wrong_width(kernel):
     keys = sample_keys(KEY, jnp.arange(500))
     step = jax.jit(kernel.step)(keys, data.denoiser(sde), Step(x, x), t, t - 1e-4)
     ratio = np.var(step.x) / marginal.covariance[0, 0]
-    bias = kernel.snr**2 + (4 / dims if getattr(kernel, "norms", "") == "per_sample" else 0)
+    bias = kernel.snr**2 + (
+        4 / dims if getattr(kernel, "norm_reduction", "") == "per_sample" else 0
+    )
     assert abs(ratio - 1 - bias) < 4.5 * np.sqrt(2 / x.size)
     assert abs(np.mean(step.x)) < 4.5 * np.sqrt(ratio / x.size)
 
 
+@pytest.mark.slow
 def test_sample_depends_on_its_batch_only_with_batch_norms():
     x, keys = jnp.asarray(MIXTURE.sample(0, 6), jnp.float32), sample_keys(KEY, jnp.arange(6))
     t, s, denoiser = jnp.float32(0.5), jnp.float32(0.4), MIXTURE.denoiser(PROCESSES["vp"])
     for norms, independent in (("per_sample", True), ("batch", False)):
-        kernel = Langevin(norms=norms)
+        kernel = Langevin(norm_reduction=norms)
         together = kernel.step(keys, denoiser, Step(x, x), t, s).x[:2]
         apart = kernel.step(keys[:2], denoiser, Step(x[:2], x[:2]), t, s).x
         assert np.allclose(together, apart, rtol=1e-5) == independent
 
 
+@pytest.mark.slow
 def test_predictor_and_corrector_draw_different_noise_and_run_in_order():
     zero = gaussian(np.zeros(2), np.eye(2)).denoiser(PROCESSES["ve"])
     keys, x = sample_keys(KEY, jnp.arange(3)), jnp.ones((3, 2))
@@ -247,6 +256,7 @@ def test_predictor_and_corrector_draw_different_noise_and_run_in_order():
 # --- whole samplers -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corrector", ["none", *CORRECTORS])
 # All but the probability flow, whose error above is of the first order too, but large at 100 steps.
 @pytest.mark.parametrize("predictor", sorted(PREDICTORS.keys() - {"probability_flow"}))
@@ -254,24 +264,25 @@ def test_predictor_and_corrector_draw_different_noise_and_run_in_order():
 def test_samples_follow_the_marginal(sde, predictor, corrector):
     """1000 samples in 8 dimensions; 100 steps and the corrector's size leave a bias below 12%."""
     # Norms of the batch, as in the paper: per sample they need many dimensions.
-    fields = {"langevin": {"norms": "batch"}}.get(corrector, {})
+    fields = {"langevin": {"norm_reduction": "batch"}}.get(corrector, {})
     kernel = PredictorCorrector(
         predictor=PREDICTORS[predictor](),
         corrector=None if corrector == "none" else CORRECTORS[corrector](snr=0.08, **fields),
     )
-    schedule = Schedule(grid="log_snr", steps=100, t_min=T_MIN, finish="sample")
+    schedule = Schedule(grid="log_snr", steps=100, t_min=T_MIN, final_step="none")
     samples = sample(KEY, MIXTURE.denoiser(sde), (BATCH, 8), solver=kernel, schedule=schedule)
     assert_samples_follow(samples.x, MIXTURE.marginal(sde, T_MIN), bias=0.12)
 
 
 def test_last_level_is_corrected_too():
-    sde, times = VESDE(), Schedule(grid="levels", steps=10).of(VESDE())
+    sde, times = VESDE(), Schedule(grid="timesteps", steps=10).of(VESDE())
     both = PredictorCorrector(predictor=Ancestral(), corrector=Langevin())
     assert both.plan(sde, times).evaluations == 20
     assert both.plan(sde, times).times[-2:].tolist() == [0, 0]
     assert PredictorCorrector(predictor=Ancestral()).plan(sde, times).evaluations == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_ddpm_level_by_level_is_its_algorithm(variance):
     """Ho et al. 2020, Algorithm 2, on a Gaussian: by hand the variance after each level."""
@@ -291,7 +302,7 @@ def test_ddpm_level_by_level_is_its_algorithm(variance):
         data.denoiser(sde),
         (count, 1),
         solver=PredictorCorrector(predictor=Ancestral(variance=variance)),
-        schedule=Schedule(grid="levels", steps=100, finish="denoise"),
+        schedule=Schedule(grid="timesteps", steps=100, final_step="denoise"),
     )
     assert samples.nfe == 100
     assert np.var(samples.x) == pytest.approx(expected, rel=5 * math.sqrt(2 / count))
@@ -303,8 +314,11 @@ def test_ddpm_level_by_level_is_its_algorithm(variance):
         (lambda: EulerMaruyama(churn=-1.0), r"churn=-1\.0 must be finite and at least 0"),
         (lambda: Ancestral(variance="no"), "variance='no' is unknown; choose one of: large, learn"),
         (lambda: Langevin(snr=0.0), r"snr=0\.0 must be finite and above 0"),
-        (lambda: Langevin(norms="no"), "norms='no' is unknown; choose one of: batch, per_sample"),
-        (lambda: AnnealedLangevin(corrections=0), "corrections=0 must be at least 1"),
+        (
+            lambda: Langevin(norm_reduction="no"),
+            "norm_reduction='no' is unknown; choose one of: batch, per_sample",
+        ),
+        (lambda: AnnealedLangevin(corrector_steps=0), "corrector_steps=0 must be at least 1"),
     ],
 )
 def test_invalid_field_is_named(make, message):

@@ -10,7 +10,7 @@ from analytic import gaussian, standardized_mixture
 
 from denoising import Denoiser
 from errors import IntegrationError
-from numerics.stochastic import SDE_SOLVERS, SDEOptions, integrate_sde
+from numerics.stochastic import SDE_METHODS, SDEOptions, integrate_sde
 from sde_lib import VESDE, VPSDE
 from solvers.sde import ReverseSDE, sample_sde
 
@@ -18,7 +18,7 @@ KEY = jax.random.key(0)
 PROCESSES = {"vp": VPSDE(), "ve": VESDE(sigma_max=20.0)}
 PLANE = standardized_mixture(dims=2)
 DATA = gaussian([0.5, -0.5], np.diag([0.3, 0.1]))
-SAMPLE = ReverseSDE(finish="sample")
+SAMPLE = ReverseSDE(final_step="none")
 
 
 def assert_moments(x, truth, *, bias):
@@ -32,10 +32,11 @@ def assert_moments(x, truth, *, bias):
     assert np.all(np.abs(difference) < allowed), f"covariance is off by {difference}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "churn"), [("vp", 1.0), ("ve", 0.7)])
 def test_samples_and_frames_follow_the_marginals(name, churn):
     """2000 samples, 40 steps."""
-    sde, options = PROCESSES[name], ReverseSDE(finish="sample", churn=churn)
+    sde, options = PROCESSES[name], ReverseSDE(final_step="none", churn=churn)
     samples = sample_sde(
         KEY,
         PLANE.denoiser(sde),
@@ -70,6 +71,7 @@ def solve(drift=contraction, batch=32, **fields):
     return jax.jit(integrate)(jnp.ones((batch, 1)), None, keys)
 
 
+@pytest.mark.slow
 def test_sra1_has_strong_order_above_1():
     """Euler's strong order is 1; steps are refined along the path that the keys say."""
     coarse, middle, fine = (solve(steps=steps).y for steps in (24, 48, 96))
@@ -78,6 +80,7 @@ def test_sra1_has_strong_order_above_1():
     assert np.log2(errors[0] / errors[1] - 1) > 1.4, errors
 
 
+@pytest.mark.slow
 def test_sample_is_a_function_of_seed_and_number_alone():
     def draw(indices):
         return sample_sde(
@@ -96,6 +99,7 @@ def test_sample_is_a_function_of_seed_and_number_alone():
     assert not np.allclose(moved[4:], together[:4])
 
 
+@pytest.mark.slow
 def test_every_call_is_counted_and_every_solver_sees_the_same_path():
     ends = []
     for solver, fields in (
@@ -114,16 +118,16 @@ def test_every_call_is_counted_and_every_solver_sees_the_same_path():
         assert solution.success.all()
         assert int(solution.evaluations[0]) == len(calls)
         if "steps" in fields:
-            assert len(calls) == 60 * SDE_SOLVERS[solver].evaluations
+            assert len(calls) == 60 * SDE_METHODS[solver].evaluations
         ends.append(float(solution.y[0, 0]))
     # The state's own deviation is 0.7.
     assert abs(ends[0] - ends[1]) < 0.15
     assert abs(ends[2] - ends[1]) < 0.03
 
 
-@pytest.mark.parametrize("solver", SDE_SOLVERS)
+@pytest.mark.parametrize("solver", SDE_METHODS)
 def test_evaluations_of_a_step_are_the_stages_of_the_method(solver):
-    method = SDE_SOLVERS[solver]
+    method = SDE_METHODS[solver]
     tableau = getattr(method.solver, "tableau", None)  # Euler has none
     weights = [1.0] if tableau is None else tableau.b_sol
     idle = getattr(tableau, "ignore_stage_f", None)
@@ -140,6 +144,7 @@ def noise_until(t_end):
     return Denoiser(sde=PROCESSES["ve"], network=network, conditioning="t")
 
 
+@pytest.mark.slow
 def test_nan_of_the_network_is_reported_with_its_time():
     message = r"reverse SDE sampler: 3 of 3 samples became NaN or infinite at t=0\.49[89]\d*; check"
     solving = SDEOptions(solver="euler", steps=1000)
@@ -151,7 +156,10 @@ def test_nan_of_the_network_is_reported_with_its_time():
     ("make", "message"),
     [
         (lambda: ReverseSDE(churn=0.0), r"churn=0\.0 must be finite and above 0"),
-        (lambda: ReverseSDE(finish="mean"), "finish='mean' is not defined for the sde sampler"),
+        (
+            lambda: ReverseSDE(final_step="mean"),
+            "final_step='mean' is not defined for the sde sampler",
+        ),
         (lambda: ReverseSDE(t_min=1.0), r"t_min=1\.0 must lie between 0 and 1"),
         (lambda: SDEOptions(solver="no"), "solver='no' is unknown; choose one of: euler, heun"),
         (lambda: SDEOptions(steps=0), "steps=0 must lie between 1 and 4096"),

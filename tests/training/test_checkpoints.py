@@ -118,9 +118,7 @@ def run_child(code, *args):
     )
 
 
-# What is saved comes back.
-
-
+@pytest.mark.slow
 def test_round_trip_is_exact(tmp_path):
     save_all(tmp_path / "run", [7])
     restored = Checkpoints(tmp_path / "run").restore(template(make_state()))
@@ -150,6 +148,7 @@ def test_opening_and_reading_touch_nothing(tmp_path):
     assert os.listdir(run) == ["1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "left"), [(1, (4,)), (3, (2, 3, 4)), (0, (1, 2, 3, 4))])
 def test_keep(tmp_path, keep, left):
     assert save_all(tmp_path, [1, 2, 3, 4], keep=keep).steps() == left
@@ -189,11 +188,12 @@ def test_state_may_be_donated_during_the_save_and_after_restore(tmp_path):
     assert_same(make_state(0), like)
 
 
+@pytest.mark.slow
 def test_another_number_of_devices(tmp_path):
     code = """
         import sys, jax, numpy as np
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-        from checkpoints import Checkpoints
+        from training.checkpoints import Checkpoints
         directory, devices, verb = sys.argv[1], int(sys.argv[2]), sys.argv[3]
         jax.config.update("jax_num_cpu_devices", devices)
         mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
@@ -212,9 +212,6 @@ def test_another_number_of_devices(tmp_path):
     for devices, verb in ((4, "save"), (2, "restore"), (1, "restore")):
         done = run_child(code, tmp_path, devices, verb)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-# Damage is found, named and passed over.
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -284,9 +281,6 @@ def test_config_of_a_damaged_record(tmp_path):
         checkpoints.config(1)
 
 
-# A state of another shape is an error of its own.
-
-
 def replace_bias(state, leaf):
     return state._replace(params={"Dense_0": state.params["Dense_0"] | {"bias": leaf}})
 
@@ -335,12 +329,11 @@ def test_wrong_arguments(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# Full disks and killed processes.
-
 FULL_DISK = """
     import os, resource, sys
     import jax.numpy as jnp, numpy as np
-    from checkpoints import CheckpointError, Checkpoints
+    from errors import CheckpointError
+    from training.checkpoints import Checkpoints
 
     directory, how, room = sys.argv[1], sys.argv[2], int(sys.argv[3])
     filler = os.path.join(os.path.dirname(directory), "filler")
@@ -395,6 +388,7 @@ def assert_survived_full_disk(done, directory, cause):
         assert line.endswith("and run the same command again to resume")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [500_000, 2_000, 100, 0])
 def test_full_disk_by_file_size_limit(tmp_path, room):
     directory = tmp_path / "run"
@@ -402,6 +396,7 @@ def test_full_disk_by_file_size_limit(tmp_path, room):
     assert_survived_full_disk(done, directory, "File too large")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [500_000, 0])
 def test_full_disk_by_small_file_system(tmp_path, room):
     disk = tmp_path / "disk"
@@ -422,8 +417,8 @@ def big_state(step):
 
 KILLED = """
     import sys, time
-    from checkpoints import Checkpoints
-    from tests.test_checkpoints import big_state
+    from training.checkpoints import Checkpoints
+    from tests.training.test_checkpoints import big_state
 
     checkpoints = Checkpoints(sys.argv[1])
     first, second = big_state(1), big_state(2)
@@ -435,6 +430,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.5, 1.5])
 def test_killed_while_saving(tmp_path, delay):
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
@@ -457,11 +453,12 @@ def test_killed_while_saving(tmp_path, delay):
     assert sorted(map(int, os.listdir(tmp_path))) == [*steps, 3]
 
 
+@pytest.mark.slow
 def test_import_is_light_and_orbax_is_quiet(tmp_path):
     code = """
         import sys
         from absl import logging
-        from checkpoints import Checkpoints
+        from training.checkpoints import Checkpoints
         assert not any(name.startswith("orbax") for name in sys.modules)
         import jax.numpy as jnp
         logging.set_verbosity(logging.INFO)

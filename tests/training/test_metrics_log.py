@@ -1,0 +1,44 @@
+"""The log of scalars: repaired after a kill, cut where a run resumes, equal in TensorBoard."""
+
+import json
+
+import numpy as np
+import pytest
+
+from training.metrics_log import MetricsLog
+
+
+def written(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "half", ['{"step": 3, "lo', "{", "3", '{"loss": 1}', "[]", ""], ids=lambda text: text or "none"
+)
+def test_record_is_repaired_and_cut_at_the_restored_step(tmp_path, half):
+    log = MetricsLog(tmp_path, step=0)
+    for step in range(1, 6):
+        log.write(step, {"loss": 1 / step})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(half)
+    log = MetricsLog(tmp_path, step=3)
+    log.write(4, {"loss": 0.5})
+    log.close()
+    assert written(tmp_path) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 1 / 2},
+        {"step": 3, "loss": 1 / 3},
+        {"step": 4, "loss": 0.5},
+    ]
+
+
+def test_record_and_tensorboard_hold_the_same(tmp_path):
+    log = MetricsLog(tmp_path, step=0)
+    log.write(1, {"loss": 0.25, "grad_norm": 3.0})
+    log.image(1, "samples", np.zeros((4, 5, 1), np.uint8))
+    assert written(tmp_path) == [{"step": 1, "loss": 0.25, "grad_norm": 3.0}], "at once"
+    log.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert all(tag in content for tag in (b"loss", b"grad_norm", b"samples"))

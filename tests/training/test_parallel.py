@@ -1,0 +1,31 @@
+"""Batches are divided over four devices, or refused with sizes that would divide."""
+
+import numpy as np
+import pytest
+
+from training.parallel import DataParallel
+
+FOUR = DataParallel.over_all_devices()
+
+
+def test_batches_are_split_by_rows_and_fetched_whole():
+    rows = np.arange(24.0).reshape(8, 3)
+    for placed in (FOUR.put_batch(rows), FOUR.split_rows(rows)):
+        assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
+        np.testing.assert_array_equal(FOUR.fetch(placed), rows)
+    assert FOUR.local_rows(8) == slice(0, 8)
+    assert FOUR.describe(8).startswith("8 = 4 device(s) x 2 (")
+
+
+@pytest.mark.parametrize(
+    ("size", "remedy"), [(0, "4"), (-4, "4"), (3, "4"), (6, "4 or 8"), (9, "8 or 12")]
+)
+def test_batch_that_does_not_divide_is_refused_with_its_neighbors(size, remedy):
+    message = rf"training.batch_size={size} does not divide over 4 .*, such as {remedy}$"
+    with pytest.raises(ValueError, match=message):
+        FOUR.check_batch(size, "training.batch_size")
+
+
+def test_batch_that_divides_is_accepted():
+    for size in (4, 8, 400):
+        FOUR.check_batch(size, "batch_size")
