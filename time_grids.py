@@ -90,8 +90,8 @@ def respaced_timesteps(count: int, respacing: str) -> np.ndarray:
     return np.concatenate(kept).astype(int)
 
 
-# The value returned at t_min: the last step's mean ("noise removal" of the published code), Tweedie's
-# estimate of x0 (one more network evaluation), or the noisy state itself.
+# The value returned at t_min: the mean of the last step ("noise removal" of the published code),
+# Tweedie's estimate of x0 (one more network evaluation), or the noisy state itself.
 FINAL_STEPS = ("mean", "denoise", "none")
 
 
