@@ -1,11 +1,11 @@
-"""What `models.convolution` gains over JAX's own convolution, alternating, in one run.
+"""Speed of `models.blocks.convolution` against JAX's own convolution, alternating, in one run.
 
     python benchmarks/convolution.py
     python benchmarks/convolution.py --features=64 --batch=16
 
-Of the U-Net of configs/vp_digits.py: the gradient of its output's squares with respect to its input
-by itself and inside a loop, and a training step. Each is compiled with either convolution; they
-take turns, and a ratio is that of the medians.
+Measured on the U-Net of configs/vp_digits.py: the gradient of the squared output with respect to
+the input, outside and inside a loop, and a training step. Each is compiled with both convolutions.
+Calls take turns, and ratios are those of medians.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from configs import vp_digits
 from experiment import build
 from models.blocks import layers
 
-TURNS = 3  # of the loop
+TURNS = 3  # iterations of the loop
 
 
 def calls(batch: int, features: int) -> dict[str, tuple[Callable[[], object], int]]:
-    """What is timed, by name: a call, and how many of what it measures are in it."""
+    """Return the timed calls by name, each with the number of measured items per call."""
     config = vp_digits.get_config()
     config.model.features = features
     config.training.batch_size = batch
@@ -41,7 +41,7 @@ def calls(batch: int, features: int) -> dict[str, tuple[Callable[[], object], in
     x = experiment.parallel.split_rows(np.asarray(jax.random.normal(key, (batch, 8, 8, 1))))
 
     def gradient(params, x):
-        denoiser = experiment.denoiser(params)
+        denoiser = experiment.model.denoiser(params)
         return jax.grad(lambda x: jnp.sum(denoiser.predict(x, 0.5).x0 ** 2))(x)
 
     def loop(params, x):

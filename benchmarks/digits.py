@@ -1,4 +1,4 @@
-"""The digits example, measured as a newcomer runs it, and a baseline on the same numbers.
+"""The digits example, run and timed like a first-time user's, and a baseline on the same data.
 
     python benchmarks/digits.py [--workdir FOLDER]
 
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def run(cache: Path, workdir: Path, *flags: str) -> tuple[float, str]:
-    """Wall seconds and standard output of one call of main.py on the digits."""
+    """Return wall seconds and standard output of one call of main.py on the digits."""
     command = [sys.executable, "main.py", "--config=configs/vp_digits.py", f"--workdir={workdir}"]
     start = time.perf_counter()
     result = subprocess.run(
@@ -38,7 +38,7 @@ def run(cache: Path, workdir: Path, *flags: str) -> tuple[float, str]:
 
 
 def gaussian_mixture_bits() -> tuple[float, str]:
-    """Bits/dim on the test images of the best mixture over components and covariance types."""
+    """Return bits/dim on the test images by the best mixture of several, and its description."""
     from sklearn.mixture import GaussianMixture
 
     from data import datasets
@@ -69,7 +69,9 @@ def gaussian_mixture_bits() -> tuple[float, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, help="keep the run here")
+    parser.add_argument(
+        "--workdir", type=Path, help="folder to keep the run in; default: a temporary one"
+    )
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         workdir = parser.parse_args().workdir or scratch / "run"

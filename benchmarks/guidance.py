@@ -1,4 +1,4 @@
-r"""What guidance gives and what it costs: classes of guided digits, and time over evaluations.
+r"""Quality and cost of guidance: class accuracy of guided digits, and time over evaluations.
 
     pip install scikit-learn
     python benchmarks/guidance.py                          # trains both networks first
@@ -6,21 +6,22 @@ r"""What guidance gives and what it costs: classes of guided digits, and time ov
     python benchmarks/guidance.py --part=overhead          # needs no trained network
 
 Accuracy. Samples of the ten digits in turn, from a run of configs/vp_digits.py guided by its
-classifier of noisy images, and from a run of configs/vp_digits.py:conditional guided against itself
-(controllable_generation.py has the formulas). Of each row are told
+classifier of noisy images, and from a run of configs/vp_digits.py:conditional with classifier-free
+guidance. The columns are
 
-    accuracy   the share of samples that a support vector machine of scikit-learn, trained on the
-               training images alone, takes for the digit asked for, with sqrt(p (1 - p) / n);
+    accuracy   fraction of samples that a support vector machine of scikit-learn, trained on the
+               training images only, assigns to the wanted digit, with sqrt(p (1 - p) / n);
     distance   Frechet distance of pixels in [0, 1] to all training images;
     spread     root of the pixels' variance within a class, over that of the training images.
 
-Overhead. Time of a whole call of `sampling.sample`, of 20 steps of DDIM, over that of the 20 bare
-evaluations it needs in one jitted loop: of the network; of it and the gradient of the classifier;
-of the network at twice the batch; of it and its transpose. Weights are random. Calls take turns,
-and a ratio is that of medians. The last table has the same evaluations in a loop over those called
-one by one, 10 to 60 for gradients of JAX's own convolution on the CPU (models/convolution.py).
+Overhead. Time of a whole call of `sampling.sample` with 20 steps of DDIM, over that of the 20 bare
+evaluations it needs in one jitted loop: of the network; of the network and the classifier's
+gradient; of the network at twice the batch; of the network and its transpose. Weights are random.
+Calls take turns, and ratios are those of medians. The last table compares the same evaluations in a
+loop and called one by one. For gradients of JAX's own convolution on the CPU this ratio is 10 to 60
+(models/blocks/convolution.py).
 
-Each part rewrites its tables in benchmarks/results/guidance.md and leaves the rest of it.
+Each part rewrites its tables in benchmarks/results/guidance.md and leaves the rest unchanged.
 """
 
 import argparse
@@ -40,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
 from networks import provenance
 
@@ -48,7 +49,9 @@ import sampling
 from configs import vp_cifar10, vp_digits
 from denoising import Clipping, Denoiser
 from experiment import build
+from experiment.data import Data
 from experiment.experiment import Experiment
+from experiment.randomness import base_key
 from files.writing import write_file
 from guidance import operators
 from guidance.base import guide
@@ -56,8 +59,8 @@ from guidance.classifier import Classifier, ClassifierGuidance
 from guidance.classifier_free import ClassifierFreeGuidance
 from guidance.posterior import DPS, LossGuidance, PiGDM
 from guidance.projection import Projection
-from jobs import restore
 from jobs.cache import batches_of
+from jobs.restore import TrainedModel, load_classifier, load_model
 from jobs.workdir import Workdir
 from metrics.frechet import Statistics, frechet_distance
 from numerics.arrays import sum_per_sample
@@ -65,6 +68,7 @@ from solvers.ddim import DDIM
 from solvers.predictor_corrector import Ancestral, PredictorCorrector
 from solvers.unipc import UniPC
 from time_grids import Schedule
+from training.step import Trainer
 
 RESULTS = ROOT / "benchmarks" / "results" / "guidance.md"
 CLASSES, SEED, BATCH = 10, 0, 100
@@ -76,7 +80,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def write_part(name: str, text: str) -> None:
-    """Put the text between the marks of this part in the file of results."""
+    """Write the text between the marks of this part in the file of results."""
     marks = [f"<!-- {name} -->", f"<!-- end of {name} -->"]
     old = RESULTS.read_text() if RESULTS.exists() else "# Guidance on the digits, and what it costs"
     if marks[0] not in old:
@@ -87,17 +91,9 @@ def write_part(name: str, text: str) -> None:
 
 
 def machine() -> str:
-    made = provenance({"ours": {"device": jax.devices()[0].device_kind}})
+    """Describe the machine and the commit."""
+    made = provenance(jax.devices()[0].device_kind)
     return "{device}, {cores} cores, commit {commit}".format(**made)
-
-
-# --- accuracy ------------------------------------------------------------------------------------
-
-
-class Run(NamedTuple):
-    experiment: Experiment
-    denoiser: Denoiser
-    workdir: Workdir
 
 
 def train(folder: Path, variant: str, *modes: str) -> None:
@@ -106,29 +102,22 @@ def train(folder: Path, variant: str, *modes: str) -> None:
         subprocess.run([sys.executable, "main.py", *flags, f"--mode={mode}"], cwd=ROOT, check=True)
 
 
-def load(folder: Path, variant: str) -> Run:
-    config = vp_digits.get_config(variant)
-    experiment, workdir, checkpoints = restore.open_run(config, folder, frozenset())
-    experiment, _, denoiser = restore.load(experiment, workdir, checkpoints, None)
-    return Run(experiment, denoiser, workdir)
-
-
 class Judge:
-    """Tells what samples of the digits are worth, in three columns."""
+    """Measures samples of the digits, in three columns."""
 
     COLUMNS = ("accuracy", "distance", "spread")
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, data: Data) -> None:
         from sklearn.svm import SVC
 
-        data = experiment.data
+        found = data.images
         self.train, test = (
             data.quantizer.to_uint8(images).reshape(len(images), -1) / 255
-            for images in (data.train, data.test)
+            for images in (found.train, found.test)
         )
-        self.labels = data.train_labels
+        self.labels = found.train_labels
         self.machine = SVC().fit(self.train, self.labels)
-        self.on_test = self.machine.score(test, data.test_labels)
+        self.on_test = self.machine.score(test, found.test_labels)
 
     def __call__(self, images: np.ndarray, labels: np.ndarray) -> list[str]:
         pixels = images.reshape(len(images), -1) / 255
@@ -144,7 +133,7 @@ class Judge:
         return frechet_distance(_statistics(pixels), _statistics(self.train))
 
     def floor(self, count: int) -> str:
-        """The distance of so many training images, drawn with replacement."""
+        """Return the distance of `count` training images, drawn with replacement."""
         rng = np.random.default_rng(SEED)
         draws = [self.train[rng.integers(len(self.train), size=count)] for _ in range(10)]
         distances = [self.distance(draw) for draw in draws]
@@ -181,76 +170,75 @@ INTERVALS = {
 
 
 def row(
-    run: Run, judge: Judge, sampler: str, condition: Callable[..., Denoiser], count: int
+    model: TrainedModel, judge: Judge, sampler: str, condition: Callable[..., Denoiser], count: int
 ) -> list[str]:
-    """What samples are worth whose denoiser is made of the network's and the classes."""
-    experiment, parts = run.experiment, []
-    key, labels = experiment.key(SEED, "sampling"), np.arange(count) % CLASSES
+    """Measure samples; `condition` maps the network's denoiser and the labels to their denoiser."""
+    key, labels, parts = base_key(SEED, "sampling"), np.arange(count) % CLASSES, []
     for indices in batches_of(count, BATCH):
-        denoiser = condition(run.denoiser, jnp.asarray(labels[indices]))
+        denoiser = condition(model.denoiser, jnp.asarray(labels[indices]))
         options = {"indices": jnp.asarray(indices), **SAMPLERS[sampler]}
-        shape = (len(indices), *experiment.item_shape)
-        samples = sampling.sample(key, denoiser, shape, **options)
-        parts.append(experiment.pictures(np.asarray(samples.x)))
-    worth = judge(np.concatenate(parts), labels)
-    print(sampler, *worth, flush=True)
-    return worth
+        samples = sampling.sample(key, denoiser, (len(indices), *model.shape), **options)
+        parts.append(model.to_uint8(np.asarray(samples.x)))
+    cells = judge(np.concatenate(parts), labels)
+    print(sampler, *cells, flush=True)
+    return cells
 
 
-def of_classifier(run: Run, judge: Judge, count: int) -> str:
-    classifier = restore.trained_classifier(run.experiment, run.workdir, "guidance")
+def with_classifier(model: TrainedModel, classifier: Classifier, judge: Judge, count: int) -> str:
+    """Return the table of classifier guidance."""
 
     def guided(scale: float, denoiser: Denoiser, labels: jax.Array) -> Denoiser:
-        of_class = ClassifierGuidance(classifier=classifier, labels=labels, scale=scale)
-        return guide(denoiser, of_class)
+        guidance = ClassifierGuidance(classifier=classifier, labels=labels, scale=scale)
+        return guide(denoiser, guidance)
 
     rows = [
-        [sampler, f"{scale:g}", *row(run, judge, sampler, partial(guided, scale), count)]
+        [sampler, f"{scale:g}", *row(model, judge, sampler, partial(guided, scale), count)]
         for sampler in SAMPLERS
         for scale in CLASSIFIER_SCALES
     ]
     return table(["sampler", "scale", *Judge.COLUMNS], rows)
 
 
-def of_itself(run: Run, judge: Judge, sampler: str, count: int) -> str:
-    def told(guidance: ClassifierFreeGuidance, denoiser: Denoiser, labels: jax.Array) -> Denoiser:
+def classifier_free(model: TrainedModel, judge: Judge, sampler: str, count: int) -> str:
+    """Return the table of classifier-free guidance."""
+
+    def guided(guidance: ClassifierFreeGuidance, denoiser: Denoiser, labels: jax.Array) -> Denoiser:
         return guide(dataclasses.replace(denoiser, labels=labels), guidance)
 
     rows = []
     for interval, scales in INTERVALS.items():
         for scale in scales:
             guidance = ClassifierFreeGuidance(null_label=CLASSES, scale=scale, interval=interval)
-            worth = row(run, judge, sampler, partial(told, guidance), count)
-            rows.append(["{:g} to {:g}".format(*interval), f"{scale:g}", *worth])
+            cells = row(model, judge, sampler, partial(guided, guidance), count)
+            rows.append(["{:g} to {:g}".format(*interval), f"{scale:g}", *cells])
     return table(["interval of t", "scale", *Judge.COLUMNS], rows)
 
 
 def measure_accuracy(unconditional: Path, conditional: Path, count: int) -> str:
-    """The tables, as Markdown."""
-    run, sampler = load(unconditional, "unet"), next(iter(SAMPLERS))
-    judge = Judge(run.experiment)
+    """Return the tables, as Markdown."""
+    model, sampler = load_model(unconditional), next(iter(SAMPLERS))
+    classifier = load_classifier(model.experiment, Workdir(unconditional), "config.guidance.name")
+    judge = Judge(model.experiment.data)
     tables = [
         "### Guided by a classifier of noisy images, network without classes",
-        of_classifier(run, judge, count),
+        with_classifier(model, classifier, judge, count),
         f"### Guided without a classifier, class-conditional network, {sampler}",
-        of_itself(load(conditional, "conditional"), judge, sampler, count),
+        classifier_free(load_model(conditional), judge, sampler, count),
     ]
-    told = [
-        f"`python benchmarks/guidance.py --part=accuracy --count={count}`: {count} samples a row, "
-        f"the ten digits in turn, sampling seed {SEED}, training seed 42; {machine()}.",
+    head = [
+        f"`python benchmarks/guidance.py --part=accuracy --count={count}`: {count} samples per "
+        f"row, the ten digits in turn, sampling seed {SEED}, training seed 42; {machine()}.",
         f"The judge is right on {judge.on_test:.1%} of the real test images. {count} real training "
         f"images have a distance of {judge.floor(count)} and a spread of 1.",
     ]
-    return "\n\n".join([*told, *tables])
+    return "\n\n".join([*head, *tables])
 
-
-# --- overhead ------------------------------------------------------------------------------------
 
 STEPS = 20
 
 
 class Setting(NamedTuple):
-    """Networks of random weights, and a batch of what their samples are told."""
+    """Networks with random weights, and a batch of noise and labels."""
 
     denoiser: Denoiser
     conditional: Denoiser
@@ -264,18 +252,21 @@ def setting(config: Any, batch: int) -> Setting:
     experiment = build.build(config)
     config.model.num_classes = CLASSES
 
-    def randomized(experiment: Experiment) -> Any:
-        params = experiment.trainer.init_state(jax.random.key(SEED)).ema_params
-        # Layers that start at 0 would answer numbers so small that arithmetic is slow.
+    def randomized(trainer: Trainer) -> Any:
+        params = trainer.init_state(jax.random.key(SEED)).ema_params
+        # Layers that start at 0 would have outputs so small that arithmetic is slow.
         noise = partial(jax.random.normal, jax.random.key(SEED))
-        return experiment.denoiser(jax.tree.map(lambda p: p + 0.02 * noise(p.shape), params))
+        return jax.tree.map(lambda p: p + 0.02 * noise(p.shape), params)
 
-    # Clipped as restorations are: gradients are huge where there is hardly any signal.
-    denoiser = dataclasses.replace(randomized(experiment), clipping=Clipping(clip="range"))
-    conditional = randomized(build.build(config))
-    x = jax.random.normal(jax.random.key(1), (batch, *experiment.item_shape))
+    def denoiser(experiment: Experiment) -> Denoiser:
+        return experiment.model.denoiser(randomized(experiment.trainer))
+
+    # Clipped, as for inverse problems: at high noise levels gradients are huge.
+    clipped = dataclasses.replace(denoiser(experiment), clipping=Clipping(clip="range"))
+    classifier = experiment.classifier.classifier(randomized(experiment.classifier.trainer))
+    x = jax.random.normal(jax.random.key(1), (batch, *experiment.data.shape))
     labels = jnp.arange(batch) % CLASSES
-    return Setting(denoiser, conditional, randomized(experiment.classifier()), x, labels)
+    return Setting(clipped, denoiser(build.build(config)), classifier, x, labels)
 
 
 def digits() -> Setting:
@@ -286,9 +277,6 @@ def eighth_of_cifar10() -> Setting:
     config = vp_cifar10.get_config("ddpm_continuous")
     config.model.features //= 8
     return setting(config, 8)
-
-
-# The bare evaluations: (setting, x, condition) -> what becomes of x.
 
 
 def network(at: Setting, x: jax.Array, cond: jax.Array) -> jax.Array:
@@ -310,11 +298,19 @@ def network_twice(at: Setting, x: jax.Array, cond: jax.Array) -> jax.Array:
 
 
 def network_and_transpose(at: Setting, x: jax.Array, cond: jax.Array) -> jax.Array:
-    answer, transpose = jax.vjp(lambda x: network(at, x, cond), x)
-    return answer + transpose(x)[0]
+    output, transpose = jax.vjp(lambda x: network(at, x, cond), x)
+    return output + transpose(x)[0]
 
 
-Evaluate = Callable[[Setting, jax.Array, jax.Array], jax.Array]
+Evaluate = Callable[[Setting, jax.Array, jax.Array], jax.Array]  # (setting, x, condition)
+
+
+class Case(NamedTuple):
+    """A way to sample, and the evaluations that it takes."""
+
+    denoiser: Denoiser
+    evaluate: Evaluate
+    projection: Projection | None = None
 
 
 @partial(jax.jit, static_argnames="evaluate")
@@ -334,17 +330,17 @@ def one_by_one(evaluate: Evaluate, at: Setting) -> jax.Array:
     return x
 
 
-def questions(at: Setting) -> dict[str, tuple[Denoiser, Evaluate]]:
-    """What is asked -> the denoiser that answers it, and the evaluations that it takes."""
+def cases(at: Setting) -> dict[str, Case]:
+    """Return the measured ways to sample, by name."""
     classifier = ClassifierGuidance(classifier=at.classifier, labels=at.labels)
     free = ClassifierFreeGuidance(null_label=CLASSES, scale=2.0)
-    told = dataclasses.replace(at.conditional, labels=at.labels)
+    of_class = dataclasses.replace(at.conditional, labels=at.labels)
     loss = LossGuidance(loss=lambda x0: sum_per_sample(x0**2))
-    asked = {
-        "nothing": (at.denoiser, network),
-        "class, by a classifier": (guide(at.denoiser, classifier), network_and_classifier),
-        "class, without a classifier": (guide(told, free), network_twice),
-        "loss of the image": (guide(at.denoiser, loss), network_and_transpose),
+    found = {
+        "nothing": Case(at.denoiser, network),
+        "class, by a classifier": Case(guide(at.denoiser, classifier), network_and_classifier),
+        "class, without a classifier": Case(guide(of_class, free), network_twice),
+        "loss of the image": Case(guide(at.denoiser, loss), network_and_transpose),
     }
     shape = at.x.shape[1:]
     left = np.broadcast_to(np.arange(shape[1]) < shape[1] // 2, shape[:2])
@@ -356,23 +352,24 @@ def questions(at: Setting) -> dict[str, tuple[Denoiser, Evaluate]]:
     }
     for name, operator in measured.items():
         known = {"operator": operator, "measurement": operator(at.x)}
-        if name != "blur":  # whose inverse magnifies noise without bounds
-            projected = dataclasses.replace(at.denoiser, projection=Projection(**known))
-            asked[f"{name}, projection"] = (projected, network)
+        if name != "blur":  # its inverse amplifies noise without bounds
+            found[f"{name}, projection"] = Case(at.denoiser, network, Projection(**known))
         for method in (PiGDM, DPS):
             guided = guide(at.denoiser, method(**known, noise=0.1))
-            asked[f"{name}, {method.__name__}"] = (guided, network_and_transpose)
-    return asked
+            found[f"{name}, {method.__name__}"] = Case(guided, network_and_transpose)
+    return found
 
 
-def sampled(denoiser: Denoiser, x: jax.Array) -> jax.Array:
+def sampled(case: Case, x: jax.Array) -> jax.Array:
     schedule = Schedule(grid="quadratic", steps=STEPS, final_step="none")
     key = jax.random.key(SEED)
-    return sampling.sample(key, denoiser, x.shape, solver=DDIM(), schedule=schedule).x
+    return sampling.sample(
+        key, case.denoiser, x.shape, solver=DDIM(), schedule=schedule, projection=case.projection
+    ).x
 
 
 def in_turns(calls: dict[Any, Callable[[], jax.Array]], repeats: int) -> dict[Any, float]:
-    """The median milliseconds of an evaluation in each call."""
+    """Return the median milliseconds per evaluation of each call."""
     seconds = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
@@ -385,30 +382,30 @@ def in_turns(calls: dict[Any, Callable[[], jax.Array]], repeats: int) -> dict[An
     return {name: 1e3 * float(np.median(taken)) / STEPS for name, taken in seconds.items()}
 
 
-def measure_overhead(of: Callable[[], Setting], repeats: int) -> str:
-    """The tables of one network, as Markdown."""
-    at = of()
-    asked = questions(at)
+def measure_overhead(make: Callable[[], Setting], repeats: int) -> str:
+    """Return the tables of one network, as Markdown."""
+    at = make()
+    found = cases(at)
     evaluations = (network, network_and_classifier, network_twice, network_and_transpose)
     taken = in_turns(
         {evaluate: partial(looped, evaluate, at, STEPS) for evaluate in evaluations}
-        | {question: partial(sampled, denoiser, at.x) for question, (denoiser, _) in asked.items()}
+        | {name: partial(sampled, case, at.x) for name, case in found.items()}
         | {(evaluate, "alone"): partial(one_by_one, evaluate, at) for evaluate in evaluations},
         repeats,
     )
     rows, loops = [], []
-    for question, (_, evaluate) in asked.items():
-        bare, whole = taken[evaluate], taken[question]
-        told = [f"{bare:.2f}", f"{whole:.2f}", f"{whole / bare - 1:+.1%}"]
-        rows.append([question, evaluate.__name__.replace("_", " "), *told])
+    for name, case in found.items():
+        bare, whole = taken[case.evaluate], taken[name]
+        cells = [f"{bare:.2f}", f"{whole:.2f}", f"{whole / bare - 1:+.1%}"]
+        rows.append([name, case.evaluate.__name__.replace("_", " "), *cells])
     for evaluate in evaluations:
         inside, alone = taken[evaluate], taken[evaluate, "alone"]
-        told = [f"{inside:.2f}", f"{alone:.2f}", f"{inside / alone:.2f}"]
-        loops.append([evaluate.__name__.replace("_", " "), *told])
+        cells = [f"{inside:.2f}", f"{alone:.2f}", f"{inside / alone:.2f}"]
+        loops.append([evaluate.__name__.replace("_", " "), *cells])
     count = sum(leaf.size for leaf in jax.tree.leaves(at.denoiser.network))
     tables = [
-        f"### {of.__name__.replace('_', ' ')}: {count:,} parameters, batch {len(at.x)}",
-        table(["asked", "evaluations", "bare, ms", "sampling, ms", "more"], rows),
+        f"### {make.__name__.replace('_', ' ')}: {count:,} parameters, batch {len(at.x)}",
+        table(["guidance", "evaluations", "bare, ms", "sampling, ms", "overhead"], rows),
         table(["evaluations", "in a loop, ms", "one by one, ms", "ratio"], loops),
     ]
     print("\n".join(tables), flush=True)
@@ -418,10 +415,10 @@ def measure_overhead(of: Callable[[], Setting], repeats: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=("accuracy", "overhead", "both"), default="both")
-    parser.add_argument("--count", type=int, default=500, help="samples of a row")
+    parser.add_argument("--count", type=int, default=500, help="samples per row")
     parser.add_argument("--unconditional", type=Path, help="a run of configs/vp_digits.py")
     parser.add_argument("--conditional", type=Path, help="a run of its variant conditional")
-    parser.add_argument("--repeats", type=int, default=9, help="turns of the overhead")
+    parser.add_argument("--repeats", type=int, default=9, help="turns, for the overhead")
     options = parser.parse_args()
     if options.part != "overhead":
         with tempfile.TemporaryDirectory() as scratch:
@@ -434,9 +431,9 @@ def main() -> None:
             write_part("accuracy", measure_accuracy(unconditional, conditional, options.count))
     if options.part != "accuracy":
         command = f"`python benchmarks/guidance.py --part=overhead --repeats={options.repeats}`"
-        parts = [measure_overhead(of, options.repeats) for of in (digits, eighth_of_cifar10)]
-        told = f"{command}: medians of {options.repeats} turns; {machine()}."
-        write_part("overhead", "\n\n".join([told, *parts]))
+        parts = [measure_overhead(make, options.repeats) for make in (digits, eighth_of_cifar10)]
+        head = f"{command}: medians of {options.repeats} turns; {machine()}."
+        write_part("overhead", "\n\n".join([head, *parts]))
     print(f"written to {RESULTS}")
 
 

@@ -1,13 +1,13 @@
-"""Throughput of our Inception-v3 beside PyTorch's on the same cores, alternating, in one run.
+"""Throughput of our Inception-v3 and PyTorch's on the same cores, alternating, in one run.
 
     pip install torch
     python benchmarks/inception.py
 
-PyTorch runs the same layers with the same random weights as pytorch-fid does: batch normalization
-by itself, float32, without gradients; once in its usual memory layout (NCHW), once with channels
-last. Each side is a process of its own, so that peak memory is its own; they take turns, and a
-ratio is that of neighbours in time. All include the resize of 32x32 images of 0..255 to 299x299.
-Processor seconds are those of all threads, which other work on the machine disturbs less.
+PyTorch runs the same layers with random weights like pytorch-fid: separate batch normalization,
+float32, without gradients, once in its usual memory layout (NCHW), once with channels last. Each
+program is a separate process with its own peak memory. They take turns, and ratios are those of the
+same turn. All include the resize of 32x32 images of 0..255 to 299x299. Processor seconds are summed
+over threads; other work on the machine disturbs them less.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def theirs(batch: int, threads: int, channels_last: bool) -> Callable[[], np.nda
 
 
 def worker(connection, side: str, batch: int, threads: int) -> None:
-    """Answers each word with seconds (elapsed, of the processor), and "end" with peak memory."""
+    """Reply to each message with seconds (elapsed, processor), and to "end" with peak memory."""
     make = ours if side == "ours" else lambda b, n: theirs(b, n, side == "channels_last")
     run = make(batch, threads)
     connection.send(run().shape)  # compiles, or makes the weights
@@ -170,7 +170,7 @@ def worker(connection, side: str, batch: int, threads: int) -> None:
 
 
 def compare(batch: int, repeats: int, threads: int) -> dict:
-    """Seconds of every side, in turns, and its peak memory in GB."""
+    """Return the seconds of every program, in turns, and its peak memory in GB."""
     context = multiprocessing.get_context("spawn")
     ends = {}
     for side in SIDES:
@@ -193,16 +193,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="of PyTorch; default: the cores")
+    parser.add_argument(
+        "--threads", type=int, help="threads of PyTorch; default: the number of cores"
+    )
     options = parser.parse_args()
     if importlib.util.find_spec("torch") is None:
-        sys.exit("error: PyTorch is what this compares with; run `pip install torch` first")
+        sys.exit("error: PyTorch is not installed; run `pip install torch` first")
     threads = options.threads or len(os.sched_getaffinity(0))
     result = compare(options.batch, options.repeats, threads)
     for side, seconds in result["seconds"].items():
         elapsed, processor = options.batch / np.median(seconds, axis=0)
         print(
-            f"{side:14} {elapsed:6.2f} images/s, {processor:6.2f} a processor second, "
+            f"{side:14} {elapsed:6.2f} images/s, {processor:6.2f} per processor second, "
             f"peak memory {result['peaks'][side]:.2f} GB"
         )
         if side != "ours":
@@ -210,7 +212,7 @@ def main() -> None:
                 seconds / result["seconds"]["ours"], [0.0, 0.5, 1.0], axis=0
             )
             print(
-                f"    ours is {middle[0]:.2f} times as fast ({low[0]:.2f} .. {high[0]:.2f}); by "
+                f"    ours over this: {middle[0]:.2f} ({low[0]:.2f} .. {high[0]:.2f}); by "
                 f"processor time {middle[1]:.2f} ({low[1]:.2f} .. {high[1]:.2f})"
             )
 

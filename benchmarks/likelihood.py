@@ -1,34 +1,34 @@
-r"""Log-likelihoods against the truth, what they cost, and beside the published computation.
+r"""Log-likelihoods: exactness, cost, and speed against the published computation.
 
-    python benchmarks/likelihood.py                              # the first table alone
-    python main.py --config=configs/vp_digits.py --mode=train    # minutes; then all three:
+    python benchmarks/likelihood.py                              # the first table only
+    python main.py --config=configs/vp_digits.py --mode=train    # minutes; then all three tables:
     python benchmarks/likelihood.py --workdir=runs/vp_digits
 
 Exactness: mixtures of four Gaussians in 2 and in 64 dimensions, whose score and density are known
-at every time, in float64 with tight tolerances. The answer is meant for the data noised to t_min,
-but it takes noised data at t = 1 to follow the prior. With z the latent code of x and p_1 the true
-density at t = 1,
+at every time, in float64 with tight tolerances. The result is a log-density of the data noised to
+t_min, computed as if noised data at t = 1 followed the prior. With z the latent of x and p_1 the
+true density at t = 1,
 
-    answer(x) - log p(x) = (log prior(z) - log p_1(z)) + the solver's error + the probes' noise.
+    result(x) - log p(x) = (log prior(z) - log p_1(z)) + the solver's error + the probes' noise.
 
-The first bracket, the prior's mismatch, belongs to the process and has columns of its own; the
-errors are what is left. Those of random probes are given by their mean over points, in standard
-errors of that mean.
+The first bracket, the prior's mismatch, belongs to the process and has its own columns. The errors
+are the rest. For random probes, their mean over points is printed in standard errors of that mean.
 
-Cost: bits/dim of test images by each solver in each variable at one tolerance, with one probe an
-image, the same for all; the truth is the same solve at a tolerance of 1e-6.
+Cost: bits/dim of test images by each solver in each variable at one tolerance, with one probe per
+image, the same for all. The reference is the same solve at a tolerance of 1e-6.
 
-The published way (Song et al. 2021, arXiv:2011.13456, Appendix D.2): SciPy's RK45 on the host over
-t, with all pixels and log-densities of the batch as one vector in float64, around jitted functions
-of the drift and of e^T J e = e^T grad_x (e^T drift), a vector-Jacobian product. As released they
-are two programs, and the network is evaluated twice; one program that answers both is measured
-too. They and `log_prob`, by default and in t with common steps, take turns with the same images,
-probes, t_min and tolerance.
+The published computation (Song et al. 2021, arXiv:2011.13456, Appendix D.2): SciPy's RK45 on the
+host over t, with all pixels and log-densities of the batch as one vector in float64. It calls
+jitted functions of the drift and of e^T J e = e^T grad_x (e^T drift), a vector-Jacobian product. As
+released they are two programs, and the network is evaluated twice; one program for both is also
+measured. They and `log_prob`, by default and in t with common steps, take turns with the same
+images, probes, t_min and tolerance.
 """
 
 import argparse
 import dataclasses
 import functools
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -46,10 +46,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from analytic import Mixture, standardized_mixture
 
 import sde_lib
-from configs import vp_digits
 from denoising import Denoiser
-from experiment.experiment import Experiment
-from jobs import restore
+from experiment.data import Data
+from jobs.restore import load_model
 from likelihood import PROBES, LikelihoodOptions, log_prob
 from metrics.bits_per_dim import bits_per_dim
 from numerics.arrays import sample_keys, sum_per_sample
@@ -62,9 +61,6 @@ PROCESSES = {"VP": sde_lib.VPSDE(), "sub-VP": sde_lib.SubVPSDE(), "VE": sde_lib.
 TIGHT = ODEOptions(solver="dopri8", rtol=1e-7, atol=1e-7)
 RANDOM = list(PROBES)
 TRUTH = ODEOptions(rtol=1e-6, atol=1e-6)
-
-
-# --- exactness -----------------------------------------------------------------------------------
 
 
 def exactness(dims: int, points: int) -> None:
@@ -92,20 +88,17 @@ def exactness(dims: int, points: int) -> None:
 def _errors(
     mixture: Mixture, sde: sde_lib.SDE, x: jax.Array, variable: str, trace: str
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """The prior's mismatch of each point, the error without it, and the mean NFE."""
+    """Return the prior's mismatch of each point, the error without it, and the mean NFE."""
     options = LikelihoodOptions(trace=trace, t_min=T_MIN, ode_variable=variable)
-    answer = log_prob(KEY, mixture.denoiser(sde), x, options=options, ode=TIGHT)
-    mismatch = np.asarray(sde.prior_log_prob(answer.latent))
-    mismatch = mismatch - mixture.marginal(sde, 1.0).log_prob(answer.latent)
-    error = np.asarray(answer.nats) - mixture.marginal(sde, T_MIN).log_prob(x) - mismatch
-    return mismatch, error, float(np.asarray(answer.nfe).mean())
-
-
-# --- what it costs ----------------------------------------------------------------------------
+    result = log_prob(KEY, mixture.denoiser(sde), x, options=options, ode=TIGHT)
+    mismatch = np.asarray(sde.prior_log_prob(result.latent))
+    mismatch = mismatch - mixture.marginal(sde, 1.0).log_prob(result.latent)
+    error = np.asarray(result.nats) - mixture.marginal(sde, T_MIN).log_prob(x) - mismatch
+    return mismatch, error, float(np.asarray(result.nfe).mean())
 
 
 class Found(NamedTuple):
-    """Bits/dim of each image, evaluations of each, and seconds of the whole batch."""
+    """Bits/dim and network evaluations per image, and the batch's seconds."""
 
     bits: np.ndarray
     nfe: np.ndarray
@@ -113,7 +106,7 @@ class Found(NamedTuple):
 
 
 class Digits(NamedTuple):
-    """A trained network, test images as it sees them, and how nats become bits/dim."""
+    """A trained network, test images in its range, and the map from nats to bits/dim."""
 
     denoiser: Denoiser
     x: jax.Array
@@ -121,36 +114,37 @@ class Digits(NamedTuple):
 
 
 def trained(workdir: Path, count: int) -> Digits:
-    """The newest checkpoint of a run of configs/vp_digits.py, and its first test images."""
-    opened = restore.open_run(vp_digits.get_config(), workdir, frozenset())
-    experiment, step, denoiser = restore.load(*opened, None)
-    x = experiment.test_batch(experiment.place(np.arange(count)), 0)
-    print(f"\ndigits, step {step}, {count} test images")
-    return Digits(denoiser, x, _in_bits(experiment))
+    """Load the latest checkpoint of a run of configs/vp_digits.py, and its first test images."""
+    model = load_model(workdir)
+    data, seed = model.experiment.data, model.experiment.evaluation.seed
+    indices = data.parallel.place(np.arange(count))
+    x = data.batch(data.images.test, indices, seed=seed, draw=0, dequantize=True)
+    print(f"\ndigits, step {model.checkpoint.step}, {count} test images")
+    return Digits(model.denoiser, x, _in_bits(data))
 
 
-def _in_bits(experiment: Experiment) -> Callable[[Any], np.ndarray]:
-    dims = experiment.data.test[0].size
-    log_det = experiment.data.quantizer.log_det(dims) + experiment.scaler.log_det(dims)
+def _in_bits(data: Data) -> Callable[[Any], np.ndarray]:
+    dims = math.prod(data.shape)
+    log_det = data.quantizer.log_det(dims) + data.scaler.log_det(dims)
     return functools.partial(bits_per_dim, log_det=log_det, dims=dims)
 
 
 def ours(digits: Digits, variable: str, ode: ODEOptions) -> Found:
-    """One call of `log_prob`; the seconds are those of a program that is compiled."""
+    """Time one call of `log_prob`, which is compiled if it is not the first."""
     options = LikelihoodOptions(t_min=T_MIN, ode_variable=variable)
     start = time.perf_counter()
-    answer = jax.block_until_ready(
+    result = jax.block_until_ready(
         log_prob(KEY, digits.denoiser, digits.x, options=options, ode=ode)
     )
     seconds = time.perf_counter() - start
-    return Found(digits.in_bits(answer.nats), np.asarray(answer.nfe), seconds)
+    return Found(digits.in_bits(result.nats), np.asarray(result.nfe), seconds)
 
 
 def cost(digits: Digits, truth: np.ndarray, solvers: list[str], rtol: float) -> None:
     """Print evaluations, seconds and errors of each solver in each variable."""
-    print(f"\ntolerance {rtol:g}; truth {truth.mean():.4f} bits/dim")
-    print("                                             bits/dim less the truth:")
-    print("  solver  variable   NFE slowest   s/image     mean   mean size of an image's")
+    print(f"\ntolerance {rtol:g}; reference {truth.mean():.4f} bits/dim")
+    print("                                             bits/dim minus reference:")
+    print("  solver  variable   NFE slowest   s/image     mean   mean error per image")
     for solver in solvers:
         for variable in sorted(VARIABLES):
             ode = ODEOptions(solver=solver, rtol=rtol, atol=rtol)
@@ -164,9 +158,6 @@ def cost(digits: Digits, truth: np.ndarray, solvers: list[str], rtol: float) -> 
                 f"{np.abs(error).mean():9.5f}",
                 flush=True,
             )
-
-
-# --- the published way ---------------------------------------------------------------------------
 
 
 @jax.jit
@@ -187,7 +178,7 @@ def _divergence(denoiser: Denoiser, x: Any, t: Any, probes: Any) -> Any:
 
 
 def published(digits: Digits, rtol: float, programs: int) -> Found:
-    """Bits/dim by SciPy's RK45, with the probes that `log_prob` draws."""
+    """Compute bits/dim by SciPy's RK45, with the probes that `log_prob` draws."""
     denoiser, x, in_bits = digits
     batch, size = len(x), x.size
     keys = sample_keys(KEY, jnp.arange(batch))
@@ -213,7 +204,7 @@ def published(digits: Digits, rtol: float, programs: int) -> Found:
 
 
 def against_published(digits: Digits, truth: np.ndarray, rtol: float, repeats: int) -> None:
-    """Print seconds, evaluations and bits/dim of all sides, which take turns."""
+    """Print seconds, evaluations and bits/dim of all programs, which take turns."""
     ode = ODEOptions(rtol=rtol, atol=rtol)
     batch = dataclasses.replace(ode, step_size_control="batch")
     variable = LikelihoodOptions().variable
@@ -233,8 +224,8 @@ def against_published(digits: Digits, truth: np.ndarray, rtol: float, repeats: i
     two, one, *_ = sides
     reference = found[one][-1].bits
     print(f"\ntolerance {rtol:g}; seconds of the batch, median (range) of {repeats}")
-    print("times faster than SciPy with two programs, with one; NFE, of the slowest; bits/dim,")
-    print("less those of SciPy; less the truth: mean, mean size of an image's")
+    print("speedup over SciPy with two programs, with one; mean and largest NFE; bits/dim,")
+    print("minus SciPy's; minus the reference: mean, mean error per image")
     for name, tries in found.items():
         bits, nfe = tries[-1].bits, tries[-1].nfe
         error = bits - truth
@@ -253,11 +244,18 @@ def _spread(values: np.ndarray) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, help="a trained run of configs/vp_digits.py")
-    parser.add_argument("--points", type=int, default=256, help="of each mixture; 0 leaves it out")
+    parser.add_argument("--points", type=int, default=256, help="points per mixture; 0 skips it")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--solvers", default="bosh3,dopri5,dopri8,heun,tsit5")
-    parser.add_argument("--rtol", type=float, default=1e-3, help="of the table of solvers")
-    parser.add_argument("--rtol_scipy", type=float, default=1e-5, help="as published")
+    parser.add_argument(
+        "--rtol", type=float, default=1e-3, help="tolerance of the table of solvers"
+    )
+    parser.add_argument(
+        "--rtol_scipy",
+        type=float,
+        default=1e-5,
+        help="tolerance of the comparison; default: as published",
+    )
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if options.points:

@@ -1,12 +1,12 @@
-"""The Frechet distance of 2048 features: time beside SciPy's matrix square root, and peak memory.
+"""The Frechet distance of 2048 features: time against SciPy's matrix square root, and peak memory.
 
     python benchmarks/metrics.py [--images=50000] [--repeats=3]
 
 Time: `frechet_distance` and the formula with `scipy.linalg.sqrtm`, which the published programs
 use, take turns on the same statistics, of 10,000 images (covariances of full rank) and of 1000
-(singular ones); the ratio is the median of those of neighbours in time. Memory and the rest: a
-process of its own streams features of --images images in batches of 250, as an evaluation does,
-and says its peak and the seconds of each part. Set OMP_NUM_THREADS to compare on fewer cores.
+images (singular covariances). The ratio is the median over turns. Memory and seconds: a separate
+process streams features of --images images in batches of 250, as an evaluation does, and prints its
+peak memory and the seconds of each part. Set OMP_NUM_THREADS to compare on fewer cores.
 """
 
 import argparse
@@ -33,7 +33,7 @@ RANKS = {"full rank": 10_000, "singular": 1000}  # and the images of each set
 
 
 def batches(count: int, seed: int) -> Iterator[np.ndarray]:
-    """Correlated features of decaying variance, as a network's: float32, half of them zero."""
+    """Yield correlated float32 features of decaying variance, half of them zero."""
     rng = np.random.default_rng(seed)
     scale = (1 + np.arange(FEATURES, dtype=np.float32)) ** -0.5
     for first in range(0, count, BATCH):
@@ -49,14 +49,14 @@ def accumulated(count: int, seed: int, **options: int) -> Accumulator:
 
 
 def published(a: Statistics, b: Statistics) -> float:
-    """The distance by the matrix square root of a general matrix."""
+    """Compute the distance by the matrix square root of a general matrix."""
     import scipy.linalg
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of singular matrices
         root = scipy.linalg.sqrtm(a.covariance @ b.covariance)
     squares = np.sum((a.mean - b.mean) ** 2)
-    return float(squares + np.trace(a.covariance + b.covariance - 2 * root.real))
+    return float(squares + np.trace(a.covariance + b.covariance - 2 * np.real(root)))
 
 
 def timed(function, *arguments):
@@ -86,7 +86,7 @@ def speeds(repeats: int) -> list[tuple[str, ...]]:
 
 
 def stream(images: int) -> None:
-    """What the child process does; prints a JSON object."""
+    """Print the child process's results as a JSON object."""
     reference = accumulated(BATCH * 40, 0, groups=1).statistics()
     start = time.perf_counter()
     for _ in batches(images, 1):
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--stream", action="store_true", help="what the child process is told")
+    parser.add_argument("--stream", action="store_true", help="for the child process")
     flags = parser.parse_args()
     if flags.stream:
         stream(flags.images)

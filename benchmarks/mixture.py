@@ -2,11 +2,12 @@
 
     python benchmarks/mixture.py
 
-Prints, in float64: for each process, mean, covariance and mode weights of samples in units of their
-Monte-Carlo standard error; for VP, errors of the fixed-step solver as the step halves. Likelihoods
-of the same mixture are in `likelihood.py`.
+Prints, in float64: for each process, the errors of mean, covariance and mode weights of samples, in
+their Monte-Carlo standard errors; for VP, errors of the fixed-step solver as the step halves. Runs
+in about a minute. Likelihoods of the same mixture are in `likelihood.py`.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ TIGHT = ODEOptions(solver="dopri8", rtol=1e-9, atol=1e-9)
 
 
 def deviations(samples: np.ndarray) -> str:
-    """Largest deviation of mean, covariance and weights, in Monte-Carlo standard errors."""
+    """Return the largest errors of mean, covariance and weights, in Monte-Carlo standard errors."""
     x = np.asarray(samples, np.float64)
     products = np.einsum("bi,bj->bij", x - MIXTURE.mean, x - MIXTURE.mean).reshape(len(x), -1)
     members = np.eye(len(MIXTURE.weights))[MIXTURE.nearest(x)]
@@ -61,13 +62,14 @@ def draw(sde: sde_lib.SDE, steps: int, churn: float, grid: str = "uniform") -> n
 
 def flow(sde: sde_lib.SDE, ode: ODEOptions) -> tuple[np.ndarray, int]:
     options = FlowOptions(t_min=T_MIN, final_step="none")
-    answer = sample_ode(
+    samples = sample_ode(
         jax.random.key(1), MIXTURE.denoiser(sde), (COUNT, 2), options=options, ode=ode
     )
-    return np.asarray(answer.x), answer.nfe
+    return np.asarray(samples.x), samples.nfe
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     jax.config.update("jax_enable_x64", True)
     sdes = {"VP": sde_lib.VPSDE(), "sub-VP": sde_lib.SubVPSDE(), "VE": sde_lib.VESDE()}
     print(f"{COUNT} samples: mean | covariance | mode weights, in standard errors")

@@ -1,15 +1,15 @@
-"""Throughput of our networks beside PyTorch's on the same machine, alternating, in one run.
+"""Throughput of our networks and PyTorch's on the same machine, alternating, in one run.
 
     pip install torch diffusers
     python benchmarks/networks.py                          # CPU: DDPM and DDPM++ of CIFAR-10
     python benchmarks/networks.py --suite=edm --edm=DIR    # GPU: EDM's DDPM++, batch 512, bfloat16
 
-The CPU suite compares with the U-Nets of diffusers, set to the same architecture as far as they can
+The CPU suite compares with the U-Nets of diffusers in the same architecture, as far as they can
 express it (DDPM++: without the division of residual sums by sqrt 2). The GPU suite compares with
-the network in a checkout of NVlabs/edm at its own mixed precision. Each side is a process of its
-own, so that peak memory is its own; they take turns, and a ratio is that of neighbours in time.
-A training step is the forward and backward pass of the error of the predicted noise, and Adam's
-update. Results are written to benchmarks/results/.
+the network in a checkout of NVlabs/edm in its own mixed precision. Each program is a separate
+process with its own peak memory. They take turns, and ratios are those of the same turn. A training
+step is the forward and backward pass of the error of the predicted noise, and Adam's update.
+Results are written to benchmarks/results/.
 """
 
 import argparse
@@ -57,9 +57,6 @@ NETWORKS = {
 EDM_FIELDS = {"channel_multipliers": (2, 2, 2), "blocks_per_resolution": 4, "dropout": 0.13}
 # Dense bfloat16 peaks in FLOP/s, from the data sheets.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-
-
-# --- the two sides: each returns ((kind of call) -> function that makes it), and what it knows ----
 
 
 def ours(name: str, batch: int, precision: str) -> tuple[dict, dict]:
@@ -159,7 +156,7 @@ def theirs(name: str, batch: int, edm: str | None) -> tuple[dict, dict]:
 
 
 def worker(connection, side: str, arguments: tuple) -> None:
-    """Answers each name of a call with its seconds, and "end" with the facts."""
+    """Reply to each name of a call with its seconds, and to "end" with the facts."""
     calls, facts = {"ours": ours, "theirs": theirs}[side](*arguments)
     connection.send("ready")
     while (kind := connection.recv()) != "end":
@@ -170,11 +167,8 @@ def worker(connection, side: str, arguments: tuple) -> None:
     connection.send(facts)
 
 
-# --- the comparison ---------------------------------------------------------------------------
-
-
 def compare(name: str, batch: int, repeats: int, precision: str, edm: str | None) -> dict:
-    """Seconds of both sides, in turns; sides that cannot be had are left out."""
+    """Return the seconds of both programs, in turns."""
     context = multiprocessing.get_context("spawn")
     arguments = {"ours": (name, batch, precision), "theirs": (name, batch, edm)}
     ends = {}
@@ -206,7 +200,7 @@ def compare(name: str, batch: int, repeats: int, precision: str, edm: str | None
 
 
 def report(result: dict) -> str:
-    """A few lines: images a second, ratios of neighbours with their spread, memory, compilation."""
+    """Describe images per second, ratios per turn with their spread, memory and compilation."""
     facts, batch = result["facts"], result["batch"]
     lines = [f"{result['network']}, batch {batch}, {result['precision']}"]
     for kind, columns in result["seconds"].items():
@@ -232,8 +226,8 @@ def report(result: dict) -> str:
     return "\n".join(lines)
 
 
-def provenance(facts: dict) -> dict:
-    """What a number is worth nothing without."""
+def provenance(device: str) -> dict:
+    """Return machine, commit and versions, to be kept beside measured numbers."""
     versions = {}
     for package in ("jax", "jaxlib", "flax", "torch", "diffusers"):
         try:
@@ -243,7 +237,7 @@ def provenance(facts: dict) -> dict:
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "device": facts["ours"]["device"],
+        "device": device,
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "commit": commit,
@@ -254,13 +248,13 @@ def provenance(facts: dict) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=("cpu", "edm"), default="cpu")
-    parser.add_argument("--networks", default="ddpm,ddpmpp", help="of the CPU suite")
+    parser.add_argument("--networks", default="ddpm,ddpmpp", help="names, for the CPU suite")
     parser.add_argument("--batch", type=int, help="default: 16 on the CPU, 512 for edm")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--edm", help="a checkout of NVlabs/edm, for --suite=edm")
     options = parser.parse_args()
     if options.suite == "edm" and not (Path(options.edm or "") / "training/networks.py").is_file():
-        sys.exit(f"error: --edm={options.edm!r} is no checkout of NVlabs/edm; give its folder")
+        sys.exit(f"error: --edm={options.edm!r} is not a checkout of NVlabs/edm; give its folder")
     names = ["edm"] if options.suite == "edm" else options.networks.split(",")
     batch = options.batch or (512 if options.suite == "edm" else 16)
     precision = "bfloat16" if options.suite == "edm" else "float32"
@@ -268,7 +262,7 @@ def main() -> None:
     for name in names:
         results.append(compare(name, batch, options.repeats, precision, options.edm))
         print(report(results[-1]), flush=True)
-    made = provenance(results[0]["facts"])
+    made = provenance(results[0]["facts"]["ours"]["device"])
     kind = made["device"].replace(" ", "_").lower()
     file = ROOT / "benchmarks" / "results" / f"networks_{options.suite}_{kind}.json"
     file.parent.mkdir(exist_ok=True)

@@ -2,14 +2,14 @@
 
     python benchmarks/posterior.py
 
-Data are 2 x 4 pixels, of zero mean and unit variance: a Gaussian, and a mixture of three with the
-same covariance. Both are measured by four operators, with noise of standard deviation 0.05 and 0.5.
-The network is the exact score, so that all errors are the method's and its steps'. Each posterior
-is that of one measurement y; errors are root mean squares over several y. Runs in about five
-CPU minutes.
+Data are 2 x 4 pixels, of zero mean and unit variance: a Gaussian, and a mixture of three Gaussians
+with the same covariance. Both are measured by four operators, with noise of standard deviation 0.05
+and 0.5. The network is the exact score, so that all errors come from the method and its steps. Each
+posterior is that of one measurement y; errors are root mean squares over several y. Runs in about
+five CPU minutes.
 """
 
-import dataclasses
+import argparse
 import subprocess
 import sys
 import time
@@ -38,7 +38,7 @@ from time_grids import Schedule
 SDE = VPSDE()
 SHAPE = (2, 4, 1)
 DIMS = 8
-MEASUREMENTS, DRAWS = 4, 500  # so many y, and samples of each
+MEASUREMENTS, DRAWS = 4, 500  # number of y, and of samples per y
 NOISES, BUDGETS = (0.05, 0.5), (50, 500)
 DIVERGED = "diverged"
 
@@ -53,7 +53,7 @@ OPERATORS = {
 
 
 def priors() -> dict[str, Mixture]:
-    """Both with three components, so that one program serves both; the Gaussian's are equal."""
+    """Return both data distributions, with three components each, so that they share a program."""
     places = np.stack(np.meshgrid(range(2), range(4), indexing="ij"), -1).reshape(DIMS, 2)
     distances = np.linalg.norm(places[:, None] - places, axis=-1)
     smooth = np.exp(-distances / 2)
@@ -69,13 +69,10 @@ def priors() -> dict[str, Mixture]:
     return {"Gaussian": equal, "mixture": mixture}
 
 
-# --- methods: (denoiser, operator, y, noise, budget) -> (denoiser, solver, steps) --------------
-
-
 def guided(method, solver, **options):
     def prepare(denoiser, operator, y, noise, budget):
         guidance = method(operator=operator, measurement=y, noise=noise, **options)
-        return guide(denoiser, guidance), solver, budget
+        return guide(denoiser, guidance), None, solver, budget
 
     return prepare
 
@@ -84,12 +81,12 @@ def projected(corrector=None):
     def prepare(denoiser, operator, y, noise, budget):
         projection = Projection(operator=operator, measurement=y)
         solver = PredictorCorrector(predictor=Ancestral(), corrector=corrector)
-        held = dataclasses.replace(denoiser, projection=projection)
-        return held, solver, budget // solver.evaluations
+        return denoiser, projection, solver, budget // solver.evaluations
 
     return prepare
 
 
+# (denoiser, operator, y, noise, budget) -> (denoiser, projection, solver, steps)
 METHODS = {
     "DPS, variance noise": guided(DPS, DDIM(), variance="noise"),
     "DPS, variance residual": guided(DPS, DDIM(), variance="residual"),
@@ -100,16 +97,13 @@ METHODS = {
 }
 
 
-# --- measuring --------------------------------------------------------------------------------
-
-
 def matrix_of(operator) -> np.ndarray:
     columns = operator(jnp.eye(DIMS).reshape(DIMS, *SHAPE))
     return np.asarray(columns).reshape(DIMS, -1).T
 
 
 def errors(x: np.ndarray, truth: Mixture) -> np.ndarray:
-    """Of one posterior's samples: mean, covariance and trace, and the modes' weights."""
+    """Return errors of one posterior's samples: mean, covariance, trace, and weights of modes."""
     covariance = truth.covariance
     mean = np.sqrt(np.mean((x.mean(axis=0) - truth.mean) ** 2 / np.diag(covariance)))
     found = np.cov(x.T)
@@ -124,7 +118,7 @@ def errors(x: np.ndarray, truth: Mixture) -> np.ndarray:
 
 
 def cell(groups: list, posteriors: list, modes: bool) -> str:
-    """Errors as text: roots of mean squares over y, and of the trace the mean."""
+    """Format root mean square errors over y, and the mean error of the trace."""
     if not all(np.isfinite(x).all() and np.abs(x).max() < 100 for x in groups):
         return DIVERGED
     pairs = zip(groups, posteriors, strict=True)
@@ -135,20 +129,29 @@ def cell(groups: list, posteriors: list, modes: bool) -> str:
 
 
 def draw(prior: Mixture, operator, y: np.ndarray, noise: float, prepare, budget: int) -> list:
-    """Samples of each y (DRAWS, DIMS)."""
+    """Draw samples (DRAWS, DIMS) for each y."""
     rows = jnp.asarray(np.repeat(y, DRAWS, axis=0))
-    denoiser, solver, steps = prepare(prior.denoiser(SDE), operator, rows, noise, budget)
+    denoiser, projection, solver, steps = prepare(
+        prior.denoiser(SDE), operator, rows, noise, budget
+    )
     schedule = Schedule(grid="log_snr", steps=steps, t_min=1e-4, final_step="none")
     key = jax.random.key(0)
     try:
-        x = sample(key, denoiser, (len(rows), *SHAPE), solver=solver, schedule=schedule).x
+        x = sample(
+            key,
+            denoiser,
+            (len(rows), *SHAPE),
+            solver=solver,
+            schedule=schedule,
+            projection=projection,
+        ).x
     except SamplingError:
         return [np.full((DRAWS, DIMS), np.nan)]
     return np.split(np.asarray(x).reshape(-1, DIMS), len(y))
 
 
 def table_of(name: str, prior: Mixture, noise: float) -> list[str]:
-    """The lines of one table: methods and budgets down, operators across."""
+    """Return the lines of one table: a row per method and budget, a column per operator."""
     rows = {("exact samples", ""): []}
     rows |= {(method, budget): [] for method in METHODS for budget in BUDGETS}
     modes = name == "mixture"
@@ -178,44 +181,45 @@ def table_of(name: str, prior: Mixture, noise: float) -> list[str]:
 
 HEAD = """# Posterior samplers where the posterior is known
 
-Made by `python benchmarks/posterior.py`, whose head says what is measured: {draws} samples of each
-of {measurements} measurements, commit {commit}, {seconds:.0f} s.
+Made by `python benchmarks/posterior.py`, whose docstring describes the measurement: {draws}
+samples of each of {measurements} measurements, commit {commit}, {seconds:.0f} s.
 
 {conclusions}
-In each cell: the error of the mean in the posterior's standard deviations, a pixel; that of the
-covariance, by its norm, and in brackets by its trace (+ is too wide); of the mixture also the total
-variation between the modes' weights, from 0 to 1. The row of exact samples is what sampling alone
-makes of so few. Guidance runs along DDIM's steps (eta 0 but where told), projection along ancestral
-ones; NFE counts evaluations of the network.
+Each cell has the error of the mean per pixel, in the posterior's standard deviations; the error of
+the covariance, by its norm, and in brackets by its trace (+ is too wide); and for the mixture the
+total variation between the modes' weights, from 0 to 1. The row of exact samples shows the sampling
+error of this many samples. Guidance uses DDIM's steps (eta 0 unless stated), projection ancestral
+steps. NFE is the number of network evaluations.
 """
 
-CONCLUSIONS = """What to take, by these numbers:
+CONCLUSIONS = """Recommendations, by these numbers:
 
 - **PiGDM with fresh noise** (DDIM with eta 1, or ancestral sampling) by default, for every operator
-  and noise level: at 50 evaluations already the mean is within 0.4 posterior standard deviations of
-  the right one, mostly within 0.2, and the variance within 25%. Without fresh noise (eta 0) the
-  mean is mostly off by 2 to 4 times as much: errors made early stay.
+  and noise level. With 50 evaluations the mean is within 0.4 posterior standard deviations of the
+  true one, mostly within 0.2, and the variance within 25%. Without fresh noise (eta 0) the error of
+  the mean is mostly 2 to 4 times as large: early errors persist.
 - **Projection with Langevin steps and a few hundred evaluations** where noise is negligible and
   A A^T is nearly a multiple of the identity (inpainting, colorization, downsampling, Fourier): for
-  the Gaussian it is as good as PiGDM or better, for the mixture nearly; it needs no gradient, and
-  agrees with y exactly. Without a corrector, or in 50 evaluations, it is poor at inpainting, its
-  commonest use: about three times the error in mean, and a quarter of the mixture's weight in the
-  wrong mode. Where there is noise it copies that into the samples (noise 0.5: up to 70% of the
-  variance is missing). Never take it for blur, whose inverse magnifies noise to many standard
+  the Gaussian it is as good as PiGDM or better, and for the mixture nearly so. It needs no gradient
+  and agrees with y exactly. Without a corrector, or with 50 evaluations, it is poor at inpainting,
+  its most common use: about three times the error of the mean, and a quarter of the mixture's
+  weight in the wrong mode. It copies noise of y into the samples (noise 0.5: up to 70% of the
+  variance is missing). Never use it for blur, whose inverse amplifies noise to many standard
   deviations.
-- **DPS** as guidance by a loss that is no linear measurement, or where PiGDM's equations with A A^T
-  are too expensive. With the noise's own variance it needs much noise: at 0.5 it is 15 to 50% too
-  narrow and off by 0.3 to 1, at 0.05 it mostly diverges. With the variance of the residual it stays
-  finite, but its samples are no posterior's: off by up to 6, and much too wide where noise is
-  small. (The exact score has no bounds. With images, clipping and a network that answers images
-  hide this, and do not repair it.)
-- More evaluations repair neither DPS, nor PiGDM without fresh noise, nor projection without a
+- **DPS** for losses that are not linear measurements, or where PiGDM's equations with A A^T are too
+  expensive. With the variance of the noise it needs much noise: at 0.5 it is 15 to 50% too narrow,
+  with errors of the mean of 0.3 to 1; at 0.05 it mostly diverges. With the variance of the residual
+  it stays finite, but its samples do not follow the posterior: errors of the mean reach 6, and the
+  samples are much too wide where noise is small. (The exact score is unbounded. For images,
+  clipping and a network that returns images hide this error, but do not remove it.)
+- More evaluations help neither DPS, nor PiGDM without fresh noise, nor projection without a
   corrector: their errors are the method's.
-- Weights of modes are off by 0.02 to 0.17 with the best of them, and by 0.1 to 0.6 with others.
+- The errors of the modes' weights are 0.02 to 0.17 with the best methods, 0.1 to 0.6 with others.
 """
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     jax.config.update("jax_enable_x64", True)
     start = time.perf_counter()
     tables = []

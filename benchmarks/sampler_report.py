@@ -1,11 +1,12 @@
-"""The tables and the figure of `samplers.py`, from its JSON.
+"""Tables and figure of `samplers.py`, from its JSON.
 
     pip install matplotlib
     python benchmarks/sampler_report.py
 
-Written are benchmarks/results/samplers.md and, if matplotlib is there, docs/assets/samplers.png.
+Writes benchmarks/results/samplers.md and, if matplotlib is installed, docs/assets/samplers.png.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -29,7 +30,7 @@ TITLES = {
     "ve": "VE",
     "edm": "EDM",
 }
-# Of the figure: colour (Okabe and Ito's, which colour-blind readers can tell apart), mark.
+# Colors (Okabe and Ito's, which color-blind readers can distinguish) and markers of the figure.
 FLOW = {
     "DDIM": ("#000000", "o"),
     "DPM-Solver++ 2M": ("#0072B2", "s"),
@@ -44,12 +45,12 @@ NOISY = {
     "Euler-Maruyama": ("#56B4E9", "X"),
     "reverse diffusion + Langevin": ("#009E73", "*"),
 }
-# A cell: the number by which the best is found, and the words.
+# A cell: the value that is compared, and the text.
 Cell = tuple[float, str]
 
 
 def number(value: float | None) -> str:
-    """Two digits, or a word."""
+    """Format a value with two digits, or as "diverged"."""
     if value is None:
         return "diverged"
     return f"{value:.1e}" if not 1e-3 <= value < 1000 else f"{value:.2g}"
@@ -58,9 +59,9 @@ def number(value: float | None) -> str:
 def _markdown(
     head: list[str], names: list[list[str]], cells: list[list[Cell]], floor: float = 0.0
 ) -> str:
-    """A table; in each column the best is bold, or all that are at the floor.
+    """Return a table with the best of each column, or all at the floor, in bold.
 
-    Lines without words are left out.
+    Rows without text are omitted.
     """
     kept = [any(word for _, word in line) for line in cells]
     names = [name for name, keep in zip(names, kept, strict=True) if keep]
@@ -79,7 +80,7 @@ def _heads(content: dict) -> list[str]:
 
 
 def overview(content: dict, quantity: str) -> str:
-    """Geometric means over the processes, where the solver arrives within budget on all of them."""
+    """Return geometric means over the processes, for solvers within budget on all of them."""
     processes = list(content["processes"].values())
     names, cells = list(processes[0]["rows"]), []
     for name in names:
@@ -123,16 +124,16 @@ def _error(budget: str, result: dict) -> Cell:
 
 
 def markdown(content: dict) -> str:
-    """All tables, and how they were made."""
+    """Return all tables, and how they were made."""
     parts = [
         "# Samplers with the exact score of the digits",
-        f"Made by `benchmarks/samplers.py`, whose head says what is measured: {content['count']} "
-        f"samples of each solver, commit {content['commit']}, "
+        "Made by `benchmarks/samplers.py`, whose docstring describes the measurement: "
+        f"{content['count']} samples of each solver, commit {content['commit']}, "
         f"{content['seconds']} s on {content['cores']} cores.",
-        "Frechet distance of pixels in [0, 1] to the data, smaller is better; for so many samples "
-        "it is not 0 but that of the data's own samples, below. Bold are those within a standard "
-        "deviation of that, else the column's best. In brackets are the network evaluations where "
-        "they are fewer than the budget. Geometric mean over the processes:",
+        "Frechet distance of pixels in [0, 1] to the data; smaller is better. Samples of the data "
+        "themselves have a distance above 0, given below. Bold are the distances within a standard "
+        "deviation of it, otherwise the column's best. The number of network evaluations is in "
+        "brackets where it is below the budget. Geometric mean over the processes:",
         overview(content, "distance"),
         "Error to the exact solution of the probability flow from the same noise: the median over "
         "the images of the root mean square over pixels in [0, 1]. Geometric mean over the "
@@ -142,19 +143,19 @@ def markdown(content: dict) -> str:
     for process, facts in content["processes"].items():
         parts += [
             f"## {TITLES[process]}",
-            f"Sampling stops at t = {facts['t_min']:.4g}. Frechet distance, of the data's own "
-            f"samples {number(facts['data'])} +- {number(facts['data_std'])}, of the flow's exact "
-            f"solution {number(facts['exact'])}:",
+            f"Sampling stops at t = {facts['t_min']:.4g}. Frechet distance; for samples of the "
+            f"data {number(facts['data'])} +- {number(facts['data_std'])}, for the exact solution "
+            f"of the probability flow {number(facts['exact'])}:",
             _table(content, process, _distance, _floor(facts)),
             "Error to the exact solution, root mean square over all images / the median image "
-            f"(the exact solution itself is good to {number(facts['exact_error'])}):",
+            f"(the error of the exact solution itself is {number(facts['exact_error'])}):",
             _table(content, process, _error, 0.0),
         ]
     return "\n\n".join(parts) + "\n"
 
 
 def draw(content: dict, path: Path) -> None:
-    """Distances over network evaluations, a panel a process."""
+    """Draw distances over network evaluations, one panel per process."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -170,17 +171,17 @@ def draw(content: dict, path: Path) -> None:
     floor = min(facts["data"] for facts in processes.values())
     for axis, (process, facts) in zip(axes.flat, processes.items(), strict=False):
         for style, shown in (("-", FLOW), ("--", NOISY)):
-            for name, (colour, mark) in shown.items():
+            for name, (color, marker) in shown.items():
                 points = facts["rows"].get(name, {"budgets": {}})["budgets"].values()
                 points = {p["nfe"]: p["distance"] for p in points if p["distance"] is not None}
                 axis.plot(
                     list(points),
                     list(points.values()),
                     style,
-                    color=colour,
-                    marker=mark,
+                    color=color,
+                    marker=marker,
                     markersize=5,
-                    markerfacecolor=colour if style == "-" else "white",
+                    markerfacecolor=color if style == "-" else "white",
                     linewidth=1.4,
                     label=name,
                 )
@@ -217,6 +218,7 @@ def write_report(content: dict, report: Path, figure: Path) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     if not RESULTS.exists():
         sys.exit(f"error: there is no {RESULTS}; run benchmarks/samplers.py first")
     write_report(json.loads(RESULTS.read_text()), RESULTS.with_suffix(".md"), FIGURE)

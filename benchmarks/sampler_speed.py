@@ -1,15 +1,14 @@
-"""Speed of a sampling run: over the bare network, to compile, and beside diffusers' loop.
+"""Speed of sampling: overhead over the network, compilation, and a comparison with diffusers.
 
-    pip install torch diffusers                          # for the last comparison alone
+    pip install torch diffusers                          # for the comparison only
     python benchmarks/sampler_speed.py [--cores=2]
 
-Overhead: seconds of a run of 20 steps, everything between the call of `sampling.sample` and the
-samples included, over those of 20 calls of the jitted network on an input that is at hand.
-Diffusers: the same for its U-Net of the same architecture and number of parameters, with its own
-DDIM and DPM-Solver++ schedulers, in float32 on the same cores. Calls of both sides, each a process
-of its own, take turns, and a ratio is that of neighbours in time. Compilation: Predictor-Corrector
-runs of 10 and of 1000 steps, each in a new process without a compilation cache. Results are
-written to benchmarks/results/sampler_speed.json.
+Overhead: seconds of a whole call of `sampling.sample` with 20 steps, over those of 20 calls of the
+jitted network on a constant input. Diffusers: the same for its U-Net of the same architecture and
+number of parameters, with its own DDIM and DPM-Solver++ schedulers, in float32 on the same cores.
+Both programs are separate processes whose calls take turns, and ratios are those of the same turn.
+Compilation: Predictor-Corrector runs of 10 and of 1000 steps, each in a new process without a
+compilation cache. Results are written to benchmarks/results/sampler_speed.json.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
 from networks import COMMON, OURS, provenance
 
@@ -65,11 +64,8 @@ SETTINGS = {
 Calls = dict[str, Callable[[], object]]
 
 
-# --- the two sides: each returns ((name of a call) -> function that makes it), and what it knows --
-
-
 def _denoiser(fields: dict, shape: tuple[int, ...]):
-    """Ours, with a batch of images and times for it."""
+    """Return a denoiser, with a batch of images and time inputs."""
     import jax
     import jax.numpy as jnp
 
@@ -111,8 +107,7 @@ def ours(name: str) -> tuple[Calls, dict]:
     key, schedule = jax.random.key(1), Schedule(steps=STEPS)
 
     def network() -> None:
-        answers = [bare(denoiser.network, x, cond) for _ in range(STEPS)]
-        jax.block_until_ready(answers)
+        jax.block_until_ready([bare(denoiser.network, x, cond) for _ in range(STEPS)])
 
     def sampler(solver) -> Callable[[], object]:
         def call() -> None:
@@ -161,7 +156,7 @@ def theirs(name: str) -> tuple[Calls, dict]:
 
 
 def worker(connection, side: str, name: str) -> None:
-    """Tells what it knows and can do, then answers each name of a call with its seconds."""
+    """Send facts and names of calls, then reply to each name with the call's seconds."""
     calls, facts = {"ours": ours, "theirs": theirs}[side](name)
     connection.send((facts, list(calls)))
     while (kind := connection.recv()) != "end":
@@ -170,11 +165,8 @@ def worker(connection, side: str, name: str) -> None:
         connection.send(time.perf_counter() - start)
 
 
-# --- the comparison ------------------------------------------------------------------------------
-
-
 def compare(name: str, repeats: int, sides: list[str]) -> dict:
-    """Seconds of 20 evaluations by every call of both sides, in turns."""
+    """Return the seconds of 20 evaluations by every call of both programs, in turns."""
     context = multiprocessing.get_context("spawn")
     ends, facts, kinds = {}, {}, {}
     for side in sides:
@@ -182,7 +174,7 @@ def compare(name: str, repeats: int, sides: list[str]) -> dict:
         context.Process(target=worker, args=(other, side, name), daemon=True).start()
         other.close()
         facts[side], kinds[side] = ends[side].recv()
-    # Neighbours in time are what is compared: a call of ours and the same of theirs.
+    # A call of ours is followed by the same call of theirs, to be compared with it.
     turns = [(side, kind) for kind in kinds["ours"] for side in sides if kind in kinds[side]]
     seconds = {side: {kind: [] for kind in kinds[side]} for side in sides}
     for repeat in range(repeats + 1):
@@ -202,7 +194,7 @@ def spread(ratios: np.ndarray, form: str) -> str:
 
 
 def report(result: dict) -> str:
-    """Lines on the overhead of each sampler, and on both sides' ratio."""
+    """Describe the overhead of each sampler, and the ratio of both programs."""
     seconds = {
         side: {kind: np.array(s) for kind, s in kinds.items()}
         for side, kinds in result["seconds"].items()
@@ -213,22 +205,19 @@ def report(result: dict) -> str:
     ]
     for side, kinds in seconds.items():
         bare = kinds["network"]
-        lines.append(f"  {side}: {np.median(bare) / STEPS * 1e3:.2f} ms a call of the network")
+        lines.append(f"  {side}: {np.median(bare) / STEPS * 1e3:.2f} ms per call of the network")
         for kind in [kind for kind in kinds if kind != "network"]:
             extra = np.median(kinds[kind] - bare) / STEPS * 1e3
             overhead = spread(kinds[kind] / bare - 1, ".1%")
-            lines.append(f"    {kind:14} takes {overhead} more, {extra:.2f} ms an evaluation")
+            lines.append(f"    {kind:14} takes {overhead} more, {extra:.2f} ms per evaluation")
     for kind, theirs_took in seconds.get("theirs", {}).items():
         ratio = spread(theirs_took / seconds["ours"][kind], ".2f")
         lines.append(f"  theirs over ours, {kind:14} {ratio}")
     return "\n".join(lines)
 
 
-# --- compilation ---------------------------------------------------------------------------------
-
-
 def compile_seconds(connection, steps: int) -> None:
-    """Of a new process: seconds of tracing, lowering and compiling in a PC run, and of the run."""
+    """Send the seconds of compilation in a PC run of a new process, and those of the run."""
     import jax
 
     import sampling
@@ -240,11 +229,11 @@ def compile_seconds(connection, steps: int) -> None:
     denoiser, x, _ = _denoiser(SETTINGS["9M"][0], (1, 16, 16, 3))
     seconds, loops = [], []
 
-    def listen(event: str, duration: float, **about) -> None:
+    def listen(event: str, duration_secs: float, **about: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
-            seconds.append(duration)
+            seconds.append(duration_secs)
             if event.endswith("backend_compile_duration") and "_advance" in str(about):
-                loops.append(duration)
+                loops.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     solver = PredictorCorrector(predictor=EulerMaruyama(), corrector=Langevin())
@@ -259,7 +248,7 @@ def compile_seconds(connection, steps: int) -> None:
 
 
 def compilation(repeats: int) -> list[dict]:
-    """Compile times of 10 and 1000 steps, in turns."""
+    """Return the compile times of 10 and 1000 steps, in turns."""
     context = multiprocessing.get_context("spawn")
     results = []
     for _ in range(repeats):
@@ -290,10 +279,10 @@ def main() -> None:
     parser.add_argument("--networks", default="9M,digits")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--compilations", type=int, default=3)
-    parser.add_argument("--cores", type=int, help="of both sides; default: all that there are")
+    parser.add_argument("--cores", type=int, help="cores of both programs; default: all")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[: options.cores]
-    # Before JAX or PyTorch make their threads; the processes that are started inherit it.
+    # This comes before JAX or PyTorch start their threads; child processes inherit it.
     os.sched_setaffinity(0, cores)
     sides = ["ours", "theirs"]
     if not all(importlib.util.find_spec(name) for name in ("torch", "diffusers")):
@@ -307,7 +296,7 @@ def main() -> None:
     if compiled:
         print(report_compilation(compiled))
     file = ROOT / "benchmarks" / "results" / "sampler_speed.json"
-    made = provenance(results[0]["facts"])
+    made = provenance(results[0]["facts"]["ours"]["device"])
     write_json(file, {**made, "steps": STEPS, "results": results, "compilation": compiled})
     print(f"written to {file}")
 

@@ -1,30 +1,30 @@
-r"""Which solver for which budget: samplers side by side with the exact score of the digits.
+r"""Which solver for which budget: samplers compared with the exact score of the digits.
 
     pip install matplotlib
     python benchmarks/samplers.py                      # the whole table
-    python benchmarks/samplers.py --grids              # every solver on every grid, to choose from
+    python benchmarks/samplers.py --grids              # every solver on every grid
 
 The score is exact, so that only the solver is measured. The data are scikit-learn's 1500 training
-digits x_i in [-1, 1], for VE and EDM too, each with Gaussian noise of width tau = 0.1, which is
-about a grey level (0.125). Then p(x_0) is a mixture of 1500 Gaussians, and at every noise level,
-with v = sigma^2 + alpha^2 tau^2,
+digits x_i in [-1, 1], for VE and EDM too, each with Gaussian noise of width tau = 0.1, about one
+gray level (0.125). Then p(x_0) is a mixture of 1500 Gaussians, and at every noise level, with
+v = sigma^2 + alpha^2 tau^2,
 
     E[x_0 | x_t] = (sigma^2 sum_i w_i x_i + alpha tau^2 x_t) / v,
     w_i proportional to exp(-|x_t - alpha x_i|^2 / (2 v)).
 
-Without that noise (tau = 0) a sampler would end on training images, whatever it did at small noise:
-the last evaluations decide nothing, and the distances could only show which images were chosen. A
-trained network's score has a width too.
+Without this noise (tau = 0) every sampler would end on training images, whatever it did at small
+noise. The last evaluations would have no effect, and the distances would only show which images
+were chosen. The score of a trained network has a width too.
 
-All samplers walk from t = 1 to where sigma / alpha = 0.02 and then answer E[x_0 | x_t]; that
+All samplers go from t = 1 to where sigma / alpha = 0.02 and return E[x_0 | x_t] there; this
 evaluation counts. They start from the same noise. Measured are
 
     the Frechet distance of pixels, in [0, 1], from the samples to the mixture (its exact moments);
     for solvers of the probability-flow ODE, the root mean square of the pixels' difference, in
     [0, 1], to its exact solution from the same noise.
 
-So many samples of the mixture itself, and the exact solution, have distances above 0: the floor.
-Written are benchmarks/results/samplers.md and .json, and docs/assets/samplers.png.
+The same number of samples of the mixture, and the exact solution, have distances above 0: the
+floor. Writes benchmarks/results/samplers.md and .json, and docs/assets/samplers.png.
 """
 
 import argparse
@@ -42,7 +42,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
 from networks import provenance
 from sampler_report import FIGURE, RESULTS, number, write_report
@@ -78,7 +78,7 @@ from time_grids import TIME_GRIDS, Schedule
 PROCESSES = ("vp", "subvp", "cosine", "linear", "ve", "edm")
 BUDGETS = (5, 10, 20, 50, 100)
 WIDTH = 0.1
-# For each process the grid that most solvers do best on, by --grids.
+# The grid of each process that is best for most solvers, by --grids.
 GRIDS = {
     "vp": "quadratic",
     "subvp": "quadratic",
@@ -89,20 +89,17 @@ GRIDS = {
 }
 LAST_NOISE = 0.02  # sigma / alpha where sampling stops
 REFERENCE_STEPS = 500
-DIVERGED = 1e3  # pixels beyond this
-
-
-# --- the exact score ----------------------------------------------------------------------------
+DIVERGED = 1e3  # largest pixel
 
 
 def digits() -> np.ndarray:
-    """The training images of scikit-learn's digits in [-1, 1], of shape (1500, 8, 8, 1)."""
+    """Return the training images of scikit-learn's digits in [-1, 1], (1500, 8, 8, 1)."""
     data = datasets.load("digits", image_size=8, channels=1)
     return scaling.ImageScaler().forward(data.quantizer.normalize(data.train))
 
 
 def ideal_denoiser(sde: SDE, images: Any, width: float = WIDTH) -> Denoiser:
-    """The exact denoiser of `images` (n, ...) that carry Gaussian noise of this width."""
+    """Return the exact denoiser of `images` (n, ...) with Gaussian noise of this width."""
     network = Partial(_posterior_mean, sde, jnp.asarray(images), jnp.asarray(width))
     return Denoiser(sde=sde, network=network, parameterization="x0", conditioning="t")
 
@@ -111,7 +108,7 @@ def _posterior_mean(sde: SDE, images: Any, width: Any, x: Any, t: Any) -> Any:
     points, flat = images.reshape(len(images), -1).astype(x.dtype), x.reshape(len(x), -1)
     alpha, sigma = expand_like(sde.alpha(t), flat), expand_like(sde.sigma(t), flat)
     inner = (alpha * width) ** 2
-    # Without |x_t|^2, which is the same for all images.
+    # |x_t|^2 is left out; it is the same for all images.
     logits = alpha * (flat @ points.T) - alpha**2 / 2 * jnp.sum(points**2, axis=1)[None]
     weights = jax.nn.softmax(logits / (sigma**2 + inner), axis=-1)
     pull = sigma**2 * (weights @ points) + alpha * width**2 * flat
@@ -119,14 +116,14 @@ def _posterior_mean(sde: SDE, images: Any, width: Any, x: Any, t: Any) -> Any:
 
 
 def moments_of_data(images: np.ndarray) -> Statistics:
-    """Mean and covariance of the smoothed images' pixels in [0, 1]."""
+    """Return mean and covariance of the smoothed images' pixels in [0, 1]."""
     pixels = _pixels(images)
     noise = (WIDTH / 2) ** 2 * np.eye(pixels.shape[1])
     return Statistics(len(pixels), pixels.mean(axis=0), np.cov(pixels.T, bias=True) + noise)
 
 
 def distance(x: Any, truth: Statistics) -> float | None:
-    """Frechet distance of samples in [-1, 1] to the truth; None for samples that diverged."""
+    """Return the Frechet distance of samples in [-1, 1]; None if they diverged."""
     pixels = _pixels(x)
     if not np.abs(pixels).max() < DIVERGED:
         return None
@@ -139,20 +136,17 @@ def _pixels(x: Any) -> np.ndarray:
     return (np.asarray(x, np.float64).reshape(len(x), -1) + 1) / 2
 
 
-# --- the solvers ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A row of the table.
 
     Args:
-      solver: a solver of fixed steps, or an adaptive one: a function of (denoiser, shape, t_min,
-        tolerance).
-      flow: whether it solves the probability-flow ODE.
-      evaluations: of the network, in a step.
-      tolerances: of an adaptive solver, from loose to tight; the tightest within budget counts.
-      grids: those that suit it better than those of GRIDS.
+        solver: a solver with fixed steps, or an adaptive one: a function of (denoiser, shape,
+            t_min, tolerance).
+        flow: whether it solves the probability-flow ODE.
+        evaluations: network evaluations per step.
+        tolerances: for an adaptive solver, from loose to tight; the tightest within budget counts.
+        grids: grids that are better for it than those of GRIDS.
     """
 
     solver: Any
@@ -178,9 +172,9 @@ def _singlestep(order: int) -> DPMSolver:
 
 
 def adaptive_dpm(denoiser: Denoiser, shape: tuple, t_min: float, tolerance: float):
-    # As the paper has it.
+    # As in the paper.
     options = DPMAdaptive(
-        rtol=tolerance, atol=tolerance, prediction="eps", growth=float("inf"), t_min=t_min
+        rtol=tolerance, atol=tolerance, prediction="eps", max_growth=float("inf"), t_min=t_min
     )
     return sample_adaptive(KEY, denoiser, shape, options=options)
 
@@ -192,7 +186,7 @@ def adaptive_ode(denoiser: Denoiser, shape: tuple, t_min: float, tolerance: floa
 
 
 KEY = jax.random.key(0)
-# Exceptions from GRIDS, by --grids too.
+# Exceptions from GRIDS, also by --grids.
 EVEN_IN_LOG = {"cosine": "log_snr", "linear": "log_snr"}
 QUADRATIC = {"cosine": "quadratic", "linear": "quadratic"}
 ENTRIES = {
@@ -224,12 +218,9 @@ ENTRIES = {
 }
 
 
-# --- measuring -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Problem:
-    """A process with its exact score, where sampling of it stops, and what samples should be."""
+    """A process with its exact score, the time where sampling stops, and the exact moments."""
 
     denoiser: Denoiser
     t_min: float
@@ -259,7 +250,7 @@ class Problem:
         return tuple(schedule.of(self.denoiser.sde).tolist())
 
     def sample(self, solver: Any, grid: str, steps: int) -> sampling.Samples:
-        """Samples of a solver of fixed steps."""
+        """Draw samples by a solver with fixed steps."""
         schedule = Schedule(times=self.times(grid, steps), final_step="denoise")
         if hasattr(solver, "moments"):
             solver = dataclasses.replace(solver, moments=self.moments)
@@ -267,12 +258,12 @@ class Problem:
 
     @functools.cached_property
     def exact(self) -> np.ndarray:
-        """The probability flow's exact solution: UniPC of order 4, in so many steps."""
+        """The exact solution of the probability flow, by UniPC of order 4."""
         return np.asarray(self.sample(UniPC(), "log_snr", REFERENCE_STEPS).x)
 
     @functools.cached_property
     def facts(self) -> dict[str, float]:
-        """What the table is read by: the exact solution's distance, and how exact it is."""
+        """The floor, the distance of the exact solution, and the error of that solution."""
         coarse = np.asarray(self.sample(UniPC(), "log_snr", REFERENCE_STEPS // 2).x)
         rng, images = np.random.default_rng(1), digits()
         draws = [images[rng.integers(len(images), size=self.count)] for _ in range(10)]
@@ -286,7 +277,7 @@ class Problem:
         }
 
     def measured(self, samples: sampling.Samples, flow: bool) -> dict[str, Any]:
-        """The distance to the data, and of solvers of the flow the error to its exact solution."""
+        """Return the distance to the data and, with `flow`, the error to the exact solution."""
         result = {"nfe": samples.nfe, "distance": distance(samples.x, self.truth)}
         if flow and result["distance"] is not None:
             squares = np.mean((_pixels(samples.x) - _pixels(self.exact)) ** 2, axis=1)
@@ -296,10 +287,10 @@ class Problem:
 
 
 def fixed(problem: Problem, entry: Entry, grid: str, budgets: tuple[int, ...]) -> dict[int, dict]:
-    """What a solver of fixed steps achieves within each budget."""
+    """Measure a solver with fixed steps within each budget."""
     results = {}
     for budget in budgets:
-        steps = (budget - 1) // entry.evaluations  # and one evaluation denoises
+        steps = (budget - 1) // entry.evaluations  # one evaluation denoises
         try:
             samples = problem.sample(entry.solver, grid, steps)
         except errors.SamplingError:
@@ -310,7 +301,7 @@ def fixed(problem: Problem, entry: Entry, grid: str, budgets: tuple[int, ...]) -
 
 
 def adaptive(problem: Problem, entry: Entry, budgets: tuple[int, ...]) -> dict[int, dict]:
-    """What an adaptive solver achieves within each budget."""
+    """Measure an adaptive solver within each budget."""
     results: dict[int, dict] = {}
     for tolerance in entry.tolerances:
         samples = entry.solver(problem.denoiser, problem.shape, problem.t_min, tolerance)
@@ -322,7 +313,7 @@ def adaptive(problem: Problem, entry: Entry, budgets: tuple[int, ...]) -> dict[i
 
 
 def measure(process: str, names: list[str], budgets: tuple[int, ...], count: int) -> dict:
-    """All rows of a process."""
+    """Measure all rows of a process."""
     problem, rows = Problem.of(process, count), {}
     for name in names:
         entry, start = ENTRIES[name], time.perf_counter()
@@ -338,7 +329,7 @@ def measure(process: str, names: list[str], budgets: tuple[int, ...], count: int
 
 
 def try_grids(process: str, names: list[str], budgets: tuple[int, ...], count: int) -> None:
-    """Print the distances that every solver reaches on every grid."""
+    """Print the distances of every solver on every grid."""
     problem = Problem.of(process, count)
     for name in names:
         for grid in TIME_GRIDS if not ENTRIES[name].tolerances else ():
@@ -351,7 +342,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--grids", action="store_true", help="try all grids, and write nothing")
     parser.add_argument("--processes", default=",".join(PROCESSES))
-    parser.add_argument("--solvers", help="some of the names in the table, with ; between")
+    parser.add_argument("--solvers", help="names in the table, separated by ;")
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--count", type=int, default=2000, help="samples of each solver")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -360,7 +351,7 @@ def main() -> None:
     budgets = tuple(map(int, options.budgets.split(",")))
     names = options.solvers.split(";") if options.solvers else list(ENTRIES)
     content = {
-        **provenance({"ours": {"device": jax.devices()[0].device_kind}}),
+        **provenance(jax.devices()[0].device_kind),
         "count": options.count,
         "width": WIDTH,
         "clip_last_variance": LAST_NOISE,

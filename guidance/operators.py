@@ -9,8 +9,6 @@ A is any linear JAX function; JAX also derives its adjoint A^T. Inverse problems
 If A A^T is known to be diagonal in an orthonormal basis, A A^T = B^T diag(gram) B, each is one
 division. Otherwise conjugate gradients solve for them (Hestenes & Stiefel 1952). For the
 pseudo-inverse they solve A^T A x = A^T y, which has a solution for every y.
-
-A is linear in its argument, whatever the range of the data.
 """
 
 import math

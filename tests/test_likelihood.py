@@ -29,10 +29,10 @@ COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
         pytest.param("ve", 0.1, (2,), "log_snr", marks=pytest.mark.slow),
     ],
 )
-def test_log_prob_is_the_density_up_to_the_prior_mismatch(x64, name, t_min, shape, variable):
+def test_log_prob_is_the_density_up_to_the_prior_mismatch(x64, name, t_min, shape, ode_variable):
     sde, x = PROCESSES[name], MIXTURE.sample(0, 8)
     truth = MIXTURE.marginal(sde, t_min).log_prob(x)
-    options = LikelihoodOptions(trace="exact", t_min=t_min, ode_variable=variable)
+    options = LikelihoodOptions(trace="exact", t_min=t_min, ode_variable=ode_variable)
     items = jnp.asarray(x.reshape(8, *shape))
     ours = log_prob(KEY, MIXTURE.denoiser(sde), items, options=options, ode=TIGHT)
     assert ours.latent.shape == items.shape

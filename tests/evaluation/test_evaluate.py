@@ -181,7 +181,7 @@ def model():
 @pytest.fixture(scope="module")
 def numbers(model, fields, tmp_path_factory):
     sde, target = model
-    denoiser = target.denoiser(sde, (8, 8, 1))
+    denoiser = target.denoiser(sde)
     sharp = fields | {"likelihood.rtol": 1e-5, "likelihood.atol": 1e-5, "likelihood.trace": "exact"}
     return sharp, denoiser, evaluate(sharp, denoiser, tmp_path_factory.mktemp("numbers"))
 

@@ -377,9 +377,15 @@ def test_projection_samples_as_its_linear_recursion(strength):
     projection = Projection(
         operator=from_matrix(MATRIX), measurement=measurement, strength=strength
     )
-    denoiser = dataclasses.replace(CORRELATED.denoiser(VP), projection=projection)
-    solver = PredictorCorrector(predictor=Ancestral(), corrector=AnnealedLangevin(snr=snr))
-    answer = sample(KEY, denoiser, (count, 3), solver=solver, schedule=schedule, frames=[times[15]])
+    answer = sample(
+        KEY,
+        CORRELATED.denoiser(VP),
+        (count, 3),
+        solver=PredictorCorrector(predictor=Ancestral(), corrector=AnnealedLangevin(snr=snr)),
+        schedule=schedule,
+        projection=projection,
+        frames=[times[15]],
+    )
     # Half way, what the last projection drew is most of the variance of what is measured.
     half_way, _ = projected_moments(VP, times[:16], strength, snr)
     assert_moments(answer.trajectory[0], *half_way)

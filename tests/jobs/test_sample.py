@@ -176,7 +176,10 @@ def test_plain_samples_do_not_depend_on_the_batches(checkpoint):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (task("mri", "test:999"), r"config\.task\.input='test:999' does not exist"),
+        (
+            task("mri", "test:999"),
+            r"config\.task\.input='test:999' does not exist; the test images are test:0",
+        ),
         (task("mri", "none.png"), r"config\.task\.input='none\.png' is not a file"),
         (
             task("mri", "test", input_is_measurement=True),

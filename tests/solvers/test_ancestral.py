@@ -138,7 +138,7 @@ def test_learned_variance_needs_a_network_that_answers_one():
             keys, denoiser, Step(x, x), *jnp.array([0.4, 0.3])
         )
 
-    with pytest.raises(ValueError, match=r"variance='learned' needs a network that answers one"):
+    with pytest.raises(ValueError, match=r"variance='learned' needs a network that predicts var"):
         jax.eval_shape(step, jnp.zeros(SHAPE))
     with pytest.raises(ValueError, match=r"variance='big' is unknown; choose one of: large, lea"):
         Ancestral(variance="big")

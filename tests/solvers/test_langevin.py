@@ -61,5 +61,5 @@ def test_chain_settles_in_its_own_stationary_law():
 
 @pytest.mark.parametrize("step_size", [0.0, 2.0, float("nan")])
 def test_step_size_out_of_range_is_refused(step_size):
-    with pytest.raises(ValueError, match=r"step_size=\S+ must lie between 0 and 2"):
+    with pytest.raises(ValueError, match=r"step_size=\S+ must lie in \(0, 2\)"):
         LangevinDynamics(step_size=step_size)

@@ -23,8 +23,8 @@ TIGHT = ODEOptions(rtol=1e-6, atol=1e-6)
 @pytest.mark.slow
 @pytest.mark.parametrize("ode_variable", VARIABLES)
 @pytest.mark.parametrize("name", PROCESSES)
-def test_frames_are_equally_spaced_in_the_variable(name, variable):
-    sde, (at, _) = PROCESSES[name], VARIABLES[variable]
+def test_frames_are_equally_spaced_in_the_variable(name, ode_variable):
+    sde, (at, _) = PROCESSES[name], VARIABLES[ode_variable]
     times = frame_times(7, sde, 1e-3, at)
     assert (times[0], times[-1]) == (1, 1e-3)
     steps = np.diff(at.value(sde, jnp.asarray(times, jnp.float32)))
@@ -75,12 +75,12 @@ def test_too_few_steps_are_reported_with_the_time_reached():
         ),
         (
             lambda: FlowOptions(final_step="mean"),
-            "final_step='mean' is not defined for the ode sampler",
+            "final_step='mean' is unknown; choose one of: denoise, none",
         ),
-        (lambda: FlowOptions(t_min=0.0), r"t_min=0\.0 must lie between 0 and 1"),
+        (lambda: FlowOptions(t_min=0.0), r"t_min=0\.0 must lie in \(0, 1\)"),
         (
             lambda: frame_times((0.5, 1.5), PROCESSES["vp"], 1e-3, VARIABLES["t"][0]),
-            r"frames: t=1\.5 lies outside the sampler's way from 1 to 0\.001",
+            r"frames: t=1\.5 must lie between t_min=0\.001 and 1",
         ),
     ],
 )
