@@ -68,8 +68,8 @@ def exactness(dims: int, points: int) -> None:
     mixture = standardized_mixture(dims)
     x = jnp.asarray(mixture.sample(0, points))
     print(f"\nmixture in {dims}-D, {points} points, in nats")
-    print("                      prior's mismatch    exact trace     one probe, standard errors")
-    print("  process  variable    largest    mean   largest    NFE   " + "  ".join(RANDOM))
+    print("                        prior's mismatch    exact trace     one probe, standard errors")
+    print("  process  variable      largest    mean   largest    NFE   " + "  ".join(RANDOM))
     for name, sde in PROCESSES.items():
         for variable in sorted(VARIABLES):
             mismatch, error, nfe = _errors(mixture, sde, x, variable, "exact")
@@ -79,7 +79,7 @@ def exactness(dims: int, points: int) -> None:
                 deviation = noise.mean() / (noise.std(ddof=1) / np.sqrt(points))
                 deviations += f"{deviation:+12.2f}"
             print(
-                f"  {name:8} {variable:8} {np.abs(mismatch).max():10.1e} {mismatch.mean():+.1e} "
+                f"  {name:8} {variable:10} {np.abs(mismatch).max():10.1e} {mismatch.mean():+.1e} "
                 f"{np.abs(error).max():9.1e} {nfe:6.0f}{deviations}",
                 flush=True,
             )
@@ -143,8 +143,8 @@ def ours(digits: Digits, variable: str, ode: ODEOptions) -> Found:
 def cost(digits: Digits, truth: np.ndarray, solvers: list[str], rtol: float) -> None:
     """Print evaluations, seconds and errors of each solver in each variable."""
     print(f"\ntolerance {rtol:g}; reference {truth.mean():.4f} bits/dim")
-    print("                                             bits/dim minus reference:")
-    print("  solver  variable   NFE slowest   s/image     mean   mean error per image")
+    print("                                               bits/dim minus reference:")
+    print("  solver  variable     NFE slowest   s/image     mean   mean error per image")
     for solver in solvers:
         for variable in sorted(VARIABLES):
             ode = ODEOptions(solver=solver, rtol=rtol, atol=rtol)
@@ -153,7 +153,7 @@ def cost(digits: Digits, truth: np.ndarray, solvers: list[str], rtol: float) -> 
             found = min(tries, key=lambda found: found.seconds)
             error = found.bits - truth
             print(
-                f"  {solver:7} {variable:8} {found.nfe.mean():5.0f} {found.nfe.max():7} "
+                f"  {solver:7} {variable:10} {found.nfe.mean():5.0f} {found.nfe.max():7} "
                 f"{found.seconds / len(error):9.4f} {error.mean():+10.5f} "
                 f"{np.abs(error).mean():9.5f}",
                 flush=True,

@@ -41,9 +41,6 @@ def per_image(values):
     return values.reshape(len(values), -1).sum(axis=1)
 
 
-# --- the papers ---------------------------------------------------------------------------------
-
-
 def answer(x, level, numbers=jnp):
     """Some smooth network: eps, and the numbers from -1 to 1 that stand for its variances."""
     angle = 3 * x + level.reshape(-1, 1) / LEVELS
@@ -170,8 +167,6 @@ def test_any_process_and_grid(x64):
     np.testing.assert_allclose(ve, per_image(prior), rtol=1e-9)
 
 
-# --- known answers ------------------------------------------------------------------------------
-
 VALUES, SHARES = np.linspace(-1, 1, 4), np.array([0.1, 0.2, 0.3, 0.4])
 
 
@@ -257,9 +252,6 @@ def test_probability_far_from_the_mean_is_exact_on_both_sides(x64):
         tail(-a) + np.log1p(-np.exp(tail(-b) - tail(-a))) for a, b in zip(low, high, strict=True)
     ]
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
-
-
-# --- protocol -----------------------------------------------------------------------------------
 
 
 def of_labels(threshold, x, t, labels):

@@ -69,9 +69,6 @@ def flat(x):
     return np.asarray(x).reshape(len(x), -1)
 
 
-# --- what they measure ------------------------------------------------------------------------
-
-
 def by_hand(name, x):
     """A x by NumPy and SciPy; what is random in A is read off its matrix elsewhere."""
     if name == "inpainting":
@@ -128,9 +125,6 @@ def test_cartesian_mask_keeps_the_centre():
     assert set(range(-3, 4)) <= set(frequencies)
     assert len(set(frequencies) - set(range(-4, 5))) >= 7
     assert np.any(mask != cartesian_mask((8, 64, 1), 4.0, center_fraction=0.125, seed=4))
-
-
-# --- their algebra ----------------------------------------------------------------------------
 
 
 @jax.jit
@@ -190,9 +184,6 @@ def test_float32_is_as_exact_as_its_numbers(name):
     assert jnp.abs(inverted).max() < 100
 
 
-# --- conjugate gradients ----------------------------------------------------------------------
-
-
 _solve = jax.jit(LinearOperator.solve)
 
 
@@ -248,9 +239,6 @@ def test_operators_are_arguments_of_compiled_programs():
     for mask in (MASK, 1 - MASK):
         np.testing.assert_allclose(norms(inpainting(SHAPE, mask), y), 3.0 * mask.sum())
     assert len(traces) == 1
-
-
-# --- refusals ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,6 @@ def gaussian_scores(truths, sde, x, t):
     return np.stack([-np.linalg.solve(m.covariances[0], row - m.means[0]) for m, row in pairs])
 
 
-# --- classes ----------------------------------------------------------------------------------
-
-
 def by_classifier(sde, scale=1.0, labels=CLASSES):
     guidance = ClassifierGuidance(classifier=PLANE.classifier(sde), labels=labels, scale=scale)
     return guide(PLANE.denoiser(sde), guidance)
@@ -200,9 +197,6 @@ def test_classifier_free_guidance_of_gaussians_is_a_linear_flow(x64, interval):
     np.testing.assert_allclose(x[0] / alpha[-1], truth, atol=4e-3)
 
 
-# --- measurements of a Gaussian ---------------------------------------------------------------
-
-
 METHODS = {
     "dps": lambda y: DPS(
         operator=from_matrix(MATRIX), measurement=y, noise=NOISE, variance="noise"
@@ -319,9 +313,6 @@ def test_samples_of_a_gaussian_are_biased_by_so_much(x64, method):
     np.testing.assert_allclose(width, ratio, rtol=0.02)
 
 
-# --- projection -------------------------------------------------------------------------------
-
-
 def projected_moments(sde, times, strength, snr):
     """Mean and covariance of states that project between correction and prediction, and finished.
 
@@ -377,22 +368,24 @@ def test_projection_samples_as_its_linear_recursion(strength):
     projection = Projection(
         operator=from_matrix(MATRIX), measurement=measurement, strength=strength
     )
-    answer = sample(
+    denoiser = CORRELATED.denoiser(VP)
+    solver = PredictorCorrector(predictor=Ancestral(), corrector=AnnealedLangevin(snr=snr))
+    samples = sample(
         KEY,
-        CORRELATED.denoiser(VP),
+        denoiser,
         (count, 3),
-        solver=PredictorCorrector(predictor=Ancestral(), corrector=AnnealedLangevin(snr=snr)),
+        solver=solver,
         schedule=schedule,
         projection=projection,
         frames=[times[15]],
     )
     # Half way, what the last projection drew is most of the variance of what is measured.
     half_way, _ = projected_moments(VP, times[:16], strength, snr)
-    assert_moments(answer.trajectory[0], *half_way)
-    _, samples = projected_moments(VP, times, strength, snr)
-    assert_moments(np.asarray(answer.x), *samples, slack=1e-4)
+    assert_moments(samples.trajectory[0], *half_way)
+    _, final = projected_moments(VP, times, strength, snr)
+    assert_moments(np.asarray(samples.x), *final, slack=1e-4)
     if strength == 1:
-        measured = np.asarray(answer.x) @ MATRIX.T
+        measured = np.asarray(samples.x) @ MATRIX.T
         np.testing.assert_allclose(measured, np.tile(MEASUREMENT, (count, 1)), atol=1e-5)
 
 
