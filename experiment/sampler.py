@@ -61,7 +61,7 @@ class ImageSamples(NamedTuple):
 
 
 class Conditioned(NamedTuple):
-    """What a task makes of a batch: a guided denoiser, a projection, images to start from."""
+    """A batch conditioned on its inputs: guided denoiser, projection, images to start from."""
 
     denoiser: Denoiser
     projection: Projection | None = None
@@ -78,7 +78,10 @@ def unconditioned(denoiser: Denoiser, indices: Int[Array, "batch"]) -> Condition
 
 @dataclass(frozen=True, kw_only=True)
 class FixedSteps:
-    """Runs a solver along a schedule."""
+    """Runs a solver along a schedule.
+
+    `inverts` says whether `encode` maps images to latents, and `decode` latents to images.
+    """
 
     solver: Any
     schedule: Schedule
@@ -117,7 +120,7 @@ class FixedSteps:
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """Runs a sampler that chooses its own steps."""
+    """Runs a sampler that chooses its own steps; the members are those of `FixedSteps`."""
 
     function: Callable[..., Samples]
     options: dict[str, Any]
