@@ -60,7 +60,7 @@ class Projection(Protocol):
     """Holds samples to known components between the steps of a sampler; a pytree."""
 
     def project(self, keys: Keys, sde: SDE, x: Batch, t: Time) -> Batch:
-        """Replace the known components of x_t; row k draws its noise from `keys[k]` alone."""
+        """Replace the known components of x_t; sample k draws its noise from `keys[k]` alone."""
         ...
 
     def project_final(self, x0: Batch) -> Batch:
@@ -86,7 +86,7 @@ class StepFunction(Protocol):
         ...
 
     def step(self, keys: Keys, denoiser: Denoiser, state: Any, step: Any, project: Project) -> Any:
-        """Return the state after a step; row k draws its noise from `keys[k]` alone.
+        """Return the state after a step; sample k draws its noise from `keys[k]` alone.
 
         The loop projects after each step. A step of several parts projects between them.
         """
@@ -141,6 +141,9 @@ def sample(
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
     """Draw samples of `shape` (batch, ...) with a solver along a schedule.
+
+    For example, `sample(key, denoiser, (64, 28, 28, 1), solver=DPMSolver(order=2), steps=20).x` has
+    64 images.
 
     The steps of its plan are one jitted loop. Python runs it in about ten pieces: between them it
     reports the progress, takes snapshots, and can be interrupted.

@@ -90,8 +90,8 @@ def respaced_timesteps(count: int, respacing: str) -> np.ndarray:
     return np.concatenate(kept).astype(int)
 
 
-# What is returned at t_min: the last step's mean ("noise removal" of the published code), Tweedie's
-# estimate of x0 (one more network evaluation), or the noisy state itself.
+# The value returned at t_min: the mean of the last step ("noise removal" of the published code),
+# Tweedie's estimate of x0 (one more network evaluation), or the noisy state itself.
 FINAL_STEPS = ("mean", "denoise", "none")
 
 
@@ -110,7 +110,7 @@ class Schedule:
             from where it follows the rest of the grid.
         t_min: where sampling stops; Song et al. take 1e-3 for VP and sub-VP, 1e-5 for VE.
         rho: exponent of the karras grid, by default 7; larger has shorter steps near t_min.
-        final_step: what is returned at t_min, a name in FINAL_STEPS.
+        final_step: the value returned at t_min, a name in FINAL_STEPS.
 
     Raises:
         ValueError: for an unknown name or a number out of range.

@@ -1,8 +1,9 @@
-"""Every field that a configuration can set, with its meaning and unit.
+"""Every field of a configuration, with its meaning and unit.
 
-`None` stands for the default of the thing chosen by name: `config.sde.name = "vp"` takes its
-`beta_min` from `sde_lib.VPSDE`. A field of something that was not chosen is not used; giving it on
-the command line is an error. Any field can be given there: `--config.optim.lr=1e-4`.
+A placeholder takes the default of whatever `name` chooses: with `config.sde.name = "vp"`,
+`beta_min` has the default of `sde_lib.VPSDE`. Fields that the choice does not have are not used;
+setting one on the command line is an error. The command line can set every field:
+`--config.optim.lr=1e-4`.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from ml_collections.config_dict import placeholder
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 42  # of initialization, training noise and data order
+    config.seed = 42  # for initialization, training noise and data order
 
     config.sde = sde = ConfigDict()
     sde.name = "vp"  # vp, subvp, cosine, linear, ve, edm; chains ddpm, smld
@@ -58,14 +59,14 @@ def get_config() -> ConfigDict:
     model.remat = placeholder(bool)
 
     config.denoiser = denoiser = ConfigDict()
-    # What the network's output means: eps, eps_learned_variance, score, x0, v,
-    # velocity, scaled_score, score_centered_input, edm; see denoising.py.
+    # Meaning of the network's output: eps, eps_learned_variance, score, x0, v, velocity,
+    # scaled_score, score_centered_input, edm; see denoising.py.
     denoiser.parameterization = "eps"
-    # What the network is fed as time: timestep_999, t, log_sigma, log_snr, edm, timestep,
+    # Time input of the network: timestep_999, t, log_sigma, log_snr, edm, timestep,
     # rescaled_timestep, reversed_timestep.
     denoiser.conditioning = "timestep_999"
     denoiser.num_timesteps = 1000  # length of the chain that a timestep counts
-    denoiser.energy = False  # the network's gradient answers: models/energy.py
+    denoiser.energy = False  # use the gradient of the network's output; see models/energy.py
 
     config.loss = loss = ConfigDict()
     loss.name = "denoising"  # estimator of the Fisher divergence: denoising, sliced, exact
@@ -75,7 +76,7 @@ def get_config() -> ConfigDict:
     loss.reduction = "mean"  # over dimensions: mean, or half_sum
     loss.t_min = 1e-5  # smallest time trained on; more for sliced and exact
     # sliced:
-    loss.probes = placeholder(int)  # directions a sample
+    loss.probes = placeholder(int)  # directions per sample
     loss.directions = placeholder(str)  # rademacher, gaussian
     loss.variance_reduced = placeholder(bool)
 
@@ -89,25 +90,24 @@ def get_config() -> ConfigDict:
     optim.eps = 1e-8
 
     config.ema = ema = ConfigDict()
-    ema.rate = 0.9999  # a step
+    ema.rate = 0.9999  # per step
     ema.warmup = True  # min(rate, (1 + n) / (10 + n))
 
     config.data = data = ConfigDict()
-    data.name = (
-        "digits"  # digits, a tensorflow-datasets name, or the path of an .npz or image folder
-    )
+    # digits, a tensorflow-datasets name, or the path of an .npz file or an image folder
+    data.name = "digits"
     data.dir = ""  # tensorflow-datasets directory; empty for its default, ~/tensorflow_datasets
     data.image_size = 8  # pixels
     data.channels = 1
-    data.resize = "none"  # none, pad (with zeros), crop (centre, then resize)
-    data.centered = True  # the network sees [-1, 1]; otherwise [0, 1]
+    data.resize = "none"  # none, pad (with zeros), crop (to the center square, then resize)
+    data.centered = True  # scale images to [-1, 1]; otherwise to [0, 1]
     data.random_flip = False
-    data.dequantize = True  # add uniform noise of one grey level in training
+    data.dequantize = True  # add uniform noise of one gray level in training
 
     config.training = training = ConfigDict()
     training.batch_size = 128  # images, over all devices
     training.steps = 1000
-    training.label_dropout = 0.1  # probability that a class-conditional network is told no class
+    training.label_dropout = 0.1  # probability that a class-conditional network sees no class
     training.log_every = 50  # steps
     training.checkpoint_every = 1000  # steps
     training.keep_checkpoints = 3  # the latest; 0 for all
@@ -119,17 +119,16 @@ def get_config() -> ConfigDict:
     # langevin. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
     sampling.name = "pc"
     sampling.seed = 0
-    sampling.label = -1  # class of the samples: -1 all in turn, or one; num_classes for none
+    sampling.label = -1  # class of the samples; -1 cycles through all, num_classes is no class
     sampling.labels = placeholder(tuple)  # classes of the samples in turn, instead of label
-    sampling.clip = placeholder(str)  # of the predicted x0: none, range, dynamic
+    sampling.clip = placeholder(str)  # clipping of the predicted x0: none, range, dynamic
     sampling.quantile = placeholder(float)  # dynamic clipping
     sampling.t_min = 1e-3  # where sampling stops
-    sampling.final_step = placeholder(
-        str
-    )  # denoise (one more evaluation), sample; fixed steps: mean
+    # denoise (one more evaluation), none; with fixed steps also mean
+    sampling.final_step = placeholder(str)
     # Fixed steps:
     sampling.steps = placeholder(int)
-    # uniform, quadratic, log_snr, karras; of a chain levels, or some: ddim50, or 10,15,20
+    # uniform, quadratic, log_snr, karras; for a chain also timesteps, ddim50, or 10,15,20
     sampling.grid = placeholder(str)
     sampling.rho = placeholder(float)  # karras
     sampling.times = placeholder(tuple)  # from 1 down, instead of a grid
@@ -138,7 +137,7 @@ def get_config() -> ConfigDict:
     sampling.predictor = "euler_maruyama"
     sampling.corrector = "none"  # langevin, annealed_langevin, none
     sampling.corrector_first = placeholder(bool)
-    sampling.churn = placeholder(float)  # euler_maruyama, sde: 1 reverse SDE, 0 flow
+    sampling.churn = placeholder(float)  # euler_maruyama, sde: 1 is the reverse SDE, 0 the ODE
     sampling.variance = placeholder(str)  # ancestral: small, large, learned
     sampling.guidance_form = placeholder(str)  # ancestral: score, mean
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
@@ -155,15 +154,17 @@ def get_config() -> ConfigDict:
     sampling.lower_order_final = placeholder(bool)  # dpm_solver, unipc
     # heun:
     sampling.stage = placeholder(float)  # 1 Heun, 0.5 midpoint, 2/3 Ralston
-    sampling.s_churn = placeholder(float)  # fresh noise of the whole way, in EDM's measure
-    sampling.churn_min = placeholder(float)  # levels sigma / alpha between which it churns
+    sampling.s_churn = placeholder(float)  # total fresh noise, S_churn of EDM
+    sampling.churn_min = placeholder(
+        float
+    )  # noise levels sigma / alpha between which noise is added
     sampling.churn_max = placeholder(float)
     sampling.churn_noise = placeholder(float)  # scale of the fresh noise
     # analytic:
     sampling.family = placeholder(str)  # ddpm, ddim
     sampling.timestep_choice = placeholder(str)  # grid, optimal
-    sampling.clip_last_variance = placeholder(float)  # bounds on the variance
-    sampling.clip_x0_range = placeholder(float)
+    sampling.clip_last_variance = placeholder(float)  # bound on the noise of the last step
+    sampling.clip_x0_range = placeholder(float)  # half the width of the data's range
     # langevin:
     sampling.step_size = placeholder(float)  # in units of sigma^2
     # ode, sde, dpm_adaptive:
@@ -173,9 +174,11 @@ def get_config() -> ConfigDict:
     sampling.rtol = placeholder(float)
     sampling.atol = placeholder(float)
     sampling.max_steps = placeholder(int)
-    sampling.first_step = placeholder(float)  # dpm_adaptive: first step in lambda
+    sampling.first_step = placeholder(float)  # dpm_adaptive: length in log(alpha / sigma)
     sampling.safety = placeholder(float)  # dpm_adaptive
-    sampling.max_growth = placeholder(float)  # dpm_adaptive: of a step to the next, at most
+    sampling.max_growth = placeholder(
+        float
+    )  # dpm_adaptive: largest ratio of a step to the one before
 
     # Guidance of samples toward their classes.
     config.guidance = guidance = ConfigDict()
@@ -213,13 +216,12 @@ def get_config() -> ConfigDict:
     likelihood.rtol = 1e-5
     likelihood.atol = 1e-5
     likelihood.max_steps = 4096
-
-    likelihood.ode_variable = "sqrt_angle"  # what is integrated in: t, log_snr, angle, sqrt_angle
-    likelihood.step_size_control = "per_sample"  # of step sizes: per_sample, batch (as published)
+    likelihood.ode_variable = "sqrt_angle"  # t, log_snr, angle, sqrt_angle
+    likelihood.step_size_control = "per_sample"  # per_sample, batch (as published)
 
     # The continuous-time bound on the likelihood, with dequantized images.
     config.continuous_bound = continuous_bound = ConfigDict()
-    continuous_bound.num_times = 32  # drawn for each image and dequantization
+    continuous_bound.num_times = 32  # times per image and dequantization
     continuous_bound.importance = "log_snr"  # density of the times: log_snr, uniform
     continuous_bound.t_min = 1e-5
 
@@ -227,12 +229,12 @@ def get_config() -> ConfigDict:
     config.discrete_bound = discrete_bound = ConfigDict()
     discrete_bound.variance = "small"  # small, large, learned
     discrete_bound.decoder = "chain"  # variance of L_0: chain (as published), tweedie
-    discrete_bound.grid = placeholder(str)  # as sampling.grid; by default levels or log_snr
+    discrete_bound.grid = placeholder(str)  # as sampling.grid; by default timesteps or log_snr
     discrete_bound.steps = placeholder(int)
     discrete_bound.rho = placeholder(float)
     discrete_bound.times = placeholder(tuple)
     discrete_bound.t_min = 1e-5
-    discrete_bound.clip = placeholder(str)  # of the predicted x0: none, range, dynamic
+    discrete_bound.clip = placeholder(str)  # clipping of x0: none, range, dynamic
     discrete_bound.quantile = placeholder(float)
 
     # --mode=moments, for config.sampling.name=analytic.
@@ -240,7 +242,7 @@ def get_config() -> ConfigDict:
     analytic_dpm.num_images = 1000  # training images
     analytic_dpm.num_times = 100  # noise levels; a chain is measured at all of its timesteps
 
-    # --mode=train_classifier: a classifier of noisy images, for features and for guidance.
+    # --mode=train_classifier: a noise-conditional classifier, for features and guidance.
     config.classifier = classifier = ConfigDict()
     classifier.name = "adm_classifier"  # a network of models.CLASSIFIERS
     classifier.features = 32
@@ -261,8 +263,8 @@ def get_config() -> ConfigDict:
     classifier.fourier_scale = placeholder(float)  # wide_resnet
     classifier.conditioning = "timestep_999"  # as denoiser.conditioning
     classifier.num_timesteps = placeholder(int)
-    classifier.t_min = 1e-5  # the time of clean images, of which features are taken
-    classifier.clean_fraction = 0.5  # share of the images that are clean in training
+    classifier.t_min = 1e-5  # the time of clean images, at which features are taken
+    classifier.clean_fraction = 0.5  # fraction of clean images in training
     classifier.lr = 2e-3
     classifier.warmup = 100  # steps
     classifier.batch_size = 64
@@ -274,14 +276,14 @@ def get_config() -> ConfigDict:
     # precision_recall, inception_score
     evaluation.metrics = ("loss", "bits_per_dim", "frechet")
     evaluation.batch_size = 128  # images, over all devices
-    evaluation.seed = 0  # of noise, probes, dequantization
-    evaluation.loss_repeats = 10  # times and noises a test image
-    evaluation.dequantizations = 5  # draws a test image
-    evaluation.error_budget_images = 32  # on which the solver's error and truncation are measured
-    evaluation.samples = 1500  # images a sampling seed
-    evaluation.sampling_seeds = 1  # sampling.seed and those after it
+    evaluation.seed = 0  # for noise, probes, dequantization
+    evaluation.loss_repeats = 10  # times and noises per test image
+    evaluation.dequantizations = 5  # draws per test image
+    evaluation.error_budget_images = 32  # for solver error and truncation
+    evaluation.samples = 1500  # images per sampling seed
+    evaluation.sampling_seeds = 1  # number of seeds, from sampling.seed on
     evaluation.features = ("pixels",)  # some of pixels, inception, classifier
-    evaluation.reference = ""  # file of statistics to compare with; empty for the data's own
-    evaluation.inception_weights = ""  # their file; empty for the one in the user's cache
-    evaluation.inception_resize = "tf1"  # tf1 (TF's, EDM's), pytorch (pytorch-fid's)
+    evaluation.reference = ""  # file of statistics; empty for those of the data
+    evaluation.inception_weights = ""  # file; empty for the one in the user's cache
+    evaluation.inception_resize = "tf1"  # tf1 (original FID, EDM), pytorch (pytorch-fid)
     return config

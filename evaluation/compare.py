@@ -123,8 +123,8 @@ def _over_seeds(a: dict, b: dict) -> float | None:
     Single seeds have standard errors of their own, or none.
     """
     if a["std"] is None or b["std"] is None:
-        errors = [value.get("standard_error") for value in (a, b)]
-        return None if None in errors else float(np.hypot(*errors))
+        first, second = a.get("standard_error"), b.get("standard_error")
+        return None if first is None or second is None else math.hypot(first, second)
     return math.sqrt(sum(v["std"] ** 2 / len(v["per_seed"]) for v in (a, b)))
 
 

@@ -11,8 +11,8 @@ import jax
 from errors import ConfigError
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
+from files.nested import flatten
 from files.writing import sha256_of
-from jobs.workdir import flatten
 from metrics.features import Extractor
 from metrics.statistics_files import fingerprint
 from numerics.arrays import digest
@@ -45,7 +45,7 @@ class Protocol:
 
     def __init__(self, tree: dict[str, Any]) -> None:
         self.tree = tree
-        self.fields = flatten(tree)
+        self.fields = flatten(tree, ".")
 
     def key(self, name: str, *prefixes: str) -> str:
         """Return `name` with a digest of the fields that begin with one of the prefixes."""

@@ -20,6 +20,7 @@ from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
 from errors import ConfigError, require_choice, require_in
+from experiment.build_sampler import build_sampler, require_learned
 from experiment.class_guidance import Classes
 from experiment.data import Data
 from experiment.experiment import ClassifierModel, DiscreteBoundPlan, Experiment, Model
@@ -33,7 +34,6 @@ from experiment.options import (
 )
 from experiment.reader import Reader, config_errors
 from experiment.resolve import resolve
-from experiment.sampler import build_sampler, require_learned
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
 from losses import LOSSES, FisherDivergence

@@ -9,8 +9,6 @@ A is any linear JAX function; JAX also derives its adjoint A^T. Inverse problems
 If A A^T is known to be diagonal in an orthonormal basis, A A^T = B^T diag(gram) B, each is one
 division. Otherwise conjugate gradients solve for them (Hestenes & Stiefel 1952). For the
 pseudo-inverse they solve A^T A x = A^T y, which has a solution for every y.
-
-A is linear in its argument, whatever the range of the data.
 """
 
 import math
@@ -90,7 +88,9 @@ class LinearOperator:
 
     @property
     def _output(self) -> jax.ShapeDtypeStruct:
-        return jax.eval_shape(self.function, jax.ShapeDtypeStruct((1, *self.shape), float))
+        return jax.eval_shape(
+            self.function, jax.ShapeDtypeStruct((1, *self.shape), jnp.result_type(float))
+        )
 
     def __call__(self, x: Batch) -> Batch:
         """Return A x (batch, *measurement_shape) of x (batch, *shape); ValueError otherwise."""
@@ -203,7 +203,8 @@ def from_function(
     )
     try:
         jax.eval_shape(
-            operator.adjoint, jax.ShapeDtypeStruct((1, *operator.measurement_shape), float)
+            operator.adjoint,
+            jax.ShapeDtypeStruct((1, *operator.measurement_shape), jnp.result_type(float)),
         )
     except (NotImplementedError, TypeError, AssertionError) as error:
         raise ValueError(f"function={function} is not linear, so it has no adjoint") from error

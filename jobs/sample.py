@@ -230,9 +230,7 @@ class TaskRun:
         arrays, inputs = {"latent": latents}, self._input_images
         if isinstance(self.task.options, Interpolate):
             row = np.concatenate([inputs[:1], images, inputs[1:]])
-            return TaskResult(
-                images, arrays, image_grid(row, columns=len(row)), "polynomial_integral"
-            )
+            return TaskResult(images, arrays, image_grid(row, columns=len(row)), "interpolated")
         error = np.sqrt(np.mean(((images.astype(np.float32) - inputs) / 255) ** 2))
         summary = f"error {error:.4f} (root mean square, images in [0, 1])"
         return TaskResult(images, arrays, self._figure([inputs], images), summary)

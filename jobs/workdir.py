@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import WorkdirError
+from files.nested import flatten
 from files.writing import write_json
 
 # A run may continue training with other values of these fields.
@@ -122,19 +123,10 @@ class Workdir:
 
 def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the fields in which two nested dicts differ: dotted name, phrase with both values."""
-    old, new = flatten(saved), flatten(json.loads(json.dumps(given)))
+    old, new = flatten(saved, "."), flatten(json.loads(json.dumps(given)), ".")
     absent = "absent"
     return [
         (name, f"config.{name} was {value!r}, is {new.get(name, absent)!r}")
         for name, value in sorted(old.items())
         if value != new.get(name, absent)
     ]
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dicts by dotted name, after `prefix`."""
-    flat = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
-    return flat

@@ -175,7 +175,7 @@ def solve(
         frames: times at which `path` has the states.
     """
     ends = diffrax.SubSaveAt(t1=True)
-    solution = diffrax.diffeqsolve(
+    solution: Any = diffrax.diffeqsolve(  # whose type makes all it may save optional
         terms,
         solver,
         t0=0.0,

@@ -111,7 +111,7 @@ class SDEOptions:
 
 
 def integrate_sde(
-    drift: Callable[[Float[Array, ""], Any, Any], Any],
+    drift: Callable[[Any, Any, Any], Any],
     diffusion: Callable[[Float[Array, ""]], Float[Array, ""]],
     y0: Float[Array, "batch ..."],
     args: Any,
@@ -139,7 +139,7 @@ def integrate_sde(
     if frames is not None and not options.adaptive:
         frames = jnp.round(frames * options.count) / options.count
 
-    def spread(t: Float[Array, ""], y: Any, arg: Any) -> lineax.AbstractLinearOperator:
+    def spread(t: Any, y: Any, arg: Any) -> lineax.AbstractLinearOperator:
         return lineax.DiagonalLinearOperator(jnp.full(y.shape, diffusion(t), y.dtype))
 
     def solved(y: Any, arg: Any, key: Key[Array, ""]) -> Solution:
@@ -170,7 +170,7 @@ def _controller(
     options: SDEOptions, method: StochasticMethod, frames: Float[Array, "frames"] | None
 ) -> tuple[diffrax.AbstractStepSizeController, float]:
     """Return the step-size controller, and the first step that is tried."""
-    if not options.adaptive:
+    if options.rtol is None or options.atol is None:
         return diffrax.ConstantStepSize(), 1 / options.count
     # Calmer than for ODEs, since the errors of neighboring steps differ by chance.
     # Steps finer than the Brownian path gain nothing, so the finest are always accepted.

@@ -15,14 +15,15 @@ from numerics.ode import Solution, require_success
 from probability_flow import Coordinates
 from sampling import Samples
 from sde_lib import SDE
-
-# What is returned at t_min: Tweedie's estimate of x0 (one more evaluation), or the state itself.
-FINAL_STEPS = ("denoise", "none")
+from time_grids import FINAL_STEPS
 
 
 def check_end(t_min: float, final_step: str) -> None:
-    """Raise ValueError for a t_min outside (0, 1) or an unknown final step."""
-    require_choice("final_step", final_step, FINAL_STEPS)
+    """Raise ValueError for a t_min outside (0, 1) or an unknown final step.
+
+    Every name in `time_grids.FINAL_STEPS` but "mean": adaptive steps have no mean without noise.
+    """
+    require_choice("final_step", final_step, set(FINAL_STEPS) - {"mean"})
     require_in("t_min", t_min, "(0, 1)")
 
 

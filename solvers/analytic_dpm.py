@@ -1,27 +1,28 @@
-r"""Analytic-DPM: reverse steps with the best variance (Bao et al. 2022, arXiv:2201.06503).
+r"""Analytic-DPM: reverse steps with the optimal variance (Bao et al. 2022, arXiv:2201.06503).
 
-Both DDPM and DDIM step from t to s by a Gaussian q(x_s | x_t, x0) with the mean and variance
+Both DDPM and DDIM step from t to s by a Gaussian q(x_s | x_t, x0) with mean and variance
 
     alpha_s x0 + k (x_t - alpha_t x0) / sigma_t,    v = sigma_s^2 - k^2,
 
-"ddpm" with k = sigma_s e^-h, h = lam_s - lam_t, where v is the posterior's small variance; "ddim"
-with k = sigma_s and v = 0. They replace x0 by its prediction and add noise of variance v, as if the
-prediction were certain. The Gaussian N(m(x_t), std^2 I) that is closest to q(x_s | x_t) in KL has
-that mean, but a variance to which the uncertain eps = (x_t - alpha_t x0) / sigma_t adds:
+"ddpm" with k = sigma_s e^-h, h = lam_s - lam_t, where v is the small variance of the posterior;
+"ddim" with k = sigma_s and v = 0. They replace x0 by its prediction and add noise of variance v, as
+if the prediction were certain. The Gaussian N(m(x_t), std^2 I) closest to q(x_s | x_t) in KL has
+the same mean, but the uncertainty of eps = (x_t - alpha_t x0) / sigma_t adds to its variance:
 
     m(x_t) = (alpha_s / alpha_t) x_t + c E[eps | x_t],    c = k - alpha_s sigma_t / alpha_t
     std^2  = v + c^2 E tr Cov(eps | x_t) / d = v + c^2 (1 - Gamma_t)                  (Theorem 1)
 
-with Gamma_t = E ||E[eps | x_t]||^2 / d of `moments.py`, because E ||eps||^2 = d. Gamma lies in
-[0, 1], which bounds std^2 on both sides. Data in an interval of half-width r have
+with Gamma_t = E ||E[eps | x_t]||^2 / d of `solvers/moments.py`, because E ||eps||^2 = d. Gamma lies
+in [0, 1], which bounds std^2 on both sides. Data in an interval of half-width r have
 tr Cov(x0 | x_t) <= d r^2, so that 1 - Gamma <= r^2 alpha_t^2 / sigma_t^2 (Theorem 2).
 
-The KL divergence of a whole "ddpm" chain, but for what no path changes, is d / 2 times the sum of
+The KL divergence of a "ddpm" chain is, up to a constant for all paths, d / 2 times the sum of
 
     J = log(std^2 / v) = log(1 + (e^2h - 1)(1 - Gamma_t))                             (Section 4)
 
-over its steps, and the path of K steps with the least is found by dynamic programming. With v = 0
-every path is infinitely far: "ddim" has no best times of its own, and may take those of "ddpm".
+over its steps. Dynamic programming finds the path of K steps with the least sum. With v = 0 every
+path has an infinite KL divergence: "ddim" has no optimal times of its own, and may take those of
+"ddpm".
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from errors import require_choice, require_in
 from sampling import Plan
 from sde_lib import SDE
 from solvers.moments import EpsMoments
@@ -40,18 +42,22 @@ TIMESTEP_CHOICES = ("grid", "optimal")
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyticDPM:
-    """DDPM or DDIM with the best variance for a network's moments.
+    """DDPM or DDIM with the optimal variance for the moments of a network.
 
     Args:
-      form: a name in FAMILIES.
-      trajectory: "grid" walks the times that it is given; "optimal" takes as many steps along
-        `optimal_times`, to where the moments end, which must be the last time given.
-      clip_last_variance: a bound on the noise that the step to the last time adds, before final_step="denoise"
-        takes it for part of the image. For data in [-1, 1] the paper bounds its mean size to two
-        grey levels (family ddpm) or one (ddim): 0.0197 and 0.0098 (their Appendix on clipping).
-      clip_x0_range: half the width of the interval that the data lie in, 1 for [-1, 1]; None for
-        data without bounds.
-      moments: of the network that is to be sampled from; a plan needs them.
+        family: a name in FAMILIES.
+        timestep_choice: "grid" takes the given times; "optimal" takes as many steps along
+            `optimal_times`, which end with the moments. That must be the last of the given times.
+        clip_last_variance: largest standard deviation of the noise of the last step, before
+            final_step="denoise" takes it for part of the image. For data in [-1, 1] the paper
+            bounds the mean size of the noise to two gray levels (family ddpm) or one (ddim): 0.0197
+            and 0.0098 (their Appendix on clipping).
+        clip_x0_range: half the width of the interval of the data, 1 for [-1, 1]; None for data
+            without bounds.
+        moments: moments of the network to sample from, which `plan` needs.
+
+    Raises:
+        ValueError: for an unknown name or a number out of range.
     """
 
     family: str = "ddpm"
@@ -61,23 +67,19 @@ class AnalyticDPM:
     moments: EpsMoments | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("family", FAMILIES), ("timestep_choice", TIMESTEP_CHOICES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is unknown; choose one of: {', '.join(known)}")
-        for name in ("clip_last_variance", "clip_x0_range"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name}={value} must be finite and above 0, or None for no bound")
+        require_choice("family", self.family, FAMILIES)
+        require_choice("timestep_choice", self.timestep_choice, TIMESTEP_CHOICES)
+        require_in("clip_last_variance", self.clip_last_variance, "(0, inf)")
+        require_in("clip_x0_range", self.clip_x0_range, "(0, inf)")
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         if self.moments is None:
             raise ValueError(
-                "moments are missing: this solver needs those of its network; run --mode=moments "
+                "name='analytic' needs the second moments of the network; run --mode=moments "
                 "first, or choose another solver"
             )
         if self.timestep_choice == "optimal":
-            times = self._optimal(sde, times)
+            times = _optimal(sde, self.moments, times)
         level = coefficients_at(sde, times)
         sigma, step = level.sigma[1:], np.diff(level.half_log_snr)
         if self.family == "ddpm":
@@ -94,37 +96,39 @@ class AnalyticDPM:
         weights = np.stack([level.alpha[1:] / level.alpha[:-1], of_eps], axis=1)
         return table_plan(times, weights, prediction="eps", noise=noise)
 
-    def _optimal(self, sde: SDE, times: np.ndarray) -> np.ndarray:
-        end = self.moments.times[-1]
-        if not np.isclose(times[-1], end, rtol=1e-6, atol=0):
-            raise ValueError(
-                f"timestep_choice='optimal' ends where the moments do, at t={end:.4g}, and not at "
-                f"{times[-1]:.4g}; set t_min to that, or run --mode=moments with this t_min"
-            )
-        return optimal_times(sde, self.moments, len(times) - 1)
+
+def _optimal(sde: SDE, moments: EpsMoments, times: np.ndarray) -> np.ndarray:
+    end = moments.times[-1]
+    if not np.isclose(times[-1], end, rtol=1e-6, atol=0):
+        raise ValueError(
+            f"timestep_choice='optimal' ends where the moments do, at t={end:.4g}, not at "
+            f"t={times[-1]:.4g}; set t_min to {end:.4g}, or run --mode=moments with this t_min"
+        )
+    return optimal_times(sde, moments, len(times) - 1)
 
 
 def optimal_times(sde: SDE, moments: EpsMoments, steps: int) -> Float[np.ndarray, "times"]:
-    """The `steps` + 1 of the moments' times, first and last among them, with the least sum of J.
+    """Choose `steps` + 1 times of the moments, including first and last, with the least sum of J.
 
-    The network's mean-squared error in x0, (1 - Gamma) sigma^2 / alpha^2, would not fall with the
-    noise if Gamma were exact. Where it does, it is raised: a Gamma of 1 or more, as networks have
-    near t = 1, would make any step from there cost nothing.
+    With an exact Gamma, the mean-squared error in x0, (1 - Gamma) sigma^2 / alpha^2, cannot grow
+    as the noise falls. Where an estimated one does, the error at more noise is raised: a Gamma of 1
+    or more, as networks have near t = 1, would make any step from there cost nothing.
 
     Raises:
-      ValueError: if there are not so many times, or the moments are of another process.
+        ValueError: for too many steps, or moments of another process.
     """
     times, count = moments.times, len(moments.times)
     if not 1 <= steps < count:
         raise ValueError(
-            f"steps={steps} must lie between 1 and {count - 1}, the moments having {count} times"
+            f"steps={steps} must lie between 1 and {count - 1}, because the moments have {count} "
+            "times"
         )
     level = coefficients_at(sde, times)
     half_log_snr = level.half_log_snr
     error = (1 - moments.at(sde, level)) * np.exp(-2 * half_log_snr)
     error = np.maximum.accumulate(error[::-1])[::-1]
     unknown = error * np.exp(2 * half_log_snr)
-    # cost[i, j] of the step to time i from time j, which must come before.
+    # cost[i, j] of the step to time i from an earlier time j.
     ahead = np.arange(count)[:, None] > np.arange(count)
     growth = np.expm1(2 * np.where(ahead, half_log_snr[:, None] - half_log_snr, 0))
     cost = np.where(ahead, np.log1p(growth * unknown), np.inf)
@@ -132,7 +136,7 @@ def optimal_times(sde: SDE, moments: EpsMoments, steps: int) -> Float[np.ndarray
 
 
 def _cheapest_path(cost: Float[np.ndarray, "nodes nodes"], steps: int) -> np.ndarray:
-    """The nodes of the cheapest path of so many steps from the first node to the last."""
+    """Return the nodes of the cheapest path from the first to the last with `steps` steps."""
     total = np.full(len(cost), np.inf)
     total[0] = 0
     came_from = []

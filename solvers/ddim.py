@@ -3,9 +3,9 @@ r"""DDIM: from x_t to x_s by the predicted x0 and eps (Song, Meng & Ermon 2021, 
     x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z                              (Eq. 12)
     std = eta b sigma_s / sigma_t                                                       (Eq. 16)
 
-with b the deviation of the exact transition from s to t. eta = 0 is the probability-flow ODE, its
-exponential Euler step (DPM-Solver-1), and can be walked in the other direction: `encode` gives the
-noise of an image, which the solver decodes. eta = 1 is ancestral sampling with the small variance.
+with b the standard deviation of the exact transition from s to t. eta = 0 is the exponential Euler
+step of the probability-flow ODE (DPM-Solver-1). It is invertible: `encode` gives the latent of an
+image, which `decode` turns into the image. eta = 1 is ancestral sampling with the small variance.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from denoising import Denoiser
+from errors import require_in
 from numerics.arrays import Batch, sample_keys
 from sampling import Plan, run
 from sde_lib import SDE
@@ -29,17 +30,15 @@ class DDIM:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta={self.eta} must lie in [0, 1]")
+        require_in("eta", self.eta, "[0, 1]")
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         level = coefficients_at(sde, times)
         alpha_t, alpha_s = level.alpha[:-1], level.alpha[1:]
         sigma_t, sigma_s = level.sigma[:-1], level.sigma[1:]
-        part = -np.expm1(
-            2 * (level.half_log_snr[:-1] - level.half_log_snr[1:])
-        )  # negative on the way to the noise
-        noise = self.eta * np.sqrt(np.maximum(part, 0)) * sigma_s
+        # (b / sigma_t)^2, which is negative for steps toward the noise.
+        fraction = -np.expm1(2 * (level.half_log_snr[:-1] - level.half_log_snr[1:]))
+        noise = self.eta * np.sqrt(np.maximum(fraction, 0)) * sigma_s
         # x0 = (x - sigma_t eps) / alpha_t
         of_x = alpha_s / alpha_t
         of_eps = np.sqrt(sigma_s**2 - noise**2) - of_x * sigma_t
@@ -48,19 +47,19 @@ class DDIM:
 
 
 def encode(denoiser: Denoiser, x: Batch, schedule: Schedule) -> Batch:
-    """The noise at the schedule's first time that DDIM with eta = 0 decodes to x, shaped like x.
+    """Encode images as latents at the schedule's first time, by DDIM with eta = 0.
 
-    x is taken to lie at the schedule's last time. `decode` brings it back with an error that
-    vanishes with the steps. The schedule's finish has no part in it.
+    x is taken as the state at the schedule's last time. The error of decoding it again vanishes
+    with the number of steps. The schedule's final_step is not used.
     """
-    return _walk(denoiser, x, schedule.of(denoiser.sde)[::-1])
+    return _run(denoiser, x, schedule.of(denoiser.sde)[::-1])
 
 
 def decode(denoiser: Denoiser, latent: Batch, schedule: Schedule) -> Batch:
-    """The state at the schedule's last time that DDIM with eta = 0 makes of the noise `latent`."""
-    return _walk(denoiser, latent, schedule.of(denoiser.sde))
+    """Decode latents to the states at the schedule's last time, by DDIM with eta = 0."""
+    return _run(denoiser, latent, schedule.of(denoiser.sde))
 
 
-def _walk(denoiser: Denoiser, x: Batch, times: np.ndarray) -> Batch:
+def _run(denoiser: Denoiser, x: Batch, times: np.ndarray) -> Batch:
     no_noise = sample_keys(jax.random.key(0), jnp.arange(len(x)))
     return run(no_noise, denoiser, x, DDIM().plan(denoiser.sde, times)).x

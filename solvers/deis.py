@@ -1,11 +1,11 @@
 r"""DEIS: exponential Adams-Bashforth steps (Zhang & Chen 2022, arXiv:2204.13902), tAB-DEIS.
 
-With the exact solution of `exponential.py`, which is theirs (Proposition 1) written in lambda,
+With the exact solution of `solvers/exponential.py`, their Proposition 1 written in lambda,
 
     x_s = alpha_s / alpha_t x_t - sigma_s int exp(h - tau) P(t(lam_t + tau)) dtau
 
-where P is the polynomial in the time t through the latest predictions of eps (Eq. 14 and 15). In
-lambda in place of t it would be DPM-Solver's multistep. The integrals have no closed form; they are
+where P is the polynomial in the time t through the latest predictions of eps (Eq. 14 and 15). A
+polynomial in lambda would give DPM-Solver's multistep. The integrals have no closed form; they are
 Gauss-Legendre sums in lambda, where the integrand is smooth at both ends of time.
 """
 
@@ -25,12 +25,12 @@ ORDERS = (1, 2, 3, 4)
 
 @dataclass(frozen=True, kw_only=True)
 class DEIS:
-    """tAB-DEIS by the latest `order` predictions, 1 to 4: the paper's tAB0 (DDIM) to tAB3.
+    """tAB-DEIS with the latest `order` predictions, 1 to 4: the paper's tAB0 (DDIM) to tAB3.
 
-    The first steps are of orders 1, 2, ...
+    The first steps have orders 1, 2, ...
 
     Raises:
-      ValueError: for an unknown order, and for fewer steps than that.
+        ValueError: for an unknown order, and for fewer steps than that.
     """
 
     order: int = 3

@@ -1,12 +1,12 @@
 r"""DPM-Solver with adaptive steps, orders 12 and 23 (Lu et al. 2022, arXiv:2206.00927, Appendix C).
 
-With lam = log(alpha / sigma) in place of time, a step of length h, from t to the time s of lam + h,
-is made to a lower and to a higher order. Their difference, element by element, tells the error
+With lam = log(alpha / sigma) instead of time, a step of length h, from t to the time s of lam + h,
+is made to a lower and to a higher order. Their difference, element by element, estimates the error
 
     E = root mean square of (x_high - x_low) / max(atol, rtol max(|x_low|, |x_previous|)),
 
 where x_previous is the x_low of the last step taken. If E <= 1, the step is taken, to x_high;
-in either case h <- safety h E^(-1 / order), up to what is left (Jolicoeur-Martineau et al. 2021,
+in either case h <- safety h E^(-1 / order), up to the remainder (Jolicoeur-Martineau et al. 2021,
 arXiv:2105.14080). Orders 1 and 2 share their evaluations, and so do 2 and 3: with stages at the
 parts r of the step, where x is x_r and the prediction m_r,
 
@@ -56,7 +56,7 @@ class DPMAdaptive:
             gray level of images in [-1, 1]. Below 1e-5 they gain nothing in float32.
         prediction: "x0" is DPM-Solver++, "eps" DPM-Solver.
         t_min: where sampling stops.
-        final_step: what is returned there, a name in `solvers.adaptive.FINAL_STEPS`.
+        final_step: the value returned there, "denoise" or "none" of `time_grids.FINAL_STEPS`.
         max_steps: limit of the steps that a sample tries, including rejected ones.
         first_step: length of the first step, in lam.
         safety: factor below 1 on the proposed step.
@@ -143,10 +143,10 @@ def _solve(
 ) -> tuple[Batch, Solution]:
     prior = prior_states(sample_keys(key, indices), denoiser.sde, item_shape)
 
-    def of_one(x: Float[Array, "..."], entry: Any) -> Solution:
+    def solve_one(x: Float[Array, "..."], entry: Any) -> Solution:
         return _solve_one(denoiser.index(entry), x[None], times.astype(x.dtype), options)
 
-    solution = jax.vmap(of_one)(prior, denoiser.batched_fields)
+    solution = jax.vmap(solve_one)(prior, denoiser.batched_fields)
     return finished(denoiser, solution, times, options, VARIABLES["t"][0])
 
 
@@ -182,10 +182,8 @@ def _solve_one(
         times = denoiser.sde.time_of_log_snr(2 * half_log_snrs)
         # The last step arrives at the end exactly, whatever the rounding.
         last = state.h >= half_log_snr_end - state.half_log_snr
-        half_log_snr, t = (
-            jnp.where(last, half_log_snr_end, half_log_snrs[-1]),
-            jnp.where(last, end, times[-1]),
-        )
+        half_log_snr = jnp.where(last, half_log_snr_end, half_log_snrs[-1])
+        t = jnp.where(last, end, times[-1])
         high, low = _both_orders(denoiser, state, times.at[-1].set(t), options)
         scale = options.rtol * jnp.maximum(jnp.abs(low), jnp.abs(state.previous))
         error = jnp.sqrt(jnp.mean(((high - low) / jnp.maximum(options.atol, scale)) ** 2))
@@ -256,9 +254,8 @@ def _weights(
     parts = _PARTS[options.order]
     z = (state.h if of_eps else -state.h) * jnp.array(parts)
     constant_weight = b * jnp.expm1(z)
-    phi = (
-        constant_weight / z - b
-    )  # b phi(z); its cancellation for small z is no larger than b's rounding
+    # b phi(z). For small z, its cancellation is no larger than the rounding of b.
+    phi = constant_weight / z - b
 
     x, *m = jnp.eye(1 + options.order)
     first = [a[number] * x - constant_weight[number] * m[0] for number in range(options.order)]

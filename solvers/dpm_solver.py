@@ -1,11 +1,11 @@
 r"""DPM-Solver and DPM-Solver++ (Lu et al. 2022, arXiv:2206.00927 and arXiv:2211.01095).
 
-`exponential.py` has the exact way from t to s, along the probability-flow ODE or the reverse SDE,
-but for the prediction on it. A solver of order k puts a polynomial through k predictions: those of
-the steps before (multistep), or of stages inside the step (singlestep).
+`solvers/exponential.py` solves the linear part of a step exactly, along the probability-flow ODE or
+the reverse SDE. A solver of order k replaces the prediction by a polynomial through k predictions:
+of the steps before (multistep), or of stages inside the step (singlestep).
 
-Multistep order 3 is in no paper; the published code halves the parabola's second derivative, and so
-has order 2. Here it is the parabola.
+Multistep order 3 is in no paper. The published code halves the second derivative of the parabola,
+and so has order 2. Here it is the parabola.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,6 @@ from solvers.tables import (
 ORDERS = (1, 2, 3)
 METHODS = ("multistep", "singlestep")
 
-
 # Stages of a step, as fractions of h: r_1, and r_1 and r_2 of the papers.
 _STAGES = {1: (0.0,), 2: (0.0, 1 / 2), 3: (0.0, 1 / 3, 2 / 3)}
 
@@ -46,19 +45,20 @@ class DPMSolver:
     """DPM-Solver, DPM-Solver++, and their versions for the reverse SDE.
 
     Args:
-      order: 1, 2 or 3. Order 1 is DDIM: with eta = 0, and stochastic with prediction x0, eta = 1.
-      method: "multistep" evaluates once a step; its first steps are of orders 1, 2, ..., as there
-        are no predictions yet. With "singlestep" a step of order k costs k evaluations; the grid
-        has the ends of the steps, and the stages lie between, evenly in lambda.
-      prediction: "x0" is DPM-Solver++, "eps" DPM-Solver.
-      stochastic: solve the reverse SDE in place of the probability-flow ODE. With few steps "eps"
-        is then unstable.
-      lower_order_final: in the end orders fall by one a step, down to 1, which is stabler where
-        the steps are few. One step of order 1 has an error of order h^2, in proportion to sigma
-        where sampling stops: small, but with many steps it is what is left of order 3.
+        order: 1, 2 or 3. Order 1 is DDIM with eta = 0; stochastic with prediction x0, eta = 1.
+        method: "multistep" costs one evaluation per step; its first steps have orders 1, 2, ...,
+            because there are no predictions yet. With "singlestep" a step of order k costs k
+            evaluations; the grid has the ends of the steps, and the stages lie between, evenly in
+            lambda.
+        prediction: "x0" is DPM-Solver++, "eps" DPM-Solver.
+        stochastic: solve the reverse SDE instead of the probability-flow ODE. With few steps "eps"
+            is then unstable.
+        lower_order_final: lower the order by one per step at the end, down to 1, which is stabler
+            with few steps. The step of order 1 has an error of order h^2, in proportion to sigma
+            where sampling stops. It is small, but with many steps it dominates that of order 3.
 
     Raises:
-      ValueError: for an unknown name or order, and for fewer steps than the orders need.
+        ValueError: for an unknown name or order, and for fewer steps than the orders need.
     """
 
     order: int = 2
@@ -81,17 +81,17 @@ class DPMSolver:
             times = _with_stages(sde, times, orders)
         level = coefficients_at(sde, times)
         weights = self._multistep(level, orders) if multistep else self._singlestep(level, orders)
-        # Neighbouring rows have independent noise. A stage's is carried on to the step's end, so
-        # that the end has the noise of the whole step, as of one path.
-        rows = [self._step(level, number, number + 1) for number in range(len(weights))]
-        noise = np.array([row.noise for row in rows]) if self.stochastic else None
+        # Each stage has independent noise. It is carried on to the end of the step, which so has
+        # the noise of the whole step, as along one path.
+        steps = [self._step(level, number, number + 1) for number in range(len(weights))]
+        noise = np.array([step.noise for step in steps]) if self.stochastic else None
         return table_plan(times, weights, prediction=self.prediction, noise=noise)
 
     def _step(self, level: Coefficients, start: int, end: int) -> ExponentialStep:
         return exponential_step(level, start, end, self.prediction, self.stochastic)
 
     def _multistep(self, level: Coefficients, orders: list[int]) -> np.ndarray:
-        """2M (2211.01095, Algorithm 2), its like for eps, and the parabola of order 3."""
+        """Return weights of 2M (2211.01095, Algorithm 2), its version for eps, and order 3."""
         x, *predictions = unit_coefficients(self.order)
         rows = []
         for number, order in enumerate(orders):
@@ -104,7 +104,7 @@ class DPMSolver:
         return np.stack(rows)
 
     def _singlestep(self, level: Coefficients, orders: list[int]) -> np.ndarray:
-        """Algorithms 1 and 2 of 2206.00927, and the same for x0 (2211.01095, Algorithm 1)."""
+        """Return weights of Algorithms 1 and 2 of 2206.00927; for x0, 2211.01095, Algorithm 1."""
         rows, start = [], 0
         for order in orders:
             steps = [self._step(level, start, start + stage + 1) for stage in range(order)]
@@ -115,7 +115,7 @@ class DPMSolver:
 
 
 def _stages(steps: list[ExponentialStep]) -> list[LinearCombination]:
-    """The states that one step's stages reach, of its passages from the start to each of them."""
+    """Return the states after the stages of a step, given the steps from its start to each."""
     x, *predictions = unit_coefficients(len(steps))
     first, states = predictions[0], [steps[0].scale * x + steps[0].constant_weight * predictions[0]]
     if len(steps) == 2:
@@ -123,18 +123,20 @@ def _stages(steps: list[ExponentialStep]) -> list[LinearCombination]:
         states.append(steps[1].scale * x + steps[1].constant_weight * (first + slope / 2))
     if len(steps) == 3:
         _, r_1, r_2 = _STAGES[3]
-        # The line through the first prediction and the latest, which is so far on the passage.
-        for step, latest, far in zip(steps[1:], predictions[1:], (r_1 / r_2, r_2), strict=True):
-            weights = step.weights(np.array([0.0, far]), FRACTIONS)
+        # The line through the first prediction and the latest, which is this fraction of h ahead.
+        for step, latest, fraction in zip(
+            steps[1:], predictions[1:], (r_1 / r_2, r_2), strict=True
+        ):
+            weights = step.weights(np.array([0.0, fraction]), FRACTIONS)
             states.append(step.scale * x + weights @ np.stack([first, latest]))
     return states
 
 
 def _with_stages(sde: SDE, times: np.ndarray, orders: list[int]) -> np.ndarray:
-    """The times of all evaluations, and in the end the last one's."""
+    """Return the times of all evaluations, then the final time."""
     half_log_snr = coefficients_at(sde, times).half_log_snr
     number = np.repeat(np.arange(len(orders)), orders)
-    far = np.concatenate([_STAGES[order] for order in orders])
-    between = (1 - far) * half_log_snr[number] + far * half_log_snr[number + 1]
+    fraction = np.concatenate([_STAGES[order] for order in orders])
+    between = (1 - fraction) * half_log_snr[number] + fraction * half_log_snr[number + 1]
     stages = in_float64(sde.time_of_log_snr, 2 * between)
-    return np.append(np.where(far == 0, times[number], stages), times[-1])
+    return np.append(np.where(fraction == 0, times[number], stages), times[-1])

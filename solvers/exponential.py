@@ -1,19 +1,19 @@
-r"""The exact way from t to s, but for the prediction on it: what exponential integrators share.
+r"""Exact solution of the linear part of a step, which all exponential integrators share.
 
-With lam = log(alpha / sigma) in place of time, h = lam_s - lam_t, and tau from 0 to h, the way from
-t to s is, exactly, in terms of the predicted eps or of the predicted x0,
+With lam = log(alpha / sigma), half the log-SNR, h = lam_s - lam_t, and tau from 0 to h, a step from
+t to s along the probability-flow ODE is exactly, in terms of the predicted eps or x0,
 
     x_s = alpha_s / alpha_t x_t - sigma_s int exp(h - tau) eps dtau        (2206.00927, Eq. 3.4)
     x_s = sigma_s / sigma_t x_t + alpha_s int exp(tau - h) x0 dtau         (2211.01095, Prop. 4.1)
 
-along the probability-flow ODE, and along the reverse SDE (version 2 of 2211.01095)
+and along the reverse SDE (version 2 of 2211.01095)
 
     x_s = alpha_s / alpha_t x_t - 2 sigma_s int exp(h - tau) eps dtau
           + sigma_s sqrt(exp(2 h) - 1) z
     x_s = exp(-h) sigma_s / sigma_t x_t + 2 alpha_s int exp(2 tau - 2 h) x0 dtau
           + sigma_s sqrt(1 - exp(-2 h)) z.
 
-(Lu et al. 2022). DPM-Solver, UniPC and DEIS put a polynomial in place of the prediction.
+(Lu et al. 2022). DPM-Solver, UniPC and DEIS replace the prediction by a polynomial.
 """
 
 from typing import Any, NamedTuple
@@ -27,17 +27,17 @@ PREDICTIONS = ("eps", "x0")
 
 
 def _gauss_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of Gauss-Legendre quadrature on [0, 1]."""
+    """Return nodes and weights of Gauss-Legendre quadrature on [0, 1]."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
     return (nodes + 1) / 2, weights / 2
 
 
-# Where inside a step the integrals look, as fractions of h; exact to rounding for any h below 40.
+# Nodes of the integrals over a step, as fractions of h; exact to rounding for any h below 40.
 FRACTIONS, _FRACTION_WEIGHTS = _gauss_rule(32)
 
 
 class ExponentialStep(NamedTuple):
-    """From t to s: x_s = scale x_t + gain int exp(rate (h - tau)) p dtau + noise z, exactly."""
+    """A step from t to s: x_s = scale x_t + gain int exp(rate (h - tau)) p dtau + noise z."""
 
     h: Any
     scale: Any
@@ -51,7 +51,7 @@ class ExponentialStep(NamedTuple):
         return self.gain * np.expm1(self.rate * self.h) / self.rate
 
     def weights(self, points: np.ndarray, at: np.ndarray) -> Float[np.ndarray, "points"]:
-        """Weights of the predictions at `points` that carry the polynomial through them.
+        """Return the weights of predictions at `points` that integrate the polynomial through them.
 
         `at` is FRACTIONS of the step, in the variable of `points`.
         """
@@ -60,7 +60,7 @@ class ExponentialStep(NamedTuple):
 
 
 def _lagrange(points: np.ndarray, at: np.ndarray) -> Float[np.ndarray, "points places"]:
-    """The polynomials that are 1 at one of `points` and 0 at the others."""
+    """Evaluate the polynomials that are 1 at one of `points` and 0 at the others."""
     rows = []
     for number, point in enumerate(points):
         others = np.delete(points, number)[:, None]
@@ -71,7 +71,7 @@ def _lagrange(points: np.ndarray, at: np.ndarray) -> Float[np.ndarray, "points p
 def exponential_step(
     level: Coefficients, start: int, end: int, prediction: str, stochastic: bool = False
 ) -> ExponentialStep:
-    """From the time of number `start` to that of number `end`."""
+    """Return the step from one index of `level` to another."""
     h = level.half_log_snr[end] - level.half_log_snr[start]
     alpha, sigma = level.alpha[end], level.sigma[end]
     if prediction == "eps":
@@ -93,26 +93,25 @@ def polynomial_integral(
     b: Any,
     start: int = 0,
 ) -> LinearCombination:
-    """gain times the integral of the polynomial through the predictions made at `half_log_snr`.
+    """Return gain times the integral of the polynomial through predictions at `half_log_snr`.
 
-    A line, which is p_0 + tau slope, has the integral whole p_0 + b (h / 2) slope: b = whole is
-    DPM-Solver's choice, UniPC has one more. With lam[start] the step begins.
+    A line p_0 + tau slope has the integral constant_weight p_0 + b (h / 2) slope. DPM-Solver takes
+    b = constant_weight; UniPC has a second choice. The step begins at half_log_snr[start].
     """
     if len(half_log_snr) == 1:
         return step.constant_weight * predictions[0]
     if len(half_log_snr) == 2:
         slope = (predictions[0] - predictions[1]) / (half_log_snr[0] - half_log_snr[1])
         return step.constant_weight * predictions[start] + b * step.h / 2 * slope
-    return step.weights(half_log_snr, half_log_snr[start] + step.h * FRACTIONS) @ np.stack(
-        predictions
-    )
+    nodes = half_log_snr[start] + step.h * FRACTIONS
+    return step.weights(half_log_snr, nodes) @ np.stack(predictions)
 
 
 def step_orders(steps: int, order: int, *, rising: bool, falling: bool) -> list[int]:
-    """The order of every step: `order`, but from 1 up if rising, and at the end down if falling.
+    """Return the order of each step: `order`, rising from 1 at first, falling to 1 at the end.
 
     Raises:
-      ValueError: if the steps are too few for that.
+        ValueError: if there are too few steps for that.
     """
     if steps < order and (rising or falling):
         raise ValueError(

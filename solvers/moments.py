@@ -1,15 +1,15 @@
-r"""Second moments of a network's predicted noise, which Analytic-DPM turns into variances.
+r"""Second moments of the noise that a network predicts, which Analytic-DPM turns into variances.
 
     Gamma(t) = E ||eps(x_t, t)||^2 / d,    x_t = alpha x0 + sigma eps,    x0 from the data
 
 (Bao et al. 2022, arXiv:2201.06503; their Gamma_n of Eq. 8 is ours / sigma^2.) The true noise has
-the moment 1, and the best prediction of it less: 0 <= Gamma <= 1, and 1 - Gamma is what x_t leaves
-open about the noise. At large t that is a small difference, so the noise that was drawn serves as a
-control variate: with c = Cov(||eps(x_t, t)||^2, ||eps||^2) / Var(||eps||^2) the estimate is
+the moment 1, and its best prediction has less: 0 <= Gamma <= 1. The difference 1 - Gamma is the
+uncertainty of the noise given x_t. It is small at large t, so the drawn noise is a good control
+variate: with c = Cov(||eps(x_t, t)||^2, ||eps||^2) / Var(||eps||^2) the estimate is
 
-    Gamma = mean ||eps(x_t, t)||^2 / d - c (mean ||eps||^2 / d - 1),
+    Gamma = mean ||eps(x_t, t)||^2 / d - c (mean ||eps||^2 / d - 1).
 
-whose expectation is the paper's (up to 1/n), and whose error falls with 1 - Gamma.
+Its expectation is that of the paper (up to 1/n), and its error falls with 1 - Gamma.
 """
 
 import zipfile
@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from denoising import Denoiser
-from files.writing import write_file
+from files.writing import write_npz
 from numerics.arrays import Batch, normal_like, sample_keys, sum_per_sample
 from sampling import Scalar
 from sde_lib import SDE
@@ -38,13 +38,14 @@ class EpsMoments:
     """Gamma on a grid of times, in NumPy's float64.
 
     Args:
-      times: decreasing, from 1 to where sampling stops.
-      half_log_snr: log(alpha / sigma) of the process there, in which Gamma is polynomial_integral.
-      values: Gamma; estimates may leave [0, 1] a little.
-      errors: their standard errors, 0 if they are known exactly.
+        times: decreasing, from 1 to where sampling stops.
+        half_log_snr: log(alpha / sigma) of the process at these times, in which Gamma is
+            interpolated.
+        values: Gamma; estimates may leave [0, 1] a little.
+        errors: standard errors of the values, 0 if the values are exact.
 
     Raises:
-      ValueError: for arrays that cannot be that.
+        ValueError: for arrays of another type or shape, or with impossible values.
     """
 
     times: np.ndarray
@@ -57,8 +58,8 @@ class EpsMoments:
             array = getattr(self, field.name)
             if array.dtype != np.float64 or array.shape != (len(self.times),) or len(array) < 2:
                 raise ValueError(
-                    f"{field.name} of the moments is {array.dtype}{list(array.shape)}; all are "
-                    "float64 of one length, at least 2"
+                    f"{field.name} of the moments is {array.dtype}{list(array.shape)}, but all "
+                    "arrays must be float64 of one length, at least 2"
                 )
             if not np.isfinite(array).all():
                 raise ValueError(f"{field.name} of the moments has NaN or infinite entries")
@@ -70,46 +71,50 @@ class EpsMoments:
             raise ValueError("values and errors of the moments must not be negative")
 
     def at(self, sde: SDE, level: Coefficients) -> Float[np.ndarray, "times"]:
-        """Gamma in [0, 1] at some levels of the process that it was measured on.
+        """Return Gamma, clipped to [0, 1], at the times of `level`.
+
+        Args:
+            sde: the process, which must be the one that Gamma was measured on.
+            level: its coefficients.
 
         Raises:
-          ValueError: for another process, or times below those of the moments.
+            ValueError: for another process, or times below those of the moments.
         """
-        # Stored values are float64 of another machine, perhaps; processes differ by much more.
+        # The stored values may be rounded as on another machine; processes differ by much more.
         if not np.allclose(
             coefficients_at(sde, self.times).half_log_snr, self.half_log_snr, rtol=1e-6, atol=1e-6
         ):
             raise ValueError(
-                "moments were measured on another process than this one; run --mode=moments again"
+                "the moments were measured on another process; run --mode=moments again"
             )
         if level.t.min() < self.times[-1] * (1 - 1e-6):
             raise ValueError(
-                f"moments reach from t=1 to {self.times[-1]:.4g}, but the sampler steps from "
-                f"t={level.t.min():.4g}; raise t_min, or run --mode=moments with a smaller one"
+                f"the moments end at t={self.times[-1]:.4g}, but the sampler needs them at "
+                f"t={level.t.min():.4g}; raise t_min, or run --mode=moments with a smaller t_min"
             )
         return np.clip(np.interp(level.half_log_snr, self.half_log_snr, self.values), 0, 1)
 
     def save(self, path: Path) -> None:
-        """Write an .npz, whole or not at all."""
+        """Write the moments atomically to a file whose name ends in .npz."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        write_file(path, lambda temporary: _write(temporary, arrays))
+        write_npz(path, {"format": np.array(_FORMAT), **arrays})
 
     @classmethod
     def load(cls, path: Path) -> "EpsMoments":
-        """What `save` wrote.
+        """Load what `save` wrote.
 
         Raises:
-          FileNotFoundError: if there is no such file.
-          ValueError: for a damaged or foreign one.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged or of another kind.
         """
         try:
-            # Reading the members from the archive checks their sums; NumPy alone would make room
-            # for whatever shape a damaged header tells.
+            # Reading the members of the archive checks their checksums. NumPy alone would allocate
+            # whatever shape a damaged header states.
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             with np.load(path, allow_pickle=False) as arrays:
                 if damaged or arrays["format"] != _FORMAT:
-                    raise ValueError("the sums do not fit, or the format")
+                    raise ValueError("wrong checksum or format")
                 return cls(**{field.name: arrays[field.name] for field in fields(cls)})
         except FileNotFoundError:
             raise FileNotFoundError(
@@ -121,18 +126,13 @@ class EpsMoments:
             KeyError,
             EOFError,
             NotImplementedError,  # a damaged flag of the archive
-            RuntimeError,  # another, which means encryption
+            RuntimeError,  # another damaged flag, which means encryption
             zipfile.BadZipFile,
             zlib.error,
         ) as error:
             raise ValueError(
-                f"{path} is damaged or no file of moments; run --mode=moments again"
+                f"{path} is damaged or not a file of moments; run --mode=moments again"
             ) from error
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:  # of a name, savez would make another that ends in .npz
-        np.savez(file, format=np.array(_FORMAT), **arrays)
 
 
 def estimate_moments(
@@ -141,17 +141,19 @@ def estimate_moments(
     batches: Iterable[Batch],
     times: Float[np.ndarray, "times"],
 ) -> EpsMoments:
-    """Gamma at decreasing times by a mean over images, image k with noise of fold_in(key, k).
+    """Estimate Gamma at decreasing times by a mean over images.
 
-    The cost is one network evaluation an image and time. The estimate depends on the images and
-    their order, and not on how they are cut into batches.
+    The cost is one network evaluation per image and time. The estimate depends on the images and
+    their order, but not on the batch sizes.
 
     Args:
-      batches: of images in the network's range, at least 3 images in all.
-      times: such as those of a `Schedule` with the log_snr grid, or all levels of a chain.
+        key: image k gets the noise of fold_in(key, k).
+        denoiser: the network.
+        batches: batches of images in the network's range, at least 3 images in total.
+        times: such as those of a `Schedule` with the log_snr grid, or all timesteps of a chain.
 
     Raises:
-      ValueError: for too few images, or a network that answers NaN.
+        ValueError: for too few images, or a network that returns NaN.
     """
     return moments_of(denoiser.sde, times, _measured(key, denoiser, batches, times))
 
@@ -173,11 +175,12 @@ def squared_noise(
     times: Float[np.ndarray, "times"],
     indices: Int[Array, "batch"],
 ) -> Float[Array, "rows batch"]:
-    """||eps||^2 / d of the noise drawn for each image, and of its predictions: rows 1 + times.
+    """Return ||eps||^2 / d of the noise drawn for each image (row 0), and of its predictions.
 
-    Row k of x has the noise of fold_in(key, indices[k]), the same at all times: so their errors go
-    together, and Gamma is smooth in t. What `moments_of` gathers; apart from `estimate_moments`
-    for images that come with labels, or in pieces that are stored between.
+    Row 1 + i has the predictions at times[i]. Image k has the noise of fold_in(key, indices[k]) at
+    all times: the errors at different times are correlated, and Gamma is smooth in t. `moments_of`
+    combines the results. `estimate_moments` does both; use this for images with labels, or for
+    parts that are stored.
     """
     rows = [_squares(key, denoiser, x, indices, jnp.asarray(t, x.dtype)) for t in times]
     return jnp.stack([rows[0][0], *[predicted for _, predicted in rows]])
@@ -196,26 +199,26 @@ def _squares(
 def moments_of(
     sde: SDE, times: Float[np.ndarray, "times"], parts: Iterable[np.ndarray]
 ) -> EpsMoments:
-    """The moments that the results of `squared_noise`, one part after another, amount to.
+    """Combine results of `squared_noise` to moments.
 
     Raises:
-      ValueError: for fewer than 3 images, or parts with NaN.
+        ValueError: for fewer than 3 images, or parts with NaN.
     """
-    count, sums, products = 0, 0.0, 0.0
+    count, sums, products = 0, np.zeros(1 + len(times)), np.zeros((2, 1 + len(times)))
     for part in parts:
-        # All are near 1, so that no digits are lost to their squares.
+        # All values are near 1. Their squares keep more digits once it is subtracted.
         part = np.asarray(part, np.float64) - 1
         count += part.shape[1]
         sums = sums + part.sum(axis=1)
         products = products + np.stack([(part * part[0]).sum(axis=1), (part**2).sum(axis=1)])
     if count < 3:
-        raise ValueError(f"moments of {count} images; 3 are the fewest, 1000 make a good estimate")
+        raise ValueError(f"moments need at least 3 images, not {count}; 1000 make a good estimate")
     mean = sums / count
     with_noise, own = products / count - np.stack([mean * mean[0], mean**2])
     slope = with_noise / own[0]
     values = 1 + mean - slope * mean[0]
-    rest = np.maximum(own - slope * with_noise, 0)  # the variance that the noise does not explain
-    errors = np.sqrt(rest / (count - 2))
+    residual = np.maximum(own - slope * with_noise, 0)  # variance that the noise does not explain
+    errors = np.sqrt(residual / (count - 2))
     return EpsMoments(
         times=np.asarray(times, np.float64),
         half_log_snr=coefficients_at(sde, np.asarray(times, np.float64)).half_log_snr,

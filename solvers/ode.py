@@ -33,7 +33,7 @@ class FlowOptions:
 
     Args:
         t_min: where sampling stops.
-        final_step: what is returned there, a name in `solvers.adaptive.FINAL_STEPS`.
+        final_step: the value returned there, "denoise" or "none" of `time_grids.FINAL_STEPS`.
         ode_variable: the variable of integration, a name in `probability_flow.VARIABLES`.
 
     Raises:

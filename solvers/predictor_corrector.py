@@ -7,8 +7,8 @@ With (a, b) the exact transition of the process from s to t, x_t = a x_s + b eps
     probability flow    (2 - a) x + b^2 score / 2                                (App. E, Eq. 46)
     ancestral           (x + b^2 score) / a + std z                              (Eq. 4 and App. F)
 
-and the correctors take, at one time, Langevin steps x + h score + sqrt(2 h) z (Algorithms 4 and 5).
-Written in (a, b), each is defined for every linear process, on any grid.
+Correctors take Langevin steps x + h score + sqrt(2 h) z at one time (Algorithms 4 and 5). Written
+in (a, b), each is defined for every linear process, on any grid.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from denoising import Denoiser
+from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, fold_in_each, normal_like, sum_per_sample
 from sampling import Keys, Plan, Project, Scalar, Step
 from sde_lib import SDE, reverse_drift
@@ -32,13 +33,12 @@ class PCStep(Protocol):
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations of one step."""
+        """Network evaluations per step."""
+        ...
 
     def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
-        """From time t to the earlier time s; row k draws its noise from `keys[k]` alone."""
-
-
-# --- predictors -------------------------------------------------------------------------------
+        """Step from time t to the earlier time s; sample k draws its noise from `keys[k]` alone."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,7 @@ class EulerMaruyama:
     evaluations = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.churn < float("inf"):
-            raise ValueError(f"churn={self.churn} must be finite and at least 0")
+        require_in("churn", self.churn, "[0, inf)")
 
     def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         sde, x = denoiser.sde, state.x
@@ -62,7 +61,7 @@ class EulerMaruyama:
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseDiffusion:
-    """The forward step's own discretization, reversed: drift and noise of the exact transition."""
+    """The discretization of the forward step, reversed: drift and noise of the exact transition."""
 
     evaluations = 1
 
@@ -76,8 +75,8 @@ class ReverseDiffusion:
 class ProbabilityFlow:
     """Reverse diffusion of the probability-flow ODE: half the score, and no noise.
 
-    As published; its 2 - a is far from 1 / a where steps are long, as near t = 1 of the cosine and
-    linear processes, and needs many steps there. DDIM is the step of the same cost without that.
+    It is as published. Its 2 - a is far from 1 / a for long steps, as near t = 1 of the cosine and
+    linear processes, so it needs many steps there. DDIM costs the same and has no such error.
     """
 
     evaluations = 1
@@ -92,15 +91,18 @@ class ProbabilityFlow:
 class Ancestral:
     """Sampling from p(x_s | x_t): DDPM's sampler for VP, SMLD's for VE (App. F).
 
-    variance "small" is the posterior's, b^2 sigma_s^2 / sigma_t^2; "large" is the transition's b^2
-    (Ho et al. 2020, arXiv:2006.11239, Section 3.2). Song et al. use large for VP, small for VE.
-    "learned" goes between them, in logarithms, by the fraction that a network with
-    eps_learned_variance answers for every pixel (Nichol and Dhariwal 2021, arXiv:2102.09672,
-    Eq. 15).
+    Args:
+        variance: "small" is the variance of the posterior, b^2 sigma_s^2 / sigma_t^2; "large" is
+            b^2 of the transition (Ho et al. 2020, arXiv:2006.11239, Section 3.2). Song et al. use
+            large for VP, small for VE. "learned" interpolates their logarithms by the fraction per
+            pixel that a network with eps_learned_variance predicts (Nichol and Dhariwal 2021,
+            arXiv:2102.09672, Eq. 15).
+        guidance_form: how the gradient of a classifier acts. "score" adds it to the score; "mean"
+            moves the mean by the gradient times the variance of the step (Dhariwal and Nichol 2021,
+            arXiv:2105.05233, Algorithm 1).
 
-    A classifier's guidance adds its gradient to the score, or, with guidance_form "mean", moves the
-    mean by the gradient times the step's variance (Dhariwal and Nichol 2021, arXiv:2105.05233,
-    Algorithm 1).
+    Raises:
+        ValueError: for an unknown name.
     """
 
     variance: str = "small"
@@ -108,44 +110,33 @@ class Ancestral:
     evaluations = 1
 
     def __post_init__(self) -> None:
-        if self.variance not in ("small", "large", "learned"):
-            raise ValueError(
-                f"variance={self.variance!r} is unknown; choose one of: large, learned, small"
-            )
-        if self.guidance_form not in ("score", "mean"):
-            raise ValueError(
-                f"guidance_form={self.guidance_form!r} is unknown; choose one of: mean, score"
-            )
+        require_choice("variance", self.variance, ("small", "large", "learned"))
+        require_choice("guidance_form", self.guidance_form, ("score", "mean"))
 
     def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         sde = denoiser.sde
         scale, large = sde.transition(s, t)
         prediction = denoiser.predict(state.x, t)
         mean = (state.x - large**2 / sde.sigma(t) * prediction.eps) / scale
-        log_ratio = sde.log_sigma(s) - sde.log_sigma(t)  # of the small to the large deviation
+        log_ratio = sde.log_sigma(s) - sde.log_sigma(t)  # of small to large std
         if self.variance == "learned":
             if prediction.variance is None:
                 raise ValueError(
-                    "variance='learned' needs a network that answers one, with "
+                    "variance='learned' needs a network that predicts variances, with "
                     "config.denoiser.parameterization=eps_learned_variance; choose small or large"
                 )
             std = large * jnp.exp((1 - prediction.variance) * log_ratio)
         else:
             std = large * jnp.exp(log_ratio) if self.variance == "small" else large
         if self.guidance_form == "mean" and prediction.gradient is not None:
-            # The gradient has moved the mean by large^2 / scale already.
+            # The score has already moved the mean by large^2 / scale times the gradient.
             mean += (std**2 - large**2 / scale) * prediction.gradient
         return Step(mean + std * normal_like(keys, state.x), mean)
 
 
-# --- correctors -------------------------------------------------------------------------------
-
-
 def _check_corrector(snr: float, corrector_steps: int) -> None:
-    if not 0 < snr < float("inf"):
-        raise ValueError(f"snr={snr} must be finite and above 0")
-    if corrector_steps < 1:
-        raise ValueError(f"corrector_steps={corrector_steps} must be at least 1")
+    require_in("snr", snr, "(0, inf)")
+    require_in("corrector_steps", corrector_steps, "[1, inf)")
 
 
 def _langevin_steps(
@@ -157,9 +148,9 @@ def _langevin_steps(
     corrector_steps: int,
     step_size: Callable[[Batch, Batch], Array],
 ) -> Step:
-    """`corrector_steps` Langevin steps at time t, of size scale^2 step_size(score, noise)."""
-    # The published step size carries the one-step alpha_i = 1 - beta_i, which is the squared
-    # scale of the transition from s to t; it is 1 for VE.
+    """Take `corrector_steps` Langevin steps at time t, of size scale^2 step_size(score, noise)."""
+    # The published step size has the factor alpha_i = 1 - beta_i of one step, which is the squared
+    # scale of the transition from s to t. It is 1 for VE.
     scale, _ = denoiser.sde.transition(s, t)
 
     def correct(i: Int[Array, ""], state: Step) -> Step:
@@ -176,10 +167,17 @@ def _langevin_steps(
 class Langevin:
     """Langevin dynamics at a fixed signal-to-noise ratio (Algorithms 4 and 5).
 
-    The step size is h = 2 scale^2 (snr |noise| / |score|)^2. norms "per_sample" takes each
-    sample's own norms, so that a sample never depends on its batch; "batch" takes the batch's mean
-    norms, as the paper does. With few dimensions use "batch": a single score can be near zero, and
-    the step then huge.
+    The step size is h = 2 scale^2 (snr |noise| / |score|)^2.
+
+    Args:
+        snr: signal-to-noise ratio.
+        corrector_steps: Langevin steps at each time.
+        norm_reduction: "per_sample" takes the norms of each sample, which then never depends on its
+            batch; "batch" takes the mean norms of the batch, as the paper does. With few dimensions
+            use "batch": a single score can be near zero, and its step then is huge.
+
+    Raises:
+        ValueError: for an unknown name or a number out of range.
     """
 
     snr: float = 0.16
@@ -188,10 +186,7 @@ class Langevin:
 
     def __post_init__(self) -> None:
         _check_corrector(self.snr, self.corrector_steps)
-        if self.norm_reduction not in ("per_sample", "batch"):
-            raise ValueError(
-                f"norm_reduction={self.norm_reduction!r} is unknown; choose one of: batch, per_sample"
-            )
+        require_choice("norm_reduction", self.norm_reduction, ("per_sample", "batch"))
 
     @property
     def evaluations(self) -> int:
@@ -212,6 +207,13 @@ class AnnealedLangevin:
     """Annealed Langevin dynamics of NCSN (Song & Ermon 2019, arXiv:1907.05600, Algorithm 1).
 
     The step size is h = 2 scale^2 (snr sigma(t))^2: it follows the noise level, not the score.
+
+    Args:
+        snr: signal-to-noise ratio.
+        corrector_steps: Langevin steps at each time.
+
+    Raises:
+        ValueError: for a number out of range.
     """
 
     snr: float = 0.16
@@ -233,13 +235,15 @@ class AnnealedLangevin:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorCorrector:
-    """Algorithm 1 of Song et al.: solver and kernel in one; a row is t, s, and the time after s.
+    """Algorithm 1 of Song et al.: a solver and its own step function.
+
+    A step is (t, s, the time after s).
 
     Args:
-      predictor: moves from t to s.
-      corrector: Langevin steps. Either may be None; with both None samples are the prior's.
-      corrector_first: correct at t, then predict s, as the published code does; False predicts s,
-        then corrects there, as the paper's algorithm does.
+        predictor: steps from t to s; None for no step.
+        corrector: Langevin steps; None for no step. Without both, samples are draws from the prior.
+        corrector_first: correct at t, then predict s, as the published code does; False predicts s,
+            then corrects there, as the algorithm in the paper does.
     """
 
     predictor: PCStep | None = None
@@ -252,7 +256,7 @@ class PredictorCorrector:
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         if times[-1] == 0 and self.corrector and self.corrector_first:
-            times = np.append(times, 0.0)  # a chain's last level is corrected too
+            times = np.append(times, 0.0)  # the last timestep of a chain is corrected too
         after = np.append(times[2:], times[-1])
         return Plan(self, (times[:-1], times[1:], after), times)
 

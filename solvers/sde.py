@@ -41,7 +41,7 @@ class ReverseSDE:
         churn: amount of fresh noise, above 0; 1 is Anderson's reverse-time SDE, and 0 would be the
             probability-flow ODE.
         t_min: where sampling stops.
-        final_step: what is returned there, a name in `solvers.adaptive.FINAL_STEPS`.
+        final_step: the value returned there, "denoise" or "none" of `time_grids.FINAL_STEPS`.
 
     Raises:
         ValueError: for an unknown name or a number out of range.

@@ -1,17 +1,17 @@
-r"""Solvers as tables: one network evaluation a row, then a linear combination, and that is all.
+r"""Solvers as tables: each step is one network evaluation, then a linear combination.
 
-Exponential integrators, single- and multistep alike, and Runge-Kutta methods along the probability
-flow differ only in numbers that follow from the process and the grid. A family computes them once,
-in float64, before anything runs; what runs is the same for all,
+Exponential integrators (singlestep and multistep) and Runge-Kutta methods for the probability-flow
+ODE differ only in coefficients, which follow from the process and the grid. A solver computes them
+beforehand, in float64. The step is the same for all solvers:
 
     m_0 = eps or x0 predicted at (x, t)
     x  <-  w_0 x + w_1 m_0 + w_2 m_1 + ... + noise z,
 
-with m_1, m_2, ... the predictions of the rows before. So the network is compiled once, whatever the
-order, and an evaluation is a row: they need no counting.
+with m_1, m_2, ... the predictions of the steps before. So the network is compiled once for any
+order, and the number of evaluations is the number of steps.
 
-A family writes its paper's formulas as they stand there, with vectors of coefficients in place of
-states: `unit_coefficients` gives those of x and of the predictions, and NumPy adds and scales them.
+A solver writes the formulas of its paper with vectors of coefficients instead of states:
+`unit_coefficients` gives the vectors of x and of the predictions, and NumPy adds and scales them.
 """
 
 from dataclasses import dataclass
@@ -23,14 +23,20 @@ from jaxtyping import Float
 
 from denoising import Denoiser
 from numerics.arrays import Batch, in_float64, normal_like
-from sampling import Keys, Plan, Project, Scalar
+from sampling import Keys, Plan, Project
 from sde_lib import SDE
 
 LinearCombination = Float[np.ndarray, "terms"]
 
 
 class Coefficients(NamedTuple):
-    """A process at some times, in float64; lam = log(alpha / sigma) is half the log-SNR."""
+    """Coefficients of a process at some times, in float64.
+
+    Attributes:
+        t: the times.
+        alpha, sigma: scales of data and noise.
+        half_log_snr: log(alpha / sigma), the lambda of the papers.
+    """
 
     t: np.ndarray
     alpha: np.ndarray
@@ -39,7 +45,7 @@ class Coefficients(NamedTuple):
 
 
 def coefficients_at(sde: SDE, times: np.ndarray) -> Coefficients:
-    """alpha, sigma and lambda of a process at these times."""
+    """Return the coefficients of a process at these times."""
 
     def coefficients(t: Any) -> tuple:
         return sde.alpha(t), sde.sigma(t), sde.log_snr(t) / 2
@@ -48,39 +54,40 @@ def coefficients_at(sde: SDE, times: np.ndarray) -> Coefficients:
 
 
 def unit_coefficients(predictions: int) -> tuple[LinearCombination, ...]:
-    """Unit vectors that stand for x and for so many predictions: x, m_0, m_1, ..."""
+    """Return the unit vectors for x, m_0, m_1, ..., with this number of predictions."""
     return tuple(np.eye(1 + predictions))
 
 
 def in_terms_of(target: LinearCombination, state: LinearCombination) -> LinearCombination:
-    """`target`, a combination of x and predictions, as one of `state` and the same predictions.
+    """Rewrite `target`, a combination of x and predictions, in terms of `state` instead of x.
 
-    So x need not be kept beside a state that was made of it.
+    `state` is another combination of the same x and predictions. This avoids storing x together
+    with a state derived from it.
     """
     ratio = target[0] / state[0]
-    told = target - ratio * state
-    told[0] = ratio
-    return told
+    rewritten = target - ratio * state
+    rewritten[0] = ratio
+    return rewritten
 
 
 def stage_weights(stages: list[LinearCombination]) -> np.ndarray:
-    """Weights of the rows of one step with several stages, of shape (stages, terms).
+    """Return the weights (stages, terms) of a step with several stages.
 
-    Stage k is the combination of x and the predictions p_1, ..., p_k that is reached by the k-th
-    evaluation: the next state to be evaluated, in the end the step's result.
+    Stage k is a combination of x and the predictions p_1, ..., p_k: the state after the k-th
+    evaluation. The last one is the result of the step.
     """
-    rows = np.zeros((len(stages), len(stages[0])))
+    weights = np.zeros((len(stages), len(stages[0])))
     state = unit_coefficients(len(stages[0]) - 1)[0]
-    for number, (row, stage) in enumerate(zip(rows, stages, strict=True), start=1):
-        told = in_terms_of(stage, state)
-        row[0] = told[0]
-        row[1 : number + 1] = told[number:0:-1]  # the newest prediction first
+    for number, (row, stage) in enumerate(zip(weights, stages, strict=True), start=1):
+        rewritten = in_terms_of(stage, state)
+        row[0] = rewritten[0]
+        row[1 : number + 1] = rewritten[number:0:-1]  # the newest prediction first
         state = stage
-    return rows
+    return weights
 
 
 class TableRow(NamedTuple):
-    """The time of an evaluation, the weights of x, m_0, m_1, ..., and the noise that is added."""
+    """One step: the time of its evaluation, weights of x, m_0, m_1, ..., and scale of its noise."""
 
     t: Any
     weights: Any
@@ -97,7 +104,13 @@ class TableState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TableStep:
-    """The loop's part of every table: `prediction` is "eps" or "x0"."""
+    """The step function of every table.
+
+    Args:
+        prediction: "eps" or "x0".
+        predictions: number of predictions in the linear combination.
+        stochastic: whether steps add noise.
+    """
 
     prediction: str
     predictions: int
@@ -108,35 +121,30 @@ class TableStep:
         return TableState(x, x, (jnp.zeros_like(x),) * (self.predictions - 1))
 
     def step(
-        self,
-        keys: Keys,
-        denoiser: Denoiser,
-        state: TableState,
-        row: TableRow,
-        project: Project,
+        self, keys: Keys, denoiser: Denoiser, state: TableState, step: TableRow, project: Project
     ) -> TableState:
-        newest = getattr(denoiser.predict(state.x, row.t), self.prediction)
+        newest = getattr(denoiser.predict(state.x, step.t), self.prediction)
         history = (newest, *state.history)
-        mean = combine(row.weights, state.x, *history)
-        x = mean + row.noise * normal_like(keys, mean) if self.stochastic else mean
+        mean = combine(step.weights, state.x, *history)
+        x = mean + step.noise * normal_like(keys, mean) if self.stochastic else mean
         return TableState(x, mean, history[: self.predictions - 1])
 
 
-def combine(weights: Scalar | Any, *terms: Batch) -> Batch:
-    """The sum of terms times weights."""
-    return sum(weight * term for weight, term in zip(weights, terms, strict=True))
+def combine(weights: Any, *terms: Batch) -> Batch:
+    """Return the sum of the terms, each times its weight."""
+    return jnp.asarray(sum(weight * term for weight, term in zip(weights, terms, strict=True)))
 
 
 def table_plan(
     times: np.ndarray,
-    weights: Float[np.ndarray, "rows terms"],
+    weights: Float[np.ndarray, "steps terms"],
     *,
     prediction: str,
-    noise: Float[np.ndarray, "rows"] | None = None,
+    noise: Float[np.ndarray, "steps"] | None = None,
 ) -> Plan:
-    """The plan of a table: an evaluation at each of `times` but the last, where it ends."""
-    kernel = TableStep(
+    """Return the plan of a table, which evaluates the network at all of `times` except the last."""
+    function = TableStep(
         prediction=prediction, predictions=weights.shape[1] - 1, stochastic=noise is not None
     )
-    rows = TableRow(times[:-1], weights, np.zeros(len(weights)) if noise is None else noise)
-    return Plan(kernel, rows, times)
+    steps = TableRow(times[:-1], weights, np.zeros(len(weights)) if noise is None else noise)
+    return Plan(function, steps, times)

@@ -1,17 +1,17 @@
-r"""UniPC: a predictor and a corrector, one evaluation a step (Zhao et al. 2023, arXiv:2302.04867).
+r"""UniPC: a predictor and a corrector with one evaluation per step (Zhao et al. 2023).
 
-From t_i-1 to t_i, with the exact solution of `exponential.py` and p the predicted eps or x0:
+With the exact solution of `solvers/exponential.py` and p the predicted eps or x0, a step from t_i-1
+to t_i is (arXiv:2302.04867, Algorithms 2 and 1)
 
     UniP-k    x~_i = scale x_i-1 + gain int exp(.) P dtau,  P through p_i-1, ..., p_i-k
     UniC-k    x_i  = scale x_i-1 + gain int exp(.) C dtau,  C through p_i, p_i-1, ..., p_i-k
 
-(Algorithms 2 and 1), where p_i is the prediction at x~_i, which the next step's predictor uses
-again. So a step costs one evaluation, and the corrector raises the order to k + 1. No corrector
-follows the last step.
+where p_i is the prediction at x~_i. The predictor of the next step uses it again, so a step costs
+one evaluation, and the corrector raises the order to k + 1. No corrector follows the last step.
 
-Solving the paper's linear system for the weights of the differences (Theorem 3.1) is integrating
-that polynomial, whatever the function B(h). B(h) counts only where two points make a line, UniP-2
-and UniC-1, for which the paper takes the weight 1/2: B = h ("bh1") or expm1 of it ("bh2").
+Integrating that polynomial solves the paper's linear system for the weights of the differences
+(Theorem 3.1), whatever the function B(h). B(h) matters only for a line through two points, in
+UniP-2 and UniC-1, where the paper takes the weight 1/2: B = h ("bh1") or expm1 of it ("bh2").
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ from sampling import Plan
 from sde_lib import SDE
 from solvers.exponential import (
     PREDICTIONS,
-    ExponentialStep,
     exponential_step,
     polynomial_integral,
     step_orders,
@@ -46,13 +45,13 @@ class UniPC:
     """The predictor UniP and the corrector UniC, both of order k, together of order k + 1.
 
     Args:
-      order: k, 1 to 4; the first steps are of orders 1, 2, ...
-      variant: B(h), "bh1" or "bh2"; from order 3 on they differ at the two ends alone.
-      prediction: what is taken for a polynomial, "x0" or "eps".
-      lower_order_final: in the end orders fall by one a step, down to 1; as in DPMSolver.
+        order: k, 1 to 4; the first steps have orders 1, 2, ...
+        variant: B(h), "bh1" or "bh2"; from order 3 on they differ at the two ends only.
+        prediction: what the polynomial replaces, "x0" or "eps".
+        lower_order_final: lower the order by one per step at the end, down to 1, as in DPMSolver.
 
     Raises:
-      ValueError: for an unknown name or order, and for fewer steps than the order.
+        ValueError: for an unknown name or order, and for fewer steps than the order.
     """
 
     order: int = 3
@@ -69,45 +68,29 @@ class UniPC:
         steps = len(times) - 1
         orders = step_orders(steps, self.order, rising=True, falling=self.lower_order_final)
         level = coefficients_at(sde, times)
-        # A row starts at x~_i with p_i, p_i-1, ... at hand, corrects to x_i, and predicts x~_i+1.
+        # A step starts at x~_i with p_i, p_i-1, ..., corrects to x_i, and predicts x~_i+1.
         x, *predictions = unit_coefficients(self.order + 1)
-        weights = [self._predicted(level, 0, orders[0], x, predictions)]
+        weights = [self._step(level, 0, 0, x, predictions[: orders[0]])]
         for i in range(1, steps):
-            predicted = self._predicted(level, i - 1, orders[i - 1], x, predictions[1:])
-            corrected = self._corrected(level, i, orders[i - 1], x, predictions)
-            following = self._predicted(level, i, orders[i], corrected, predictions)
+            order = orders[i - 1]
+            predicted = self._step(level, i - 1, i - 1, x, predictions[1 : order + 1])
+            corrected = self._step(level, i - 1, i, x, predictions[: order + 1])
+            following = self._step(level, i, i, corrected, predictions[: orders[i]])
             weights.append(in_terms_of(following, predicted))
         return table_plan(times, np.stack(weights), prediction=self.prediction)
 
-    def _predicted(
+    def _step(
         self,
         level: Coefficients,
-        i: int,
-        order: int,
+        start: int,
+        newest: int,
         x: LinearCombination,
         predictions: list[LinearCombination],
     ) -> LinearCombination:
-        """UniP from x at t_i to t_i+1, by the predictions at t_i, t_i-1, ..."""
-        step = exponential_step(level, i, i + 1, self.prediction)
-        half_log_snr = level.half_log_snr[i - order + 1 : i + 1][::-1]
+        """Step from x at t_start to the next time, by predictions at t_newest, t_newest-1, ..."""
+        step = exponential_step(level, start, start + 1, self.prediction)
+        half_log_snr = level.half_log_snr[newest + 1 - len(predictions) : newest + 1][::-1]
+        b = step.gain * step.h if self.variant == "bh1" else step.constant_weight
         return step.scale * x + polynomial_integral(
-            step, half_log_snr, predictions[:order], self._b(step)
+            step, half_log_snr, predictions, b, start=newest - start
         )
-
-    def _corrected(
-        self,
-        level: Coefficients,
-        i: int,
-        order: int,
-        x: LinearCombination,
-        predictions: list[LinearCombination],
-    ) -> LinearCombination:
-        """UniC from x at t_i-1 to t_i, by the predictions at t_i, t_i-1, ..."""
-        step = exponential_step(level, i - 1, i, self.prediction)
-        half_log_snr = level.half_log_snr[i - order : i + 1][::-1]
-        return step.scale * x + polynomial_integral(
-            step, half_log_snr, predictions[: order + 1], self._b(step), start=1
-        )
-
-    def _b(self, step: ExponentialStep) -> float:
-        return step.gain * step.h if self.variant == "bh1" else step.constant_weight

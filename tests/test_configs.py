@@ -1,4 +1,4 @@
-"""The published configurations: all there, each of the size that was published."""
+"""The published configurations: all are present, with the published numbers of parameters."""
 
 import functools
 import json
@@ -6,13 +6,16 @@ import math
 
 import jax
 import pytest
-from command_line import ROOT
 
-from experiment.build import build_network
-from experiment.configurations import known_configurations, load_configuration
+from experiment import build
+from experiment.configurations import (
+    configuration_names,
+    known_configurations,
+    load_configuration,
+)
 
-# Parameters of the originals, built from their code. NCSN's were counted after its repair, and grow
-# with the levels: each has normalizations of its own.
+# Parameters of the originals, built from their code. NCSN was counted after its repair; its number
+# grows with the noise levels, which have separate normalizations.
 DDPM, DDPMPP, DDPMPP_DEEP = 35_218_947, 61_804_419, 106_632_579
 NCSN = {10: 34_428_675, 232: 44_828_931, 500: 57_384_195}
 PUBLISHED = {
@@ -57,7 +60,7 @@ PUBLISHED = {
     "vp_celebahq_256": 111_569_923,
 }
 
-# Of other papers: ours have a row of no class, and EDM's frequencies are parameters.
+# Of other papers. Ours have a row for "no class", and EDM's frequencies are parameters.
 ELSEWHERE = {
     "edm_cifar10:ddpmpp": 55_732_739,
     "edm_cifar10:ddpmpp_conditional": 55_734_147,
@@ -69,29 +72,31 @@ ELSEWHERE = {
 
 
 def load(name):
-    file, _, variant = name.partition(":")
-    return load_configuration(f"configs/{file}.py" + (f":{variant}" if variant else ""))
+    file, colon, variant = name.partition(":")
+    return load_configuration(f"configs/{file}.py{colon}{variant}")
 
 
 @functools.cache
 def count(model, image_size, data):
-    """The parameters of a network, by what it is made of: many configurations share one."""
+    """Count the parameters of a network; many configurations share one."""
     config = load("vp_digits")
     config.model, config.data = json.loads(model), json.loads(data)
-    _, _, params = build_network(config)
+    _, _, params = build.build_network(config)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def test_all_39_published_configurations_are_there():
     assert len(PUBLISHED) == 39
-    files = {f"{ROOT}/configs/" + name.replace(":", ".py:") for name in PUBLISHED}
-    known = {
-        name if ":" in name else name.removesuffix(".py") for name, _ in known_configurations()
-    }
-    missing = {name.split("/")[-1] for name in files} - {name.split("/")[-1] for name in known}
-    assert not missing
+    known = {name.removeprefix("configs/").replace(".py", "") for name, _ in known_configurations()}
+    assert PUBLISHED.keys() <= known
 
 
+def test_files_that_start_with_an_underscore_are_no_configurations():
+    assert "configs/vp_digits.py" in configuration_names()
+    assert not [name for name in configuration_names() if name.startswith("configs/_")]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED | ELSEWHERE)
 def test_network_has_the_published_size(name):
     config = load(name)

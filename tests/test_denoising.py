@@ -109,6 +109,7 @@ def test_timestep_counts_a_longer_chain():
     np.testing.assert_allclose(conditions, [[999.75, 3999], [249.9375, 999.75], [2999, 0]])
 
 
+@pytest.mark.slow
 @every_process
 def test_scalar_and_batched_times_agree(sde):
     denoiser = standardized_mixture().denoiser(sde)
@@ -118,6 +119,7 @@ def test_scalar_and_batched_times_agree(sde):
         np.testing.assert_allclose(scalar, batched, rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_process
 def test_ode_velocity_is_the_reverse_drift_without_churn(sde):
     mixture = standardized_mixture()
@@ -129,6 +131,7 @@ def test_ode_velocity_is_the_reverse_drift_without_churn(sde):
     )
 
 
+@pytest.mark.slow
 def test_analytic_score_is_the_gradient_of_the_analytic_density(x64):
     mixture = standardized_mixture().marginal(VPSDE(), 0.2)
     x = mixture.sample(0, 5)

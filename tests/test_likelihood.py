@@ -24,15 +24,15 @@ COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
     ("name", "t_min", "shape", "ode_variable"),
     [
         ("vp", 1e-5, (2,), "sqrt_angle"),
-        ("vp", 1e-5, (2,), "t"),
-        ("subvp", 1e-5, (2, 1, 1), "angle"),
-        ("ve", 0.1, (2,), "log_snr"),
+        pytest.param("vp", 1e-5, (2,), "t", marks=pytest.mark.slow),
+        pytest.param("subvp", 1e-5, (2, 1, 1), "angle", marks=pytest.mark.slow),
+        pytest.param("ve", 0.1, (2,), "log_snr", marks=pytest.mark.slow),
     ],
 )
-def test_log_prob_is_the_density_up_to_the_prior_mismatch(x64, name, t_min, shape, variable):
+def test_log_prob_is_the_density_up_to_the_prior_mismatch(x64, name, t_min, shape, ode_variable):
     sde, x = PROCESSES[name], MIXTURE.sample(0, 8)
     truth = MIXTURE.marginal(sde, t_min).log_prob(x)
-    options = LikelihoodOptions(trace="exact", t_min=t_min, ode_variable=variable)
+    options = LikelihoodOptions(trace="exact", t_min=t_min, ode_variable=ode_variable)
     items = jnp.asarray(x.reshape(8, *shape))
     ours = log_prob(KEY, MIXTURE.denoiser(sde), items, options=options, ode=TIGHT)
     assert ours.latent.shape == items.shape
@@ -44,6 +44,7 @@ def test_log_prob_is_the_density_up_to_the_prior_mismatch(x64, name, t_min, shap
         np.testing.assert_allclose(ours.nats, truth, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trace", "probes"), [("rademacher", 1), ("gaussian", 3)])
 def test_random_probes_are_unbiased(trace, probes):
     """400 independent estimates of the same two log-densities: 3 standard errors of their mean."""
@@ -59,6 +60,7 @@ def test_random_probes_are_unbiased(trace, probes):
     assert np.all(np.abs(nats.mean(axis=1) - exact.nats) < 3 * error)
 
 
+@pytest.mark.slow
 def test_each_probe_has_an_estimate_of_its_own():
     """All probes share one path. The result is their mean; the exact trace has one estimate."""
     denoiser, x = MIXTURE.denoiser(PROCESSES["vp"]), jnp.asarray(MIXTURE.sample(3, 4), jnp.float32)
@@ -70,12 +72,14 @@ def test_each_probe_has_an_estimate_of_its_own():
     assert exact.per_probe.shape == (4, 1)
 
 
+@pytest.mark.slow
 def test_default_options_need_not_be_given():
     denoiser, x = MIXTURE.denoiser(PROCESSES["vp"]), jnp.asarray(MIXTURE.sample(3, 4), jnp.float32)
     explicit = log_prob(KEY, denoiser, x, options=LikelihoodOptions(), ode=ODEOptions())
     np.testing.assert_array_equal(log_prob(KEY, denoiser, x).nats, explicit.nats)
 
 
+@pytest.mark.slow
 def test_batch_may_take_common_steps():
     denoiser, x = MIXTURE.denoiser(PROCESSES["vp"]), jnp.asarray(MIXTURE.sample(3, 6), jnp.float32)
     options = LikelihoodOptions(trace="exact", t_min=1e-3)
@@ -94,6 +98,7 @@ def test_batch_may_take_common_steps():
     assert len(set(common.nfe.tolist())) == 1 < len(set(own.nfe.tolist()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trace", ["rademacher", "exact"])
 def test_log_prob_is_a_function_of_key_index_and_sample_alone(trace):
     denoiser = MIXTURE.denoiser(PROCESSES["vp"])
@@ -117,6 +122,7 @@ def test_log_prob_is_a_function_of_key_index_and_sample_alone(trace):
     assert np.allclose(renumbered, together) == (trace == "exact")
 
 
+@pytest.mark.slow
 def test_too_few_steps_are_an_error_with_a_remedy():
     ode = ODEOptions(rtol=1e-6, atol=1e-6, max_steps=2)
     message = r"log-likelihood: 3 of 3 samples .* max_steps=2 .* raise max_steps, loosen rtol=1e-06"
@@ -125,6 +131,7 @@ def test_too_few_steps_are_an_error_with_a_remedy():
         log_prob(KEY, denoiser, x, options=LikelihoodOptions(), ode=ode)
 
 
+@pytest.mark.slow
 def test_nan_from_the_network_is_an_error():
     def network(x, t):
         return jnp.where(x > 5, jnp.nan, 0.0)

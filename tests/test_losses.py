@@ -83,6 +83,7 @@ def test_discrete_times_are_the_timesteps_equally_often(num_timesteps):
     assert scipy.stats.chisquare(counts).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_discrete_smld_loss_is_the_published_one():
     """Half the sum of (sigma_i score + eps)^2 over the terms of a geometric sequence."""
     sde = VESDE()
@@ -109,6 +110,7 @@ def test_discrete_smld_loss_is_the_published_one():
     assert agrees(eps**2, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", WEIGHTS)
 @every_process
 def test_exact_score_attains_the_known_minimum_with_slope_zero(sde, weight):
@@ -178,6 +180,7 @@ def test_stratified_times_cover_the_interval_and_lower_the_variance():
     assert spread["stratified"] < 0.5 * spread["uniform"]
 
 
+@pytest.mark.slow
 @every_process
 def test_times_of_log_snr_have_stratified_log_snr(sde):
     loss = ScoreMatching(time_distribution="log_snr", t_min=1e-5)
@@ -190,6 +193,7 @@ def test_times_of_log_snr_have_stratified_log_snr(sde):
     assert position[-1] > 63 / 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sde", "weight", "least", "most"),
     [
@@ -211,6 +215,7 @@ def test_uniform_log_snr_has_the_expectation_of_uniform_times(sde, weight, least
     assert least < np.std(values) / np.std(even) < most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", TIME_SAMPLERS)
 def test_times_lie_between_t_min_and_one_and_noise_is_normal_and_independent(times):
     seen = []
@@ -233,6 +238,7 @@ def test_times_lie_between_t_min_and_one_and_noise_is_normal_and_independent(tim
     assert correlation.pvalue > 1e-3  # pyright: ignore[reportAttributeAccessIssue]  (SciPy's stubs)
 
 
+@pytest.mark.slow
 def test_loss_is_the_same_on_one_device_and_on_four():
     parallel, sde = DataParallel.over_all_devices(), VPSDE()
     assert parallel.devices == 4
@@ -258,6 +264,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sde", "loss"), ESTIMATORS.values(), ids=ESTIMATORS)
 def test_estimators_have_the_expectation_of_denoising_and_its_minimum(sde, loss):
     """The constant agrees too, at the exact score, where the slope is zero, and at a wrong one."""
@@ -310,6 +317,7 @@ def test_exact_form_of_a_sample_is_the_formula(x64):
     np.testing.assert_allclose(*compare(X0), rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directions", ["rademacher", "gaussian"])
 def test_sliced_forms_are_unbiased_and_the_reduced_one_varies_less(directions, x64):
     """They scatter about the exact form at the same times and noise."""
@@ -336,6 +344,7 @@ def test_sliced_forms_are_unbiased_and_the_reduced_one_varies_less(directions, x
     assert np.all(spread[True] < 0.9 * spread[False])
 
 
+@pytest.mark.slow
 def test_gradients_in_the_parameters_are_those_of_the_values(x64):
     """They are taken by reverse mode, as in training, with the trace in several parts."""
 

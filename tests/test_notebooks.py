@@ -1,24 +1,30 @@
 """The notebooks run, and what is committed of them reads well on the web.
 
 Each is executed in a reduced setting, in an empty folder, by a kernel that finds the project's
-modules on its path. Pictures and numbers in the repository are those of the full setting.
+modules on its path. Images and numbers in the repository are those of the full setting.
 """
 
+import ast
+import contextlib
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from experiment.build import build
+from experiment.configurations import (
+    configuration_names,
+    known_configurations,
+    load_configuration,
+)
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-BADGE = re.compile(
-    r"\[!\[Open in Colab\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
-    r"\(https://colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/main/([^)]*)\)"
-)
 RUN_TIME = re.compile(r"Run time: (\d+) seconds\.\n?")
 
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -32,23 +38,18 @@ def printed(cell):
     return "".join(output.get("text", "") for output in cell.outputs)
 
 
-def text_of(notebook):
-    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-
-
-def names_of_repository(path):
-    """Where the badge and the first code cell say that the project is."""
-    notebook = nbformat.read(path, as_version=4)
-    cloned = re.findall(r"https://github\.com/([\w.-]+/[\w.-]+)", code_cells(notebook)[0].source)
-    return {repository for repository, _ in BADGE.findall(text_of(notebook))} | set(cloned)
+def text_of(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
 def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
+@pytest.mark.slow
 @notebooks
-# Of the loop in which the client waits for its kernel, and not of ours.
+# Raised by the loop in which the client waits for its kernel, not by this project.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq.*")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client.*")
 def test_notebook_runs(path, tmp_path, monkeypatch):
@@ -97,28 +98,51 @@ def test_committed_outputs_are_whole_and_small(path):
 
 
 @notebooks
-def test_first_cell_tells_what_is_needed_and_last_what_it_took(path):
+def test_first_cell_is_short_and_states_the_needs_and_last_the_run_time(path):
     first, *_, last = code_cells(nbformat.read(path, as_version=4))
+    assert "import scoresde as ss" in first.source
+    assert len(first.source.splitlines()) <= 15
     assert re.search(r"\d x .+ \((cpu|gpu|tpu)\)\n.*minutes.*memory", printed(first))
     (seconds,) = RUN_TIME.fullmatch(printed(last)).groups()
     assert int(seconds) < 300
 
 
 @notebooks
-def test_badge_and_links_lead_somewhere(path):
-    text = text_of(nbformat.read(path, as_version=4))
-    ((_, opened),) = BADGE.findall(text)
-    assert opened == f"notebooks/{path.name}"
-    targets = re.findall(r"\]\(([^)#\s]+)", text)
-    beside = [target for target in targets if not target.startswith("https://")]
-    missing = [target for target in beside if not (path.parent / target).exists()]
+def test_links_lead_somewhere(path):
+    targets = re.findall(r"\]\(([^)#\s]+)", text_of(path))
+    relative = [target for target in targets if not target.startswith("https://")]
+    missing = [target for target in relative if not (path.parent / target).exists()]
     assert not missing
 
 
-def test_all_name_the_same_repository():
-    named = set().union(*map(names_of_repository, NOTEBOOKS))
-    stated = re.search(
-        r"repository-code:.*github\.com/([\w./-]+)", (ROOT / "CITATION.cff").read_text()
-    )
-    assert len(named) == 1
-    assert not stated or named == {stated[1]}
+@notebooks
+def test_files_and_configurations_in_the_text_exist(path):
+    text = text_of(path)
+    files = re.findall(r"`((?:\w+/)*\w+\.(?:py|md|ipynb))(?::\w+)?`", text)
+    places = (ROOT, ROOT / "configs")
+    assert not [file for file in files if not any((place / file).exists() for place in places)]
+    known = {name for name, _ in known_configurations()} | set(configuration_names())
+    named = re.findall(r"configs/\w+\.py(?::\w+\b(?!\*))?", text)
+    assert not set(named) - known - {"configs/default.py"}
+
+
+def experiments_of(path):
+    """The configurations and overrides of the commands in the text, each once."""
+    blocks = re.findall(r"```sh\n(.*?)```", text_of(path), re.DOTALL)
+    for command in "".join(blocks).splitlines():
+        python, main, *arguments = shlex.split(command)
+        assert (python, main) == ("python", "main.py")
+        yield tuple(argument for argument in arguments if argument.startswith("--config"))
+
+
+@pytest.mark.slow
+@notebooks
+def test_commands_in_the_text_describe_experiments(path):
+    for file, *fields in dict.fromkeys(experiments_of(path)):
+        config = load_configuration(file.removeprefix("--config="))
+        given = dict(field.removeprefix("--config.").split("=", 1) for field in fields)
+        for name, value in given.items():
+            with contextlib.suppress(ValueError, SyntaxError):  # a string without quotes
+                value = ast.literal_eval(value)
+            config.update_from_flattened_dict({name: value})
+        build(config, overrides=given)

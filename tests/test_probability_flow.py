@@ -16,14 +16,15 @@ TIGHT = ODEOptions(rtol=1e-6, atol=1e-6)
 TIMES = (0.02, 1.0, 0.6)  # in any order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ode_variable", "name"),
     [("t", "vp"), ("log_snr", "vp"), ("angle", "ve"), ("sqrt_angle", "vp")],
 )
-def test_the_curve_is_the_same_in_every_variable(variable, name):
+def test_the_curve_is_the_same_in_every_variable(ode_variable, name):
     """States at intermediate times too, in float32, which rounds the inverse of the log-SNR."""
     sde = PROCESSES[name]
-    options = FlowOptions(ode_variable=variable, t_min=0.02, final_step="none")
+    options = FlowOptions(ode_variable=ode_variable, t_min=0.02, final_step="none")
     samples = sample_ode(KEY, DATA.denoiser(sde), (4, 2), options=options, ode=TIGHT, frames=TIMES)
     np.testing.assert_array_equal(samples.times, [1.0, 0.6, 0.02])
     assert samples.trajectory is not None

@@ -96,6 +96,7 @@ def test_record_holds_every_step_and_the_state_is_that_of_the_last(finished):
     assert f"is trained: step {LAST} of {LAST}" in again.stdout
 
 
+@pytest.mark.slow
 def test_run_killed_at_every_kind_of_moment_is_the_run_that_never_stopped(tmp_path, finished):
     workdir = tmp_path / "run"
     checkpoints = workdir / "checkpoints"
@@ -125,6 +126,7 @@ def test_run_killed_at_every_kind_of_moment_is_the_run_that_never_stopped(tmp_pa
     assert not is_saving(), "leftovers of the killed save are removed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 def test_signal_saves_and_the_same_command_continues(tmp_path, finished, number):
     running = start(*flags("train", tmp_path))
@@ -144,6 +146,7 @@ def test_signal_saves_and_the_same_command_continues(tmp_path, finished, number)
     assert_same_run(tmp_path, finished)
 
 
+@pytest.mark.slow
 def test_interrupted_before_the_first_step_leaves_cleanly(tmp_path):
     running = start(*flags("train", tmp_path))
     running.until(lambda: running.has_said("training:"))
@@ -155,6 +158,7 @@ def test_interrupted_before_the_first_step_leaves_cleanly(tmp_path):
     assert len(steps(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_second_interrupt_does_not_wait_and_leaves_cleanly(tmp_path):
     running = start(*flags("train", tmp_path))
     running.until(lambda: lines(tmp_path) >= 2)
@@ -167,6 +171,7 @@ def test_second_interrupt_does_not_wait_and_leaves_cleanly(tmp_path):
     assert all(kept.config(step) for step in kept.steps())
 
 
+@pytest.mark.slow
 def test_longer_run_continues_only_where_the_schedule_allows(tmp_path, finished):
     constant = TINY | {"optim.decay": "constant", "training.steps": 2}
     assert run(*flags("train", tmp_path / "run", constant)).status == 0
@@ -186,6 +191,7 @@ def damage(checkpoint):
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_skipped_or_an_error(tmp_path, finished):
     workdir = shutil.copytree(finished, tmp_path / "run")
     damage(workdir / "checkpoints" / "30")
@@ -205,6 +211,7 @@ def test_damaged_checkpoints_are_skipped_or_an_error(tmp_path, finished):
     assert snapshot(workdir) == before
 
 
+@pytest.mark.slow
 def test_diverging_run_names_the_step_and_keeps_a_finite_checkpoint(tmp_path):
     fields = TINY | {
         "optim.lr": 1e30,
@@ -224,6 +231,7 @@ def test_diverging_run_names_the_step_and_keeps_a_finite_checkpoint(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
 
 
+@pytest.mark.slow
 def test_full_disk_while_saving_is_one_line_and_the_run_continues_later(tmp_path, finished):
     workdir = tmp_path / "run"
     running = start(*flags("train", workdir))
@@ -244,6 +252,7 @@ def test_full_disk_while_saving_is_one_line_and_the_run_continues_later(tmp_path
     assert_same_run(workdir, finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [300, 1500])
 def test_full_disk_while_recording_is_one_line(tmp_path, limit):
     fields = TINY | {"training.checkpoint_every": 1000}
@@ -251,6 +260,7 @@ def test_full_disk_while_recording_is_one_line(tmp_path, limit):
     assert_one_error(call, "[Ff]ile too large")
 
 
+@pytest.mark.slow
 def test_four_devices_train_and_sample_as_one(tmp_path, finished, sampled):
     """Only the order of float32 sums differs: 1e-5 relative in losses of the first steps."""
     workdir = tmp_path / "four"
@@ -272,6 +282,7 @@ def draw(workdir, count, *arguments, devices=1):
         return file["samples"]
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_their_number_and_files_say_so(sampled):
     few = draw(sampled, 3)
     assert few.dtype == np.uint8
@@ -293,6 +304,7 @@ def test_samples_are_those_of_their_number_and_files_say_so(sampled):
         assert np.abs(last.astype(int) - many[0, ..., 0]).max() <= 2  # a palette of 256 colors
 
 
+@pytest.mark.slow
 def test_samples_of_an_earlier_checkpoint_and_of_another_sampler(sampled):
     call = run(*flags("sample", sampled), "--checkpoint=10", "--num_samples=3")
     assert call.status == 0, call.stderr
@@ -304,6 +316,7 @@ def test_samples_of_an_earlier_checkpoint_and_of_another_sampler(sampled):
     assert call.status == 0, call.stderr
 
 
+@pytest.mark.slow
 def test_sampler_that_needs_moments_says_so_and_uses_them(sampled):
     analytic = TINY | {"sampling.name": "analytic"}
     call = run(*flags("sample", sampled, analytic), "--num_samples=3")
@@ -319,6 +332,7 @@ def test_sampler_that_needs_moments_says_so_and_uses_them(sampled):
     assert call.status == 0, call.stderr
 
 
+@pytest.mark.slow
 def test_inverse_problems_are_solved_and_tasks_are_for_samples_alone(sampled):
     task = {"task.name": "inpaint", "task.input": "test:0-1", "task.mask": "top"}
     fields = TINY | task | {"task.method": "projection"}
@@ -346,6 +360,7 @@ def test_inverse_problems_are_solved_and_tasks_are_for_samples_alone(sampled):
     assert_one_error(energy, "config.denoiser.energy was False, is True")
 
 
+@pytest.mark.slow
 def test_sampling_needs_no_data(tmp_path):
     """A checkpoint may be used where its training data never were; only evaluation needs them."""
     data = write_images(tmp_path / "data.npz", 32, 4)
@@ -359,6 +374,7 @@ def test_sampling_needs_no_data(tmp_path):
     assert run(*flags("sample", tmp_path / "run", fields), "--num_samples=1").status == 0
 
 
+@pytest.mark.slow
 def test_training_shows_samples_on_the_way(tmp_path):
     fields = TINY | {"training.sample_every": LAST // 2, "training.sample_count": 3}
     assert run(*flags("train", tmp_path, fields)).status == 0
@@ -366,6 +382,7 @@ def test_training_shows_samples_on_the_way(tmp_path):
     assert shown == ["step_15.png", "step_30.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "sample"])
 def test_network_that_returns_nan_is_one_line(tmp_path, mode):
     """Parameters of 1e30 are finite; what is drawn with them is not."""
@@ -395,6 +412,7 @@ def test_in_process_errors_touch_nothing(tmp_path):
     assert not Path(tmp_path, "run").exists()
 
 
+@pytest.mark.slow
 def test_fresh_interpreter_trains_the_same(tmp_path, finished):
     """Once as people start it, to know that a forked process is no other."""
     call = run_fresh(*flags("train", tmp_path))
@@ -402,6 +420,7 @@ def test_fresh_interpreter_trains_the_same(tmp_path, finished):
     assert_same_run(tmp_path, finished)
 
 
+@pytest.mark.slow
 def test_class_conditional_run_trains_samples_and_is_evaluated(tmp_path):
     """Other classes, other samples; all classes in turn are sample k of class k mod 10."""
     # An initial scale of 0 would make the output 0 whatever the class.
@@ -424,6 +443,7 @@ def test_class_conditional_run_trains_samples_and_is_evaluated(tmp_path):
     assert call.status == 0, call.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -443,6 +463,7 @@ def test_unknown_classes_are_reported_before_anything_runs(tmp_path, fields, mes
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_classes_of_images_without_labels_are_refused(tmp_path):
     write_images(tmp_path / "images.npz", 40, 10)
     fields = TINY | {"model.num_classes": 2, "data.name": str(tmp_path / "images.npz")}

@@ -1,7 +1,9 @@
 """The sampling loop and the flow sampler: determinism, snapshots, evaluations, what is returned."""
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +11,15 @@ import numpy as np
 import pytest
 from analytic import assert_samples_follow, standardized_mixture
 
-from denoising import Denoiser
+from denoising import Clipping, Denoiser
 from errors import SamplingError
 from likelihood import LikelihoodOptions, log_prob
 from numerics.arrays import fold_in_each, normal_like, sample_keys
 from numerics.ode import ODEOptions, integrate
+from numerics.stochastic import SDEOptions
 from sampling import Plan, Step, sample
 from sde_lib import VESDE, VPSDE, SubVPSDE
+from solvers.dpm_adaptive import DPMAdaptive, sample_adaptive
 from solvers.dpm_solver import DPMSolver
 from solvers.ode import FlowOptions, sample_ode
 from solvers.predictor_corrector import (
@@ -26,6 +30,7 @@ from solvers.predictor_corrector import (
     PredictorCorrector,
     ReverseDiffusion,
 )
+from solvers.sde import sample_sde
 from time_grids import FINAL_STEPS, TIME_GRIDS, Schedule
 from training.parallel import DataParallel
 
@@ -38,6 +43,7 @@ BATCH, T_MIN = 1000, 1e-3
 TIGHT = ODEOptions(rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @every_process
 def test_flow_samples_follow_the_marginal(sde):
     """1000 samples in 8 dimensions, without a bias but the prior's."""
@@ -53,6 +59,7 @@ def flow_and_its_samples():
     return denoiser, t_min, sample_ode(KEY, denoiser, (16, 2), options=options, ode=TIGHT).x
 
 
+@pytest.mark.slow
 def test_euler_without_churn_converges_to_the_flow_at_first_order(x64):
     denoiser, t_min, truth = flow_and_its_samples()
     kernel = PredictorCorrector(predictor=EulerMaruyama(churn=0.0))
@@ -65,6 +72,7 @@ def test_euler_without_churn_converges_to_the_flow_at_first_order(x64):
     assert 0.9 < order < 1.1, f"errors {errors}"
 
 
+@pytest.mark.slow
 def test_encoding_and_decoding_are_inverse(x64):
     """The likelihood's latent is the prior noise that the flow sampler started from, and back."""
     denoiser, t_min, x = flow_and_its_samples()
@@ -80,9 +88,6 @@ def test_encoding_and_decoding_are_inverse(x64):
     np.testing.assert_allclose(decoded, x, atol=1e-6)
 
 
-# --- the loop -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Walker:
     """A solver that adds up the time it walked, and marks each step with its own noise."""
@@ -95,9 +100,9 @@ class Walker:
     def start(self, x):
         return Step(x, x)
 
-    def step(self, keys, denoiser, carry, row):
-        t, s = row
-        return Step(carry.x + (t - s), carry.mean + normal_like(keys, carry.x))
+    def step(self, keys, denoiser, state, step, project):
+        t, s = step
+        return Step(state.x + (t - s), state.mean + normal_like(keys, state.x))
 
 
 def idle(x, t):
@@ -137,7 +142,34 @@ def test_every_step_and_sample_draws_fresh_noise():
     assert abs(walk.var() / 50 - 1) < 4.5 * np.sqrt(2 / 800)
 
 
-def test_without_kernels_samples_are_the_priors():
+@pytest.mark.slow
+def test_steps_replace_those_of_the_schedule():
+    denoiser, shape = MIXTURE.denoiser(PROCESSES["vp"]), (3, 8)
+    short = sample(KEY, denoiser, shape, solver=DPMSolver(), steps=7)
+    assert short.nfe == 7
+    expected = sample(KEY, denoiser, shape, solver=DPMSolver(), schedule=Schedule(steps=7))
+    np.testing.assert_array_equal(short.x, expected.x)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        partial(sample, solver=DPMSolver(), steps=5),
+        partial(sample_ode, ode=ODEOptions(rtol=1e-2, atol=1e-2)),
+        partial(sample_sde, solving=SDEOptions(steps=5)),
+        partial(sample_adaptive, options=DPMAdaptive(rtol=0.5)),
+    ],
+    ids=["fixed steps", "ode", "sde", "dpm_adaptive"],
+)
+def test_clipping_of_a_sampler_clips_its_denoiser(draw):
+    denoiser, clipping = MIXTURE.denoiser(PROCESSES["vp"]), Clipping(clip="range", low=0.0)
+    clipped = draw(KEY, denoiser, (3, 8), clipping=clipping).x
+    expected = draw(KEY, dataclasses.replace(denoiser, clipping=clipping), (3, 8)).x
+    np.testing.assert_array_equal(clipped, expected)
+    assert np.abs(clipped - draw(KEY, denoiser, (3, 8)).x).max() > 0.1
+
+
+def test_without_predictor_and_corrector_samples_are_the_priors():
     denoiser = Denoiser(sde=PROCESSES["ve"], network=idle)
     kernel, schedule = PredictorCorrector(predictor=None), Schedule(steps=10)
     samples = sample(KEY, denoiser, (4, 3), solver=kernel, schedule=schedule)
@@ -145,6 +177,7 @@ def test_without_kernels_samples_are_the_priors():
     assert samples.nfe == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final_step", FINAL_STEPS)
 @pytest.mark.parametrize(
     "kernel",
@@ -155,18 +188,19 @@ def test_without_kernels_samples_are_the_priors():
     ],
     ids=["3", "1", "0+3"],
 )
-def test_nfe_is_the_number_of_network_calls(kernel, finish):
+def test_nfe_is_the_number_of_network_calls(kernel, final_step):
     calls = []
-    schedule = Schedule(steps=20, final_step=finish)
+    schedule = Schedule(steps=20, final_step=final_step)
     samples = sample(KEY, counting_denoiser(calls), (2, 3), solver=kernel, schedule=schedule)
     jax.effects_barrier()
     assert samples.nfe == len(calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final_step", ["denoise", "none"])
-def test_nfe_of_the_flow_is_the_number_of_network_calls(finish):
+def test_nfe_of_the_flow_is_the_number_of_network_calls(final_step):
     calls = []
-    options = FlowOptions(final_step=finish)
+    options = FlowOptions(final_step=final_step)
     samples = sample_ode(
         KEY, counting_denoiser(calls), (1, 3), options=options, ode=ODEOptions(rtol=1e-3)
     )
@@ -174,34 +208,36 @@ def test_nfe_of_the_flow_is_the_number_of_network_calls(finish):
     assert samples.nfe == len(calls)
 
 
-def test_finish_is_the_state_its_mean_or_tweedies_estimate():
+@pytest.mark.slow
+def test_final_step_is_the_state_its_mean_or_tweedies_estimate():
     sde = PROCESSES["vp"]
     denoiser, prior = PLANE.denoiser(sde), prior_of(sde, 4, 2)
     finished, solver = {}, PredictorCorrector(predictor=Ancestral())
-    for finish in FINAL_STEPS:
-        schedule = Schedule(steps=1, t_min=0.5, final_step=finish)
-        finished[finish] = sample(KEY, denoiser, (4, 2), solver=solver, schedule=schedule).x
+    for final_step in FINAL_STEPS:
+        schedule = Schedule(steps=1, t_min=0.5, final_step=final_step)
+        finished[final_step] = sample(KEY, denoiser, (4, 2), solver=solver, schedule=schedule).x
     keys = fold_in_each(sample_keys(KEY, jnp.arange(4)), 1)
     t, s = jnp.float32(1), jnp.float32(0.5)
-    step = solver.step(keys, denoiser, Step(prior, prior), (t, s, s))
-    np.testing.assert_allclose(finished["sample"], step.x, atol=1e-4)
+    step = solver.step(keys, denoiser, Step(prior, prior), (t, s, s), lambda keys, state, t: state)
+    np.testing.assert_allclose(finished["none"], step.x, atol=1e-4)
     np.testing.assert_allclose(finished["mean"], step.mean, atol=1e-4)
     score = PLANE.marginal(sde, 0.5).score(step.x)
     tweedie = (step.x + sde.sigma(s) ** 2 * score) / sde.alpha(s)
     np.testing.assert_allclose(finished["denoise"], tweedie, rtol=1e-3, atol=1e-4)
 
 
-def test_finish_of_the_flow_is_the_state_or_tweedies_estimate():
+@pytest.mark.slow
+def test_final_step_of_the_flow_is_the_state_or_tweedies_estimate():
     sde, t_min = PROCESSES["vp"], 0.3
     x, x0 = (
         sample_ode(
             KEY,
             PLANE.denoiser(sde),
             (4, 2),
-            options=FlowOptions(t_min=t_min, final_step=finish),
+            options=FlowOptions(t_min=t_min, final_step=final_step),
             ode=ODEOptions(),
         ).x
-        for finish in ("sample", "denoise")
+        for final_step in ("none", "denoise")
     )
     score, t = PLANE.marginal(sde, t_min).score(x), jnp.float32(t_min)
     tweedie = (x + sde.sigma(t) ** 2 * score) / sde.alpha(t)
@@ -238,6 +274,7 @@ def draw_flow(indices, **options):
 
 
 # Bit for bit; the flow to within its solver's tolerance, as other roundings may take other steps.
+@pytest.mark.slow
 @pytest.mark.parametrize(("draw", "atol"), [(draw_pc, 0), (draw_table, 0), (draw_flow, 1e-3)])
 def test_sample_is_a_function_of_seed_and_number_alone(draw, atol):
     together = draw(jnp.arange(12)).x
@@ -251,6 +288,7 @@ def test_sample_is_a_function_of_seed_and_number_alone(draw, atol):
     assert len(np.unique(np.asarray(together), axis=0)) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [draw_pc, draw_flow])
 def test_trajectory_goes_from_the_prior_to_the_samples(draw):
     samples = draw(jnp.arange(4), frames=5)
@@ -270,7 +308,7 @@ def test_progress_adds_up_to_the_steps():
     assert done == [(steps, 20) for steps in range(2, 21, 2)]
 
 
-def test_snapshots_are_taken_at_the_times_asked_for():
+def test_snapshots_are_taken_at_the_given_times():
     every = draw_pc(jnp.arange(4), frames=21)
     np.testing.assert_allclose(every.times, Schedule(steps=20).of(PROCESSES["vp"]))
     some = draw_pc(jnp.arange(4), frames=[0.74, 1.0, 0.1])
@@ -278,7 +316,7 @@ def test_snapshots_are_taken_at_the_times_asked_for():
     np.testing.assert_array_equal(some.trajectory, every.trajectory[[0, 5, 18]])
 
 
-def test_what_is_not_finite_is_told_with_its_time():
+def test_nan_is_reported_with_its_time():
     def network(x, t):
         return jnp.where((t < 500)[:, None] & (jnp.arange(len(x)) % 2 == 0)[:, None], jnp.nan, x)
 
@@ -309,9 +347,9 @@ def test_number_of_steps_needs_no_compilation():
     [
         (
             lambda: FlowOptions(final_step="mean"),
-            "final_step='mean' is not defined for the ode sampler",
+            "final_step='mean' is unknown; choose one of: denoise, none",
         ),
-        (lambda: FlowOptions(t_min=2.0), r"t_min=2\.0 must lie between 0 and 1"),
+        (lambda: FlowOptions(t_min=2.0), r"t_min=2\.0 must lie in \(0, 1\)"),
     ],
 )
 def test_invalid_field_of_the_flow_is_named(make, message):

@@ -57,6 +57,7 @@ print(model.shape, model.checkpoint.step)
 """
 
 
+@pytest.mark.slow
 def test_loaded_model_draws_the_samples_of_the_command_line(trained, tmp_path):
     """From another folder, and with a relative path."""
     (tmp_path / "run").symlink_to(trained)
@@ -73,6 +74,7 @@ def test_loaded_model_draws_the_samples_of_the_command_line(trained, tmp_path):
         assert found["images"].dtype == np.uint8
 
 
+@pytest.mark.slow
 def test_loaded_model_is_that_of_the_step(trained):
     model = ss.load(trained, step=10)
     assert model.checkpoint.step == 10
@@ -88,6 +90,7 @@ def test_loaded_model_is_that_of_the_step(trained):
     assert model.to_uint8(x).shape == (4, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_run_or_checkpoint_that_is_missing_is_an_error(trained, tmp_path):
     with pytest.raises(WorkdirError, match=r"there is no run in .*; run --mode=train or"):
         ss.load(tmp_path / "none")
@@ -100,6 +103,7 @@ def test_names_of_the_library_are_there_and_sorted():
     assert len(ss.__all__) == len(set(ss.__all__))
 
 
+@pytest.mark.slow
 def test_module_is_the_command_line(tmp_path):
     """`python -m scoresde` is main.py, from any folder."""
     printed = in_python(

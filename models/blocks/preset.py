@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from models.blocks.checks import check_images
 from models.blocks.embeddings import Labels
 from models.blocks.layers import Images
 
@@ -29,6 +30,7 @@ class Preset(nn.Module):
         self, x: Images, cond: Float[Array, "batch"], labels: Labels | None = None, *, train: bool
     ) -> Float[Array, "batch height width channels_out"]:
         """Map images (b, n, n, c) and cond (b,) to images, as the network does."""
+        check_images(self, x)
         network = self._network()
         nn.share_scope(self, network)
         return network(x, cond, labels, train=train)

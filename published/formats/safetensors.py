@@ -72,7 +72,7 @@ def _span(entry: Any, size: int) -> tuple[int, int]:
         )
     (start, end), shape = entry["data_offsets"], entry["shape"]
     if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
-        raise ValueError("sizes that are not positive integers")
+        raise ValueError("sizes that are not integers of at least 0")
     expected = math.prod(shape) * np.dtype(_DTYPES[entry["dtype"]]).itemsize
     if not start <= end <= size or end - start != expected:
         raise ValueError(f"a tensor {shape} in bytes {start} .. {end} of {size}")

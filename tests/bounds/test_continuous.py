@@ -57,6 +57,7 @@ def log_densities(sde, t):
     return of_q, mean_log(variance, second), of_prior, errors, alpha, sigma
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "importance"),
     [("vp", "uniform"), ("ve", "log_snr")],
@@ -79,6 +80,7 @@ def test_every_term_has_its_expectation_at_a_point(name, importance):
     assert bound.nfe == 9
 
 
+@pytest.mark.slow
 def test_mean_over_a_mixture_is_its_entropy_and_the_priors_mismatch():
     sde, mixture = PROCESSES["subvp"], standardized_mixture()
     x0, options = mixture.sample(0, COPIES), ContinuousBoundOptions(num_times=16)
@@ -93,6 +95,7 @@ def test_mean_over_a_mixture_is_its_entropy_and_the_priors_mismatch():
     assert agrees(excess, mismatch, tolerance=1e-3)
 
 
+@pytest.mark.slow
 def test_standard_error_is_that_of_the_draws_or_a_little_more():
     for importance in ("log_snr", "uniform"):
         bound = bound_of_point("vp", importance)
@@ -106,6 +109,7 @@ def silent(threshold, x, t):
     return jnp.where(t > threshold, jnp.nan, 0 * x.T).T
 
 
+@pytest.mark.slow
 def test_error_is_small_where_no_noise_is_predictable_and_nan_is_an_error_with_its_time():
     """||eps||^2 / 2 alone would leave log_snr(t_min) - log_snr(1) times sqrt(D / 2 / times)."""
     sde, x0 = PROCESSES["vp"], jnp.zeros((64, 500))
@@ -143,6 +147,7 @@ def test_last_step_bounds_the_density_of_data_by_that_of_noisy_data(sde):
     np.testing.assert_allclose(step.nats[:5], logs[0] - logs[1], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_bound_is_a_function_of_key_number_and_sample_alone():
     sde, options = PROCESSES["vp"], ContinuousBoundOptions(num_times=4)
     points = np.float32([[0.1, 0.2], [1.0, -1.0], [0.5, 0.5]])

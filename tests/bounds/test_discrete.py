@@ -95,6 +95,7 @@ def plainly(schedule, kept, variance, clip):
     return per_image(prior), np.array(terms), per_image(decoder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "variance", "clip"),
     [("linear", "large", "none"), ("cosine", "learned", "range")],
@@ -177,6 +178,7 @@ def posterior_mean(sde, x, t):
     return jnp.sum(jax.nn.softmax(logits) * values, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_best_network_attains_each_probability_as_the_grid_is_refined():
     """With the exact posterior mean the reverse process is the data's, and each value's bound tends
     to its own -log probability; the loss of n steps falls as 1 / n, and so can be extrapolated."""
@@ -205,6 +207,7 @@ def test_best_network_attains_each_probability_as_the_grid_is_refined():
     assert np.all(np.abs(limit) < 0.005 + 4 * np.hypot(4 * error[512], error[128]) / 3)
 
 
+@pytest.mark.slow
 def test_known_image_costs_what_its_variances_do(x64):
     """A network that knows x0 pays nothing, but for a variance that is not the posterior's."""
     x0, sde = jnp.asarray(IMAGES), VPSDE()
@@ -256,6 +259,7 @@ def of_labels(threshold, x, t, labels):
     return jnp.where(t[:, None] < threshold, jnp.nan, jnp.sin(x * (1 + labels[:, None])))
 
 
+@pytest.mark.slow
 def test_bound_is_a_function_of_key_number_and_sample_alone_and_names_the_time_of_nan():
     sde, options = VPSDE(), DiscreteBoundOptions()
     times = Schedule(steps=6).of(sde)

@@ -41,6 +41,7 @@ def test_cifar10_is_prepared_from_its_archive_and_read_back(tmp_path, monkeypatc
     assert prepare("cifar10", data_dir=tmp_path) == message  # prepared once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_mnist_is_prepared_from_its_archives_and_read_back(name, tmp_path, monkeypatch):
     folder = tmp_path / "elsewhere" / name  # both sets share archive names: one subfolder each
@@ -78,6 +79,7 @@ def test_an_interrupted_preparation_is_redone(tmp_path, monkeypatch):
     assert_same_images(load("mnist", image_size=28, channels=1, data_dir=tmp_path), splits)
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_is_redone_and_its_leftovers_deleted(tmp_path):
     manual = tmp_path / "downloads/manual"
     splits = mnist_archives(manual)

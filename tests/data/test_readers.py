@@ -13,6 +13,7 @@ from data.datasets import load
 from data.readers import prepare
 
 
+@pytest.mark.slow
 def test_digits_do_not_import_tensorflow_datasets():
     code = (
         "import sys; from data.datasets import load; load('digits', image_size=8, channels=1);"

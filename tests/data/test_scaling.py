@@ -45,6 +45,7 @@ def test_quantizer_log_det_is_the_slope_of_dequantization():
     assert quantizer.log_det(5) == pytest.approx(np.log(high - low).sum(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0), (-0.5, 3.0)])
 def test_scaler_log_det_is_its_jacobian_and_inverse_undoes_it(low, high):
     scaler = ImageScaler(low=low, high=high)

@@ -109,6 +109,7 @@ def test_files_without_results_are_refused(tmp_path):
         compare(good, tmp_path / "empty")
 
 
+@pytest.mark.slow
 def test_command_line_needs_no_configuration(tmp_path):
     files = [str(write(tmp_path / name, BITS, 1.0)) for name in "ab"]
     call = run("--mode=compare", *files)

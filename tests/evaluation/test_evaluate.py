@@ -85,6 +85,7 @@ def close(a, b, tolerance):
     return a == pytest.approx(b, rel=tolerance) if isinstance(a, float) else a == b
 
 
+@pytest.mark.slow
 def test_finished_evaluation_is_not_repeated(evaluated, fields):
     files = sorted((evaluated / "eval").iterdir())
     assert [file.name for file in files] == [f"{STEPS}{end}" for end in (".json", ".npz", ".png")]
@@ -96,6 +97,7 @@ def test_finished_evaluation_is_not_repeated(evaluated, fields):
     assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
 
 
+@pytest.mark.slow
 def test_evaluation_killed_in_each_metric_ends_with_the_same_numbers(
     tmp_path, trained, evaluated, fields
 ):
@@ -117,6 +119,7 @@ def test_evaluation_killed_in_each_metric_ends_with_the_same_numbers(
     assert not partial.exists()
 
 
+@pytest.mark.slow
 def test_another_protocol_keeps_the_old_results(evaluated, fields, tmp_path):
     workdir = shutil.copytree(evaluated, tmp_path / "run")
     old = results(workdir)
@@ -132,6 +135,7 @@ def test_another_protocol_keeps_the_old_results(evaluated, fields, tmp_path):
     assert new["frechet"] == old["frechet"], "the seed of sampling is another"
 
 
+@pytest.mark.slow
 def test_chosen_checkpoints_are_evaluated_each(trained, fields, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "run")
     few = fields | {"eval.metrics": ("loss",)}
@@ -146,6 +150,7 @@ def test_chosen_checkpoints_are_evaluated_each(trained, fields, tmp_path):
     assert results(workdir, "15") == first, "nothing was computed before the error"
 
 
+@pytest.mark.slow
 def test_evaluation_of_other_images_or_another_network_is_another(evaluated, fields, tmp_path):
     """Though name, step and configuration are the same."""
     workdir = shutil.copytree(evaluated, tmp_path / "run")
@@ -176,11 +181,12 @@ def model():
 @pytest.fixture(scope="module")
 def numbers(model, fields, tmp_path_factory):
     sde, target = model
-    denoiser = target.denoiser(sde, (8, 8, 1))
+    denoiser = target.denoiser(sde)
     sharp = fields | {"likelihood.rtol": 1e-5, "likelihood.atol": 1e-5, "likelihood.trace": "exact"}
     return sharp, denoiser, evaluate(sharp, denoiser, tmp_path_factory.mktemp("numbers"))
 
 
+@pytest.mark.slow
 def test_bits_per_dim_is_the_density_of_the_dequantized_images(model, numbers):
     """By hand: -log2 of the Gaussian's mass in the cell of width 2 / 256 around each number."""
     sde, target = model
@@ -211,6 +217,7 @@ def test_bits_per_dim_is_the_density_of_the_dequantized_images(model, numbers):
     assert abs(found["bits_per_dim"]["solver_error"]["mean"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_batches_do_not_change_the_numbers(numbers, tmp_path):
     """To 1e-4, the order of float32 sums; batches of 6 are padded to 8 on four devices."""
     sharp, denoiser, reference = numbers
@@ -222,6 +229,7 @@ def test_batches_do_not_change_the_numbers(numbers, tmp_path):
         assert found["bits_per_dim"][name] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_loss_is_the_objective_on_the_test_images(model, numbers):
     """Within five standard errors of a plain average over many times and noises."""
     sharp, denoiser, found = numbers
@@ -234,6 +242,7 @@ def test_loss_is_the_objective_on_the_test_images(model, numbers):
     assert found["loss"]["mean"] == pytest.approx(float(losses.mean()), abs=5 * spread + 1e-2)
 
 
+@pytest.mark.slow
 def test_one_device_and_four_agree(evaluated, trained, fields, tmp_path):
     """To 1e-5, the order of float32 sums."""
     workdir = shutil.copytree(trained, tmp_path / "run")
@@ -265,6 +274,7 @@ EVERY = TINY | {
 }
 
 
+@pytest.mark.slow
 def test_classifier_is_trained_and_every_metric_computed(tmp_path):
     workdir = tmp_path / "run"
     assert run(*flags("train", workdir, EVERY)).status == 0

@@ -53,6 +53,7 @@ def test_named_statistics_are_verified_or_marked(experiment, tmp_path):
     np.testing.assert_array_equal(given.statistics.mean, made.mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,6 +9,7 @@ from errors import ConfigError
 from experiment.build import build
 
 
+@pytest.mark.slow
 def test_building_allocates_nothing_and_reads_no_data():
     before = {id(array) for array in jax.live_arrays()}
     config = vp_cifar10.get_config()

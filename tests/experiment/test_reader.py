@@ -119,6 +119,7 @@ def test_every_option_is_read_where_the_work_is_done(cls):
     assert not unread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp_digits.py", "ve_cifar10.py", "vp_cifar10.py:ddpm"])
 def test_resolved_configuration_is_complete_plain_json(name):
     """Fields of what is chosen have values, and all others are null."""

@@ -80,7 +80,7 @@ VALUES = [
         SDEDIT,
         r"config\.task\.start=1\.0: sdedit adds noise .* below 1, such as config\.task\.start",
     ),
-    (SDEDIT | {"task.start": 1e-4}, r"config\.task\.start=0\.0001 must lie above t_min"),
+    (SDEDIT | {"task.start": 1e-4}, r"config\.task\.start=0\.0001 must be above t_min=0\.001"),
     (CLASSIFIER | {"guidance.scale": -1.0}, r"config\.guidance\.scale=-1\.0 must be at least 0"),
     *(
         (CLASSIFIER_FREE | {"guidance.interval": wrong}, "two increasing times between 0 and 1")

@@ -88,6 +88,7 @@ def test_log_prob_is_the_posterior_and_its_gradient_guides(x64, sde):
         np.testing.assert_allclose(gradients[i], pull, rtol=1e-6, atol=1e-8 * np.abs(scores).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sde", "conditioning"),
     [
@@ -141,6 +142,7 @@ def line_images(seed, count):
     return (2.0 * labels[:, None] - 1 + 0.5 * noise).astype(np.float32), labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sde", "clean"), [(VPSDE(), 0.25), (VESDE(sigma_max=10.0), 0.0)])
 def test_loss_of_the_true_posterior_is_the_entropy_that_is_left(sde, clean):
     """E_t H(y | x_t), by quadrature; and no other temperature of the logits does better."""
@@ -188,6 +190,7 @@ def most_probable_classes(classifier, x0, t):
     return jnp.argmax(classifier.logits(classifier.sde.perturb(x0, t, eps), t), axis=1)
 
 
+@pytest.mark.slow
 def test_trainer_trains_it_to_the_best_accuracy_at_every_time():
     """Of these classes the best classifier is linear, the same for all times."""
     sde = VPSDE()
@@ -235,6 +238,7 @@ NETWORKS = {pool: ADMClassifier(**SMALL, pool=pool) for pool in POOLS} | {
 LAST_LAYER = {"attention": "pool/output", "spatial_v2": "output_1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_features_are_what_the_last_layer_makes_the_logits_of(name):
     network, params = NETWORKS[name], seeded_params(NETWORKS[name])

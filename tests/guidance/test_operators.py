@@ -85,6 +85,7 @@ def by_hand(name, x):
     return x @ (MATRIX if name == "matrix" else DEFICIENT).T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPERATORS.keys() - {"compressed_sensing"}))
 def test_measures_what_it_says(x64, name):
     operator = OPERATORS[name]()
@@ -165,6 +166,7 @@ def test_counts_what_masks_leave():
     assert 3 * (2 * COLUMNS.sum() - 4) <= count(OPERATORS["fourier"]()) <= 3 * 2 * COLUMNS.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deficient", "function"])
 def test_float32_is_as_exact_as_its_numbers(name):
     operator = OPERATORS[name]()
@@ -185,6 +187,7 @@ def test_float32_is_as_exact_as_its_numbers(name):
 _solve = jax.jit(LinearOperator.solve)
 
 
+@pytest.mark.slow
 def test_samples_converge_each_for_itself(x64):
     matrix = jnp.eye(5, 6) * jnp.arange(1.0, 6)[:, None]
     operator = from_function(Partial(product, matrix), (6,))

@@ -79,6 +79,7 @@ def of_class(sde, labels=CLASSES):
     return dataclasses.replace(PLANE.denoiser(sde), labels=labels)
 
 
+@pytest.mark.slow
 def test_classifier_guidance_answers_the_score_given_the_class(x64):
     x, t = noisy(PLANE, VP)
     truth = gaussian_scores([PLANE.component(k) for k in CLASSES], VP, x, t)
@@ -89,6 +90,7 @@ def test_classifier_guidance_answers_the_score_given_the_class(x64):
     np.testing.assert_allclose(score(by_classifier(VP, 3.0), x, t), 3 * truth - 2 * without)
 
 
+@pytest.mark.slow
 def test_sampler_with_an_exact_classifier_samples_the_class(x64):
     # The same scores and the same noise make the same samples, each of its own class.
     schedule = Schedule(grid="log_snr", steps=12, t_min=1e-3)
@@ -100,6 +102,7 @@ def test_sampler_with_an_exact_classifier_samples_the_class(x64):
     assert guided.nfe == conditional.nfe
 
 
+@pytest.mark.slow
 def test_flow_with_an_exact_classifier_decodes_into_the_class(x64):
     """The flow of N(m, C) takes x_1 to x_t by the roots of its covariances, which commute."""
     start = np.random.default_rng(3).normal(size=(5, 2))
@@ -112,6 +115,7 @@ def test_flow_with_an_exact_classifier_decodes_into_the_class(x64):
         np.testing.assert_allclose(row, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_mean_form_moves_the_mean_by_the_variance_times_the_gradient(x64):
     x, _ = noisy(PLANE, VP)
     t, s, keys = jnp.asarray(0.5), jnp.asarray(0.4), sample_keys(KEY, jnp.arange(5))
@@ -139,6 +143,7 @@ def test_classifier_free_guidance_from_none_to_the_class(x64):
         np.testing.assert_allclose(score(guide(of_class(VE), guidance), x, t), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_mean_form_is_of_what_was_clipped_before_it(x64, variance):
     """Algorithm 1 of Dhariwal and Nichol: the network's x0 is clipped, the gradient whole."""
@@ -223,6 +228,7 @@ def guided_score(method, alpha, sigma, y):
     return slope, at_mean - slope @ (alpha * mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "sde"), [("dps", VP), ("loss", VE), ("pigdm", VE)], ids=["dps", "loss", "pigdm"]
 )
@@ -287,6 +293,7 @@ def ddim_map(method, sde, times):
 BIASES = {"dps": (0.26, 0.63), "pigdm": (0.071, 0.965)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dps", "pigdm"])
 def test_samples_of_a_gaussian_are_biased_by_so_much(x64, method):
     schedule = Schedule(grid="log_snr", steps=30, t_min=1e-4)
@@ -351,6 +358,7 @@ def assert_moments(x, mean, covariance, slack=0.0):
     assert np.all(np.abs(np.cov(x.T) - covariance) < allowed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [1.0, 0.7])
 def test_projection_samples_as_its_linear_recursion(strength):
     count, snr = 12_000, 0.2

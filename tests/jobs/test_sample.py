@@ -55,6 +55,7 @@ def measurement(fields):
     return run._measurement
 
 
+@pytest.mark.slow
 def test_known_pixels_return_and_sample_k_belongs_to_input_k_modulo_their_number(checkpoint):
     fields = task("inpaint", "test:0-2", mask="left", method="projection")
     experiment, found = run_task(checkpoint, 8, fields)
@@ -68,6 +69,7 @@ def test_known_pixels_return_and_sample_k_belongs_to_input_k_modulo_their_number
     assert found.figure.shape == ((3 * 9 - 1) * 5, (4 * 9 - 1) * 5, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), [("mri", "pigdm"), ("super_resolve", "dps")])
 def test_guided_samples_come_nearer_to_their_measurements(checkpoint, name, method):
     """With 20 steps of noise, even a network that knows nothing follows the measurement."""
@@ -82,6 +84,7 @@ def test_guided_samples_come_nearer_to_their_measurements(checkpoint, name, meth
     assert error(found) < 0.8 * error(unguided)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "measure"),
     [
@@ -104,6 +107,7 @@ def test_measured_input_means_the_same_as_measuring_the_image(tmp_path, name, op
     np.testing.assert_allclose(measurement(simulated), measurement(given), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gray_images_are_measurements_of_color(tmp_path):
     image = np.random.default_rng(0).uniform(0, 1, (8, 8, 3)).astype(np.float32)
     np.save(tmp_path / "image.npy", image)
@@ -116,6 +120,7 @@ def test_gray_images_are_measurements_of_color(tmp_path):
     np.testing.assert_allclose(*found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_is_added_once_and_known(checkpoint):
     fields = task("inpaint", "test:0", mask="left")
     _, found = run_task(checkpoint, 4, fields | {"task.noise": 0.1})
@@ -125,6 +130,7 @@ def test_noise_is_added_once_and_known(checkpoint):
     np.testing.assert_array_equal(found.arrays["measurement"][:, :, 4:], 0)  # unknown, not noise
 
 
+@pytest.mark.slow
 def test_sdedit_repaints_from_the_time_up_to_which_noise_is_added(checkpoint):
     _, near = run_task(checkpoint, 4, task("sdedit", "test:0-3", start=0.01))
     experiment, far = run_task(checkpoint, 4, task("sdedit", "test:0-3", start=0.9))
@@ -133,6 +139,7 @@ def test_sdedit_repaints_from_the_time_up_to_which_noise_is_added(checkpoint):
     assert distances[0] < 8 < distances[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "ode"])
 def test_images_are_reconstructed_from_their_latents(checkpoint, name):
     steps = {"sampling.name": name, "sampling.steps": 60 if name == "ddim" else None}
@@ -142,6 +149,7 @@ def test_images_are_reconstructed_from_their_latents(checkpoint, name):
     assert np.abs(found.images.astype(float) - given).mean() < 255 / 16
 
 
+@pytest.mark.slow
 def test_interpolation_begins_and_ends_at_the_two_images(checkpoint):
     fields = {"sampling.steps": 60} | task("interpolate", "test:0,test:1")
     experiment, found = run_task(checkpoint, 5, fields)
@@ -151,6 +159,7 @@ def test_interpolation_begins_and_ends_at_the_two_images(checkpoint):
     assert len(found.images) == 5
 
 
+@pytest.mark.slow
 def test_plain_samples_do_not_depend_on_the_batches(checkpoint):
     experiment = built({})
     images, nfe = draw_all(experiment, checkpoint, 11)  # batches of 6 and 5
@@ -163,10 +172,14 @@ def test_plain_samples_do_not_depend_on_the_batches(checkpoint):
     assert plain.summary == f"NFE {nfe}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (task("mri", "test:999"), r"config\.task\.input='test:999' does not exist"),
+        (
+            task("mri", "test:999"),
+            r"config\.task\.input='test:999' does not exist; the test images are test:0",
+        ),
         (task("mri", "none.png"), r"config\.task\.input='none\.png' is not a file"),
         (
             task("mri", "test", input_is_measurement=True),
@@ -189,6 +202,7 @@ def test_wrong_inputs_are_refused_before_anything_runs(fields, message):
         TaskRun(experiment, experiment.sampler.task, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "labels"),
     [

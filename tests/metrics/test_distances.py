@@ -257,6 +257,7 @@ def test_kernel_distance_of_equal_distributions_is_zero_on_average():
     assert min(values) < 0, "an unbiased estimate of zero"
 
 
+@pytest.mark.slow
 def test_kernel_distance_errors_are_those_of_other_subsets_and_other_images():
     def of(seed, images):
         x, y = normal(300, 4, seed=2 * images), 0.5 + normal(300, 4, seed=2 * images + 1)

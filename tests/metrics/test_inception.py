@@ -64,6 +64,7 @@ def test_gray_is_repeated_and_other_channels_are_refused():
         preprocess(jnp.zeros((1, 6, 5, 3), jnp.uint8), resize="area")
 
 
+@pytest.mark.slow
 def test_pools_are_those_of_the_pixels_in_the_image():
     x = np.random.default_rng(0).normal(size=(1, 7, 8, 2)).astype(np.float32)
     for channel in range(2):
@@ -140,6 +141,7 @@ LOGITS = {
 }
 
 
+@pytest.mark.slow
 def test_network_is_that_of_pytorch_fid(random_weights, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     write_torch(tmp_path / "weights.pth", random_weights)
@@ -162,6 +164,7 @@ def test_network_is_that_of_pytorch_fid(random_weights, tmp_path):
     assert extractor.digest == f"{sha256_of(tmp_path / 'weights.pth')[:16]}-tf1"
 
 
+@pytest.mark.slow
 def test_every_tensor_is_accounted_for(random_weights):
     def refused(change: dict, message: str) -> None:
         tensors = {k: v for k, v in (random_weights | change).items() if v is not None}

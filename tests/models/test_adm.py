@@ -94,6 +94,7 @@ UNET = ADM(**SMALL, num_classes=3)
 CLASSIFIER = ADMClassifier(**TINY, num_classes=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_parameter_count_is_the_published_one(name):
     size, network, published = PUBLISHED_COUNTS[name]
@@ -101,6 +102,7 @@ def test_parameter_count_is_the_published_one(name):
     assert parameter_count(network, size) == published + conditional * 4 * network.features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCE_CASES)
 def test_output_equals_the_published_code(name):
     network, *labels = REFERENCE_CASES[name]
@@ -112,6 +114,7 @@ def test_output_equals_the_published_code(name):
         assert_published(y, reference, name, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resample", CHOICES["resample"])
 @pytest.mark.parametrize("scale_shift", [False, True])
 @pytest.mark.parametrize(("learned_variance", "outputs"), [(False, 2), (True, 4)])
@@ -135,6 +138,7 @@ def test_every_kind_of_network_keeps_the_resolution(
     assert y.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_labels_name_classes_and_none_is_the_last():
     network = ADM(**TINY, num_classes=3)
     params, (x, cond) = seeded_params(network), seeded_batch()
@@ -147,6 +151,7 @@ def test_labels_name_classes_and_none_is_the_last():
     np.testing.assert_allclose(f(), nothing, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "blocks", "attentions"),
     [(UNET, 10, 4), (ADMClassifier(**TINY, pool="adaptive"), 3, 1)],
@@ -169,8 +174,9 @@ def test_blocks_start_as_their_shortcuts_and_the_network_at_almost_zero(
         assert 0 < np.max(np.abs(leaf)) < 1e-4, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [UNET, CLASSIFIER], ids=["adm", "classifier"])
-def test_layers_have_the_published_epsilon_and_the_dtype_asked_for(network):
+def test_layers_have_the_published_epsilon_and_the_requested_dtype(network):
     """No output shows 1e-5 from 1e-6 where variances are near 1, nor where bfloat16 begins."""
     epsilons, dtypes = set(), set()
 
@@ -187,16 +193,19 @@ def test_layers_have_the_published_epsilon_and_the_dtype_asked_for(network):
     assert (epsilons, dtypes, y.dtype) == ({1e-5}, {"bfloat16"}, jnp.float32)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32():
     assert_bfloat16_is_close(ADM(**TINY))
 
 
+@pytest.mark.slow
 def test_derivatives_agree_and_every_parameter_learns():
     gradients = assert_derivatives_agree(ADM(**TINY, num_classes=3), jnp.array([0, 3]))
     table = gradients["classes/table"]
     assert list(np.any(table != 0, axis=1)) == [True, False, False, True]
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
     assert_dropout_acts_in_training_only(ADM(**TINY))
 
@@ -251,6 +260,7 @@ def test_images_that_do_not_fit_are_refused(network):
         network.validate(7, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [12, 36, 96])
 def test_group_check_refuses_exactly_what_the_layers_refuse(features):
     fields = {"features": features, "channel_multipliers": (0.5, 1), "heads": 1}

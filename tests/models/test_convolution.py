@@ -107,11 +107,13 @@ def assert_equal_to_lax(compute, case):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradients_are_those_of_lax(name, x64):
     assert_equal_to_lax(first_and_second_order, CASES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["3x3", "stride 2 odd"])
 def test_every_transformation_is_that_of_lax(name, x64):
     assert_equal_to_lax(transformed, CASES[name])
@@ -210,6 +212,7 @@ def test_groups_and_other_layouts_are_told():
         image_convolution(x, w, (1, 1), "SAME", dimension_numbers=("NCHW", "HWIO", "NHWC"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moved", ["jax.extend.core.Primitive", "jax.interpreters.ad.defbilinear"])
 def test_where_internals_of_jax_have_moved_networks_compute_the_same_by_lax(
     moved, monkeypatch, x64

@@ -53,6 +53,7 @@ PUBLISHED_COUNTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_parameter_count_is_the_published_one(name):
     fields, count = PUBLISHED_COUNTS[name]
@@ -61,6 +62,7 @@ def test_parameter_count_is_the_published_one(name):
     assert parameter_count(network, 32, 4) + positions == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCE_FIELDS)
 def test_output_equals_the_published_code(name):
     network = DiT(**REFERENCE_FIELDS[name])
@@ -119,7 +121,7 @@ def test_modulation_is_layer_norm_and_survives_a_large_mean():
     ],
 )
 @pytest.mark.parametrize("patch_size", [1, 4])
-def test_output_has_the_channels_asked_for(fields, channels, patch_size):
+def test_output_has_the_requested_channels(fields, channels, patch_size):
     network = DiT(**SMALL | fields | {"patch_size": patch_size})
     x, cond = jnp.zeros((3, 8, 8, 1)), jnp.zeros((3,))
     y, _ = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), x, cond, train=False))
@@ -127,6 +129,7 @@ def test_output_has_the_channels_asked_for(fields, channels, patch_size):
     assert y.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_network_starts_at_zero():
     network = DiT(**SMALL | {"depth": 1})
     x, cond = seeded_batch()
@@ -154,6 +157,7 @@ def test_blocks_start_as_the_identity():
     np.testing.assert_allclose(y[:, :, 2:], other[:, :, 2:], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_labels_matter_and_none_is_the_last():
     network = DiT(**SMALL, num_classes=4)
     f, params = compiled(network), seeded_params(network)
@@ -165,6 +169,7 @@ def test_labels_matter_and_none_is_the_last():
     np.testing.assert_allclose(labelled[1], nothing[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_agree_and_every_parameter_learns():
     network = DiT(**SMALL | {"depth": 1, "num_classes": 2})
     assert_derivatives_agree(network, jnp.array([1, 2]))
@@ -174,6 +179,7 @@ def test_bfloat16_is_close_to_float32():
     assert_bfloat16_is_close(DiT(**SMALL), 1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
     assert_dropout_acts_in_training_only(DiT(**SMALL))
 

@@ -10,7 +10,7 @@ from command_line import TINY, configuration
 from networks import quick_jit
 
 from errors import ConfigError
-from experiment.build import build
+from experiment import build
 from models.energy import energies, energy_gradient
 
 RNG = np.random.default_rng(0)
@@ -30,6 +30,7 @@ def jacobian(function, x):
     return np.asarray(slopes)
 
 
+@pytest.mark.slow
 def test_jacobian_of_the_gradient_is_symmetric_and_of_the_network_is_not(x64):
     plain, made = jacobian(network, X), jacobian(functools.partial(energy_gradient, network), X)
     assert np.max(np.abs(plain - plain.T)) > 0.1
@@ -37,18 +38,20 @@ def test_jacobian_of_the_gradient_is_symmetric_and_of_the_network_is_not(x64):
     np.testing.assert_allclose(made, made.T, atol=1e-12)
 
 
-@pytest.mark.parametrize("answer", [network, lambda x: jnp.sum(network(x), axis=(1, 2))])
-def test_line_integrals_are_differences_of_energies(answer, x64):
-    """For a network that answers images, and for one that answers numbers."""
+@pytest.mark.slow
+@pytest.mark.parametrize("make_output", [network, lambda x: jnp.sum(network(x), axis=(1, 2))])
+def test_line_integrals_are_differences_of_energies(make_output, x64):
+    """For a network that returns images, and for one that returns numbers."""
     points, weights = np.polynomial.legendre.leggauss(60)
     start, way = X[:1], X[1:2] - X[:1]
-    along = energy_gradient(answer, start + (points[:, None, None] + 1) / 2 * way)
+    along = energy_gradient(make_output, start + (points[:, None, None] + 1) / 2 * way)
     integral = np.sum(weights / 2 * np.sum(along * way, axis=(1, 2)))
-    low, high = energies(answer, jnp.asarray(X[:2]))
+    low, high = energies(make_output, jnp.asarray(X[:2]))
     assert abs(high - low) > 0.1
     np.testing.assert_allclose(integral, high - low, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_what_is_a_gradient_already_stays_what_it_is(x64):
     """A symmetric linear network; and no image's energy depends on another image."""
 
@@ -60,7 +63,7 @@ def test_what_is_a_gradient_already_stays_what_it_is(x64):
     np.testing.assert_allclose(energy_gradient(network, X), alone, atol=1e-12)
 
 
-def test_answer_of_another_shape_is_told():
+def test_output_of_another_shape_is_refused():
     with pytest.raises(
         ValueError, match=r"needs a network whose output has the shape \(3, 2, 3\) or \(3,\), not"
     ):
@@ -70,11 +73,12 @@ def test_answer_of_another_shape_is_told():
 ENERGY = TINY | {"denoiser.energy": True, "model.dropout": 0.1, "loss.name": "sliced"}
 
 
+@pytest.mark.slow
 def test_unet_of_a_configuration_has_a_symmetric_score():
     """<u, J v> = <v, J u> by forward mode over the gradient, of one image at a time."""
     rng = np.random.default_rng(1)
     x, u, v = (jnp.asarray(rng.normal(size=(2, 8, 8, 1)), jnp.float32) for _ in range(3))
-    experiment = build(configuration(ENERGY))
+    experiment = build.build(configuration(ENERGY))
     leaves, tree = jax.tree.flatten(experiment.trainer.abstract_state().params)
     params = tree.unflatten([0.3 * rng.normal(size=leaf.shape).astype("f4") for leaf in leaves])
 
@@ -96,6 +100,6 @@ def test_unet_of_a_configuration_has_a_symmetric_score():
 def test_learned_variance_has_no_energy():
     fields = ENERGY | {"denoiser.parameterization": "eps_learned_variance"}
     with pytest.raises(
-        ConfigError, match=r"config\.denoiser\.energy=True needs a network with one output"
+        ConfigError, match=r"config\.denoiser\.energy=True needs a network with one output, not"
     ):
-        build(configuration(fields))
+        build.build(configuration(fields))

@@ -56,12 +56,14 @@ def shallow(monkeypatch):
     monkeypatch.setitem(SIZES, 1, ((1, 1),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
 def test_parameter_count_is_the_published_one(name):
     network, count = PUBLISHED_COUNTS[name]
     assert parameter_count(network) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCES)
 def test_output_equals_the_published_code(name):
     network = REFERENCES[name]
@@ -156,6 +158,7 @@ def test_kernels_and_biases_start_within_the_bound_of_pytorch():
         assert np.std(leaf) == pytest.approx(bound / math.sqrt(3), rel=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 def test_noise_levels_are_rounded_and_images_do_not_depend_on_their_batch():
     network = RefineNet(features=4, size=1, num_timesteps=4)
@@ -169,11 +172,13 @@ def test_noise_levels_are_rounded_and_images_do_not_depend_on_their_batch():
     assert not np.allclose(other[1], y[1], atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 def test_bfloat16_is_close_to_float32_and_answers_in_float32():
     assert_bfloat16_is_close(RefineNet(features=4, size=1), cond=TIMESTEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("num_timesteps", [0, 4])
 def test_derivatives_agree_and_every_parameter_learns(num_timesteps):
@@ -181,7 +186,7 @@ def test_derivatives_agree_and_every_parameter_learns(num_timesteps):
     assert_derivatives_agree(network, cond=TIMESTEPS)
 
 
-def test_output_has_the_channels_asked_for():
+def test_output_has_the_requested_channels():
     network, x = NCSNv2(features=4, out_channels=2), jnp.zeros((3, 8, 8, 1))
     variables = jax.eval_shape(
         lambda key: network.init_with_output(key, x, jnp.zeros(3), train=True), jax.random.key(0)

@@ -35,6 +35,7 @@ def test_parameter_count_is_the_published_one():
     assert parameter_count(WideResNet(), 32) == 38_913_242
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCE_FIELDS)
 def test_logits_equal_the_published_code(name):
     network = WideResNet(**REFERENCE_FIELDS[name])
@@ -71,6 +72,7 @@ def test_noise_level_matters_and_an_image_does_not_depend_on_its_batch():
     assert not np.allclose(f(params, x, cond + 0.1), both, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_differences_and_all_but_the_frequencies_learn():
     """<grad, v> equals a central difference along v, in float64, for images as for weights."""
     network = WideResNet(**SMALL)

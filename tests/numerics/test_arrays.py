@@ -23,6 +23,7 @@ def test_sum_runs_over_all_axes_but_the_first():
     np.testing.assert_array_equal(sum_per_sample(jnp.asarray(x)), [x[0].sum(), x[1].sum()])
 
 
+@pytest.mark.slow
 def test_noise_of_a_sample_is_a_function_of_its_key_alone():
     indices = jnp.array([7, 3, 11])
     noise = normal_like(sample_keys(KEY, indices), jnp.zeros((3, 5)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numerics.ode import ODEOptions, integrate, require_success
+from numerics.ode import ODE_METHODS, ODEOptions, integrate, require_success
 
 TIGHT = ODEOptions(rtol=1e-9, atol=1e-9)
 COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
@@ -28,6 +28,7 @@ Y0 = np.array([[1.0, 0.0], [0.3, -2.0]])
 RATE = 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["dopri5", "tsit5", "dopri8", "heun"])
 def test_tighter_tolerance_means_smaller_error_and_every_call_is_counted(x64, solver):
     """Rejected steps, and the evaluations before the first step, are calls of the field too."""
@@ -50,6 +51,7 @@ def test_tighter_tolerance_means_smaller_error_and_every_call_is_counted(x64, so
     assert errors[1] < 1e-4
 
 
+@pytest.mark.slow
 def test_integration_runs_backwards_and_keeps_frames(x64):
     start = jnp.asarray(spiral_solution(2.0, Y0, RATE))
     solution = integrate(spiral, start, jnp.full(2, RATE), t0=2.0, t1=0.5, options=TIGHT, frames=4)
@@ -60,6 +62,7 @@ def test_integration_runs_backwards_and_keeps_frames(x64):
     np.testing.assert_allclose(solution.y, spiral_solution(0.5, Y0, RATE), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_sample_has_steps_of_its_own():
     rates = jnp.array([0.5, -30.0])
     y0, apart = jnp.asarray(Y0, jnp.float32), []
@@ -74,10 +77,12 @@ def test_each_sample_has_steps_of_its_own():
 
 
 def test_success_passes_silently():
-    assert require_success(jnp.array([True, True]), "anything", COARSE) is None
+    solution = integrate(spiral, jnp.asarray(Y0), jnp.full(2, RATE), t0=0.0, t1=0.1, options=COARSE)
+    assert require_success(solution, "anything", COARSE) is None
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ODE_METHODS)
 def test_every_call_is_counted_when_the_first_steps_are_rejected(solver):
     """A rejected step leaves no stage to reuse, so its first stage is evaluated again."""
     calls = []
@@ -105,8 +110,8 @@ def test_every_call_is_counted_when_the_first_steps_are_rejected(solver):
     [
         ({"solver": "no"}, "solver='no' is unknown; choose one of: bosh3, dopri5"),
         ({"solver": "kvaerno5"}, "solver='kvaerno5' is unknown; choose one of: bos"),
-        ({"rtol": 0.0}, r"rtol=0\.0 must lie between 0 and 1"),
-        ({"atol": 1.0}, r"atol=1\.0 must lie between 0 and 1"),
+        ({"rtol": 0.0}, r"rtol=0\.0 must lie in \(0, 1\)"),
+        ({"atol": 1.0}, r"atol=1\.0 must lie in \(0, 1\)"),
         (
             {"step_size_control": "no"},
             "step_size_control='no' is unknown; choose one of: batch, per",

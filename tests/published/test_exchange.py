@@ -109,6 +109,7 @@ def openai_file():
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_file_is_imported_and_sampled_from(tmp_path, family):
     workdir, source = tmp_path / "run", FAMILIES[family][2] or openai_file()
@@ -122,6 +123,7 @@ def test_file_is_imported_and_sampled_from(tmp_path, family):
         assert file["samples"].shape == (2, 8, 8, 3)
 
 
+@pytest.mark.slow
 def test_export_of_an_import_is_what_was_imported(tmp_path):
     """And neither overwrites what is there."""
     family, workdir = "score_sde_pytorch", tmp_path / "run"
@@ -151,6 +153,7 @@ class Evil:
         return (print, ("the file was run",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -171,6 +174,7 @@ def test_file_that_cannot_be_used_is_one_line(tmp_path, content, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_missing_flags_are_errors(tmp_path):
     for mode, flag in (("import", "source"), ("export", "target")):
         call = run(*flags(mode, tmp_path / "run", "edm"))
@@ -178,6 +182,7 @@ def test_missing_flags_are_errors(tmp_path):
         assert f"--mode={mode} needs --{flag}=FILE" in call.stderr
 
 
+@pytest.mark.slow
 def test_file_of_another_network_names_the_configuration_that_fits():
     """What is missing, surplus or misshapen, and where it would fit."""
     candidate = exchange.Candidate("edm", *build_network(configuration("edm")))
@@ -193,6 +198,7 @@ def test_file_of_another_network_names_the_configuration_that_fits():
     assert "config=score_sde_jax" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["score_sde_pytorch", "score_sde_jax", "diffusers"])
 def test_file_of_another_family_of_networks_is_refused(family):
     candidate = exchange.Candidate("openai", *build_network(configuration("openai")))

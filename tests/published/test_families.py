@@ -140,6 +140,7 @@ def denoised(process, network, params, labels):
     return x0 if process.centered else 2 * x0 - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EDM_CASES)
 def test_networks_of_edm_denoise_as_the_originals(name):
     process, network, labels = EDM_CASES[name]
@@ -147,6 +148,7 @@ def test_networks_of_edm_denoise_as_the_originals(name):
     assert_close(denoised(process, network, params, labels), name)
 
 
+@pytest.mark.slow
 def test_a_file_of_edm_denoises_as_the_original():
     params = imported(edm, read.read(DATA / "edm.pt"), EDM_FILE)
     assert_close(denoised(VE, EDM_FILE, params, None), "file_edm")
@@ -164,6 +166,7 @@ def test_labels_of_edm_that_do_not_fit_one_another_are_refused():
         imported(edm, wrong, EDM_CASES["edm_song"][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -190,6 +193,7 @@ def test_a_filter_of_edm_is_told():
 LABEL = np.array([249.75, 499.5], np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "order"), [("guided", "legacy"), ("guided_new", "new")])
 def test_guided_diffusion_computes_as_the_original(name, order):
     params = imported(openai, tree("guided"), GUIDED, attention_order=order)
@@ -197,11 +201,13 @@ def test_guided_diffusion_computes_as_the_original(name, order):
     assert not params["classes"]["table"][-1].any()
 
 
+@pytest.mark.slow
 def test_improved_diffusion_computes_as_the_original():
     params = imported(openai, tree("improved"), IMPROVED)
     assert_close(compiled(IMPROVED)(params, images(), LABEL), "improved")
 
 
+@pytest.mark.slow
 def test_classifier_computes_as_the_original():
     content = tree("classifier_attention")
     params = openai.import_classifier(
@@ -215,7 +221,7 @@ def test_classifier_computes_as_the_original():
 
 
 def test_networks_that_openai_would_normalize_otherwise_are_refused():
-    with pytest.raises(ValueError, match=r"narrowest level has 64 channels.*128 or more"):
+    with pytest.raises(ValueError, match=r"narrowest resolution has 64 channels.*128 or more"):
         openai.weights(GUIDED.clone(features=64), SIZE)
     with pytest.raises(ValueError, match=r"attention_order='old' is unknown.*legacy, new"):
         openai.weights(GUIDED, SIZE, "old")
@@ -226,11 +232,13 @@ def test_networks_that_openai_would_normalize_otherwise_are_refused():
 SIGMA = 0.01 * 5000.0**TIMES
 
 
+@pytest.mark.slow
 def test_ddpm_of_diffusers_computes_as_the_original():
     params = imported(diffusers, tree("diffusers_ddpm"), GOOGLE)
     assert_close(compiled(GOOGLE)(params, images(), LABEL), "diffusers_ddpm")
 
 
+@pytest.mark.slow
 def test_ncsnpp_of_diffusers_computes_as_the_original():
     params = imported(diffusers, tree("diffusers_ncsnpp"), LARGE)
     x = 2 * images() - 1  # center_input_sample
@@ -244,6 +252,7 @@ def test_a_folder_of_diffusers_computes_as_the_original():
     assert_close(compiled(network)(params, x, np.log(SIGMA)), "file_diffusers")
 
 
+@pytest.mark.slow
 def test_ddpm_may_be_given_as_settings_of_ncsnpp():
     content = tree("diffusers_ddpm")
     network = NCSNpp(dropout=0.0, **diffusers.settings(content["config"]))
@@ -334,6 +343,7 @@ def test_what_no_family_knows_is_refused(content):
             imported(family, content, network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_both_sets_are_equal_and_share_no_memory(name):
     family, network, _ = FAMILIES[name]

@@ -60,6 +60,7 @@ def equal(a, b):
     return jax.tree.all(same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATES)
 def test_imported_network_computes_what_the_original_does(name):
     network, _, step = STATES[name]
@@ -87,7 +88,7 @@ def test_exported_state_is_imported_bit_for_bit(tmp_path, name):
 
 
 def test_export_has_the_layout_of_the_original(tmp_path):
-    """But for the table of noise levels and what Adam has learnt since PyTorch 1.7."""
+    """Except for the table of noise levels and Adam's options since PyTorch 1.7."""
     state, path = imported("pytorch"), tmp_path / "checkpoint.pth"
     score_sde.export_pytorch(
         PYTORCH, 8, state.params, state.ema_params, 1234, path, ema_decay=0.999
@@ -118,7 +119,7 @@ def test_export_refuses_averages_it_has_no_place_for(tmp_path):
 
 
 def test_network_that_does_not_run_there_is_not_exported(tmp_path):
-    with pytest.raises(ValueError, match="'ncsn', which score_sde_pytorch cannot run"):
+    with pytest.raises(ValueError, match="'ncsn' cannot run in score_sde_pytorch"):
         score_sde.export_pytorch(NCSN(), 32, {}, {}, 1, tmp_path / "a.pth")
 
 
@@ -134,6 +135,7 @@ def build(case, implementation):
 CASES = [(name, code) for name in NAMES for code in ("jax", "pytorch") if code in NAMES[name]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), CASES)
 def test_rules_have_the_names_of_the_original(name, code):
     case = NAMES[name]

@@ -89,6 +89,7 @@ def ours(schedule, grid, variance):
     return sample(KEY, denoiser, SHAPE, solver=solver, schedule=walk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "variance"),
     [("linear", "small"), ("linear", "large"), ("linear", "learned"), ("cosine", "learned")],
@@ -100,6 +101,7 @@ def test_chain_is_the_papers(x64, schedule, variance):
         assert samples.nfe == len(kept)
 
 
+@pytest.mark.slow
 def test_learned_variance_spans_small_to_large(x64):
     """-1 is the small variance, 1 the large one, 0 their geometric mean; for chains or not."""
     sde, t, s = VESDE(), jnp.float64(0.4), jnp.float64(0.3)
@@ -136,7 +138,7 @@ def test_learned_variance_needs_a_network_that_answers_one():
             keys, denoiser, Step(x, x), *jnp.array([0.4, 0.3])
         )
 
-    with pytest.raises(ValueError, match=r"variance='learned' needs a network that answers one"):
+    with pytest.raises(ValueError, match=r"variance='learned' needs a network that predicts var"):
         jax.eval_shape(step, jnp.zeros(SHAPE))
     with pytest.raises(ValueError, match=r"variance='big' is unknown; choose one of: large, lea"):
         Ancestral(variance="big")

@@ -62,7 +62,7 @@ def grid(sde, steps=STEPS):
 def walk(plan, predict, x):
     """The states of a table, by its definition."""
     states, history = [x], []
-    for t, weights, noise, z in zip(*plan.rows, NOISE, strict=False):
+    for t, weights, noise, z in zip(*plan.steps, NOISE, strict=False):
         history = [predict(states[-1], t), *history]
         x = weights[0] * states[-1] + sum(w * m for w, m in zip(weights[1:], history, strict=False))
         states.append(x + noise * z)
@@ -109,9 +109,6 @@ def step_orders(order, steps, final, rising):
 def phi(k, h):
     """phi_k(h) by its recursion (2206.00927, App. B.1)."""
     return np.exp(h) if k == 0 else (phi(k - 1, h) - 1 / factorial(k - 1)) / h
-
-
-# --- DPM-Solver -----------------------------------------------------------------------------------
 
 
 def dpm_single(world, x, times, orders):
@@ -226,7 +223,7 @@ def test_third_order_is_exact_for_parabolas_in_lambda(prediction):
     times = grid(sde)
     level = coefficients_at(sde, times)
     solver = DPMSolver(order=3, prediction=prediction, lower_order_final=False)
-    weights = solver.plan(sde, times).rows.weights
+    weights = solver.plan(sde, times).steps.weights
     parabola = np.polynomial.Polynomial([0.3, -0.5, 0.2])
     for i in range(2, STEPS):
         half_log_snr = np.linspace(level.half_log_snr[i], level.half_log_snr[i + 1], 20001)
@@ -254,9 +251,6 @@ def test_stages_divide_the_step_evenly_in_lambda():
     for (first, last), order in zip(pairwise(ends), orders, strict=True):
         even = np.linspace(half_log_snr[first], half_log_snr[last], order + 1)
         np.testing.assert_allclose(half_log_snr[first : last + 1], even, atol=1e-9)
-
-
-# --- UniPC and DEIS -------------------------------------------------------------------------------
 
 
 def unipc(world, x, times, orders, variant):
@@ -300,7 +294,7 @@ def test_unipc_is_the_papers(x64, order, process, final):
 def test_b_of_h_counts_at_the_ends_alone():
     sde = PROCESSES["vp"]
     bh1, bh2 = (
-        UniPC(order=3, variant=variant).plan(sde, grid(sde)).rows.weights
+        UniPC(order=3, variant=variant).plan(sde, grid(sde)).steps.weights
         for variant in ("bh1", "bh2")
     )
     differ = np.abs(bh1 - bh2).max(axis=1) > 1e-9
@@ -345,7 +339,7 @@ def test_deis_of_one_prediction_is_ddim(process):
     sde = PROCESSES[process]
     times = grid(sde)
     ours, ddim = DEIS(order=1).plan(sde, times), DDIM().plan(sde, times)
-    np.testing.assert_allclose(ours.rows.weights, ddim.rows.weights, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(ours.steps.weights, ddim.steps.weights, rtol=1e-9, atol=1e-12)
 
 
 def test_deis_where_lambda_is_linear_in_time_is_dpm_solver():
@@ -353,10 +347,7 @@ def test_deis_where_lambda_is_linear_in_time_is_dpm_solver():
     times = grid(sde)
     dpm = DPMSolver(order=3, prediction="eps", lower_order_final=False).plan(sde, times)
     ours = DEIS(order=3).plan(sde, times)
-    np.testing.assert_allclose(ours.rows.weights[2:], dpm.rows.weights[2:], rtol=1e-9)
-
-
-# --- all ------------------------------------------------------------------------------------------
+    np.testing.assert_allclose(ours.steps.weights[2:], dpm.steps.weights[2:], rtol=1e-9)
 
 
 SOLVERS = [
@@ -380,14 +371,14 @@ def test_a_constant_prediction_is_solved_exactly(name):
         t, s = (
             coefficients_at(sde, plan.times[part]) for part in (slice(None, -1), slice(1, None))
         )
-        kind, of_x = plan.kernel.prediction, plan.rows.weights[:, 0]
-        of_predictions = plan.rows.weights[:, 1:].sum(axis=1)
+        kind, of_x = plan.function.prediction, plan.steps.weights[:, 0]
+        of_predictions = plan.steps.weights[:, 1:].sum(axis=1)
         if kind == "x0":
             signal = of_x * t.alpha + of_predictions
-            variance = (of_x * t.sigma) ** 2 + plan.rows.noise**2
+            variance = (of_x * t.sigma) ** 2 + plan.steps.noise**2
             np.testing.assert_allclose(signal, s.alpha, rtol=1e-9)
             np.testing.assert_allclose(variance, s.sigma**2, rtol=1e-9)
-        elif not plan.kernel.stochastic:
+        elif not plan.function.stochastic:
             np.testing.assert_allclose(of_x * t.alpha, s.alpha, rtol=1e-9)
             np.testing.assert_allclose(of_x * t.sigma + of_predictions, s.sigma, rtol=1e-8)
 

@@ -52,10 +52,10 @@ def truth():
 
     def velocity(log_s, y):
         s = np.exp(log_s)
-        centred = y.reshape(-1, 1, 2) - PLANE.means
+        centered = y.reshape(-1, 1, 2) - PLANE.means
         covariances = PLANE.covariances + s**2 * np.eye(2)
-        pulls = np.linalg.solve(covariances, centred[..., None])[..., 0]
-        logs = np.log(PLANE.weights) - 0.5 * (centred * pulls).sum(-1)
+        pulls = np.linalg.solve(covariances, centered[..., None])[..., 0]
+        logs = np.log(PLANE.weights) - 0.5 * (centered * pulls).sum(-1)
         logs -= 0.5 * np.linalg.slogdet(covariances)[1]
         shares = np.exp(logs - logs.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
@@ -97,6 +97,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @every_process
 def test_error_to_the_flow_has_the_solvers_order(x64, truth, sde):
     steps = np.array([40, 80, 160])
@@ -114,6 +115,7 @@ STOCHASTIC = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STOCHASTIC)
 @pytest.mark.parametrize("process", ["vp", "ve", "linear"])
 def test_samples_of_stochastic_solvers_follow_the_marginal(process, name):
@@ -125,17 +127,19 @@ def test_samples_of_stochastic_solvers_follow_the_marginal(process, name):
     assert_samples_follow(x, WIDE.marginal(sde, 1e-2), bias=0.15 if name == "ddim" else 0.01)
 
 
-@pytest.mark.parametrize("form", ["ddpm", "ddim"])
-def test_samples_with_the_best_variance_follow_the_marginal(form):
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["ddpm", "ddim"])
+def test_samples_with_the_best_variance_follow_the_marginal(family):
     """The moments are estimated from 1000 of the data, as a run would; 60 steps leave a bias."""
     sde, schedule = VP, Schedule(grid="log_snr", steps=60, t_min=1e-2, final_step="none")
     denoiser, data = WIDE.denoiser(sde), jnp.asarray(WIDE.sample(1, 1000), jnp.float32)
     moments = estimate_moments(KEY, denoiser, [data], schedule.of(sde))
-    solver = AnalyticDPM(family=form, moments=moments)
+    solver = AnalyticDPM(family=family, moments=moments)
     x = sample(KEY, denoiser, (1000, 8), solver=solver, schedule=schedule).x
     assert_samples_follow(x, WIDE.marginal(sde, 1e-2), bias=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SOLVERS.keys() - {"pc", "analytic"}))
 def test_nfe_is_the_number_of_network_calls(name):
     calls = []
@@ -151,6 +155,7 @@ def test_nfe_is_the_number_of_network_calls(name):
     assert samples.nfe == len(calls)
 
 
+@pytest.mark.slow
 def test_predictor_without_a_corrector_is_the_predictor(x64):
     """Its steps are DDIM's with eta = 1, as the paper writes them (arXiv:2010.02502, Eq. 12)."""
     for sde in (PROCESSES["vp"], PROCESSES["ve"]):
@@ -192,9 +197,9 @@ def test_decoding_an_encoding_is_exact_in_the_limit_of_many_steps(x64):
             "order=3 needs at least 3",
         ),
         (lambda: AnalyticDPM().plan(VP, np.array([1.0, 0.5])), "run --mode=moments first"),
-        (lambda: Heun(churn_min=1.0), "churn_min=1.0 has no meaning with s_churn=0"),
+        (lambda: Heun(churn_min=1.0), "churn_min=1.0 is not used with s_churn=0"),
     ],
 )
-def test_solver_that_is_not_defined_for_what_is_asked_says_so(make, message):
+def test_solver_that_does_not_suit_its_fields_or_grid_says_so(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()

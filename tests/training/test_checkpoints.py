@@ -118,6 +118,7 @@ def run_child(code, *args):
     )
 
 
+@pytest.mark.slow
 def test_round_trip_is_exact(tmp_path):
     save_all(tmp_path / "run", [7])
     restored = Checkpoints(tmp_path / "run").restore(template(make_state()))
@@ -147,6 +148,7 @@ def test_opening_and_reading_touch_nothing(tmp_path):
     assert os.listdir(run) == ["1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "left"), [(1, (4,)), (3, (2, 3, 4)), (0, (1, 2, 3, 4))])
 def test_keep(tmp_path, keep, left):
     assert save_all(tmp_path, [1, 2, 3, 4], keep=keep).steps() == left
@@ -186,6 +188,7 @@ def test_state_may_be_donated_during_the_save_and_after_restore(tmp_path):
     assert_same(make_state(0), like)
 
 
+@pytest.mark.slow
 def test_another_number_of_devices(tmp_path):
     code = """
         import sys, jax, numpy as np
@@ -385,6 +388,7 @@ def assert_survived_full_disk(done, directory, cause):
         assert line.endswith("and run the same command again to resume")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [500_000, 2_000, 100, 0])
 def test_full_disk_by_file_size_limit(tmp_path, room):
     directory = tmp_path / "run"
@@ -392,6 +396,7 @@ def test_full_disk_by_file_size_limit(tmp_path, room):
     assert_survived_full_disk(done, directory, "File too large")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [500_000, 0])
 def test_full_disk_by_small_file_system(tmp_path, room):
     disk = tmp_path / "disk"
@@ -425,6 +430,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.5, 1.5])
 def test_killed_while_saving(tmp_path, delay):
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
@@ -447,6 +453,7 @@ def test_killed_while_saving(tmp_path, delay):
     assert sorted(map(int, os.listdir(tmp_path))) == [*steps, 3]
 
 
+@pytest.mark.slow
 def test_import_is_light_and_orbax_is_quiet(tmp_path):
     code = """
         import sys

@@ -61,6 +61,7 @@ def run(trainer, steps, state=None, key=KEY):
     return state, losses
 
 
+@pytest.mark.slow
 def test_classes_reach_the_network_except_for_the_dropped_ones():
     seen = []
 
@@ -80,6 +81,7 @@ def test_classes_reach_the_network_except_for_the_dropped_ones():
     assert np.any(seen[0] != seen[1])
 
 
+@pytest.mark.slow
 def test_step_with_classes_takes_them_on_any_number_of_devices():
     def biased(params, x, t, labels):
         return x @ params["kernel"] + params["bias"][None] + labels[:, None]
@@ -178,6 +180,7 @@ def test_objective_gives_loss_and_dropout_keys_of_their_own():
     assert len(np.unique(bits, axis=0)) == 3
 
 
+@pytest.mark.slow
 def test_one_device_and_four_train_alike():
     alone, losses = run(make_trainer(parallel=ONE), 5)
     together, sharded = run(make_trainer(parallel=FOUR), 5)
@@ -293,6 +296,7 @@ def test_average_warms_up():
     assert (1 + 19) / (10 + 19) > 0.6 > 1 / 10  # both branches were met
 
 
+@pytest.mark.slow
 def test_step_averages_the_new_parameters():
     trainer = make_trainer(average=MovingAverage(rate=0.75, warmup=False))
     start = jax.tree.map(np.asarray, trainer.init_state(KEY).params)
