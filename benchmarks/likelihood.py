@@ -144,7 +144,7 @@ def cost(digits: Digits, truth: np.ndarray, solvers: list[str], rtol: float) -> 
     """Print evaluations, seconds and errors of each solver in each variable."""
     print(f"\ntolerance {rtol:g}; reference {truth.mean():.4f} bits/dim")
     print("                                               bits/dim minus reference:")
-    print("  solver  variable     NFE slowest   s/image     mean   mean error per image")
+    print("  solver  variable     NFE slowest   s/image     mean   mean absolute error")
     for solver in solvers:
         for variable in sorted(VARIABLES):
             ode = ODEOptions(solver=solver, rtol=rtol, atol=rtol)
@@ -207,11 +207,11 @@ def against_published(digits: Digits, truth: np.ndarray, rtol: float, repeats: i
     """Print seconds, evaluations and bits/dim of all programs, which take turns."""
     ode = ODEOptions(rtol=rtol, atol=rtol)
     batch = dataclasses.replace(ode, step_size_control="batch")
-    variable = LikelihoodOptions().variable
+    variable = LikelihoodOptions().ode_variable
     sides = {
         "SciPy, two programs": lambda: published(digits, rtol, 2),
         "SciPy, one program": lambda: published(digits, rtol, 1),
-        f"ours, {variable}, {ode.control}": lambda: ours(digits, variable, ode),
+        f"ours, {variable}, {ode.step_size_control}": lambda: ours(digits, variable, ode),
         "ours, t, batch": lambda: ours(digits, "t", batch),
     }
     found = {name: [] for name in sides}
@@ -225,7 +225,7 @@ def against_published(digits: Digits, truth: np.ndarray, rtol: float, repeats: i
     reference = found[one][-1].bits
     print(f"\ntolerance {rtol:g}; seconds of the batch, median (range) of {repeats}")
     print("speedup over SciPy with two programs, with one; mean and largest NFE; bits/dim,")
-    print("minus SciPy's; minus the reference: mean, mean error per image")
+    print("minus SciPy's; minus the reference: mean, mean absolute error")
     for name, tries in found.items():
         bits, nfe = tries[-1].bits, tries[-1].nfe
         error = bits - truth
