@@ -211,7 +211,7 @@ def run(
     marks = _marks(plan.times, frames)
     # Padded, so that one program serves any number of steps.
     steps = jax.tree.map(
-        lambda rows: jnp.asarray(pad_to_block(np.asarray(rows)), x.dtype),
+        lambda leaf: jnp.asarray(pad_to_block(np.asarray(leaf)), x.dtype),
         (plan.steps, plan.times[1:]),
     )
     # Made of x, so that it is spread over the devices as x is.
@@ -301,7 +301,7 @@ def _advance(
     project = partial(_project, projection, denoiser.sde)
 
     def body(number: Int[Array, ""], progressed: _Progress) -> _Progress:
-        step, end = jax.tree.map(lambda rows: rows[number], steps)
+        step, end = jax.tree.map(lambda leaf: leaf[number], steps)
         step_keys = fold_in_each(keys, 1 + number)  # 0 drew the prior
         state = function.step(step_keys, denoiser, progressed.state, step, project)
         state = project(step_keys, state, end)
