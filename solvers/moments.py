@@ -102,7 +102,7 @@ class EpsMoments:
 
     @classmethod
     def load(cls, path: Path) -> "EpsMoments":
-        """Load what `save` wrote.
+        """Load moments from a file that `save` wrote.
 
         Raises:
             FileNotFoundError: if there is no such file.

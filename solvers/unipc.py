@@ -47,7 +47,7 @@ class UniPC:
     Args:
         order: k, 1 to 4; the first steps have orders 1, 2, ...
         variant: B(h), "bh1" or "bh2"; from order 3 on they differ at the two ends only.
-        prediction: what the polynomial replaces, "x0" or "eps".
+        prediction: the prediction that the polynomial replaces, "x0" or "eps".
         lower_order_final: lower the order by one per step at the end, down to 1, as in DPMSolver.
 
     Raises:
