@@ -1,8 +1,8 @@
 """Sampling: the protocol of solvers, and the one loop that runs them.
 
-A solver plans. Along a grid of decreasing times it lays out steps: the inputs of its step function,
-which one jitted loop then applies. What a step holds is the solver's own affair: times for
-Predictor-Corrector, coefficients of a linear combination for the solvers of `solvers/tables.py`.
+A solver makes a plan: steps along a grid of decreasing times. A step is the input of the solver's
+step function, which one jitted loop applies. Its contents depend on the solver: times for
+Predictor-Corrector, weights of a linear combination for the solvers of `solvers/tables.py`.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ Project = Callable[[Keys, Any, Scalar], Any]
 
 @runtime_checkable
 class StepFunction(Protocol):
-    """What the loop applies to each step; hashable, since jit takes it as static."""
+    """A function that the loop applies to each step; hashable, since jit takes it as static."""
 
     @property
     def evaluations(self) -> int:
@@ -117,7 +117,7 @@ class Solver(Protocol):
     """A method to get from the prior to the data in fixed steps."""
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
-        """Lay out the steps along decreasing times.
+        """Plan the steps along decreasing times.
 
         Raises:
             ValueError: if the solver does not suit this process or this grid.
@@ -211,7 +211,7 @@ def run(
     marks = _marks(plan.times, frames)
     # Padded, so that one program serves any number of steps.
     steps = jax.tree.map(
-        lambda rows: jnp.asarray(pad_to_block(np.asarray(rows)), x.dtype),
+        lambda leaf: jnp.asarray(pad_to_block(np.asarray(leaf)), x.dtype),
         (plan.steps, plan.times[1:]),
     )
     # Made of x, so that it is spread over the devices as x is.
@@ -301,7 +301,7 @@ def _advance(
     project = partial(_project, projection, denoiser.sde)
 
     def body(number: Int[Array, ""], progressed: _Progress) -> _Progress:
-        step, end = jax.tree.map(lambda rows: rows[number], steps)
+        step, end = jax.tree.map(lambda leaf: leaf[number], steps)
         step_keys = fold_in_each(keys, 1 + number)  # 0 drew the prior
         state = function.step(step_keys, denoiser, progressed.state, step, project)
         state = project(step_keys, state, end)

@@ -163,8 +163,8 @@ class Schedule:
         """Return the strictly decreasing times of this schedule for a process, in float64.
 
         Raises:
-            ValueError: if so many steps make neighboring times equal in float32, or the process has
-                no such grid.
+            ValueError: if there are so many steps that neighboring times are equal in float32, or
+                the process has no such grid.
         """
         times = self._times_of(sde)
         steps = len(times) - 1

@@ -273,7 +273,7 @@ def integrate(
 def require_success(solution: Solution, name: str, options: Any) -> None:
     """Raise IntegrationError unless the solves of all samples succeeded.
 
-    `name` says in messages what was solved; `options` has the limits max_steps, rtol and atol.
+    `name` is the name of the solve in messages; `options` has the limits max_steps, rtol and atol.
     """
     failed, times = ~np.asarray(solution.success), np.asarray(solution.t_stopped)
     if not failed.any():

@@ -1,7 +1,7 @@
 """Solver families, one file each, and their names.
 
-What a `sampling.Solver` is, `sampling.sample` runs in fixed steps along a `time_grids.Schedule`;
-the adaptive samplers choose their own steps, each a function with options of its own.
+`sampling.sample` runs a `sampling.Solver` in fixed steps along a `time_grids.Schedule`. Adaptive
+samplers choose their own steps; each is a function with options of its own.
 """
 
 from numerics.ode import ODEOptions

@@ -1,4 +1,4 @@
-"""What the adaptive samplers share: their ends, snapshots, and the check of their solves."""
+"""Shared parts of the adaptive samplers: ends, snapshots, and the check of a solve."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -90,7 +90,7 @@ def checked_samples(
         solution: the solve, as `finished` returns it.
         times: the times of its path.
         options: have t_min and final_step.
-        name: says in messages what was solved.
+        name: the name of the solve in messages.
         limits: have max_steps, rtol and atol.
 
     Raises:

@@ -80,20 +80,20 @@ class AnalyticDPM:
             )
         if self.timestep_choice == "optimal":
             times = _optimal(sde, self.moments, times)
-        level = coefficients_at(sde, times)
-        sigma, step = level.sigma[1:], np.diff(level.half_log_snr)
+        coefficients = coefficients_at(sde, times)
+        sigma, step = coefficients.sigma[1:], np.diff(coefficients.half_log_snr)
         if self.family == "ddpm":
             least, of_eps = sigma**2 * -np.expm1(-2 * step), -2 * sigma * np.sinh(step)
         else:
             least, of_eps = 0.0, -sigma * np.expm1(step)
-        before = Coefficients(*(values[:-1] for values in level))
+        before = Coefficients(*(values[:-1] for values in coefficients))
         unknown = 1 - self.moments.at(sde, before)
         if self.clip_x0_range is not None:
             unknown = np.minimum(unknown, self.clip_x0_range**2 * np.exp(2 * before.half_log_snr))
         noise = np.sqrt(least + of_eps**2 * unknown)
         if self.clip_last_variance is not None:
             noise[-1] = min(noise[-1], self.clip_last_variance)
-        weights = np.stack([level.alpha[1:] / level.alpha[:-1], of_eps], axis=1)
+        weights = np.stack([coefficients.alpha[1:] / coefficients.alpha[:-1], of_eps], axis=1)
         return table_plan(times, weights, prediction="eps", noise=noise)
 
 
@@ -123,9 +123,9 @@ def optimal_times(sde: SDE, moments: EpsMoments, steps: int) -> Float[np.ndarray
             f"steps={steps} must lie between 1 and {count - 1}, because the moments have {count} "
             "times"
         )
-    level = coefficients_at(sde, times)
-    half_log_snr = level.half_log_snr
-    error = (1 - moments.at(sde, level)) * np.exp(-2 * half_log_snr)
+    coefficients = coefficients_at(sde, times)
+    half_log_snr = coefficients.half_log_snr
+    error = (1 - moments.at(sde, coefficients)) * np.exp(-2 * half_log_snr)
     error = np.maximum.accumulate(error[::-1])[::-1]
     unknown = error * np.exp(2 * half_log_snr)
     # cost[i, j] of the step to time i from an earlier time j.

@@ -33,11 +33,11 @@ class DDIM:
         require_in("eta", self.eta, "[0, 1]")
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
-        level = coefficients_at(sde, times)
-        alpha_t, alpha_s = level.alpha[:-1], level.alpha[1:]
-        sigma_t, sigma_s = level.sigma[:-1], level.sigma[1:]
+        coefficients = coefficients_at(sde, times)
+        alpha_t, alpha_s = coefficients.alpha[:-1], coefficients.alpha[1:]
+        sigma_t, sigma_s = coefficients.sigma[:-1], coefficients.sigma[1:]
         # (b / sigma_t)^2, which is negative for steps toward the noise.
-        fraction = -np.expm1(2 * (level.half_log_snr[:-1] - level.half_log_snr[1:]))
+        fraction = -np.expm1(-2 * np.diff(coefficients.half_log_snr))
         noise = self.eta * np.sqrt(np.maximum(fraction, 0)) * sigma_s
         # x0 = (x - sigma_t eps) / alpha_t
         of_x = alpha_s / alpha_t

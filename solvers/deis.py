@@ -40,13 +40,14 @@ class DEIS:
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         orders = step_orders(len(times) - 1, self.order, rising=True, falling=False)
-        level = coefficients_at(sde, times)
-        inside = level.half_log_snr[:-1, None] + np.diff(level.half_log_snr)[:, None] * FRACTIONS
+        coefficients = coefficients_at(sde, times)
+        half_log_snr = coefficients.half_log_snr[:, None]
+        inside = half_log_snr[:-1] + np.diff(half_log_snr, axis=0) * FRACTIONS
         inside = in_float64(sde.time_of_log_snr, 2 * inside)
         x, *predictions = unit_coefficients(self.order)
         weights = []
         for i, order in enumerate(orders):
-            step = exponential_step(level, i, i + 1, "eps")
+            step = exponential_step(coefficients, i, i + 1, "eps")
             latest = times[i - order + 1 : i + 1][::-1]
             integral = step.weights(latest, inside[i]) @ np.stack(predictions[:order])
             weights.append(step.scale * x + integral)

@@ -79,39 +79,40 @@ class DPMSolver:
         )
         if not multistep:
             times = _with_stages(sde, times, orders)
-        level = coefficients_at(sde, times)
-        weights = self._multistep(level, orders) if multistep else self._singlestep(level, orders)
+        coefficients = coefficients_at(sde, times)
+        weights_of = self._multistep if multistep else self._singlestep
+        weights = weights_of(coefficients, orders)
         # Each stage has independent noise. It is carried on to the end of the step, which so has
         # the noise of the whole step, as along one path.
-        steps = [self._step(level, number, number + 1) for number in range(len(weights))]
+        steps = [self._step(coefficients, number, number + 1) for number in range(len(weights))]
         noise = np.array([step.noise for step in steps]) if self.stochastic else None
         return table_plan(times, weights, prediction=self.prediction, noise=noise)
 
-    def _step(self, level: Coefficients, start: int, end: int) -> ExponentialStep:
-        return exponential_step(level, start, end, self.prediction, self.stochastic)
+    def _step(self, coefficients: Coefficients, start: int, end: int) -> ExponentialStep:
+        return exponential_step(coefficients, start, end, self.prediction, self.stochastic)
 
-    def _multistep(self, level: Coefficients, orders: list[int]) -> np.ndarray:
+    def _multistep(self, coefficients: Coefficients, orders: list[int]) -> np.ndarray:
         """Return weights of 2M (2211.01095, Algorithm 2), its version for eps, and order 3."""
         x, *predictions = unit_coefficients(self.order)
-        rows = []
+        weights = []
         for number, order in enumerate(orders):
-            step = self._step(level, number, number + 1)
-            half_log_snr = level.half_log_snr[number - order + 1 : number + 1][::-1]
+            step = self._step(coefficients, number, number + 1)
+            half_log_snr = coefficients.half_log_snr[number - order + 1 : number + 1][::-1]
             integral = polynomial_integral(
                 step, half_log_snr, predictions[:order], step.constant_weight
             )
-            rows.append(step.scale * x + integral)
-        return np.stack(rows)
+            weights.append(step.scale * x + integral)
+        return np.stack(weights)
 
-    def _singlestep(self, level: Coefficients, orders: list[int]) -> np.ndarray:
+    def _singlestep(self, coefficients: Coefficients, orders: list[int]) -> np.ndarray:
         """Return weights of Algorithms 1 and 2 of 2206.00927; for x0, 2211.01095, Algorithm 1."""
-        rows, start = [], 0
+        weights, start = [], 0
         for order in orders:
-            steps = [self._step(level, start, start + stage + 1) for stage in range(order)]
+            steps = [self._step(coefficients, start, start + stage + 1) for stage in range(order)]
             stages = stage_weights(_stages(steps))
-            rows.append(np.pad(stages, ((0, 0), (0, self.order - order))))
+            weights.append(np.pad(stages, ((0, 0), (0, self.order - order))))
             start += order
-        return np.concatenate(rows)
+        return np.concatenate(weights)
 
 
 def _stages(steps: list[ExponentialStep]) -> list[LinearCombination]:

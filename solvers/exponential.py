@@ -61,25 +61,25 @@ class ExponentialStep(NamedTuple):
 
 def _lagrange(points: np.ndarray, at: np.ndarray) -> Float[np.ndarray, "points places"]:
     """Evaluate the polynomials that are 1 at one of `points` and 0 at the others."""
-    rows = []
+    polynomials = []
     for number, point in enumerate(points):
         others = np.delete(points, number)[:, None]
-        rows.append(np.prod((at - others) / (point - others), axis=0))
-    return np.stack(rows)
+        polynomials.append(np.prod((at - others) / (point - others), axis=0))
+    return np.stack(polynomials)
 
 
 def exponential_step(
-    level: Coefficients, start: int, end: int, prediction: str, stochastic: bool = False
+    coefficients: Coefficients, start: int, end: int, prediction: str, stochastic: bool = False
 ) -> ExponentialStep:
-    """Return the step from one index of `level` to another."""
-    h = level.half_log_snr[end] - level.half_log_snr[start]
-    alpha, sigma = level.alpha[end], level.sigma[end]
+    """Return the step from the time at index `start` to the time at index `end`."""
+    h = coefficients.half_log_snr[end] - coefficients.half_log_snr[start]
+    alpha, sigma = coefficients.alpha[end], coefficients.sigma[end]
     if prediction == "eps":
-        scale, gain, rate = alpha / level.alpha[start], -sigma, 1.0
+        scale, gain, rate = alpha / coefficients.alpha[start], -sigma, 1.0
         if stochastic:
             return ExponentialStep(h, scale, 2 * gain, rate, sigma * np.sqrt(np.expm1(2 * h)))
     else:
-        scale, gain, rate = sigma / level.sigma[start], alpha, -1.0
+        scale, gain, rate = sigma / coefficients.sigma[start], alpha, -1.0
         if stochastic:
             noise = sigma * np.sqrt(-np.expm1(-2 * h))
             return ExponentialStep(h, np.exp(-h) * scale, 2 * gain, 2 * rate, noise)

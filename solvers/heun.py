@@ -75,8 +75,8 @@ class Heun:
                 )
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
-        level = coefficients_at(sde, times)
-        s = np.exp(-level.half_log_snr)
+        coefficients = coefficients_at(sde, times)
+        s = np.exp(-coefficients.half_log_snr)
         s_hat = self._raised(sde, s)
         # Bisection only where it is needed: the times of the grid stay as they are.
         t_hat = np.where(s_hat > s[:-1], _time_of(sde, s_hat), times[:-1])
@@ -85,7 +85,10 @@ class Heun:
         alpha_hat = coefficients_at(sde, t_hat).alpha
         alpha_stage = coefficients_at(sde, t_stage).alpha
         # A step ends where the next one starts, with the noise of the next one added.
-        s_end, alpha_end = np.append(s_hat[1:], s[-1]), np.append(alpha_hat[1:], level.alpha[-1])
+        s_end, alpha_end = (
+            np.append(s_hat[1:], s[-1]),
+            np.append(alpha_hat[1:], coefficients.alpha[-1]),
+        )
 
         x, eps_hat, eps_stage = unit_coefficients(2)
         weight = 1 / (2 * self.stage)

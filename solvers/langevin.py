@@ -36,9 +36,9 @@ class LangevinDynamics:
         require_in("step_size", self.step_size, "(0, 2)")
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
-        level = coefficients_at(sde, np.full_like(times, times[-1]))
-        sigma = level.sigma[:-1]
+        coefficients = coefficients_at(sde, np.full_like(times, times[-1]))
+        sigma = coefficients.sigma[:-1]
         # score = -eps / sigma
         weights = np.stack([np.ones_like(sigma), -self.step_size * sigma], axis=1)
         noise = np.sqrt(2 * self.step_size) * sigma
-        return table_plan(level.t, weights, prediction="eps", noise=noise)
+        return table_plan(coefficients.t, weights, prediction="eps", noise=noise)

@@ -70,12 +70,12 @@ class EpsMoments:
         if self.values.min() < -0.1 or self.errors.min() < 0:
             raise ValueError("values and errors of the moments must not be negative")
 
-    def at(self, sde: SDE, level: Coefficients) -> Float[np.ndarray, "times"]:
-        """Return Gamma, clipped to [0, 1], at the times of `level`.
+    def at(self, sde: SDE, coefficients: Coefficients) -> Float[np.ndarray, "times"]:
+        """Return Gamma, clipped to [0, 1], at some times.
 
         Args:
             sde: the process, which must be the one that Gamma was measured on.
-            level: its coefficients.
+            coefficients: the coefficients of the process at the times.
 
         Raises:
             ValueError: for another process, or times below those of the moments.
@@ -87,12 +87,13 @@ class EpsMoments:
             raise ValueError(
                 "the moments were measured on another process; run --mode=moments again"
             )
-        if level.t.min() < self.times[-1] * (1 - 1e-6):
+        if coefficients.t.min() < self.times[-1] * (1 - 1e-6):
             raise ValueError(
                 f"the moments end at t={self.times[-1]:.4g}, but the sampler needs them at "
-                f"t={level.t.min():.4g}; raise t_min, or run --mode=moments with a smaller t_min"
+                f"t={coefficients.t.min():.4g}; raise t_min, or run --mode=moments with a smaller "
+                "t_min"
             )
-        return np.clip(np.interp(level.half_log_snr, self.half_log_snr, self.values), 0, 1)
+        return np.clip(np.interp(coefficients.half_log_snr, self.half_log_snr, self.values), 0, 1)
 
     def save(self, path: Path) -> None:
         """Write the moments atomically to a file whose name ends in .npz."""
@@ -101,7 +102,7 @@ class EpsMoments:
 
     @classmethod
     def load(cls, path: Path) -> "EpsMoments":
-        """Load what `save` wrote.
+        """Load moments from a file that `save` wrote.
 
         Raises:
             FileNotFoundError: if there is no such file.

@@ -86,7 +86,7 @@ def stage_weights(stages: list[LinearCombination]) -> np.ndarray:
     return weights
 
 
-class TableRow(NamedTuple):
+class LinearStep(NamedTuple):
     """One step: the time of its evaluation, weights of x, m_0, m_1, ..., and scale of its noise."""
 
     t: Any
@@ -121,7 +121,7 @@ class TableStep:
         return TableState(x, x, (jnp.zeros_like(x),) * (self.predictions - 1))
 
     def step(
-        self, keys: Keys, denoiser: Denoiser, state: TableState, step: TableRow, project: Project
+        self, keys: Keys, denoiser: Denoiser, state: TableState, step: LinearStep, project: Project
     ) -> TableState:
         newest = getattr(denoiser.predict(state.x, step.t), self.prediction)
         history = (newest, *state.history)
@@ -146,5 +146,5 @@ def table_plan(
     function = TableStep(
         prediction=prediction, predictions=weights.shape[1] - 1, stochastic=noise is not None
     )
-    steps = TableRow(times[:-1], weights, np.zeros(len(weights)) if noise is None else noise)
+    steps = LinearStep(times[:-1], weights, np.zeros(len(weights)) if noise is None else noise)
     return Plan(function, steps, times)

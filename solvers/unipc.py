@@ -47,7 +47,7 @@ class UniPC:
     Args:
         order: k, 1 to 4; the first steps have orders 1, 2, ...
         variant: B(h), "bh1" or "bh2"; from order 3 on they differ at the two ends only.
-        prediction: what the polynomial replaces, "x0" or "eps".
+        prediction: the prediction that the polynomial replaces, "x0" or "eps".
         lower_order_final: lower the order by one per step at the end, down to 1, as in DPMSolver.
 
     Raises:
@@ -67,29 +67,29 @@ class UniPC:
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         steps = len(times) - 1
         orders = step_orders(steps, self.order, rising=True, falling=self.lower_order_final)
-        level = coefficients_at(sde, times)
+        coefficients = coefficients_at(sde, times)
         # A step starts at x~_i with p_i, p_i-1, ..., corrects to x_i, and predicts x~_i+1.
         x, *predictions = unit_coefficients(self.order + 1)
-        weights = [self._step(level, 0, 0, x, predictions[: orders[0]])]
+        weights = [self._step(coefficients, 0, 0, x, predictions[: orders[0]])]
         for i in range(1, steps):
             order = orders[i - 1]
-            predicted = self._step(level, i - 1, i - 1, x, predictions[1 : order + 1])
-            corrected = self._step(level, i - 1, i, x, predictions[: order + 1])
-            following = self._step(level, i, i, corrected, predictions[: orders[i]])
+            predicted = self._step(coefficients, i - 1, i - 1, x, predictions[1 : order + 1])
+            corrected = self._step(coefficients, i - 1, i, x, predictions[: order + 1])
+            following = self._step(coefficients, i, i, corrected, predictions[: orders[i]])
             weights.append(in_terms_of(following, predicted))
         return table_plan(times, np.stack(weights), prediction=self.prediction)
 
     def _step(
         self,
-        level: Coefficients,
+        coefficients: Coefficients,
         start: int,
         newest: int,
         x: LinearCombination,
         predictions: list[LinearCombination],
     ) -> LinearCombination:
         """Step from x at t_start to the next time, by predictions at t_newest, t_newest-1, ..."""
-        step = exponential_step(level, start, start + 1, self.prediction)
-        half_log_snr = level.half_log_snr[newest + 1 - len(predictions) : newest + 1][::-1]
+        step = exponential_step(coefficients, start, start + 1, self.prediction)
+        half_log_snr = coefficients.half_log_snr[newest + 1 - len(predictions) : newest + 1][::-1]
         b = step.gain * step.h if self.variant == "bh1" else step.constant_weight
         return step.scale * x + polynomial_integral(
             step, half_log_snr, predictions, b, start=newest - start

@@ -62,11 +62,11 @@ def flow_and_its_samples():
 @pytest.mark.slow
 def test_euler_without_churn_converges_to_the_flow_at_first_order(x64):
     denoiser, t_min, truth = flow_and_its_samples()
-    kernel = PredictorCorrector(predictor=EulerMaruyama(churn=0.0))
+    solver = PredictorCorrector(predictor=EulerMaruyama(churn=0.0))
     steps, errors = [100, 200, 400], []
     for count in steps:
         schedule = Schedule(steps=count, t_min=t_min, final_step="none")
-        x = sample(KEY, denoiser, (16, 2), solver=kernel, schedule=schedule).x
+        x = sample(KEY, denoiser, (16, 2), solver=solver, schedule=schedule).x
         errors.append(np.sqrt(np.mean((x - truth) ** 2)))
     order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert 0.9 < order < 1.1, f"errors {errors}"
@@ -89,8 +89,8 @@ def test_encoding_and_decoding_are_inverse(x64):
 
 
 @dataclass(frozen=True)
-class Walker:
-    """A solver that adds up the time it walked, and marks each step with its own noise."""
+class AddsTimes:
+    """A solver that adds up the lengths of its steps, and one noise per step."""
 
     evaluations = 3
 
@@ -124,22 +124,22 @@ def prior_of(sde, count, dims):
 
 @pytest.mark.parametrize("grid", TIME_GRIDS)
 @every_process
-def test_loop_walks_the_whole_grid_from_the_prior(sde, grid):
+def test_loop_runs_the_whole_grid_from_the_prior(sde, grid):
     denoiser = Denoiser(sde=sde, network=idle)
     schedule = Schedule(grid=grid, steps=20, t_min=T_MIN, final_step="none")
-    samples = sample(KEY, denoiser, (2, 3), solver=Walker(), schedule=schedule)
-    walked = samples.x - prior_of(sde, 2, 3)
-    np.testing.assert_allclose(walked, 1 - T_MIN, rtol=1e-4)
+    samples = sample(KEY, denoiser, (2, 3), solver=AddsTimes(), schedule=schedule)
+    added = samples.x - prior_of(sde, 2, 3)
+    np.testing.assert_allclose(added, 1 - T_MIN, rtol=1e-4)
     assert samples.nfe == 60
     assert samples.trajectory is None
 
 
 def test_every_step_and_sample_draws_fresh_noise():
     denoiser = Denoiser(sde=PROCESSES["vp"], network=idle)
-    samples = sample(KEY, denoiser, (100, 8), solver=Walker(), schedule=Schedule(steps=50))
-    walk = np.asarray(samples.x - prior_of(PROCESSES["vp"], 100, 8))
+    samples = sample(KEY, denoiser, (100, 8), solver=AddsTimes(), schedule=Schedule(steps=50))
+    added = np.asarray(samples.x - prior_of(PROCESSES["vp"], 100, 8))
     # 50 independent steps of variance 1; repeated noise would give up to 2500
-    assert abs(walk.var() / 50 - 1) < 4.5 * np.sqrt(2 / 800)
+    assert abs(added.var() / 50 - 1) < 4.5 * np.sqrt(2 / 800)
 
 
 @pytest.mark.slow
@@ -171,8 +171,8 @@ def test_clipping_of_a_sampler_clips_its_denoiser(draw):
 
 def test_without_predictor_and_corrector_samples_are_the_priors():
     denoiser = Denoiser(sde=PROCESSES["ve"], network=idle)
-    kernel, schedule = PredictorCorrector(predictor=None), Schedule(steps=10)
-    samples = sample(KEY, denoiser, (4, 3), solver=kernel, schedule=schedule)
+    solver, schedule = PredictorCorrector(predictor=None), Schedule(steps=10)
+    samples = sample(KEY, denoiser, (4, 3), solver=solver, schedule=schedule)
     np.testing.assert_allclose(samples.x, prior_of(PROCESSES["ve"], 4, 3), rtol=1e-6)
     assert samples.nfe == 0
 
@@ -180,7 +180,7 @@ def test_without_predictor_and_corrector_samples_are_the_priors():
 @pytest.mark.slow
 @pytest.mark.parametrize("final_step", FINAL_STEPS)
 @pytest.mark.parametrize(
-    "kernel",
+    "solver",
     [
         PredictorCorrector(predictor=ReverseDiffusion(), corrector=Langevin(corrector_steps=2)),
         PredictorCorrector(predictor=EulerMaruyama()),
@@ -188,10 +188,10 @@ def test_without_predictor_and_corrector_samples_are_the_priors():
     ],
     ids=["3", "1", "0+3"],
 )
-def test_nfe_is_the_number_of_network_calls(kernel, final_step):
+def test_nfe_is_the_number_of_network_calls(solver, final_step):
     calls = []
     schedule = Schedule(steps=20, final_step=final_step)
-    samples = sample(KEY, counting_denoiser(calls), (2, 3), solver=kernel, schedule=schedule)
+    samples = sample(KEY, counting_denoiser(calls), (2, 3), solver=solver, schedule=schedule)
     jax.effects_barrier()
     assert samples.nfe == len(calls)
 
@@ -328,7 +328,7 @@ def test_nan_is_reported_with_its_time():
 
 
 def test_number_of_steps_needs_no_compilation():
-    """Were it otherwise, every try of another number would cost a compilation of the network."""
+    """Otherwise every other number would cost a compilation of the network."""
     traced = []
 
     def network(x, t):

@@ -93,18 +93,18 @@ def test_times_that_coincide_in_float32_are_refused():
         schedule.of(VPSDE())
 
 
-@pytest.mark.parametrize("levels", [10, 232, 500, 1000, 1086])
-def test_grid_of_levels_shows_the_network_each_level_once(levels):
-    """The grid itself, and the number that a network of so many levels is fed on it in float32."""
-    times = Schedule(grid="timesteps", steps=levels, t_min=1e-5).of(VESDE())
-    np.testing.assert_allclose(times, 1 - np.arange(levels) / (levels - 1), atol=1e-15)
+@pytest.mark.parametrize("count", [10, 232, 500, 1000, 1086])
+def test_grid_of_timesteps_shows_the_network_each_once(count):
+    """The grid itself, and the number that a network of this chain is fed on it in float32."""
+    times = Schedule(grid="timesteps", steps=count, t_min=1e-5).of(VESDE())
+    np.testing.assert_allclose(times, 1 - np.arange(count) / (count - 1), atol=1e-15)
     t = jnp.asarray(times, jnp.float32)
-    seen = CONDITIONINGS["reversed_timestep"](VESDE(), t, levels)
-    np.testing.assert_array_equal(seen, np.arange(levels))
-    np.testing.assert_allclose(VESDE().sigma(t), np.geomspace(50, 0.01, levels), rtol=1e-5)
+    seen = CONDITIONINGS["reversed_timestep"](VESDE(), t, count)
+    np.testing.assert_array_equal(seen, np.arange(count))
+    np.testing.assert_allclose(VESDE().sigma(t), np.geomspace(50, 0.01, count), rtol=1e-5)
 
 
-def test_grid_of_levels_needs_noise_at_its_end():
+def test_grid_of_timesteps_needs_noise_at_its_end():
     with pytest.raises(ValueError, match="ends at t = 0, where this process has no noise"):
         Schedule(grid="timesteps").of(VPSDE())
     with pytest.raises(ValueError, match="steps=1 must be at least 2"):
@@ -123,7 +123,7 @@ def test_grid_of_levels_needs_noise_at_its_end():
     ],
 )
 def test_chain_is_respaced(sde, grid, kept):
-    """Of 1000 levels in three sections, the first has 334; a section's ends are always kept."""
+    """Of 1000 timesteps in three sections, the first has 334; a section's ends are always kept."""
     times = Schedule(grid=grid).of(sde)
     np.testing.assert_allclose(times[::-1] * 999, list(kept), atol=1e-9)
 
@@ -134,7 +134,7 @@ def test_given_times_are_taken_as_they_are():
     assert Schedule(times=(1.0, 0.5, 0.0)).of(VESDE())[-1] == 0
 
 
-def test_respacing_a_short_chain_keeps_every_level_once():
+def test_respacing_a_short_chain_keeps_every_timestep_once():
     for count in range(2, 11):
         kept = respaced_timesteps(10, str(count))
         assert len(set(kept)) == count

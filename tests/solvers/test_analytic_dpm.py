@@ -61,27 +61,27 @@ def stretched(alpha, sigma):
 
 def known(sde, gamma=isotropic, times=TIMES):
     """Moments known exactly."""
-    level = coefficients_at(sde, times)
-    values = np.full(len(times), gamma(level.alpha, level.sigma), np.float64)
+    at = coefficients_at(sde, times)
+    values = np.full(len(times), gamma(at.alpha, at.sigma), np.float64)
     return EpsMoments(
-        times=times, half_log_snr=level.half_log_snr, values=values, errors=np.zeros(len(times))
+        times=times, half_log_snr=at.half_log_snr, values=values, errors=np.zeros(len(times))
     )
 
 
-def rows_of(solver, sde, times=TIMES):
+def steps_of(solver, sde, times=TIMES):
     """(of x, of eps, noise) of each step."""
-    rows = solver.plan(sde, times).steps
-    return np.column_stack([rows.weights, rows.noise])
+    steps = solver.plan(sde, times).steps
+    return np.column_stack([steps.weights, steps.noise])
 
 
 @every_family
 @every_process
 def test_gaussian_data_keep_their_marginals_in_steps_of_any_size(sde, family):
     """From any time to any: so in any number of steps."""
-    solver, level = AnalyticDPM(family=family, moments=known(sde)), coefficients_at(sde, TIMES)
-    mean, variance = level.alpha * CENTER, level.alpha**2 * WIDTH + level.sigma**2
-    for step, (of_x, of_eps, noise) in enumerate(rows_of(solver, sde)):
-        slope = level.sigma[step] / variance[step]
+    solver, at = AnalyticDPM(family=family, moments=known(sde)), coefficients_at(sde, TIMES)
+    mean, variance = at.alpha * CENTER, at.alpha**2 * WIDTH + at.sigma**2
+    for step, (of_x, of_eps, noise) in enumerate(steps_of(solver, sde)):
+        slope = at.sigma[step] / variance[step]
         # eps = slope (x - mean), and x follows N(mean, variance).
         np.testing.assert_allclose(of_x * mean[step], mean[step + 1], rtol=1e-9)
         spread = (of_x + of_eps * slope) ** 2 * variance[step] + noise**2
@@ -104,10 +104,10 @@ def test_variance_is_the_mean_squared_error_of_the_step(name, family):
     def gamma(alpha, sigma):
         return np.array([masses @ predicted(*c) ** 2 for c in zip(alpha, sigma, strict=True)])
 
-    level = coefficients_at(sde, TIMES)
-    rows = rows_of(AnalyticDPM(family=family, moments=known(sde, gamma)), sde)
-    for step, (of_x, of_eps, noise) in enumerate(rows):
-        (alpha_t, alpha_s), (sigma_t, sigma_s) = (c[step : step + 2] for c in level[1:3])
+    at = coefficients_at(sde, TIMES)
+    steps = steps_of(AnalyticDPM(family=family, moments=known(sde, gamma)), sde)
+    for step, (of_x, of_eps, noise) in enumerate(steps):
+        (alpha_t, alpha_s), (sigma_t, sigma_s) = (c[step : step + 2] for c in at[1:3])
         least = sigma_s**2 - (alpha_t / alpha_s * sigma_s**2 / sigma_t) ** 2
         least = least if family == "ddpm" else 0.0
         target = alpha_s + np.sqrt(sigma_s**2 - least) * eps  # the mean of x_s given x_t, x0
@@ -122,9 +122,9 @@ def draws():
     """The prior's noise, then that of each step."""
 
     @jax.jit
-    def drawn(rows):
+    def drawn(numbers):
         keys = sample_keys(KEY, jnp.arange(4))
-        return jax.vmap(lambda row: normal_like(fold_in_each(keys, row), jnp.zeros((4, 2))))(rows)
+        return jax.vmap(lambda i: normal_like(fold_in_each(keys, i), jnp.zeros((4, 2))))(numbers)
 
     return np.asarray(drawn(np.arange(len(TIMES))))
 
@@ -160,8 +160,8 @@ def test_certain_predictions_give_ancestral_sampling_and_ddim(sde):
     """Point-mass data: Gamma is 1, and no variance is missing."""
     moments = known(sde, lambda alpha, sigma: 1.0)
     for family, eta in (("ddpm", 1.0), ("ddim", 0.0)):
-        ours = rows_of(AnalyticDPM(family=family, moments=moments), sde)
-        np.testing.assert_allclose(ours, rows_of(DDIM(eta=eta), sde), rtol=1e-8, atol=1e-12)
+        ours = steps_of(AnalyticDPM(family=family, moments=moments), sde)
+        np.testing.assert_allclose(ours, steps_of(DDIM(eta=eta), sde), rtol=1e-8, atol=1e-12)
 
 
 def test_bounds():
@@ -170,15 +170,15 @@ def test_bounds():
 
     def noise(gamma, **fields):
         moments = known(sde, lambda alpha, sigma: gamma)
-        return rows_of(AnalyticDPM(moments=moments, **fields), sde)[:, 2]
+        return steps_of(AnalyticDPM(moments=moments, **fields), sde)[:, 2]
 
     np.testing.assert_array_equal(noise(1.2), noise(1.0))
     np.testing.assert_array_equal(noise(-0.05), noise(0.0))
-    level = coefficients_at(sde, TIMES)
-    scale = level.alpha[:-1] / level.alpha[1:]
-    added = np.sqrt(level.sigma[:-1] ** 2 / scale**2 - level.sigma[1:] ** 2)
+    at = coefficients_at(sde, TIMES)
+    scale = at.alpha[:-1] / at.alpha[1:]
+    added = np.sqrt(at.sigma[:-1] ** 2 / scale**2 - at.sigma[1:] ** 2)
     np.testing.assert_allclose(noise(0.0), added, rtol=1e-9)  # the forward step's own, undone
-    unknown = np.minimum(0.25 * (level.alpha / level.sigma) ** 2, 1)
+    unknown = np.minimum(0.25 * (at.alpha / at.sigma) ** 2, 1)
     assert unknown[0] < 1 == unknown[-1]
     np.testing.assert_allclose(noise(0.0, clip_x0_range=0.5), noise(1 - unknown), rtol=1e-9)
     capped = np.append(noise(0.4)[:-1], 0.01)
@@ -230,16 +230,14 @@ def test_estimate_refuses(part, message):
 
 def test_interpolation_is_linear_in_the_log_snr():
     sde = VPSDE()
-    moments, level = known(sde), coefficients_at(sde, TIMES)
-    between = level._replace(
-        t=0.9 * level.t + 0.1 * level.t[0], half_log_snr=0.9 * level.half_log_snr + 0.1
-    )
+    moments, at = known(sde), coefficients_at(sde, TIMES)
+    between = at._replace(t=0.9 * at.t + 0.1 * at.t[0], half_log_snr=0.9 * at.half_log_snr + 0.1)
     expected = np.interp(between.half_log_snr, moments.half_log_snr, moments.values)
     np.testing.assert_allclose(moments.at(sde, between), expected, rtol=1e-12)
-    np.testing.assert_array_equal(moments.at(sde, level), moments.values)
+    np.testing.assert_array_equal(moments.at(sde, at), moments.values)
 
 
-def test_file_comes_back_and_damage_is_told(tmp_path):
+def test_file_is_read_back_and_damage_is_reported(tmp_path):
     moments, path = known(VPSDE()), tmp_path / "moments" / "40.npz"
     moments.save(path)
     again = EpsMoments.load(path)
@@ -270,15 +268,15 @@ def test_file_comes_back_and_damage_is_told(tmp_path):
 def test_optimal_times_are_the_best_of_all(name):
     """By their formula, with alpha_n = (alpha_t / alpha_s)^2 of a step; all paths are tried."""
     sde = PROCESSES[name]
-    moments, level = known(sde, stretched), coefficients_at(sde, TIMES)
+    moments, at = known(sde, stretched), coefficients_at(sde, TIMES)
 
     def cost(path):
         total = 0.0
         for t, s in itertools.pairwise(path):
-            ratio = (level.alpha[t] / level.alpha[s]) ** 2
-            added = level.sigma[t] ** 2 - ratio * level.sigma[s] ** 2
-            small = added * level.sigma[s] ** 2 / level.sigma[t] ** 2
-            gap = level.sigma[t] / np.sqrt(ratio) - np.sqrt(level.sigma[s] ** 2 - small)
+            ratio = (at.alpha[t] / at.alpha[s]) ** 2
+            added = at.sigma[t] ** 2 - ratio * at.sigma[s] ** 2
+            small = added * at.sigma[s] ** 2 / at.sigma[t] ** 2
+            gap = at.sigma[t] / np.sqrt(ratio) - np.sqrt(at.sigma[s] ** 2 - small)
             total += np.log((small + gap**2 * (1 - moments.values[t])) / small)
         return total
 
@@ -289,7 +287,7 @@ def test_optimal_times_are_the_best_of_all(name):
         np.testing.assert_array_equal(optimal_times(sde, moments, steps), TIMES[list(best)])
 
 
-def test_solver_walks_the_optimal_times():
+def test_solver_steps_along_the_optimal_times():
     sde = VPSDE()
     moments = known(sde, stretched)
     given = np.linspace(1, TIMES[-1], 5)
@@ -306,8 +304,8 @@ def test_solver_walks_the_optimal_times():
         )
 
 
-def test_gamma_above_one_is_no_free_ride():
-    """It would make a step from t = 1 cost nothing, and the path take the longest there is."""
+def test_gamma_above_one_makes_no_step_free():
+    """Otherwise a step from t = 1 would cost nothing, and the path would take the longest one."""
     sde = VPSDE()
     exact = known(sde, stretched)
     values = np.where(exact.times == 1, 1.001, exact.values)

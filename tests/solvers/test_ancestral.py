@@ -1,8 +1,8 @@
 """Ancestral sampling of chains, whole and respaced, against the papers' algorithm written plainly.
 
 Ho et al. 2020 (arXiv:2006.11239), Algorithm 2, with the variances of Nichol and Dhariwal 2021
-(arXiv:2102.09672): between the bounds in logarithms by what the network answers (Eq. 15), and on a
-chain that keeps some levels only with the betas that those levels have as a chain (Section 4).
+(arXiv:2102.09672): between the bounds in logarithms by what the network predicts (Eq. 15), and on a
+chain that keeps some timesteps only, with the betas that these have as a chain (Section 4).
 """
 
 import functools
@@ -21,8 +21,8 @@ from solvers.predictor_corrector import Ancestral, PredictorCorrector
 from time_grids import Schedule
 
 KEY = jax.random.key(0)
-LEVELS, SHAPE = 40, (3, 2)
-# Kept levels by the rules of the paper's code: every fourth; and of 14 + 13 + 13 levels so many,
+TIMESTEPS, SHAPE = 40, (3, 2)
+# Timesteps kept by the rules of the paper's code: every fourth; and these numbers of 14 + 13 + 13,
 # from the first of each section to its last.
 GRIDS = {
     "40": range(40),
@@ -32,17 +32,17 @@ GRIDS = {
 }
 
 
-def _answer(x, level, numbers=jnp):
+def _network(x, timestep, numbers=jnp):
     """Some smooth network: eps, and the numbers from -1 to 1 that stand for its variances."""
-    angle = 3 * x + level.reshape(-1, 1) / LEVELS
+    angle = 3 * x + timestep.reshape(-1, 1) / TIMESTEPS
     return numbers.concatenate([0.8 * x + 0.3 * numbers.sin(angle), numbers.cos(2 * angle)], -1)
 
 
 def betas(schedule):
-    """1e-4 to 0.02 a step, for a thousand steps; or the cosine of the second paper's Eq. 17."""
+    """1e-4 to 0.02 per step, for a thousand steps; or the cosine of the second paper's Eq. 17."""
     if schedule == "linear":
-        return np.linspace(1e-4, 0.02, LEVELS) * 1000 / LEVELS
-    alpha_bar = np.cos((np.arange(LEVELS + 1) / LEVELS + 0.008) / 1.008 * np.pi / 2) ** 2
+        return np.linspace(1e-4, 0.02, TIMESTEPS) * 1000 / TIMESTEPS
+    alpha_bar = np.cos((np.arange(TIMESTEPS + 1) / TIMESTEPS + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
@@ -51,13 +51,13 @@ def draws():
     """The prior's noise, then that of each step."""
 
     @jax.jit
-    def drawn(rows):
+    def drawn(numbers):
         like, keys = jnp.zeros(SHAPE), sample_keys(KEY, jnp.arange(SHAPE[0]))
-        steps = jax.vmap(lambda row: fold_in_each(fold_in_each(keys, 1 + row), 1))(rows)
+        steps = jax.vmap(lambda i: fold_in_each(fold_in_each(keys, 1 + i), 1))(numbers)
         noise = jax.vmap(lambda keys: normal_like(keys, like))(steps)
         return normal_like(fold_in_each(keys, 0), like), noise
 
-    return jax.tree.map(np.asarray, drawn(np.arange(LEVELS)))
+    return jax.tree.map(np.asarray, drawn(np.arange(TIMESTEPS)))
 
 
 def plainly(schedule, kept, variance):
@@ -67,26 +67,26 @@ def plainly(schedule, kept, variance):
     x, noise = draws()
     noise = iter(noise)
     for i in reversed(range(len(beta))):
-        eps, answered = np.split(_answer(x, np.float64([kept[i]]), np), 2, axis=-1)
+        eps, fraction = np.split(_network(x, np.float64([kept[i]]), np), 2, axis=-1)
         x = (x - beta[i] / np.sqrt(1 - alpha_bar[i]) * eps) / np.sqrt(1 - beta[i])
         if i == 0:
             return x
         small = (1 - before[i]) / (1 - alpha_bar[i]) * beta[i]
-        v = {"small": 0.0, "large": 1.0, "learned": (answered + 1) / 2}[variance]
+        v = {"small": 0.0, "large": 1.0, "learned": (fraction + 1) / 2}[variance]
         x = x + np.sqrt(np.exp(v * np.log(beta[i]) + (1 - v) * np.log(small))) * next(noise)
 
 
 def ours(schedule, grid, variance):
     denoiser = Denoiser(
-        sde=DiscreteVPSDE(schedule=schedule, num_timesteps=LEVELS),
-        network=Partial(_answer),
+        sde=DiscreteVPSDE(schedule=schedule, num_timesteps=TIMESTEPS),
+        network=Partial(_network),
         parameterization="eps_learned_variance",
         conditioning="timestep",
-        num_timesteps=LEVELS,
+        num_timesteps=TIMESTEPS,
     )
     solver = PredictorCorrector(predictor=Ancestral(variance=variance))
-    walk = Schedule(grid=grid, final_step="denoise")
-    return sample(KEY, denoiser, SHAPE, solver=solver, schedule=walk)
+    schedule = Schedule(grid=grid, final_step="denoise")
+    return sample(KEY, denoiser, SHAPE, solver=solver, schedule=schedule)
 
 
 @pytest.mark.slow
@@ -105,10 +105,10 @@ def test_chain_is_the_papers(x64, schedule, variance):
 def test_learned_variance_spans_small_to_large(x64):
     """-1 is the small variance, 1 the large one, 0 their geometric mean; for chains or not."""
     sde, t, s = VESDE(), jnp.float64(0.4), jnp.float64(0.3)
-    answers = jnp.array([-1.0, 1.0, 0.0, 0.5])
+    outputs = jnp.array([-1.0, 1.0, 0.0, 0.5])
 
     def network(x, t):
-        return jnp.concatenate([jnp.sin(x), jnp.broadcast_to(answers, x.shape)], axis=-1)
+        return jnp.concatenate([jnp.sin(x), jnp.broadcast_to(outputs, x.shape)], axis=-1)
 
     denoiser = Denoiser(
         sde=sde, network=network, parameterization="eps_learned_variance", conditioning="t"
@@ -119,17 +119,17 @@ def test_learned_variance_spans_small_to_large(x64):
     @jax.jit
     def added(denoiser):
         names = ("small", "large", "learned")
-        moves = [Ancestral(variance=v).step(keys, denoiser, Step(x, x), t, s) for v in names]
-        return [move.x - move.mean for move in moves]
+        steps = [Ancestral(variance=v).step(keys, denoiser, Step(x, x), t, s) for v in names]
+        return [step.x - step.mean for step in steps]
 
     small, large, learned = added(denoiser)
     assert np.all(np.abs(large) > np.abs(small))
-    v = (answers[None] + 1) / 2
+    v = (outputs[None] + 1) / 2
     expected = np.sign(small) * np.abs(small) ** (1 - v) * np.abs(large) ** v
     np.testing.assert_allclose(learned, expected, rtol=1e-10)
 
 
-def test_learned_variance_needs_a_network_that_answers_one():
+def test_learned_variance_needs_a_network_that_predicts_one():
     denoiser = Denoiser(sde=VPSDE(), network=lambda x, t: x, conditioning="t")
 
     def step(x):

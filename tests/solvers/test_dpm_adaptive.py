@@ -58,7 +58,7 @@ def prior(sde, index):
 
 
 @jax.jit
-def level_at(sde, half_log_snr):
+def scales_at(sde, half_log_snr):
     t = sde.time_of_log_snr(2 * half_log_snr)
     return sde.alpha(t), sde.sigma(t)
 
@@ -70,7 +70,7 @@ def steps_of_the_paper(sde, x, options):
         x0 = np.tanh(alpha * x / sigma**2)
         return x0 if options.prediction == "x0" else (x - alpha * x0) / sigma
 
-    def way(x, alpha, sigma, alpha_s, sigma_s, h):
+    def step(x, alpha, sigma, alpha_s, sigma_s, h):
         """The terms in x and in a constant prediction, phi_1 and phi_2 times its factor."""
         if options.prediction == "eps":
             psi = sigma_s * (math.exp(h) - 1 - h) / h
@@ -82,20 +82,20 @@ def steps_of_the_paper(sde, x, options):
     h, previous, tried = options.first_step, x, 0
     while end - half_log_snr > 1e-10:
         tried += 1
-        here = level_at(sde, half_log_snr)
+        here = scales_at(sde, half_log_snr)
         first = predicted(x, *here)
         r1 = 1 / 2 if options.order == 2 else 1 / 3
-        kept, whole, _ = way(x, *here, *level_at(sde, half_log_snr + r1 * h), r1 * h)
-        second = predicted(kept + whole * first, *level_at(sde, half_log_snr + r1 * h))
-        kept, whole, psi = way(x, *here, *level_at(sde, half_log_snr + h), h)
-        order_1 = kept + whole * first
-        order_2 = order_1 + whole / (2 * r1) * (second - first)
+        kept, constant_weight, _ = step(x, *here, *scales_at(sde, half_log_snr + r1 * h), r1 * h)
+        second = predicted(kept + constant_weight * first, *scales_at(sde, half_log_snr + r1 * h))
+        kept, constant_weight, psi = step(x, *here, *scales_at(sde, half_log_snr + h), h)
+        order_1 = kept + constant_weight * first
+        order_2 = order_1 + constant_weight / (2 * r1) * (second - first)
         low, high = order_1, order_2
         if options.order == 3:
             r2 = 2 / 3
-            stage = way(x, *here, *level_at(sde, half_log_snr + r2 * h), r2 * h)
+            stage = step(x, *here, *scales_at(sde, half_log_snr + r2 * h), r2 * h)
             x_2 = stage[0] + stage[1] * first + r2 / r1 * stage[2] * (second - first)
-            third = predicted(x_2, *level_at(sde, half_log_snr + r2 * h))
+            third = predicted(x_2, *scales_at(sde, half_log_snr + r2 * h))
             low, high = order_2, order_1 + psi / r2 * (third - first)
         allowed = np.maximum(options.atol, options.rtol * np.maximum(abs(low), abs(previous)))
         error = np.sqrt(np.mean(((high - low) / allowed) ** 2))
@@ -166,7 +166,7 @@ def test_a_sample_does_not_depend_on_its_batch(x64):
     np.testing.assert_array_equal(one.x[2], other.x[1])
 
 
-def test_frames_lie_on_the_way(x64):
+def test_frames_lie_on_the_path(x64):
     """What is interpolated inside a step keeps its quantile too."""
     options = DPMAdaptive(rtol=1e-3, atol=1e-3, final_step="none", t_min=0.2)
     samples = sample_adaptive(KEY, two_points(VP), SHAPE, options=options, frames=FRAMES)

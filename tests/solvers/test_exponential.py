@@ -1,7 +1,7 @@
 """DPM-Solver, UniPC and DEIS against their papers' algorithms, written here on states.
 
-What runs a table is tested with the other solvers; here a table is walked in NumPy, as its
-definition says, so that a case costs milliseconds.
+The loop that runs a table is tested with the other solvers. Here a table is run in NumPy by its
+definition, so a case costs milliseconds.
 """
 
 import functools
@@ -43,13 +43,13 @@ def compiled(process, prediction):
 
 
 @functools.cache
-def compiled_levels(process):
+def compiled_coefficients(process):
     """t -> (alpha, sigma, lambda), and lambda -> t, of float64 numbers."""
     sde = PROCESSES[process]
-    level = jax.jit(lambda t: (sde.alpha(t), sde.sigma(t), sde.log_snr(t) / 2))
+    coefficients = jax.jit(lambda t: (sde.alpha(t), sde.sigma(t), sde.log_snr(t) / 2))
     time = jax.jit(lambda half_log_snr: sde.time_of_log_snr(2 * half_log_snr))
     return (
-        lambda t: tuple(float(value) for value in level(jnp.float64(t))),
+        lambda t: tuple(float(value) for value in coefficients(jnp.float64(t))),
         lambda half_log_snr: float(time(jnp.float64(half_log_snr))),
     )
 
@@ -59,7 +59,7 @@ def grid(sde, steps=STEPS):
     return Schedule(grid="quadratic", steps=steps, t_min=1e-3).of(sde)
 
 
-def walk(plan, predict, x):
+def run_table(plan, predict, x):
     """The states of a table, by its definition."""
     states, history = [x], []
     for t, weights, noise, z in zip(*plan.steps, NOISE, strict=False):
@@ -72,7 +72,7 @@ def walk(plan, predict, x):
 def agree(process, solver, truth, prediction):
     sde = PROCESSES[process]
     start, times = float(sde.prior_std) * START, grid(sde)
-    states = walk(solver.plan(sde, times), compiled(process, prediction), start)
+    states = run_table(solver.plan(sde, times), compiled(process, prediction), start)
     np.testing.assert_allclose(
         states[-1], truth(World(process, prediction), start, times), atol=1e-9
     )
@@ -84,10 +84,10 @@ class World:
     def __init__(self, process, prediction):
         self.sde, self.kind = PROCESSES[process], prediction
         self.predict = compiled(process, prediction)
-        self.at, self.time = compiled_levels(process)
+        self.at, self.time = compiled_coefficients(process)
 
     def step(self, x, t, s):
-        """The linear part of the way to s, and the factor and sign of what is integrated."""
+        """The linear part of the step to s, the factor of the integral, and h with its sign."""
         (alpha_t, sigma_t, lam_t), (alpha_s, sigma_s, lam_s) = self.at(t), self.at(s)
         if self.kind == "eps":
             return alpha_s / alpha_t * x, -sigma_s, lam_s - lam_t
@@ -210,35 +210,35 @@ def test_order_one_is_ddim(x64, process):
     sde = PROCESSES[process]
     times = grid(sde)
     for eta, prediction in ((0.0, "eps"), (0.0, "x0"), (1.0, "x0")):
-        truth = walk(DDIM(eta=eta).plan(sde, times), compiled(process, "eps"), START)
+        truth = run_table(DDIM(eta=eta).plan(sde, times), compiled(process, "eps"), START)
         solver = DPMSolver(order=1, prediction=prediction, stochastic=eta == 1)
-        ours = walk(solver.plan(sde, times), compiled(process, prediction), START)
+        ours = run_table(solver.plan(sde, times), compiled(process, prediction), START)
         np.testing.assert_allclose(ours, truth, atol=1e-11)
 
 
 @predictions
 def test_third_order_is_exact_for_parabolas_in_lambda(prediction):
-    """The exact solution by a fine sum; the published code's halved derivative would fail."""
+    """The exact solution by a fine sum; the halved derivative of the published code would fail."""
     sde = PROCESSES["vp"]
     times = grid(sde)
-    level = coefficients_at(sde, times)
+    at = coefficients_at(sde, times)
     solver = DPMSolver(order=3, prediction=prediction, lower_order_final=False)
     weights = solver.plan(sde, times).steps.weights
     parabola = np.polynomial.Polynomial([0.3, -0.5, 0.2])
     for i in range(2, STEPS):
-        half_log_snr = np.linspace(level.half_log_snr[i], level.half_log_snr[i + 1], 20001)
+        half_log_snr = np.linspace(at.half_log_snr[i], at.half_log_snr[i + 1], 20001)
         half_log_snr = (half_log_snr[1:] + half_log_snr[:-1]) / 2
-        width = (level.half_log_snr[i + 1] - level.half_log_snr[i]) / len(half_log_snr)
+        width = (at.half_log_snr[i + 1] - at.half_log_snr[i]) / len(half_log_snr)
         if prediction == "eps":
             integral = (
-                -level.alpha[i + 1] * np.sum(np.exp(-half_log_snr) * parabola(half_log_snr)) * width
+                -at.alpha[i + 1] * np.sum(np.exp(-half_log_snr) * parabola(half_log_snr)) * width
             )
         else:
             integral = (
-                level.sigma[i + 1] * np.sum(np.exp(half_log_snr) * parabola(half_log_snr)) * width
+                at.sigma[i + 1] * np.sum(np.exp(half_log_snr) * parabola(half_log_snr)) * width
             )
-        told = weights[i][1:] @ parabola(level.half_log_snr[[i, i - 1, i - 2]])
-        np.testing.assert_allclose(told, integral, rtol=1e-7, atol=1e-9)
+        ours = weights[i][1:] @ parabola(at.half_log_snr[[i, i - 1, i - 2]])
+        np.testing.assert_allclose(ours, integral, rtol=1e-7, atol=1e-9)
 
 
 def test_stages_divide_the_step_evenly_in_lambda():
@@ -298,8 +298,8 @@ def test_b_of_h_counts_at_the_ends_alone():
         for variant in ("bh1", "bh2")
     )
     differ = np.abs(bh1 - bh2).max(axis=1) > 1e-9
-    # UniC-1 and UniP-2 make row 1, UniC-2 is none; UniP-2 is in the last row but one, and undone
-    # by the corrector in the last.
+    # UniC-1 and UniP-2 make step 1, UniC-2 none; UniP-2 is in the last step but one, and the
+    # corrector undoes it in the last.
     np.testing.assert_array_equal(differ, [False, True, True, *[False] * (STEPS - 5), True, True])
 
 
@@ -312,9 +312,9 @@ def deis(world, x, times, orders):
         # Evenly in log t, which all processes bear.
         edges = np.exp(np.linspace(np.log(t), np.log(s), 4001))
         tau, width = np.sqrt(edges[1:] * edges[:-1]), np.diff(np.log(edges))
-        level, g2 = coefficients_at(world.sde, tau), in_float64(world.sde.squared_diffusion, tau)
+        at, g2 = coefficients_at(world.sde, tau), in_float64(world.sde.squared_diffusion, tau)
         alpha_t, alpha_s = world.at(t)[0], world.at(s)[0]
-        kernel = alpha_s / level.alpha * g2 / (2 * level.sigma) * tau * width
+        kernel = alpha_s / at.alpha * g2 / (2 * at.sigma) * tau * width
         x = alpha_s / alpha_t * x
         for j in range(order):
             others = [times[i - k] for k in range(order) if k != j]
@@ -329,7 +329,7 @@ def test_deis_is_the_papers(x64, order, process):
     sde = PROCESSES[process]
     start, times = float(sde.prior_std) * START, grid(sde)
     orders = step_orders(order, STEPS, final=False, rising=True)
-    states = walk(DEIS(order=order).plan(sde, times), compiled(process, "eps"), start)
+    states = run_table(DEIS(order=order).plan(sde, times), compiled(process, "eps"), start)
     truth = deis(World(process, "eps"), start, times, orders)
     np.testing.assert_allclose(states[-1], truth, atol=1e-6)
 

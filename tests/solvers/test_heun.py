@@ -50,9 +50,9 @@ def prior(sde):
     return np.asarray(sde.prior_sample(fold_in_each(KEYS, 0), jnp.zeros(SHAPE)))
 
 
-def fresh_noise(row):
-    """What the loop adds after a row, two of which are a step."""
-    return np.asarray(normal_like(fold_in_each(KEYS, 1 + row), jnp.zeros(SHAPE)))
+def fresh_noise(number):
+    """The noise that the loop adds after a stage, two of which are a step."""
+    return np.asarray(normal_like(fold_in_each(KEYS, 1 + number), jnp.zeros(SHAPE)))
 
 
 def algorithm_3(y, s, stage):
@@ -103,15 +103,15 @@ def test_the_family_is_algorithm_3(x64, sde, stage):
 )
 @every_process
 def test_with_the_final_step_denoise_it_is_algorithm_2(x64, sde, fields):
-    levels = 18
-    schedule = Schedule(grid="karras", steps=levels - 1, t_min=2.5e-5, final_step="denoise")
+    count = 18
+    schedule = Schedule(grid="karras", steps=count - 1, t_min=2.5e-5, final_step="denoise")
     samples = sample(KEY, two_points(sde), SHAPE, solver=Heun(**fields), schedule=schedule)
     whole = {"churn_min": 0.0, "churn_max": math.inf, "churn_noise": 1.0} | fields
     times = schedule.of(sde)
     # Their eps is EDM's own, to x0 itself at s = 0, where alpha is 1.
     expected = algorithm_2(prior(sde) / in_float64(sde.alpha, 1.0), ratio(sde, times), **whole)
     np.testing.assert_allclose(samples.x, expected, atol=1e-8)
-    assert samples.nfe == 2 * levels - 1
+    assert samples.nfe == 2 * count - 1
 
 
 def test_noise_is_never_raised_above_the_processs_largest():
@@ -161,7 +161,7 @@ def test_processes_agree_in_y_on_the_same_levels(x64, stage):
         times = in_float64(sde.time_of_log_snr, -2 * np.log(s))
         start = jnp.asarray(in_float64(sde.alpha, times[0]) * 50 * fresh_noise(0))
         plan = Heun(stage=stage).plan(sde, times)
-        # A frame for each row but the stages'.
+        # A frame after each step, none after its first stage.
         made = run(KEYS, two_points(sde), start, plan, frames=len(plan.times)).trajectory[::2]
         paths.append(made / in_float64(sde.alpha, times)[:, None, None])
     for path in paths[1:]:

@@ -161,18 +161,18 @@ def test_predictor_without_a_corrector_is_the_predictor(x64):
     for sde in (PROCESSES["vp"], PROCESSES["ve"]):
         x, schedule = jnp.asarray(START), Schedule(steps=20)
         times = schedule.of(sde)
-        keys, level = sample_keys(KEY, jnp.arange(len(x))), coefficients_at(sde, times)
+        keys, at = sample_keys(KEY, jnp.arange(len(x))), coefficients_at(sde, times)
         denoiser = PLANE.denoiser(sde)
         solver = PredictorCorrector(predictor=Ancestral())
         path = run(keys, denoiser, x, solver.plan(sde, times), frames=21).trajectory
         for i, (now, after) in enumerate(itertools.pairwise(path)):
             noise = normal_like(fold_in_each(fold_in_each(keys, 1 + i), 1), x)
             x0, eps, *_ = denoiser.predict(jnp.asarray(now), times[i])
-            ratio = level.alpha[i] * level.sigma[i + 1] / (level.alpha[i + 1] * level.sigma[i])
-            std = level.sigma[i + 1] * np.sqrt(1 - ratio**2)
-            direction = np.sqrt(level.sigma[i + 1] ** 2 - std**2) * eps
-            expected = level.alpha[i + 1] * x0 + direction + std * noise
-            np.testing.assert_allclose(after, expected, atol=1e-9 * level.sigma[0])
+            ratio = at.alpha[i] * at.sigma[i + 1] / (at.alpha[i + 1] * at.sigma[i])
+            std = at.sigma[i + 1] * np.sqrt(1 - ratio**2)
+            direction = np.sqrt(at.sigma[i + 1] ** 2 - std**2) * eps
+            expected = at.alpha[i + 1] * x0 + direction + std * noise
+            np.testing.assert_allclose(after, expected, atol=1e-9 * at.sigma[0])
 
 
 def test_decoding_an_encoding_is_exact_in_the_limit_of_many_steps(x64):

@@ -27,7 +27,7 @@ from time_grids import Schedule
 KEY = jax.random.key(0)
 PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=20.0)}
 every_process = pytest.mark.parametrize("sde", PROCESSES.values(), ids=PROCESSES)
-KERNELS = {
+PC_STEPS = {
     "euler": EulerMaruyama(),
     "euler_half_churn": EulerMaruyama(churn=0.5),
     "flow": EulerMaruyama(churn=0.0),
@@ -36,17 +36,17 @@ KERNELS = {
     "ancestral_small": Ancestral(variance="small"),
     "ancestral_large": Ancestral(variance="large"),
 }
-every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+every_pc_step = pytest.mark.parametrize("pc_step", PC_STEPS.values(), ids=PC_STEPS)
 MIXTURE = standardized_mixture(dims=8)
 PLANE = standardized_mixture(dims=2)
 BATCH, T_MIN = 1000, 1e-3
 
 
-def one_step(kernel, denoiser, x, t, s):
-    """mean, noise std (one number a sample) and the standard normal noise of one step."""
+def one_step(pc_step, denoiser, x, t, s):
+    """mean, noise std (one number per sample) and the standard normal noise of one step."""
     keys = sample_keys(KEY, jnp.arange(len(x)))
     t, s = jnp.asarray(t, x.dtype), jnp.asarray(s, x.dtype)
-    step = kernel.step(keys, denoiser, Step(x, x), t, s)
+    step = pc_step.step(keys, denoiser, Step(x, x), t, s)
     z = normal_like(keys, x)
     std = jnp.sum((step.x - step.mean) * z, axis=-1) / jnp.sum(z**2, axis=-1)
     np.testing.assert_allclose(step.x - step.mean, std[:, None] * z, atol=1e-10)
@@ -66,32 +66,32 @@ def test_euler_maruyama_is_the_formula(x64, sde, churn):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "noise"),
+    ("pc_step", "noise"),
     [
         (ReverseDiffusion(), lambda late, early: late - early),
         (Ancestral(variance="large"), lambda late, early: late - early),
         (Ancestral(variance="small"), lambda late, early: early * (late - early) / late),
     ],
 )
-def test_ve_steps_are_the_published_ones(x64, kernel, noise):
+def test_ve_steps_are_the_published_ones(x64, pc_step, noise):
     """x + (sigma_t^2 - sigma_s^2) score, and the noise of the paper's appendix E or F."""
     sde, t, s = PROCESSES["ve"], 0.6, 0.55
     late, early = (float(sde.sigma(jnp.float64(u))) ** 2 for u in (t, s))
     x = jnp.asarray(PLANE.sample(0, 5))
-    mean, std, _ = one_step(kernel, PLANE.denoiser(sde), x, t, s)
+    mean, std, _ = one_step(pc_step, PLANE.denoiser(sde), x, t, s)
     score = PLANE.marginal(sde, t).score(x)
     np.testing.assert_allclose(mean, x + (late - early) * score, rtol=1e-8)
     np.testing.assert_allclose(std, np.sqrt(noise(late, early)), rtol=1e-8)
 
 
 @pytest.mark.parametrize(
-    ("kernel", "published"),
+    ("pc_step", "published"),
     [
         (ReverseDiffusion(), lambda x, score, b: (2 - np.sqrt(1 - b)) * x + b * score),
         (Ancestral(variance="large"), lambda x, score, b: (x + b * score) / np.sqrt(1 - b)),
     ],
 )
-def test_vp_steps_are_the_published_ones(x64, kernel, published):
+def test_vp_steps_are_the_published_ones(x64, pc_step, published):
     """With beta_i = 1 - (alpha_t / alpha_s)^2; the table's beta(t) / N differs by O(1 / N^2)."""
     sde, t = PROCESSES["vp"], jnp.float64(0.6)
     x = jnp.asarray(PLANE.sample(0, 5))
@@ -100,7 +100,7 @@ def test_vp_steps_are_the_published_ones(x64, kernel, published):
     for steps in (1000, 2000):
         s = t - 1 / steps
         beta = 1 - (sde.alpha(t) / sde.alpha(s)) ** 2
-        mean, std, _ = one_step(kernel, PLANE.denoiser(sde), x, t, s)
+        mean, std, _ = one_step(pc_step, PLANE.denoiser(sde), x, t, s)
         np.testing.assert_allclose(mean, published(x, score, beta), rtol=1e-9)
         np.testing.assert_allclose(std**2, beta, rtol=1e-9)
         table = (sde.beta_min + t * (sde.beta_max - sde.beta_min)) / steps
@@ -125,9 +125,9 @@ def test_ancestral_step_is_exact_on_a_point_mass_for_any_step(x64, sde):
 
 
 @pytest.mark.slow
-@every_kernel
+@every_pc_step
 @every_process
-def test_error_of_the_variance_is_of_first_order(x64, sde, kernel):
+def test_error_of_the_variance_is_of_first_order(x64, sde, pc_step):
     """On Gaussian data a step is affine, so the law of the whole chain is computed, not sampled."""
     width = 0.5
     denoiser = gaussian(np.zeros(1), width**2 * np.eye(1)).denoiser(sde)
@@ -136,7 +136,7 @@ def test_error_of_the_variance_is_of_first_order(x64, sde, kernel):
     @jax.vmap
     def coefficients(t, s):
         ones, keys = jnp.ones((1, 1)), sample_keys(KEY, jnp.arange(1))
-        step = kernel.step(keys, denoiser, Step(ones, ones), t, s)
+        step = pc_step.step(keys, denoiser, Step(ones, ones), t, s)
         return step.mean[0, 0], (step.x - step.mean)[0, 0] / normal_like(keys, ones)[0, 0]
 
     def error(steps):
@@ -163,8 +163,8 @@ def test_langevin_step_is_the_algorithm(x64, sde, norm_reduction):
     """Algorithms 4 and 5: h = 2 a (r |z| / |score|)^2, with a the one-step alpha_i."""
     t, s, snr = 0.5, 0.48, 0.16
     x, keys = jnp.asarray(MIXTURE.sample(0, 6)), sample_keys(KEY, jnp.arange(6))
-    kernel = Langevin(snr=snr, norm_reduction=norm_reduction)
-    step = kernel.step(keys, MIXTURE.denoiser(sde), Step(x, x), jnp.float64(t), jnp.float64(s))
+    pc_step = Langevin(snr=snr, norm_reduction=norm_reduction)
+    step = pc_step.step(keys, MIXTURE.denoiser(sde), Step(x, x), jnp.float64(t), jnp.float64(s))
     score = np.asarray(MIXTURE.marginal(sde, t).score(x))
     z = np.asarray(normal_like(fold_in_each(keys, 0), x))
     noise_norm, score_norm = np.linalg.norm(z, axis=1), np.linalg.norm(score, axis=1)
@@ -191,7 +191,7 @@ def test_annealed_langevin_step_follows_the_noise_level(x64, sde):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kernel",
+    "pc_step",
     [
         Langevin(snr=0.15, corrector_steps=100),
         Langevin(snr=0.15, corrector_steps=100, norm_reduction="batch"),
@@ -199,7 +199,7 @@ def test_annealed_langevin_step_follows_the_noise_level(x64, sde):
     ],
     ids=["per_sample", "batch", "annealed"],
 )
-def test_corrector_settles_at_the_marginal_from_a_wrong_width(kernel):
+def test_corrector_settles_at_the_marginal_from_a_wrong_width(pc_step):
     """Of 500 x 64 numbers the variance is known to 3.6%, at 4.5 standard errors.
 
     The step size leaves a relative bias of snr^2. Norms of the sample itself add 4 / d: 2 / d since
@@ -210,10 +210,10 @@ def test_corrector_settles_at_the_marginal_from_a_wrong_width(kernel):
     marginal = data.marginal(sde, t)
     x = 1.5 * jnp.asarray(marginal.sample(1, 500), jnp.float32)
     keys = sample_keys(KEY, jnp.arange(500))
-    step = jax.jit(kernel.step)(keys, data.denoiser(sde), Step(x, x), t, t - 1e-4)
+    step = jax.jit(pc_step.step)(keys, data.denoiser(sde), Step(x, x), t, t - 1e-4)
     ratio = np.var(step.x) / marginal.covariance[0, 0]
-    bias = kernel.snr**2 + (
-        4 / dims if getattr(kernel, "norm_reduction", "") == "per_sample" else 0
+    bias = pc_step.snr**2 + (
+        4 / dims if getattr(pc_step, "norm_reduction", "") == "per_sample" else 0
     )
     assert abs(ratio - 1 - bias) < 4.5 * np.sqrt(2 / x.size)
     assert abs(np.mean(step.x)) < 4.5 * np.sqrt(ratio / x.size)
@@ -224,9 +224,9 @@ def test_sample_depends_on_its_batch_only_with_batch_norms():
     x, keys = jnp.asarray(MIXTURE.sample(0, 6), jnp.float32), sample_keys(KEY, jnp.arange(6))
     t, s, denoiser = jnp.float32(0.5), jnp.float32(0.4), MIXTURE.denoiser(PROCESSES["vp"])
     for norm_reduction, independent in (("per_sample", True), ("batch", False)):
-        kernel = Langevin(norm_reduction=norm_reduction)
-        together = kernel.step(keys, denoiser, Step(x, x), t, s).x[:2]
-        apart = kernel.step(keys[:2], denoiser, Step(x[:2], x[:2]), t, s).x
+        pc_step = Langevin(norm_reduction=norm_reduction)
+        together = pc_step.step(keys, denoiser, Step(x, x), t, s).x[:2]
+        apart = pc_step.step(keys[:2], denoiser, Step(x[:2], x[:2]), t, s).x
         assert np.allclose(together, apart, rtol=1e-5) == independent
 
 
@@ -263,16 +263,16 @@ def test_samples_follow_the_marginal(sde, predictor, corrector):
     """1000 samples in 8 dimensions; 100 steps and the corrector's size leave a bias below 12%."""
     # Norms of the batch, as in the paper: per sample they need many dimensions.
     fields = {"langevin": {"norm_reduction": "batch"}}.get(corrector, {})
-    kernel = PredictorCorrector(
+    solver = PredictorCorrector(
         predictor=PREDICTORS[predictor](),
         corrector=None if corrector == "none" else CORRECTORS[corrector](snr=0.08, **fields),
     )
     schedule = Schedule(grid="log_snr", steps=100, t_min=T_MIN, final_step="none")
-    samples = sample(KEY, MIXTURE.denoiser(sde), (BATCH, 8), solver=kernel, schedule=schedule)
+    samples = sample(KEY, MIXTURE.denoiser(sde), (BATCH, 8), solver=solver, schedule=schedule)
     assert_samples_follow(samples.x, MIXTURE.marginal(sde, T_MIN), bias=0.12)
 
 
-def test_last_level_is_corrected_too():
+def test_last_timestep_is_corrected_too():
     sde, times = VESDE(), Schedule(grid="timesteps", steps=10).of(VESDE())
     both = PredictorCorrector(predictor=Ancestral(), corrector=Langevin())
     assert both.plan(sde, times).evaluations == 20
@@ -282,8 +282,8 @@ def test_last_level_is_corrected_too():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variance", ["small", "large"])
-def test_ddpm_level_by_level_is_its_algorithm(variance):
-    """Ho et al. 2020, Algorithm 2, on a Gaussian: by hand the variance after each level."""
+def test_ddpm_along_all_timesteps_is_its_algorithm(variance):
+    """Ho et al. 2020, Algorithm 2, on a Gaussian: by hand the variance after each timestep."""
     sde, spread, count = DiscreteVPSDE(num_timesteps=100), 0.25, 4000
     data = gaussian(np.zeros(1), spread**2 * np.eye(1))
     t = np.arange(100) / 99

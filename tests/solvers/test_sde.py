@@ -136,7 +136,7 @@ def test_evaluations_of_a_step_are_the_stages_of_the_method(solver):
 
 
 def noise_until(t_end):
-    """A network that answers NaN from t_end down, and no noise before."""
+    """A network that returns NaN from t_end down, and zeros before."""
 
     def network(x, t):
         return jnp.where(t[:, None] > t_end, jnp.zeros_like(x), jnp.nan)
