@@ -13,7 +13,7 @@ import numpy as np
 
 from errors import ConfigError
 from evaluation.features import make_extractors
-from evaluation.metrics import METRICS, compute_metric
+from evaluation.metrics import METRICS, check_options, compute_metric
 from evaluation.protocol import Protocol, protocol_of
 from evaluation.report import Evaluation
 from evaluation.samples import SampleSets
@@ -34,8 +34,10 @@ def extractors_of(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, 
     """Return the feature extractors that the metrics need; likelihoods need none.
 
     Raises:
-        ConfigError: for weights that are neither at hand nor to be had.
+        ConfigError: for options that do not fit together, or weights that are neither at hand nor
+            to be had.
     """
+    check_options(experiment.evaluation)
     needed = any(METRICS[name].of_samples for name in experiment.evaluation.metrics)
     return make_extractors(experiment, workdir) if needed else ()
 

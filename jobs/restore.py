@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from denoising import Denoiser
-from errors import CheckpointError, ConfigError
+from errors import CheckpointError, ConfigError, WorkdirError
 from experiment.build import build
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
@@ -131,7 +131,13 @@ def load_model(path: str | Path, step: int | None = None) -> TrainedModel:
         WorkdirError, CheckpointError: if there is no run, or no such checkpoint.
     """
     workdir = Workdir(path)
-    experiment = build(workdir.read_config())
+    try:
+        experiment = build(workdir.read_config())
+    except KeyError as error:
+        raise WorkdirError(
+            f"{workdir.config} lacks {error}; it was written by another version, or is not the "
+            "configuration of a run"
+        ) from error
     checkpoint = load_checkpoint(experiment, workdir, step)
     return TrainedModel(
         denoiser=checkpoint.denoiser,

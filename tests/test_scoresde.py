@@ -122,3 +122,9 @@ def test_module_is_the_command_line(tmp_path):
     assert "Traceback" not in done.stderr
     assert "--workdir" in done.stdout
     assert "--mode" in done.stdout
+
+
+def test_a_configuration_with_missing_sections_is_one_error(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WorkdirError, match=r"config\.json lacks 'sampling'; it was written by"):
+        ss.load(tmp_path)
