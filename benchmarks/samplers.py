@@ -354,7 +354,7 @@ def main() -> None:
         **provenance(jax.devices()[0].device_kind),
         "count": options.count,
         "width": WIDTH,
-        "clip_last_variance": LAST_NOISE,
+        "clip_last_std": LAST_NOISE,
         "budgets": budgets,
         "processes": {},
     }

@@ -163,7 +163,7 @@ def get_config() -> ConfigDict:
     # analytic:
     sampling.family = placeholder(str)  # ddpm, ddim
     sampling.timestep_choice = placeholder(str)  # grid, optimal
-    sampling.clip_last_variance = placeholder(float)  # bound on the noise of the last step
+    sampling.clip_last_std = placeholder(float)  # bound on the noise of the last step
     sampling.clip_x0_range = placeholder(float)  # half the width of the data's range
     # langevin:
     sampling.step_size = placeholder(float)  # in units of sigma^2

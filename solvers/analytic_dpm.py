@@ -48,7 +48,7 @@ class AnalyticDPM:
         family: a name in FAMILIES.
         timestep_choice: "grid" takes the given times; "optimal" takes as many steps along
             `optimal_times`, which end with the moments. That must be the last of the given times.
-        clip_last_variance: largest standard deviation of the noise of the last step, before
+        clip_last_std: largest standard deviation of the noise of the last step, before
             final_step="denoise" takes it for part of the image. For data in [-1, 1] the paper
             bounds the mean size of the noise to two gray levels (family ddpm) or one (ddim): 0.0197
             and 0.0098 (their Appendix on clipping).
@@ -62,14 +62,14 @@ class AnalyticDPM:
 
     family: str = "ddpm"
     timestep_choice: str = "grid"
-    clip_last_variance: float | None = None
+    clip_last_std: float | None = None
     clip_x0_range: float | None = None
     moments: EpsMoments | None = None
 
     def __post_init__(self) -> None:
         require_choice("family", self.family, FAMILIES)
         require_choice("timestep_choice", self.timestep_choice, TIMESTEP_CHOICES)
-        require_in("clip_last_variance", self.clip_last_variance, "(0, inf)")
+        require_in("clip_last_std", self.clip_last_std, "(0, inf)")
         require_in("clip_x0_range", self.clip_x0_range, "(0, inf)")
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
@@ -91,8 +91,8 @@ class AnalyticDPM:
         if self.clip_x0_range is not None:
             unknown = np.minimum(unknown, self.clip_x0_range**2 * np.exp(2 * before.half_log_snr))
         noise = np.sqrt(least + of_eps**2 * unknown)
-        if self.clip_last_variance is not None:
-            noise[-1] = min(noise[-1], self.clip_last_variance)
+        if self.clip_last_std is not None:
+            noise[-1] = min(noise[-1], self.clip_last_std)
         weights = np.stack([coefficients.alpha[1:] / coefficients.alpha[:-1], of_eps], axis=1)
         return table_plan(times, weights, prediction="eps", noise=noise)
 

@@ -182,8 +182,8 @@ def test_bounds():
     assert unknown[0] < 1 == unknown[-1]
     np.testing.assert_allclose(noise(0.0, clip_x0_range=0.5), noise(1 - unknown), rtol=1e-9)
     capped = np.append(noise(0.4)[:-1], 0.01)
-    np.testing.assert_allclose(noise(0.4, clip_last_variance=0.01), capped, rtol=1e-12)
-    np.testing.assert_array_equal(noise(0.4, clip_last_variance=9.0), noise(0.4))
+    np.testing.assert_allclose(noise(0.4, clip_last_std=0.01), capped, rtol=1e-12)
+    np.testing.assert_array_equal(noise(0.4, clip_last_std=9.0), noise(0.4))
 
 
 def images(count):
@@ -323,7 +323,7 @@ def test_gamma_above_one_makes_no_step_free():
             {"timestep_choice": "best"},
             r"timestep_choice='best' is unknown; choose one of: grid, optimal",
         ),
-        ({"clip_last_variance": 0.0}, r"clip_last_variance=0.0 must be above 0"),
+        ({"clip_last_std": 0.0}, r"clip_last_std=0.0 must be above 0"),
         ({"clip_x0_range": float("nan")}, r"clip_x0_range=nan must be above 0"),
     ],
 )
