@@ -135,6 +135,7 @@ def test_value_that_cannot_be(tmp_path, field, value, remedy):
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("field", "value", "kind"), TYPES)
 def test_value_of_the_wrong_type(tmp_path, field, value, kind):
     workdir = tmp_path / "run"
@@ -236,6 +237,7 @@ def test_batches_must_divide_over_the_devices(tmp_path):
 CONFIG_FLAG = f"--config={CONFIG}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [

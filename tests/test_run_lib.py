@@ -87,6 +87,7 @@ def assert_one_error(call, pattern):
     assert re.fullmatch(f"error: .*{pattern}.*", said[0]), said
 
 
+@pytest.mark.slow
 def test_record_holds_every_step_and_the_state_is_that_of_the_last(finished):
     assert [row["step"] for row in record(finished)] == list(range(1, LAST + 1))
     assert steps(finished) == (10, 20, 30)

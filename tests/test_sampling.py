@@ -151,6 +151,7 @@ def test_steps_replace_those_of_the_schedule():
     np.testing.assert_array_equal(short.x, expected.x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw",
     [

@@ -77,6 +77,7 @@ def evaluated(folder, **options):
     return json.loads(files[0].read_text()), table, compare(*files)
 
 
+@pytest.mark.slow
 def test_metric_of_likelihoods(monkeypatch, tmp_path):
     row = Metric(
         compute=lambda evaluation: Report(
@@ -95,6 +96,7 @@ def test_metric_of_likelihoods(monkeypatch, tmp_path):
         np.testing.assert_array_equal(arrays["dummy"], np.arange(4.0))
 
 
+@pytest.mark.slow
 def test_metric_of_samples(monkeypatch, tmp_path):
     def compute(sets):
         means = [float(np.mean([p["images"].mean() for p in sets.images(s)])) for s in sets.seeds]
@@ -120,6 +122,7 @@ def test_metric_of_samples(monkeypatch, tmp_path):
         check_options(built(eval={"metrics": ("dummy",), "samples": 7}).evaluation)
 
 
+@pytest.mark.slow
 def test_features(monkeypatch, tmp_path):
     def compute(images):
         features = images.reshape(len(images), -1)[:, :3] / 255
@@ -144,6 +147,7 @@ class Shrink(Measurement):
         return operators.downsampling(shape, self.factor)
 
 
+@pytest.mark.slow
 def test_inverse_problem(monkeypatch):
     monkeypatch.setitem(TASKS, "dummy", (Input, InverseProblem, Shrink))
     task = {"name": "dummy", "input": "test:0-1", "factor": 2}
@@ -175,6 +179,7 @@ class Push:
         return denoiser.guided(prediction, gradient, x, t)
 
 
+@pytest.mark.slow
 def test_guidance(monkeypatch):
     row = GuidanceMethod(
         make=lambda options, classes, classifier, labels: Push(amount=options.resolved_scale),
@@ -223,6 +228,7 @@ def test_solver_of_fixed_steps(monkeypatch):
         built(sampling={"name": "dummy", "order": 2})
 
 
+@pytest.mark.slow
 def test_adaptive_solver(monkeypatch):
     monkeypatch.setitem(ADAPTIVE, "dummy", ADAPTIVE["ode"])
     experiment = built(sampling={"name": "dummy", "rtol": 1e-2, "atol": 1e-2, "steps": None})
@@ -277,6 +283,7 @@ class Halved(ScoreMatching):
         return super().__call__(key, denoiser, x0) / 2
 
 
+@pytest.mark.slow
 def test_loss(monkeypatch, tmp_path):
     monkeypatch.setitem(LOSSES, "dummy", Halved)
     metrics = {"metrics": ("loss",), "loss_repeats": 1}
@@ -313,6 +320,7 @@ run_lib.dummy = lambda experiment, workdir, *, target: print(workdir.path, targe
 """
 
 
+@pytest.mark.slow
 def test_mode(tmp_path):
     """Flags are made when main.py is read, so the row is written into a copy of it."""
     row = '    "dummy": Mode("dummy", flags=("target",), required=("target",)),\n'

@@ -137,6 +137,7 @@ def conditional(alpha, sigma, x, x0):
     return mean, sigma[1] ** 2 - covariance**2 / sigma[0] ** 2
 
 
+@pytest.mark.slow
 def test_any_process_and_grid(x64):
     """The KL divergence of two Gaussian conditionals, of the true x0 and of the predicted one."""
     sde, times, pixel_levels = SubVPSDE(), np.array([1.0, 0.6, 0.5, 0.3]), PixelLevels(low=0.0)

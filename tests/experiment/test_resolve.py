@@ -75,6 +75,7 @@ def test_resolve_settles_what_depends_on_other_fields():
     assert chains == {"ddpm", "smld"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "given", "evaluations"),
     [
@@ -94,6 +95,7 @@ def test_fields_of_the_command_line_supersede_those_of_the_file(name, given, eva
     assert str(config) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_json_builds_the_same(name):
     """What a checkpoint carries is enough: it resolves to itself."""
@@ -101,6 +103,7 @@ def test_config_json_builds_the_same(name):
     assert build(json.loads(json.dumps(resolved))).config == resolved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

@@ -22,6 +22,7 @@ def test_every_sampler_is_built_by_its_name(name):
         assert resolved["steps"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guidance", "classes", "needs", "factor"),
     [

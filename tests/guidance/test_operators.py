@@ -136,6 +136,7 @@ def answers(operator, x, y):
     return columns.reshape(x[0].size, -1).T, *(a.reshape(len(a), -1) for a in (*parts, solved))
 
 
+@pytest.mark.slow
 @every_operator
 def test_algebra_is_that_of_the_dense_matrix(x64, name):
     operator = OPERATORS[name]()

@@ -164,6 +164,7 @@ def test_mean_form_is_of_what_was_clipped_before_it(x64, variance):
     np.testing.assert_allclose(means[1] - means[0], std**2 * free, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.35, 0.6)], ids=["always", "interval"])
 def test_classifier_free_guidance_of_gaussians_is_a_linear_flow(x64, interval):
     """In y = x / alpha and s = sigma / alpha, dy/ds = eps_none + scale (eps_class - eps_none)."""

@@ -259,6 +259,7 @@ def test_ddpm_may_be_given_as_settings_of_ncsnpp():
     assert_equal(imported(diffusers, content, network), imported(diffusers, content, GOOGLE))
 
 
+@pytest.mark.slow
 def test_old_names_of_diffusers_are_known():
     content = tree("diffusers_ncsnpp")
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

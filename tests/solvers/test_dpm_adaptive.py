@@ -138,6 +138,7 @@ def quantile(x, sde, t):
     return (below((x - alpha) / sigma) + below((x + alpha) / sigma)) / 2
 
 
+@pytest.mark.slow
 def test_error_goes_with_the_tolerance(x64):
     start = quantile(np.stack([prior(VP, index) for index in range(SHAPE[0])]), VP, 1.0)
     errors, evaluations = [], []

@@ -53,6 +53,7 @@ def one_step(pc_step, denoiser, x, t, s):
     return step.mean, std, z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("churn", [0.0, 0.7, 1.0])
 @every_process
 def test_euler_maruyama_is_the_formula(x64, sde, churn):
