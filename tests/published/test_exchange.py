@@ -157,7 +157,7 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (pickle.dumps({"model": Evil()}), "code that loading would run, and is refused"),
+        (pickle.dumps({"model": Evil()}), "would execute code, so it is refused"),
         (b"<!doctype html><html>404</html>", "web page"),
         (b"", "empty"),
         (pickle.dumps({}), "none of: score_sde, EDM|pickle"),
