@@ -323,7 +323,7 @@ def _require_finite(failed_at: Int[Array, "batch"], times: np.ndarray) -> None:
             f"{count} of {len(failed_at)} samples became NaN or infinite, the first between "
             f"t={times[step]:.4g} and t={times[step + 1]:.4g} (step {step + 1} of "
             f"{len(times) - 1}): either the sampler is unstable (give more config.sampling.steps, "
-            "a smaller snr or order, or with a guidance config.sampling.clip=range), or the network "
+            "a smaller snr or order, or with guidance config.sampling.clip=range), or the network "
             "returns NaN there"
         )
 
