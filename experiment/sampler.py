@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Int, UInt8
 from tqdm import tqdm
 
 import sampling
@@ -24,13 +24,12 @@ from experiment.randomness import base_key
 from experiment.tasks import Task
 from guidance.base import guide
 from guidance.classifier import Classifier
+from numerics.arrays import Batch
 from sampling import Projection, Samples
 from solvers import ddim, ode
 from solvers.ddim import DDIM
 from solvers.moments import EpsMoments
 from time_grids import Schedule
-
-Batch = Float[Array, "batch ..."]
 
 
 @dataclass(frozen=True, kw_only=True)
