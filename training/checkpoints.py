@@ -398,8 +398,12 @@ def _orbax() -> ModuleType:
     # and we repeat it in one line. The program sets the verbosity; this only filters by origin.
     logging.get_absl_logger().addFilter(from_elsewhere)
 
-    # After a failed save asyncio reports, at any later time, futures that Orbax has abandoned.
-    std_logging.getLogger("asyncio").addFilter(
-        lambda record: not record.getMessage().startswith("Future exception was never retrieved")
-    )
+    # After a failed save asyncio reports, at any later time, the futures and tasks that Orbax has
+    # abandoned. A task's report names its file; a future's does not.
+    def not_abandoned(record: std_logging.LogRecord) -> bool:
+        text = record.getMessage()
+        task_of_orbax = text.startswith("Task exception was never retrieved") and root in text
+        return not (task_of_orbax or text.startswith("Future exception was never retrieved"))
+
+    std_logging.getLogger("asyncio").addFilter(not_abandoned)
     return ocp

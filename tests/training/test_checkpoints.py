@@ -411,6 +411,37 @@ def test_full_disk_by_small_file_system(tmp_path, room):
     assert_survived_full_disk(done, disk / "run", "No space left")
 
 
+ABANDONED = """
+    import asyncio, gc, os, sys
+    import numpy as np, orbax.checkpoint
+    from training.checkpoints import Checkpoints
+
+    Checkpoints(sys.argv[1]).save(1, {"w": np.zeros(3)}, {})
+    code = "async def write(): raise OSError('File too large')"
+
+    async def abandon(path):
+        scope = {}
+        exec(compile(code, path, "exec"), scope)
+        asyncio.ensure_future(scope["write"]())
+        await asyncio.sleep(0.01)
+
+    asyncio.run(abandon(os.path.join(os.path.dirname(orbax.checkpoint.__file__), "store.py")))
+    gc.collect()
+    print("after orbax", file=sys.stderr)
+    asyncio.run(abandon("/somewhere/else.py"))
+    gc.collect()
+"""
+
+
+@pytest.mark.slow
+def test_tasks_that_orbax_abandons_are_silent(tmp_path):
+    done = run_child(ABANDONED, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    before, after = done.stderr.split("after orbax")
+    assert before == ""
+    assert "/somewhere/else.py" in after and "File too large" in after
+
+
 def big_state(step):
     return {"w": np.random.default_rng(step).normal(size=(16, 2**20)).astype("f4")}  # 64 MiB
 
