@@ -22,7 +22,7 @@ from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
 from experiment.sampler import unconditioned
 from files.pictures import image_grid, write_gif, write_png
-from files.writing import write_npz
+from files.writing import make_folder, write_npz
 from jobs.moments import measure_moments
 from jobs.plan import describe
 from jobs.restore import load_checkpoint, load_moments, restore_state
@@ -226,7 +226,7 @@ def import_checkpoint(
     candidate = Candidate(model.name, model.network, experiment.data.shape[0], template)
     project, imported = exchange.import_state(source, candidate, _candidates(), attention_order)
     state = trainer.state_from_params(imported.params, imported.ema_params, imported.step)
-    workdir.path.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir.path)
     try:
         checkpoints.save(imported.step, state, experiment.config)
         checkpoints.wait()

@@ -1,9 +1,11 @@
 """Writing files atomically, and their checksums.
 
-A file appears whole or not at all: it is written beside its final name and then moved there, which
-file systems do in one step. Readers never see half of it, and a failed write leaves the old file.
+A file appears whole or not at all: it is written beside its final name, and moved there once it is
+on the disk. Readers never see half of it, and neither a failed write nor a power cut loses the old
+file. Each process writes under a name of its own, so two of them do not disturb each other.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,14 +17,51 @@ import numpy as np
 
 
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary name in the same folder, then move the file to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    """Call `write` with a temporary name in the same folder, then move the file to `path`.
+
+    Raises:
+        OSError: if the file cannot be written; the error names `path`.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         write(temporary)
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, and write their entries to the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Write a file's content, or a folder's list of names, from memory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot sync folders, and then need not.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EBADF)):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """Write all files and folders below `path`, and the folder itself, to the disk."""
+    for folder, _, files in os.walk(path, topdown=False):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any], *, compress: bool = False) -> None:

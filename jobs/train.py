@@ -26,6 +26,7 @@ from experiment.options import TrainingOptions
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
+from files.writing import make_folder
 from jobs.workdir import Workdir
 from training.checkpoints import Checkpoints
 from training.metrics_log import MetricsLog
@@ -120,7 +121,7 @@ def train(job: TrainingJob, workdir: Workdir) -> bool:
     if step >= last:
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
         return False
-    workdir.path.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir.path)
     workdir.save_config(job.config)
     log = MetricsLog(workdir.path, step=step)
     try:

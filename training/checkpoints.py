@@ -12,6 +12,7 @@ notice later damage: it loads array data with a flipped bit without complaint, a
 damaged file with a state of another shape. So the files are verified before Orbax reads any, and
 the template is compared with the record:
 
+    power cut                -> nothing older is deleted before the new checkpoint is on the disk
     damaged checkpoint       -> skipped with a warning, the last good one is loaded
     no checkpoint loads      -> CheckpointError, never a silent fresh start
     state of another shape   -> CheckpointError that names the parameter
@@ -35,7 +36,7 @@ from absl import logging
 
 from errors import CheckpointError, require_in
 from files.text import one_line
-from files.writing import sha256_of
+from files.writing import make_folder, sha256_of, sync, sync_tree
 
 # Orbax appends the first to the name of an unfinished save. We append the others to a checkpoint
 # that is being deleted (a rename is atomic, the removal of a tree is not) or did not load.
@@ -120,7 +121,7 @@ class Checkpoints:
         ocp = _orbax()
         checkpointer = self._make_checkpointer(step)
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            make_folder(self._directory)
             self._tidy()
             checkpointer.save(
                 self._directory / str(step),
@@ -144,6 +145,7 @@ class Checkpoints:
         try:
             with contextlib.closing(checkpointer):
                 checkpointer.wait_until_finished()
+            sync(self._directory)  # the new name, before an older checkpoint is deleted
         except Exception as error:  # OSError, tensorstore's ValueError, ...
             raise self._save_error(step, error) from error
         self._delete_superseded(step)
@@ -214,7 +216,9 @@ class Checkpoints:
         def before_commit() -> None:
             # Orbax calls this in the background, on process 0, when all files of all processes are
             # written and before the rename that makes the checkpoint visible.
-            _write_checksums(self._directory / f"{step}{_UNFINISHED}")
+            unfinished = self._directory / f"{step}{_UNFINISHED}"
+            _write_checksums(unfinished)
+            sync_tree(unfinished)
 
         options = ocp.options.AsyncOptions(
             post_finalization_callback=before_commit,
