@@ -5,10 +5,13 @@ and started again ends with the same numbers.
 """
 
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from jaxtyping import Int
 from tqdm import tqdm
 
@@ -42,12 +45,16 @@ class ResultCache:
     def get_or_compute(
         self, name: str, indices: Indices, compute: Callable[[Indices], Arrays]
     ) -> Arrays:
-        """Return the arrays of a batch from its file, or compute and write them."""
+        """Return the arrays of a batch from its file, or compute and write them.
+
+        A file that is damaged is made again.
+        """
         file = self._folder / f"{name}-{indices[0]}-{indices[-1]}.npz"
-        if not file.exists():
-            write_npz(file, compute(indices))
-        with np.load(file) as stored:
-            return dict(stored)
+        arrays = _read(file)
+        if arrays is None:
+            arrays = {key: np.asarray(value) for key, value in compute(indices).items()}
+            write_npz(file, arrays)
+        return arrays
 
     def batches(
         self, name: str, count: int, batch_size: int, compute: Callable[[Indices], Arrays]
@@ -65,3 +72,16 @@ class ResultCache:
         """Return the arrays of all batches, joined along their first axis."""
         parts = list(self.batches(name, count, batch_size, compute))
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _read(file: Path) -> Arrays | None:
+    """Return the arrays in a file; None if it is missing or damaged."""
+    try:
+        # NumPy would leave a damaged file open.
+        with file.open("rb") as content, np.load(content) as stored:
+            return dict(stored)
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        logging.warning("%s is damaged and made again: %s", file, error)
+        return None

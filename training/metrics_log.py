@@ -30,9 +30,9 @@ class MetricsLog:
 
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
-            kept = [line for line in self._path.read_text().splitlines() if _is_upto(line, step)]
-            text = "".join(f"{line}\n" for line in kept)
-            write_file(self._path, lambda temporary: temporary.write_text(text))
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            kept = b"".join(line for line in lines if _is_upto(line, step))
+            write_file(self._path, lambda temporary: temporary.write_bytes(kept))
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
@@ -62,8 +62,8 @@ class MetricsLog:
         self._board.close()
 
 
-def _is_upto(line: str, step: int) -> bool:
+def _is_upto(line: bytes, step: int) -> bool:
     try:
-        return json.loads(line)["step"] <= step
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return False  # the line that a killed run left half-written
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False  # half a line of a killed run, or torn bytes of a power cut

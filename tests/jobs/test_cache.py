@@ -40,3 +40,22 @@ def test_cached_batches_are_read_and_only_dependents_of_a_change_are_computed_ag
     assert len(calls) == 4
     cache.remove()
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -1], ids=lambda keep: f"{keep} bytes")
+def test_damaged_file_is_made_again(tmp_path, keep):
+    cache, calls = ResultCache(tmp_path), []
+
+    def compute(indices):
+        calls.append(len(indices))
+        return {"squares": indices**2}
+
+    cache.get_or_compute("part", np.arange(9), compute)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:keep])
+    for _ in range(2):
+        found = cache.get_or_compute("part", np.arange(9), compute)
+        np.testing.assert_array_equal(found["squares"], np.arange(9) ** 2)
+    assert calls == [9, 9]
+    assert file.read_bytes() == whole

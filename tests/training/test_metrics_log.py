@@ -13,14 +13,16 @@ def written(folder):
 
 
 @pytest.mark.parametrize(
-    "half", ['{"step": 3, "lo', "{", "3", '{"loss": 1}', "[]", ""], ids=lambda text: text or "none"
+    "half",
+    [b'{"step": 3, "lo', b"{", b"3", b'{"loss": 1}', b"[]", b"\xff\x00\n\x80", b"[" * 10**5, b""],
+    ids=lambda text: repr(text[:9]),
 )
 def test_record_is_repaired_and_cut_at_the_restored_step(tmp_path, half):
     log = MetricsLog(tmp_path, step=0)
     for step in range(1, 6):
         log.write(step, {"loss": 1 / step})
     log.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(half)
     log = MetricsLog(tmp_path, step=3)
     log.write(4, {"loss": 0.5})
