@@ -6,6 +6,7 @@ an .npz beside it, and samples into a .png.
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from evaluation.samples import SampleSets
 from evaluation.table import samples_row
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
+from files.locks import locked
 from files.pictures import image_grid, write_png
 from files.text import table
-from files.writing import write_json, write_npz
+from files.writing import make_folder, write_json, write_npz
 from jobs.cache import ResultCache
 from jobs.workdir import Workdir
 from metrics.features import Extractor
@@ -56,17 +58,22 @@ def evaluate(
     Raises:
         ConfigError: for too few images or a reference that does not fit, before any computation.
         EvaluationError, IntegrationError, BoundError, SamplingError: for numbers not finite.
+        WorkdirError: if another process evaluates this checkpoint.
     """
     protocol = protocol_of(experiment, checkpoint, extractors)
     file = workdir.eval / f"{checkpoint.step}.json"
-    cache = ResultCache(workdir.eval / f"{checkpoint.step}.partial")
-    results = _finished_results(file, protocol)
-    if results is None:
-        evaluation = Evaluation(
-            experiment, checkpoint, extractors, protocol, cache, workdir.statistics
-        )
-        results = _compute(evaluation, file)
-    cache.remove()
+    folder = file.with_suffix(".partial")
+    make_folder(folder)
+    lock = locked(workdir.eval / f".{checkpoint.step}.lock", folder)
+    with lock if experiment.parallel.leads else nullcontext():
+        cache = ResultCache(folder)
+        results = _finished_results(file, protocol)
+        if results is None:
+            evaluation = Evaluation(
+                experiment, checkpoint, extractors, protocol, cache, workdir.statistics
+            )
+            results = _compute(evaluation, file)
+        cache.remove()
     return f"{summary(results)}\n{file}"
 
 

@@ -9,11 +9,14 @@ import errno
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+_WRITER = socket.gethostname()  # in the names of unfinished files, with the process
 
 
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -23,7 +26,7 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
         OSError: if the file cannot be written; the error names `path`.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{_WRITER}-{os.getpid()}.partial{path.suffix}")
     try:
         write(temporary)
         sync(temporary)
@@ -33,6 +36,24 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete what processes of this machine had half-written in a folder when they were killed."""
+    for file in folder.glob(f".*.{_WRITER}-*.partial*"):
+        process = file.name.rpartition(".partial")[0].rpartition("-")[2]
+        if process.isdecimal() and not _is_running(int(process)):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def make_folder(path: Path) -> None:

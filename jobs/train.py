@@ -26,7 +26,6 @@ from experiment.options import TrainingOptions
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
-from files.writing import make_folder
 from jobs.workdir import Workdir
 from training.checkpoints import Checkpoints
 from training.metrics_log import MetricsLog
@@ -114,14 +113,18 @@ def train(job: TrainingJob, workdir: Workdir) -> bool:
         TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
     """
     batches = job.batches()
-    workdir.check(job.config, training=True)
+    with workdir.locked(leads=job.data.parallel.leads):
+        workdir.check(job.config, training=True)
+        return _train(job, workdir, batches)
+
+
+def _train(job: TrainingJob, workdir: Workdir, batches: TrainingBatches) -> bool:
     checkpoints = Checkpoints(workdir.checkpoints, keep=job.options.keep_checkpoints)
     state = _initial_state(job, checkpoints)
     step, last = int(state.step), job.options.steps
     if step >= last:
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
         return False
-    make_folder(workdir.path)
     workdir.save_config(job.config)
     log = MetricsLog(workdir.path, step=step)
     try:

@@ -1,12 +1,15 @@
 """The folder of a run: its files, and whether a configuration fits the run in it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from errors import WorkdirError
+from files.locks import locked
 from files.nested import flatten
-from files.writing import write_json
+from files.writing import make_folder, write_json
 
 # A run may continue training with other values of these fields.
 _MAY_CHANGE = (
@@ -62,6 +65,19 @@ class Workdir:
     def classifier(self) -> "Workdir":
         """The folder of the run's classifier."""
         return Workdir(self.path / "classifier", holds_classifier=True)
+
+    @contextmanager
+    def locked(self, *, leads: bool = True) -> Iterator[None]:
+        """Make the folder and keep other processes from training in it.
+
+        Of several processes that train together, the one that leads holds the lock.
+
+        Raises:
+            WorkdirError: if another process trains in it; the message says which.
+        """
+        make_folder(self.path)
+        with locked(self.path / ".lock") if leads else nullcontext():
+            yield
 
     def read_config(self) -> dict[str, Any]:
         """Return the saved configuration.

@@ -41,6 +41,11 @@ class DataParallel:
         return NamedSharding(self.mesh, PartitionSpec("data"))
 
     @property
+    def leads(self) -> bool:
+        """Whether this process writes what one process of several should write."""
+        return jax.process_index() == 0
+
+    @property
     def devices(self) -> int:
         """The number of devices."""
         return self.mesh.size
