@@ -27,7 +27,7 @@ class Mode(NamedTuple):
 MODES = {
     "train": Mode("train"),
     "eval": Mode("evaluate"),
-    "sample": Mode("sample", flags=("num_samples", "checkpoint", "gif")),
+    "sample": Mode("sample", flags=("num_samples", "checkpoint", "gif", "png")),
     "check": Mode("check"),
     "prepare": Mode("prepare"),
     "train_classifier": Mode("train_classifier"),
@@ -55,6 +55,7 @@ flags.DEFINE_enum(
 flags.DEFINE_string("target", None, "export: the .pth to write. stats: the .npz to write.")
 flags.DEFINE_integer("num_samples", 64, "sample: number of images.")
 flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
+flags.DEFINE_boolean("png", False, "sample: also write each image as a PNG.")
 
 
 def main(arguments: list[str]) -> None:

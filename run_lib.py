@@ -17,12 +17,13 @@ from evaluation.compare import compare as compare_files
 from evaluation.evaluate import evaluate as evaluate_checkpoint
 from evaluation.evaluate import extractors_of
 from evaluation.features import make_extractors
+from evaluation.protocol import samples_protocol
 from experiment.build import build_network
 from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
 from experiment.sampler import unconditioned
-from files.pictures import image_grid, write_gif, write_png
-from files.writing import make_folder, write_npz
+from files.pictures import image_grid, write_gif, write_png, write_png_folder
+from files.writing import make_folder, write_json, write_npz
 from jobs.moments import measure_moments
 from jobs.plan import describe
 from jobs.restore import load_checkpoint, load_moments, restore_state
@@ -147,11 +148,14 @@ def sample(
     num_samples: int = 64,
     checkpoint: int | None = None,
     gif: bool = False,
+    png: bool = False,
 ) -> None:
-    """Write images of a checkpoint as .npz (uint8, NHWC, key `samples`) and as a PNG grid.
+    """Write images of a checkpoint into a folder of their protocol, `samples/STEP-SAMPLER-DIGEST`.
 
-    With a task, the inputs are shown beside the samples. With `gif`, an animation shows the reverse
-    process of the first samples.
+    It holds samples.npz (uint8, NHWC, as `samples` and as `arr_0`, the name that ADM's evaluator
+    reads), samples.png (a grid; with a task, the inputs beside their samples), and protocol.json.
+    With `gif`, an animation shows the reverse process of the first samples. With `png`, a folder
+    holds each image as a file.
 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
@@ -164,24 +168,25 @@ def sample(
             f"--gif animates samples, but config.task.name={task.name!r} draws none; leave it out"
         )
     loaded = load_checkpoint(experiment, workdir, checkpoint)
-    name = workdir.samples / f"checkpoint_{loaded.step}"
-    condition = unconditioned
     if task is None:
+        run, condition, kind = None, unconditioned, experiment.sampler.name
         result = draw_plain(experiment, loaded, num_samples)
     else:
-        run = TaskRun(experiment, task, num_samples)
-        name = name.with_name(f"{name.name}_{task.name}")
+        run, kind = TaskRun(experiment, task, num_samples), f"{experiment.sampler.name}-{task.name}"
         result, condition = run.run(loaded), run.condition
-    arrays = {"samples": result.images, **result.arrays}
-    write_npz(name.with_suffix(".npz"), arrays, compress=True)
-    write_png(name.with_suffix(".png"), result.figure)
-    count = len(result.images)
-    print(f"{count} samples of step {loaded.step}, {result.summary}: {name}.npz and {name}.png")
+    protocol = samples_protocol(experiment, loaded, num_samples, run and run.inputs)
+    folder = workdir.samples / protocol.key(f"{loaded.step}-{kind}")
+    arrays = {"samples": result.images, "arr_0": result.images, **result.arrays}
+    write_npz(folder / "samples.npz", arrays, compress=True)
+    write_png(folder / "samples.png", result.figure)
+    write_json(folder / "protocol.json", protocol.tree | {"result": result.summary})
+    print(f"{len(result.images)} samples of step {loaded.step}, {result.summary}: {folder}")
+    if png:
+        write_png_folder(folder / "png", result.images)
     if gif:
         shown = np.arange(min(num_samples, _ANIMATED))
         drawn = experiment.sampler.draw(loaded, shown, frames=_FRAMES, condition=condition)
-        write_gif(name.with_suffix(".gif"), [image_grid(frame) for frame in drawn.frames])
-        print(f"their reverse process: {name}.gif")
+        write_gif(folder / "samples.gif", [image_grid(frame) for frame in drawn.frames])
 
 
 def moments(experiment: Experiment, workdir: Workdir, *, checkpoint: int | None = None) -> None:

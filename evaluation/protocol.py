@@ -1,4 +1,4 @@
-"""The protocol of an evaluation: everything that its numbers depend on."""
+"""The protocol of an evaluation or of samples: everything that their numbers depend on."""
 
 import hashlib
 import json
@@ -48,8 +48,8 @@ class Protocol:
         self.fields = flatten(tree, ".")
 
     def key(self, name: str, *prefixes: str) -> str:
-        """Return `name` with a digest of the fields that begin with one of the prefixes."""
-        chosen = {field: v for field, v in self.fields.items() if field.startswith(prefixes)}
+        """Return `name` with a digest of the fields that begin with one of the prefixes, or of all."""
+        chosen = {field: v for field, v in self.fields.items() if field.startswith(prefixes or "")}
         found = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
         return f"{name}-{found[:12]}"
 
@@ -76,11 +76,8 @@ def protocol_of(
         section, name = field.split(".")
         del tree[section][name]
     images, reference = experiment.data.images, experiment.evaluation.reference
-    leaves = jax.tree.leaves(checkpoint.denoiser.network)
-    params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    tree |= _checkpoint_fields(experiment, checkpoint)
     tree |= {
-        "checkpoint": digest(experiment.parallel.fetch_tree(params)),
-        "needs": checkpoint.digests,
         "model": {"num_classes": experiment.model.num_classes},
         "images": {
             name: {"count": len(split), "sha256": fingerprint(split)[:16]}
@@ -90,6 +87,33 @@ def protocol_of(
         "reference": _digest_of(reference) if reference else None,
     }
     return Protocol(json.loads(json.dumps(tree)))  # as it reads back from JSON
+
+
+def samples_protocol(
+    experiment: Experiment, checkpoint: Checkpoint, count: int, inputs: Any = None
+) -> Protocol:
+    """Return the protocol of `count` samples of `--mode=sample`; `inputs` are those of a task."""
+    sections = ("data", "sde", "denoiser", "ema", "sampling", "guidance", "task")
+    tree = {name: dict(experiment.config[name]) for name in sections}
+    del tree["data"]["dir"], tree["sampling"]["max_steps"]
+    tree |= _checkpoint_fields(experiment, checkpoint)
+    tree |= {
+        "step": checkpoint.step,
+        "model": {"num_classes": experiment.model.num_classes},
+        "inputs": None if inputs is None else digest(inputs),
+        "num_samples": count,
+    }
+    return Protocol(json.loads(json.dumps(tree)))
+
+
+def _checkpoint_fields(experiment: Experiment, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the fields that identify a checkpoint, and what a sampler needs beside it."""
+    leaves = jax.tree.leaves(checkpoint.denoiser.network)
+    params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    return {
+        "checkpoint": digest(experiment.parallel.fetch_tree(params)),
+        "needs": checkpoint.digests,
+    }
 
 
 def _digest_of(reference: str) -> str:

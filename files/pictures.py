@@ -1,5 +1,6 @@
 """Image grids as arrays, and PNG and GIF files of uint8 images with 1 or 3 channels."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from files.writing import write_file
+from files.writing import unfinished, write_file
 
 Images = UInt8[np.ndarray, "count height width channels"]
 
@@ -39,6 +40,15 @@ def _pil_image(array: UInt8[np.ndarray, "h w c"]) -> Any:
 def write_png(path: Path, array: UInt8[np.ndarray, "h w c"]) -> None:
     """Write an image as PNG."""
     write_file(path, lambda temporary: _pil_image(array).save(temporary))
+
+
+def write_png_folder(folder: Path, images: UInt8[np.ndarray, "count h w c"]) -> None:
+    """Write images as PNG files 000000.png, 000001.png, ..., instead of what the folder holds."""
+    with unfinished(folder) as temporary:
+        temporary.mkdir(parents=True)
+        for number, image in enumerate(images):
+            _pil_image(image).save(temporary / f"{number:06}.png")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_gif(path: Path, frames: Sequence[UInt8[np.ndarray, "h w c"]]) -> None:

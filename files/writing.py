@@ -9,8 +9,10 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,36 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         OSError: if the file cannot be written; the error names `path`.
     """
-    make_folder(path.parent)
+    with unfinished(path) as temporary:
+        write(temporary)
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Give a temporary name for a file or folder; move what is written there to `path`.
+
+    Raises:
+        OSError: if it cannot be written; the error names `path`.
+    """
     temporary = path.with_name(f".{path.stem}.{_WRITER}-{os.getpid()}.partial{path.suffix}")
     try:
-        write(temporary)
-        sync(temporary)
+        make_folder(path.parent)
+        yield temporary
+        sync_tree(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or folder, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -43,7 +64,7 @@ def remove_abandoned(folder: Path) -> None:
     for file in folder.glob(f".*.{_WRITER}-*.partial*"):
         process = file.name.rpartition(".partial")[0].rpartition("-")[2]
         if process.isdecimal() and not _is_running(int(process)):
-            file.unlink(missing_ok=True)
+            _remove(file)
 
 
 def _is_running(process: int) -> bool:
@@ -78,7 +99,9 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Write all files and folders below `path`, and the folder itself, to the disk."""
+    """Write a file, or a folder with all that is below it, to the disk."""
+    if path.is_file():
+        sync(path)
     for folder, _, files in os.walk(path, topdown=False):
         for name in files:
             sync(Path(folder, name))

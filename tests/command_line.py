@@ -10,6 +10,7 @@ import atexit
 import functools
 import multiprocessing
 import os
+import re
 import resource
 import runpy
 import shutil
@@ -135,6 +136,12 @@ def flags(mode, workdir, fields=TINY, config=CONFIG):
     """The command line for a mode, a working directory and fields that differ from `config`."""
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
     return [f"--config={config}", f"--mode={mode}", f"--workdir={workdir}", *overrides]
+
+
+def samples_of(call):
+    """The folder that --mode=sample has written."""
+    assert call.status == 0, call.stderr
+    return Path(re.search(r"^\d+ samples of step .*: (\S+)$", call.stdout, re.MULTILINE)[1])
 
 
 def configuration(fields=TINY):

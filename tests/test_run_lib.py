@@ -5,6 +5,7 @@ bit for bit: every leaf of its state and every line of its record but for the sp
 """
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -13,7 +14,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command_line import TINY, configuration, flags, run, run_fresh, snapshot, start, write_images
+from command_line import (
+    TINY,
+    configuration,
+    flags,
+    run,
+    run_fresh,
+    samples_of,
+    snapshot,
+    start,
+    write_images,
+)
 from PIL import Image
 
 import run_lib
@@ -277,9 +288,9 @@ def test_four_devices_train_and_sample_as_one(tmp_path, finished, sampled):
 
 def draw(workdir, count, *arguments, devices=1):
     call = run(*flags("sample", workdir), f"--num_samples={count}", *arguments, devices=devices)
-    assert call.status == 0, call.stderr
-    with np.load(workdir / "samples" / f"checkpoint_{LAST}.npz") as file:
-        assert file.files == ["samples"]
+    with np.load(samples_of(call) / "samples.npz") as file:
+        assert file.files == ["samples", "arr_0"]
+        np.testing.assert_array_equal(file["samples"], file["arr_0"])
         return file["samples"]
 
 
@@ -289,15 +300,22 @@ def test_samples_are_those_of_their_number_and_files_say_so(sampled):
     assert few.dtype == np.uint8
     assert few.shape == (3, 8, 8, 1)
     assert len(np.unique(few)) > 4
-    many = draw(sampled, 11, "--gif")  # batches of 4, 4 and 3
+    call = run(*flags("sample", sampled), "--num_samples=11", "--gif", "--png")
+    folder = samples_of(call)
+    with np.load(folder / "samples.npz") as file:  # batches of 4, 4 and 3
+        many = file["samples"]
     assert many.shape == (11, 8, 8, 1)
     np.testing.assert_array_equal(many[:3], few)
-    name = sampled / "samples" / f"checkpoint_{LAST}"
-    picture = Image.open(name.with_suffix(".png"))
+    for number, name in enumerate(sorted(os.listdir(folder / "png"))):
+        assert name == f"{number:06}.png"
+        with Image.open(folder / "png" / name) as single:
+            np.testing.assert_array_equal(np.asarray(single), many[number, ..., 0])
+    assert number == 10
+    picture = Image.open(folder / "samples.png")
     scale = 40 // 8
     assert picture.size == (scale * (4 * 9 - 1), scale * (3 * 9 - 1))  # 4 columns, 3 rows
     np.testing.assert_array_equal(np.asarray(picture)[::scale, ::scale][:8, :8], many[0, ..., 0])
-    with Image.open(name.with_suffix(".gif")) as animation:
+    with Image.open(folder / "samples.gif") as animation:
         assert animation.n_frames > 1
         assert animation.size == picture.size
         animation.seek(animation.n_frames - 1)
@@ -307,14 +325,25 @@ def test_samples_are_those_of_their_number_and_files_say_so(sampled):
 
 @pytest.mark.slow
 def test_samples_of_an_earlier_checkpoint_and_of_another_sampler(sampled):
-    call = run(*flags("sample", sampled), "--checkpoint=10", "--num_samples=3")
-    assert call.status == 0, call.stderr
-    with np.load(sampled / "samples" / "checkpoint_10.npz") as file:
+    earlier = samples_of(run(*flags("sample", sampled), "--checkpoint=10", "--num_samples=3"))
+    with np.load(earlier / "samples.npz") as file:
         assert len(file["samples"]) == 3
     fixed = {name: value for name, value in TINY.items() if name != "sampling.steps"}
     ode = fixed | {"sampling.name": "ode", "sampling.rtol": 1e-2, "sampling.atol": 1e-2}
-    call = run(*flags("sample", sampled, ode), "--num_samples=3")
-    assert call.status == 0, call.stderr
+    other = samples_of(run(*flags("sample", sampled, ode), "--num_samples=3"))
+    assert (earlier.name[:6], other.name[:7]) == ("10-pc-", "30-ode-")
+    seeds = [
+        samples_of(
+            run(*flags("sample", sampled, TINY | {"sampling.seed": seed}), "--num_samples=3")
+        )
+        for seed in (0, 1)
+    ]
+    assert len({earlier, other, *seeds}) == 4, "no samples take the place of others"
+    for folder, seed in zip(seeds, (0, 1), strict=True):
+        protocol = json.loads((folder / "protocol.json").read_text())
+        assert protocol["sampling"]["seed"] == seed
+        assert protocol["num_samples"] == 3
+        assert protocol["step"] == LAST
 
 
 @pytest.mark.slow
@@ -340,13 +369,14 @@ def test_inverse_problems_are_solved_and_tasks_are_for_samples_alone(sampled):
     call = run(*flags("sample", sampled, fields), "--num_samples=4", "--gif")
     assert call.status == 0, call.stderr
     assert re.search(r"4 samples of step 30, NFE 5, measurement error 0\.0", call.stdout)
-    name = sampled / "samples" / f"checkpoint_{LAST}_inpaint"
-    with np.load(name.with_suffix(".npz")) as arrays:
+    folder = samples_of(call)
+    assert "-inpaint-" in folder.name
+    with np.load(folder / "samples.npz") as arrays:
         assert arrays["samples"].shape == (4, 8, 8, 1)
         assert arrays["measurement"].shape == (2, 8, 8, 1)
-    with Image.open(name.with_suffix(".png")) as picture:
+    with Image.open(folder / "samples.png") as picture:
         assert picture.size == ((4 * 9 - 1) * 5, (2 * 9 - 1) * 5)
-    assert name.with_suffix(".gif").exists()
+    assert (folder / "samples.gif").exists()
     few = run(*flags("sample", sampled, fields), "--num_samples=1")
     assert_one_error(few, "--num_samples=1 is too small .* give at least 2")
     assert_one_error(
@@ -432,8 +462,7 @@ def test_class_conditional_run_trains_samples_and_is_evaluated(tmp_path):
 
     def drawn(**choice):
         call = run(*flags("sample", workdir, fields | choice), "--num_samples=12")
-        assert call.status == 0, call.stderr
-        with np.load(workdir / "samples" / "checkpoint_2.npz") as file:
+        with np.load(samples_of(call) / "samples.npz") as file:
             return file["samples"]
 
     turns, threes, none = (drawn(**{"sampling.label": label}) for label in (-1, 3, 10))

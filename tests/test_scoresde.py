@@ -63,7 +63,8 @@ def test_loaded_model_draws_the_samples_of_the_command_line(trained, tmp_path):
     (tmp_path / "run").symlink_to(trained)
     printed = in_python(("-c", LOADED), tmp_path, "run", tmp_path / "found.npz")
     assert printed == f"(8, 8, 1) {STEPS}\n"
-    with np.load(trained / "samples" / f"checkpoint_{STEPS}.npz") as file:
+    (written,) = (trained / "samples").glob(f"{STEPS}-*/samples.npz")
+    with np.load(written) as file:
         samples = file["samples"]
     with np.load(tmp_path / "found.npz") as found:
         np.testing.assert_array_equal(found["samples"], samples)
