@@ -113,6 +113,7 @@ def get_config() -> ConfigDict:
     training.keep_checkpoints = 3  # the latest; 0 for all
     training.sample_every = 1000  # steps; 0 for never
     training.sample_count = 64  # images in the grid
+    training.init_from = ""  # RUN or RUN:STEP whose parameters a new run starts with
 
     config.sampling = sampling = ConfigDict()
     # Fixed steps: pc (Predictor-Corrector), ddim, dpm_solver, unipc, deis, heun, analytic,

@@ -48,7 +48,7 @@ class Protocol:
         self.fields = flatten(tree, ".")
 
     def key(self, name: str, *prefixes: str) -> str:
-        """Return `name` with a digest of the fields that begin with one of the prefixes, or of all."""
+        """Return `name` with a digest of the fields that begin with a prefix, or of all."""
         chosen = {field: v for field, v in self.fields.items() if field.startswith(prefixes or "")}
         found = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
         return f"{name}-{found[:12]}"

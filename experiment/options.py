@@ -86,6 +86,7 @@ class TrainingOptions:
         log_every, checkpoint_every, sample_every: steps; sample_every=0 draws no samples.
         keep_checkpoints: number of checkpoints kept, the latest; 0 for all.
         sample_count: images in a sample grid.
+        init_from: RUN or RUN:STEP, the folder of a run whose parameters a new run starts with.
 
     Raises:
         ValueError: for a number out of range.
@@ -99,6 +100,7 @@ class TrainingOptions:
     keep_checkpoints: int = 3
     sample_every: int = 1000
     sample_count: int = 64
+    init_from: str = ""
 
     def __post_init__(self) -> None:
         _require_all_in(self, "[1, inf)", "steps", "log_every", "checkpoint_every", "sample_count")

@@ -9,9 +9,10 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.batches import TrainingBatches
-from errors import TrainingError
+from errors import CheckpointError, TrainingError, WorkdirError
 from experiment.data import Data
 from experiment.experiment import Experiment
 from experiment.options import TrainingOptions
@@ -27,8 +28,9 @@ from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from jobs.workdir import Workdir
+from numerics.arrays import digest
 from training.checkpoints import Checkpoints
-from training.metrics_log import MetricsLog
+from training.metrics_log import MetricsLog, last_step
 from training.step import Trainer, TrainState
 
 
@@ -114,18 +116,24 @@ def train(job: TrainingJob, workdir: Workdir) -> bool:
     """
     batches = job.batches()
     with workdir.locked(leads=job.data.parallel.leads):
-        workdir.check(job.config, training=True)
-        return _train(job, workdir, batches)
+        changes = workdir.check(job.config, training=True)
+        return _train(job, workdir, batches, changes)
 
 
-def _train(job: TrainingJob, workdir: Workdir, batches: TrainingBatches) -> bool:
+def _train(
+    job: TrainingJob, workdir: Workdir, batches: TrainingBatches, changes: Sequence[str]
+) -> bool:
+    images = digest((job.data.images.train, job.data.images.train_labels))
+    workdir.check_images(images)
     checkpoints = Checkpoints(workdir.checkpoints, keep=job.options.keep_checkpoints)
-    state = _initial_state(job, checkpoints)
+    state = _initial_state(job, workdir, checkpoints)
     step, last = int(state.step), job.options.steps
     if step >= last:
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
         return False
-    workdir.save_config(job.config)
+    for change in changes:
+        print(f"changed from step {step} on: {change}")
+    workdir.save_config(job.config, images=images, changes=changes, step=step)
     log = MetricsLog(workdir.path, step=step)
     try:
         with (
@@ -134,7 +142,7 @@ def _train(job: TrainingJob, workdir: Workdir, batches: TrainingBatches) -> bool
                 total=last, initial=step, desc="training", dynamic_ncols=True, mininterval=0.5
             ) as bar,
         ):
-            state = _Loop(job, checkpoints, log, workdir, bar, stop).run(batches, state)
+            state = _Loop(job, images, checkpoints, log, workdir, bar, stop).run(batches, state)
         checkpoints.wait()
     finally:
         checkpoints.close()
@@ -147,12 +155,34 @@ def _train(job: TrainingJob, workdir: Workdir, batches: TrainingBatches) -> bool
     return True
 
 
-def _initial_state(job: TrainingJob, checkpoints: Checkpoints) -> TrainState:
-    restored = checkpoints.restore(job.trainer.abstract_state())
-    if restored is None:
+def _initial_state(job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints) -> TrainState:
+    """Return the state of the latest checkpoint, or else the first state of a new run.
+
+    Raises:
+        WorkdirError: if the run has had checkpoints, and they are gone.
+        CheckpointError: if none can be loaded, or that of `config.training.init_from` cannot.
+    """
+    template = job.trainer.abstract_state()
+    restored = checkpoints.restore(template)
+    if restored is not None:
+        print(f"continuing from the checkpoint at step {restored.step}")
+        return restored.state
+    logged = last_step(workdir.path)
+    if logged >= 2 * job.options.checkpoint_every:
+        raise WorkdirError(
+            f"{workdir.metrics} reaches step {logged}, but {workdir.checkpoints} holds no "
+            "checkpoint. Put the checkpoints back, delete metrics.jsonl to start afresh, or give "
+            "another --workdir"
+        )
+    if not job.options.init_from:
         return job.trainer.init_state(base_key(job.seed, "init"))
-    print(f"continuing from the checkpoint at step {restored.step}")
-    return restored.state
+    run, _, number = job.options.init_from.rpartition(":")
+    run, step = (run, int(number)) if run and number.isdecimal() else (job.options.init_from, None)
+    other = Checkpoints(Workdir(Path(run).expanduser()).checkpoints).restore(template, step)
+    if other is None:
+        raise CheckpointError(f"config.training.init_from={run!r} holds no checkpoint")
+    print(f"starting with the parameters of {run} at step {other.step}")
+    return job.trainer.state_from_params(other.state.params, other.state.ema_params, 0)
 
 
 @dataclass(frozen=True)
@@ -160,6 +190,7 @@ class _Loop:
     """The training loop and what it writes to."""
 
     job: TrainingJob
+    images: str
     checkpoints: Checkpoints
     log: MetricsLog
     workdir: Workdir
@@ -197,7 +228,8 @@ class _Loop:
                 if not stopping or _is_due(step, options.log_every):
                     self.log.write(step, {**values, "images_per_sec": round(rate, 1)})
             if saves:
-                self.checkpoints.save(step, state, self.job.config)
+                record = self.job.config | {"images": self.images}
+                self.checkpoints.save(step, state, record)
             if stopping:
                 break
             if samples:

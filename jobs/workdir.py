@@ -1,34 +1,29 @@
 """The folder of a run: its files, and whether a configuration fits the run in it."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from errors import WorkdirError
+from errors import CheckpointError, WorkdirError
 from files.locks import locked
 from files.nested import flatten
 from files.writing import make_folder, write_json
+from training.checkpoints import Checkpoints
 
-# A run may continue training with other values of these fields.
+# A run continues training with other values of these fields: they change how it goes on, but not
+# what is trained. Those of the second line are reported and recorded, since the result depends on
+# them.
 _MAY_CHANGE = (
-    "analytic_dpm.",
-    "classifier.",
-    "continuous_bound.",
-    "data.dir",
-    "discrete_bound.",
-    "eval.",
-    "guidance.",
-    "likelihood.",
-    "sampling.",
-    "task.",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
-    "training.log_every",
-    "training.sample_count",
-    "training.sample_every",
+    *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "discrete_bound.", "eval."),
+    *("guidance.", "likelihood.", "sampling.", "task.", "training."),
+    "optim.",
 )
+_CHANGES_RESULT = ("optim.", "training.batch_size", "training.label_dropout", "training.steps")
+
+# What config.json and the records of checkpoints hold beside the configuration.
+_CHANGES, _IMAGES = "changes", "images"
 
 # Fields that describe a trained network: they must be those of the run to read its checkpoints.
 _DESCRIBE_NETWORK = ("data.", "denoiser.", "ema.", "model.", "sde.")
@@ -83,42 +78,80 @@ class Workdir:
         """Return the saved configuration.
 
         Raises:
-            WorkdirError: if it is missing or damaged.
+            WorkdirError: if it is missing or damaged, and no checkpoint has it.
         """
+        return {k: v for k, v in self._read().items() if k not in (_CHANGES, _IMAGES)}
+
+    def _read(self) -> dict[str, Any]:
+        """Return the content of config.json, or where that is lost, of a checkpoint's record."""
         try:
-            saved = json.loads(self.config.read_text())
-            if not isinstance(saved, dict):
-                raise ValueError(f"expected an object, found {saved!r:.40}")
+            if isinstance(saved := self._content(), dict):
+                return saved
+            raise ValueError(f"expected an object, found {saved!r:.40}")
         except FileNotFoundError as error:
+            lost, problem = error, "there is no config.json"
+        except (OSError, ValueError, RecursionError) as error:  # not UTF-8 or JSON: a ValueError
+            lost, problem = error, f"{self.config} is damaged ({error})"
+        checkpoints = Checkpoints(self.checkpoints)
+        for step in reversed(checkpoints.steps()):
+            with suppress(CheckpointError):
+                saved = checkpoints.config(step)
+                print(f"{problem}; using the configuration in the checkpoint of step {step}")
+                return saved
+        if isinstance(lost, FileNotFoundError):
             raise WorkdirError(
                 f"there is no run in {self.path} (no config.json); run --mode=train or "
                 "--mode=import first"
-            ) from error
-        except (OSError, ValueError) as error:  # text that is not UTF-8 or JSON is a ValueError
-            raise WorkdirError(
-                f"{self.config} is damaged ({error}); restore it, or use another --workdir"
-            ) from error
-        return saved
+            ) from lost
+        raise WorkdirError(f"{problem}; restore it, or use another --workdir") from lost
 
-    def check(self, config: dict[str, Any], *, training: bool) -> None:
+    def _content(self) -> Any:
+        return json.loads(self.config.read_bytes())
+
+    def check(self, config: dict[str, Any], *, training: bool) -> list[str]:
         """Raise WorkdirError unless `config` fits the run in the folder, if there is one.
 
-        With `training` it must train the same; otherwise it must describe the same network.
+        With `training` it must train the same thing; otherwise it must describe the same network.
+
+        Returns:
+            For each field that differs and that results depend on, a phrase with both values.
         """
-        if not self.config.exists():
-            return
-        differing = [
-            phrase
-            for name, phrase in differences(self.read_config(), config)
-            if not self._may_differ(name, config=config, training=training)
+        if not self._holds_run():
+            return []
+        found = differences(self.read_config(), config)
+        refused = [
+            phrase for name, phrase in found if not self._may_differ(name, training=training)
         ]
-        if differing:
+        if refused:
+            way_out = (
+                ", or start from its checkpoint as a new run: --config.training.init_from="
+                f"{self.path} with a new --workdir"
+            )
             raise WorkdirError(
                 f"--workdir={self.path} holds a run with another configuration: "
-                f"{'; '.join(differing)}. Give these values, or another --workdir"
+                f"{'; '.join(refused)}. Give these values, or another --workdir"
+                f"{way_out if training and not self._holds_classifier else ''}"
             )
+        changed = [phrase for name, phrase in found if name.startswith(_CHANGES_RESULT)]
+        old, new = flatten(self.read_config(), "."), flatten(config, ".")
+        younger = [name for name in new if name not in old and new[name] is not None]
+        return changed + [f"config.{name} is new, {new[name]!r}" for name in younger]
 
-    def _may_differ(self, name: str, *, config: dict[str, Any], training: bool) -> bool:
+    def check_images(self, fingerprint: str) -> None:
+        """Raise WorkdirError unless the run was trained on the images with this fingerprint."""
+        if self._holds_run():
+            saved = self._read().get(_IMAGES, fingerprint)
+            if saved != fingerprint:
+                raise WorkdirError(
+                    f"--workdir={self.path} holds a run on other images: config.data gives images "
+                    f"with fingerprint {fingerprint}, the run has seen {saved}. Put the old images "
+                    "back, or give another --workdir"
+                )
+
+    def _holds_run(self) -> bool:
+        return self.config.exists() or bool(Checkpoints(self.checkpoints).steps())
+
+    def _may_differ(self, name: str, *, training: bool) -> bool:
         if name == "data.dir":
             return True
         if self._holds_classifier:
@@ -126,19 +159,40 @@ class Workdir:
             return not name.startswith(_DESCRIBE_CLASSIFIER) or (trains_only and not training)
         if not training:
             return not name.startswith(_DESCRIBE_NETWORK)
-        # A longer run continues the shorter one, unless the learning rate depends on its length.
-        if name == "training.steps":
-            return config["optim"]["decay"] == "constant"
-        return name.startswith(_MAY_CHANGE)
+        return name.startswith(_MAY_CHANGE) and name != "training.init_from"
 
-    def save_config(self, config: dict[str, Any]) -> None:
-        """Write config.json, unless it says the same already."""
-        if not self.config.exists() or differences(json.loads(self.config.read_text()), config):
-            write_json(self.config, config)
+    def save_config(
+        self,
+        config: dict[str, Any],
+        *,
+        images: str | None = None,
+        changes: Sequence[str] = (),
+        step: int = 0,
+    ) -> None:
+        """Write config.json, unless it says the same already.
+
+        Args:
+            config: the resolved configuration.
+            images: fingerprint of the training images, if they are known.
+            changes: the result of `check`, recorded as changes at `step`.
+            step: the step from which `config` applies.
+        """
+        saved = self._read() if self._holds_run() else {}
+        extra: dict[str, Any] = {_CHANGES: saved.get(_CHANGES, [])}
+        extra[_CHANGES] = [*extra[_CHANGES], *({"step": step, "change": each} for each in changes)]
+        extra[_IMAGES] = images or saved.get(_IMAGES)
+        content = config | {name: value for name, value in extra.items() if value}
+        with suppress(OSError, ValueError, RecursionError):  # missing or damaged: written below
+            if self._content() == json.loads(json.dumps(content)):
+                return
+        write_json(self.config, content)
 
 
 def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the fields in which two nested dicts differ: dotted name, phrase with both values."""
+    """Return the fields in which two nested dicts differ: dotted name, phrase with both values.
+
+    A field that `saved` does not have is younger than it, and no difference.
+    """
     old, new = flatten(saved, "."), flatten(json.loads(json.dumps(given)), ".")
     absent = "absent"
     return [

@@ -379,12 +379,7 @@ def test_checkpoint_that_does_not_exist(trained, arguments):
 def test_run_with_another_configuration(trained):
     before = snapshot(trained)
     other = SHORT | {"optim.lr": 0.5, "model.dropout": 0.25}
-    call = run(*flags("train", trained, other))
-    assert_rejected(
-        call,
-        r"config\.model\.dropout was 0\.0, is 0\.25; config\.optim\.lr was 0\.002, is 0\.5\. Give",
-    )
-    for mode in ("eval", "sample"):
+    for mode in ("train", "eval", "sample"):
         call = run(*flags(mode, trained, other))
         assert_rejected(call, r"config\.model\.dropout was 0\.0, is 0\.25\. Give")
     assert snapshot(trained) == before

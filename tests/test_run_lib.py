@@ -183,19 +183,6 @@ def test_second_interrupt_does_not_wait_and_leaves_cleanly(tmp_path):
     assert all(kept.config(step) for step in kept.steps())
 
 
-@pytest.mark.slow
-def test_longer_run_continues_only_where_the_schedule_allows(tmp_path, finished):
-    constant = TINY | {"optim.decay": "constant", "training.steps": 2}
-    assert run(*flags("train", tmp_path / "run", constant)).status == 0
-    longer = run(*flags("train", tmp_path / "run", constant | {"training.steps": 4}))
-    assert longer.status == 0, longer.stderr
-    assert steps(tmp_path / "run") == (2, 4)
-    before = snapshot(finished)
-    call = run(*flags("train", finished, TINY | {"training.steps": LAST + 1}))
-    assert_one_error(call, rf"config.training.steps was {LAST}, is {LAST + 1}")
-    assert snapshot(finished) == before
-
-
 def damage(checkpoint):
     file = max(checkpoint.rglob("d/*"), key=lambda file: file.stat().st_size)
     content = bytearray(file.read_bytes())

@@ -31,7 +31,7 @@ class MetricsLog:
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             lines = self._path.read_bytes().splitlines(keepends=True)
-            kept = b"".join(line for line in lines if _is_upto(line, step))
+            kept = b"".join(line for line in lines if (_step(line) or step + 1) <= step)
             write_file(self._path, lambda temporary: temporary.write_bytes(kept))
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
@@ -62,8 +62,18 @@ class MetricsLog:
         self._board.close()
 
 
-def _is_upto(line: bytes, step: int) -> bool:
+def last_step(workdir: Path) -> int:
+    """Return the last step in the log of a run; 0 if there is none."""
     try:
-        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+        lines = (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return 0
+    return max((_step(line) or 0 for line in lines), default=0)
+
+
+def _step(line: bytes) -> int | None:
+    """Return the step of a line; None for half a line of a killed run, or torn bytes."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError, RecursionError):
-        return False  # half a line of a killed run, or torn bytes of a power cut
+        return None

@@ -71,8 +71,10 @@ class Optimizer:
             rate = optax.warmup_cosine_decay_schedule(
                 0.0, self.lr, self.warmup, max(total_steps, self.warmup + 1)
             )
-        else:
-            rate = optax.linear_schedule(0.0, self.lr, self.warmup) if self.warmup else self.lr
+        elif self.warmup:
+            rate = optax.linear_schedule(0.0, self.lr, self.warmup)
+        else:  # a schedule too, so that a run may change its warm-up and keep its state
+            rate = optax.constant_schedule(self.lr)
         clip = optax.clip_by_global_norm(self.grad_clip) if self.grad_clip else optax.identity()
         return optax.chain(clip, optax.adam(rate, b1=self.beta1, b2=self.beta2, eps=self.eps))
 

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from errors import WorkdirError
 from jobs.workdir import Workdir, differences
+from training.checkpoints import Checkpoints
 
 CONFIG = {
     "seed": 1,
@@ -60,14 +62,14 @@ def test_field_that_is_newer_than_the_run_is_no_difference_but_a_lost_one_is():
 # field, other value, whether training may continue with it, whether a reader may have it.
 RULES = [
     ("seed", 2, False, True),
-    ("optim.lr", 0.25, False, True),
+    ("optim.lr", 0.25, True, True),
     ("model.features", 16, False, False),
     ("model.num_timesteps", (1, 2, 3), False, False),
     ("data.name", "mnist", False, False),
     ("data.dir", "/data", True, True),
     ("sampling.steps", 20, True, True),
     ("training.log_every", 5, True, True),
-    ("training.batch_size", 8, False, True),
+    ("training.batch_size", 8, True, True),
     ("training.steps", 20, True, True),
 ]
 
@@ -115,12 +117,50 @@ def test_saved_configuration_is_read_back(workdir, tmp_path):
             workdir.read_config()
 
 
-def test_schedule_that_ends_with_training_fixes_its_length(workdir):
-    workdir.save_config(changed("optim.decay", "cosine"))
-    longer = changed("optim.decay", "cosine")
-    longer["training"]["steps"] = 20
-    with pytest.raises(WorkdirError, match=r"config\.training\.steps was 10, is 20"):
-        workdir.check(longer, training=True)
+def test_changes_that_the_result_depends_on_are_reported_and_recorded(workdir):
+    other = changed("optim.lr", 0.25, changed("sampling.steps", 20))
+    other["optim"]["new"], other["optim"]["unused"] = 3, None
+    changes = workdir.check(other, training=True)
+    assert changes == ["config.optim.lr was 0.5, is 0.25", "config.optim.new is new, 3"]
+    workdir.save_config(other, changes=changes, step=7)
+    recorded = json.loads(workdir.config.read_text())["changes"]
+    assert recorded == [{"step": 7, "change": change} for change in changes]
+    assert workdir.read_config() == json.loads(json.dumps(other))
+    assert workdir.check(other, training=True) == []
+    workdir.save_config(other)
+    assert json.loads(workdir.config.read_text())["changes"] == recorded
+
+
+def test_refusal_names_a_way_out(workdir):
+    with pytest.raises(WorkdirError, match=rf"init_from={workdir.path} with a new --workdir"):
+        workdir.check(changed("model.features", 16), training=True)
+
+
+def test_run_on_other_images_is_refused(workdir):
+    workdir.check_images("a")
+    workdir.save_config(CONFIG, images="a")
+    workdir.check_images("a")
+    with pytest.raises(WorkdirError, match=r"other images: .* fingerprint b, the run has seen a"):
+        workdir.check_images("b")
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"{", b"[]", b"\xff", b"[" * 10**5], ids=repr)
+def test_lost_configuration_comes_from_a_checkpoint(workdir, capsys, damage):
+    checkpoints = Checkpoints(workdir.checkpoints)
+    checkpoints.save(3, {"w": np.zeros(2)}, CONFIG | {"images": "a"})
+    checkpoints.close()
+    if damage is None:
+        workdir.config.unlink()
+    else:
+        workdir.config.write_bytes(damage)
+    assert workdir.read_config() == json.loads(json.dumps(CONFIG))
+    assert "using the configuration in the checkpoint of step 3" in capsys.readouterr().out
+    with pytest.raises(WorkdirError, match=r"config\.model\.features was 8, is 16"):
+        workdir.check(changed("model.features", 16), training=True)
+    with pytest.raises(WorkdirError, match="on other images"):
+        workdir.check_images("b")
+    workdir.save_config(CONFIG)
+    assert json.loads(workdir.config.read_bytes())["images"] == "a"
 
 
 def test_config_is_written_only_where_it_changed(workdir):
