@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
-from errors import ConfigError, require_choice, require_in
+from errors import SEEDS, ConfigError, require_choice, require_in, require_memory
 from experiment.build_sampler import build_sampler, require_learned
 from experiment.class_guidance import Classes
 from experiment.data import Data
@@ -69,10 +69,14 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
         with config_errors(path):
             parallel.check_batch(batch_size, "batch_size")
+            require_memory("batch_size", batch_size, 4 * batch_size * data.size)
+    with config_errors("training"):
+        require_memory("sample_count", training.sample_count, 4 * training.sample_count * data.size)
     with config_errors("eval"):
+        require_memory("samples", evaluation.samples, evaluation.samples * data.size)
         require_choice("inception_resize", evaluation.inception_resize, RECIPES)
     with config_errors("seed"):
-        require_in("config.seed", reader.config["seed"], "[0, inf)")
+        require_in("config.seed", reader.config["seed"], SEEDS)
     average = reader.build("ema", MovingAverage)
     classes = Classes(
         network=model.num_classes,
@@ -80,6 +84,9 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         label_dropout=training.label_dropout,
     )
     sampler = build_sampler(reader, sde, data, classes)
+    with config_errors("eval"):
+        last = sampler.options.seed + evaluation.sampling_seeds - 1
+        require_in("config.sampling.seed + config.eval.sampling_seeds - 1", last, SEEDS)
     trainer = Trainer(
         init=partial(_init_network, model.network, data.shape),
         denoiser=model.denoiser,

@@ -52,7 +52,7 @@ def test_limits_of_the_classifier_bind_only_those_who_use_it():
             {"discrete_bound.variance": "learned"},
             r"config\.discrete_bound\.variance='learned' needs a network that predicts variances",
         ),
-        ({"seed": -1}, r"config\.seed=-1 must be at least 0"),
+        ({"seed": -1}, r"config\.seed=-1 must lie in \[0, 4294967295\]"),
         ({"data.resize": "scale"}, r"config\.data\.resize='scale' is unknown; choose one of: crop"),
         (
             {"guidance.name": "classifier", "model.num_classes": 4},
