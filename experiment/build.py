@@ -166,19 +166,7 @@ def _denoiser_factory(
     sde: SDE, network: nn.Module, options: DenoiserOptions
 ) -> Callable[..., Denoiser]:
     """Return the function (params, dropout key or None) -> Denoiser."""
-
-    def output(params: Any, x: Array, *conditions: Array, **more: Any) -> Any:
-        def of_x(x: Array) -> Any:
-            return network.apply({"params": params}, x, *conditions, **more)
-
-        return energy_gradient(of_x, x) if options.energy else of_x(x)
-
-    # Named functions, made once: a Partial of the same function is the same to jit.
-    def apply(params: Any, x: Array, *conditions: Array) -> Array:
-        return output(params, x, *conditions, train=False)
-
-    def apply_with_dropout(params: Any, dropout: Array, x: Array, *conditions: Array) -> Array:
-        return output(params, x, *conditions, train=True, rngs={"dropout": dropout})
+    apply, apply_with_dropout = _network_functions(network, options.energy)
 
     def denoiser(params: Any, dropout: Key[Array, ""] | None = None) -> Denoiser:
         return Denoiser(
@@ -192,6 +180,29 @@ def _denoiser_factory(
         )
 
     return denoiser
+
+
+@functools.cache
+def _network_functions(network: nn.Module, energy: bool) -> tuple[Callable, Callable]:
+    """Return the functions of a network without and with dropout.
+
+    They are made once per network: jit takes a Partial of the same function for the same, and
+    programs of other functions would pile up where experiments are built again and again.
+    """
+
+    def output(params: Any, x: Array, *conditions: Array, **more: Any) -> Any:
+        def of_x(x: Array) -> Any:
+            return network.apply({"params": params}, x, *conditions, **more)
+
+        return energy_gradient(of_x, x) if energy else of_x(x)
+
+    def apply(params: Any, x: Array, *conditions: Array) -> Array:
+        return output(params, x, *conditions, train=False)
+
+    def apply_with_dropout(params: Any, dropout: Array, x: Array, *conditions: Array) -> Array:
+        return output(params, x, *conditions, train=True, rngs={"dropout": dropout})
+
+    return apply, apply_with_dropout
 
 
 def _check_timesteps(
@@ -235,9 +246,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
     with config_errors("classifier"):
         optimizer = Optimizer(lr=options.lr, warmup=options.warmup, decay="cosine")
 
-    def output(params: Any, dropout: Any, x: Array, cond: Array) -> tuple[Array, Array]:
-        more = {} if dropout is None else {"rngs": {"dropout": dropout}}
-        return with_features(network, params, x, cond, train=dropout is not None, **more)
+    output = _classifier_function(network)
 
     def classifier(params: Any, dropout: Key[Array, ""] | None = None) -> Classifier:
         return Classifier(
@@ -260,6 +269,17 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
     return ClassifierModel(
         network=network, classifier=classifier, loss=loss, trainer=trainer, options=options
     )
+
+
+@functools.cache
+def _classifier_function(network: nn.Module) -> Callable:
+    """Return the function of a classifier's network, made once as in `_network_functions`."""
+
+    def output(params: Any, dropout: Any, x: Array, cond: Array) -> tuple[Array, Array]:
+        more = {} if dropout is None else {"rngs": {"dropout": dropout}}
+        return with_features(network, params, x, cond, train=dropout is not None, **more)
+
+    return output
 
 
 def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBoundPlan:

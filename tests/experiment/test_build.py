@@ -71,3 +71,16 @@ def test_choices_that_do_not_go_together_are_refused(fields, message):
         build(configuration(TINY | fields))
     assert str(caught.value).startswith("config.")
     assert "\n" not in str(caught.value)
+
+
+def test_experiments_built_again_share_their_programs():
+    """Or every build in a long process would add programs that are never freed."""
+    first, second = (build(configuration(TINY)) for _ in range(2))
+    params = jax.eval_shape(first.trainer.init, jax.random.key(0))
+    for make in (lambda e: e.model.denoiser, lambda e: e.classifier.classifier):
+        for dropout in (None, jax.random.key(0)):
+            structures = {
+                jax.tree.structure(make(experiment)(params, dropout)): experiment
+                for experiment in (first, second)
+            }
+            assert len(structures) == 1
