@@ -86,3 +86,37 @@ def test_splits_that_do_not_fit_are_refused():
         ImageData(name="x", train=train, test=random_images(0))
     with pytest.raises(ValueError, match=r"levels should be 0\.\.8"):
         ImageData(name="x", train=train, test=random_images(2), quantizer=Quantizer(gray_levels=9))
+
+
+def test_fingerprint_changes_with_every_image_label_and_order(monkeypatch):
+    train, labels = random_images(6), np.arange(6, dtype=np.int32)
+
+    def fingerprint(images, numbers):
+        return ImageData(
+            name="x", train=images, test=images[:1], train_labels=numbers
+        ).fingerprint
+
+    first = fingerprint(train, labels)
+    assert first == fingerprint(train[::-1][::-1], labels.copy())
+    assert len(first) == 16
+    assert int(first, 16) >= 0
+    one_level = train.copy()
+    one_level[3, 2, 1, 0] ^= 1
+    others = [
+        fingerprint(one_level, labels),
+        fingerprint(train, labels[::-1]),
+        fingerprint(train, None),
+        fingerprint(train[::-1], labels),
+        fingerprint(train.reshape(6, 2, 8, 3), labels),
+        fingerprint(train[:5], labels[:5]),
+    ]
+    assert len({first, *others}) == 7
+    # Of large sets blocks enter; the first and the last image are among them.
+    monkeypatch.setattr(datasets, "_FINGERPRINT_BYTES", 64)
+    monkeypatch.setattr(datasets, "_FINGERPRINT_BLOCKS", 4)
+    sampled = [fingerprint(train, labels)]
+    for row in (0, 5):
+        other = train.copy()
+        other[row] ^= 1
+        sampled.append(fingerprint(other, labels))
+    assert len(set(sampled)) == 3
