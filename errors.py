@@ -5,6 +5,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,6 +50,9 @@ class EvaluationError(ScoreSDEError):
     """A metric is NaN or infinite."""
 
 
+SEEDS = "[0, 4294967295]"  # JAX uses 32 bits of a seed, and would drop the others
+
+
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ValueError unless `value` is one of `choices`, which the message lists."""
     choices = sorted(choices)
@@ -73,6 +77,16 @@ def require_in(name: str, value: Any, interval: str) -> None:
             condition = f"must be {'above' if opening == '(' else 'at least'} {low:g}"
             condition += " and finite" if value == math.inf else ""
         raise ValueError(f"{name}={value} {condition}")
+
+
+def require_memory(name: str, value: int, size: int) -> None:
+    """Raise ValueError if the `size` bytes that a number asks for exceed the machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ValueError(
+            f"{name}={value} needs {size / 1e9:,.0f} GB of memory, and this machine has "
+            f"{memory / 1e9:,.0f}; give a smaller number"
+        )
 
 
 @functools.cache

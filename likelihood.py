@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from denoising import Denoiser
 from errors import require_choice, require_in
-from numerics.arrays import Batch, default_indices, sample_keys
+from numerics.arrays import Batch, require_batch, sample_indices, sample_keys
 from numerics.ode import ODEOptions, Solution, integrate, require_success
 from numerics.traces import PROBES, exact_trace
 from probability_flow import VARIABLES
@@ -91,9 +91,11 @@ def log_prob(
     The probes of sample k depend on `key` and `indices[k]` (default k) alone.
 
     Raises:
+        TypeError, ValueError: if `key` or `x` is not what it should be.
         IntegrationError: if the solver fails for a sample.
     """
-    indices = default_indices(indices, x.shape[0])
+    x = require_batch(x)
+    indices = sample_indices(key, x.shape, indices)
     result, solution = _log_prob(key, denoiser, x, indices, options, ode)
     require_success(solution, "log-likelihood", ode)
     return result

@@ -6,8 +6,21 @@ Every field of the configuration can be overridden: --config.optim.lr=1e-4.
 """
 
 import os
-import re
+import signal
 import sys
+from types import FrameType
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted before anything was done\n")
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    # The imports take seconds, and a library may lose the exception of Ctrl-C, or crash of it.
+    signal.signal(signal.SIGINT, _leave)
+
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +70,9 @@ flags.DEFINE_integer("num_samples", 64, "sample: number of images.")
 flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
 flags.DEFINE_boolean("png", False, "sample: also write each image as a PNG.")
 
+_UNSET: list[str] = []  # fields that the command line sets to None
+_SMALLER = "lower the batch size, or set config.model.remat=True"
+
 
 def main(arguments: list[str]) -> None:
     """Run the mode that the flags choose; exit with one line for a user's error."""
@@ -73,6 +89,12 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"error: {error}")
     except OSError as error:  # a full disk, a folder that may not be written
         sys.exit(f"error: {error}. Fix this and rerun")
+    except MemoryError as error:
+        sys.exit(f"error: out of memory ({error}); {_SMALLER}")
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # of a device
+            raise
+        sys.exit(f"error: out of memory ({str(error).splitlines()[0]}); {_SMALLER}")
 
 
 def _run(mode: Mode, files: list[str]) -> None:
@@ -87,14 +109,15 @@ def _run(mode: Mode, files: list[str]) -> None:
     from experiment.build import build
     from jobs.workdir import Workdir
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from now on, modes clean up
     if _CACHE.value:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoresde"
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
     if _MODE.value == "compare":
-        run_lib.compare([Path(file) for file in files])
+        run_lib.compare([Path(file).expanduser() for file in files])
         return
-    overrides = frozenset(config_flags.get_override_values(flags.FLAGS["config"]))
-    experiment = build(_CONFIG.value, overrides=overrides)
+    config, overrides = _configuration()
+    experiment = build(config, overrides=overrides)
     check_options(experiment.evaluation)
     getattr(run_lib, mode.function)(experiment, Workdir(_workdir()), **options)
 
@@ -115,7 +138,17 @@ def _mode_flags(mode: Mode) -> dict[str, Any]:
         if not values[name]:
             sys.exit(f"error: --mode={_MODE.value} needs --{name}=FILE")
     paths = ("source", "target")
-    return {name: Path(v) if name in paths and v else v for name, v in values.items()}
+    return {name: Path(v).expanduser() if name in paths and v else v for name, v in values.items()}
+
+
+def _configuration() -> tuple[ConfigDict, frozenset[str]]:
+    """Return the configuration, and the names of the fields that the command line sets."""
+    config = _CONFIG.value
+    overrides = {*config_flags.get_override_values(flags.FLAGS["config"]), *_UNSET}
+    for field in _UNSET:
+        section, _, name = field.rpartition(".")
+        config[section][name] = None
+    return config, frozenset(overrides)
 
 
 def _workdir() -> str:
@@ -133,12 +166,18 @@ def _parse(argv: Sequence[str]) -> list[str]:
     argv = [_found(argument) for argument in argv]
     given = _given(argv[1:])
     helps = any(name.startswith("help") for name in given)
+    if not helps and not given.get("config") and given.get("mode") != "compare":
+        sys.exit(
+            "error: give a configuration and a mode, such as python main.py "
+            f"--config=configs/vp_digits.py --mode=train; modes are: {', '.join(MODES)}"
+        )
     try:
         if not helps and given.get("mode") != "compare":
-            config = load_configuration(given.get("config", ""))
-            for name in given:
+            config = load_configuration(given["config"])
+            for name, value in given.items():
                 if name.startswith("config."):
-                    _check_field(name, config)
+                    _check_field(name, value, config)
+            argv = [argument for argument in argv if not _unsets(argument)]
         return flags.FLAGS(argv)
     except ConfigError as error:
         sys.exit(f"error: {error}")
@@ -159,21 +198,44 @@ def _found(argument: str) -> str:
 def _given(arguments: list[str]) -> dict[str, str]:
     """Return what --name=value and --name value give, by name; a bare --name gives ""."""
     given = {}
-    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for argument, following in zip(arguments, [*arguments, "-"][1:], strict=True):
         if argument.startswith("-"):
             name, equals, value = argument.lstrip("-").partition("=")
             given[name] = value if equals or following.startswith("-") else following
     return given
 
 
-def _check_field(name: str, config: ConfigDict) -> None:
-    """Exit with the valid names if `config.a.b` is not a field of the configuration."""
+def _unsets(argument: str) -> bool:
+    """Note a field that --config.a.b=None unsets; absl would take None for a number or a text."""
+    name, _, value = argument.lstrip("-").partition("=")
+    unsets = name.startswith("config.") and value == "None"
+    if unsets:
+        _UNSET.append(name.removeprefix("config."))
+    return unsets
+
+
+def _check_field(name: str, value: str, config: ConfigDict) -> None:
+    """Exit with what is valid if `config.a.b` is no field, or is a section, or cannot be unset."""
+    from experiment.configurations import default_configuration
+
     node, path = config, "config"
     for part in name.split(".")[1:]:
         if not isinstance(node, ConfigDict) or part not in node:
             fields = ", ".join(node) if isinstance(node, ConfigDict) else "none, it is a value"
             sys.exit(f"error: --{name} is not a field; the fields of {path} are: {fields}")
         node, path = node[part], f"{path}.{part}"
+    if isinstance(node, ConfigDict):
+        first = "name" if "name" in node else next(iter(node))
+        sys.exit(
+            f"error: --{name} is a section; set its fields, such as --{name}.{first}={value}. They "
+            f"are: {', '.join(node)}"
+        )
+    if value == "None":
+        default = default_configuration()
+        for part in name.split(".")[1:]:
+            default = default.get(part) if isinstance(default, dict) else 0
+        if default is not None:
+            sys.exit(f"error: --{name}=None: it must have a value; its default is {default!r}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from denoising import Clipping, Denoiser
 from errors import SamplingError
 from numerics.arrays import (
     Batch,
-    default_indices,
     fold_in_each,
     normal_like,
     pad_to_block,
+    sample_indices,
     sample_keys,
 )
 from sde_lib import SDE, Time
@@ -165,9 +165,15 @@ def sample(
         progress: called with the number of steps done and of all steps.
 
     Raises:
-        ValueError: if the solver does not suit this process or this grid.
+        TypeError, ValueError: if an argument is not what it should be, or the solver does not suit
+            this process or this grid.
         SamplingError: if a sample becomes NaN or infinite.
     """
+    indices = sample_indices(key, shape, indices)
+    if not isinstance(solver, Solver):
+        raise TypeError(
+            f"solver={solver!r:.60} is no solver; give one, such as solvers.ddim.DDIM()"
+        )
     if steps is not None:
         schedule = dataclasses.replace(schedule, steps=steps)
     if clipping is not None:
@@ -177,7 +183,6 @@ def sample(
         needed = "needs source images to add noise to" if source is None else "takes no source"
         raise ValueError(f"start={schedule.start:g} {needed}; start=1 starts from the prior")
     plan = solver.plan(denoiser.sde, times)
-    indices = default_indices(indices, shape[0])
     keys, x = _start(key, denoiser, indices, shape[1:], source, times[0], projection)
     return run(
         keys,

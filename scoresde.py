@@ -8,6 +8,11 @@ nats = ss.log_prob(key, model.denoiser, images).nats
 """
 
 import runpy
+import sys
+
+if __name__ == "__main__":  # python -m scoresde is the program, which imports what it needs
+    runpy.run_module("main", run_name="__main__", alter_sys=True)
+    sys.exit()
 
 from denoising import Clipping, Denoiser, Prediction
 from experiment.build import build
@@ -69,6 +74,3 @@ __all__ = [
     "sample",
     "sample_ode",
 ]
-
-if __name__ == "__main__":
-    runpy.run_module("main", run_name="__main__", alter_sys=True)

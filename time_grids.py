@@ -134,7 +134,9 @@ class Schedule:
         require_choice("final_step", self.final_step, FINAL_STEPS)
         if self.times:
             self._check_times()
-        require_in("steps", self.steps, "[1, inf)")
+        require_in("steps", self.steps, "[1, 1000000]")
+        if isinstance(self.steps, float):
+            raise ValueError(f"steps={self.steps} must be an integer")
         require_in("t_min", self.t_min, "(0, 1)")
         if not self.t_min < self.start <= 1:
             raise ValueError(f"start={self.start} must be above t_min={self.t_min}, at most 1")

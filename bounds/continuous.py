@@ -38,9 +38,10 @@ from errors import require_choice, require_in
 from losses import log_snr_range, log_snr_times
 from numerics.arrays import (
     Batch,
-    default_indices,
     fold_in_each,
     normal_like,
+    require_batch,
+    sample_indices,
     sample_keys,
     sum_per_sample,
 )
@@ -131,7 +132,8 @@ def continuous_bound(
     Raises:
         BoundError: if the network's output is NaN or infinite.
     """
-    indices = default_indices(indices, len(x0))
+    x0 = require_batch(x0)
+    indices = sample_indices(key, x0.shape, indices)
     t, drawn = _diffusion(key, denoiser, x0, indices, options)
     require_finite(drawn, t)
     diffusion = jnp.mean(drawn, axis=0)
@@ -161,7 +163,8 @@ def decoder_step(
     Raises:
         BoundError: if the network's output is NaN or infinite.
     """
-    indices = default_indices(indices, len(x0))
+    x0 = require_batch(x0)
+    indices = sample_indices(key, x0.shape, indices)
     t = jnp.asarray(t_min, x0.dtype)
     x, nats = _decoder_step(key, denoiser, x0, t, indices)
     require_finite(nats[None], jnp.broadcast_to(t, (1, len(x0))))

@@ -37,11 +37,12 @@ from denoising import Denoiser, Prediction
 from errors import BoundError, require_choice, require_in
 from numerics.arrays import (
     Batch,
-    default_indices,
     fold_in_each,
     in_float64,
     normal_like,
     pad_to_block,
+    require_batch,
+    sample_indices,
     sample_keys,
     sum_per_sample,
 )
@@ -195,7 +196,8 @@ def discrete_bound(
     """
     table, decoder = _tables(denoiser.sde, times, options)
     pixel_levels.require(x0)
-    indices = default_indices(indices, len(x0))
+    x0 = require_batch(x0)
+    indices = sample_indices(key, x0.shape, indices)
     table = _Step(*(jnp.asarray(column, x0.dtype) for column in table))
     decoder = jnp.asarray(decoder, x0.dtype)
     steps = len(times) - 1

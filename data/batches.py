@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8, UInt64
 
 from data.scaling import ImageScaler, Quantizer
-from errors import require_in
+from errors import SEEDS, require_in
 
 # Independent random streams of one seed. Their numbers fix every batch: append, never reorder.
 HOLD_OUT, _SHUFFLE, _FLIP, _TRAIN_NOISE, _TEST_NOISE = range(5)
@@ -25,7 +25,7 @@ def _bits(
     seed: int, stream: int, counter: int, *, skip: int, words: int
 ) -> UInt64[np.ndarray, " words"]:
     """Return `words` random words of the stream (seed, stream, counter), after its first `skip`."""
-    require_in("seed", seed, "[0, inf)")
+    require_in("seed", seed, SEEDS)
     sequence = np.random.SeedSequence(seed, spawn_key=(stream, counter))
     return np.random.PCG64(sequence).advance(skip).random_raw(words)
 
@@ -87,7 +87,7 @@ class TrainingBatches:
         if not len(self.images):
             raise ValueError("images is empty: give at least one training image")
         require_in("config.training.batch_size", self.batch_size, "[1, inf)")
-        require_in("config.seed", self.seed, "[0, inf)")
+        require_in("config.seed", self.seed, SEEDS)
 
     def indices(self, step: int) -> Int64[np.ndarray, " batch_size"]:
         """Return the indices of the training images in batch `step` (0, 1, ...), in order."""

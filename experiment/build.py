@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
-from errors import ConfigError, require_choice, require_in
+from errors import SEEDS, ConfigError, require_choice, require_in, require_memory
 from experiment.build_sampler import build_sampler, require_learned
 from experiment.class_guidance import Classes
 from experiment.data import Data
@@ -69,10 +69,14 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
         with config_errors(path):
             parallel.check_batch(batch_size, "batch_size")
+            require_memory("batch_size", batch_size, 4 * batch_size * data.size)
+    with config_errors("training"):
+        require_memory("sample_count", training.sample_count, 4 * training.sample_count * data.size)
     with config_errors("eval"):
+        require_memory("samples", evaluation.samples, evaluation.samples * data.size)
         require_choice("inception_resize", evaluation.inception_resize, RECIPES)
     with config_errors("seed"):
-        require_in("config.seed", reader.config["seed"], "[0, inf)")
+        require_in("config.seed", reader.config["seed"], SEEDS)
     average = reader.build("ema", MovingAverage)
     classes = Classes(
         network=model.num_classes,
@@ -80,6 +84,9 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         label_dropout=training.label_dropout,
     )
     sampler = build_sampler(reader, sde, data, classes)
+    with config_errors("eval"):
+        last = sampler.options.seed + evaluation.sampling_seeds - 1
+        require_in("config.sampling.seed + config.eval.sampling_seeds - 1", last, SEEDS)
     trainer = Trainer(
         init=partial(_init_network, model.network, data.shape),
         denoiser=model.denoiser,
@@ -159,19 +166,7 @@ def _denoiser_factory(
     sde: SDE, network: nn.Module, options: DenoiserOptions
 ) -> Callable[..., Denoiser]:
     """Return the function (params, dropout key or None) -> Denoiser."""
-
-    def output(params: Any, x: Array, *conditions: Array, **more: Any) -> Any:
-        def of_x(x: Array) -> Any:
-            return network.apply({"params": params}, x, *conditions, **more)
-
-        return energy_gradient(of_x, x) if options.energy else of_x(x)
-
-    # Named functions, made once: a Partial of the same function is the same to jit.
-    def apply(params: Any, x: Array, *conditions: Array) -> Array:
-        return output(params, x, *conditions, train=False)
-
-    def apply_with_dropout(params: Any, dropout: Array, x: Array, *conditions: Array) -> Array:
-        return output(params, x, *conditions, train=True, rngs={"dropout": dropout})
+    apply, apply_with_dropout = _network_functions(network, options.energy)
 
     def denoiser(params: Any, dropout: Key[Array, ""] | None = None) -> Denoiser:
         return Denoiser(
@@ -185,6 +180,29 @@ def _denoiser_factory(
         )
 
     return denoiser
+
+
+@functools.cache
+def _network_functions(network: nn.Module, energy: bool) -> tuple[Callable, Callable]:
+    """Return the functions of a network without and with dropout.
+
+    They are made once per network: jit takes a Partial of the same function for the same, and
+    programs of other functions would pile up where experiments are built again and again.
+    """
+
+    def output(params: Any, x: Array, *conditions: Array, **more: Any) -> Any:
+        def of_x(x: Array) -> Any:
+            return network.apply({"params": params}, x, *conditions, **more)
+
+        return energy_gradient(of_x, x) if energy else of_x(x)
+
+    def apply(params: Any, x: Array, *conditions: Array) -> Array:
+        return output(params, x, *conditions, train=False)
+
+    def apply_with_dropout(params: Any, dropout: Array, x: Array, *conditions: Array) -> Array:
+        return output(params, x, *conditions, train=True, rngs={"dropout": dropout})
+
+    return apply, apply_with_dropout
 
 
 def _check_timesteps(
@@ -228,9 +246,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
     with config_errors("classifier"):
         optimizer = Optimizer(lr=options.lr, warmup=options.warmup, decay="cosine")
 
-    def output(params: Any, dropout: Any, x: Array, cond: Array) -> tuple[Array, Array]:
-        more = {} if dropout is None else {"rngs": {"dropout": dropout}}
-        return with_features(network, params, x, cond, train=dropout is not None, **more)
+    output = _classifier_function(network)
 
     def classifier(params: Any, dropout: Key[Array, ""] | None = None) -> Classifier:
         return Classifier(
@@ -253,6 +269,17 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
     return ClassifierModel(
         network=network, classifier=classifier, loss=loss, trainer=trainer, options=options
     )
+
+
+@functools.cache
+def _classifier_function(network: nn.Module) -> Callable:
+    """Return the function of a classifier's network, made once as in `_network_functions`."""
+
+    def output(params: Any, dropout: Any, x: Array, cond: Array) -> tuple[Array, Array]:
+        more = {} if dropout is None else {"rngs": {"dropout": dropout}}
+        return with_features(network, params, x, cond, train=dropout is not None, **more)
+
+    return output
 
 
 def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBoundPlan:

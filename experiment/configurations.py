@@ -1,13 +1,16 @@
 """Configuration files: where they are, and which there are."""
 
 import contextlib
+import functools
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from errors import ConfigError
+from experiment.reader import to_builtin
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -44,10 +47,18 @@ def load_configuration(name: str) -> ConfigDict:
         config = runpy.run_path(str(path))["get_config"](*filter(None, [variant]))
         if not isinstance(config, ConfigDict):
             raise TypeError(f"get_config() must return a ConfigDict, not {config!r:.40}")
-    except Exception as error:  # it is a program, and may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # it is a program, and may raise anything or exit
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"--config={file!r} cannot be loaded: {reason}") from error
     return config
+
+
+@functools.cache
+def default_configuration() -> dict[str, Any]:
+    """Return the fields of configs/default.py and their defaults, as nested built-in types."""
+    return to_builtin(load_configuration("configs/default.py"))
 
 
 def known_configurations() -> Iterator[tuple[str, ConfigDict]]:

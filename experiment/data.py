@@ -1,5 +1,6 @@
 """The data of an experiment: images as integers, as network inputs, and in batches."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -32,6 +33,11 @@ class Data:
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of an image."""
         return self.options.image_size, self.options.image_size, self.options.channels
+
+    @property
+    def size(self) -> int:
+        """The numbers in an image."""
+        return math.prod(self.shape)
 
     @property
     def scaler(self) -> ImageScaler:

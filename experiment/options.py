@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from data.datasets import RESIZES
 from denoising import CONDITIONINGS, PARAMETERIZATIONS
-from errors import require_choice, require_in
+from errors import SEEDS, require_choice, require_in
 
 
 def _require_all_in(options: object, interval: str, *names: str) -> None:
@@ -103,9 +103,10 @@ class TrainingOptions:
     init_from: str = ""
 
     def __post_init__(self) -> None:
-        _require_all_in(self, "[1, inf)", "steps", "log_every", "checkpoint_every", "sample_count")
+        require_in("steps", self.steps, "[1, 2147483647]")  # counted in int32
+        _require_all_in(self, "[1, inf)", "log_every", "checkpoint_every", "sample_count")
         _require_all_in(self, "[0, inf)", "keep_checkpoints", "sample_every")
-        require_in("label_dropout", self.label_dropout, "[0, 1]")
+        require_in("label_dropout", self.label_dropout, "[0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ class SamplingOptions:
     labels: tuple = ()
 
     def __post_init__(self) -> None:
-        require_in("seed", self.seed, "[0, inf)")
+        require_in("seed", self.seed, SEEDS)
         if not all(type(label) is int for label in self.labels):
             raise ValueError(f"labels={self.labels} must be integers")
         if self.labels and self.label != -1:
@@ -192,7 +193,8 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         _require_all_in(self, "[1, inf)", "loss_repeats", "dequantizations", "sampling_seeds")
-        _require_all_in(self, "[0, inf)", "seed", "error_budget_images")
+        require_in("seed", self.seed, SEEDS)
+        require_in("error_budget_images", self.error_budget_images, "[0, inf)")
         require_in("samples", self.samples, "[2, inf)")
 
 

@@ -3,6 +3,8 @@
 import jax
 from jaxtyping import Array, Key
 
+from errors import SEEDS, require_in
+
 _STREAMS = (
     "init",
     "training",
@@ -18,5 +20,10 @@ _STREAMS = (
 
 
 def base_key(seed: int, stream: str) -> Key[Array, ""]:
-    """Return the key of one use of randomness, a name in _STREAMS."""
+    """Return the key of one use of randomness, a name in _STREAMS.
+
+    Raises:
+        ValueError: for a seed that is not in 0 .. 2^32 - 1.
+    """
+    require_in("seed", seed, SEEDS)
     return jax.random.fold_in(jax.random.key(seed), _STREAMS.index(stream))

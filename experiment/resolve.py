@@ -9,6 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from errors import ConfigError
+from experiment.configurations import default_configuration
 from experiment.reader import to_builtin
 from experiment.tasks import TASKS, InverseProblem
 from sde_lib import SDES
@@ -23,10 +25,13 @@ def resolve(
     Args:
         config: a configuration; it stays as it is.
         overrides: dotted names of the fields that the command line sets.
+
+    Raises:
+        ConfigError: if a section is missing or is none.
     """
     if isinstance(config, ConfigDict):
         config = config.copy_and_resolve_references()
-    resolved = to_builtin(config)
+    resolved = _completed(to_builtin(config))
     _drop_superseded(resolved["sampling"], overrides)
     task = resolved["task"]
     inverse_problem = InverseProblem in TASKS.get(task["name"], ())
@@ -37,6 +42,19 @@ def resolve(
     if bound["grid"] is None:
         bound["grid"] = "timesteps" if is_chain(resolved["sde"]["name"]) else "log_snr"
     return resolved
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with the fields that are younger than it, at their defaults."""
+    completed = {}
+    for name, default in default_configuration().items():
+        if type(config.get(name, default)) is not type(default) or name not in config:
+            raise ConfigError(
+                f"config.{name} is {'missing' if name not in config else repr(config[name])[:40]}; "
+                "start from default.get_config() of configs/default.py, which has every section"
+            )
+        completed[name] = default | config[name] if isinstance(default, dict) else config[name]
+    return completed
 
 
 def is_chain(name: str) -> bool:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from data.pictures import read_mask
 from denoising import Guidance
-from errors import require_choice, require_in
+from errors import SEEDS, require_choice, require_in
 from guidance import operators
 from guidance.operators import LinearOperator
 from guidance.posterior import DPS, PiGDM
@@ -190,6 +190,9 @@ class CompressedSensing(Measurement):
     measurement_seed: int = 0
     keeps_range = False
 
+    def __post_init__(self) -> None:
+        require_in("measurement_seed", self.measurement_seed, SEEDS)
+
     def operator(self, shape: Shape) -> LinearOperator:
         return operators.compressed_sensing(shape, self.fraction, self.measurement_seed)
 
@@ -204,6 +207,9 @@ class MRI(Measurement):
     acceleration: float = 2.0
     measurement_seed: int = 0
     keeps_range = False
+
+    def __post_init__(self) -> None:
+        require_in("measurement_seed", self.measurement_seed, SEEDS)
 
     def operator(self, shape: Shape) -> LinearOperator:
         mask = operators.cartesian_mask(shape, self.acceleration, seed=self.measurement_seed)

@@ -133,11 +133,8 @@ def load_model(path: str | Path, step: int | None = None) -> TrainedModel:
     workdir = Workdir(path)
     try:
         experiment = build(workdir.read_config())
-    except KeyError as error:
-        raise WorkdirError(
-            f"{workdir.config} lacks {error}; it was written by another version, or is not the "
-            "configuration of a run"
-        ) from error
+    except ConfigError as error:
+        raise WorkdirError(f"{workdir.config} does not describe a run: {error}") from error
     checkpoint = load_checkpoint(experiment, workdir, step)
     return TrainedModel(
         denoiser=checkpoint.denoiser,

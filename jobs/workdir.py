@@ -41,11 +41,11 @@ class Workdir:
         holds_classifier: whether it is the folder of a noise-conditional classifier.
 
     Raises:
-        WorkdirError: if the path is a file.
+        WorkdirError: if the path is a file or a URL.
     """
 
     def __init__(self, path: str | Path, *, holds_classifier: bool = False) -> None:
-        self.path, self._holds_classifier = Path(path), holds_classifier
+        self.path, self._holds_classifier = Path(path).expanduser(), holds_classifier
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -53,6 +53,8 @@ class Workdir:
         self.eval = self.path / "eval"
         self.moments = self.path / "moments"
         self.statistics = self.path / "statistics"
+        if "://" in str(path):
+            raise WorkdirError(f"--workdir={path}: mount the bucket and give a file system path")
         if self.path.exists() and not self.path.is_dir():
             raise WorkdirError(f"--workdir={path} is a file; give a folder")
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import GetAttrKey, register_pytree_with_keys
 from jaxtyping import Array, Float, Int, Key, Shaped
 
@@ -34,9 +35,47 @@ def sum_per_sample(x: Float[Array, "batch ..."]) -> Float[Array, "batch"]:
     return jnp.sum(x.reshape(x.shape[0], -1), axis=-1)
 
 
-def default_indices(indices: Int[Array, "batch"] | None, count: int) -> Int[Array, "batch"]:
-    """Return the sample indices, which are 0 .. count - 1 if None are given."""
-    return jnp.arange(count) if indices is None else indices
+def sample_indices(key: Any, shape: Any, indices: Any = None) -> Int[Any, "batch"]:
+    """Return the indices of samples of a shape (batch, ...), by default 0 .. batch - 1.
+
+    Raises:
+        TypeError: if `key` is not a random key.
+        ValueError: if `shape` is not a batch of at least one, or has another number of indices.
+    """
+    new = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    old = isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,)
+    if not (old or (new and not key.shape)):
+        raise TypeError(f"key={key!r:.60} is not one random key; give jax.random.key(seed)")
+    sizes = tuple(shape) if isinstance(shape, tuple | list) else ()
+    if not sizes or not all(isinstance(n, int | np.integer) and n > 0 for n in sizes):
+        raise ValueError(
+            f"shape={shape!r} must be (batch, ...) of positive integers, such as (64, 28, 28, 1)"
+        )
+    if indices is None:
+        return jnp.arange(sizes[0])
+    if np.shape(indices) != sizes[:1]:
+        raise ValueError(f"indices {np.shape(indices)} must be one per sample of shape {sizes}")
+    return indices
+
+
+def require_batch(x: Any) -> Batch:
+    """Return a batch (batch, ...) of floats, at least one and all finite.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for no batch, or NaN or infinite numbers.
+    """
+    x = x if isinstance(x, jax.Array) else jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"x has dtype {x.dtype}; give floats in the network's range, such as "
+            "model.from_unit_range(images / 255)"
+        )
+    if x.ndim < 2 or not x.size:
+        raise ValueError(f"x has shape {x.shape}; give a batch (batch, ...) of at least one")
+    if not isinstance(x, Tracer) and not bool(jnp.isfinite(x).all()):
+        raise ValueError("x holds NaN or infinite numbers; look where they come from")
+    return x
 
 
 def sample_keys(key: Key[Array, ""], indices: Int[Array, "batch"]) -> Key[Array, "batch"]:

@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from denoising import Clipping, Denoiser
 from errors import require_choice, require_in
-from numerics.arrays import Batch, default_indices, expand_like, pytree, sample_keys
+from numerics.arrays import Batch, expand_like, pytree, sample_indices, sample_keys
 from numerics.ode import Solution
 from probability_flow import VARIABLES
 from sampling import Samples
@@ -124,7 +124,7 @@ def sample_adaptive(
     """
     if clipping is not None:
         denoiser = replace(denoiser, clipping=clipping)
-    indices = default_indices(indices, shape[0])
+    indices = sample_indices(key, shape, indices)
     times = frame_times(frames, denoiser.sde, options.t_min, VARIABLES["log_snr"][0])
     x, solution = _solve(key, denoiser, indices, times, shape[1:], options)
     return checked_samples(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from denoising import Clipping, Denoiser
 from errors import require_choice
-from numerics.arrays import Batch, default_indices, expand_like, sample_keys
+from numerics.arrays import Batch, expand_like, require_batch, sample_indices, sample_keys
 from numerics.ode import ODEOptions, Solution, integrate, require_success
 from probability_flow import VARIABLES
 from sampling import Samples
@@ -82,7 +82,7 @@ def sample_ode(
     """
     if clipping is not None:
         denoiser = replace(denoiser, clipping=clipping)
-    latent = _latent(key, denoiser.sde, default_indices(indices, shape[0]), shape[1:])
+    latent = _latent(key, denoiser.sde, sample_indices(key, shape, indices), shape[1:])
     return decode(denoiser, latent, options=options, ode=ode, frames=frames)
 
 
@@ -97,7 +97,7 @@ def decode(
     """Decode latents x_1 (batch, ...) to samples; the rest as in `sample_ode`."""
     at, _ = VARIABLES[options.ode_variable]
     times = frame_times(frames, denoiser.sde, options.t_min, at)
-    x, solution = _solve(denoiser, latent, times, options, ode)
+    x, solution = _solve(denoiser, require_batch(latent), times, options, ode)
     return checked_samples(denoiser, x, solution, times, options, name=_NAME, limits=ode)
 
 
@@ -115,7 +115,7 @@ def encode(
     Raises:
         IntegrationError: if an image's solve fails.
     """
-    latent, solution = _encode(denoiser, x, options, ode)
+    latent, solution = _encode(denoiser, require_batch(x), options, ode)
     require_success(solution, _NAME, ode)
     return Samples(latent, int(solution.evaluations.max()))
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from denoising import Clipping, Denoiser
-from numerics.arrays import Batch, default_indices, fold_in_each, sample_keys
+from numerics.arrays import Batch, fold_in_each, sample_indices, sample_keys
 from numerics.ode import Solution
 from numerics.stochastic import SDEOptions, integrate_sde
 from probability_flow import Coordinates, half_log_snr, norm, time_of_half_log_snr
@@ -94,7 +94,7 @@ def sample_sde(
     """
     if clipping is not None:
         denoiser = replace(denoiser, clipping=clipping)
-    indices = default_indices(indices, shape[0])
+    indices = sample_indices(key, shape, indices)
     times = frame_times(frames, denoiser.sde, options.t_min, COORDINATES)
     x, solution = _solve(key, denoiser, indices, times, shape[1:], options, solving)
     return checked_samples(

@@ -7,8 +7,10 @@ stays as it was, byte for byte.
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from command_line import CONFIG, ROOT, TINY, flags, run, run_fresh, snapshot, write_images
@@ -69,9 +71,14 @@ CHOICES = [
     ("data.name", "digit", "digits"),
 ]
 
+SEED_FIELDS = ("seed", "sampling.seed", "eval.seed")
 RANGES = [
-    *((name, -1, "") for name in ("seed", "sampling.seed", "eval.seed")),
-    *((f"training.{name}", 0, "at least 1") for name in ("steps", "log_every", "sample_count")),
+    *((f"training.{name}", 0, "at least 1") for name in ("log_every", "sample_count")),
+    *(("training.steps", steps, r"\[1, 2147483647\]") for steps in (0, 2**31)),
+    *((name, seed, r"\[0, 4294967295\]") for name in SEED_FIELDS for seed in (-1, 2**32, 10**20)),
+    *((name, 10**11, "GB of memory") for name in ("training.batch_size", "training.sample_count")),
+    *((name, 10**13, "GB of memory") for name in ("eval.batch_size", "eval.samples")),
+    ("training.label_dropout", 1.0, r"\[0, 1\)"),
     ("training.batch_size", 0, "positive multiple"),
     ("training.batch_size", -8, "positive multiple"),
     ("training.checkpoint_every", 0, "at least 1"),
@@ -103,7 +110,7 @@ RANGES = [
     ("optim.grad_clip", -1.0, "at least 0"),
     ("optim.beta1", 1.0, r"\[0, 1\)"),
     ("ema.rate", 1.0, r"\[0, 1\)"),
-    ("sampling.steps", 0, "at least 1"),
+    *(("sampling.steps", steps, r"\[1, 1000000\]") for steps in (0, 10**9)),
     ("sampling.t_min", 1.0, r"must lie in \(0, 1\)"),
     ("sampling.churn", -0.5, ""),
     ("likelihood.rtol", 0.0, r"must lie in \(0, 1\)"),
@@ -241,7 +248,14 @@ CONFIG_FLAG = f"--config={CONFIG}"
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
-        (["--mode=check"], r"--config=''.*configs/vp_cifar10\.py"),
+        ([], r"give a configuration and a mode.*modes are: train, eval, sample"),
+        (["--mode=check"], r"give a configuration and a mode"),
+        (
+            [CONFIG_FLAG, "--mode=check", "--config.sampling=ddim"],
+            r"section.*--config\.sampling\.name=ddim",
+        ),
+        ([CONFIG_FLAG, "--mode=check", "--config.optim.lr=None"], r"must have a value.*0\.0002"),
+        ([CONFIG_FLAG, "--mode=check", "--workdir=gs://bucket/run"], r"gs://bucket/run: mount"),
         (["--config=configs/vp.py", "--mode=check"], r"--config='configs/vp\.py'.*configs/vp_dig"),
         ([CONFIG_FLAG], "--mode"),
         ([CONFIG_FLAG, "--mode=test"], "mode.*test.*train.*eval.*sample.*check"),
@@ -312,12 +326,31 @@ def test_fields_of_other_choices_in_a_file_are_left_unused(tmp_path):
     assert '"sigma_max": null' in call.stdout
 
 
+def test_none_unsets_a_field_that_has_no_value_by_default(tmp_path):
+    call = run(*flags("check", tmp_path, TINY | {"sampling.variant": "None"}))
+    assert call.status == 0, call.stderr
+    call = run(*flags("check", tmp_path, TINY), "--config.sampling.steps=None")
+    assert "1001 network evaluations" in call.stdout or "1000 network" in call.stdout, call
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.05, 0.3, 1.0])
+def test_interrupted_while_libraries_are_imported_is_one_line(pause):
+    command = [sys.executable, "main.py", CONFIG_FLAG, "--mode=check"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(pause)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert "Traceback" not in said or pause == 0.05, said  # before the first line of main.py
+    assert process.returncode in (130, -signal.SIGINT), said
+
+
 @pytest.mark.slow
 def test_fresh_interpreters_report_the_same(tmp_path):
     """The same mistakes as users make them, one of each origin."""
     run_flags = flags("train", tmp_path / "run", TINY | {"sde.name": "vpp"})
     assert_rejected(run_fresh(*run_flags), "config.sde.name='vpp'")
-    assert_rejected(run_fresh("--mode=check"), "--config=''")
+    assert_rejected(run_fresh("--mode=check"), "give a configuration and a mode")
     assert_rejected(run_fresh(CONFIG_FLAG, "--mode=check", "--config.x=1"), "config.x")
     assert not (tmp_path / "run").exists()
     helped = run_fresh("--help")

@@ -127,5 +127,7 @@ def test_module_is_the_command_line(tmp_path):
 
 def test_a_configuration_with_missing_sections_is_one_error(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(WorkdirError, match=r"config\.json lacks 'sampling'; it was written by"):
+    with pytest.raises(
+        WorkdirError, match=r"config\.json does not describe a run: config\.\w+ is missing"
+    ):
         ss.load(tmp_path)

@@ -52,7 +52,7 @@ def test_limits_of_the_classifier_bind_only_those_who_use_it():
             {"discrete_bound.variance": "learned"},
             r"config\.discrete_bound\.variance='learned' needs a network that predicts variances",
         ),
-        ({"seed": -1}, r"config\.seed=-1 must be at least 0"),
+        ({"seed": -1}, r"config\.seed=-1 must lie in \[0, 4294967295\]"),
         ({"data.resize": "scale"}, r"config\.data\.resize='scale' is unknown; choose one of: crop"),
         (
             {"guidance.name": "classifier", "model.num_classes": 4},
@@ -71,3 +71,16 @@ def test_choices_that_do_not_go_together_are_refused(fields, message):
         build(configuration(TINY | fields))
     assert str(caught.value).startswith("config.")
     assert "\n" not in str(caught.value)
+
+
+def test_experiments_built_again_share_their_programs():
+    """Or every build in a long process would add programs that are never freed."""
+    first, second = (build(configuration(TINY)) for _ in range(2))
+    params = jax.eval_shape(first.trainer.init, jax.random.key(0))
+    for make in (lambda e: e.model.denoiser, lambda e: e.classifier.classifier):
+        for dropout in (None, jax.random.key(0)):
+            structures = {
+                jax.tree.structure(make(experiment)(params, dropout)): experiment
+                for experiment in (first, second)
+            }
+            assert len(structures) == 1

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numerics.arrays import expand_like, fold_in_each, normal_like, sample_keys, sum_per_sample
+from numerics.arrays import (
+    expand_like,
+    fold_in_each,
+    normal_like,
+    require_batch,
+    sample_indices,
+    sample_keys,
+    sum_per_sample,
+)
 
 KEY = jax.random.key(0)
 
@@ -37,3 +45,45 @@ def test_samples_and_steps_have_keys_of_their_own():
     steps = [fold_in_each(keys, step) for step in range(20)]
     bits = np.concatenate([jax.random.key_data(k) for k in (keys, *steps)])
     assert len(np.unique(bits, axis=0)) == 50 * 21
+
+
+WRONG_REQUESTS = [
+    (0, (4, 2), None, TypeError, r"key=0 is not one random key; give jax\.random\.key"),
+    (jax.random.split(KEY), (4, 2), None, TypeError, "not one random key"),
+    *(
+        (KEY, shape, None, ValueError, r"must be \(batch")
+        for shape in (4, (), (0, 2), (-1,), (4.0,))
+    ),
+    (KEY, (4, 2), np.arange(3), ValueError, r"indices \(3,\) must be one per sample"),
+]
+
+
+@pytest.mark.parametrize(("key", "shape", "indices", "kind", "pattern"), WRONG_REQUESTS)
+def test_wrong_request_for_samples_is_one_line(key, shape, indices, kind, pattern):
+    with pytest.raises(kind, match=pattern):
+        sample_indices(key, shape, indices)
+
+
+def test_right_request_for_samples_gives_their_indices():
+    for key in (KEY, jax.random.PRNGKey(0)):
+        np.testing.assert_array_equal(sample_indices(key, (3, 2)), [0, 1, 2])
+    np.testing.assert_array_equal(sample_indices(KEY, [2, 5], np.array([7, 9])), [7, 9])
+
+
+WRONG_BATCHES = [
+    (np.ones((4, 2), np.uint8), TypeError, "dtype uint8; give floats"),
+    (np.ones((0, 2)), ValueError, "at least one"),
+    (1.0, ValueError, "at least one"),
+    ([[1.0, np.nan]], ValueError, "NaN or infinite"),
+]
+
+
+@pytest.mark.parametrize(("x", "kind", "pattern"), WRONG_BATCHES)
+def test_wrong_batch_is_one_line(x, kind, pattern):
+    with pytest.raises(kind, match=pattern):
+        require_batch(x)
+
+
+def test_right_batch_passes_traced_too():
+    assert jax.jit(require_batch)(np.full((2, 3), np.nan)).shape == (2, 3)
+    assert isinstance(require_batch([[1.0, 2.0]]), jax.Array)
