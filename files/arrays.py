@@ -74,7 +74,7 @@ def count_elements(shape: Any) -> int:
 
 
 @final
-class Arrays(Mapping[str, Array]):
+class Arrays(Mapping):  # without parameters, or a check of types reads an array to see its type
     """The arrays of an open .npz by name; `arrays[name]` reads one, in this machine's byte order.
 
     All methods raise FileError as `open_arrays`, and KeyError for a name that is not there.

@@ -1,5 +1,7 @@
 """Data sets in memory: one size, one split, and images that are the stored ones."""
 
+import re
+
 import numpy as np
 import pytest
 from stored_images import random_images, save_folder
@@ -92,9 +94,7 @@ def test_fingerprint_changes_with_every_image_label_and_order(monkeypatch):
     train, labels = random_images(6), np.arange(6, dtype=np.int32)
 
     def fingerprint(images, numbers):
-        return ImageData(
-            name="x", train=images, test=images[:1], train_labels=numbers
-        ).fingerprint
+        return ImageData(name="x", train=images, test=images[:1], train_labels=numbers).fingerprint
 
     first = fingerprint(train, labels)
     assert first == fingerprint(train[::-1][::-1], labels.copy())
@@ -120,3 +120,31 @@ def test_fingerprint_changes_with_every_image_label_and_order(monkeypatch):
         other[row] ^= 1
         sampled.append(fingerprint(other, labels))
     assert len(set(sampled)) == 3
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ((0, 1), "hold 2 of the gray levels 0..255, from 0 to 1; .* multiply them by 255"),
+        ((0, 255), "hold 2 of the gray levels 0..255, from 0 to 255; the model and bits/dim count"),
+        (range(17), "hold 17 of the gray levels 0..255, from 0 to 16; .* multiply them by 15"),
+        (range(0, 256, 15), None),
+    ],
+)
+def test_images_of_few_levels_are_reported(tmp_path, levels, message):
+    images = np.resize(np.array(levels, np.uint8), (20, 4, 4, 1))
+    np.savez(tmp_path / "x.npz", images=images)
+    notes = load(str(tmp_path / "x.npz"), image_size=4, channels=1).notes
+    assert len(notes) == (message is not None)
+    assert all(re.search(message, note) for note in notes)
+    assert not any("\n" in note for note in notes)
+    assert load("digits", image_size=8, channels=1).notes == ()
+
+
+def test_remedies_for_the_size_of_digits_work():
+    """Cropping would blur their levels, so it is never advised."""
+    with pytest.raises(ValueError, match=r"8x8 pixels; set config\.data\.image_size=8$"):
+        load("digits", image_size=4, channels=1)
+    with pytest.raises(ValueError, match=r"image_size=8, or choose config.data.resize='pad'"):
+        load("digits", image_size=16, channels=1)
+    assert load("digits", image_size=16, channels=1, resize="pad").train.shape[1:] == (16, 16, 1)
