@@ -1,0 +1,138 @@
+"""Kill runs at random moments, and start two at once: the results must be those of one quiet run.
+
+    python benchmarks/kills.py --kills=60 --pairs=20
+
+Training, evaluation and sampling of a tiny network are started and killed (SIGKILL) until they end
+by themselves. Then pairs of the same command start together in one folder. Files with numbers must
+equal those of a run that nobody disturbed, bit for bit, except for the time they took.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from command_line import TINY, configuration, flags, run, start
+
+from experiment.build import build
+from files.nested import flatten
+from numerics.arrays import digest
+from training.checkpoints import Checkpoints
+
+FIELDS = TINY | {"training.steps": 60, "training.checkpoint_every": 4, "eval.samples": 40}
+FIELDS |= {"eval.batch_size": 8, "sampling.variant": None}
+COMMANDS = {
+    "train": flags("train", "WORKDIR", FIELDS),
+    "eval": flags("eval", "WORKDIR", FIELDS),
+    "sample": [*flags("sample", "WORKDIR", FIELDS), "--num_samples=40"],
+}
+
+
+def command(mode: str, workdir: Path) -> list[str]:
+    return [argument.replace("WORKDIR", str(workdir)) for argument in COMMANDS[mode]]
+
+
+def outcome(workdir: Path) -> dict[str, object]:
+    """Return what a finished folder holds: parameters, logs, results, samples."""
+    found: dict[str, object] = {}
+    like = build(configuration(FIELDS)).trainer.abstract_state()
+    restored = Checkpoints(workdir / "checkpoints").restore(like)
+    assert restored is not None
+    found["state"] = digest([np.asarray(leaf) for leaf in jax.tree.leaves(restored.state)])
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    found["log"] = [{**json.loads(line), "images_per_sec": 0} for line in lines]
+    for file in sorted(workdir.glob("eval/*.json")):
+        results = flatten(json.loads(file.read_text()), ".")
+        found |= {f"{file.name}: {k}": v for k, v in results.items() if not k.endswith("seconds")}
+    for file in sorted(workdir.glob("samples/*/samples.npz")):
+        with np.load(file) as arrays:
+            found[file.parent.name] = digest(dict(arrays))
+    partial = [str(path) for path in workdir.rglob("*partial*")]
+    found["left behind"] = partial + [str(path) for path in workdir.rglob("*.lock")]
+    return found
+
+
+def killed(workdir: Path, kills: int, draw: random.Random) -> int:
+    """Run all modes to their ends, with at least this many kills; return their number."""
+    done = 0
+    for number, mode in enumerate(COMMANDS):
+        wanted = kills * (number + 1) // len(COMMANDS)
+        while True:
+            running = start(*command(mode, workdir))
+            if done < wanted:
+                time.sleep(draw.uniform(0.2, 3.0))
+                if running.process.is_alive():
+                    running.send(signal.SIGKILL)
+                    done += 1
+            call = running.wait()
+            if call.status != -signal.SIGKILL:
+                assert call.status == 0, call
+                if done >= wanted or mode != "train":
+                    break
+                # It ended before its share of kills: again from the start.
+                for file in workdir.glob("*"):
+                    remove(file)
+        done = max(done, wanted) if mode == "train" else done
+    return done
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def pairs(workdir: Path, count: int, draw: random.Random) -> tuple[int, int]:
+    """Start pairs of the same command; return how many were refused, and how many went wrong."""
+    refused = wrong = 0
+    for number in range(count):
+        mode = ("train", "eval")[number % 2]
+        if mode == "train" and workdir.exists():
+            remove(workdir)
+        elif mode == "eval":
+            for file in workdir.glob("eval/*"):
+                remove(file)
+        both = [start(*command(mode, workdir))]
+        time.sleep(draw.uniform(0, 1))
+        both.append(start(*command(mode, workdir)))
+        calls = [running.wait() for running in both]
+        busy = [call for call in calls if "is in use by process" in call.stderr]
+        refused += len(busy)
+        wrong += sum(call.status != 0 for call in calls) != len(busy) or len(busy) == 2
+    return refused, wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--pairs", type=int, default=20)
+    given = parser.parse_args()
+    draw = random.Random(0)
+    with tempfile.TemporaryDirectory() as name:
+        quiet, disturbed = Path(name, "quiet"), Path(name, "disturbed")
+        for mode in COMMANDS:
+            call = run(*command(mode, quiet))
+            assert call.status == 0, call
+        expected = outcome(quiet)
+        kills = killed(disturbed, given.kills, draw)
+        found = outcome(disturbed)
+        differing = [key for key in expected if found.get(key) != expected[key]]
+        print(f"{kills} kills; {differing if differing else 'all numbers equal'}", flush=True)
+        refused, wrong = pairs(disturbed, given.pairs, draw)
+        found = {key: value for key, value in outcome(disturbed).items() if key in expected}
+        differing += [key for key in found if found[key] != expected[key]]
+        print(f"{given.pairs} pairs: {refused} refused, {wrong} wrong; {differing or 'all equal'}")
+    sys.exit(bool(differing or wrong))
+
+
+if __name__ == "__main__":
+    main()
