@@ -15,6 +15,8 @@ import numpy as np
 from errors import ConfigError
 from evaluation.metrics import METRICS
 from evaluation.protocol import SAMPLER_FIELDS, Protocol
+from files.arrays import open_arrays
+from files.kinds import require_file
 from files.text import table
 
 # Parts of the protocol whose differences the table lists.
@@ -67,10 +69,11 @@ def _file(path: Path) -> Path:
 
 def _read(file: Path) -> dict:
     try:
+        require_file(file, "it")
         results = json.loads(file.read_text())
         if not isinstance(results, dict) or "protocol" not in results:
             raise ValueError("it has no protocol")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{file} holds no results of --mode=eval ({error}); give an eval/<step>.json or the "
             "folder of a run"
@@ -134,7 +137,7 @@ def _paired_error(metric: str, files: list[Path]) -> float | None:
     for file in files:
         if not file.with_suffix(".npz").exists():
             return None
-        with np.load(file.with_suffix(".npz")) as arrays:
+        with open_arrays(file.with_suffix(".npz"), str(file.with_suffix(".npz"))) as arrays:
             if metric not in arrays:
                 return None
             array = arrays[metric]

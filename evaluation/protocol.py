@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
-from errors import ConfigError
+from errors import ConfigError, FileError
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
+from files.kinds import require_file
 from files.nested import flatten
 from files.writing import sha256_of
 from metrics.features import Extractor
@@ -117,8 +118,12 @@ def _checkpoint_fields(experiment: Experiment, checkpoint: Checkpoint) -> dict[s
 
 
 def _digest_of(reference: str) -> str:
+    path = Path(reference).expanduser()
     try:
-        return sha256_of(Path(reference).expanduser())[:16]
+        require_file(path, f"config.eval.reference={reference!r}")
+        return sha256_of(path)[:16]
+    except FileError as error:
+        raise ConfigError(f"{error}, or write one with --mode=stats") from error
     except OSError as error:
         raise ConfigError(
             f"config.eval.reference={reference!r} cannot be read ({error.strerror}); write one "

@@ -16,7 +16,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
@@ -74,8 +74,10 @@ def count_elements(shape: Any) -> int:
 
 
 @final
-class Arrays(Mapping):  # without parameters, or a check of types reads an array to see its type
-    """The arrays of an open .npz by name; `arrays[name]` reads one, in this machine's byte order.
+class Arrays:
+    """The arrays of an open .npz; iteration yields their names, and `arrays[name]` reads one.
+
+    Arrays have this machine's byte order.
 
     All methods raise FileError as `open_arrays`, and KeyError for a name that is not there.
     """
@@ -114,7 +116,7 @@ class Arrays(Mapping):  # without parameters, or a check of types reads an array
         with clear_errors(self._where), self._opened(name) as (stream, header):
             if not header.shape or (header.columns_first and len(header.shape) > 1):
                 raise FileError(f"its array {name!r} is not stored row by row")
-            total = max(header.shape[:1])
+            total = max(header.shape[:1]) if header.bytes else 0
             for first in range(0, total, count):
                 shape = (min(count, total - first), *header.shape[1:])
                 yield _read_array(stream, Header(shape, header.dtype))

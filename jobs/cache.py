@@ -5,8 +5,6 @@ and started again ends with the same numbers.
 """
 
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +13,8 @@ from absl import logging
 from jaxtyping import Int
 from tqdm import tqdm
 
+from errors import FileError
+from files.arrays import read_arrays
 from files.writing import write_npz
 
 Arrays = dict[str, np.ndarray]
@@ -76,12 +76,10 @@ class ResultCache:
 
 def _read(file: Path) -> Arrays | None:
     """Return the arrays in a file; None if it is missing or damaged."""
-    try:
-        # NumPy would leave a damaged file open.
-        with file.open("rb") as content, np.load(content) as stored:
-            return dict(stored)
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        logging.warning("%s is damaged and made again: %s", file, error)
+    try:
+        return read_arrays(file, str(file))
+    except FileError as error:
+        logging.warning("%s; it is made again", error)
         return None

@@ -13,18 +13,19 @@ sigma, and those of score_sde with the features themselves (pool_3).
 import dataclasses
 import hashlib
 import json
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from errors import FileError
+from files.arrays import Arrays, open_arrays
 from files.writing import write_file
 from metrics.frechet import Accumulator, Statistics
 
 _FORMAT = 1
 _ROWS = 1024  # images or rows of features read at a time
+_LARGEST = 4096  # features of an extractor; those in use have 2048 and fewer
 _ASYMMETRY = 1e-5  # of a covariance, over its largest entry: what float32 leaves
 _REMEDY = "write statistics anew with --mode=stats"
 
@@ -108,47 +109,34 @@ def load(file: Path) -> tuple[Statistics, Provenance | None]:
     if not file.exists():
         raise FileNotFoundError(f"{file}: there are no statistics; {_REMEDY}")
     try:
-        _check_archive(file)
-        # Members with the right checksums have the shapes in their headers, so that no damaged
-        # header makes NumPy allocate more memory than there is.
-        with np.load(file, allow_pickle=False) as arrays:
+        with open_arrays(file, str(file)) as arrays:
             if "pool_3" in arrays and "mu" not in arrays:
-                return _statistics_of_features(file, "pool_3"), None
+                return _statistics_of_features(arrays, "pool_3"), None
             if missing := {"mu", "sigma"} - set(arrays):
-                raise ValueError(
-                    f"has no {' and '.join(sorted(missing))} among {', '.join(arrays) or 'nothing'}"
-                )
-            mean, covariance = arrays["mu"], arrays["sigma"]
+                found = ", ".join(map(repr, list(arrays)[:8])) or "nothing"
+                raise ValueError(f"has no {' and '.join(sorted(missing))} among {found}")
+            mean, covariance = _matrices(arrays)
             provenance = _provenance(str(arrays["provenance"])) if "provenance" in arrays else None
             count = int(arrays["count"]) if provenance else None
         if provenance and count != provenance.count:
             raise ValueError(f"counts {count} images, but its provenance says {provenance.count}")
         return _checked(count, mean, covariance), provenance
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        NotImplementedError,  # a damaged flag of the archive
-        RuntimeError,  # another such flag, which means encryption
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except FileError as error:  # it has the file's name
+        raise ValueError(f"{error}; {_REMEDY}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as statistics: {error}; {_REMEDY}") from error
 
 
-def _check_archive(file: Path) -> None:
-    """Raise unless the file is a zip archive whose members match their checksums."""
-    with file.open("rb") as stream:
-        start = stream.read(1)
-    if start == b"\x80":
-        raise ValueError(
-            "is a pickle, which may run code when it is read; if you trust it, save its mean "
-            "and covariance by np.savez(file, mu=..., sigma=...)"
-        )
-    with zipfile.ZipFile(file) as archive:
-        if damaged := archive.testzip():
-            raise ValueError(f"{damaged} is damaged")
+def _matrices(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and covariance of floats, whose shapes are checked before they are read."""
+    mean, covariance = arrays.header("mu"), arrays.header("sigma")
+    if len(mean.shape) != 1 or not mean.shape[0] or covariance.shape != 2 * mean.shape:
+        raise ValueError(f"has mu {mean.shape} and sigma {covariance.shape}")
+    if mean.shape[0] > _LARGEST:
+        raise ValueError(f"has {mean.shape[0]} features; at most {_LARGEST} are valid")
+    if not mean.dtype.kind == covariance.dtype.kind == "f":
+        raise ValueError(f"has mu of {mean.dtype} and sigma of {covariance.dtype}")
+    return arrays["mu"], arrays["sigma"]
 
 
 def _provenance(text: str) -> Provenance:
@@ -164,10 +152,6 @@ def _provenance(text: str) -> Provenance:
 
 def _checked(count: int | None, mean: np.ndarray, covariance: np.ndarray) -> Statistics:
     """Return the statistics in float64; raise ValueError unless some features can have them."""
-    if mean.ndim != 1 or not mean.size or covariance.shape != 2 * mean.shape:
-        raise ValueError(f"has mu {mean.shape} and sigma {covariance.shape}")
-    if not all(np.issubdtype(array.dtype, np.floating) for array in (mean, covariance)):
-        raise ValueError(f"has mu of {mean.dtype} and sigma of {covariance.dtype}")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise ValueError("has NaN or infinite entries")
     if (covariance.diagonal() < 0).any():
@@ -179,17 +163,14 @@ def _checked(count: int | None, mean: np.ndarray, covariance: np.ndarray) -> Sta
     return Statistics(count, mean, (covariance + covariance.T) / 2)
 
 
-def _statistics_of_features(file: Path, name: str) -> Statistics:
+def _statistics_of_features(arrays: Arrays, name: str) -> Statistics:
     """Return the statistics of an array (n, features) in an archive, read block by block."""
-    with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError(f"{name} is in another version of NumPy's format than 1.0")
-        shape, columns_first, dtype = np.lib.format.read_array_header_1_0(stream)
-        if len(shape) != 2 or columns_first or not np.issubdtype(dtype, np.floating):
-            raise ValueError(f"{name} is not a matrix of features row by row: {dtype} {shape}")
-        accumulator = Accumulator(shape[0], groups=1)
-        for first in range(0, shape[0], _ROWS):
-            rows = min(_ROWS, shape[0] - first)
-            values = stream.read(rows * shape[1] * dtype.itemsize)
-            accumulator.add(np.frombuffer(values, dtype).reshape(rows, shape[1]))
+    shape, dtype, columns_first = arrays.header(name)
+    if len(shape) != 2 or columns_first or dtype.kind != "f" or not 0 < shape[1] <= _LARGEST:
+        raise ValueError(
+            f"{name} is not a matrix of at most {_LARGEST} features row by row: {dtype} {shape}"
+        )
+    accumulator = Accumulator(shape[0], groups=1)
+    for rows in arrays.rows(name, _ROWS):
+        accumulator.add(rows)
     return accumulator.statistics()

@@ -173,6 +173,9 @@ def translate(
             problems["missing"].append(f"{rule.theirs} for {rule.ours} {shape}")
             continue
         tensor = tensors[rule.theirs]
+        if not _is_numeric(tensor):
+            problems["not an array of numbers"].append(f"{rule.theirs} for {rule.ours} {shape}")
+            continue
         found[rule.ours] = value = _rearranged(rule.to_ours, tensor)
         if value.shape != shape:
             problems["wrongly shaped"].append(
@@ -180,7 +183,7 @@ def translate(
             )
     named = {rule.theirs for rule in rules}
     problems["surplus"] = [
-        f"{name} {np.shape(tensor)}"
+        f"{name} {tensor.shape if _is_numeric(tensor) else ''}".rstrip()
         for name, tensor in tensors.items()
         if name not in named and not any(fnmatchcase(name, pattern) for pattern in unused)
     ]
@@ -224,6 +227,7 @@ def _unruled(rules: Sequence[Weight], wanted: Mapping[str, Any]) -> dict[str, li
         "in two rules": [path for path, count in counts.items() if count > 1],
         "missing": [],
         "wrongly shaped": [],
+        "not an array of numbers": [],
         "surplus": [],
     }
 
@@ -236,6 +240,10 @@ def _raise_if_any(problems: Mapping[str, Sequence[str]], source: str, remedy: st
             texts.append(f"{len(items)} {kind}: {', '.join(items[:_SHOWN])}{more}")
     if texts:
         raise ValueError(f"{source} does not fit this network; {'; '.join(texts)}. {remedy}")
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
 
 
 def _rearranged(rearrange: Rearrange, tensor: Tensor) -> Tensor:

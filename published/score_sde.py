@@ -29,6 +29,7 @@ from published import score_sde_refinenets, score_sde_unets
 from published.formats.torch_writer import write_torch
 from published.mapping import Imported, Weight, translate, translate_back
 from published.pytorch_layers import Tensors, check_network
+from published.steps import read_step
 
 Network = NCSNpp | DDPM | NCSN | NCSNv2
 _CLASSES = {"ncsnpp": NCSNpp, "ddpm": DDPM, "ncsnv2": NCSNv2, "ncsn": NCSN}
@@ -111,10 +112,11 @@ def load_jax(tree: Any) -> Published:
         FileError: `tree` is not such a state.
     """
     try:
-        params, ema = tree["optimizer"]["target"], tree["params_ema"]
-        return Published(int(tree["step"]), _arrays(params), _arrays(ema))
+        params, ema = _arrays(tree["optimizer"]["target"]), _arrays(tree["params_ema"])
+        step = tree["step"]
     except _STRANGE as error:
         raise _foreign(tree, "step, optimizer with target, and params_ema") from error
+    return Published(read_step(step), params, ema)
 
 
 def load_pytorch(tree: Any) -> Published:
@@ -125,7 +127,7 @@ def load_pytorch(tree: Any) -> Published:
     """
     try:
         params = _without_prefix(tree["model"])
-        shadow, step = list(tree["ema"]["shadow_params"]), int(tree["step"])
+        shadow, step = list(tree["ema"]["shadow_params"]), tree["step"]
     except _STRANGE as error:
         raise _foreign(tree, "step, model, and ema with shadow_params") from error
     names = [name for name in params if name not in UNUSED]
@@ -137,7 +139,7 @@ def load_pytorch(tree: Any) -> Published:
             f"its {len(shadow)} averages do not fit its {len(names)} trained parameters. Use a "
             "checkpoint that score_sde_pytorch has written"
         )
-    return Published(step, params, params | dict(zip(names, shadow, strict=True)))
+    return Published(read_step(step), params, params | dict(zip(names, shadow, strict=True)))
 
 
 def load_ncsn(tree: Any) -> Published:
@@ -148,11 +150,11 @@ def load_ncsn(tree: Any) -> Published:
     """
     try:
         params = _without_prefix(tree[0])
-        step = int(tree[3]) if len(tree) > 3 else 0
+        step = tree[3] if len(tree) > 3 else 0
         ema = _without_prefix(tree[4]) if len(tree) > 4 else {}
     except _STRANGE as error:
         raise _foreign(tree, "model, optimizer, epoch, step and averages in a list") from error
-    return Published(step, params, params | ema)
+    return Published(read_step(step), params, params | ema)
 
 
 def _without_prefix(tensors: Mapping[str, Any]) -> Tensors:

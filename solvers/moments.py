@@ -12,8 +12,6 @@ variate: with c = Cov(||eps(x_t, t)||^2, ||eps||^2) / Var(||eps||^2) the estimat
 Its expectation is that of the paper (up to 1/n), and its error falls with 1 - Gamma.
 """
 
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from denoising import Denoiser
+from files.arrays import open_arrays
 from files.writing import write_npz
 from numerics.arrays import Batch, normal_like, sample_keys, sum_per_sample
 from sampling import Scalar
@@ -108,29 +107,14 @@ class EpsMoments:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is damaged or of another kind.
         """
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: there are no moments; run --mode=moments first")
         try:
-            # Reading the members of the archive checks their checksums. NumPy alone would allocate
-            # whatever shape a damaged header states.
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            with np.load(path, allow_pickle=False) as arrays:
-                if damaged or arrays["format"] != _FORMAT:
-                    raise ValueError("wrong checksum or format")
+            with open_arrays(path, str(path)) as arrays:
+                if arrays["format"] != _FORMAT:
+                    raise ValueError("another format")
                 return cls(**{field.name: arrays[field.name] for field in fields(cls)})
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{path}: there are no moments; run --mode=moments first"
-            ) from None
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            NotImplementedError,  # a damaged flag of the archive
-            RuntimeError,  # another damaged flag, which means encryption
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} is damaged or not a file of moments; run --mode=moments again"
             ) from error

@@ -18,6 +18,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     """
 
     ranges, stop, pause, requested = True, len(CONTENT), 0.0, []
+    announced = True  # whether it states the length
 
     def do_GET(self):
         self.requested.append(self.headers["Range"])
@@ -29,7 +30,8 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_error(416)
             return
         self.send_response(206 if self.headers["Range"] and self.ranges else 200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
+        if self.announced:
+            self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
         self.wfile.write(CONTENT[start : self.stop])
         self.over.wait(self.pause)  # before it hangs up

@@ -92,7 +92,8 @@ class Checkpoints:
     def steps(self) -> tuple[int, ...]:
         """Return the steps of the finished checkpoints on disk, ascending."""
         try:
-            names = os.listdir(self._directory)
+            with os.scandir(self._directory) as entries:
+                names = [entry.name for entry in entries if entry.is_dir()]
         except (FileNotFoundError, NotADirectoryError):
             return ()
         return tuple(sorted(int(name) for name in names if name.isdecimal()))

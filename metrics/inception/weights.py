@@ -22,6 +22,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from errors import require_choice, require_in
 from files.downloads import download
+from files.kinds import require_file
 from files.writing import sha256_of
 from metrics.features import Extracted, Extractor, Images
 from metrics.inception.network import (
@@ -42,6 +43,7 @@ WEIGHTS_URL = (
 )
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
+_LARGEST = 100_000_000  # bytes of the file, which has 96 MB
 _EPSILON = 1e-3  # of every batch normalization
 _OUTPUT = "fc"
 
@@ -77,8 +79,10 @@ def weights_file(
         "where it is"
     )
     if not cached.exists():
-        download(url, cached, sha256=sha256, remedy=remedy)
-    elif (found := sha256_of(cached)) != sha256:
+        download(url, cached, sha256=sha256, max_bytes=_LARGEST, remedy=remedy)
+        return cached
+    require_file(cached, str(cached))
+    if (found := sha256_of(cached)) != sha256:
         raise ValueError(
             f"{cached} is damaged: its sha256 is {found}, expected {sha256}; delete it and run "
             "again to download it"

@@ -5,14 +5,21 @@ instructions import and call anything that the file names. This machine has only
 build dicts, lists, tuples, numbers and text. It never imports a name, but compares it with a list
 of the caller, where it stands for a function of plain values. Any other name ends the reading. No
 instruction here imports, sets an attribute or makes an object.
+
+A value may be shared so often that hashing, comparing or printing it never ends (`bounds.py`). So
+the machine, and functions of the caller, check a value's type before they do any of these.
 """
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple, final
+from typing import IO, Any, NamedTuple, cast, final
 
 from errors import FileError
+from published.formats.bounds import INTEGER_KEYS, NODES, check_key
+
+_LONGEST = 2**26  # bytes of a pickle, without the storages
+_ARGUMENTS = 16  # of a call, at most
 
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -59,11 +66,13 @@ def load(file: IO[bytes], vocabulary: Vocabulary) -> Any:
     `calls` with a method `set_state` receive theirs. Any other object is refused.
 
     Raises:
-        FileError: the pickle needs more than plain values and the vocabulary.
+        FileError: the pickle needs more than plain values and the vocabulary, or is too long.
         ValueError: it is damaged.
     """
-    machine = _Machine(vocabulary)
-    for opcode, argument, _ in pickletools.genops(file):
+    machine, bounded = _Machine(vocabulary), cast(IO[bytes], _Bounded(file))
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(bounded)):
+        if number >= NODES:
+            raise FileError(f"its pickle has more than {NODES} instructions")
         try:
             if opcode.name == "STOP":
                 return machine.pop()
@@ -71,6 +80,41 @@ def load(file: IO[bytes], vocabulary: Vocabulary) -> Any:
         except (IndexError, KeyError, TypeError) as error:
             raise ValueError(f"instruction {opcode.name} lacks its operands") from error
     raise ValueError("the pickle has no end")
+
+
+def dictionary(keys: Sequence[Any], values: Sequence[Any]) -> dict:
+    """Return a dict, with the keys checked before they are hashed.
+
+    Raises:
+        ValueError: `check_key` refuses a key.
+    """
+    for key in keys:
+        check_key(key)
+    return dict(zip(keys, values, strict=True))
+
+
+@final
+class _Bounded:
+    """A file of which at most `_LONGEST` bytes are read; no read takes memory beyond its end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._left = _LONGEST
+
+    def read(self, size: int) -> bytes:
+        return self._counted(self._file.read(min(size, self._left + 1)))
+
+    def readline(self) -> bytes:
+        return self._counted(self._file.readline(self._left + 1))
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def _counted(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        if self._left < 0:
+            raise FileError(f"its pickle is longer than {_LONGEST} bytes")
+        return data
 
 
 @final
@@ -82,6 +126,8 @@ class _Machine:
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
+        self._integer_keys = 0
+        self._made = 0  # values in the results of calls
 
     def pop(self) -> Any:
         return self._stack.pop()
@@ -159,9 +205,15 @@ class _Machine:
         target = self._stack[-1]
         if type(target) is not dict or len(items) % 2:
             raise TypeError("not pairs for a dict")
-        target.update(zip(items[::2], items[1::2], strict=True))
+        keys = items[::2]
+        self._integer_keys += sum(type(key) is int for key in keys)
+        if self._integer_keys > INTEGER_KEYS:
+            raise FileError(f"its dicts have more than {INTEGER_KEYS} integers as keys")
+        target.update(dictionary(keys, items[1::2]))
 
     def _put(self, index: int) -> None:
+        if not 0 <= index < NODES:  # others could be chosen so that their hashes collide
+            raise ValueError("a memo that no pickle of this size needs")
         self._memo[index] = self._stack[-1]
 
     def _memoize(self, _: Any) -> None:
@@ -175,6 +227,8 @@ class _Machine:
 
     def _stack_global(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise TypeError("not a name")
         self._name(f"{module}.{name}")
 
     def _name(self, text: str) -> None:
@@ -186,9 +240,17 @@ class _Machine:
         arguments, name = self.pop(), self.pop()
         if not isinstance(name, Name) or not isinstance(arguments, tuple):
             raise TypeError("not a name and its arguments")
+        if len(arguments) > _ARGUMENTS:
+            raise ValueError(f"a call with {len(arguments)} arguments")
         if name.text not in self._vocabulary.calls:
             raise _refusal(name.text)
-        self._stack.append(self._vocabulary.calls[name.text](*arguments))
+        result = self._vocabulary.calls[name.text](*arguments)
+        # Arguments may be shared by many calls, and each copies them.
+        if isinstance(result, dict | list | tuple | str | bytes):
+            self._made += len(result)
+            if self._made > NODES:
+                raise FileError(f"calls in its pickle make more than {NODES} values")
+        self._stack.append(result)
 
     def _build(self, _: Any) -> None:
         state, target = self.pop(), self.pop()

@@ -19,7 +19,9 @@ from typing import Any
 import msgpack
 
 from errors import FileError
+from files.kinds import require_file
 from published.formats import flax_files, safetensors, torch_files
+from published.formats.bounds import check_tree
 from published.formats.pickles import REMEDY
 
 # Exceptions that the readers, and the libraries they call, raise for damaged files.
@@ -40,6 +42,7 @@ _DAMAGE = (
     zipfile.BadZipFile,
     msgpack.UnpackException,
 )
+_LONGEST_CONFIG = 2**18  # bytes of a config.json
 _WEIGHTS = "diffusion_pytorch_model"
 
 
@@ -50,12 +53,12 @@ def read(path: Path) -> Any:
         FileError: `path` does not exist, is damaged, incomplete, of another format, or code. The
             message has one line with the remedy.
     """
+    if not path.is_dir():
+        require_file(path, str(path))
     try:
-        if path.is_dir():
-            return _read_folder(path)
-        return _read_file(path)
-    except FileNotFoundError as error:
-        raise FileError(f"{path}: there is no such file or folder. Check the path") from error
+        tree = _read_folder(path) if path.is_dir() else _read_file(path)
+        check_tree(tree)
+        return tree
     except OSError as error:
         raise FileError(f"{path}: it cannot be read ({error.strerror or error})") from error
     except FileError as error:
@@ -123,6 +126,8 @@ def _read_folder(path: Path) -> dict[str, Any]:
             if file.is_file()
         ]
         if weights and (folder / "config.json").is_file():
+            if (folder / "config.json").stat().st_size > _LONGEST_CONFIG:
+                raise ValueError(f"config.json is longer than {_LONGEST_CONFIG} bytes")
             config = json.loads((folder / "config.json").read_text())
             if not isinstance(config, dict):
                 raise ValueError("config.json is not a JSON object")

@@ -11,8 +11,6 @@ A tensor is a view (offset, shape, strides, all in elements) of a storage. Sever
 a storage. The formats are those of `torch/serialization.py` and `torch/_utils.py` of PyTorch.
 """
 
-import io
-import math
 import struct
 import zipfile
 from collections.abc import Callable
@@ -24,7 +22,10 @@ import numpy as np
 from jaxtyping import Shaped
 
 from errors import FileError
+from files.archives import open_archive
+from files.arrays import MAX_DIMS, count_elements
 from published.formats import pickles
+from published.formats.bounds import DEPTH, INTEGER_KEYS
 from published.formats.pickles import Name, Vocabulary
 
 Array = Shaped[np.ndarray, "..."]
@@ -50,7 +51,6 @@ _STORAGES = {
     "torch.BoolStorage": "bool",
 }
 _DTYPES = {f"torch.{dtype}" for dtype in _STORAGES.values()}
-_DEPTH = 100  # of nested containers, at most
 _EXPANDED = 2**24  # elements of a tensor that repeats its storage, at most
 
 
@@ -66,7 +66,7 @@ def read_zip(path: Path) -> Any:
         FileError: it is not an archive of torch.save, or its pickle holds more than data.
         ValueError: it is damaged; other exceptions are possible.
     """
-    with zipfile.ZipFile(path) as archive:
+    with open_archive(path) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise FileError("it is a compressed zip archive, which torch.save does not write")
@@ -85,7 +85,8 @@ def read_zip(path: Path) -> Any:
             data = archive.read(f"{root}data/{storage.key}")
             return _elements(data, storage.dtype, "<" if order == b"little" else ">")
 
-        tree = pickles.load(io.BytesIO(archive.read(f"{root}data.pkl")), _vocabulary())
+        with archive.open(f"{root}data.pkl") as file:
+            tree = pickles.load(file, _vocabulary({}))
         return _resolve(tree, _once(read_storage))
 
 
@@ -99,13 +100,16 @@ def read_stream(file: IO[bytes], length: int) -> Any:
     plain = Vocabulary(values=frozenset(), calls={})
     pickles.load(file, plain)  # the magic number, already checked by `is_stream`
     protocol, system = pickles.load(file, plain), pickles.load(file, plain)
-    if protocol != 1001 or not isinstance(system, dict):
-        raise ValueError(f"protocol {protocol!r}")
+    if type(protocol) is not int or protocol != 1001 or not isinstance(system, dict):
+        raise ValueError("an unknown protocol")
     dtypes: dict[str, str] = {}
     tree = pickles.load(file, _vocabulary(dtypes))
     order = "<" if system.get("little_endian", True) else ">"
     storages = {}
-    for key in pickles.load(file, plain):
+    keys = pickles.load(file, plain)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError("no list of storages")
+    for key in keys:
         (count,) = struct.unpack(f"{order}q", file.read(8))
         size = count * _itemsize(dtypes[key])
         if not 0 <= size <= length - file.tell():
@@ -146,12 +150,12 @@ class _ScalarType:
         self.order = state[1]
 
 
-def _vocabulary(dtypes: dict[str, str] | None = None) -> Vocabulary:
-    """Return the vocabulary of tensors; `dtypes`, if given, receives the type of each storage."""
+def _vocabulary(dtypes: dict[str, str]) -> Vocabulary:
+    """Return the vocabulary of tensors; `dtypes` receives the type of each storage."""
 
     def persistent(identity: Any) -> _Storage:
         storage = _storage(identity)
-        if dtypes is not None and dtypes.setdefault(storage.key, storage.dtype) != storage.dtype:
+        if dtypes.setdefault(storage.key, storage.dtype) != storage.dtype:
             raise ValueError(f"storage {storage.key} has two types")
         return storage
 
@@ -160,8 +164,8 @@ def _vocabulary(dtypes: dict[str, str] | None = None) -> Vocabulary:
         "torch._utils._rebuild_tensor": _view,
         "torch._utils._rebuild_tensor_v2": _view,
         "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-        "torch.Size": lambda sizes: tuple(sizes),
-        "torch.device": lambda *words: ":".join(map(str, words)),
+        "torch.Size": _size,
+        "torch.device": _device,
         "_codecs.encode": _encode,
         "numpy.dtype": lambda code, *_: _ScalarType(_scalar_code(code)),
         "numpy.core.multiarray.scalar": _scalar,
@@ -173,7 +177,23 @@ def _vocabulary(dtypes: dict[str, str] | None = None) -> Vocabulary:
 
 
 def _ordered(pairs: Any = ()) -> dict:
-    return dict(pairs)
+    if not isinstance(pairs, list | tuple) or len(pairs) > INTEGER_KEYS:
+        raise ValueError("an OrderedDict that is not made of pairs")
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise ValueError("an OrderedDict that is not made of pairs")
+    return pickles.dictionary([key for key, _ in pairs], [value for _, value in pairs])
+
+
+def _size(sizes: Any) -> tuple[int, ...]:
+    if not _are_sizes(sizes):
+        raise ValueError("a size of a tensor that is none")
+    return tuple(sizes)
+
+
+def _device(*words: Any) -> str:
+    if not all(isinstance(word, str | int) for word in words):
+        raise ValueError("a device without a name")
+    return ":".join(map(str, words))
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
@@ -184,8 +204,10 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 
 def _scalar_code(code: Any) -> str:
+    if not isinstance(code, str):
+        raise ValueError("a NumPy type without a name")
     if code not in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1"):
-        raise FileError(f"it holds a NumPy number of type {code!r}, which is refused")
+        raise FileError(f"it holds a NumPy number of type {code[:40]!r}, which is refused")
     return code
 
 
@@ -214,9 +236,9 @@ def _view(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _View
     """Return a tensor, which must lie within its storage."""
     if not isinstance(storage, _Storage) or not _are_sizes((offset,)):
         raise ValueError("a tensor without storage and offset")
-    if not (_are_sizes(shape) and _are_sizes(strides) and len(shape) == len(strides) <= 32):
+    if not (_are_sizes(shape) and _are_sizes(strides) and len(shape) == len(strides)):
         raise ValueError("a tensor without shape and strides")
-    count = math.prod(shape)
+    count = count_elements(shape)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if count and last >= storage.size:
         raise ValueError(f"a tensor {shape} beyond its storage of {storage.size} elements")
@@ -226,9 +248,11 @@ def _view(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _View
 
 
 def _are_sizes(values: Any) -> bool:
-    """Return whether values are a tuple of integers from 0 to 2^62."""
-    return isinstance(values, tuple) and all(
-        type(value) is int and 0 <= value < 2**62 for value in values
+    """Return whether values are a tuple of a few integers from 0 to 2^62."""
+    return (
+        isinstance(values, tuple)
+        and len(values) <= MAX_DIMS
+        and all(type(value) is int and 0 <= value < 2**62 for value in values)
     )
 
 
@@ -264,8 +288,6 @@ def _resolve(tree: Any, read: Callable[[_Storage], Array]) -> Any:
 
     def children(value: Any) -> Any:
         if isinstance(value, dict):
-            if strange := [key for key in value if not isinstance(key, str | int)]:
-                raise ValueError(f"a dict has a key of type {type(strange[0]).__name__}")
             return {key: resolved(item) for key, item in value.items()}
         return type(value)(resolved(item) for item in value)
 
@@ -278,7 +300,7 @@ def _resolve(tree: Any, read: Callable[[_Storage], Array]) -> Any:
             return value.text
         if not isinstance(value, dict | list | tuple):
             return value
-        if id(value) in parents or len(parents) >= _DEPTH:
+        if id(value) in parents or len(parents) >= DEPTH:
             raise ValueError("containers within themselves, or too deep")
         if id(value) not in done:
             parents.add(id(value))
@@ -297,7 +319,7 @@ def _tensor(view: _View, read: Callable[[_Storage], Array]) -> Array:
     first = view.storage.start + view.offset
     strides = tuple(stride * storage.itemsize for stride in view.strides)
     return np.lib.stride_tricks.as_strided(
-        storage[first:] if math.prod(view.shape) else storage[:0],
+        storage[first:] if count_elements(view.shape) else storage[:0],
         view.shape,
         strides,
         writeable=False,

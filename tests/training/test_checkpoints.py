@@ -148,6 +148,13 @@ def test_opening_and_reading_touch_nothing(tmp_path):
     assert os.listdir(run) == ["1"]
 
 
+def test_file_with_a_number_as_its_name_is_no_checkpoint(tmp_path):
+    (tmp_path / "7").write_bytes(b"")
+    assert Checkpoints(tmp_path).steps() == ()
+    (tmp_path / "8").mkdir()
+    assert Checkpoints(tmp_path).steps() == (8,)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("keep", "left"), [(1, (4,)), (3, (2, 3, 4)), (0, (1, 2, 3, 4))])
 def test_keep(tmp_path, keep, left):
