@@ -65,9 +65,12 @@ def read_folder(name: str, data_dir: Directory) -> Splits:
             own = {}
         items = _decode_files(tree, own, notes)
         splits[split] = Split(len(tree.files), items, notes, tuple(classes) or None)
-    if unused:
-        found = ", ".join(f"{root.name}/" for root in unused)
-        splits["train"].notes.append(f"{where}: not used: {found}")
+    beside = [f"{root.name}/" for root in unused]
+    if roots["train"] != path:
+        loose = [entry for entry in os.listdir(path) if Path(entry).suffix.lower() in SUFFIXES]
+        beside += [f"images beside the splits ({len(loose)})"] if loose else []
+    if beside:
+        splits["train"].notes.append(f"{where}: not used: {', '.join(beside)}")
     if classes:
         splits["train"].notes.append(f"{where}: classes {_table(classes)}")
     return splits
@@ -95,6 +98,7 @@ def _find_splits(where: str, path: Path) -> tuple[dict[str, Path], list[Path]]:
             f"{where} holds {held_out[0].name}/ but no train/; put the training images into "
             "train/, or rename it if it is a class"
         )
+    others = [folder for folder in others if _holds_images(folder)]
     test = held_out[:1]
     doubtful = test[0].name.lower() == held_out[1].name.lower() if held_out[1:] else False
     if len(train) > 1 or doubtful:
@@ -125,6 +129,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     # The entry of a broken link may raise; os.path returns False.
     found = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
     return found and not entry.name.startswith(".")
+
+
+def _holds_images(folder: Path) -> bool:
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    return any(os.path.splitext(name)[1].lower() in SUFFIXES for name in names)
 
 
 def _refuse_inner_splits(where: str, path: Path, folders: Iterable[Path]) -> None:

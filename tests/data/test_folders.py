@@ -48,14 +48,17 @@ def test_held_out_images_are_never_trained_on(tmp_path, train_name, name):
 def test_of_several_held_out_folders_one_is_used_and_the_others_are_named(tmp_path):
     for seed, split in enumerate(("train", "val", "test", "dev", "extra")):
         save_folder(tmp_path / split, ["a.png", "b.png"], random_images(2, seed=seed))
+    save_folder(tmp_path, ["loose.png"], random_images(1))
+    (tmp_path / "annotations").mkdir()
     data = read(tmp_path)
     np.testing.assert_array_equal(data.train, random_images(2))
     np.testing.assert_array_equal(data.test, random_images(2, seed=2))
-    assert noted(data, "not used: val/, dev/, extra/")
+    assert noted(data, "not used: val/, dev/, extra/, images beside the splits (1)")
 
 
 def test_train_alone_has_classes_and_holds_out_a_tenth(tmp_path):
     save_folder(tmp_path / "train", [f"{k % 2}/{k}.png" for k in range(10)], random_images(10))
+    (tmp_path / "annotations").mkdir()
     data = read(tmp_path)
     assert (len(data.train), len(data.test)) == (9, 1)
     assert set(data.train_labels) == {0, 1}
