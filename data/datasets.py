@@ -6,6 +6,7 @@ network's range, and `data.batches` the batches.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from data.batches import HOLD_OUT
 from data.readers import DIGITS, Reader, gray_levels, reader_of
 from data.scaling import Quantizer
 from data.stored import Item, Split
-from errors import require_choice, require_in
+from errors import require_choice, require_in, require_memory
 
 _TRAIN_COUNTS = {
     DIGITS: 1500,
@@ -174,7 +175,9 @@ def _collect(
     Gray images among colored ones are repeated to three channels, and a note says how many. That
     all are gray is an error unless `all_gray`.
     """
-    images = np.empty((source.count, fit.image_size, fit.image_size, fit.channels), np.uint8)
+    shape = (source.count, fit.image_size, fit.image_size, fit.channels)
+    require_memory("config.data.image_size", fit.image_size, math.prod(shape))
+    images = np.empty(shape, np.uint8)
     labels, gray = [], []
     for row, item in enumerate(source.items):
         if fit.channels == 3 and item.image.shape[-1] == 1:

@@ -18,6 +18,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", "
 # Ghostscript for PostScript.
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 
+# A file may have this many pixels in any case, and beyond that this many per byte. Photographs have
+# about 5 per byte.
+_PIXELS, _PIXELS_PER_BYTE = 2**26, 32
+
 Directory = str | os.PathLike[str]
 
 
@@ -75,14 +79,17 @@ def decode(source: Path | io.BytesIO, where: str) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about odd metadata and many pixels
             with Image.open(source, formats=_FORMATS) as opened:
-                deep = _is_deep(opened)
-                picture = ImageOps.exif_transpose(opened)
-                if not deep and not picture.has_transparency_data:
-                    picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
-                more_pages = _has_more_pages(opened)
+                problem = _problem(opened, _size(source))
+                if problem is None:
+                    ImageOps.exif_transpose(opened, in_place=True)
+                    if _is_transparent(opened):
+                        problem = "is transparent in places; flatten it onto a background"
+                if problem is None:
+                    gray = opened.mode in ("1", "L", "LA")
+                    image = np.atleast_3d(np.asarray(opened.convert("L" if gray else "RGB")))
+                    return Picture(image, _has_more_pages(opened))
     except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise ValueError(f"{where} has more than {limit:,} pixels; make it smaller") from error
+        raise ValueError(f"{where} has too many pixels; make it smaller") from error
     except Image.UnidentifiedImageError as error:
         raise ValueError(
             f"{where} is not a readable image of the formats {', '.join(_FORMATS)}; convert it to "
@@ -92,14 +99,27 @@ def decode(source: Path | io.BytesIO, where: str) -> Picture:
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(f"{where} is not a readable image, remove it ({reason})") from error
-    if deep:
-        raise ValueError(f"{where} has more than 8 bits per channel; convert it to 8 bits")
-    if picture.has_transparency_data:
-        gray, picture = picture.mode == "LA", picture.convert("RGBA")
-        if picture.getchannel("A").getextrema() != (255, 255):
-            raise ValueError(f"{where} is transparent in places; flatten it onto a background")
-        picture = picture.convert("L" if gray else "RGB")
-    return Picture(np.atleast_3d(np.asarray(picture)), more_pages)
+    raise ValueError(f"{where} {problem}")
+
+
+def _size(source: Path | io.BytesIO) -> int:
+    return source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
+
+
+def _problem(opened: Any, size: int) -> str | None:
+    """Return why an image in a file of `size` bytes is not read, before its pixels are."""
+    width, height = opened.size
+    if width * height > max(_PIXELS, _PIXELS_PER_BYTE * size):
+        return f"has too many pixels, {width}x{height} in {size} bytes; make it smaller"
+    if _is_deep(opened):
+        return "has more than 8 bits per channel; convert it to 8 bits"
+    return None
+
+
+def _is_transparent(picture: Any) -> bool:
+    if not picture.has_transparency_data:
+        return False
+    return picture.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
 def _is_deep(opened: Any) -> bool:

@@ -117,6 +117,12 @@ class Data:
         `section` is the section of the configuration that states the number of classes.
         """
         field, name = f"config.{section}.num_classes", self.options.name
+        if labels is None and self.images.train_labels is not None:
+            raise ConfigError(
+                f"{field}={num_classes}, but the test images of config.data.name={name!r} have no "
+                "labels, as its training images have; give them labels, or leave out metrics of "
+                "test images: config.eval.metrics"
+            )
         if labels is None:
             remedy = f"set {field}=0" if section == "model" else "it cannot train a classifier"
             raise ConfigError(

@@ -66,6 +66,8 @@ def test_resizing_is_a_choice(tmp_path):
         load(str(tmp_path / "x.npz"), image_size=4, channels=3, resize="pad")
     with pytest.raises(ValueError, match=r"config\.data\.image_size=0"):
         load(str(tmp_path / "x.npz"), image_size=0, channels=3)
+    with pytest.raises(ValueError, match=r"config\.data\.image_size=1000000 needs .* GB of memory"):
+        load(str(tmp_path / "x.npz"), image_size=10**6, channels=3, resize="crop")
     with pytest.raises(ValueError, match="crop, none, pad"):
         load(str(tmp_path / "x.npz"), image_size=4, channels=3, resize="stretch")
 

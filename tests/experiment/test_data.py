@@ -48,3 +48,16 @@ def test_remedy_for_labels_works(tmp_path, labels, num_classes, remedy):
         data.require_classes(labels, int(number[0]), "model")
     else:
         data.require_classes(labels - labels.min(), int(np.ptp(labels)) + 1, "model")
+
+
+def test_missing_labels_are_those_of_a_split(tmp_path):
+    names = ["cat/a.png", "dog/a.png"]
+    save_folder(tmp_path / "train", names, random_images(2, channels=1))
+    save_folder(tmp_path / "val", ["a.png"], random_images(1, channels=1))
+    data = data_of(tmp_path)
+    data.require_classes(data.images.train_labels, 2, "model")
+    with pytest.raises(ConfigError, match=r"the test images of .* have no labels"):
+        data.require_classes(data.images.test_labels, 2, "model")
+    np.savez(tmp_path / "flat.npz", images=random_images(4, channels=1))
+    with pytest.raises(ConfigError, match=r"has no labels; set config\.model\.num_classes=0"):
+        data_of(tmp_path / "flat.npz").require_classes(None, 2, "model")
