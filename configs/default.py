@@ -192,8 +192,9 @@ def get_config() -> ConfigDict:
     # generate (plain samples, no input); inverse problems: inpaint, colorize, super_resolve,
     # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate
     task.name = "generate"
-    task.input = placeholder(str)  # files, separated by commas; or test, test:3, test:0-7
-    # inpaint: a file, white where known; or left, right, top, bottom, border, random
+    # files, separated by commas (\, for a comma in a name); or test, test:3, test:0-7
+    task.input = placeholder(str)
+    # inpaint: a file, 1 or white where known; or left, right, top, bottom, border, random
     task.mask = placeholder(str)
     task.factor = placeholder(int)  # super_resolve: pixels per pixel, along each side
     task.blur_std = placeholder(float)  # deblur: pixels

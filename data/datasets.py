@@ -5,18 +5,22 @@ where a data set has none. What leaves this module is uint8; `data.scaling` has 
 network's range, and `data.batches` the batches.
 """
 
+import hashlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from data.batches import HOLD_OUT
-from data.readers import DIGITS, Item, Reader, Split, gray_levels, reader_of
+from data.readers import DIGITS, Reader, gray_levels, reader_of
 from data.scaling import Quantizer
-from errors import require_choice, require_in
+from data.stored import Item, Split
+from errors import require_choice, require_in, require_memory
 
 _TRAIN_COUNTS = {
     DIGITS: 1500,
@@ -28,11 +32,17 @@ _TRAIN_COUNTS = {
     "celeb_a": 162_770,
 }
 _HELD_OUT_FRACTION = 0.1
+_FEW_LEVELS, _DARK = 2, 32  # images with so few levels, or none as bright, are reported
+_FINGERPRINT_BYTES, _FINGERPRINT_BLOCKS = 2**28, 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageData:
     """A data set in memory: stored levels, labels where there are any, and their quantizer.
+
+    Attributes:
+        class_names: the name of label 0, 1, ...; None where labels have no names.
+        notes: lines for the user on what was not read, or looks unusual.
 
     Raises:
         ValueError: for an empty split, splits of different image shapes, labels of another length,
@@ -45,6 +55,8 @@ class ImageData:
     train_labels: Int32[np.ndarray, " n"] | None = None
     test_labels: Int32[np.ndarray, " m"] | None = None
     quantizer: Quantizer = Quantizer()
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         splits = {"train": (self.train, self.train_labels), "test": (self.test, self.test_labels)}
@@ -57,6 +69,26 @@ class ImageData:
             if images.max() >= self.quantizer.gray_levels:
                 top = self.quantizer.gray_levels - 1
                 raise ValueError(f"{where} holds {images.max()}; its levels should be 0..{top}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify the training images, their order and their labels.
+
+        They are the start of a SHA-256 hash of shape, images and labels. Of more than 256 MiB of
+        images, 256 blocks of 1 MiB enter, evenly spaced from the first byte to the last, so that
+        the cost stays below a second.
+        """
+        pixels = np.ascontiguousarray(self.train).reshape(-1)
+        found = hashlib.sha256(repr(self.train.shape).encode())
+        if len(pixels) <= _FINGERPRINT_BYTES:
+            found.update(pixels.data)
+        else:
+            size = _FINGERPRINT_BYTES // _FINGERPRINT_BLOCKS
+            for start in np.linspace(0, len(pixels) - size, _FINGERPRINT_BLOCKS).astype(np.int64):
+                found.update(pixels[start : start + size].data)
+        if self.train_labels is not None:
+            found.update(self.train_labels.astype("<i4").tobytes())
+        return found.hexdigest()[:16]
 
 
 def load(
@@ -75,8 +107,8 @@ def load(
     Args:
         name: "digits" (scikit-learn's, 8x8, 17 levels); a tensorflow-datasets name, prepared under
             `data_dir`; an .npz file (train and test, or train_images and test_images, or images,
-            uint8 NHWC or NHW, and labels); or a folder of images (with train/ and test/, or one
-            set; class subfolders become labels).
+            uint8 NHWC or NHW, and labels; see `data.npz`); or a folder of images (with train/ and
+            test/, or one set; class subfolders become labels; see `data.folders`).
         image_size: height and width in pixels.
         channels: 1 (gray) or 3 (color).
         data_dir: "" for TFDS_DATA_DIR, else ~/tensorflow_datasets.
@@ -92,20 +124,27 @@ def load(
     require_in("config.data.image_size", image_size, "[1, inf)")
     require_in("config.data.channels", channels, "[1, inf)")
     reader = reader_of(name)
-    if RESIZES[resize].interpolates and reader.gray_levels < 256:
+    exact = {key: rule for key, rule in RESIZES.items() if not rule.interpolates}
+    rules = RESIZES if reader.gray_levels == 256 else exact
+    if resize not in rules:
         raise ValueError(
             f"config.data.resize={resize!r} would blur the {reader.gray_levels} gray levels of "
             f"{name!r}; choose 'pad'"
         )
-    loaded = {}
+    loaded, notes, class_names = {}, [], None
     for split, source in reader.read(name, data_dir).items():
         if not source.count:
             raise ValueError(f"config.data.name={name!r}: the {split} split holds no images")
-        loaded[split] = _collect(source, image_size, channels, resize)
+        fit = _Fit(image_size, channels, resize, rules)
+        loaded[split] = _collect(source, fit, all_gray=split == "test")
+        notes += source.notes
+        class_names = class_names or source.class_names
     if "test" not in loaded:
         images, labels = loaded["train"]
         loaded = _hold_out(name, reader, images, labels, split_seed)
     (train, train_labels), (test, test_labels) = loaded["train"], loaded["test"]
+    if reader.gray_levels == 256 and (note := _note_on_levels(train)):
+        notes.append(f"config.data.name={name!r}: {note}")
     return ImageData(
         name=name,
         train=train,
@@ -113,6 +152,8 @@ def load(
         train_labels=train_labels,
         test_labels=test_labels,
         quantizer=quantizer(name),
+        class_names=class_names,
+        notes=tuple(notes),
     )
 
 
@@ -127,16 +168,49 @@ def train_count(name: str) -> int | None:
 
 
 def _collect(
-    source: Split, image_size: int, channels: int, resize: str
+    source: Split, fit: "_Fit", *, all_gray: bool
 ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"] | None]:
-    """Return the images and labels of a split; no labels unless every image has one."""
-    images = np.empty((source.count, image_size, image_size, channels), np.uint8)
-    labels = []
+    """Return the images and labels of a split; no labels unless every image has one.
+
+    Gray images among colored ones are repeated to three channels, and a note says how many. That
+    all are gray is an error unless `all_gray`.
+    """
+    shape = (source.count, fit.image_size, fit.image_size, fit.channels)
+    require_memory("config.data.image_size", fit.image_size, math.prod(shape))
+    images = np.empty(shape, np.uint8)
+    labels, gray = [], []
     for row, item in enumerate(source.items):
-        images[row] = _fit(item, image_size, channels, resize)
+        if fit.channels == 3 and item.image.shape[-1] == 1:
+            gray.append(item)
+            images[row] = fit(item._replace(image=np.repeat(item.image, 3, axis=-1)))
+        else:
+            images[row] = fit(item)
         if item.label is not None:
             labels.append(item.label)
+    if gray and len(gray) == source.count and not all_gray:
+        fit.require_channels(gray[0])
+    if gray:
+        source.notes.append(
+            f"gray images among colored ones, repeated to three channels: {len(gray)} of "
+            f"{source.count}, the first is {gray[0].where}"
+        )
     return images, np.array(labels, np.int32) if len(labels) == source.count else None
+
+
+def _note_on_levels(images: UInt8[np.ndarray, "n h w c"]) -> str | None:
+    """Return a line if the images use few of 256 gray levels: they may be meant otherwise."""
+    seen = np.zeros(256, bool)
+    for image in images:
+        seen[image] = True
+        if np.count_nonzero(seen) > _FEW_LEVELS and seen[_DARK:].any():
+            return None
+    levels = np.flatnonzero(seen)
+    highest = int(levels[-1])
+    dark = f"; they look black: multiply them by {255 // highest}" if 0 < highest < 128 else ""
+    return (
+        f"the training images hold {len(levels)} of the gray levels 0..255, from {levels[0]} to "
+        f"{highest}; the model and bits/dim count 256 levels{dark}"
+    )
 
 
 def _hold_out(
@@ -195,26 +269,40 @@ RESIZES = {
 }
 
 
-def _fit(item: Item, image_size: int, channels: int, resize: str) -> np.ndarray:
-    """Return the image as (image_size, image_size, channels).
+class _Fit(NamedTuple):
+    """Makes images (image_size, image_size, channels) by the rule `resize` of `rules`."""
 
-    Raises:
-        ValueError: for another number of channels, or a size that `resize` cannot change.
-    """
-    image = item.image
-    height, width, found = image.shape
-    if found != channels:
+    image_size: int
+    channels: int
+    resize: str
+    rules: dict[str, Resize]
+
+    def __call__(self, item: Item) -> np.ndarray:
+        """Return the fitted image.
+
+        Raises:
+            ValueError: for another number of channels, or a size that the rule cannot change.
+        """
+        self.require_channels(item)
+        image, size = item.image, self.image_size
+        height, width, _ = image.shape
+        if height == width == size:
+            return image
+        if (fitted := self.rules[self.resize].apply(image, size)) is not None:
+            return fitted
+        remedies = [f"set config.data.image_size={height}"] if height == width else []
+        able = (k for k, rule in self.rules.items() if rule.apply(image, size) is not None)
+        if name := next(able, None):
+            remedies.append(f"choose config.data.resize={name!r} ({self.rules[name].meaning})")
         raise ValueError(
-            f"config.data.channels={channels}, but {item.where} has {found}; "
-            f"set config.data.channels={found} or convert the images"
+            f"config.data.image_size={size}, but {item.where} is {height}x{width} pixels; "
+            f"{', or '.join(remedies) or 'resize the images'}"
         )
-    if height == width == image_size:
-        return image
-    if (fitted := RESIZES[resize].apply(image, image_size)) is not None:
-        return fitted
-    remedy = "" if height != width else f"set config.data.image_size={height}, or "
-    able = next(name for name, rule in RESIZES.items() if rule.apply(image, image_size) is not None)
-    raise ValueError(
-        f"config.data.image_size={image_size}, but {item.where} is {height}x{width} pixels; "
-        f"{remedy}choose config.data.resize={able!r} ({RESIZES[able].meaning})"
-    )
+
+    def require_channels(self, item: Item) -> None:
+        """Raise ValueError unless an image has the configured number of channels."""
+        if (found := item.image.shape[-1]) != self.channels:
+            raise ValueError(
+                f"config.data.channels={self.channels}, but {item.where} has {found}; "
+                f"set config.data.channels={found} or convert the images"
+            )

@@ -3,14 +3,18 @@
 All are floats, images and masks in [0, 1]. The caller states the shape that they must have.
 """
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from data.readers import decode
+from data.stored import decode
+from errors import FileError
+from files.arrays import open_arrays, read_array
+from files.kinds import require_file
 
 Shape = tuple[int, ...]
 
@@ -20,28 +24,31 @@ def _read(field: str, name: str) -> Float[np.ndarray, "..."]:
 
     Images and arrays of uint8 are divided by 255; other numbers are kept.
     """
-    path = Path(name.strip()).expanduser()
-    where = f"{field}={name!r}"
-    if not path.is_file():
-        raise ValueError(f"{where} is not a file; give the path of an image, .npy or .npz")
+    path, where = Path(os.path.expanduser(name)), f"{field}={name!r}"
     if path.suffix not in (".npy", ".npz"):
-        return decode(path, where) / np.float32(255)
-    try:
-        if path.suffix == ".npy":
-            found = np.load(path, allow_pickle=False)
-        else:
-            with np.load(path, allow_pickle=False) as arrays:
-                if "samples" not in arrays and len(arrays) != 1:
-                    names = ", ".join(arrays)
-                    raise ValueError(f"it holds {names}; name one of them samples")
-                found = arrays["samples" if "samples" in arrays else next(iter(arrays))]
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{where} cannot be read: {error}") from error
+        image, more_pages = decode(path, where)
+        if more_pages:
+            raise ValueError(f"{where} has several pages; give one image per file")
+        return image / np.float32(255)
+    if path.suffix == ".npy":
+        found = read_array(path, where)
+    else:
+        with open_arrays(path, where) as arrays:
+            if "samples" not in arrays and len(arrays) != 1:
+                names = ", ".join(sorted(arrays)[:20]) or "no array"
+                raise ValueError(f"{where} holds {names}; name one of them samples")
+            found = arrays["samples" if "samples" in arrays else next(iter(arrays))]
     if found.dtype == np.uint8:
         return found / np.float32(255)
-    if found.dtype.kind not in "bif" or not np.isfinite(found).all():
-        raise ValueError(f"{where} holds NaN, infinity or complex numbers; give finite real ones")
-    return found.astype(np.float32)
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"{where} holds {found.dtype}; give finite real numbers")
+    if not np.isfinite(found).all():
+        raise ValueError(f"{where} holds NaN or infinity; give finite real numbers")
+    with np.errstate(over="ignore"):
+        found = found.astype(np.float32)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{where} holds numbers beyond float32; give smaller ones")
+    return found
 
 
 def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -61,10 +68,11 @@ def read_images(
     in_range: bool = True,
     convert: bool = True,
 ) -> Float[np.ndarray, "count ..."]:
-    """Read the inputs that `names` lists, each of `shape`.
+    r"""Read the inputs that `names` lists, each of `shape`.
 
     Args:
-        names: separated by commas: files, or test, test:3, test:0-7 for test images.
+        names: separated by commas: files, or test, test:3, test:0-7 for test images. A comma in a
+            file's name is written as \,.
         shape: of one input.
         test_images: returns the test images in [0, 1]; None where inputs are not images.
         in_range: whether numbers outside [0, 1] are an error.
@@ -74,10 +82,9 @@ def read_images(
         ValueError: for a name that is not a file, or inputs of another shape or range.
     """
     found = []
-    for name in names.split(","):
-        kind, _, numbers = name.strip().partition(":")
-        if kind == "test" and not Path(name).exists():
-            found.append(_chosen(name, numbers, test_images))
+    for name in _split(names):
+        if name.partition(":")[0] == "test" and not os.path.exists(name):
+            found.append(_chosen(name, test_images))
             continue
         array = _read("input", name)
         if len(shape) == 3 and array.ndim in (2, 3) and array.shape[:2] == shape[:2]:
@@ -85,9 +92,12 @@ def read_images(
             array = _to_channels(image, shape[-1]) if convert else image
         if array.ndim == len(shape):
             array = array[None]
-        if array.shape[1:] != shape:
+        if array.shape[1:] != shape or not array.size:
+            channels_first = len(shape) == 3 and array.shape[1:] == (shape[2], *shape[:2])
+            remedy = "transpose it from NCHW to NHWC" if channels_first else "resize it"
             raise ValueError(
-                f"input={name!r} has shape {array.shape[1:]}, but must have {shape}; resize it"
+                f"input={name!r} has shape {array.shape[1:] if array.size else array.shape}, but "
+                f"must have {shape}; {remedy}"
             )
         found.append(array)
     images = np.concatenate(found)
@@ -99,20 +109,33 @@ def read_images(
     return images
 
 
+def _split(names: str) -> list[str]:
+    """Split names at commas without a backslash before them, and drop the backslashes.
+
+    Raises:
+        ValueError: for an empty name.
+    """
+    found = [name.strip().replace("\\,", ",") for name in re.split(r"(?<!\\),", names)]
+    if not all(found):
+        raise ValueError(
+            f"input={names!r} has an empty name; separate names by one comma, and write a comma "
+            "in a name as \\,"
+        )
+    return found
+
+
 def _chosen(
-    name: str, numbers: str, test_images: Callable[[], np.ndarray] | None
+    name: str, test_images: Callable[[], np.ndarray] | None
 ) -> Float[np.ndarray, "count h w c"]:
     """Return the test images of a name such as test:0-7."""
     if test_images is None:
         raise ValueError(f"input={name!r} must be a measurement, not a test image; give a file")
     images = test_images()
-    first, dash, last = numbers.partition("-")
-    try:
-        start = int(first) if first else 0
-        stop = int(last) + 1 if dash else (start + 1 if first else len(images))
-    except ValueError:
-        start = stop = -1
-    if not 0 <= start < stop <= len(images):
+    valid = re.fullmatch(r"test|test:(\d{1,9})(?:-(\d{1,9}))?", name, re.ASCII)
+    first, last = valid.groups() if valid else (None, None)
+    start = int(first or 0)
+    stop = int(last or first) + 1 if first else len(images)
+    if not valid or not start < stop <= len(images):
         raise ValueError(
             f"input={name!r} does not exist; the test images are test:0 to test:{len(images) - 1}"
         )
@@ -152,11 +175,15 @@ def read_mask(name: str, shape: Shape) -> Float[np.ndarray, "h w c"]:
     halves = _halves(shape)
     if name in halves:
         return halves[name][..., None].astype(np.float32)
-    if not name or not Path(name).expanduser().is_file():
+    try:
+        if not name:
+            raise FileError("mask='' names no file")
+        require_file(Path(os.path.expanduser(name)), f"mask={name!r}")
+    except FileError as error:
         raise ValueError(
-            f"mask={name!r} is not a file; give one, white where the image is known, or choose one "
-            f"of: {', '.join(halves)}"
-        )
+            f"{str(error).removesuffix('. Check the path')}; give a file, white where the image is "
+            f"known, or choose one of: {', '.join(halves)}"
+        ) from error
     mask = np.atleast_3d(_read("mask", name))
     if mask.shape[-1] == 3 and shape[-1] != 3 and (mask == mask[..., :1]).all():
         mask = mask[..., :1]
@@ -167,9 +194,15 @@ def read_mask(name: str, shape: Shape) -> Float[np.ndarray, "h w c"]:
         )
     if not mask.any():
         raise ValueError(f"mask={name!r} is black; make the known pixels white")
-    known = mask == mask.max()
-    if not (known | (mask == 0)).all():
+    # `_read` has divided levels by 255: an array of 0 and 1 as uint8 has 1/255 for white.
+    white = mask.max()
+    if not np.isin(mask, (0, white)).all():
         raise ValueError(
             f"mask={name!r} has gray pixels; they must be black (unknown) or white (known)"
         )
-    return known.astype(np.float32)
+    if white not in (1, 255, np.float32(1) / np.float32(255)):
+        raise ValueError(
+            f"mask={name!r} has {white:g} for known pixels; give 0 for unknown and 1, or 255, for "
+            "known ones"
+        )
+    return (mask == white).astype(np.float32)

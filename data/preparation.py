@@ -25,7 +25,7 @@ _PREPARE = "`python main.py --config=... --mode=prepare`"
 def _data_root(data_dir: str | os.PathLike[str]) -> Path:
     """Return `data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     chosen = os.fspath(data_dir) or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(chosen).expanduser()
+    return Path(os.path.expanduser(chosen))
 
 
 def _manual_dir(root: Path, builder: Any, manual_dir: str | os.PathLike[str] = "") -> Path:
@@ -34,7 +34,8 @@ def _manual_dir(root: Path, builder: Any, manual_dir: str | os.PathLike[str] = "
     Its subfolder named like the data set comes first: MNIST and Fashion-MNIST give their archives
     the same names, so one folder cannot hold both.
     """
-    manual = Path(manual_dir).expanduser() if os.fspath(manual_dir) else root / "downloads/manual"
+    given = os.path.expanduser(manual_dir)
+    manual = Path(given) if given else root / "downloads/manual"
     own = manual / builder.name
     return own if own.is_dir() else manual
 

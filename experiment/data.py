@@ -51,14 +51,14 @@ class Data:
 
     @cached_property
     def images(self) -> ImageData:
-        """The training and test images with their labels.
+        """The training and test images with their labels; prints the notes on them once.
 
         Raises:
             ConfigError: if they are missing, do not fit the configuration, or cannot be read.
         """
         options = self.options
         try:
-            return datasets.load(
+            found = datasets.load(
                 options.name,
                 data_dir=options.dir,
                 image_size=options.image_size,
@@ -67,6 +67,10 @@ class Data:
             )
         except (ValueError, OSError) as error:
             raise ConfigError(str(error)) from error
+        if self.parallel.leads:
+            for note in found.notes:
+                print(note)
+        return found
 
     def training_batches(self, batch_size: int, seed: int, *, labels: bool) -> TrainingBatches:
         """Return the training stream; batch k depends on the seed and k alone."""
@@ -113,6 +117,12 @@ class Data:
         `section` is the section of the configuration that states the number of classes.
         """
         field, name = f"config.{section}.num_classes", self.options.name
+        if labels is None and self.images.train_labels is not None:
+            raise ConfigError(
+                f"{field}={num_classes}, but the test images of config.data.name={name!r} have no "
+                "labels, as its training images have; give them labels, or leave out metrics of "
+                "test images: config.eval.metrics"
+            )
         if labels is None:
             remedy = f"set {field}=0" if section == "model" else "it cannot train a classifier"
             raise ConfigError(
@@ -120,9 +130,11 @@ class Data:
             )
         low, high = labels.min(), labels.max()
         if not 0 <= low <= high < num_classes:
+            # Negative labels fit no number of classes, and from 1 on one class would be empty.
+            remedy = "number them from 0" if low else f"set it to {high + 1}"
             raise ConfigError(
                 f"{field}={num_classes}, but the labels of config.data.name={name!r} are "
-                f"{low}..{high}; set it to {high + 1}"
+                f"{low}..{high}; {remedy}"
             )
 
     def from_unit_range(self, images: Float[Any, "..."]) -> Float[Any, "..."]:

@@ -23,11 +23,12 @@ METHODS = ("projection", "pigdm", "dps")
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """The input images of a task.
+    r"""The input images of a task.
 
     Args:
         input: files of images or arrays (.npy, .npz), separated by commas; "test" for the test
-            images of the data, "test:3" for one of them, "test:0-7" for several.
+            images of the data, "test:3" for one of them, "test:0-7" for several. A comma in a
+            file's name is written as \,.
 
     Raises:
         ValueError: if it is empty.

@@ -1,4 +1,4 @@
-"""Image grids as arrays, and PNG and GIF files of uint8 images with 1 or 3 channels."""
+"""Image grids as arrays, and PNG and GIF files of uint8 images."""
 
 import shutil
 from collections.abc import Sequence
@@ -13,13 +13,24 @@ from files.writing import unfinished, write_file
 Images = UInt8[np.ndarray, "count height width channels"]
 
 
+def _displayable(images: UInt8[np.ndarray, "*count h w c"]) -> UInt8[np.ndarray, "*count h v d"]:
+    """Return images of 1 or 3 channels; of other numbers, the channels side by side in gray."""
+    *count, height, width, channels = images.shape
+    if channels in (1, 3):
+        return images
+    return np.moveaxis(images, -1, -2).reshape(*count, height, channels * width, 1)
+
+
 def image_grid(images: Images, *, columns: int | None = None) -> UInt8[np.ndarray, "h w c"]:
     """Tile images with a one-pixel gray gap.
+
+    The grid has 1 or 3 channels: those of other images lie side by side in gray.
 
     Args:
         images: in reading order. Those below 40 pixels are enlarged by a whole factor.
         columns: images per row; None for a roughly square grid.
     """
+    images = _displayable(images)
     count, height, width, channels = images.shape
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
@@ -34,6 +45,7 @@ def image_grid(images: Images, *, columns: int | None = None) -> UInt8[np.ndarra
 def _pil_image(array: UInt8[np.ndarray, "h w c"]) -> Any:
     from PIL import Image
 
+    array = _displayable(array)
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 

@@ -27,6 +27,7 @@ from experiment.options import TrainingOptions
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
+from files.writing import write_json
 from jobs.workdir import Workdir
 from numerics.arrays import digest
 from training.checkpoints import Checkpoints
@@ -134,6 +135,8 @@ def _train(
     for change in changes:
         print(f"changed from step {step} on: {change}")
     workdir.save_config(job.config, images=images, changes=changes, step=step)
+    if names := job.data.images.class_names:
+        write_json(workdir.classes, {name: label for label, name in enumerate(names)})
     log = MetricsLog(workdir.path, step=step)
     try:
         with (

@@ -47,6 +47,7 @@ class Workdir:
     def __init__(self, path: str | Path, *, holds_classifier: bool = False) -> None:
         self.path, self._holds_classifier = Path(path).expanduser(), holds_classifier
         self.config = self.path / "config.json"
+        self.classes = self.path / "classes.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"

@@ -1,5 +1,7 @@
 """Data sets in memory: one size, one split, and images that are the stored ones."""
 
+import re
+
 import numpy as np
 import pytest
 from stored_images import random_images, save_folder
@@ -64,6 +66,8 @@ def test_resizing_is_a_choice(tmp_path):
         load(str(tmp_path / "x.npz"), image_size=4, channels=3, resize="pad")
     with pytest.raises(ValueError, match=r"config\.data\.image_size=0"):
         load(str(tmp_path / "x.npz"), image_size=0, channels=3)
+    with pytest.raises(ValueError, match=r"config\.data\.image_size=1000000 needs .* GB of memory"):
+        load(str(tmp_path / "x.npz"), image_size=10**6, channels=3, resize="crop")
     with pytest.raises(ValueError, match="crop, none, pad"):
         load(str(tmp_path / "x.npz"), image_size=4, channels=3, resize="stretch")
 
@@ -86,3 +90,63 @@ def test_splits_that_do_not_fit_are_refused():
         ImageData(name="x", train=train, test=random_images(0))
     with pytest.raises(ValueError, match=r"levels should be 0\.\.8"):
         ImageData(name="x", train=train, test=random_images(2), quantizer=Quantizer(gray_levels=9))
+
+
+def test_fingerprint_changes_with_every_image_label_and_order(monkeypatch):
+    train, labels = random_images(6), np.arange(6, dtype=np.int32)
+
+    def fingerprint(images, numbers):
+        return ImageData(name="x", train=images, test=images[:1], train_labels=numbers).fingerprint
+
+    first = fingerprint(train, labels)
+    assert first == fingerprint(train[::-1][::-1], labels.copy())
+    assert len(first) == 16
+    assert int(first, 16) >= 0
+    one_level = train.copy()
+    one_level[3, 2, 1, 0] ^= 1
+    others = [
+        fingerprint(one_level, labels),
+        fingerprint(train, labels[::-1]),
+        fingerprint(train, None),
+        fingerprint(train[::-1], labels),
+        fingerprint(train.reshape(6, 2, 8, 3), labels),
+        fingerprint(train[:5], labels[:5]),
+    ]
+    assert len({first, *others}) == 7
+    # Of large sets blocks enter; the first and the last image are among them.
+    monkeypatch.setattr(datasets, "_FINGERPRINT_BYTES", 64)
+    monkeypatch.setattr(datasets, "_FINGERPRINT_BLOCKS", 4)
+    sampled = [fingerprint(train, labels)]
+    for row in (0, 5):
+        other = train.copy()
+        other[row] ^= 1
+        sampled.append(fingerprint(other, labels))
+    assert len(set(sampled)) == 3
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ((0, 1), "hold 2 of the gray levels 0..255, from 0 to 1; .* multiply them by 255"),
+        ((0, 255), "hold 2 of the gray levels 0..255, from 0 to 255; the model and bits/dim count"),
+        (range(17), "hold 17 of the gray levels 0..255, from 0 to 16; .* multiply them by 15"),
+        (range(0, 256, 15), None),
+    ],
+)
+def test_images_of_few_levels_are_reported(tmp_path, levels, message):
+    images = np.resize(np.array(levels, np.uint8), (20, 4, 4, 1))
+    np.savez(tmp_path / "x.npz", images=images)
+    notes = load(str(tmp_path / "x.npz"), image_size=4, channels=1).notes
+    assert len(notes) == (message is not None)
+    assert all(re.search(message, note) for note in notes)
+    assert not any("\n" in note for note in notes)
+    assert load("digits", image_size=8, channels=1).notes == ()
+
+
+def test_remedies_for_the_size_of_digits_work():
+    """Cropping would blur their levels, so it is never advised."""
+    with pytest.raises(ValueError, match=r"8x8 pixels; set config\.data\.image_size=8$"):
+        load("digits", image_size=4, channels=1)
+    with pytest.raises(ValueError, match=r"image_size=8, or choose config.data.resize='pad'"):
+        load("digits", image_size=16, channels=1)
+    assert load("digits", image_size=16, channels=1, resize="pad").train.shape[1:] == (16, 16, 1)

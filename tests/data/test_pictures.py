@@ -1,8 +1,11 @@
 """Inputs by name: files of every kind, test images and masks; wrong ones are named."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
+from stored_images import POSTSCRIPT
 
 from data.pictures import read_images, read_mask
 
@@ -45,15 +48,34 @@ def test_test_images_are_named_by_number():
         ("test:9", r"input='test:9' does not exist; the test images are test:0 to test:8"),
         ("test:5-2", "does not exist; the test images are"),
         ("test:x", "does not exist; the test images are"),
-        ("nothing.png", r"input='nothing.png' is not a file"),
+        ("test:-1", r"input='test:-1' does not exist; the test images are test:0 to test:8"),
+        ("test:1--1", "does not exist; the test images are"),
+        ("test:+1", "does not exist; the test images are"),
+        ("test:1_0", "does not exist; the test images are"),
+        ("test:1-", "does not exist; the test images are"),
+        ("test0", "input='test0': there is no such file"),
+        ("test:0,,test:1", "has an empty name"),
+        ("nothing.png", r"input='nothing.png': there is no such file"),
+        ("~nobody-here/a.png", "there is no such file"),
+        ("zero\0byte.png", "no valid path"),
+        ("folder.png", "it is a folder instead of a file"),
+        ("pipe.png", "it is a pipe instead of a file"),
+        ("pipe.npy", "it is a pipe instead of a file"),
+        ("/dev/zero", "it is a device instead of a file"),
         ("bad.png", r"input='.*bad.png' is not a readable image"),
-        ("bad.npy", r"input='.*bad.npy' cannot be read"),
-        ("bad.npz", r"input='.*bad.npz' cannot be read"),
+        ("pages.tif", "has several pages; give one image per file"),
+        ("postscript.png", "is not a readable image of the formats PNG"),
+        ("bad.npy", r"input='.*bad.npy': its member 'bad' is not an array"),
+        ("bad.npz", r"input='.*bad.npz': it is not an .npz"),
+        ("none.npz", r"input='none.npz' holds no array"),
+        ("nchw.npy", "shape .3, 4, 6., but must have .4, 6, 1.; resize it"),
+        ("empty.npy", r"has shape \(0, 4, 6, 1\)"),
         ("large.png", r"has shape \(8, 8, 1\), but must have \(4, 6, 1\); resize it"),
         ("bright.npy", r"has numbers from 0 to 2; images must be in \[0, 1\], or uint8"),
         ("nan.npy", "holds NaN"),
-        ("complex.npy", "holds NaN, infinity or complex numbers"),
-        ("many.npz", "it holds a, b; name one of them samples"),
+        ("complex.npy", "holds complex128; give finite real numbers"),
+        ("huge.npy", "beyond float32"),
+        ("many.npz", "holds a, b; name one of them samples"),
     ],
 )
 def test_wrong_pictures_are_one_line(tmp_path, monkeypatch, name, message):
@@ -65,10 +87,33 @@ def test_wrong_pictures_are_one_line(tmp_path, monkeypatch, name, message):
     np.save("bright.npy", np.linspace(0, 2, 24).reshape(SHAPE))
     np.save("nan.npy", np.full(SHAPE, np.nan))
     np.save("complex.npy", np.ones(SHAPE, complex))
+    np.save("huge.npy", np.full(SHAPE, 1e300))
+    np.save("nchw.npy", np.zeros((3, 4, 6)))
+    np.save("empty.npy", np.zeros((0, *SHAPE)))
+    os.mkfifo("pipe.png")
+    os.mkfifo("pipe.npy")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "postscript.png").write_bytes(POSTSCRIPT)
+    pages = [Image.fromarray(pixels(4, 6, seed=seed)) for seed in range(2)]
+    pages[0].save("pages.tif", save_all=True, append_images=pages[1:])
+    np.savez("none.npz")
     np.savez("many.npz", a=np.ones(SHAPE), b=np.ones(SHAPE))
     with pytest.raises(ValueError, match=message) as caught:
         read_images(name, SHAPE, some_images(9))
     assert "\n" not in str(caught.value)
+
+
+def test_array_with_the_channels_first_is_recognized(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 8, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"\(3, 8, 8\), but must have \(8, 8, 3\); transpose it"):
+        read_images(str(tmp_path / "x.npy"), (8, 8, 3), None)
+
+
+def test_comma_in_a_name_is_escaped(tmp_path):
+    for name in ("a,b.png", "c.png"):
+        Image.fromarray(pixels(4, 6)).save(tmp_path / name)
+    names = rf"{tmp_path}/a\,b.png,{tmp_path}/c.png"
+    assert read_images(names, SHAPE, None).shape == (2, *SHAPE)
 
 
 def test_a_measurement_may_leave_the_range_and_is_no_test_image(tmp_path):
@@ -108,7 +153,11 @@ def test_mask_files_are_white_where_known(tmp_path, white):
         (np.zeros((4, 6)), "is black; make the known"),
         (np.linspace(0, 1, 24).reshape(4, 6), "has gray pixels"),
         (np.ones((6, 4)), r"has shape \(6, 4, 1\), but must have \(4, 6, 1\)"),
-        (None, r"mask='.*mask.npy' is not a file; give one, .* choose one of: left, right, top"),
+        (np.where(np.eye(4, 6), 7, 0), "has 7 for known pixels; give 0 for unknown and 1"),
+        (np.where(np.eye(4, 6), 0.5, 0), "has 0.5 for known pixels"),
+        (np.where(np.eye(4, 6), -1, 0), "has gray pixels"),
+        (np.where(np.eye(4, 6), 100, 0).astype(np.uint8), "for known pixels"),
+        (None, r"mask='.*mask.npy': there is no such file; give a file, .*: left, right, top"),
     ],
 )
 def test_wrong_masks_are_one_line(tmp_path, mask, message):
@@ -116,3 +165,20 @@ def test_wrong_masks_are_one_line(tmp_path, mask, message):
         np.save(tmp_path / "mask.npy", mask)
     with pytest.raises(ValueError, match=message):
         read_mask(str(tmp_path / "mask.npy"), SHAPE)
+
+
+def test_mask_that_is_no_file_is_one_line(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (("", "names no file"), (str(tmp_path), "folder"), ("pipe", "pipe")):
+        with pytest.raises(ValueError, match=f"{message}.*; give a file, white"):
+            read_mask(name and os.path.join(tmp_path, name), SHAPE)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float64])
+def test_masks_of_every_type(tmp_path, dtype):
+    mask = np.eye(4, 6).astype(dtype)
+    np.save(tmp_path / "mask.npy", mask)
+    np.testing.assert_array_equal(read_mask(f"{tmp_path}/mask.npy", SHAPE)[..., 0], mask)
+    if dtype is not bool:
+        np.save(tmp_path / "mask.npy", mask * 255)
+        np.testing.assert_array_equal(read_mask(f"{tmp_path}/mask.npy", SHAPE)[..., 0], mask)

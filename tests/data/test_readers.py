@@ -1,16 +1,17 @@
 """Readers: .npz files, folders, names; what is damaged, missing or of another kind is named."""
 
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image
-from stored_images import one_line, random_images, save_folder
+from stored_images import one_line, random_images
 
 from data import readers
 from data.datasets import load
 from data.readers import prepare
+from errors import FileError
 
 
 @pytest.mark.slow
@@ -38,16 +39,27 @@ def test_npz_with_train_and_test(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": np.full((3, 4, 4, 3), np.nan)}, "float64 with NaN"),
+        ({"images": np.full((3, 4, 4, 3), np.nan)}, "float64; store levels 0..255 as uint8"),
         ({"images": np.zeros((3, 4, 4, 3), np.float32)}, "float32; store levels 0..255 as uint8"),
         ({"images": np.zeros((3, 4), np.uint8)}, "NHWC or NHW"),
         ({"images": np.zeros((0, 4, 4, 3), np.uint8)}, "NHWC or NHW"),
         ({"images": np.zeros((1, 4, 4, 3), np.uint8)}, "has 1 image"),
-        ({"train": random_images(3)}, "expected train and test"),
+        ({"other": random_images(3)}, "expected images, train and test"),
+        ({"test": random_images(3)}, "expected images, train and test"),
+        ({"train": random_images(3), "images": random_images(3)}, "train and images; keep one"),
+        (
+            {"images": random_images(3), "test": random_images(3), "x_test": random_images(3)},
+            "test and x_test; keep one",
+        ),
+        (
+            {"images": np.zeros((3, 3, 8, 8), np.uint8)},
+            r"NCHW; .* images\.transpose\(0, 2, 3, 1\)",
+        ),
+        ({"images": random_images(3), "labels": np.array([0, 1, 2**40])}, "from 0"),
         ({"images": random_images(3), "labels": np.zeros(2, int)}, "expected 3 integers"),
         ({"images": random_images(3, channels=1)}, r"config\.data\.channels=3.* has 1;"),
         ({"images": random_images(3, size=6)}, r"image_size=4.* 6x6 .* config\.data\.image_size=6"),
-        ({"images": np.array([None, {}])}, "cannot be read"),
+        ({"images": np.array([None, {}])}, "holds objects"),
     ],
 )
 def test_unfit_arrays_are_named(tmp_path, arrays, message):
@@ -66,50 +78,55 @@ def test_damaged_and_missing_files_are_named(tmp_path):
         with pytest.raises(ValueError, match=r"cut\.npz"):
             load(str(tmp_path / "cut.npz"), image_size=4, channels=3)
     for missing in ("no.npz", "no/folder"):
-        with pytest.raises(FileNotFoundError, match=missing):
+        with pytest.raises((FileNotFoundError, FileError), match=missing):
             load(str(tmp_path / missing), image_size=4, channels=3)
 
 
-def test_folder_with_splits_and_classes(tmp_path):
-    train, test = random_images(4), random_images(2, seed=1)
-    save_folder(tmp_path / "train", ["dog/b.png", "cat/a.png", "cat/b.PNG", "dog/a.bmp"], train)
-    save_folder(tmp_path / "test", ["cat/a.png", "dog/z.png"], test)
-    (tmp_path / "train/cat/._a.png").write_bytes(b"hidden, not an image")
-    data = load(str(tmp_path), image_size=4, channels=3)
-    np.testing.assert_array_equal(data.train, train[[1, 2, 3, 0]])
-    np.testing.assert_array_equal(data.test, test)
-    np.testing.assert_array_equal(data.train_labels, [0, 0, 1, 1])
-    np.testing.assert_array_equal(data.test_labels, [0, 1])
-
-
-def test_folder_pictures_of_other_modes(tmp_path):
-    color = random_images(1)[0]
-    Image.fromarray(np.dstack([color, np.full((4, 4), 255, np.uint8)])).save(tmp_path / "a.png")
-    Image.fromarray(color).quantize(256).save(tmp_path / "b.png")
-    data = load(str(tmp_path), image_size=4, channels=3)
-    np.testing.assert_array_equal(np.concatenate([data.train, data.test]), [color, color])
+def test_what_is_no_file_or_folder_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "file").write_text("text")
+    cases = {"pipe.npz": "a pipe", "folder.npz": "a folder", "file": "a file, but neither an .npz"}
+    for name, message in cases.items():
+        with pytest.raises((FileNotFoundError, FileError), match=message) as error:
+            load(str(tmp_path / name), image_size=4, channels=3)
+        assert one_line(error)
+    with pytest.raises(FileNotFoundError, match="neither"):
+        load("~nobody-here/images", image_size=4, channels=3)
 
 
 @pytest.mark.parametrize(
-    ("save", "message"),
+    ("keys", "unused"),
     [
-        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n nothing"), "not a readable image"),
-        (lambda path: Image.new("RGBA", (4, 4), (9, 9, 9, 9)).save(path), "transparent"),
-        (lambda path: Image.new("I;16", (4, 4)).save(path), "8 bits"),
-        (lambda path: Image.new("L", (4, 4)).save(path), r"config\.data\.channels=3"),
+        ({"images": "train", "labels": "train_labels", "test": "test"}, None),
+        ({"x_train": "train", "y_train": "train_labels", "x_test": "test"}, None),
+        ({"train": "train", "train_labels": "train_labels", "val": "test"}, None),
+        (
+            {
+                "train_images": "train",
+                "train_labels": "train_labels",
+                "test_images": "test",
+                "val_images": "train",
+            },
+            "not used: val_images",
+        ),
     ],
 )
-def test_unfit_pictures_are_named(tmp_path, save, message):
-    save_folder(tmp_path, ["a.png", "b.png"], random_images(2))
-    save(tmp_path / "c.png")
-    with pytest.raises(ValueError, match=rf"c\.png.*{message}|{message}.*c\.png") as error:
-        load(str(tmp_path), image_size=4, channels=3)
-    assert one_line(error)
+def test_npz_with_other_names(tmp_path, keys, unused):
+    arrays = {"train": random_images(5), "test": random_images(3, seed=1)}
+    arrays["train_labels"] = np.arange(5)
+    np.savez(tmp_path / "x.npz", **{key: arrays[which] for key, which in keys.items()})
+    data = load(str(tmp_path / "x.npz"), image_size=4, channels=3)
+    np.testing.assert_array_equal(data.train, arrays["train"])
+    np.testing.assert_array_equal(data.test, arrays["test"])
+    np.testing.assert_array_equal(data.train_labels, range(5))
+    assert [unused in note for note in data.notes] == ([True] if unused else [])
 
 
-def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no images below"):
-        load(str(tmp_path), image_size=4, channels=3)
+def test_npz_with_train_alone_holds_out_a_tenth(tmp_path):
+    np.savez(tmp_path / "x.npz", train=random_images(20))
+    data = load(str(tmp_path / "x.npz"), image_size=4, channels=3)
+    assert (len(data.train), len(data.test)) == (18, 2)
 
 
 def test_names_are_checked(tmp_path):

@@ -58,7 +58,7 @@ VALUES = [
     ({"task.name": "paint"}, r"config\.task\.name='paint' is unknown; choose one of: colorize"),
     ({"guidance.name": "clip"}, r"config\.guidance\.name='clip' is unknown; choose one of: class"),
     ({"task.name": "inpaint", "task.mask": "left"}, r"config\.task\.input='' names no image; give"),
-    (INPAINT, r"config\.task\.mask='' is not a file; give one"),
+    (INPAINT, r"config\.task\.mask='' names no file; give a"),
     (
         MRI | {"task.method": "exact"},
         r"config\.task\.method='exact' is unknown; choose one of: dps, pigdm, projection",

@@ -42,3 +42,16 @@ def test_png_reads_back_and_gif_keeps_its_frames(tmp_path, channels):
             durations.append(animation.info["duration"])
         assert durations == [60, 60, 2000]  # GIF counts in hundredths of a second
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.gif", "a.png"]
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_other_numbers_of_channels_lie_side_by_side(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (4, 48, 40, channels), np.uint8)
+    grid = image_grid(images, columns=1)
+    for channel in range(channels):
+        np.testing.assert_array_equal(
+            grid[:48, 40 * channel : 40 * (channel + 1), 0], images[0, ..., channel]
+        )
+    write_png(tmp_path / "a.png", images[1])
+    with Image.open(tmp_path / "a.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture)[:, -40:], images[1, ..., -1])

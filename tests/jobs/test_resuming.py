@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from command_line import TINY, flags, run, write_images
+from stored_images import random_images, save_folder
 
 SHORT = TINY | {"training.steps": 4, "training.checkpoint_every": 2, "training.log_every": 1}
 
@@ -78,3 +79,15 @@ def test_other_images_under_the_same_name_are_refused(tmp_path):
         np.savez(file, train=images["train"][::-1], test=images["test"])
     more = fields | {"training.steps": 6}
     assert "holds a run on other images" in error(run(*flags("train", tmp_path / "run", more)))
+
+
+@pytest.mark.slow
+def test_names_of_classes_are_kept_in_the_run(tmp_path):
+    for split in ("train", "val"):
+        names = [f"{label}/{k}.png" for label in (2, 10) for k in range(8)]
+        save_folder(tmp_path / "images" / split, names, random_images(16, size=8, channels=1))
+    fields = SHORT | {"data.name": str(tmp_path / "images"), "training.steps": 1}
+    call = run(*flags("train", tmp_path / "run", fields))
+    assert call.status == 0, call.stderr
+    assert call.stdout.count("classes 0 2, 1 10") == 1
+    assert json.loads((tmp_path / "run/classes.json").read_text()) == {"2": 0, "10": 1}

@@ -180,7 +180,7 @@ def test_plain_samples_do_not_depend_on_the_batches(checkpoint):
             task("mri", "test:999"),
             r"config\.task\.input='test:999' does not exist; the test images are test:0",
         ),
-        (task("mri", "none.png"), r"config\.task\.input='none\.png' is not a file"),
+        (task("mri", "none.png"), r"config\.task\.input='none\.png': there is no such file"),
         (
             task("mri", "test", input_is_measurement=True),
             r"config\.task\.input='test' must be a measurement, not a test image",

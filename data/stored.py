@@ -1,0 +1,152 @@
+"""Stored images one by one: what a reader yields, and the decoding of image files."""
+
+import io
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from files.kinds import require_file
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+# Pillow's names of these formats. Left to itself it tries all that it knows, by content, and starts
+# Ghostscript for PostScript.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+
+# A file may have this many pixels in any case, and beyond that this many per byte. Photographs have
+# about 5 per byte.
+_PIXELS, _PIXELS_PER_BYTE = 2**26, 32
+
+Directory = str | os.PathLike[str]
+
+
+class Item(NamedTuple):
+    """One image (h, w, c) uint8 with its label, and where it came from, for messages."""
+
+    where: str
+    image: np.ndarray
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of a split, decoded one by one so that large originals never meet in memory.
+
+    Args:
+        count: number of images.
+        items: the images in order.
+        notes: lines for the user, complete once the items are read.
+        class_names: the name of label 0, 1, ...; None where labels have no names.
+    """
+
+    count: int
+    items: Iterable[Item]
+    notes: list[str] = field(default_factory=list)
+    class_names: tuple[str, ...] | None = None
+
+
+Splits = dict[str, Split]
+
+
+class Picture(NamedTuple):
+    """An image in its own one or three channels, and whether its file has further pages."""
+
+    image: UInt8[np.ndarray, "h w c"]
+    more_pages: bool
+
+
+def decode(source: Path | io.BytesIO, where: str) -> Picture:
+    """Return the first image of a file, upright. No input starts another program.
+
+    Args:
+        source: the file, or its bytes.
+        where: its name for messages.
+
+    Raises:
+        ValueError: for what is no file, a damaged file, one of another format, of too many pixels
+            or with more than 8 bits per channel, or transparency.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(source, Path):
+        require_file(source, where)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about odd metadata and many pixels
+            with Image.open(source, formats=_FORMATS) as opened:
+                problem = _problem(opened, _size(source))
+                if problem is None:
+                    ImageOps.exif_transpose(opened, in_place=True)
+                    if _is_transparent(opened):
+                        problem = "is transparent in places; flatten it onto a background"
+                if problem is None:
+                    gray = opened.mode in ("1", "L", "LA")
+                    image = np.atleast_3d(np.asarray(opened.convert("L" if gray else "RGB")))
+                    return Picture(image, _has_more_pages(opened))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{where} has too many pixels; make it smaller") from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(
+            f"{where} is not a readable image of the formats {', '.join(_FORMATS)}; convert it to "
+            "one of them, or remove it"
+        ) from error
+    # Damage raises whatever the format's plugin happens to do with wrong numbers.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"{where} is not a readable image, remove it ({reason})") from error
+    raise ValueError(f"{where} {problem}")
+
+
+def _size(source: Path | io.BytesIO) -> int:
+    return source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
+
+
+def _problem(opened: Any, size: int) -> str | None:
+    """Return why an image in a file of `size` bytes is not read, before its pixels are."""
+    width, height = opened.size
+    if width * height > max(_PIXELS, _PIXELS_PER_BYTE * size):
+        return f"has too many pixels, {width}x{height} in {size} bytes; make it smaller"
+    if _is_deep(opened):
+        return "has more than 8 bits per channel; convert it to 8 bits"
+    return None
+
+
+def _is_transparent(picture: Any) -> bool:
+    if not picture.has_transparency_data:
+        return False
+    return picture.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+
+
+def _is_deep(opened: Any) -> bool:
+    """Return whether an opened image stores more than 8 bits per channel.
+
+    Pillow keeps the upper 8 bits of color, without a word; the arguments of its decoder show it.
+    """
+    if opened.mode.startswith("I") or opened.mode == "F":
+        return True
+    arguments = [
+        argument
+        for tile in opened.tile
+        for argument in (tile.args if isinstance(tile.args, tuple) else (tile.args,))
+    ]
+    if opened.format == "PPM":  # (mode, highest level)
+        return any(isinstance(argument, int) and argument > 255 for argument in arguments)
+    if opened.format == "BMP":  # ";16" are bits per pixel there
+        return False
+    return any(isinstance(argument, str) and ";16" in argument for argument in arguments)
+
+
+def _has_more_pages(opened: Any) -> bool:
+    """Return whether a second page can be reached; a phone's photo with its preview has one."""
+    if opened.format == "MPO":
+        return False
+    try:
+        opened.seek(1)
+    except Exception:  # EOFError, or damage behind the page that is read
+        return False
+    return True
