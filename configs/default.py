@@ -242,7 +242,7 @@ def get_config() -> ConfigDict:
     analytic_dpm.num_images = 1000  # training images
     analytic_dpm.num_times = 100  # noise levels; a chain is measured at all of its timesteps
 
-    # --mode=train_classifier: a noise-conditional classifier, for features and guidance.
+    # --mode=train_classifier and --mode=import_classifier: a noise-conditional classifier, for features and guidance.
     config.classifier = classifier = ConfigDict()
     classifier.name = "adm_classifier"  # a network of models.CLASSIFIERS
     classifier.features = 32
@@ -261,8 +261,11 @@ def get_config() -> ConfigDict:
     classifier.blocks_per_group = placeholder(int)  # wide_resnet
     classifier.channel_multiplier = placeholder(int)  # wide_resnet
     classifier.fourier_scale = placeholder(float)  # wide_resnet
+    classifier.channel_means = placeholder(tuple)  # wide_resnet: subtracted from each channel
+    classifier.channel_stds = placeholder(tuple)  # wide_resnet: then divides it
     classifier.conditioning = "timestep_999"  # as denoiser.conditioning
     classifier.num_timesteps = placeholder(int)
+    classifier.scale_input = True  # divide x_t by sqrt(alpha^2 + sigma^2)
     classifier.t_min = 1e-5  # the time of clean images, at which features are taken
     classifier.clean_fraction = 0.5  # fraction of clean images in training
     classifier.lr = 2e-3

@@ -113,17 +113,19 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     return experiment
 
 
-def build_network(config: ConfigDict) -> tuple[nn.Module, int, Any]:
-    """Build the network of a configuration alone; return its image size and abstract parameters.
+def build_network(config: ConfigDict, section: str = "model") -> tuple[nn.Module, int, Any]:
+    """Build a network of a configuration alone; return its image size and abstract parameters.
+
+    `section` is "model", or "classifier" for the classifier of noisy images.
 
     Raises:
         ConfigError: for the first field that is wrong.
     """
     reader = Reader(resolve(config))
-    network = reader.build_named("model", NETWORKS)
+    network = reader.build_named(section, NETWORKS if section == "model" else CLASSIFIERS)
     options = reader.build("data", DataOptions)
     shape = (options.image_size, options.image_size, options.channels)
-    with config_errors("model"):
+    with config_errors(section):
         return network, options.image_size, _abstract_params(network, shape)
 
 
@@ -238,6 +240,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
             network=Partial(output, params, dropout),
             conditioning=options.conditioning,
             num_timesteps=options.num_timesteps,
+            scale_input=options.scale_input,
         )
 
     trainer = Trainer(

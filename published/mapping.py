@@ -213,6 +213,21 @@ def translate_back(
     }
 
 
+def remedy(network: Any, found: Mapping[str, Any]) -> str:
+    """Return the end of a message: the fields to set, of those that a file determines."""
+    section = getattr(network, "SECTION", "model")
+    flags = [
+        f"'--config.{section}.{field}={value}'"
+        for field, value in found.items()
+        if _plain(getattr(network, field)) != _plain(value)
+    ]
+    return f"Set {' '.join(flags)}" if flags else REMEDY.replace("model", section)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
 def _unruled(rules: Sequence[Weight], wanted: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return where rules and parameters differ, which is not the checkpoint's fault."""
     counts = Counter(rule.ours for rule in rules)
