@@ -14,6 +14,8 @@ none was measured with this code. `edm` takes 511 network evaluations, as there.
 `adm` is EDM's baseline: the network of ADM, 64x64_diffusion.pt, in EDM's code. It counts the 1000
 timesteps of its cosine chain. EDM's sampler meets noise levels between them, and the network is
 given the nearest timestep. EDM's code also rounds the levels themselves, which this one does not.
+
+ADM's classifier, 64x64_classifier.pt, can guide both.
 """
 
 from ml_collections import ConfigDict
@@ -31,6 +33,8 @@ def get_config(variant: str = "edm") -> ConfigDict:
     config = _song2021.large_images("imagenet_resized/64x64", 64)
     adm_imagenet.adm(config, features=192, multipliers=(1, 2, 3, 4), blocks=3)
     config.model.num_classes = 1000
+    adm_imagenet.adm_classifier(config, blocks=4)
+    config.classifier.conditioning = "iddpm"
     edm_cifar10.edm_process(config, steps=256)
     config.sampling.s_churn = 40.0
     config.sampling.churn_min = 0.05
