@@ -22,9 +22,9 @@ the chosen resolutions. The published networks are settings of the same fields:
     EDM for ImageNet 64 (Karras et al., 2206.00364)     "block"    0      True
 
 GroupNorm has epsilon 1e-5. For c channels, EDM has min(c // 4, 32) groups, the default here. The
-other two have 32 (`num_groups`), which is the same from 128 channels on. Weights are initialized by DDPM's rule, as in the
-rest of this folder. PyTorch's rule, which the published codes use, has a third of its variance.
-With either, every block starts as its shortcut.
+other two have 32 (`num_groups`), which is the same from 128 channels on. Weights are initialized by
+DDPM's rule, as in the rest of this folder. PyTorch's rule, which the published codes use, has a
+third of its variance. With either, every block starts as its shortcut.
 """
 
 import math

@@ -397,7 +397,7 @@ INVALID = [
     ({"features": 16.0}, "an even integer, 4 or more"),
     (
         {"num_groups": 32},
-        r"here \[16, 32, 48, 64\].*multiple of it for config.model.features, or 0",
+        r"here \[16, 32, 48, 64\].*multiple of it for config.*, or 0",
     ),
     ({"num_groups": -1}, "an integer, 0 or more"),
     ({"features": 36}, "a layer of 72 channels has 18 groups|multiple of 32"),

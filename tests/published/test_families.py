@@ -224,7 +224,7 @@ def test_networks_that_openai_would_normalize_otherwise_are_refused():
     narrow = GUIDED.clone(features=64)
     with pytest.raises(
         ValueError,
-        match=r"16 groups of 64 channels.*OpenAI have 32. Set --config.model.num_groups=32",
+        match=r"16 groups of 64 .*OpenAI have 32. Set --config.model.num_groups=32",
     ):
         openai.weights(narrow, SIZE)
     assert openai.weights(narrow.clone(num_groups=32), SIZE)
