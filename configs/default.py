@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     model.activation = placeholder(str)
     model.skip_rescale = placeholder(bool)
     model.init_scale = placeholder(float)
+    model.num_groups = placeholder(int)  # of GroupNorm; 0 for min(channels // 4, 32)
     model.scale_shift = placeholder(bool)
     model.heads = placeholder(int)
     model.head_width = placeholder(int)
@@ -254,6 +255,7 @@ def get_config() -> ConfigDict:
     classifier.head_width = 16
     classifier.scale_shift = placeholder(bool)
     classifier.resample = placeholder(str)
+    classifier.num_groups = placeholder(int)  # adm_classifier: as model.num_groups
     classifier.compute_dtype = placeholder(str)
     classifier.remat = placeholder(bool)
     classifier.pool = "attention"  # attention, adaptive, spatial, spatial_v2

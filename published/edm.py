@@ -34,6 +34,7 @@ from published.pytorch_layers import (
     AFTER_COSINE_FIRST,
     Tensors,
     affine,
+    check_groups,
     check_network,
     norm,
     one_set,
@@ -134,6 +135,7 @@ def weights(network: NCSNpp | ADM, image_size: int) -> list[Weight]:
     classes = {"ncsnpp": NCSNpp, "adm": ADM}
     song = isinstance(network, NCSNpp)
     check_network(network, "EDM", classes, _SONG if song else _DHARIWAL)
+    check_groups(network, "EDM", 0)
     if song and network.progressive_input == "residual" and network.resample == "plain":
         # Ours would convolve without a filter, theirs averages pixels first.
         raise ValueError(

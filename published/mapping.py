@@ -10,7 +10,8 @@ and w = to_theirs(p), and gives both names. The rearrangements are:
     CONV_1X1          PyTorch (out, in, 1, 1)         (in, out), since a 1x1 convolution is a dense
     CONV_1D           PyTorch (out, in, 1)            (in, out)   layer over channels
     FLAX_CONV_1X1     Flax (1, 1, in, out)            (in, out)
-    IMAGE_CHANNELS    (1, 1, 1, channels)             (channels,)
+    IMAGE_CHANNELS    (1, 1, 1, channels),            (channels,)
+                      or already (channels,)
 
 `part` cuts one of several matrices out of a fused tensor, such as the queries out of query, key and
 value. `translate` applies a list of rules. It raises an error unless they cover every tensor and
@@ -92,7 +93,9 @@ LINEAR = _transposed(1, 0)
 CONV_1X1 = _without_axes(LINEAR, 2, 3)
 CONV_1D = _without_axes(LINEAR, 2)
 FLAX_CONV_1X1 = _without_axes(IDENTICAL, 0, 1)
-IMAGE_CHANNELS = _without_axes(IDENTICAL, 0, 1, 2)
+IMAGE_CHANNELS = Rearrangement(
+    lambda w: w if w.ndim == 1 else w.squeeze((0, 1, 2)), lambda p: p[None, None, None, :]
+)
 
 
 def part(

@@ -16,8 +16,8 @@ A file does not show the order. "legacy" is that of improved-diffusion, and of g
 without --use_new_attention_order: all published files except 64x64_diffusion.pt. Its classifier,
 64x64_classifier.pt, has "legacy" too. The pooling of the classifiers always has "new".
 
-Theirs normalizes 32 groups of channels, ours min(c // 4, 32). Networks of fewer than 128 channels,
-such as the classifier for 512x512 pixels, would compute something else here and are refused.
+Theirs normalizes 32 groups of channels, ours min(c // 4, 32) by default. Networks of fewer than 128
+channels, such as the classifier for 512x512 pixels, need num_groups=32 and are refused without it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,6 +43,7 @@ from published.mapping import (
 from published.pytorch_layers import (
     AFTER_COSINE_FIRST,
     affine,
+    check_groups,
     check_network,
     norm,
     one_set,
@@ -54,7 +55,7 @@ ATTENTION_ORDERS = {"legacy": "head part channel", "new": "part head channel"}
 _NAMES = ("time_embed.0.weight", "middle_block.0.in_layers.0.weight")  # in all their networks
 _DECODER = "output_blocks.0.0.in_layers.0.weight"  # not in classifiers
 _INPUT = "input_blocks.0.0.weight"
-_LEAST_WIDTH = 128  # for the same groups of GroupNorm
+_GROUPS = 32  # of every GroupNorm
 
 _CLASSES = Rearrangement(lambda w: np.concatenate([w, np.zeros_like(w[:1])]), lambda p: p[:-1])
 
@@ -146,12 +147,7 @@ def classifier_weights(
 def _check(network: ADM | ADMClassifier, classes: Mapping[str, type], attention_order: str) -> None:
     check_network(network, "OpenAI", classes, {})
     require_choice("attention_order", attention_order, ATTENTION_ORDERS)
-    if min(_widths(network)) < _LEAST_WIDTH:
-        raise ValueError(
-            f"config.model.features={network.features} and the narrowest resolution has "
-            f"{min(_widths(network))} channels; valid is {_LEAST_WIDTH} or more, below which "
-            "networks of OpenAI normalize other groups than ours. Use a wider one"
-        )
+    check_groups(network, "OpenAI", _GROUPS)
 
 
 def _widths(network: ADM | ADMClassifier) -> list[int]:

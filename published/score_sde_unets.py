@@ -13,6 +13,7 @@ from typing import NamedTuple
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
 from published.mapping import Weight
+from published.pytorch_layers import check_groups
 from published.score_sde_layers import Layer, jax_weights, pytorch_weights
 
 
@@ -75,7 +76,9 @@ def _as_ncsnpp(network: NCSNpp | DDPM) -> NCSNpp:
                 f"{valid!r}. Set it so, or use another format"
             )
     if isinstance(network, NCSNpp):
+        check_groups(network, "score_sde's ncsnpp", 0)
         return network
+    check_groups(network, "score_sde's ddpm", 32)
     return NCSNpp(
         features=network.features,
         channel_multipliers=network.channel_multipliers,
@@ -83,6 +86,7 @@ def _as_ncsnpp(network: NCSNpp | DDPM) -> NCSNpp:
         attention_resolutions=network.attention_resolutions,
         residual_block="ddpm",
         embedding=network.embedding,
+        num_groups=network.num_groups,
         parent=None,
     )
 

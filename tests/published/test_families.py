@@ -221,8 +221,13 @@ def test_classifier_computes_as_the_original():
 
 
 def test_networks_that_openai_would_normalize_otherwise_are_refused():
-    with pytest.raises(ValueError, match=r"narrowest resolution has 64 channels.*128 or more"):
-        openai.weights(GUIDED.clone(features=64), SIZE)
+    narrow = GUIDED.clone(features=64)
+    with pytest.raises(
+        ValueError,
+        match=r"16 groups of 64 .*OpenAI have 32. Set --config.model.num_groups=32",
+    ):
+        openai.weights(narrow, SIZE)
+    assert openai.weights(narrow.clone(num_groups=32), SIZE)
     with pytest.raises(ValueError, match=r"attention_order='old' is unknown.*legacy, new"):
         openai.weights(GUIDED, SIZE, "old")
 
@@ -296,13 +301,15 @@ def test_settings_that_a_folder_needs_are_told():
         ("ddpm", {"norm_eps": 1e-5}, "norm_eps=1e-05; valid is 1e-06"),
         ("ddpm", {"attention_head_dim": 8}, "attention_head_dim=8; valid is None"),
         ("ddpm", {"downsample_padding": None}, "downsample_padding=None; valid is 0"),
-        ("ddpm", {"block_out_channels": [64, 64]}, r"block_out_channels=\(64, 64\).*128 or more"),
+        ("ddpm", {"norm_num_groups": None}, "norm_num_groups=None; valid is a positive integer"),
         ("ddpm", {"block_out_channels": [128, 192]}, "multiples of the first"),
         ("ddpm", {"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "their mirror image"),
         ("ddpm", {"down_block_types": ["ResnetDownsampleBlock2D"] * 2}, "valid is DownBlock2D"),
         ("ddpm", {"sample_size": None}, "no sample_size"),
         ("ddpm", {"layers_per_block": None}, "not that of a UNet2DModel"),
         ("ddpm", {"block_out_channels": [128]}, "not that of a UNet2DModel"),
+        ("ncsnpp", {"norm_num_groups": 32}, "norm_num_groups=32; valid is None"),
+        ("ncsnpp", {"block_out_channels": [32, 64]}, "attention at 64.*128 or more"),
         ("ncsnpp", {"center_input_sample": False}, "center_input_sample=False; valid is True"),
         ("ncsnpp", {"mid_block_scale_factor": 1}, "mid_block_scale_factor=1; valid is 1.414"),
     ],
