@@ -15,8 +15,8 @@ python main.py --config=configs/ve_cifar10.py:ncsnpp_deep --mode=eval
     ncsnv2                    34.0M   10.87   8.40
 
 `config.classifier` describes the published wide ResNet, which guides these networks to a class; see
-docs/checkpoints.md. The figures are those published; none was measured with this code. Repaired: the published NCSN
-networks lack the number of noise levels and one normalization, and cannot run.
+docs/checkpoints.md. The figures are those published; none was measured with this code. Repaired:
+the published NCSN networks lack the number of noise levels and one normalization, and cannot run.
 """
 
 from ml_collections import ConfigDict

@@ -149,7 +149,8 @@ class WideResNet(nn.Module):
         """Map images (b, n, n, c) and cond = log sigma (b,) to logits (b, num_classes).
 
         Without `channel_means`, images may have any range and offset: each is standardized first,
-        at every noise level, as Song et al. do. `train` has no effect; all networks have this argument.
+        at every noise level, as Song et al. do. `train` has no effect; all networks have this
+        argument.
 
         Raises:
             ValueError: a field is invalid (`validate`), or the images are not square.

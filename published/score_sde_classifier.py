@@ -2,8 +2,8 @@
 
     https://github.com/yang-song/score_sde    WideResnet, in Flax
 
-Its file is {name: {...}}, parameters alone. Every layer is one of ours in the same layout. Its
-normalizations were written as (1, 1, 1, channels) until Flax 0.3.5, and as (channels,) since.
+Its file is {name: {...}}, parameters alone. Every layer is one of ours in the same layout, except
+the normalizations, which old versions of Flax wrote as (1, 1, 1, channels).
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,11 +14,10 @@ import numpy as np
 from errors import FileError
 from files.nested import flatten
 from models.wide_resnet import WideResNet
-from published.mapping import IDENTICAL, Rearrangement, Weight, remedy, translate
+from published.mapping import IDENTICAL, IMAGE_CHANNELS, Weight, remedy, translate
 from published.pytorch_layers import check_network
 
 _NAMES = ("init_conv", "pre-pool-bn", "WideResnetGroup_0")
-_CHANNELS = Rearrangement(lambda w: w.reshape(w.shape[-1]), None)
 
 
 def is_classifier(tree: Any) -> bool:
@@ -82,4 +81,4 @@ def _dense(ours: str, theirs: str) -> Iterator[Weight]:
 
 def _norm(ours: str, theirs: str) -> Iterator[Weight]:
     for name in ("scale", "bias"):
-        yield _CHANNELS.weight(f"{ours}/{name}", f"{theirs}/{name}")
+        yield IMAGE_CHANNELS.weight(f"{ours}/{name}", f"{theirs}/{name}")
