@@ -259,8 +259,7 @@ def import_classifier(
         )
     model.check(experiment.data)
     template = model.trainer.abstract_state().params
-    name = experiment.config["classifier"]["name"]
-    candidate = Candidate(name, model.network, experiment.data.shape[0], template)
+    candidate = Candidate("classifier", model.network, experiment.data.shape[0], template)
     project, params = exchange.import_classifier(
         source, candidate, _candidates("classifier"), attention_order
     )

@@ -243,8 +243,8 @@ def get_config() -> ConfigDict:
     analytic_dpm.num_images = 1000  # training images
     analytic_dpm.num_times = 100  # noise levels; a chain is measured at all of its timesteps
 
-    # --mode=train_classifier, --mode=import_classifier: a noise-conditional classifier, for features
-    # and guidance.
+    # --mode=train_classifier, --mode=import_classifier: a noise-conditional classifier, for
+    # features and guidance.
     config.classifier = classifier = ConfigDict()
     classifier.name = "adm_classifier"  # a network of models.CLASSIFIERS
     classifier.features = 32

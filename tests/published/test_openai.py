@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import run
 from networks import abstract_params, compiled, evaluator, quick_jit
 from published_files import DATA, LABEL, SIZE, TOLERANCE, drawn, images
 
@@ -184,10 +185,8 @@ def test_a_classifier_of_other_fields_names_them(fields, message):
 
 def test_a_network_of_other_fields_names_them():
     network = UNETS["unet_32_conditional"][0].clone(num_classes=0, learned_variance=False)
-    with pytest.raises(
-        ValueError,
-        match="Set '--config.model.num_classes=3' '--config.model.learned_variance=True'$",
-    ):
+    wanted = r"Set '--config.model.num_classes=3' '--config.model.learned_variance=True'$"
+    with pytest.raises(ValueError, match=wanted):
         imported("unet_32_conditional", network)
 
 
@@ -209,6 +208,57 @@ def test_a_file_in_the_wrong_mode_names_the_right_one(tmp_path):
         with pytest.raises(ConfigError, match=mode):
             read(source, candidate, [])
         source.unlink()
+
+
+GUIDED = {
+    "data.image_size": 8,
+    "model.name": "adm",
+    "model.features": 32,
+    "model.channel_multipliers": (1, 2),
+    "model.blocks_per_resolution": 1,
+    "model.attention_resolutions": (4,),
+    "model.heads": 4,
+    "model.scale_shift": False,
+    "model.resample": "conv",
+    "model.num_groups": 32,
+    "classifier.features": 64,
+    "classifier.channel_multipliers": (0.5, 1),
+    "classifier.attention_resolutions": (4,),
+    "classifier.num_groups": 32,
+    "classifier.num_classes": 5,
+    "sampling.steps": 2,
+}
+
+
+@pytest.mark.slow
+def test_an_imported_classifier_guides_an_imported_network(tmp_path):
+    """From the command line. Without guidance samples differ, and a second import is refused."""
+    given = [f"--config.{name}={value}" for name, value in GUIDED.items()]
+
+    def call(mode, *flags):
+        config = "--config=configs/vp_cifar10.py:ddpm"
+        return run(config, f"--mode={mode}", f"--workdir={tmp_path / 'run'}", *given, *flags)
+
+    for mode, name in (("import", "unet_32"), ("import_classifier", "classifier_attention")):
+        source = tmp_path / f"{name}.pt"
+        write_torch(source, tree(name))
+        done = call(mode, f"--source={source}")
+        assert done.status == 0, done.stderr
+    again = call("import_classifier", f"--source={source}")
+    assert again.status == 1
+    assert "holds a classifier already" in again.stderr
+    guided = (
+        "--config.guidance.name=classifier",
+        "--config.guidance.scale=3.0",
+        "--config.sampling.guidance_form=mean",
+    )
+    samples = []
+    for flags in ((), guided):
+        done = call("sample", "--num_samples=2", *flags)
+        assert done.status == 0, done.stderr
+        with np.load(tmp_path / "run" / "samples" / "checkpoint_0.npz") as file:
+            samples.append(file["samples"].astype(int))
+    assert np.max(np.abs(samples[0] - samples[1])) > 0
 
 
 def test_a_classifier_names_the_configurations_that_it_fits(tmp_path):
