@@ -87,8 +87,8 @@ def _divided(blocks: list[_Block], size: int) -> list[list[_Block]] | None:
         return None
     stages = []
     for start in range(0, len(blocks), size):
-        *stage, change = (*blocks[start : start + size], None)[:size]
-        if len(set(stage)) != 1 or change not in (None, _Block(stage[0].width, False)):
+        stage, change = blocks[start : start + size - 1], blocks[start + size - 1 : start + size]
+        if len(set(stage)) != 1 or change not in ([], [_Block(stage[0].width, False)]):
             return None
         stages.append(stage)
     return stages
