@@ -6,6 +6,7 @@ step, so the result equals that of a run that never stopped.
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from evaluation.compare import compare as compare_files
 from evaluation.evaluate import evaluate as evaluate_checkpoint
 from evaluation.evaluate import extractors_of
 from evaluation.features import make_extractors
-from experiment.build import build_network
+from experiment.build import abstract_params, build_network
 from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
 from experiment.sampler import unconditioned
@@ -222,7 +223,7 @@ def import_checkpoint(
             f"--workdir={workdir.path} holds a run already; give a new folder to import to"
         )
     trainer, model = experiment.trainer, experiment.model
-    template = trainer.abstract_state().params
+    template = partial(abstract_params, shape=experiment.data.shape)
     candidate = Candidate(model.name, model.network, experiment.data.shape[0], template)
     project, imported = exchange.import_state(source, candidate, _candidates(), attention_order)
     state = trainer.state_from_params(imported.params, imported.ema_params, imported.step)

@@ -113,8 +113,12 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     return experiment
 
 
-def build_network(config: ConfigDict) -> tuple[nn.Module, int, Any]:
-    """Build the network of a configuration alone; return its image size and abstract parameters.
+def build_network(config: ConfigDict) -> tuple[nn.Module, int, Callable[[nn.Module], Any]]:
+    """Build the network of a configuration alone.
+
+    Returns:
+        The network, its image size, and a function from a network to its abstract parameters for
+        such images. It may take a second, and keeps what it has made.
 
     Raises:
         ConfigError: for the first field that is wrong.
@@ -123,12 +127,12 @@ def build_network(config: ConfigDict) -> tuple[nn.Module, int, Any]:
     network = reader.build_named("model", NETWORKS)
     options = reader.build("data", DataOptions)
     shape = (options.image_size, options.image_size, options.channels)
-    with config_errors("model"):
-        return network, options.image_size, _abstract_params(network, shape)
+    return network, options.image_size, partial(abstract_params, shape=shape)
 
 
 @functools.cache
-def _abstract_params(network: nn.Module, shape: tuple[int, int, int]) -> Any:
+def abstract_params(network: nn.Module, shape: tuple[int, int, int]) -> Any:
+    """Return the shapes of a network's parameters for images (height, width, channels)."""
     # Many configurations have the same network, and some take seconds to trace.
     return jax.eval_shape(partial(_init_network, network, shape), jax.random.key(0))
 

@@ -27,7 +27,7 @@ from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSNv2
 from published import score_sde_refinenets, score_sde_unets
 from published.formats.torch_writer import write_torch
-from published.mapping import Imported, Weight, translate, translate_back
+from published.mapping import Imported, Template, Weight, translate, translate_back
 from published.pytorch_layers import Tensors, check_network
 
 Network = NCSNpp | DDPM | NCSN | NCSNv2
@@ -62,7 +62,7 @@ def is_checkpoint(tree: Any) -> bool:
 
 
 def import_state(
-    tree: Any, network: Network, image_size: int, template: Mapping[str, Any], *, source: str
+    tree: Any, network: Network, image_size: int, template: Template, *, source: str
 ) -> Imported:
     """Translate a training state of any of the code bases; arguments as in `published`."""
     try:
