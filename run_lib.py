@@ -7,6 +7,7 @@ step, so the result equals that of a run that never stopped.
 import copy
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from evaluation.compare import compare as compare_files
 from evaluation.evaluate import evaluate as evaluate_checkpoint
 from evaluation.evaluate import extractors_of
 from evaluation.features import make_extractors
-from experiment.build import build_network
+from experiment.build import abstract_params, build_network
 from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
 from experiment.sampler import unconditioned
@@ -224,7 +225,7 @@ def import_checkpoint(
             f"--workdir={workdir.path} holds a run already; give a new folder to import to"
         )
     trainer, model = experiment.trainer, experiment.model
-    template = trainer.abstract_state().params
+    template = partial(abstract_params, shape=experiment.data.shape)
     candidate = Candidate(model.name, model.network, experiment.data.shape[0], template)
     project, imported = exchange.import_state(
         source, candidate, _candidates("model"), attention_order
@@ -258,7 +259,7 @@ def import_classifier(
             "--workdir"
         )
     model.check(experiment.data)
-    template = model.trainer.abstract_state().params
+    template = partial(abstract_params, shape=experiment.data.shape)
     candidate = Candidate("classifier", model.network, experiment.data.shape[0], template)
     project, params = exchange.import_classifier(
         source, candidate, _candidates("classifier"), attention_order

@@ -26,7 +26,16 @@ from errors import FileError
 from models.blocks.checks import is_integer
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
-from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Imported, Weight, translate
+from published.mapping import (
+    CONV,
+    CONV_1X1,
+    IDENTICAL,
+    LINEAR,
+    Imported,
+    Template,
+    Weight,
+    translate,
+)
 from published.pytorch_layers import affine, check_groups, check_network, norm, one_set
 
 _OLD_FREQUENCIES, _FREQUENCIES = "time_proj.W", "time_proj.weight"
@@ -93,7 +102,7 @@ def import_state(
     tree: Any,
     network: NCSNpp | DDPM,
     image_size: int,
-    template: Mapping[str, Any],
+    template: Template,
     *,
     source: str,
 ) -> Imported:

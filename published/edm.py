@@ -29,7 +29,16 @@ import numpy as np
 from errors import FileError
 from models.adm import ADM
 from models.ncsnpp import NCSNpp
-from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Imported, Weight, translate
+from published.mapping import (
+    CONV,
+    CONV_1X1,
+    IDENTICAL,
+    LINEAR,
+    Imported,
+    Template,
+    Weight,
+    translate,
+)
 from published.pytorch_layers import (
     AFTER_COSINE_FIRST,
     Tensors,
@@ -72,7 +81,7 @@ def import_state(
     tree: Any,
     network: NCSNpp | ADM,
     image_size: int,
-    template: Mapping[str, Any],
+    template: Template,
     *,
     source: str,
 ) -> Imported:

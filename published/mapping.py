@@ -31,6 +31,7 @@ from files.nested import flatten, unflatten
 
 Tensor = Shaped[np.ndarray, "..."]
 Rearrange = Callable[[Tensor], Tensor]
+Template = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
 _SHOWN = 4  # items of a long list in a message
 REMEDY = "Set the fields of config.model to those the checkpoint was trained with"
@@ -144,7 +145,7 @@ def part(
 
 def translate(
     weights: Iterable[Weight],
-    template: Mapping[str, Any],
+    template: Template,
     tensors: Mapping[str, Tensor],
     *,
     unused: Sequence[str] = (),
@@ -155,7 +156,8 @@ def translate(
 
     Args:
         weights: the rules, one for each parameter of the template.
-        template: nested dicts whose leaves have a shape, as `jax.eval_shape` makes them.
+        template: nested dicts whose leaves have a shape, as `jax.eval_shape` makes them; or a
+            function that makes them, which is slow and called only if all names fit.
         tensors: their tensors by name.
         unused: patterns (`fnmatch`) of tensors without a rule, such as "*.sigmas".
         source: the checkpoint's name in messages, such as its path.
@@ -165,7 +167,13 @@ def translate(
         ValueError: tensors are missing, surplus or of the wrong shape, or one of them is not
             finite. The message lists them in one line with both names and shapes.
     """
-    rules, wanted = list(weights), flatten(template)
+    rules = list(weights)
+    surplus = _surplus(rules, tensors, unused)
+    if callable(template):
+        missing = [rule.theirs for rule in rules if rule.theirs not in tensors]
+        _raise_if_any({"missing": missing, "surplus": surplus}, source, remedy)
+        template = template()
+    wanted = flatten(template)
     problems = _unruled(rules, wanted)
     found: dict[str, Tensor] = {}
     for rule in rules:
@@ -181,17 +189,24 @@ def translate(
             problems["wrongly shaped"].append(
                 f"{rule.theirs} {tensor.shape} for {rule.ours} {shape}"
             )
-    named = {rule.theirs for rule in rules}
-    problems["surplus"] = [
-        f"{name} {np.shape(tensor)}"
-        for name, tensor in tensors.items()
-        if name not in named and not any(fnmatchcase(name, pattern) for pattern in unused)
-    ]
+    problems["surplus"] = surplus
     _raise_if_any(problems, source, remedy)
     theirs = {rule.ours: rule.theirs for rule in rules}
     return unflatten(
         {path: _finite(found[path], f"{theirs[path]} ({path})", source) for path in wanted}
     )
+
+
+def _surplus(
+    rules: Iterable[Weight], tensors: Mapping[str, Tensor], unused: Sequence[str]
+) -> list[str]:
+    """Return the tensors, with their shapes, that no rule names and no pattern covers."""
+    named = {rule.theirs for rule in rules}
+    return [
+        f"{name} {np.shape(tensor)}"
+        for name, tensor in tensors.items()
+        if name not in named and not any(fnmatchcase(name, pattern) for pattern in unused)
+    ]
 
 
 def translate_back(

@@ -82,7 +82,8 @@ def count(model, image_size, data):
     """Count the parameters of a network; many configurations share one."""
     config = load("vp_digits")
     config.model, config.data = json.loads(model), json.loads(data)
-    _, _, params = build.build_network(config)
+    network, _, template = build.build_network(config)
+    params = template(network)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 

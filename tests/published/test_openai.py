@@ -99,7 +99,7 @@ def test_a_classifier_and_its_gradient_are_the_originals(tmp_path, name):
     network, order = CLASSIFIERS[name]
     source = tmp_path / "classifier.pt"
     write_torch(source, tree(name))
-    candidate = exchange.Candidate(name, network, SIZE, abstract_params(network))
+    candidate = exchange.Candidate(name, network, SIZE, abstract_params)
     project, params = exchange.import_classifier(source, candidate, [], order)
     assert project == "guided-diffusion"
 
@@ -138,7 +138,7 @@ def test_the_published_classifier_for_512_pixels_fits_its_configuration():
     network, size, template = build_network(config, "classifier")
     names = NAMES["classifier_512x512"]
     zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in names.items()}
-    params = openai.import_classifier(zeros, network, size, template, source="file")
+    params = openai.import_classifier(zeros, network, size, template(network), source="file")
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count == sum(np.prod(shape, dtype=int) for shape in names.values()) == 54_448_360
 
@@ -204,7 +204,7 @@ def test_a_file_in_the_wrong_mode_names_the_right_one(tmp_path):
     ):
         write_torch(source, tree(name))
         network, _ = UNETS["unet_32"]
-        candidate = exchange.Candidate("adm", network, SIZE, abstract_params(network))
+        candidate = exchange.Candidate("adm", network, SIZE, abstract_params)
         with pytest.raises(ConfigError, match=mode):
             read(source, candidate, [])
         source.unlink()
@@ -266,7 +266,7 @@ def test_a_classifier_names_the_configurations_that_it_fits(tmp_path):
     write_torch(source, tree("classifier_attention"))
     networks = [network for network, _ in CLASSIFIERS.values()]
     first, *others = (
-        exchange.Candidate(f"of_{i}", network, SIZE, abstract_params(network))
+        exchange.Candidate(f"of_{i}", network, SIZE, abstract_params)
         for i, network in enumerate(reversed(networks))
     )
     with pytest.raises(ConfigError, match=r"It fits --config=of_4$"):

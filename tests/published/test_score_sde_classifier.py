@@ -51,7 +51,7 @@ def drawn(path, shape):
 
 
 def candidate(network):
-    return exchange.Candidate("ve_cifar10", network, SIZE, abstract_params(network))
+    return exchange.Candidate("ve_cifar10", network, SIZE, abstract_params)
 
 
 @pytest.mark.slow
