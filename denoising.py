@@ -15,9 +15,13 @@ and `score` only. They do not depend on what the network was trained to output.
     scaled_score          sigma times the score = -eps   2 x - 1    VE of Song et al., NCSNv2
     score_centered_input  the score                      2 x - 1    NCSN
     edm                   (x0 - c_skip y) / c_out        c_in y     Karras et al., arXiv:2206.00364
+    iddpm                 eps and a variance's channels  x / size   the same, for ADM's network
 
 For edm, y = x / alpha has noise s = sigma / alpha, and with the data's sigma_d = 0.5,
 c_skip = sigma_d^2 / (s^2 + sigma_d^2), c_out = s sigma_d c_in, c_in = 1 / sqrt(s^2 + sigma_d^2).
+
+For iddpm, size = sqrt(alpha^2 + sigma^2). It presents x_t of any process to a network of DDPM's
+chain, for which the size is 1. The variance is that of a step of the chain, and is not used.
 """
 
 import dataclasses
@@ -28,12 +32,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, pytree
-from sde_lib import SDE, Time, reverse_drift
+from sde_lib import BETAS, SDE, Time, reverse_drift
 
 Coefficient = Float[Array, "..."]
 Network = Callable[..., Batch]  # of (input, condition), and of labels if the denoiser has labels
@@ -131,7 +136,23 @@ PARAMETERIZATIONS = {
         predict=lambda x, a, s, h: _from_eps(x, a, s, -s * h), input=_center
     ),
     "edm": Parameterization(predict=_from_edm, input=lambda x, a, s: _edm_gain(s / a) * x / a),
+    "iddpm": Parameterization(
+        predict=lambda x, a, s, h: _from_eps(x, a, s, jnp.split(h, 2, axis=-1)[0]),
+        channels=2,
+        input=lambda x, a, s: x / jnp.hypot(a, s),
+    ),
 }
+
+
+def _nearest_timestep(sde: SDE, t: Time, n: int) -> Time:
+    """Return the timestep 0 .. n - 1 of the cosine chain whose sigma / alpha is nearest to t's.
+
+    Karras et al. 2022, arXiv:2206.00364, Table 1, "iDDPM".
+    """
+    levels = np.sqrt(np.expm1(-np.cumsum(np.log1p(-BETAS["cosine"](n)))))
+    middles = jnp.asarray((levels[1:] + levels[:-1]) / 2, t.dtype)
+    return jnp.searchsorted(middles, jnp.exp(sde.log_snr(t) / -2)).astype(t.dtype)
+
 
 # The network's time input, from the process, t in [0, 1] and n = num_timesteps.
 CONDITIONINGS: dict[str, Callable[[SDE, Time, int], Time]] = {
@@ -147,6 +168,7 @@ CONDITIONINGS: dict[str, Callable[[SDE, Time, int], Time]] = {
     "log_snr": lambda sde, t, n: sde.log_snr(t),
     # EDM's log(sigma / alpha) / 4.
     "edm": lambda sde, t, n: -sde.log_snr(t) / 8,
+    "iddpm": _nearest_timestep,
 }
 
 

@@ -61,10 +61,10 @@ def get_config() -> ConfigDict:
 
     config.denoiser = denoiser = ConfigDict()
     # Meaning of the network's output: eps, eps_learned_variance, score, x0, v, velocity,
-    # scaled_score, score_centered_input, edm; see denoising.py.
+    # scaled_score, score_centered_input, edm, iddpm; see denoising.py.
     denoiser.parameterization = "eps"
     # Time input of the network: timestep_999, t, log_sigma, log_snr, edm, timestep,
-    # rescaled_timestep, reversed_timestep.
+    # rescaled_timestep, reversed_timestep, iddpm.
     denoiser.conditioning = "timestep_999"
     denoiser.num_timesteps = 1000  # length of the chain that a timestep counts
     denoiser.energy = False  # use the gradient of the network's output; see models/energy.py
@@ -243,7 +243,8 @@ def get_config() -> ConfigDict:
     analytic_dpm.num_images = 1000  # training images
     analytic_dpm.num_times = 100  # noise levels; a chain is measured at all of its timesteps
 
-    # --mode=train_classifier: a noise-conditional classifier, for features and guidance.
+    # --mode=train_classifier, --mode=import_classifier: a noise-conditional classifier, for
+    # features and guidance.
     config.classifier = classifier = ConfigDict()
     classifier.name = "adm_classifier"  # a network of models.CLASSIFIERS
     classifier.features = 32
@@ -263,8 +264,11 @@ def get_config() -> ConfigDict:
     classifier.blocks_per_group = placeholder(int)  # wide_resnet
     classifier.channel_multiplier = placeholder(int)  # wide_resnet
     classifier.fourier_scale = placeholder(float)  # wide_resnet
+    classifier.channel_means = placeholder(tuple)  # wide_resnet: subtracted from each channel
+    classifier.channel_stds = placeholder(tuple)  # wide_resnet: then divides it
     classifier.conditioning = "timestep_999"  # as denoiser.conditioning
     classifier.num_timesteps = placeholder(int)
+    classifier.scale_input = True  # divide x_t by sqrt(alpha^2 + sigma^2)
     classifier.t_min = 1e-5  # the time of clean images, at which features are taken
     classifier.clean_fraction = 0.5  # fraction of clean images in training
     classifier.lr = 2e-3

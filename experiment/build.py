@@ -113,8 +113,12 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     return experiment
 
 
-def build_network(config: ConfigDict) -> tuple[nn.Module, int, Callable[[nn.Module], Any]]:
-    """Build the network of a configuration alone.
+def build_network(
+    config: ConfigDict, section: str = "model"
+) -> tuple[nn.Module, int, Callable[[nn.Module], Any]]:
+    """Build a network of a configuration alone.
+
+    `section` is "model", or "classifier" for the classifier of noisy images.
 
     Returns:
         The network, its image size, and a function from a network to its abstract parameters for
@@ -124,7 +128,7 @@ def build_network(config: ConfigDict) -> tuple[nn.Module, int, Callable[[nn.Modu
         ConfigError: for the first field that is wrong.
     """
     reader = Reader(resolve(config))
-    network = reader.build_named("model", NETWORKS)
+    network = reader.build_named(section, NETWORKS if section == "model" else CLASSIFIERS)
     options = reader.build("data", DataOptions)
     shape = (options.image_size, options.image_size, options.channels)
     return network, options.image_size, partial(abstract_params, shape=shape)
@@ -242,6 +246,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
             network=Partial(output, params, dropout),
             conditioning=options.conditioning,
             num_timesteps=options.num_timesteps,
+            scale_input=options.scale_input,
         )
 
     trainer = Trainer(

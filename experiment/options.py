@@ -220,6 +220,7 @@ class ClassifierOptions:
     Args:
         conditioning: its time input, a name in `denoising.CONDITIONINGS`.
         num_timesteps: number of timesteps that the conditionings with a timestep count.
+        scale_input: divide x_t by sqrt(alpha^2 + sigma^2); see `guidance.classifier`.
         lr: learning rate after warm-up; it decays to 0 by a cosine.
         warmup: steps.
         batch_size: images per step, over all devices.
@@ -231,6 +232,7 @@ class ClassifierOptions:
 
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
+    scale_input: bool = True
     lr: float = 2e-3
     warmup: int = 100
     batch_size: int = 64

@@ -33,7 +33,7 @@ Tensor = Shaped[np.ndarray, "..."]
 Rearrange = Callable[[Tensor], Tensor]
 Template = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
-_SHOWN = 4  # items of a long list in a message
+_SHOWN = 2  # items of a long list in a message
 REMEDY = "Set the fields of config.model to those the checkpoint was trained with"
 
 
@@ -229,6 +229,21 @@ def translate_back(
         for rule in rules
         if rule.to_theirs is not None
     }
+
+
+def remedy(network: Any, found: Mapping[str, Any]) -> str:
+    """Return the end of a message: the fields to set, of those that a file determines."""
+    section = getattr(network, "SECTION", "model")
+    flags = [
+        f"'--config.{section}.{field}={value}'"
+        for field, value in found.items()
+        if _plain(getattr(network, field)) != _plain(value)
+    ]
+    return f"Set {' '.join(flags)}" if flags else REMEDY.replace("model", section)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def _unruled(rules: Sequence[Weight], wanted: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -68,6 +68,7 @@ ELSEWHERE = {
     "edm_ffhq_64:ddpmpp": DDPMPP,
     "iddpm_cifar10": 52_546_438,
     "adm_imagenet:64": 295_904_454 + 4 * 192,
+    "edm_imagenet_64:adm": 295_904_454 + 4 * 192,
 }
 
 

@@ -28,6 +28,7 @@ OUTPUTS = {
     "score_centered_input": lambda x0, eps, alpha, sigma: -eps / sigma,
     "edm": lambda x0, eps, alpha, sigma: edm_target(x0, eps, sigma / alpha),
     "eps_learned_variance": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
+    "iddpm": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
 }
 
 
@@ -38,10 +39,20 @@ def edm_target(x0, eps, s):
     return (x0 - c_skip * (x0 + s * eps)) / c_out
 
 
+def nearest_level(s, count=1000):
+    """Karras et al. 2022, Table 1, iDDPM: the timestep of the nearest noise level."""
+    levels = [0.0]
+    for j in range(count, 0, -1):
+        ratio = np.sin(np.pi / 2 * np.array([j - 1, j]) / count / 1.008) ** 2
+        levels.append(np.sqrt((levels[-1] ** 2 + 1) / max(ratio[0] / ratio[1], 0.001) - 1))
+    return np.abs(np.array(levels[1:])[:, None] - np.asarray(s)).argmin(axis=0)
+
+
 INPUTS = {
     "scaled_score": lambda x, alpha, sigma: 2 * x - 1,
     "score_centered_input": lambda x, alpha, sigma: 2 * x - 1,
     "edm": lambda x, alpha, sigma: x / alpha / np.sqrt((sigma / alpha) ** 2 + 0.5**2),
+    "iddpm": lambda x, alpha, sigma: x / alpha / np.sqrt((sigma / alpha) ** 2 + 1),
 }
 CONDITIONS = {
     "t": lambda sde, t: t,
@@ -52,6 +63,7 @@ CONDITIONS = {
     "rescaled_timestep": lambda sde, t: 999 * t,  # times 1000 / n, for n = 1000
     "reversed_timestep": lambda sde, t: np.round(999 * (1 - t)),
     "edm": lambda sde, t: np.log(sde.sigma(t) / sde.alpha(t)) / 4,
+    "iddpm": lambda sde, t: nearest_level(sde.sigma(t) / sde.alpha(t)),
 }
 
 

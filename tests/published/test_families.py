@@ -8,8 +8,6 @@ files as torch.save and diffusers write them.
 import functools
 import gzip
 import json
-import zlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import abstract_params, compiled
+from published_files import DATA, LABEL, SIZE, TIMES, TOLERANCE, drawn, images
 
 from denoising import Denoiser
 from errors import FileError
@@ -27,10 +26,6 @@ from models.ncsnpp import NCSNpp
 from published import diffusers, edm, openai
 from published.formats import read
 from sde_lib import VESDE, VPSDE
-
-DATA = Path(__file__).parent.parent / "fixtures" / "published"
-SIZE, TIMES = 8, np.array([0.25, 0.5], np.float32)
-TOLERANCE = 1e-5  # of the largest number
 
 NAMES = json.loads(gzip.decompress((DATA / "families_names.json.gz").read_bytes()))
 
@@ -47,30 +42,6 @@ GOOGLE = DDPM(**SMALL, features=128, channel_multipliers=(1, 1), decoder_attenti
 LARGE = NCSNpp(
     **SMALL, **SKIP, features=32, channel_multipliers=(1, 4), embedding="fourier", resample="fir"
 )
-
-
-def drawn(shapes):
-    """Weights for names and shapes; the fixtures' generator had the same function."""
-    return {name: _drawn(name, tuple(shape)) for name, shape in shapes.items()}
-
-
-def _drawn(name, shape):
-    u = np.random.default_rng(zlib.crc32(name.encode())).uniform(-1.0, 1.0, shape)
-    if name.endswith("resample_filter"):
-        taps = np.array([1.0, 3.0, 3.0, 1.0] if shape[-1] == 4 else [1.0, 1.0])
-        u = (np.outer(taps, taps) / taps.sum() ** 2)[None, None]
-    elif len(shape) > 1:
-        u = u * np.sqrt(3.0 / np.prod(shape[1:]))
-    elif name.endswith(".weight") and "time_proj" not in name:
-        u = 1.0 + 0.5 * u
-    elif name.endswith(".bias"):
-        u = 0.5 * u
-    return u.astype(np.float32)
-
-
-def images():
-    shape = (2, SIZE, SIZE, 3)
-    return np.random.default_rng(SIZE).uniform(-1.0, 1.0, shape).astype(np.float32)
 
 
 @functools.cache
@@ -189,8 +160,6 @@ def test_a_filter_of_edm_is_told():
 
 
 # OpenAI.
-
-LABEL = np.array([249.75, 499.5], np.float32)
 
 
 @pytest.mark.slow
