@@ -10,6 +10,7 @@ the first convolution shows.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ import numpy as np
 
 from errors import ConfigError
 from files.nested import flatten
-from models.adm import ADM
+from models.adm import ADMEncoder
+from models.blocks.checks import field_name
 from published import diffusers, edm, openai, score_sde, score_sde_classifier
 from published.formats import read
 from published.mapping import Imported
@@ -34,6 +36,7 @@ CLASSIFIER_PROJECTS: dict[str, Any] = {
     "guided-diffusion": openai,
     "score_sde": score_sde_classifier,
 }
+_GROUPS = (0, 32)  # values of num_groups in these projects
 _SHOWN = 4  # configurations in a message
 
 
@@ -79,16 +82,9 @@ def import_state(
         raise ConfigError(
             f"--source={source} is a checkpoint of none of: {', '.join(PROJECTS)}; {_keys(tree)}"
         )
-    translated = partial(_translated, project, tree, source=source)
-    try:
-        template = candidate.template(candidate.network)
-        return project, translated(candidate, template, attention_order=attention_order)
-    except ValueError as error:
-        print("The file does not fit. Looking for a configuration that it fits.")
-        problem = str(error).removeprefix(str(source)).lstrip(": ")
-        found = f"It seems to be of {project}{_described(tree)}"
-        hint = _hint(tree, candidate, others, translated)
-        raise ConfigError(f"--source={source}: {problem}. {found}{hint}") from error
+    module = PROJECTS[project]
+    translated = _translation(module, module.import_state, tree, source, attention_order)
+    return project, _fitted(project, tree, source, candidate, others, translated)
 
 
 def import_classifier(
@@ -114,20 +110,8 @@ def import_classifier(
             f"{_keys(tree)}"
         )
     module = CLASSIFIER_PROJECTS[project]
-    options = {"attention_order": attention_order} if module is openai else {}
-
-    def translated(candidate: Candidate, template: Any) -> dict[str, Any]:
-        network, size = candidate.network, candidate.image_size
-        return module.import_classifier(
-            tree, network, size, template, source=str(source), **options
-        )
-
-    try:
-        return project, translated(candidate, candidate.template(candidate.network))
-    except ValueError as error:
-        fitting = [other.name for other in others if _fits(translated, other)]
-        hint = f". It fits --config={' or '.join(fitting)}" if fitting else ""
-        raise ConfigError(f"--source={error}{hint}") from error
+    translated = _translation(module, module.import_classifier, tree, source, attention_order)
+    return project, _fitted(project, tree, source, candidate, others, translated)
 
 
 def _content(source: Path) -> Any:
@@ -146,47 +130,62 @@ def _classifier_project(tree: Any) -> str | None:
     return next((name for name, module in modules if module.is_classifier(tree)), None)
 
 
-def _fits(translated: Callable[..., Any], candidate: Candidate) -> bool:
-    try:
-        translated(candidate, partial(candidate.template, candidate.network))
-    except (ValueError, TypeError):  # also of a width that no network has
-        return False
-    return True
+# Translates the file for a candidate, given its abstract parameters, or the function of them.
+Translation = Callable[[Candidate, Any], Any]
 
 
-def _translated(
+def _translation(
+    module: Any, function: Callable[..., Any], tree: Any, source: Path, attention_order: str
+) -> Translation:
+    options = {"attention_order": attention_order} if module is openai else {}
+
+    def translated(candidate: Candidate, template: Any) -> Any:
+        _, network, image_size, _ = candidate
+        return function(tree, network, image_size, template, source=str(source), **options)
+
+    return translated
+
+
+def _fitted(
     project: str,
     tree: Any,
-    candidate: Candidate,
-    template: Any,
-    *,
     source: Path,
-    attention_order: str = "legacy",
-) -> Imported:
-    module = PROJECTS[project]
-    options = {"attention_order": attention_order} if module is openai else {}
-    return module.import_state(
-        tree, candidate.network, candidate.image_size, template, source=str(source), **options
-    )
+    candidate: Candidate,
+    others: Iterable[Candidate],
+    translated: Translation,
+) -> Any:
+    """Return the translation, or raise ConfigError with what would fit the file."""
+    try:
+        return translated(candidate, candidate.template(candidate.network))
+    except ValueError as error:
+        problem = str(error).removeprefix(str(source))
+        separator = "" if problem.startswith((" ", ":")) else ": "
+        found = f"The file seems to be of {project}{_described(tree)}"
+        hint = _hint(tree, candidate, others, translated)
+        raise ConfigError(f"--source={source}{separator}{problem}. {found}{hint}") from error
 
 
 def _hint(
-    tree: Any, candidate: Candidate, others: Iterable[Candidate], translated: Callable[..., Any]
+    tree: Any, candidate: Candidate, others: Iterable[Candidate], translated: Translation
 ) -> str:
     """Return the end of a message, which says what the file fits: fields, or configurations."""
-    fits = partial(_fits, translated)
-    same = [field for field, changed in _variants(tree, candidate) if fits(changed)]
-    if same:
-        return f". It fits with {same[0]}"
+
+    def fits(candidate: Candidate) -> bool:
+        try:
+            translated(candidate, partial(candidate.template, candidate.network))
+        except (ValueError, TypeError):  # also of a width that no network has
+            return False
+        return True
+
+    def fitting(candidate: Candidate) -> str | None:
+        variants = _variants(tree, candidate)
+        return next((options for options, changed in variants if fits(changed)), None)
+
+    if options := fitting(candidate):
+        return f". It fits with {options}"
     candidates = list(others)
     exact = [other.name for other in candidates if fits(other)]
-    scaled = (
-        f"{changed.name} {field}"
-        for other in candidates
-        for field, changed in _variants(tree, other)
-        if fits(changed)
-    )
-    names = exact or list(scaled)
+    names = exact or [f"{other.name} {how}" for other in candidates if (how := fitting(other))]
     if not names:
         return ", and fits no configuration here"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
@@ -194,14 +193,25 @@ def _hint(
 
 
 def _variants(tree: Any, candidate: Candidate) -> Iterator[tuple[str, Candidate]]:
-    """Yield the candidate with the width of the file, and the option that sets it."""
-    width, network = _first_convolution(_tensors(tree))[1], candidate.network
-    features = getattr(network, "features", width)
+    """Yield the candidate with other fields, and the options that set them.
+
+    Features are those of the file. The groups of GroupNorm, which no file shows, are all those that
+    projects have.
+    """
+    network, width = candidate.network, _first_convolution(_tensors(tree))[1]
     # ADM's first convolution has the width of its first resolution.
-    wanted = width / (network.channel_multipliers[0] if isinstance(network, ADM) else 1)
-    if wanted != features and wanted >= 1 and wanted == int(wanted):
-        changed = candidate._replace(network=network.clone(features=int(wanted)))
-        yield f"--config.model.features={int(wanted)}", changed
+    wanted = width / (network.channel_multipliers[0] if isinstance(network, ADMEncoder) else 1)
+    known = {field: getattr(network, field, None) for field in ("features", "num_groups")}
+    features = [known["features"], int(wanted)] if wanted == int(wanted) > 0 else []
+    for values in product(features, (known["num_groups"], *_GROUPS)):
+        changes = {
+            field: value
+            for (field, now), value in zip(known.items(), values, strict=True)
+            if now is not None and now != value
+        }
+        if changes:
+            options = (f"--{field_name(network, field)}={new}" for field, new in changes.items())
+            yield " ".join(options), candidate._replace(network=network.clone(**changes))
 
 
 def _tensors(tree: Any) -> dict[str, Any]:

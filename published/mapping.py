@@ -33,7 +33,7 @@ Tensor = Shaped[np.ndarray, "..."]
 Rearrange = Callable[[Tensor], Tensor]
 Template = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
-_SHOWN = 4  # items of a long list in a message
+_SHOWN = 2  # items of a long list in a message
 REMEDY = "Set the fields of config.model to those the checkpoint was trained with"
 
 

@@ -86,7 +86,8 @@ def import_state(
     """
     _check_file(tree, source, "UNetModel", _DECODER)
     rules = weights(network, image_size, attention_order)
-    _check_input(tree, template, source)
+    if not callable(template):
+        _check_input(tree, template, source)
     advice = remedy(network, openai_settings.of_unet(tree, image_size))
     return one_set(translate(rules, template, tree, source=source, remedy=advice))
 

@@ -14,7 +14,7 @@ import numpy as np
 from errors import FileError
 from files.nested import flatten
 from models.wide_resnet import WideResNet
-from published.mapping import IDENTICAL, IMAGE_CHANNELS, Weight, remedy, translate
+from published.mapping import IDENTICAL, IMAGE_CHANNELS, Template, Weight, remedy, translate
 from published.pytorch_layers import check_network
 
 _NAMES = ("init_conv", "pre-pool-bn", "WideResnetGroup_0")
@@ -29,7 +29,7 @@ def import_classifier(
     tree: Any,
     network: WideResNet,
     image_size: int,
-    template: Mapping[str, Any],
+    template: Template,
     *,
     source: str,
 ) -> dict[str, Any]:
