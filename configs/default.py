@@ -124,7 +124,8 @@ def get_config() -> ConfigDict:
     sampling.clip = placeholder(str)  # clipping of the predicted x0: none, range, dynamic
     sampling.quantile = placeholder(float)  # dynamic clipping
     sampling.t_min = 1e-3  # where sampling stops
-    # denoise (one more evaluation), none; with fixed steps also mean
+    # what is returned at t_min: denoise (one more evaluation), none (the noisy state); with fixed
+    # steps also mean (the state without the last step's fresh noise, which leaves most of the rest)
     sampling.final_step = placeholder(str)
     # Fixed steps:
     sampling.steps = placeholder(int)
