@@ -138,6 +138,8 @@ def get_config() -> ConfigDict:
     sampling.predictor = "euler_maruyama"
     sampling.corrector = "none"  # langevin, annealed_langevin, none
     sampling.corrector_first = placeholder(bool)
+    # exact transitions; or published, the tables and times of Song et al.'s code
+    sampling.discretization = placeholder(str)
     sampling.churn = placeholder(float)  # euler_maruyama, sde: 1 is the reverse SDE, 0 the ODE
     sampling.variance = placeholder(str)  # ancestral: small, large, learned
     sampling.guidance_form = placeholder(str)  # ancestral: score, mean
