@@ -90,8 +90,11 @@ def respaced_timesteps(count: int, respacing: str) -> np.ndarray:
     return np.concatenate(kept).astype(int)
 
 
-# The value returned at t_min: the mean of the last step ("noise removal" of the published code),
-# Tweedie's estimate of x0 (one more network evaluation), or the noisy state itself.
+# The value returned at t_min. "denoise" is Tweedie's estimate of x0, one more network evaluation at
+# t_min: it removes the noise. "mean" is the state without the fresh noise of the last step. The
+# score of that step was taken before t_min, so much of the noise at t_min is left. "none" is the
+# noisy state itself. The noise removal of Song et al. is the mean of a step that starts at t_min:
+# it is "denoise" here, up to their discretization of that step.
 FINAL_STEPS = ("mean", "denoise", "none")
 
 
@@ -110,7 +113,8 @@ class Schedule:
             from where it follows the rest of the grid.
         t_min: where sampling stops; Song et al. take 1e-3 for VP and sub-VP, 1e-5 for VE.
         rho: exponent of the karras grid, by default 7; larger has shorter steps near t_min.
-        final_step: the value returned at t_min, a name in FINAL_STEPS.
+        final_step: the value returned at t_min, a name in FINAL_STEPS; by default "denoise", which
+            leaves no noise in the samples.
 
     Raises:
         ValueError: for an unknown name or a number out of range.
@@ -122,7 +126,7 @@ class Schedule:
     start: float = 1.0
     t_min: float = 1e-3
     rho: float | None = None
-    final_step: str = "mean"
+    final_step: str = "denoise"
 
     def __post_init__(self) -> None:
         if self.grid not in TIME_GRIDS and self.grid != "timesteps" and not self._respaced:

@@ -125,7 +125,8 @@ def get_config() -> ConfigDict:
     sampling.clip = placeholder(str)  # clipping of the predicted x0: none, range, dynamic
     sampling.quantile = placeholder(float)  # dynamic clipping
     sampling.t_min = 1e-3  # where sampling stops
-    # denoise (one more evaluation), none; with fixed steps also mean
+    # what is returned at t_min: denoise (one more evaluation), none (the noisy state); with fixed
+    # steps also mean (the state without the last step's fresh noise, which leaves most of the rest)
     sampling.final_step = placeholder(str)
     # Fixed steps:
     sampling.steps = placeholder(int)
@@ -138,6 +139,8 @@ def get_config() -> ConfigDict:
     sampling.predictor = "euler_maruyama"
     sampling.corrector = "none"  # langevin, annealed_langevin, none
     sampling.corrector_first = placeholder(bool)
+    # exact transitions; or published, the tables and times of Song et al.'s code
+    sampling.discretization = placeholder(str)
     sampling.churn = placeholder(float)  # euler_maruyama, sde: 1 is the reverse SDE, 0 the ODE
     sampling.variance = placeholder(str)  # ancestral: small, large, learned
     sampling.guidance_form = placeholder(str)  # ancestral: score, mean
