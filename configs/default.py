@@ -128,9 +128,10 @@ def get_config() -> ConfigDict:
     sampling.final_step = placeholder(str)
     # Fixed steps:
     sampling.steps = placeholder(int)
-    # uniform, quadratic, log_snr, karras; for a chain also timesteps, ddim50, or 10,15,20
+    # uniform, quadratic, log_snr, karras, polyexponential, vp_time, iddpm; for a chain also
+    # timesteps, ddim50, or 10,15,20
     sampling.grid = placeholder(str)
-    sampling.rho = placeholder(float)  # karras
+    sampling.rho = placeholder(float)  # karras, polyexponential
     sampling.times = placeholder(tuple)  # from 1 down, instead of a grid
     # pc:
     # euler_maruyama, reverse_diffusion, probability_flow, ancestral, none

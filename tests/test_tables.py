@@ -43,7 +43,7 @@ from sde_lib import SDES, VPSDE
 from solvers import ADAPTIVE, SOLVERS
 from solvers.ddim import DDIM
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
-from time_grids import TIME_GRIDS
+from time_grids import TIME_GRIDS, Grid
 
 FIELDS = TINY | {"sampling.variant": None, "eval.samples": 8}
 
@@ -203,7 +203,7 @@ def test_time_grid(monkeypatch):
     def cubic(sde, u, t_min, rho):
         return (1 + (np.cbrt(t_min) - 1) * u) ** 3
 
-    monkeypatch.setitem(TIME_GRIDS, "dummy", cubic)
+    monkeypatch.setitem(TIME_GRIDS, "dummy", Grid(cubic))
     experiment = built(sampling={"grid": "dummy", "name": "ddim"}, discrete_bound={"grid": "dummy"})
     times = experiment.sampler.solve.schedule.of(experiment.model.sde)
     np.testing.assert_allclose(np.diff(np.cbrt(times), 2), 0, atol=1e-12)
