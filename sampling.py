@@ -100,16 +100,26 @@ class Plan(NamedTuple):
         function: applies a step.
         steps: a pytree of arrays, whose leading axis counts the steps.
         times: the time before each step, then the final time.
+        clean: whether the last step removes all noise, so that there is nothing left to denoise.
     """
 
     function: StepFunction
     steps: Any
     times: np.ndarray
+    clean: bool = False
 
     @property
     def evaluations(self) -> int:
         """Network evaluations of all steps."""
         return (len(self.times) - 1) * self.function.evaluations
+
+    def require_final_step(self, name: str) -> None:
+        """Raise ValueError if the final step `name` would denoise samples without noise."""
+        if self.clean and name == "denoise":
+            raise ValueError(
+                "final_step='denoise' has nothing to remove, because the solver's last step goes "
+                "to noise 0; set final_step=none"
+            )
 
 
 @runtime_checkable
@@ -205,8 +215,10 @@ def run(
     """Run a plan from the states x, sample k with the noise of `keys[k]`; the rest as in `sample`.
 
     Raises:
+        ValueError: if the final step does not suit the plan.
         SamplingError: if a sample becomes NaN or infinite.
     """
+    plan.require_final_step(final_step)
     count = len(plan.times) - 1
     marks = _marks(plan.times, frames)
     # Padded, so that one program serves any number of steps.

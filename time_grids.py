@@ -23,7 +23,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,7 +86,8 @@ def noise_levels(sde: SDE, times: np.ndarray) -> np.ndarray:
 class VPTime(NamedTuple):
     """The time of a VP process, as a function of the noise level s = sigma / alpha.
 
-    log(1 + s^2) = slope t^2 / 2 + start t, with beta(t) = start + slope t (EDM, Table 1).
+    log(1 + s^2) = slope t^2 / 2 + start t, with beta(t) = start + slope t (EDM, Table 1). Methods
+    take numbers or NumPy arrays.
     """
 
     start: float
@@ -110,17 +111,20 @@ class VPTime(NamedTuple):
             )
         return fitted
 
-    def noise(self, t: np.ndarray) -> np.ndarray:
+    def noise(self, t: Any) -> Any:
         """Return s at time t."""
         return np.sqrt(np.expm1(self.slope * t**2 / 2 + self.start * t))
 
-    def of(self, s: np.ndarray) -> np.ndarray:
+    def of(self, s: Any) -> Any:
         """Return the time of the level s."""
         total = np.log1p(s**2)
-        # The root of the quadratic equation, without its cancellation at small s.
-        return 2 * total / (self.start + np.sqrt(self.start**2 + 2 * self.slope * total))
+        root = np.sqrt(self.start**2 + 2 * self.slope * total)
+        # The same solution of the quadratic equation, without its cancellation.
+        if self.start > 0:
+            return 2 * total / (root + self.start)
+        return (root - self.start) / self.slope
 
-    def derivative(self, s: np.ndarray) -> np.ndarray:
+    def derivative(self, s: Any) -> Any:
         """Return ds/dt at the level s."""
         return (self.start + self.slope * self.of(s)) * (s + 1 / s) / 2
 

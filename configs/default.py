@@ -153,14 +153,18 @@ def get_config() -> ConfigDict:
     sampling.stochastic = placeholder(bool)  # dpm_solver: the reverse SDE
     sampling.variant = placeholder(str)  # unipc: bh2, bh1
     sampling.lower_order_final = placeholder(bool)  # dpm_solver, unipc
-    # heun:
+    # heun (also order, 1 or 2):
     sampling.stage = placeholder(float)  # 1 Heun, 0.5 midpoint, 2/3 Ralston
+    sampling.variable = placeholder(str)  # in which steps are straight: sigma, sigma2, vp_time
+    sampling.scaling = placeholder(str)  # of the state in which steps are straight: none, vp
+    sampling.final_euler = placeholder(bool)  # end with an Euler step to noise 0
     sampling.s_churn = placeholder(float)  # total fresh noise, S_churn of EDM
     sampling.churn_min = placeholder(
         float
     )  # noise levels sigma / alpha between which noise is added
     sampling.churn_max = placeholder(float)
     sampling.churn_noise = placeholder(float)  # scale of the fresh noise
+    sampling.churn_all_levels = placeholder(bool)  # also at the first and last, as published
     # analytic:
     sampling.family = placeholder(str)  # ddpm, ddim
     sampling.timestep_choice = placeholder(str)  # grid, optimal

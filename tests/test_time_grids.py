@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from denoising import CONDITIONINGS
-from sde_lib import VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, EDMSDE, SubVPSDE
+from sde_lib import EDMSDE, VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, SubVPSDE
 from time_grids import TIME_GRIDS, Schedule, respaced_timesteps
 
 PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=20.0)}
