@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
     # rescaled_timestep, reversed_timestep.
     denoiser.conditioning = "timestep_999"
     denoiser.num_timesteps = 1000  # length of the chain that a timestep counts
+    denoiser.sigma_data = 0.5  # edm: standard deviation of the data
     denoiser.energy = False  # use the gradient of the network's output; see models/energy.py
 
     config.loss = loss = ConfigDict()
