@@ -145,13 +145,16 @@ def get_config() -> ConfigDict:
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
     sampling.corrector_steps = placeholder(int)  # correctors: Langevin steps at each time
     sampling.norm_reduction = placeholder(str)  # langevin: per_sample, batch
-    # ddim:
-    sampling.eta = placeholder(float)  # 0 deterministic to 1 ancestral
+    # ddim, dpm_solver:
+    sampling.eta = placeholder(float)  # fresh noise, 0 deterministic to 1 ancestral
+    sampling.s_noise = placeholder(float)  # scale of the fresh noise
     # dpm_solver, unipc, deis, dpm_adaptive:
     sampling.order = placeholder(int)
     sampling.prediction = placeholder(str)  # x0 (DPM-Solver++), eps
     sampling.method = placeholder(str)  # dpm_solver: multistep, singlestep
-    sampling.stochastic = placeholder(bool)  # dpm_solver: the reverse SDE
+    # dpm_solver, singlestep: grid, by_order, log_snr
+    sampling.step_ends = placeholder(str)
+    sampling.noise_form = placeholder(str)  # dpm_solver: sde, ancestral, ancestral_stages
     sampling.variant = placeholder(str)  # unipc: bh2, bh1
     sampling.lower_order_final = placeholder(bool)  # dpm_solver, unipc
     # heun (also order, 1 or 2):

@@ -30,7 +30,7 @@ LinearCombination = Float[np.ndarray, "terms"]
 
 
 class Coefficients(NamedTuple):
-    """Coefficients of a process at some times, in float64.
+    """Coefficients of a process at some times, in float64; arrays, or numbers for one time.
 
     Attributes:
         t: the times.
@@ -38,10 +38,14 @@ class Coefficients(NamedTuple):
         half_log_snr: log(alpha / sigma), the lambda of the papers.
     """
 
-    t: np.ndarray
-    alpha: np.ndarray
-    sigma: np.ndarray
-    half_log_snr: np.ndarray
+    t: Any
+    alpha: Any
+    sigma: Any
+    half_log_snr: Any
+
+    def at(self, index: int) -> "Coefficients":
+        """Return the coefficients at one of the times."""
+        return Coefficients(*(values[index] for values in self))
 
 
 def coefficients_at(sde: SDE, times: np.ndarray) -> Coefficients:
