@@ -106,7 +106,7 @@ class Plan(NamedTuple):
         steps: a pytree of arrays, whose leading axis counts the steps.
         times: the time before each step, then the final time.
         denoise: (denoiser, state, final time) -> samples, for final_step="denoise"; a hashable
-            function of one network evaluation. None if the steps themselves end without noise.
+            function of one network evaluation. None if the last step removes the noise itself.
     """
 
     function: StepFunction
@@ -119,12 +119,12 @@ class Plan(NamedTuple):
         """Network evaluations of all steps."""
         return (len(self.times) - 1) * self.function.evaluations
 
-    def check(self, final_step: str) -> None:
-        """Raise ValueError for a final step that this plan does not have."""
-        if final_step == "denoise" and self.denoise is None:
+    def require_final_step(self, name: str) -> None:
+        """Raise ValueError if the final step `name` would denoise samples without noise."""
+        if name == "denoise" and self.denoise is None:
             raise ValueError(
-                "final_step='denoise' does not follow discretization='published', whose last step "
-                "starts at t_min and removes the noise; choose mean, which returns its mean"
+                "final_step='denoise' has nothing to remove, because the last step of this solver "
+                "removes the noise itself; choose mean"
             )
 
 
@@ -221,10 +221,10 @@ def run(
     """Run a plan from the states x, sample k with the noise of `keys[k]`; the rest as in `sample`.
 
     Raises:
-        ValueError: for a final step that the plan does not have.
+        ValueError: if the final step does not suit the plan.
         SamplingError: if a sample becomes NaN or infinite.
     """
-    plan.check(final_step)
+    plan.require_final_step(final_step)
     count = len(plan.times) - 1
     marks = _marks(plan.times, frames)
     # Padded, so that one program serves any number of steps.

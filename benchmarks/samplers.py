@@ -204,7 +204,7 @@ ENTRIES = {
     "adaptive DPM-Solver-23": _ode(solver=adaptive_dpm, tolerances=(0.2, 0.1, 0.05, 0.01, 0.003)),
     "adaptive ODE (bosh3)": _ode(solver=adaptive_ode, tolerances=(0.1, 0.005, 2e-4)),
     "DDIM, eta 1": _sde(solver=DDIM(eta=1.0)),
-    "SDE-DPM-Solver++ 2M": _sde(solver=DPMSolver(stochastic=True)),
+    "SDE-DPM-Solver++ 2M": _sde(solver=DPMSolver(eta=1.0)),
     "Heun with churn": _sde(solver=Heun(s_churn=20.0), evaluations=2, grids=EVEN_IN_LOG),
     "Analytic-DDIM": _sde(solver=AnalyticDPM(family="ddim")),
     "Analytic-DDPM": _sde(solver=AnalyticDPM()),

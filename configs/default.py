@@ -67,6 +67,7 @@ def get_config() -> ConfigDict:
     # rescaled_timestep, reversed_timestep, iddpm.
     denoiser.conditioning = "timestep_999"
     denoiser.num_timesteps = 1000  # length of the chain that a timestep counts
+    denoiser.sigma_data = 0.5  # edm: standard deviation of the data
     denoiser.energy = False  # use the gradient of the network's output; see models/energy.py
 
     config.loss = loss = ConfigDict()
@@ -130,9 +131,10 @@ def get_config() -> ConfigDict:
     sampling.final_step = placeholder(str)
     # Fixed steps:
     sampling.steps = placeholder(int)
-    # uniform, quadratic, log_snr, karras; for a chain also timesteps, ddim50, or 10,15,20
+    # uniform, quadratic, log_snr, karras, polyexponential, vp_time, iddpm; for a chain also
+    # timesteps, ddim50, or 10,15,20
     sampling.grid = placeholder(str)
-    sampling.rho = placeholder(float)  # karras
+    sampling.rho = placeholder(float)  # karras, polyexponential
     sampling.times = placeholder(tuple)  # from 1 down, instead of a grid
     # pc:
     # euler_maruyama, reverse_diffusion, probability_flow, ancestral, none
@@ -147,23 +149,30 @@ def get_config() -> ConfigDict:
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
     sampling.corrector_steps = placeholder(int)  # correctors: Langevin steps at each time
     sampling.norm_reduction = placeholder(str)  # langevin: per_sample, batch
-    # ddim:
-    sampling.eta = placeholder(float)  # 0 deterministic to 1 ancestral
+    # ddim, dpm_solver:
+    sampling.eta = placeholder(float)  # fresh noise, 0 deterministic to 1 ancestral
+    sampling.s_noise = placeholder(float)  # scale of the fresh noise
     # dpm_solver, unipc, deis, dpm_adaptive:
     sampling.order = placeholder(int)
     sampling.prediction = placeholder(str)  # x0 (DPM-Solver++), eps
     sampling.method = placeholder(str)  # dpm_solver: multistep, singlestep
-    sampling.stochastic = placeholder(bool)  # dpm_solver: the reverse SDE
+    # dpm_solver, singlestep: grid, by_order, log_snr
+    sampling.step_ends = placeholder(str)
+    sampling.noise_form = placeholder(str)  # dpm_solver: sde, ancestral, ancestral_stages
     sampling.variant = placeholder(str)  # unipc: bh2, bh1
     sampling.lower_order_final = placeholder(bool)  # dpm_solver, unipc
-    # heun:
+    # heun (also order, 1 or 2):
     sampling.stage = placeholder(float)  # 1 Heun, 0.5 midpoint, 2/3 Ralston
+    sampling.variable = placeholder(str)  # in which steps are straight: sigma, sigma2, vp_time
+    sampling.scaling = placeholder(str)  # of the state in which steps are straight: none, vp
+    sampling.final_euler = placeholder(bool)  # end with an Euler step to noise 0
     sampling.s_churn = placeholder(float)  # total fresh noise, S_churn of EDM
     sampling.churn_min = placeholder(
         float
     )  # noise levels sigma / alpha between which noise is added
     sampling.churn_max = placeholder(float)
     sampling.churn_noise = placeholder(float)  # scale of the fresh noise
+    sampling.churn_all_levels = placeholder(bool)  # also at the first and last, as published
     # analytic:
     sampling.family = placeholder(str)  # ddpm, ddim
     sampling.timestep_choice = placeholder(str)  # grid, optimal

@@ -190,6 +190,7 @@ def _denoiser_factory(
             parameterization=options.parameterization,
             conditioning=options.conditioning,
             num_timesteps=options.num_timesteps,
+            sigma_data=options.sigma_data,
         )
 
     return denoiser

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from data.datasets import RESIZES
-from denoising import CONDITIONINGS, PARAMETERIZATIONS
+from denoising import CONDITIONINGS, require_parameterization
 from errors import require_choice, require_in
 
 
@@ -52,6 +52,7 @@ class DenoiserOptions:
         parameterization: a name in PARAMETERIZATIONS.
         conditioning: a name in CONDITIONINGS.
         num_timesteps: number of timesteps that the conditionings with a timestep count.
+        sigma_data: standard deviation of the data, for parameterization "edm".
         energy: take the gradient of the network's output for its output (`models.energy`).
 
     Raises:
@@ -61,10 +62,11 @@ class DenoiserOptions:
     parameterization: str = "eps"
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
+    sigma_data: float = 0.5
     energy: bool = False
 
     def __post_init__(self) -> None:
-        require_choice("parameterization", self.parameterization, PARAMETERIZATIONS)
+        require_parameterization(self.parameterization, self.sigma_data)
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
         if self.energy and self.parameterization == "eps_learned_variance":

@@ -260,7 +260,7 @@ def draw_pc(indices, **options):
 
 def draw_table(indices, **options):
     denoiser = MIXTURE.denoiser(PROCESSES["vp"])
-    solver, shape = DPMSolver(stochastic=True), (len(indices), 8)
+    solver, shape = DPMSolver(eta=1.0), (len(indices), 8)
     schedule = Schedule(steps=20)
     return sample(
         KEY, denoiser, shape, solver=solver, schedule=schedule, indices=indices, **options

@@ -109,8 +109,8 @@ def test_error_to_the_flow_has_the_solvers_order(x64, truth, sde):
 
 STOCHASTIC = {
     "ddim": DDIM(eta=1.0),
-    "sde_dpm_solver++": DPMSolver(stochastic=True),
-    "sde_dpm_solver++_3_singlestep": DPMSolver(order=3, method="singlestep", stochastic=True),
+    "sde_dpm_solver++": DPMSolver(eta=1.0),
+    "sde_dpm_solver++_3_singlestep": DPMSolver(order=3, method="singlestep", eta=1.0),
     "heun": Heun(s_churn=20.0),
 }
 
