@@ -120,7 +120,7 @@ def _check_file(tree: Any, source: str, kind: str, *names: str) -> None:
 def _check_input(tree: Mapping[str, Any], template: Mapping[str, Any], source: str) -> None:
     """Raise FileError for an upsampler, whose input is x and another image beside it."""
     channels = template["input_conv"]["kernel"].shape[2]
-    if np.shape(tree.get(_INPUT))[1:2] == (2 * channels,):
+    if _INPUT in tree and np.shape(tree[_INPUT])[1:2] == (2 * channels,):
         raise FileError(
             f"{source}: it is an upsampler of guided-diffusion (SuperResModel), whose input is x "
             "and a small image beside it; upsamplers are not supported yet. Use the model of one "
