@@ -204,7 +204,7 @@ def _variants(tree: Any, candidate: Candidate) -> Iterator[tuple[str, Candidate]
     known = {field: getattr(network, field, None) for field in ("features", "num_groups")}
     features = [known["features"], int(wanted)] if wanted == int(wanted) > 0 else []
     for values in product(features, (known["num_groups"], *_GROUPS)):
-        changes = {
+        changes: dict[str, Any] = {
             field: value
             for (field, now), value in zip(known.items(), values, strict=True)
             if now is not None and now != value
