@@ -297,7 +297,11 @@ class Langevin(_Langevin):
 class AnnealedLangevin(_Langevin):
     """Annealed Langevin dynamics of NCSN (Song & Ermon 2019, arXiv:1907.05600, Algorithm 1).
 
-    The step size is h = 2 scale^2 (snr sigma(t))^2: it follows the noise level, not the score.
+    The step size is h = 2 scale^2 (snr sigma(t))^2: it follows the noise level, not the score. On a
+    chain, sigma(t) is the chain's own; the published code takes that of the continuous process.
+
+    Without a predictor, the published code returns the last state itself, whose noise is visible.
+    final_step="denoise" removes it by one more evaluation.
 
     Args:
         snr: signal-to-noise ratio.

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from denoising import Denoiser
 from numerics.arrays import Batch, fold_in_each, in_float64, normal_like
-from sampling import Keys, Plan, Project, Scalar, Step
+from sampling import Keys, Plan, Project, Step
 from sde_lib import SDE
 
 Row = Float[np.ndarray, "steps"]
@@ -173,11 +173,11 @@ class Predictor(Protocol):
 class Coefficients(NamedTuple):
     """A step: network's time, std of the score, predictor's weights, corrector's alpha, sigma."""
 
-    t: Array
-    std: Array
-    weights: Array
-    alpha: Array
-    sigma: Array
+    t: Any
+    std: Any
+    weights: Any
+    alpha: Any
+    sigma: Any
 
 
 @dataclass(frozen=True, kw_only=True)

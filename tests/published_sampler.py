@@ -1,4 +1,4 @@
-"""Song et al.'s sampler (arXiv:2011.13456), written from the paper and its code's behavior, in NumPy.
+"""Song et al.'s sampler (arXiv:2011.13456) in NumPy, from the paper and its code's behavior.
 
 N steps start at N even times from 1 to t_min. Each corrects at its time, then predicts with the
 coefficients of the timestep below its time; the mean of the last prediction is the sample.

@@ -23,7 +23,7 @@ from experiment.configurations import known_configurations
 from experiment.resolve import resolve
 from numerics.arrays import fold_in_each, normal_like, sample_keys
 from sampling import sample
-from sde_lib import CosineVPSDE, DiscreteVPSDE, LinearPathSDE, SubVPSDE, VESDE, VPSDE
+from sde_lib import VESDE, VPSDE, CosineVPSDE, DiscreteVPSDE, LinearPathSDE, SubVPSDE
 from solvers.predictor_corrector import (
     Ancestral,
     EulerMaruyama,
@@ -235,5 +235,7 @@ def test_what_the_published_code_does_not_have_is_refused(make, message):
 def test_final_step_of_the_command_line_is_refused_by_its_name():
     fields = {"sampling.discretization": "published", "sampling.final_step": "denoise"}
     fields |= {"sampling.steps": COUNT - 1}
-    with pytest.raises(ConfigError, match=r"config\.sampling\.final_step='denoise' does not follow"):
+    with pytest.raises(
+        ConfigError, match=r"config\.sampling\.final_step='denoise' does not follow"
+    ):
         build(configuration(TINY | fields | {"sampling.grid": None}), overrides=frozenset(fields))
