@@ -3,6 +3,9 @@
 Variants have the names of the published files without the data set. The deep networks exist in
 continuous time only, and have no suffix `_continuous`. Where a published file is broken, the header
 of the configuration describes the repair.
+
+Sampling takes exact transitions and denoises at the end. To sample as the published code does, add
+`--config.sampling.discretization=published`.
 """
 
 from collections.abc import Iterable

@@ -166,9 +166,9 @@ def _learned_fraction(prediction: Prediction) -> Batch:
 class MeanGuidedDenoising:
     """The last step of ADM's guided sampler: x0 plus the gradient times a variance, without noise.
 
-    That step ends at the data, where the variance of its posterior is 0. As published, the variance
-    of the step before stands for it, with "large" too. "learned" interpolates between that and
-    sigma(t)^2, which is the variance that the step from the data to t adds.
+    That step ends at the data, where the variance of its posterior is 0: with "small" the gradient
+    does not act. With "large", as published, it is the posterior variance of the step before.
+    "learned" interpolates between that and sigma(t)^2, the noise that the forward step to t adds.
 
     Args:
         variance: "small", "large" or "learned", as in `Ancestral`.
@@ -182,15 +182,18 @@ class MeanGuidedDenoising:
         prediction = denoiser.predict(x, t)
         if prediction.gradient is None:
             return prediction.x0
+        alpha, sigma = denoiser.coefficients(x, t)
+        # The prediction has already moved x0 by sigma^2 / alpha times the gradient.
+        unguided = prediction.x0 - sigma**2 / alpha * prediction.gradient
+        if self.variance == "small":
+            return unguided
         sde, before = denoiser.sde, jnp.asarray(self.before, x.dtype)
         _, added = sde.transition(t, before)
         log_std = jnp.log(added) + sde.log_sigma(t) - sde.log_sigma(before)
         if self.variance == "learned":
             fraction = _learned_fraction(prediction)
             log_std = (1 - fraction) * log_std + fraction * sde.log_sigma(t)
-        alpha, sigma = denoiser.coefficients(x, t)
-        # The prediction has already moved x0 by sigma^2 / alpha times the gradient.
-        return prediction.x0 + (jnp.exp(2 * log_std) - sigma**2 / alpha) * prediction.gradient
+        return unguided + jnp.exp(2 * log_std) * prediction.gradient
 
 
 def _check_corrector(snr: float, corrector_steps: int) -> None:
@@ -294,7 +297,11 @@ class Langevin(_Langevin):
 class AnnealedLangevin(_Langevin):
     """Annealed Langevin dynamics of NCSN (Song & Ermon 2019, arXiv:1907.05600, Algorithm 1).
 
-    The step size is h = 2 scale^2 (snr sigma(t))^2: it follows the noise level, not the score.
+    The step size is h = 2 scale^2 (snr sigma(t))^2: it follows the noise level, not the score. On a
+    chain, sigma(t) is the chain's own; the published code takes that of the continuous process.
+
+    Without a predictor, the published code returns the last state itself, whose noise is visible.
+    final_step="denoise" removes it by one more evaluation.
 
     Args:
         snr: signal-to-noise ratio.

@@ -15,14 +15,14 @@ t (N - 1), with the noise level of timestep i; SMLD's at the nearest timestep.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from denoising import Denoiser
 from numerics.arrays import Batch, fold_in_each, in_float64, normal_like
-from sampling import Keys, Plan, Project, Scalar, Step
+from sampling import Keys, Plan, Project, Step
 from sde_lib import SDE
 
 Row = Float[np.ndarray, "steps"]
@@ -144,6 +144,7 @@ def _integral(times: np.ndarray, knots: np.ndarray, values: np.ndarray) -> np.nd
     return areas[below] + (times - knots[below]) * middle
 
 
+@runtime_checkable
 class Corrector(Protocol):
     """Langevin steps with a score at one time."""
 
@@ -160,11 +161,9 @@ class Corrector(Protocol):
     ) -> Step: ...
 
 
+@runtime_checkable
 class Predictor(Protocol):
-    """A step whose discretization follows from the tables."""
-
-    @property
-    def evaluations(self) -> int: ...
+    """A step of one evaluation, whose discretization follows from the tables."""
 
     def published(self, tables: Tables) -> tuple[Row, Row, Row]:
         """Return the weights of x, score and noise, of each step."""
@@ -174,23 +173,28 @@ class Predictor(Protocol):
 class Coefficients(NamedTuple):
     """A step: network's time, std of the score, predictor's weights, corrector's alpha, sigma."""
 
-    t: Array
-    std: Array
-    weights: Array
-    alpha: Array
-    sigma: Array
+    t: Any
+    std: Any
+    weights: Any
+    alpha: Any
+    sigma: Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedStep:
-    """Corrects at t, then predicts, each linear in x, score and noise."""
+    """Corrects at t, then predicts; the step has the weights of x, score and noise.
+
+    Args:
+        corrector: Langevin steps; None for no step.
+        predicts: whether there is a predictor.
+    """
 
     corrector: Corrector | None
-    predictor: Predictor | None
+    predicts: bool
 
     @property
     def evaluations(self) -> int:
-        return sum(part.evaluations for part in (self.corrector, self.predictor) if part)
+        return self.predicts + (0 if self.corrector is None else self.corrector.evaluations)
 
     def start(self, x: Batch) -> Step:
         return Step(x, x)
@@ -204,7 +208,7 @@ class PublishedStep:
         if self.corrector is not None:
             noise_keys = fold_in_each(keys, 0)
             state = self.corrector.correct(noise_keys, score, state, step.alpha, step.sigma)
-        if self.predictor is None:
+        if not self.predicts:
             return Step(state.x, state.x)  # without a predictor, no noise is removed
         if self.corrector is not None:
             state = project(fold_in_each(keys, 2), state, step.t)
@@ -213,14 +217,23 @@ class PublishedStep:
         return Step(mean + of_noise * normal_like(fold_in_each(keys, 1), mean), mean)
 
 
-def published_plan(
-    predictor: Predictor | None, corrector: Corrector | None, sde: SDE, times: np.ndarray
-) -> Plan:
+def published_plan(predictor: Any, corrector: Any, sde: SDE, times: np.ndarray) -> Plan:
     """Plan one step per time; the last step's mean is the sample.
+
+    Args:
+        predictor: a `Predictor`, or None for no step.
+        corrector: a `Corrector`, or None for no step.
+        sde: the process.
+        times: the times at which steps start.
 
     Raises:
         ValueError: for uneven times, or a method that the published code does not have.
     """
+    for part, kind in ((predictor, Predictor), (corrector, Corrector)):
+        if part is not None and not isinstance(part, kind):
+            raise ValueError(
+                f"discretization='published' does not exist for {type(part).__name__}; choose exact"
+            )
     coefficients = tables(sde, times)
     if corrector is not None:
         require_table(coefficients, "correctors")
@@ -233,7 +246,7 @@ def published_plan(
         alpha=coefficients.a**2,
         sigma=coefficients.sigma,
     )
-    function = PublishedStep(corrector=corrector, predictor=predictor)
+    function = PublishedStep(corrector=corrector, predicts=predictor is not None)
     return Plan(function, steps, np.append(times, times[-1]), denoise=None)
 
 
