@@ -206,7 +206,7 @@ ENTRIES = {
     "DDIM, eta 1": _sde(solver=DDIM(eta=1.0)),
     "SDE-DPM-Solver++ 2M": _sde(solver=DPMSolver(eta=1.0)),
     "Heun with churn": _sde(solver=Heun(s_churn=20.0), evaluations=2, grids=EVEN_IN_LOG),
-    "Analytic-DDIM": _sde(solver=AnalyticDPM(family="ddim")),
+    "Analytic-DDIM": _sde(solver=AnalyticDPM(eta=0.0)),
     "Analytic-DDPM": _sde(solver=AnalyticDPM()),
     "ancestral, large": _sde(solver=_pc(Ancestral(variance="large")), grids=QUADRATIC),
     "Euler-Maruyama": _sde(solver=_pc(EulerMaruyama())),

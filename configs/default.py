@@ -149,9 +149,9 @@ def get_config() -> ConfigDict:
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
     sampling.corrector_steps = placeholder(int)  # correctors: Langevin steps at each time
     sampling.norm_reduction = placeholder(str)  # langevin: per_sample, batch
-    # ddim, dpm_solver:
-    sampling.eta = placeholder(float)  # fresh noise, 0 deterministic to 1 ancestral
-    sampling.s_noise = placeholder(float)  # scale of the fresh noise
+    # ddim, dpm_solver, analytic:
+    sampling.eta = placeholder(float)  # fresh noise, 0 (DDIM) to 1 (ancestral)
+    sampling.s_noise = placeholder(float)  # ddim, dpm_solver: scale of the fresh noise
     # dpm_solver, unipc, deis, dpm_adaptive:
     sampling.order = placeholder(int)
     sampling.prediction = placeholder(str)  # x0 (DPM-Solver++), eps
@@ -174,7 +174,6 @@ def get_config() -> ConfigDict:
     sampling.churn_noise = placeholder(float)  # scale of the fresh noise
     sampling.churn_all_levels = placeholder(bool)  # also at the first and last, as published
     # analytic:
-    sampling.family = placeholder(str)  # ddpm, ddim
     sampling.timestep_choice = placeholder(str)  # grid, optimal
     sampling.clip_last_std = placeholder(float)  # bound on the noise of the last step
     sampling.clip_x0_range = placeholder(float)  # half the width of the data's range
