@@ -136,7 +136,7 @@ def test_loop_runs_the_whole_grid_from_the_prior(sde, grid):
 
 def test_every_step_and_sample_draws_fresh_noise():
     denoiser = Denoiser(sde=PROCESSES["vp"], network=idle)
-    schedule = Schedule(steps=50, final_step="none")
+    schedule = Schedule(steps=50, final_step="mean")
     samples = sample(KEY, denoiser, (100, 8), solver=AddsTimes(), schedule=schedule)
     added = np.asarray(samples.x - prior_of(PROCESSES["vp"], 100, 8))
     # 50 independent steps of variance 1; repeated noise would give up to 2500

@@ -223,7 +223,7 @@ def planned(sde, schedule=Schedule(steps=COUNT - 1), **parts):
                 solver=published(predictor=EulerMaruyama()),
                 steps=COUNT,
             ),
-            "final_step='denoise' does not follow discretization='published'",
+            "final_step='denoise' has nothing to remove",
         ),
     ],
 )
@@ -236,6 +236,6 @@ def test_final_step_of_the_command_line_is_refused_by_its_name():
     fields = {"sampling.discretization": "published", "sampling.final_step": "denoise"}
     fields |= {"sampling.steps": COUNT - 1}
     with pytest.raises(
-        ConfigError, match=r"config\.sampling\.final_step='denoise' does not follow"
+        ConfigError, match=r"config\.sampling\.final_step='denoise' has nothing to remove"
     ):
         build(configuration(TINY | fields | {"sampling.grid": None}), overrides=frozenset(fields))
