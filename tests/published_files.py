@@ -1,10 +1,15 @@
-"""Small files of other projects, as their software writes them, and wrong ones."""
+"""Small files of other projects, as their software writes them, and wrong ones.
+
+At the end, the weights and images that the generators of the fixtures drew too, for files that hold
+names alone.
+"""
 
 import io
 import json
 import pickle
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import msgpack
@@ -85,3 +90,32 @@ TENSORS = safetensors(
 def packed(array, name=None, code=1):
     parts = (array.shape, name or array.dtype.name, array.tobytes())
     return msgpack.ExtType(code, msgpack.packb(parts))
+
+
+SIZE, TIMES = 8, np.array([0.25, 0.5], np.float32)
+TOLERANCE = 1e-5  # of the largest number
+LABEL = np.array([249.75, 499.5], np.float32)  # timesteps of OpenAI
+
+
+def drawn(shapes):
+    """Weights for names and shapes; the fixtures' generator had the same function."""
+    return {name: _drawn(name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def _drawn(name, shape):
+    u = np.random.default_rng(zlib.crc32(name.encode())).uniform(-1.0, 1.0, shape)
+    if name.endswith("resample_filter"):
+        taps = np.array([1.0, 3.0, 3.0, 1.0] if shape[-1] == 4 else [1.0, 1.0])
+        u = (np.outer(taps, taps) / taps.sum() ** 2)[None, None]
+    elif len(shape) > 1:
+        u = u * np.sqrt(3.0 / np.prod(shape[1:]))
+    elif name.endswith(".weight") and "time_proj" not in name:
+        u = 1.0 + 0.5 * u
+    elif name.endswith(".bias"):
+        u = 0.5 * u
+    return u.astype(np.float32)
+
+
+def images():
+    shape = (2, SIZE, SIZE, 3)
+    return np.random.default_rng(SIZE).uniform(-1.0, 1.0, shape).astype(np.float32)

@@ -94,7 +94,7 @@ def test_all_misfits_are_told_at_once():
 
 def test_long_lists_of_misfits_are_shortened():
     tensors = THEIRS | {f"more.{i}": np.ones(1) for i in range(30)}
-    with pytest.raises(ValueError, match=r"30 surplus: more.0 \(1,\), .* and 26 more"):
+    with pytest.raises(ValueError, match=r"30 surplus: more.0 \(1,\), .* and 28 more"):
         mapping.translate(RULES, TEMPLATE, tensors)
 
 
