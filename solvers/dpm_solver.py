@@ -174,7 +174,7 @@ class DPMSolver:
             ]
             return times, [tuple((part[:-1] - part[0]) / (part[-1] - part[0])) for part in parts]
         if self.step_ends == "log_snr":
-            even = np.linspace(*at.half_log_snr[[0, -1]], len(orders) + 1)
+            even = np.linspace(at.half_log_snr[0], at.half_log_snr[-1], len(orders) + 1)
             inner = in_float64(sde.time_of_log_snr, 2 * even[1:-1])
             times = np.concatenate([times[:1], inner, times[-1:]])
             at = coefficients_at(sde, times)
