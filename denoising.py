@@ -15,9 +15,13 @@ and `score` only. They do not depend on what the network was trained to output.
     scaled_score          sigma times the score = -eps   2 x - 1    VE of Song et al., NCSNv2
     score_centered_input  the score                      2 x - 1    NCSN
     edm                   (x0 - c_skip y) / c_out        c_in y     Karras et al., arXiv:2206.00364
+    iddpm                 eps and a variance's channels  x / size   the same, for ADM's network
 
-For edm, y = x / alpha has noise s = sigma / alpha, and with the data's sigma_d = 0.5,
+For edm, y = x / alpha has noise s = sigma / alpha, and with the data's deviation sigma_d, 0.5,
 c_skip = sigma_d^2 / (s^2 + sigma_d^2), c_out = s sigma_d c_in, c_in = 1 / sqrt(s^2 + sigma_d^2).
+
+For iddpm, size = sqrt(alpha^2 + sigma^2). It presents x_t of any process to a network of DDPM's
+chain, for which the size is 1. The variance is that of a step of the chain, and is not used.
 """
 
 import dataclasses
@@ -28,12 +32,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, pytree
-from sde_lib import SDE, Time, reverse_drift
+from sde_lib import BETAS, SDE, Time, reverse_drift
 
 Coefficient = Float[Array, "..."]
 Network = Callable[..., Batch]  # of (input, condition), and of labels if the denoiser has labels
@@ -81,20 +86,21 @@ def _from_velocity(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction
     return Prediction((x - sigma * h) / (alpha + sigma), (x + alpha * h) / (alpha + sigma))
 
 
-EDM_DATA_STD = 0.5  # sigma_d, the standard deviation of images in [-1, 1]
-
-
-def _from_edm(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction:
+def _from_edm(x: Batch, alpha: Batch, sigma: Batch, h: Batch, sigma_data: float) -> Prediction:
     y, s = x / alpha, sigma / alpha
-    gain = _edm_gain(s)
-    x0 = (EDM_DATA_STD * gain) ** 2 * y + s * EDM_DATA_STD * gain * h
+    gain = _edm_gain(s, sigma_data)
+    x0 = (sigma_data * gain) ** 2 * y + s * sigma_data * gain * h
     # (y - x0) / s without its cancellation at small s.
-    return Prediction(x0, s * gain**2 * y - EDM_DATA_STD * gain * h)
+    return Prediction(x0, s * gain**2 * y - sigma_data * gain * h)
 
 
-def _edm_gain(s: Batch) -> Batch:
+def _edm_input(x: Batch, alpha: Batch, sigma: Batch, sigma_data: float) -> Batch:
+    return _edm_gain(sigma / alpha, sigma_data) * x / alpha
+
+
+def _edm_gain(s: Batch, sigma_data: float) -> Batch:
     """Return c_in, which scales y to unit variance."""
-    return jax.lax.rsqrt(s**2 + EDM_DATA_STD**2)
+    return jax.lax.rsqrt(s**2 + sigma_data**2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +111,13 @@ class Parameterization:
         predict: the map (x, alpha, sigma, output) -> Prediction.
         channels: channels of the output per channel of x.
         input: the map (x, alpha, sigma) -> input of the network.
+        uses_sigma_data: whether both maps have a last argument, the data's standard deviation.
     """
 
-    predict: Callable[[Batch, Batch, Batch, Batch], Prediction]
+    predict: Callable[..., Prediction]
     channels: int = 1
-    input: Callable[[Batch, Batch, Batch], Batch] = lambda x, alpha, sigma: x
+    input: Callable[..., Batch] = lambda x, alpha, sigma: x
+    uses_sigma_data: bool = False
 
 
 def _center(x: Batch, alpha: Batch, sigma: Batch) -> Batch:
@@ -130,8 +138,36 @@ PARAMETERIZATIONS = {
     "score_centered_input": Parameterization(
         predict=lambda x, a, s, h: _from_eps(x, a, s, -s * h), input=_center
     ),
-    "edm": Parameterization(predict=_from_edm, input=lambda x, a, s: _edm_gain(s / a) * x / a),
+    "edm": Parameterization(predict=_from_edm, input=_edm_input, uses_sigma_data=True),
+    "iddpm": Parameterization(
+        predict=lambda x, a, s, h: _from_eps(x, a, s, jnp.split(h, 2, axis=-1)[0]),
+        channels=2,
+        input=lambda x, a, s: x / jnp.hypot(a, s),
+    ),
 }
+
+
+def require_parameterization(name: str, sigma_data: float) -> None:
+    """Raise ValueError for an unknown parameterization, or a sigma_data that it cannot use."""
+    require_choice("parameterization", name, PARAMETERIZATIONS)
+    require_in("sigma_data", sigma_data, "(0, inf)")
+    users = [name for name, row in PARAMETERIZATIONS.items() if row.uses_sigma_data]
+    if sigma_data != 0.5 and name not in users:
+        raise ValueError(
+            f"sigma_data={sigma_data} is used with parameterization={' or '.join(users)}, not with "
+            f"{name!r}; leave it out"
+        )
+
+
+def _nearest_timestep(sde: SDE, t: Time, n: int) -> Time:
+    """Return the timestep 0 .. n - 1 of the cosine chain whose sigma / alpha is nearest to t's.
+
+    Karras et al. 2022, arXiv:2206.00364, Table 1, "iDDPM".
+    """
+    levels = np.sqrt(np.expm1(-np.cumsum(np.log1p(-BETAS["cosine"](n)))))
+    middles = jnp.asarray((levels[1:] + levels[:-1]) / 2, t.dtype)
+    return jnp.searchsorted(middles, jnp.exp(sde.log_snr(t) / -2)).astype(t.dtype)
+
 
 # The network's time input, from the process, t in [0, 1] and n = num_timesteps.
 CONDITIONINGS: dict[str, Callable[[SDE, Time, int], Time]] = {
@@ -147,6 +183,7 @@ CONDITIONINGS: dict[str, Callable[[SDE, Time, int], Time]] = {
     "log_snr": lambda sde, t, n: sde.log_snr(t),
     # EDM's log(sigma / alpha) / 4.
     "edm": lambda sde, t, n: -sde.log_snr(t) / 8,
+    "iddpm": _nearest_timestep,
 }
 
 
@@ -219,7 +256,7 @@ class Guidance(Protocol):
         ...
 
 
-@pytree(static=("parameterization", "conditioning", "num_timesteps", "clipping"))
+@pytree(static=("parameterization", "conditioning", "num_timesteps", "sigma_data", "clipping"))
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """A network that predicts data and noise from noisy data at every noise level.
@@ -234,12 +271,14 @@ class Denoiser:
         parameterization: a name in PARAMETERIZATIONS.
         conditioning: a name in CONDITIONINGS.
         num_timesteps: length of the chain whose timesteps some conditionings count.
+        sigma_data: standard deviation of the data, for parameterization "edm". EDM takes 0.5 for
+            images in [-1, 1].
         clipping: applied to the predicted x0; eps and the score are changed to match. Each
             guidance receives the clipped prediction, and may clip the guided one.
         guidances: changes of the predictions, applied in order.
 
     Raises:
-        ValueError: for an unknown name, or fewer than two timesteps.
+        ValueError: for an unknown name, fewer than two timesteps, or a sigma_data that is not used.
     """
 
     sde: SDE
@@ -248,11 +287,12 @@ class Denoiser:
     parameterization: str = "eps"
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
+    sigma_data: float = 0.5
     clipping: Clipping = Clipping()
     guidances: tuple[Guidance, ...] = ()
 
     def __post_init__(self) -> None:
-        require_choice("parameterization", self.parameterization, PARAMETERIZATIONS)
+        require_parameterization(self.parameterization, self.sigma_data)
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
         if callable(self.network) and not isinstance(self.network, Partial):
@@ -293,7 +333,8 @@ class Denoiser:
         condition = CONDITIONINGS[self.conditioning](self.sde, t, self.num_timesteps)
         alpha, sigma = self.coefficients(x, t)
         labels = () if self.labels is None else (self.labels,)
-        output = self.network(parameterization.input(x, alpha, sigma), condition, *labels)
+        extra = (self.sigma_data,) if parameterization.uses_sigma_data else ()
+        output = self.network(parameterization.input(x, alpha, sigma, *extra), condition, *labels)
         expected = (*x.shape[:-1], parameterization.channels * x.shape[-1])
         if output.shape != expected:
             raise ValueError(
@@ -301,7 +342,7 @@ class Denoiser:
                 f"{expected}, not {output.shape}; use eps_learned_variance for a network with "
                 "learned_variance, and only for such a network"
             )
-        return parameterization.predict(x, alpha, sigma, output)
+        return parameterization.predict(x, alpha, sigma, output, *extra)
 
     def clipped(self, prediction: Prediction, x: Batch, t: Time | float) -> Prediction:
         """Return the prediction of x_t with x0 clipped and eps changed to match."""

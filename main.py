@@ -48,6 +48,9 @@ MODES = {
     "compare": Mode("compare"),
     "moments": Mode("moments", flags=("checkpoint",)),
     "import": Mode("import_checkpoint", flags=("source", "attention_order"), required=("source",)),
+    "import_classifier": Mode(
+        "import_classifier", flags=("source", "attention_order"), required=("source",)
+    ),
     "export": Mode("export_checkpoint", flags=("target", "checkpoint"), required=("target",)),
 }
 
@@ -58,12 +61,13 @@ _CACHE = flags.DEFINE_boolean(
     "compilation_cache", True, "Keep compiled programs in the user's cache folder."
 )
 flags.DEFINE_integer("checkpoint", None, "sample, moments, export: step; by default the latest.")
-flags.DEFINE_string("source", None, "import: a published checkpoint, file or folder.")
+flags.DEFINE_string("source", None, "import, import_classifier: a published file or folder.")
 flags.DEFINE_enum(
     "attention_order",
     "legacy",
     ["legacy", "new"],
-    "import: how a file of OpenAI orders query, key and value; new for 64x64_diffusion.pt.",
+    "import, import_classifier: how a file of OpenAI orders query, key and value; new for "
+    "64x64_diffusion.pt alone.",
 )
 flags.DEFINE_string("target", None, "export: the .pth to write. stats: the .npz to write.")
 flags.DEFINE_integer("num_samples", 64, "sample: number of images.")

@@ -4,9 +4,12 @@ Training continues from the latest good checkpoint. Data order and randomness ar
 step, so the result equals that of a run that never stopped.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -19,12 +22,12 @@ from evaluation.evaluate import evaluate as evaluate_checkpoint
 from evaluation.evaluate import extractors_of
 from evaluation.features import make_extractors
 from evaluation.protocol import samples_protocol
-from experiment.build import build_network
+from experiment.build import abstract_params, build_network
 from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
 from experiment.sampler import unconditioned
 from files.pictures import image_grid, write_gif, write_png, write_png_folder
-from files.writing import make_folder, write_json, write_npz
+from files.writing import write_json, write_npz
 from jobs.moments import measure_moments
 from jobs.plan import describe
 from jobs.restore import load_checkpoint, load_moments, restore_state
@@ -35,6 +38,7 @@ from jobs.workdir import Workdir
 from published import exchange, score_sde
 from published.exchange import Candidate
 from training.checkpoints import Checkpoints
+from training.step import TrainState
 
 _ANIMATED = 100  # images that an animation shows
 _FRAMES = 40  # snapshots of an animation
@@ -227,23 +231,18 @@ def import_checkpoint(
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
     """
-    checkpoints = Checkpoints(workdir.checkpoints)
-    if checkpoints.steps() or workdir.metrics.exists():
+    if Checkpoints(workdir.checkpoints).steps() or workdir.metrics.exists():
         raise WorkdirError(
             f"--workdir={workdir.path} holds a run already; give a new folder to import to"
         )
     trainer, model = experiment.trainer, experiment.model
-    template = trainer.abstract_state().params
+    template = partial(abstract_params, shape=experiment.data.shape)
     candidate = Candidate(model.name, model.network, experiment.data.shape[0], template)
-    project, imported = exchange.import_state(source, candidate, _candidates(), attention_order)
+    project, imported = exchange.import_state(
+        source, candidate, _candidates("model"), attention_order
+    )
     state = trainer.state_from_params(imported.params, imported.ema_params, imported.step)
-    make_folder(workdir.path)
-    try:
-        checkpoints.save(imported.step, state, experiment.config)
-        checkpoints.wait()
-    finally:
-        checkpoints.close()
-    workdir.save_config(experiment.config)  # last: until then, the same command starts again
+    _save_first(workdir, state, experiment.config)
     # No file says what its network's output means; a wrong guess would make wrong samples.
     print(
         f"imported step {imported.step} of {project} from {source} to {workdir.path}, "
@@ -253,10 +252,60 @@ def import_checkpoint(
     )
 
 
-def _candidates() -> Iterator[Candidate]:
+def import_classifier(
+    experiment: Experiment, workdir: Workdir, *, source: Path, attention_order: str = "legacy"
+) -> None:
+    """Make a published classifier of noisy images that of the run, as if it was trained here.
+
+    `attention_order` as in `import_checkpoint`.
+
+    Raises:
+        ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
+    """
+    workdir.check(experiment.config, training=False)
+    folder, model = workdir.classifier, experiment.classifier
+    if Checkpoints(folder.checkpoints).steps() or folder.metrics.exists():
+        raise WorkdirError(
+            f"{folder.path} holds a classifier already; remove that folder, or give another "
+            "--workdir"
+        )
+    model.check(experiment.data)
+    template = partial(abstract_params, shape=experiment.data.shape)
+    candidate = Candidate("classifier", model.network, experiment.data.shape[0], template)
+    project, params = exchange.import_classifier(
+        source, candidate, _candidates("classifier"), attention_order
+    )
+    averages = copy.deepcopy(params)  # no memory is shared, since a step may overwrite either
+    _save_first(folder, model.trainer.state_from_params(params, averages, 0), experiment.config)
+    print(
+        f"imported the classifier of {project} from {source} to {folder.path}, interpreting the "
+        f"time input as {model.options.conditioning}; next: --mode=sample with the same --workdir "
+        "and --config.guidance.name=classifier"
+    )
+
+
+def _save_first(workdir: Workdir, state: TrainState, config: dict[str, Any]) -> None:
+    """Save the first checkpoint of a run, and then its configuration.
+
+    Raises:
+        WorkdirError: if another process works in the folder, or has just filled it.
+    """
+    checkpoints = Checkpoints(workdir.checkpoints)
+    with workdir.locked():
+        if checkpoints.steps():
+            raise WorkdirError(f"{workdir.path} holds a run already; give a new folder")
+        try:
+            checkpoints.save(int(state.step), state, config)
+            checkpoints.wait()
+        finally:
+            checkpoints.close()
+        workdir.save_config(config)  # last: until then, the same command starts again
+
+
+def _candidates(section: str) -> Iterator[Candidate]:
     for name, config in known_configurations():
         with suppress(ConfigError):  # in a user's own file, which nobody asked for
-            yield Candidate(name, *build_network(config))
+            yield Candidate(name, *build_network(config, section))
 
 
 def export_checkpoint(

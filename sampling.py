@@ -93,6 +93,11 @@ class StepFunction(Protocol):
         ...
 
 
+def predict_x0(denoiser: Denoiser, x: Batch, t: Scalar) -> Batch:
+    """Return Tweedie's estimate of x0 from the state at t."""
+    return denoiser.predict(x, t).x0
+
+
 class Plan(NamedTuple):
     """A solver's work along a grid.
 
@@ -100,16 +105,27 @@ class Plan(NamedTuple):
         function: applies a step.
         steps: a pytree of arrays, whose leading axis counts the steps.
         times: the time before each step, then the final time.
+        denoise: (denoiser, state, final time) -> samples, for final_step="denoise"; a hashable
+            function of one network evaluation. None if the last step removes the noise itself.
     """
 
     function: StepFunction
     steps: Any
     times: np.ndarray
+    denoise: Callable[[Denoiser, Batch, Scalar], Batch] | None = predict_x0
 
     @property
     def evaluations(self) -> int:
         """Network evaluations of all steps."""
         return (len(self.times) - 1) * self.function.evaluations
+
+    def require_final_step(self, name: str) -> None:
+        """Raise ValueError if the final step `name` would denoise samples without noise."""
+        if name == "denoise" and self.denoise is None:
+            raise ValueError(
+                "final_step='denoise' has nothing to remove, because the last step of this solver "
+                "removes the noise itself; choose mean"
+            )
 
 
 @runtime_checkable
@@ -210,8 +226,10 @@ def run(
     """Run a plan from the states x, sample k with the noise of `keys[k]`; the rest as in `sample`.
 
     Raises:
+        ValueError: if the final step does not suit the plan.
         SamplingError: if a sample becomes NaN or infinite.
     """
+    plan.require_final_step(final_step)
     count = len(plan.times) - 1
     marks = _marks(plan.times, frames)
     # Padded, so that one program serves any number of steps.
@@ -232,8 +250,7 @@ def run(
             progress(last, count)
         if last in marks and last != count:
             snapshots[last] = np.asarray(progressed.state.x)
-    t = jnp.asarray(plan.times[-1], x.dtype)
-    x, extra = _finish(denoiser, projection, progressed.state, t, final_step)
+    x, extra = _finish(denoiser, projection, progressed.state, plan, final_step)
     if not jnp.isfinite(x).all():
         raise SamplingError("the last evaluation, which denoises the samples, is NaN or infinite")
     nfe = (plan.evaluations + extra) * denoiser.evaluations
@@ -334,19 +351,19 @@ def _require_finite(failed_at: Int[Array, "batch"], times: np.ndarray) -> None:
 
 
 def _finish(
-    denoiser: Denoiser, projection: Projection | None, state: Any, t: Scalar, final_step: str
+    denoiser: Denoiser, projection: Projection | None, state: Any, plan: Plan, final_step: str
 ) -> tuple[Batch, int]:
     x = state.mean if final_step == "mean" else state.x
     if final_step == "denoise":
-        x = _denoise(denoiser, x, t)
+        x = _denoise(denoiser, x, jnp.asarray(plan.times[-1], x.dtype), plan.denoise)
     if projection is not None:
         x = _project_final(projection, x)
     return x, int(final_step == "denoise")
 
 
-@jax.jit
-def _denoise(denoiser: Denoiser, x: Batch, t: Scalar) -> Batch:
-    return denoiser.predict(x, t).x0
+@partial(jax.jit, static_argnames="denoise")
+def _denoise(denoiser: Denoiser, x: Batch, t: Scalar, denoise: Any) -> Batch:
+    return denoise(denoiser, x, t)
 
 
 @jax.jit

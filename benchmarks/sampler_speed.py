@@ -104,7 +104,7 @@ def ours(name: str) -> tuple[Calls, dict]:
         "dpm_solver++": DPMSolver(),
         "pc": PredictorCorrector(predictor=EulerMaruyama()),
     }
-    key, schedule = jax.random.key(1), Schedule(steps=STEPS)
+    key, schedule = jax.random.key(1), Schedule(steps=STEPS, final_step="mean")
 
     def network() -> None:
         jax.block_until_ready([bare(denoiser.network, x, cond) for _ in range(STEPS)])
@@ -237,7 +237,7 @@ def compile_seconds(connection, steps: int) -> None:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     solver = PredictorCorrector(predictor=EulerMaruyama(), corrector=Langevin())
-    schedule = Schedule(steps=steps)
+    schedule = Schedule(steps=steps, final_step="mean")
     start = time.perf_counter()
     samples = sampling.sample(
         jax.random.key(1), denoiser, x.shape, solver=solver, schedule=schedule

@@ -3,6 +3,9 @@
 Variants have the names of the published files without the data set. The deep networks exist in
 continuous time only, and have no suffix `_continuous`. Where a published file is broken, the header
 of the configuration describes the repair.
+
+Sampling takes exact transitions and denoises at the end. To sample as the published code does, add
+`--config.sampling.discretization=published`.
 """
 
 from collections.abc import Iterable
@@ -76,20 +79,35 @@ def vp(config: ConfigDict, *, name: str = "vp", predictor: str = "euler_maruyama
     config.data.centered = True
     config.ema.rate = 0.9999
     config.sampling.predictor = predictor
-    config.sampling.steps = 1000
+    _end(config, evaluations=1000)
+
+
+def _end(config: ConfigDict, *, evaluations: int) -> None:
+    """Set the steps to t_min and the denoising there.
+
+    The published sampler takes this many steps, of which the last starts at t_min, and returns its
+    mean: it removes the noise. Denoising at t_min costs the same and removes all of it.
+    """
+    config.sampling.steps = evaluations - 1
+    config.sampling.final_step = "denoise"
 
 
 def vp_discrete(config: ConfigDict, *, predictor: str = "ancestral") -> None:
     """Set DDPM's chain of 1000 timesteps and its simple loss, sampled at every timestep."""
     vp(config, name="ddpm", predictor=predictor)
     config.loss.time_distribution = "timesteps"
-    config.sampling.grid = "timesteps"
-    config.sampling.final_step = "denoise"
+    _all_timesteps(config, 1000)
     config.sampling.variance = "large"
     config.discrete_bound.variance = "large"
     config.discrete_bound.clip = "range"
     # Song et al. computed bits/dim with the continuous SDE, as `vp` does; see DiscreteVPSDE.
     config.eval.metrics = ("loss", "discrete_bound", "frechet")
+
+
+def _all_timesteps(config: ConfigDict, num_timesteps: int) -> None:
+    """Set the steps along all timesteps of a chain; `_end` has set the denoising at the first."""
+    config.sampling.grid = "timesteps"
+    config.sampling.steps = num_timesteps
 
 
 def ve(
@@ -109,7 +127,7 @@ def ve(
     config.sampling.predictor = "reverse_diffusion"
     config.sampling.corrector = "langevin"
     config.sampling.snr = snr
-    config.sampling.steps = steps
+    _end(config, evaluations=steps)
 
 
 def ve_discrete(
@@ -122,13 +140,14 @@ def ve_discrete(
 ) -> None:
     """Set SMLD's noise levels, whose index is the network's input; there is no likelihood."""
     ve(config, sigma_max=sigma_max, snr=snr, steps=num_timesteps, ema=ema)
+    config.sde.name = "smld"
+    config.sde.num_timesteps = num_timesteps
     config.model.embedding = "positional"
     config.denoiser.conditioning = "reversed_timestep"
     config.denoiser.num_timesteps = num_timesteps
     config.loss.time_distribution = "timesteps"
     config.loss.num_timesteps = num_timesteps
-    config.sampling.grid = "timesteps"
-    config.sampling.final_step = "denoise"
+    _all_timesteps(config, num_timesteps)
     config.eval.metrics = ("loss", "frechet")
 
 

@@ -1,18 +1,26 @@
-"""Published networks of ADM on ImageNet, Dhariwal and Nichol 2021 (arXiv:2105.05233).
+r"""Published networks of ADM on ImageNet, Dhariwal and Nichol 2021 (arXiv:2105.05233).
 
 python main.py --config=configs/adm_imagenet.py:256 --mode=import --source=FILE --workdir=runs/adm
 python main.py --config=configs/adm_imagenet.py:256 --mode=sample --workdir=runs/adm
 
-    variant             file                       parameters   FID
-    64                  64x64_diffusion.pt             295.9M   2.07   (the default)
-    128                 128x128_diffusion.pt           421.5M   2.97
-    256                 256x256_diffusion.pt           553.8M   4.59
-    256_unconditional   256x256_diffusion_uncond.pt    552.8M
-    512                 512x512_diffusion.pt           559.0M   7.72
+    variant             file                       parameters   FID    scale of guidance
+    64                  64x64_diffusion.pt             295.9M   2.07    1.0   (the default)
+    128                 128x128_diffusion.pt           421.5M   2.97    0.5
+    256                 256x256_diffusion.pt           553.8M   4.59    1.0
+    256_unconditional   256x256_diffusion_uncond.pt    552.8M          10.0
+    512                 512x512_diffusion.pt           559.0M   7.72    4.0
 
-The file of `64` also needs --attention_order=new. The figures are those published; none was
-measured with this code. The published classifiers cannot be imported yet, and the hybrid objective,
-which trains the variances, is not implemented yet.
+The file of `64` also needs --attention_order=new. Guidance takes the classifier of the same
+resolution, such as 256x256_classifier.pt, which never needs that flag:
+
+python main.py --config=configs/adm_imagenet.py:256 --mode=import_classifier --source=FILE \
+  --workdir=runs/adm
+python main.py --config=configs/adm_imagenet.py:256 --mode=sample --workdir=runs/adm \
+  --config.guidance.name=classifier --config.guidance.scale=1.0 \
+  --config.sampling.guidance_form=mean
+
+The figures are those published, with guidance; none was measured with this code. The hybrid
+objective, which trains the variances, is not implemented yet.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +38,7 @@ def get_config(variant: str = "64") -> ConfigDict:
         config.data.name = "imagenet_resized/64x64"
         adm(config, features=192, multipliers=(1, 2, 3, 4), blocks=3)
         adm_process(config, schedule="cosine")
+        adm_classifier(config, blocks=4)
     else:
         multipliers = {
             "128": (1, 1, 2, 3, 4),
@@ -38,6 +47,7 @@ def get_config(variant: str = "64") -> ConfigDict:
         }
         adm(config, features=256, multipliers=multipliers[size], blocks=2)
         adm_process(config, schedule="linear")
+        adm_classifier(config, blocks=2)
     if size == "128":
         config.model.heads = 4
     if not unconditional:
@@ -53,6 +63,18 @@ def adm(config: ConfigDict, *, features: int, multipliers: tuple[float, ...], bl
     config.model.blocks_per_resolution = blocks
     config.model.attention_resolutions = (32, 16, 8)
     config.model.learned_variance = True
+
+
+def adm_classifier(config: ConfigDict, *, blocks: int) -> None:
+    """Set ADM's classifier of noisy images, which has the resolutions of its network."""
+    config.classifier.name = "adm_classifier"
+    config.classifier.features = 128
+    config.classifier.channel_multipliers = config.model.channel_multipliers
+    config.classifier.blocks_per_resolution = blocks
+    config.classifier.attention_resolutions = (32, 16, 8)
+    config.classifier.head_width = 64
+    config.classifier.num_groups = 32
+    config.classifier.num_classes = 1000
 
 
 def adm_process(config: ConfigDict, *, schedule: str) -> None:

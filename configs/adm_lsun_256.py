@@ -21,7 +21,8 @@ VARIANTS = ("bedroom", "cat", "horse")
 
 def get_config(variant: str = "bedroom") -> ConfigDict:
     _song2021.check_variant(variant, VARIANTS)
-    config = adm_imagenet.get_config("256_unconditional")
-    config.data.name = f"lsun/{variant}"
+    config = _song2021.large_images(f"lsun/{variant}", 256)
+    adm_imagenet.adm(config, features=256, multipliers=(1, 1, 2, 2, 4, 4), blocks=2)
+    adm_imagenet.adm_process(config, schedule="linear")
     config.model.dropout = 0.1
     return config

@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     model.activation = placeholder(str)
     model.skip_rescale = placeholder(bool)
     model.init_scale = placeholder(float)
+    model.num_groups = placeholder(int)  # of GroupNorm; 0 for min(channels // 4, 32)
     model.scale_shift = placeholder(bool)
     model.heads = placeholder(int)
     model.head_width = placeholder(int)
@@ -60,12 +61,13 @@ def get_config() -> ConfigDict:
 
     config.denoiser = denoiser = ConfigDict()
     # Meaning of the network's output: eps, eps_learned_variance, score, x0, v, velocity,
-    # scaled_score, score_centered_input, edm; see denoising.py.
+    # scaled_score, score_centered_input, edm, iddpm; see denoising.py.
     denoiser.parameterization = "eps"
     # Time input of the network: timestep_999, t, log_sigma, log_snr, edm, timestep,
-    # rescaled_timestep, reversed_timestep.
+    # rescaled_timestep, reversed_timestep, iddpm.
     denoiser.conditioning = "timestep_999"
     denoiser.num_timesteps = 1000  # length of the chain that a timestep counts
+    denoiser.sigma_data = 0.5  # edm: standard deviation of the data
     denoiser.energy = False  # use the gradient of the network's output; see models/energy.py
 
     config.loss = loss = ConfigDict()
@@ -125,44 +127,54 @@ def get_config() -> ConfigDict:
     sampling.clip = placeholder(str)  # clipping of the predicted x0: none, range, dynamic
     sampling.quantile = placeholder(float)  # dynamic clipping
     sampling.t_min = 1e-3  # where sampling stops
-    # denoise (one more evaluation), none; with fixed steps also mean
+    # what is returned at t_min: denoise (one more evaluation), none (the noisy state); with fixed
+    # steps also mean (the state without the last step's fresh noise, which leaves most of the rest)
     sampling.final_step = placeholder(str)
     # Fixed steps:
     sampling.steps = placeholder(int)
-    # uniform, quadratic, log_snr, karras; for a chain also timesteps, ddim50, or 10,15,20
+    # uniform, quadratic, log_snr, karras, polyexponential, vp_time, iddpm; for a chain also
+    # timesteps, ddim50, or 10,15,20
     sampling.grid = placeholder(str)
-    sampling.rho = placeholder(float)  # karras
+    sampling.rho = placeholder(float)  # karras, polyexponential
     sampling.times = placeholder(tuple)  # from 1 down, instead of a grid
     # pc:
     # euler_maruyama, reverse_diffusion, probability_flow, ancestral, none
     sampling.predictor = "euler_maruyama"
     sampling.corrector = "none"  # langevin, annealed_langevin, none
     sampling.corrector_first = placeholder(bool)
+    # exact transitions; or published, the tables and times of Song et al.'s code
+    sampling.discretization = placeholder(str)
     sampling.churn = placeholder(float)  # euler_maruyama, sde: 1 is the reverse SDE, 0 the ODE
     sampling.variance = placeholder(str)  # ancestral: small, large, learned
     sampling.guidance_form = placeholder(str)  # ancestral: score, mean
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
     sampling.corrector_steps = placeholder(int)  # correctors: Langevin steps at each time
     sampling.norm_reduction = placeholder(str)  # langevin: per_sample, batch
-    # ddim:
-    sampling.eta = placeholder(float)  # 0 deterministic to 1 ancestral
+    # ddim, dpm_solver, analytic:
+    sampling.eta = placeholder(float)  # fresh noise, 0 (DDIM) to 1 (ancestral)
+    sampling.s_noise = placeholder(float)  # ddim, dpm_solver: scale of the fresh noise
     # dpm_solver, unipc, deis, dpm_adaptive:
     sampling.order = placeholder(int)
     sampling.prediction = placeholder(str)  # x0 (DPM-Solver++), eps
     sampling.method = placeholder(str)  # dpm_solver: multistep, singlestep
-    sampling.stochastic = placeholder(bool)  # dpm_solver: the reverse SDE
+    # dpm_solver, singlestep: grid, by_order, log_snr
+    sampling.step_ends = placeholder(str)
+    sampling.noise_form = placeholder(str)  # dpm_solver: sde, ancestral, ancestral_stages
     sampling.variant = placeholder(str)  # unipc: bh2, bh1
     sampling.lower_order_final = placeholder(bool)  # dpm_solver, unipc
-    # heun:
+    # heun (also order, 1 or 2):
     sampling.stage = placeholder(float)  # 1 Heun, 0.5 midpoint, 2/3 Ralston
+    sampling.variable = placeholder(str)  # in which steps are straight: sigma, sigma2, vp_time
+    sampling.scaling = placeholder(str)  # of the state in which steps are straight: none, vp
+    sampling.final_euler = placeholder(bool)  # end with an Euler step to noise 0
     sampling.s_churn = placeholder(float)  # total fresh noise, S_churn of EDM
     sampling.churn_min = placeholder(
         float
     )  # noise levels sigma / alpha between which noise is added
     sampling.churn_max = placeholder(float)
     sampling.churn_noise = placeholder(float)  # scale of the fresh noise
+    sampling.churn_all_levels = placeholder(bool)  # also at the first and last, as published
     # analytic:
-    sampling.family = placeholder(str)  # ddpm, ddim
     sampling.timestep_choice = placeholder(str)  # grid, optimal
     sampling.clip_last_std = placeholder(float)  # bound on the noise of the last step
     sampling.clip_x0_range = placeholder(float)  # half the width of the data's range
@@ -244,7 +256,8 @@ def get_config() -> ConfigDict:
     analytic_dpm.num_images = 1000  # training images
     analytic_dpm.num_times = 100  # noise levels; a chain is measured at all of its timesteps
 
-    # --mode=train_classifier: a noise-conditional classifier, for features and guidance.
+    # --mode=train_classifier, --mode=import_classifier: a noise-conditional classifier, for
+    # features and guidance.
     config.classifier = classifier = ConfigDict()
     classifier.name = "adm_classifier"  # a network of models.CLASSIFIERS
     classifier.features = 32
@@ -256,6 +269,7 @@ def get_config() -> ConfigDict:
     classifier.head_width = 16
     classifier.scale_shift = placeholder(bool)
     classifier.resample = placeholder(str)
+    classifier.num_groups = placeholder(int)  # adm_classifier: as model.num_groups
     classifier.compute_dtype = placeholder(str)
     classifier.remat = placeholder(bool)
     classifier.pool = "attention"  # attention, adaptive, spatial, spatial_v2
@@ -263,8 +277,11 @@ def get_config() -> ConfigDict:
     classifier.blocks_per_group = placeholder(int)  # wide_resnet
     classifier.channel_multiplier = placeholder(int)  # wide_resnet
     classifier.fourier_scale = placeholder(float)  # wide_resnet
+    classifier.channel_means = placeholder(tuple)  # wide_resnet: subtracted from each channel
+    classifier.channel_stds = placeholder(tuple)  # wide_resnet: then divides it
     classifier.conditioning = "timestep_999"  # as denoiser.conditioning
     classifier.num_timesteps = placeholder(int)
+    classifier.scale_input = True  # divide x_t by sqrt(alpha^2 + sigma^2)
     classifier.t_min = 1e-5  # the time of clean images, at which features are taken
     classifier.clean_fraction = 0.5  # fraction of clean images in training
     classifier.lr = 2e-3

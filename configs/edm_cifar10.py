@@ -44,6 +44,7 @@ def edm_process(config: ConfigDict, *, steps: int) -> None:
     config.sampling.t_min = 0.002 / 80
     config.sampling.steps = steps - 1
     config.sampling.final_step = "denoise"  # EDM's last step
+    config.sampling.churn_all_levels = True
 
 
 def edm_network(

@@ -14,8 +14,9 @@ python main.py --config=configs/ve_cifar10.py:ncsnpp_deep --mode=eval
     ncsn_1245                 44.8M                  with all four
     ncsnv2                    34.0M   10.87   8.40
 
-The figures are those published; none was measured with this code. Repaired: the published NCSN
-networks lack the number of noise levels and one normalization, and cannot run.
+`config.classifier` describes the published wide ResNet, which guides these networks to a class; see
+docs/checkpoints.md. The figures are those published; none was measured with this code. Repaired:
+the published NCSN networks lack the number of noise levels and one normalization, and cannot run.
 """
 
 from ml_collections import ConfigDict
@@ -49,4 +50,15 @@ def get_config(variant: str = "ncsnpp_continuous") -> ConfigDict:
             _song2021.ddpm(config)
         else:
             _song2021.ncsnpp(config, blocks=8 if kind == "deep" else 4)
+    _classifier(config)
     return config
+
+
+def _classifier(config: ConfigDict) -> None:
+    """Set the published classifier of noisy images, whose channels are whitened as CIFAR-10's."""
+    config.classifier.name = "wide_resnet"
+    config.classifier.features = 128
+    config.classifier.channel_means = (0.49139968, 0.48215841, 0.44653091)
+    config.classifier.channel_stds = (0.24703223, 0.24348513, 0.26158784)
+    config.classifier.conditioning = "log_sigma"
+    config.classifier.scale_input = False

@@ -120,22 +120,30 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     return experiment
 
 
-def build_network(config: ConfigDict) -> tuple[nn.Module, int, Any]:
-    """Build the network of a configuration alone; return its image size and abstract parameters.
+def build_network(
+    config: ConfigDict, section: str = "model"
+) -> tuple[nn.Module, int, Callable[[nn.Module], Any]]:
+    """Build a network of a configuration alone.
+
+    `section` is "model", or "classifier" for the classifier of noisy images.
+
+    Returns:
+        The network, its image size, and a function from a network to its abstract parameters for
+        such images. It may take a second, and keeps what it has made.
 
     Raises:
         ConfigError: for the first field that is wrong.
     """
     reader = Reader(resolve(config))
-    network = reader.build_named("model", NETWORKS)
+    network = reader.build_named(section, NETWORKS if section == "model" else CLASSIFIERS)
     options = reader.build("data", DataOptions)
     shape = (options.image_size, options.image_size, options.channels)
-    with config_errors("model"):
-        return network, options.image_size, _abstract_params(network, shape)
+    return network, options.image_size, partial(abstract_params, shape=shape)
 
 
 @functools.cache
-def _abstract_params(network: nn.Module, shape: tuple[int, int, int]) -> Any:
+def abstract_params(network: nn.Module, shape: tuple[int, int, int]) -> Any:
+    """Return the shapes of a network's parameters for images (height, width, channels)."""
     # Many configurations have the same network, and some take seconds to trace.
     return jax.eval_shape(partial(_init_network, network, shape), jax.random.key(0))
 
@@ -177,6 +185,7 @@ def _denoiser_factory(
             parameterization=options.parameterization,
             conditioning=options.conditioning,
             num_timesteps=options.num_timesteps,
+            sigma_data=options.sigma_data,
         )
 
     return denoiser
@@ -254,6 +263,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
             network=Partial(output, params, dropout),
             conditioning=options.conditioning,
             num_timesteps=options.num_timesteps,
+            scale_input=options.scale_input,
         )
 
     trainer = Trainer(

@@ -150,11 +150,15 @@ def _count_evaluations(reader: Reader, solve: FixedSteps, sde: SDE) -> int:
     schedule = solve.schedule
     with config_errors("sampling"):
         times = schedule.of(sde)
-        analytic = isinstance(solve.solver, AnalyticDPM)  # it plans once it has its moments
-        steps = len(times) - 1 if analytic else solve.solver.plan(sde, times).evaluations
+        if isinstance(solve.solver, AnalyticDPM):  # it plans once it has its moments
+            evaluations = len(times) - 1
+        else:
+            plan = solve.solver.plan(sde, times)
+            plan.require_final_step(schedule.final_step)
+            evaluations = plan.evaluations
     whole = dataclasses.replace(schedule, start=1.0).of(sde)  # SDEdit takes the rest of it
     reader.record("sampling", steps=len(whole) - (schedule.grid != "timesteps"))
-    return steps + (schedule.final_step == "denoise")
+    return evaluations + (schedule.final_step == "denoise")
 
 
 def _build_task(reader: Reader, data: Data) -> Task | None:

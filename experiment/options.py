@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from data.datasets import RESIZES
-from denoising import CONDITIONINGS, PARAMETERIZATIONS
+from denoising import CONDITIONINGS, require_parameterization
 from errors import SEEDS, require_choice, require_in
 
 
@@ -52,6 +52,7 @@ class DenoiserOptions:
         parameterization: a name in PARAMETERIZATIONS.
         conditioning: a name in CONDITIONINGS.
         num_timesteps: number of timesteps that the conditionings with a timestep count.
+        sigma_data: standard deviation of the data, for parameterization "edm".
         energy: take the gradient of the network's output for its output (`models.energy`).
 
     Raises:
@@ -61,10 +62,11 @@ class DenoiserOptions:
     parameterization: str = "eps"
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
+    sigma_data: float = 0.5
     energy: bool = False
 
     def __post_init__(self) -> None:
-        require_choice("parameterization", self.parameterization, PARAMETERIZATIONS)
+        require_parameterization(self.parameterization, self.sigma_data)
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
         if self.energy and self.parameterization == "eps_learned_variance":
@@ -224,6 +226,7 @@ class ClassifierOptions:
     Args:
         conditioning: its time input, a name in `denoising.CONDITIONINGS`.
         num_timesteps: number of timesteps that the conditionings with a timestep count.
+        scale_input: divide x_t by sqrt(alpha^2 + sigma^2); see `guidance.classifier`.
         lr: learning rate after warm-up; it decays to 0 by a cosine.
         warmup: steps.
         batch_size: images per step, over all devices.
@@ -235,6 +238,7 @@ class ClassifierOptions:
 
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
+    scale_input: bool = True
     lr: float = 2e-3
     warmup: int = 100
     batch_size: int = 64

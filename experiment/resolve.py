@@ -33,6 +33,8 @@ def resolve(
         config = config.copy_and_resolve_references()
     resolved = _completed(to_builtin(config))
     _drop_superseded(resolved["sampling"], overrides)
+    if resolved["sampling"]["discretization"] == "published":
+        _settle_published(resolved["sampling"], resolved["sde"])
     task = resolved["task"]
     inverse_problem = InverseProblem in TASKS.get(task["name"], ())
     if inverse_problem and task["method"] != "projection":
@@ -62,6 +64,17 @@ def is_chain(name: str) -> bool:
     return name in SDES and "num_timesteps" in {f.name for f in dataclasses.fields(SDES[name])}
 
 
+def _settle_published(sampling: dict[str, Any], sde: dict[str, Any]) -> None:
+    """Set the fields that the command line and the file leave open as the published code does."""
+    defaults = {"final_step": "mean", "norm_reduction": "batch"}
+    if is_chain(sde["name"]) and not sampling["times"]:
+        default = SDES[sde["name"]].__dataclass_fields__["num_timesteps"].default
+        defaults["steps"] = (sde["num_timesteps"] or default) - 1
+    for field, value in defaults.items():
+        if sampling[field] is None:
+            sampling[field] = value
+
+
 # A field that the command line sets, and the file's fields that it makes meaningless.
 _SUPERSEDES = {
     "steps": ("times",),
@@ -69,6 +82,7 @@ _SUPERSEDES = {
     "grid": ("times", "steps", "rho"),
     "rtol": ("steps",),
     "s_churn": ("churn_min", "churn_max", "churn_noise"),
+    "discretization": ("final_step", "grid", "steps"),
 }
 
 
@@ -79,6 +93,10 @@ def _drop_superseded(sampling: dict[str, Any], overrides: Collection[str]) -> No
             continue
         if given == "grid" and sampling["grid"] in TIME_GRIDS:
             others = ("times", "rho")
+        if given == "discretization" and sampling["grid"] != "timesteps":
+            others = ("final_step",)
+        if given == "discretization" and sampling["discretization"] != "published":
+            others = ()
         if given == "s_churn" and sampling["s_churn"]:
             others = ()
         if given == "rtol" and sampling["name"] != "sde":

@@ -218,6 +218,11 @@ class Sampler:
         snapshots = [self.data.to_uint8(x[: len(indices)]) for x in path]
         return ImageSamples(images, samples.nfe, snapshots)
 
+    @property
+    def starts_at_images(self) -> bool:
+        """Whether sampling starts at noised images, and not at the prior."""
+        return isinstance(self.solve, FixedSteps) and self.solve.schedule.start < 1
+
     def with_classes(self, checkpoint: Checkpoint, indices: Int[Array, "batch"]) -> Denoiser:
         """Return the denoiser of the samples with these indices, guided to their classes."""
         denoiser, options = checkpoint.denoiser, self.options

@@ -15,9 +15,10 @@ the score. With scale 1 the sum is the score of p(x_t | y).
 The inputs of the last layer are features. Distances between sets of images mean more in features
 than in pixels. At the smallest t they are features of the clean images.
 
-Classifiers see the image divided by sqrt(alpha^2 + sigma^2). For any process, its size is then
-between that of data and that of unit noise. For VP the divisor is 1, so that classifiers published
-for VP see the inputs that they were trained on.
+By default, classifiers see the image divided by sqrt(alpha^2 + sigma^2). For any process, its size
+is then between that of data and that of unit noise. For VP the divisor is 1, so that classifiers
+published for VP see the inputs that they were trained on. The published one for VE sees x_t itself
+(`scale_input`).
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ class ClassifierOutput(NamedTuple):
     features: Float[Array, "batch features"]
 
 
-@pytree(static=("conditioning", "num_timesteps"))
+@pytree(static=("conditioning", "num_timesteps", "scale_input"))
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
     """A network that predicts the class of an image at every noise level of `sde`.
@@ -58,6 +59,7 @@ class Classifier:
         labels: the class of each image of the batch, 0 .. classes - 1; for `log_prob` only.
         conditioning: the network's time input, a name in denoising.CONDITIONINGS.
         num_timesteps: length of the chain whose timesteps some conditionings count.
+        scale_input: divide x_t by sqrt(alpha^2 + sigma^2); otherwise the network sees x_t itself.
 
     Raises:
         ValueError: for an unknown name, or fewer than two timesteps.
@@ -68,6 +70,7 @@ class Classifier:
     labels: Int[Array, "batch"] | None = None
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
+    scale_input: bool = True
 
     def __post_init__(self) -> None:
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
@@ -86,9 +89,11 @@ class Classifier:
             ValueError: if the network's outputs have other shapes.
         """
         t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
-        size = jnp.hypot(self.sde.alpha(t), self.sde.sigma(t))
         condition = CONDITIONINGS[self.conditioning](self.sde, t, self.num_timesteps)
-        output = self.network(x / expand_like(size, x), condition)
+        seen = x
+        if self.scale_input:
+            seen = x / expand_like(jnp.hypot(self.sde.alpha(t), self.sde.sigma(t)), x)
+        output = self.network(seen, condition)
         pair = isinstance(output, tuple) and len(output) == 2
         if not pair or any(part.ndim != 2 or len(part) != len(x) for part in output):
             raise ValueError(

@@ -1,7 +1,7 @@
 """Describe what a configuration would do, without allocating the network: `--mode=check`.
 
-Everything is evaluated on abstract shapes (`jax.eval_shape`), so a network of any size takes
-seconds.
+The network is evaluated on abstract shapes (`jax.eval_shape`), so one of any size takes seconds.
+Only the sampler runs, without a network, to measure the noise that it leaves.
 """
 
 import json
@@ -15,6 +15,7 @@ import numpy as np
 from data import datasets
 from experiment.build import abstract_batch
 from experiment.experiment import Experiment
+from experiment.leftover_noise import leftover_noise
 from files.text import table
 
 
@@ -31,6 +32,9 @@ def describe(experiment: Experiment) -> str:
         ("training", _epochs(experiment)),
         ("sampler", f"{sampler.name}: {cost}"),
     ]
+    noise = leftover_noise(sampler, experiment.model.sde)
+    if noise is not None:
+        rows.append(("noise left in samples", f"{noise:.1f} gray levels of 256 (rms)"))
     if sampler.task is not None:
         rows.append(("task", sampler.task.name))
     if sampler.guidance.method is not None:

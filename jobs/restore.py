@@ -90,7 +90,7 @@ def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Cla
     if restored is None:
         raise ConfigError(
             f"{field}='classifier', but there is none in {folder.path} yet; run "
-            "--mode=train_classifier first, or choose another"
+            "--mode=train_classifier or --mode=import_classifier first, or choose another"
         )
     return model.classifier(experiment.parallel.fetch_tree(restored.state.ema_params))
 

@@ -29,7 +29,6 @@ from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from files.writing import write_json
 from jobs.workdir import Workdir
-from numerics.arrays import digest
 from training.checkpoints import Checkpoints
 from training.metrics_log import MetricsLog, last_step
 from training.step import Trainer, TrainState
@@ -124,7 +123,7 @@ def train(job: TrainingJob, workdir: Workdir) -> bool:
 def _train(
     job: TrainingJob, workdir: Workdir, batches: TrainingBatches, changes: Sequence[str]
 ) -> bool:
-    images = digest((job.data.images.train, job.data.images.train_labels))
+    images = job.data.images.fingerprint
     workdir.check_images(images)
     checkpoints = Checkpoints(workdir.checkpoints, keep=job.options.keep_checkpoints)
     state = _initial_state(job, workdir, checkpoints)

@@ -21,10 +21,10 @@ the chosen resolutions. The published networks are settings of the same fields:
     the same for LSUN                                   "conv"     1      False
     EDM for ImageNet 64 (Karras et al., 2206.00364)     "block"    0      True
 
-GroupNorm has epsilon 1e-5 and min(c // 4, 32) groups for c channels, as in EDM. The other two have
-32 groups, which is the same from 128 channels on. Weights are initialized by DDPM's rule, as in the
-rest of this folder. PyTorch's rule, which the published codes use, has a third of its variance.
-With either, every block starts as its shortcut.
+GroupNorm has epsilon 1e-5. For c channels, EDM has min(c // 4, 32) groups, the default here. The
+other two have 32 (`num_groups`), which is the same from 128 channels on. Weights are initialized by
+DDPM's rule, as in the rest of this folder. PyTorch's rule, which the published codes use, has a
+third of its variance. With either, every block starts as its shortcut.
 """
 
 import math
@@ -79,6 +79,7 @@ class ADMEncoder(nn.Module):
             as a sum before it.
         resample: "block" changes the resolution within residual blocks, "conv" in convolutions
             between them, with stride 2 down and after nearest neighbor upsampling up.
+        num_groups: groups of every GroupNorm; 0 for min(channels // 4, 32).
         compute_dtype: "float32", or "bfloat16" except for parameters, statistics and output.
         remat: compute residual blocks again in the backward pass, to save memory.
     """
@@ -92,6 +93,7 @@ class ADMEncoder(nn.Module):
     head_width: int = 64
     scale_shift: bool = True
     resample: str = "block"
+    num_groups: int = 0
     compute_dtype: str = "float32"
     remat: bool = False
 
@@ -108,7 +110,7 @@ class ADMEncoder(nn.Module):
         multiples = all(map(self._makes_width, self.channel_multipliers))
         check_field(self, "channel_multipliers", multiples, valid)
         check_integers(self, heads=0, head_width=1)
-        check_groups(self, self._normalized_widths())
+        check_groups(self)
         self._check_heads(image_size)
 
     @nn.nowrap
@@ -132,8 +134,8 @@ class ADMEncoder(nn.Module):
                 )
 
     @nn.nowrap
-    def _normalized_widths(self) -> set[int]:
-        """Return the channels of every layer that __call__ normalizes."""
+    def normalized_widths(self) -> set[int]:
+        """Return the channels of every layer that GroupNorm normalizes."""
         return set(self._widths())
 
     @nn.nowrap
@@ -190,13 +192,16 @@ class ADMEncoder(nn.Module):
             resampled_shortcut=False,
             scale_shift=self.scale_shift,
             epsilon=EPSILON,
+            num_groups=self.num_groups,
             name=name,
         )
 
     @nn.nowrap
     def _attention(self, name: str, width: int) -> SelfAttention:
         heads = self._heads(width)
-        return SelfAttention(heads, skip_rescale=False, epsilon=EPSILON, name=name)
+        return SelfAttention(
+            heads, skip_rescale=False, epsilon=EPSILON, num_groups=self.num_groups, name=name
+        )
 
     @nn.nowrap
     def _heads(self, width: int) -> int:
@@ -249,7 +254,7 @@ class ADM(ADMEncoder):
         e = cast(nn.silu(e).astype(x.dtype), self.compute_dtype)
         h, skips = self._encode(cast(x, self.compute_dtype), e, train=train)
         h = self._decode(h, skips, e, train=train).astype(x.dtype)
-        h = nn.silu(GroupNorm(EPSILON, name="output_norm")(h))
+        h = nn.silu(GroupNorm(EPSILON, self.num_groups, name="output_norm")(h))
         outputs = (1 + self.learned_variance) * (self.out_channels or x.shape[-1])
         return conv3x3(outputs, init_scale=0.0, name="output_conv")(h)
 
@@ -260,7 +265,8 @@ class ADM(ADMEncoder):
         super().validate(image_size, channels)
 
     @nn.nowrap
-    def _normalized_widths(self) -> set[int]:
+    def normalized_widths(self) -> set[int]:
+        """Return the channels of every normalized layer, as `ADMEncoder` does."""
         widths = self._widths()
         return unet_widths(widths[0], widths, self.blocks_per_resolution)
 

@@ -105,7 +105,7 @@ class ADMClassifier(ADMEncoder):
         h, skips = self._encode(cast(x, self.compute_dtype), e, train=train)
         if self.pool.startswith("spatial"):
             return self._pool_everything([map_.astype(x.dtype) for map_ in (*skips, h)])
-        h = nn.silu(GroupNorm(EPSILON, name="output_norm")(h.astype(x.dtype)))
+        h = nn.silu(GroupNorm(EPSILON, self.num_groups, name="output_norm")(h.astype(x.dtype)))
         if self.pool == "adaptive":
             h = h.mean(axis=(1, 2))
             logits = dense(self.num_classes, init_scale=0.0, name="output")(h)
@@ -130,7 +130,7 @@ class ADMClassifier(ADMEncoder):
         if self.pool == "spatial":
             h = nn.relu(h)
         else:
-            norm = GroupNorm(EPSILON, name="output_norm")
+            norm = GroupNorm(EPSILON, self.num_groups, name="output_norm")
             h = nn.silu(norm(h[:, None, None, :])[:, 0, 0, :])
         self.sow("intermediates", "features", h)
         return dense(self.num_classes, name="output_1")(h)

@@ -1,8 +1,9 @@
 """The U-Net of DDPM (Ho et al. 2020, arXiv:2006.11239, Appendix B).
 
-It is the U-Net of `models.ncsnpp` with convolutions that change the resolution, plain residual sums
-and no progressive architecture. Ho et al. apply self-attention after every block of the decoder,
-Song et al. (2021, arXiv:2011.13456), who published many checkpoints, once per resolution.
+It is the U-Net of `models.ncsnpp` with convolutions that change the resolution, plain residual
+sums, 32 groups in every GroupNorm and no progressive architecture. Ho et al. apply self-attention
+after every block of the decoder, Song et al. (2021, arXiv:2011.13456), who published many
+checkpoints, once per resolution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ class DDPM(Preset):
     embedding: str = "positional"
     num_classes: int = 0
     activation: str = "swish"
+    num_groups: int = 32
     out_channels: int | None = None
     compute_dtype: str = "float32"
     remat: bool = False

@@ -96,6 +96,8 @@ class NCSNpp(nn.Module):
         activation: a name in `layers.ACTIVATIONS`.
         skip_rescale: divide residual sums by sqrt 2.
         init_scale: initial variance scale of the last layer of every block and of the output.
+        num_groups: groups of every GroupNorm; 0 for min(channels // 4, 32), as in Song et al. They
+            are 32 in DDPM. From 128 channels on, there is no difference.
         out_channels: channels of the output; None for the number of the input.
         compute_dtype: "float32", or "bfloat16" except for parameters, statistics and output.
         remat: compute residual blocks again in the backward pass, to save memory.
@@ -119,6 +121,7 @@ class NCSNpp(nn.Module):
     activation: str = "swish"
     skip_rescale: bool = True
     init_scale: float = 0.0
+    num_groups: int = 0
     out_channels: int | None = None
     compute_dtype: str = "float32"
     remat: bool = False
@@ -168,10 +171,15 @@ class NCSNpp(nn.Module):
                 self, "num_classes", "0 with embedding='none'", "Classes enter by the embedding."
             )
         normalize_kernel(self.fir_kernel)
+        check_groups(self)
+
+    @nn.nowrap
+    def normalized_widths(self) -> set[int]:
+        """Return the channels of every layer that GroupNorm normalizes."""
         doubled = self.progressive_input == "input_skip" and self.progressive_combine == "cat"
         widths = [self.features * multiplier for multiplier in self.channel_multipliers]
         joined = 2 if doubled else 1
-        check_groups(self, unet_widths(self.features, widths, self.blocks_per_resolution, joined))
+        return unet_widths(self.features, widths, self.blocks_per_resolution, joined)
 
     # The methods below create submodules in the scope of __call__, their only caller.
 
@@ -284,7 +292,8 @@ class NCSNpp(nn.Module):
     @nn.nowrap
     def _head(self, name: str, h: FeatureMaps, channels: int, init_scale: float) -> FeatureMaps:
         """Compute conv(silu(norm(h))) with `channels` channels."""
-        h = ACTIVATIONS[self.activation](GroupNorm(name=f"{name}_norm")(h))
+        norm = GroupNorm(num_groups=self.num_groups, name=f"{name}_norm")
+        h = ACTIVATIONS[self.activation](norm(h))
         return conv3x3(channels, init_scale=init_scale, name=f"{name}_conv")(h)
 
     @nn.nowrap
@@ -298,12 +307,18 @@ class NCSNpp(nn.Module):
             init_scale=self.init_scale,
             shortcut_scale=1.0 if self.residual_block == "biggan" else 0.1,
             activation=self.activation,
+            num_groups=self.num_groups,
             name=name,
         )
 
     @nn.nowrap
     def _attention(self, name: str) -> SelfAttention:
-        return SelfAttention(skip_rescale=self.skip_rescale, init_scale=self.init_scale, name=name)
+        return SelfAttention(
+            skip_rescale=self.skip_rescale,
+            init_scale=self.init_scale,
+            num_groups=self.num_groups,
+            name=name,
+        )
 
     @nn.nowrap
     def _taps(self) -> FilterTaps | None:

@@ -13,6 +13,7 @@ I), whose gradient guides samplers toward a class. The defaults are those of the
 """
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -83,6 +84,10 @@ def uniform_init(bound: float) -> nn.initializers.Initializer:
     return init
 
 
+def _are_numbers(values: Sequence[float]) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
 class WideBlock(nn.Module):
     """Residual block of the module docstring.
 
@@ -122,6 +127,9 @@ class WideResNet(nn.Module):
         num_classes: number of classes.
         features: number of Fourier frequencies, a quarter of the channels of the embedding.
         fourier_scale: standard deviation of the frequencies.
+        channel_means: subtracted from the channels of x; empty for none.
+        channel_stds: divides the channels then; empty for none. Since `standardize` follows, only
+            differences between channels matter. The published network has those of CIFAR-10.
     """
 
     blocks_per_group: int = 4
@@ -129,6 +137,8 @@ class WideResNet(nn.Module):
     num_classes: int = 10
     features: int = 128
     fourier_scale: float = 16.0
+    channel_means: Sequence[float] = ()
+    channel_stds: Sequence[float] = ()
 
     SECTION: ClassVar[str] = "classifier"
 
@@ -138,15 +148,16 @@ class WideResNet(nn.Module):
     ) -> Float[Array, "batch {self.num_classes}"]:
         """Map images (b, n, n, c) and cond = log sigma (b,) to logits (b, num_classes).
 
-        Images may have any range and offset: each is standardized first, at every noise level, as
-        Song et al. do. `train` has no effect; all networks have this argument.
+        Without `channel_means`, images may have any range and offset: each is standardized first,
+        at every noise level, as Song et al. do. `train` has no effect; all networks have this
+        argument.
 
         Raises:
             ValueError: a field is invalid (`validate`), or the images are not square.
         """
         check_images(self, x)
         e = self._embed(cond).astype(x.dtype)
-        h: FeatureMaps = conv(16, name="input_conv")(standardize(x))
+        h: FeatureMaps = conv(16, name="input_conv")(standardize(self._whiten(x)))
         for group in range(3):
             for i in range(self.blocks_per_group):
                 block = WideBlock(
@@ -175,6 +186,11 @@ class WideResNet(nn.Module):
         check_data(image_size, channels)
         check_integers(self, blocks_per_group=1, channel_multiplier=1, num_classes=1, features=1)
         check_numbers(self, fourier_scale="(0, inf)")
+        for name in ("channel_means", "channel_stds"):
+            values = getattr(self, name)
+            valid = f"one finite number per channel, {channels}, or none"
+            check_field(self, name, _are_numbers(values) and len(values) in (0, channels), valid)
+        check_field(self, "channel_stds", all(s > 0 for s in self.channel_stds), "above 0")
         width = 16 * self.channel_multiplier
         groups = group_count(width)
         valid = f"below 8 or even; here {width} channels do not split into {groups} equal groups"
@@ -184,6 +200,15 @@ class WideResNet(nn.Module):
                 f"config.data.image_size={image_size}; valid is a multiple of 4, as the "
                 "resolution halves twice. Pad the images."
             )
+
+    @nn.nowrap
+    def _whiten(self, x: Images) -> Images:
+        """Subtract the channels' means, and divide by their standard deviations."""
+        if self.channel_means:
+            x = x - jnp.asarray(self.channel_means, x.dtype)[None, None, None, :]
+        if self.channel_stds:
+            x = x / jnp.asarray(self.channel_stds, x.dtype)[None, None, None, :]
+        return x
 
     # Creates submodules in the scope of __call__, its only caller.
 

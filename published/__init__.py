@@ -8,7 +8,7 @@ have the rules of one project each, in two functions. `is_checkpoint(tree)` reco
     tree          what `formats.read.read` returns
     network       our network, with the settings that the file was trained with
     image_size    height of the images it was trained on
-    template      its abstract parameters, as `jax.eval_shape` makes them
+    template      its abstract parameters, as `jax.eval_shape` makes them, or a function that does
     source        the file's name in messages, such as its path
 
 It raises ValueError for a file that is not of the project or does not fit the network.

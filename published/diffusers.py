@@ -23,10 +23,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from errors import FileError
+from models.blocks.checks import is_integer
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
-from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Imported, Weight, translate
-from published.pytorch_layers import affine, check_network, norm, one_set
+from published.mapping import (
+    CONV,
+    CONV_1X1,
+    IDENTICAL,
+    LINEAR,
+    Imported,
+    Template,
+    Weight,
+    translate,
+)
+from published.pytorch_layers import affine, check_groups, check_network, norm, one_set
 
 _OLD_FREQUENCIES, _FREQUENCIES = "time_proj.W", "time_proj.weight"
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "output": "to_out.0"}
@@ -48,7 +58,6 @@ _OPTIONS: dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {
     "mid_block_scale_factor": (1, (1,), (math.sqrt(2),)),
     "mid_block_type": ("UNetMidBlock2D", ("UNetMidBlock2D",), ("UNetMidBlock2D",)),
     "norm_eps": (1e-5, (1e-6,), (1e-6,)),
-    "norm_num_groups": (32, (32,), (None,)),
     "num_class_embeds": (None, (None,), (None,)),
     "resnet_time_scale_shift": ("default", ("default",), ("default",)),
     "time_embedding_dim": (None, (None,), (None,)),
@@ -80,7 +89,8 @@ _NCSNPP = {
     "skip_rescale": True,
     "num_classes": 0,
 }
-_LEAST_WIDTH = 128  # for the same groups of GroupNorm, 32
+_GROUPS = 32  # of GroupNorm, unless config.json says otherwise
+_LEAST_WIDTH = 128  # of attention in NCSN++, which has 32 groups where the rest has min(c // 4, 32)
 
 
 def is_checkpoint(tree: Any) -> bool:
@@ -92,7 +102,7 @@ def import_state(
     tree: Any,
     network: NCSNpp | DDPM,
     image_size: int,
-    template: Mapping[str, Any],
+    template: Template,
     *,
     source: str,
 ) -> Imported:
@@ -139,12 +149,17 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     _check_options(config, index=2 if skip else 1)
     attends = [block.startswith("Attn") for block in down]
     widths = tuple(width for _, width in stages)
-    grouped = [width for block, width in stages if block.startswith("Attn") or not skip]
-    multiples = min(widths) > 0 and not any(width % widths[0] for width in widths)
-    if not multiples or any(width < _LEAST_WIDTH for width in grouped):
+    if min(widths) < 1 or any(width % widths[0] for width in widths):
         raise FileError(
-            f"config.json has block_out_channels={widths}; valid is multiples of the first, and "
-            f"{_LEAST_WIDTH} or more with 32 groups. No network here computes it"
+            f"config.json has block_out_channels={widths}; valid is multiples of the first. No "
+            "network here computes anything else"
+        )
+    narrow = [width for block, width in stages if block.startswith("Attn") and width < _LEAST_WIDTH]
+    if skip and narrow:
+        raise FileError(
+            f"config.json has block_out_channels={widths} with attention at {narrow[0]}, where it "
+            f"has other groups than the rest; valid is {_LEAST_WIDTH} or more. No network here "
+            "computes it"
         )
     size = _sample_size(config)
     if size is None and any(attends):
@@ -157,8 +172,29 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "channel_multipliers": tuple(width // widths[0] for width in widths),
         "blocks_per_resolution": blocks,
         "attention_resolutions": tuple((size or 0) >> i for i, here in enumerate(attends) if here),
+        "num_groups": _num_groups(config, skip),
     }
     return found | (_NCSNPP if skip else _DDPM)
+
+
+def _num_groups(config: Mapping[str, Any], skip: str) -> int:
+    """Return our field of the same name, which is 0 in NCSN++.
+
+    Raises:
+        FileError: no network here has such groups.
+    """
+    value = config.get("norm_num_groups", _GROUPS)
+    if skip and value is not None:
+        raise FileError(
+            f"config.json has norm_num_groups={value!r}; valid is None. No network here computes "
+            "anything else"
+        )
+    if not skip and not is_integer(value):
+        raise FileError(
+            f"config.json has norm_num_groups={value!r}; valid is a positive integer, as in the "
+            "original file"
+        )
+    return value or 0
 
 
 def _sample_size(config: Mapping[str, Any]) -> int | None:
@@ -211,6 +247,9 @@ def _check_settings(
         for field, value in needed.items()
         if hasattr(network, field) and _plain(getattr(network, field)) != value
     }
+    if set(differing) == {"model.num_groups"}:  # which makes a difference in narrow layers alone
+        check_groups(network, source, needed["num_groups"])
+        return
     if sample_size not in (None, image_size):
         differing["data.image_size"] = sample_size
     if differing:

@@ -29,11 +29,21 @@ import numpy as np
 from errors import FileError
 from models.adm import ADM
 from models.ncsnpp import NCSNpp
-from published.mapping import CONV, CONV_1X1, IDENTICAL, LINEAR, Imported, Weight, translate
+from published.mapping import (
+    CONV,
+    CONV_1X1,
+    IDENTICAL,
+    LINEAR,
+    Imported,
+    Template,
+    Weight,
+    translate,
+)
 from published.pytorch_layers import (
     AFTER_COSINE_FIRST,
     Tensors,
     affine,
+    check_groups,
     check_network,
     norm,
     one_set,
@@ -71,7 +81,7 @@ def import_state(
     tree: Any,
     network: NCSNpp | ADM,
     image_size: int,
-    template: Mapping[str, Any],
+    template: Template,
     *,
     source: str,
 ) -> Imported:
@@ -134,6 +144,7 @@ def weights(network: NCSNpp | ADM, image_size: int) -> list[Weight]:
     classes = {"ncsnpp": NCSNpp, "adm": ADM}
     song = isinstance(network, NCSNpp)
     check_network(network, "EDM", classes, _SONG if song else _DHARIWAL)
+    check_groups(network, "EDM", 0)
     if song and network.progressive_input == "residual" and network.resample == "plain":
         # Ours would convolve without a filter, theirs averages pixels first.
         raise ValueError(

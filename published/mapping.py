@@ -10,7 +10,8 @@ and w = to_theirs(p), and gives both names. The rearrangements are:
     CONV_1X1          PyTorch (out, in, 1, 1)         (in, out), since a 1x1 convolution is a dense
     CONV_1D           PyTorch (out, in, 1)            (in, out)   layer over channels
     FLAX_CONV_1X1     Flax (1, 1, in, out)            (in, out)
-    IMAGE_CHANNELS    (1, 1, 1, channels)             (channels,)
+    IMAGE_CHANNELS    (1, 1, 1, channels),            (channels,)
+                      or already (channels,)
 
 `part` cuts one of several matrices out of a fused tensor, such as the queries out of query, key and
 value. `translate` applies a list of rules. It raises an error unless they cover every tensor and
@@ -30,8 +31,9 @@ from files.nested import flatten, unflatten
 
 Tensor = Shaped[np.ndarray, "..."]
 Rearrange = Callable[[Tensor], Tensor]
+Template = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
-_SHOWN = 4  # items of a long list in a message
+_SHOWN = 2  # items of a long list in a message
 REMEDY = "Set the fields of config.model to those the checkpoint was trained with"
 
 
@@ -92,7 +94,9 @@ LINEAR = _transposed(1, 0)
 CONV_1X1 = _without_axes(LINEAR, 2, 3)
 CONV_1D = _without_axes(LINEAR, 2)
 FLAX_CONV_1X1 = _without_axes(IDENTICAL, 0, 1)
-IMAGE_CHANNELS = _without_axes(IDENTICAL, 0, 1, 2)
+IMAGE_CHANNELS = Rearrangement(
+    lambda w: w if w.ndim == 1 else w.squeeze((0, 1, 2)), lambda p: p[None, None, None, :]
+)
 
 
 def part(
@@ -141,7 +145,7 @@ def part(
 
 def translate(
     weights: Iterable[Weight],
-    template: Mapping[str, Any],
+    template: Template,
     tensors: Mapping[str, Tensor],
     *,
     unused: Sequence[str] = (),
@@ -152,7 +156,8 @@ def translate(
 
     Args:
         weights: the rules, one for each parameter of the template.
-        template: nested dicts whose leaves have a shape, as `jax.eval_shape` makes them.
+        template: nested dicts whose leaves have a shape, as `jax.eval_shape` makes them; or a
+            function that makes them, which is slow and called only if all names fit.
         tensors: their tensors by name.
         unused: patterns (`fnmatch`) of tensors without a rule, such as "*.sigmas".
         source: the checkpoint's name in messages, such as its path.
@@ -162,7 +167,13 @@ def translate(
         ValueError: tensors are missing, surplus or of the wrong shape, or one of them is not
             finite. The message lists them in one line with both names and shapes.
     """
-    rules, wanted = list(weights), flatten(template)
+    rules = list(weights)
+    surplus = _surplus(rules, tensors, unused)
+    if callable(template):
+        missing = [rule.theirs for rule in rules if rule.theirs not in tensors]
+        _raise_if_any({"missing": missing, "surplus": surplus}, source, remedy)
+        template = template()
+    wanted = flatten(template)
     problems = _unruled(rules, wanted)
     found: dict[str, Tensor] = {}
     for rule in rules:
@@ -181,17 +192,24 @@ def translate(
             problems["wrongly shaped"].append(
                 f"{rule.theirs} {tensor.shape} for {rule.ours} {shape}"
             )
-    named = {rule.theirs for rule in rules}
-    problems["surplus"] = [
-        f"{name} {tensor.shape if _is_numeric(tensor) else ''}".rstrip()
-        for name, tensor in tensors.items()
-        if name not in named and not any(fnmatchcase(name, pattern) for pattern in unused)
-    ]
+    problems["surplus"] = surplus
     _raise_if_any(problems, source, remedy)
     theirs = {rule.ours: rule.theirs for rule in rules}
     return unflatten(
         {path: _finite(found[path], f"{theirs[path]} ({path})", source) for path in wanted}
     )
+
+
+def _surplus(
+    rules: Iterable[Weight], tensors: Mapping[str, Tensor], unused: Sequence[str]
+) -> list[str]:
+    """Return the tensors, with their shapes, that no rule names and no pattern covers."""
+    named = {rule.theirs for rule in rules}
+    return [
+        f"{name} {tensor.shape if _is_numeric(tensor) else ''}".rstrip()
+        for name, tensor in tensors.items()
+        if name not in named and not any(fnmatchcase(name, pattern) for pattern in unused)
+    ]
 
 
 def translate_back(
@@ -214,6 +232,21 @@ def translate_back(
         for rule in rules
         if rule.to_theirs is not None
     }
+
+
+def remedy(network: Any, found: Mapping[str, Any]) -> str:
+    """Return the end of a message: the fields to set, of those that a file determines."""
+    section = getattr(network, "SECTION", "model")
+    flags = [
+        f"'--config.{section}.{field}={value}'"
+        for field, value in found.items()
+        if _plain(getattr(network, field)) != _plain(value)
+    ]
+    return f"Set {' '.join(flags)}" if flags else REMEDY.replace("model", section)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def _unruled(rules: Sequence[Weight], wanted: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -13,11 +13,11 @@ These differ besides names and layouts:
     learned variance     twice the channels of the output, as in ours
 
 A file does not show the order. "legacy" is that of improved-diffusion, and of guided-diffusion
-without --use_new_attention_order: all published files except 64x64_diffusion.pt. The pooling of
-the classifiers always has "new".
+without --use_new_attention_order: all published files except 64x64_diffusion.pt. Its classifier,
+64x64_classifier.pt, has "legacy" too. The pooling of the classifiers always has "new".
 
-Theirs normalizes 32 groups of channels, ours min(c // 4, 32). Networks of fewer than 128 channels,
-such as the classifier for 512x512 pixels, would compute something else here and are refused.
+Theirs normalizes 32 groups of channels, ours min(c // 4, 32) by default. Networks of fewer than 128
+channels, such as the classifier for 512x512 pixels, need num_groups=32 and are refused without it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,6 +28,7 @@ import numpy as np
 from errors import FileError, require_choice
 from models.adm import ADM
 from models.adm_classifier import ADMClassifier
+from published import openai_settings
 from published.mapping import (
     CONV,
     CONV_1D,
@@ -35,12 +36,15 @@ from published.mapping import (
     LINEAR,
     Imported,
     Rearrangement,
+    Template,
     Weight,
+    remedy,
     translate,
 )
 from published.pytorch_layers import (
     AFTER_COSINE_FIRST,
     affine,
+    check_groups,
     check_network,
     norm,
     one_set,
@@ -50,7 +54,9 @@ from published.pytorch_layers import (
 # Orders of the outputs of the layer for query, key and value.
 ATTENTION_ORDERS = {"legacy": "head part channel", "new": "part head channel"}
 _NAMES = ("time_embed.0.weight", "middle_block.0.in_layers.0.weight")  # in all their networks
-_LEAST_WIDTH = 128  # for the same groups of GroupNorm
+_DECODER = "output_blocks.0.0.in_layers.0.weight"  # not in classifiers
+_INPUT = "input_blocks.0.0.weight"
+_GROUPS = 32  # of every GroupNorm
 
 _CLASSES = Rearrangement(lambda w: np.concatenate([w, np.zeros_like(w[:1])]), lambda p: p[:-1])
 
@@ -60,11 +66,16 @@ def is_checkpoint(tree: Any) -> bool:
     return isinstance(tree, Mapping) and set(_NAMES) <= tree.keys()
 
 
+def is_classifier(tree: Any) -> bool:
+    """Return whether a file's content is a classifier of guided-diffusion."""
+    return is_checkpoint(tree) and _DECODER not in tree
+
+
 def import_state(
     tree: Any,
     network: ADM,
     image_size: int,
-    template: Mapping[str, Any],
+    template: Template,
     *,
     source: str,
     attention_order: str = "legacy",
@@ -73,16 +84,19 @@ def import_state(
 
     `attention_order` is a name in ATTENTION_ORDERS; other arguments as in `published`.
     """
-    _check_file(tree, source, "UNetModel", "output_blocks.0.0.in_layers.0.weight")
+    _check_file(tree, source, "UNetModel", _DECODER)
     rules = weights(network, image_size, attention_order)
-    return one_set(translate(rules, template, tree, source=source))
+    if not callable(template):
+        _check_input(tree, template, source)
+    advice = remedy(network, openai_settings.of_unet(tree, image_size))
+    return one_set(translate(rules, template, tree, source=source, remedy=advice))
 
 
 def import_classifier(
     tree: Any,
     network: ADMClassifier,
     image_size: int,
-    template: Mapping[str, Any],
+    template: Template,
     *,
     source: str,
     attention_order: str = "legacy",
@@ -90,7 +104,8 @@ def import_classifier(
     """Translate the state dict of an EncoderUNetModel; arguments as in `import_state`."""
     _check_file(tree, source, "EncoderUNetModel")
     rules = classifier_weights(network, image_size, attention_order)
-    return translate(rules, template, tree, source=source)
+    advice = remedy(network, openai_settings.of_classifier(tree, image_size))
+    return translate(rules, template, tree, source=source, remedy=advice)
 
 
 def _check_file(tree: Any, source: str, kind: str, *names: str) -> None:
@@ -99,6 +114,19 @@ def _check_file(tree: Any, source: str, kind: str, *names: str) -> None:
         raise FileError(
             f"{source}: it is not a state dict of a {kind} of improved-diffusion or "
             f"guided-diffusion, which has {missing[0]}. Use a .pt file of these projects"
+        )
+
+
+def _check_input(tree: Mapping[str, Any], template: Any, source: str) -> None:
+    """Raise FileError for an upsampler, whose input is x and another image beside it."""
+    if callable(template):  # of a configuration that was not asked for
+        return
+    channels = template["input_conv"]["kernel"].shape[2]
+    if _INPUT in tree and np.shape(tree[_INPUT])[1:2] == (2 * channels,):
+        raise FileError(
+            f"{source}: it is an upsampler of guided-diffusion (SuperResModel), whose input is x "
+            "and a small image beside it; upsamplers are not supported yet. Use the model of one "
+            "resolution, such as 256x256_diffusion.pt"
         )
 
 
@@ -123,12 +151,7 @@ def classifier_weights(
 def _check(network: ADM | ADMClassifier, classes: Mapping[str, type], attention_order: str) -> None:
     check_network(network, "OpenAI", classes, {})
     require_choice("attention_order", attention_order, ATTENTION_ORDERS)
-    if min(_widths(network)) < _LEAST_WIDTH:
-        raise ValueError(
-            f"config.model.features={network.features} and the narrowest resolution has "
-            f"{min(_widths(network))} channels; valid is {_LEAST_WIDTH} or more, below which "
-            "networks of OpenAI normalize other groups than ours. Use a wider one"
-        )
+    check_groups(network, "OpenAI", _GROUPS)
 
 
 def _widths(network: ADM | ADMClassifier) -> list[int]:

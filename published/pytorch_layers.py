@@ -19,6 +19,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from models import CLASSIFIERS, NETWORKS
+from models.blocks.checks import field_name
+from models.blocks.layers import group_count
 from published.mapping import IDENTICAL, Imported, Rearrangement, Weight, part
 
 Tensors = dict[str, Shaped[np.ndarray, "..."]]
@@ -94,4 +96,23 @@ def check_network(
             raise ValueError(
                 f"config.model.{field}={value!r}; networks of {origin} have "
                 f"{' or '.join(map(repr, valid))}. Set it so"
+            )
+
+
+def check_groups(network: Any, origin: str, num_groups: int) -> None:
+    """Raise ValueError unless GroupNorm has the groups of `origin`, which no parameter shows.
+
+    Args:
+        network: our network.
+        origin: the code base's name in messages.
+        num_groups: the value of our field that its networks have; others with the same groups are
+            valid.
+    """
+    for width in sorted(network.normalized_widths()):
+        ours, theirs = group_count(width, network.num_groups), group_count(width, num_groups)
+        if ours != theirs:
+            field = field_name(network, "num_groups")
+            raise ValueError(
+                f"{field}={network.num_groups} makes {ours} groups of {width} channels; networks "
+                f"of {origin} have {theirs}. Set --{field}={num_groups}"
             )

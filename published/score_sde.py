@@ -27,7 +27,7 @@ from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSNv2
 from published import score_sde_refinenets, score_sde_unets
 from published.formats.torch_writer import write_torch
-from published.mapping import Imported, Weight, translate, translate_back
+from published.mapping import Imported, Template, Weight, translate, translate_back
 from published.pytorch_layers import Tensors, check_network
 from published.steps import read_step
 
@@ -36,7 +36,7 @@ _CLASSES = {"ncsnpp": NCSNpp, "ddpm": DDPM, "ncsnv2": NCSNv2, "ncsn": NCSN}
 
 # Tensors of the PyTorch networks that are not parameters: the table of noise levels.
 UNUSED = ("sigmas",)
-_FREQUENCIES = "all_modules.0.W"
+_FREQUENCIES = score_sde_unets.FREQUENCIES
 # Errors of reading an unexpected structure.
 _STRANGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
@@ -63,7 +63,7 @@ def is_checkpoint(tree: Any) -> bool:
 
 
 def import_state(
-    tree: Any, network: Network, image_size: int, template: Mapping[str, Any], *, source: str
+    tree: Any, network: Network, image_size: int, template: Template, *, source: str
 ) -> Imported:
     """Translate a training state of any of the code bases; arguments as in `published`."""
     try:
@@ -71,11 +71,18 @@ def import_state(
             published, weights = load_jax(tree), weights_jax(network, image_size)
         else:
             load = load_ncsn if isinstance(tree, list) else load_pytorch
-            published, weights = load(tree), weights_pytorch(network, image_size)
+            published = load(tree)
+            weights = weights_pytorch(
+                network, image_size, unused_frequencies=_FREQUENCIES in published.params
+            )
+        unused = UNUSED
+        if isinstance(network, NCSNpp | DDPM):
+            score_sde_unets.check_resampling(network, published.params)
+            unused += score_sde_unets.unused(network)
     except ValueError as error:
         raise FileError(f"{source}: {error}") from error
     params, ema_params = (
-        translate(weights, template, tensors, unused=UNUSED, source=f"{source} ({name})")
+        translate(weights, template, tensors, unused=unused, source=f"{source} ({name})")
         for name, tensors in (("parameters", published.params), ("averages", published.ema))
     )
     return Imported(published.step, params, ema_params)
@@ -93,8 +100,12 @@ def weights_jax(network: Network, image_size: int) -> list[Weight]:
     return score_sde_unets.weights_jax(network, image_size)
 
 
-def weights_pytorch(network: Network, image_size: int) -> list[Weight]:
+def weights_pytorch(
+    network: Network, image_size: int, *, unused_frequencies: bool = False
+) -> list[Weight]:
     """Return the rules for the parameters of the PyTorch code's network, in its order.
+
+    With `unused_frequencies`, a network without an embedding has Fourier frequencies.
 
     Raises:
         ValueError: the PyTorch code has no such network.
@@ -102,7 +113,8 @@ def weights_pytorch(network: Network, image_size: int) -> list[Weight]:
     check_network(network, "score_sde", _CLASSES, {})
     if isinstance(network, NCSN | NCSNv2):
         return score_sde_refinenets.weights_pytorch(network)
-    return score_sde_unets.weights_pytorch(network, image_size)
+    shifted = unused_frequencies and network.embedding == "none"
+    return score_sde_unets.weights_pytorch(network, image_size, unused_frequencies=shifted)
 
 
 def load_jax(tree: Any) -> Published:
@@ -188,6 +200,7 @@ def export_pytorch(
 ) -> None:
     """Write a checkpoint that score_sde_pytorch restores, with a new optimizer.
 
+    What the network there makes and never uses, without an embedding, is zero (`embedding="none"`).
     The optimizer's moments are left out: if training continues there, Adam starts from zero with
     the paper's settings. The format has no place for the average of a Fourier embedding's
     frequencies, which are never trained.
@@ -204,6 +217,8 @@ def export_pytorch(
         )
     weights = weights_pytorch(network, image_size)
     model, ema = translate_back(weights, params), translate_back(weights, ema_params)
+    if isinstance(network, NCSNpp | DDPM):
+        model, ema = (score_sde_unets.with_unused(network, tensors) for tensors in (model, ema))
     if not np.allclose(model.get(_FREQUENCIES, 0), ema.get(_FREQUENCIES, 0), rtol=1e-4, atol=0):
         raise ValueError(
             "the averages of fourier/frequencies differ from the parameter, and a checkpoint of "

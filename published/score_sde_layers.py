@@ -1,6 +1,8 @@
 """The layers of the networks of Song et al., in their two code bases and in ours.
 
-Every parameter of a layer has three names, and up to three layouts. Ours is Flax's.
+Every parameter of a layer has three names, and up to three layouts. Ours is Flax's. GroupNorm of
+Flax has (1, 1, 1, channels) up to version 0.3.5, which the JAX code's files were made with, and
+(channels,) since.
 """
 
 from typing import NamedTuple
@@ -40,10 +42,11 @@ def _statistics(name: str, index: int) -> Parameter:
 
 _KERNEL = Parameter("kernel", "kernel", IDENTICAL, "weight", CONV)
 _BIAS = _same("bias")
+_NORM_BIAS = Parameter("bias", "bias", IMAGE_CHANNELS, "bias", IDENTICAL)
 
 # By kind. Parameters have the order in which the PyTorch code makes them.
 LAYERS: dict[str, tuple[Parameter, ...]] = {
-    "norm": (Parameter("scale", "scale", IDENTICAL, "weight", IDENTICAL), _BIAS),
+    "norm": (Parameter("scale", "scale", IMAGE_CHANNELS, "weight", IDENTICAL), _NORM_BIAS),
     "conv": (_KERNEL, _BIAS),
     "conv_without_bias": (_KERNEL,),
     "fir_conv": (Parameter("kernel", "weight", IDENTICAL, "weight", CONV), _BIAS),

@@ -4,15 +4,22 @@ Both build a network as one sequence of modules, in the same order, and name a m
 The JAX code counts each class of modules separately, ResnetBlockBigGANpp_3, including modules
 without parameters. The PyTorch code counts the modules in its list, all_modules.7. So one walk over
 the network in this order finds the names in both. Shapes are never used to find them.
+
+Networks without an embedding of the noise level (`conditional = False`) still make parts of it that
+they never use: Fourier frequencies in both codes, which shift the PyTorch code's count by one, and
+the layer from the embedding into every block, Dense_0, in the PyTorch code.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
 from published.mapping import Weight
+from published.pytorch_layers import Tensors, check_groups
 from published.score_sde_layers import Layer, jax_weights, pytorch_weights
 
 
@@ -22,6 +29,8 @@ class _Module(NamedTuple):
     kind: str
     layers: tuple[Layer, ...]
 
+
+FREQUENCIES = "all_modules.0.W"  # of the Fourier embedding in the PyTorch code
 
 # The classes of DDPM's modules in the JAX code, where they differ from those of NCSN++.
 _DDPM_KINDS = {"ResnetBlockDDPMpp": "ResnetBlockDDPM", "AttnBlockpp": "AttnBlock"}
@@ -46,20 +55,61 @@ def weights_jax(network: NCSNpp | DDPM, image_size: int) -> list[Weight]:
     return weights
 
 
-def weights_pytorch(network: NCSNpp | DDPM, image_size: int) -> list[Weight]:
+def weights_pytorch(
+    network: NCSNpp | DDPM, image_size: int, *, unused_frequencies: bool = False
+) -> list[Weight]:
     """Return the rules for the parameters of the PyTorch code's network, in its order.
+
+    `unused_frequencies` states that a network without an embedding has Fourier frequencies.
 
     Raises:
         ValueError: the PyTorch code has no such network.
     """
     weights = []
     modules = _modules(_as_ncsnpp(network), image_size)
-    for index, module in enumerate(module for module in modules if module.layers):
+    with_layers = (module for module in modules if module.layers)
+    for index, module in enumerate(with_layers, start=int(unused_frequencies)):
         prefix = f"all_modules.{index}"
         for layer in module.layers:
             theirs = f"{prefix}.{layer.theirs}" if layer.theirs else prefix
             weights += pytorch_weights(layer._replace(theirs=theirs))
     return weights
+
+
+def unused(network: NCSNpp | DDPM) -> tuple[str, ...]:
+    """Return patterns of the tensors, in either code, that the network makes and never uses."""
+    if network.embedding != "none":
+        return ()
+    return ("GaussianFourierProjection_0/W", FREQUENCIES, "all_modules.*.Dense_0.*")
+
+
+def with_unused(network: NCSNpp | DDPM, tensors: Mapping[str, np.ndarray]) -> Tensors:
+    """Return the PyTorch code's tensors with those that it never uses, as zeros, in its order."""
+    if network.embedding != "none":
+        return dict(tensors)
+    completed: Tensors = {}
+    for name, value in tensors.items():
+        completed[name] = value
+        block = name.removesuffix("Conv_0.bias")
+        if block != name and f"{block}GroupNorm_1.weight" in tensors:
+            shape = (len(value), 4 * network.features)
+            completed[f"{block}Dense_0.weight"] = np.zeros(shape, np.float32)
+            completed[f"{block}Dense_0.bias"] = np.zeros(shape[:1], np.float32)
+    return completed
+
+
+def check_resampling(network: NCSNpp | DDPM, names: Collection[str]) -> None:
+    """Raise ValueError if a file's network resamples without convolutions, as none here does."""
+    indices = {int(name.split(".")[1]) for name in names if name.startswith("all_modules.")}
+    skipped = bool(indices) and len(indices) <= max(indices)  # a module without parameters
+    if len(network.channel_multipliers) > 1 and not skipped:
+        blocks = any(name.startswith("ResnetBlockDDPM") for name in names)
+        skipped = blocks and not any(name.startswith("Downsample_") for name in names)
+    if skipped:
+        raise ValueError(
+            "it changes the resolution without convolutions (resamp_with_conv = False), which no "
+            "network here does. Use a file of a published configuration"
+        )
 
 
 def _as_ncsnpp(network: NCSNpp | DDPM) -> NCSNpp:
@@ -75,7 +125,9 @@ def _as_ncsnpp(network: NCSNpp | DDPM) -> NCSNpp:
                 f"{valid!r}. Set it so, or use another format"
             )
     if isinstance(network, NCSNpp):
+        check_groups(network, "score_sde's ncsnpp", 0)
         return network
+    check_groups(network, "score_sde's ddpm", 32)
     return NCSNpp(
         features=network.features,
         channel_multipliers=network.channel_multipliers,
@@ -83,6 +135,7 @@ def _as_ncsnpp(network: NCSNpp | DDPM) -> NCSNpp:
         attention_resolutions=network.attention_resolutions,
         residual_block="ddpm",
         embedding=network.embedding,
+        num_groups=network.num_groups,
         parent=None,
     )
 

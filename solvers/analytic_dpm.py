@@ -1,13 +1,15 @@
 r"""Analytic-DPM: reverse steps with the optimal variance (Bao et al. 2022, arXiv:2201.06503).
 
-Both DDPM and DDIM step from t to s by a Gaussian q(x_s | x_t, x0) with mean and variance
+DDPM, DDIM and all chains between them step from t to s by a Gaussian q(x_s | x_t, x0) with mean and
+variance
 
-    alpha_s x0 + k (x_t - alpha_t x0) / sigma_t,    v = sigma_s^2 - k^2,
+    alpha_s x0 + k (x_t - alpha_t x0) / sigma_t,    k^2 = sigma_s^2 - v,
+    v = eta^2 sigma_s^2 (1 - e^-2h),    h = lam_s - lam_t                     (their lambda_n^2)
 
-"ddpm" with k = sigma_s e^-h, h = lam_s - lam_t, where v is the small variance of the posterior;
-"ddim" with k = sigma_s and v = 0. They replace x0 by its prediction and add noise of variance v, as
-if the prediction were certain. The Gaussian N(m(x_t), std^2 I) closest to q(x_s | x_t) in KL has
-the same mean, but the uncertainty of eps = (x_t - alpha_t x0) / sigma_t adds to its variance:
+DDPM is eta = 1, where v is the small variance of the posterior, and DDIM eta = 0. They replace x0
+by its prediction and add noise of variance v, as if the prediction were certain. The Gaussian
+N(m(x_t), std^2 I) closest to q(x_s | x_t) in KL has the same mean, but the uncertainty of
+eps = (x_t - alpha_t x0) / sigma_t adds to its variance:
 
     m(x_t) = (alpha_s / alpha_t) x_t + c E[eps | x_t],    c = k - alpha_s sigma_t / alpha_t
     std^2  = v + c^2 E tr Cov(eps | x_t) / d = v + c^2 (1 - Gamma_t)                  (Theorem 1)
@@ -16,13 +18,13 @@ with Gamma_t = E ||E[eps | x_t]||^2 / d of `solvers/moments.py`, because E ||eps
 in [0, 1], which bounds std^2 on both sides. Data in an interval of half-width r have
 tr Cov(x0 | x_t) <= d r^2, so that 1 - Gamma <= r^2 alpha_t^2 / sigma_t^2 (Theorem 2).
 
-The KL divergence of a "ddpm" chain is, up to a constant for all paths, d / 2 times the sum of
+The KL divergence of a chain with eta = 1 is, up to a constant for all paths, d / 2 times the sum of
 
     J = log(std^2 / v) = log(1 + (e^2h - 1)(1 - Gamma_t))                             (Section 4)
 
 over its steps. Dynamic programming finds the path of K steps with the least sum. With v = 0 every
-path has an infinite KL divergence: "ddim" has no optimal times of its own, and may take those of
-"ddpm".
+path has an infinite KL divergence: eta = 0 has no optimal times of its own. Optimal times are those
+of eta = 1, whatever eta.
 """
 
 from dataclasses import dataclass
@@ -36,21 +38,20 @@ from sde_lib import SDE
 from solvers.moments import EpsMoments
 from solvers.tables import Coefficients, coefficients_at, table_plan
 
-FAMILIES = ("ddpm", "ddim")
 TIMESTEP_CHOICES = ("grid", "optimal")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyticDPM:
-    """DDPM or DDIM with the optimal variance for the moments of a network.
+    """DDPM, DDIM or a chain between with the optimal variance for the moments of a network.
 
     Args:
-        family: a name in FAMILIES.
+        eta: variance of the chain, from 0 (DDIM) to 1 (DDPM); the optimal one is larger.
         timestep_choice: "grid" takes the given times; "optimal" takes as many steps along
             `optimal_times`, which end with the moments. That must be the last of the given times.
         clip_last_std: largest standard deviation of the noise of the last step, before
             final_step="denoise" takes it for part of the image. For data in [-1, 1] the paper
-            bounds the mean size of the noise to two gray levels (family ddpm) or one (ddim): 0.0197
+            bounds the mean size of the noise to two gray levels (eta = 1) or one (eta = 0): 0.0197
             and 0.0098 (their Appendix on clipping).
         clip_x0_range: half the width of the interval of the data, 1 for [-1, 1]; None for data
             without bounds.
@@ -60,14 +61,14 @@ class AnalyticDPM:
         ValueError: for an unknown name or a number out of range.
     """
 
-    family: str = "ddpm"
+    eta: float = 1.0
     timestep_choice: str = "grid"
     clip_last_std: float | None = None
     clip_x0_range: float | None = None
     moments: EpsMoments | None = None
 
     def __post_init__(self) -> None:
-        require_choice("family", self.family, FAMILIES)
+        require_in("eta", self.eta, "[0, 1]")
         require_choice("timestep_choice", self.timestep_choice, TIMESTEP_CHOICES)
         require_in("clip_last_std", self.clip_last_std, "(0, inf)")
         require_in("clip_x0_range", self.clip_x0_range, "(0, inf)")
@@ -82,10 +83,9 @@ class AnalyticDPM:
             times = _optimal(sde, self.moments, times)
         coefficients = coefficients_at(sde, times)
         sigma, step = coefficients.sigma[1:], np.diff(coefficients.half_log_snr)
-        if self.family == "ddpm":
-            least, of_eps = sigma**2 * -np.expm1(-2 * step), -2 * sigma * np.sinh(step)
-        else:
-            least, of_eps = 0.0, -sigma * np.expm1(step)
+        least = (self.eta * sigma) ** 2 * -np.expm1(-2 * step)
+        log_kept = np.log1p(self.eta**2 * np.expm1(-2 * step)) / 2  # of k / sigma_s
+        of_eps = sigma * (np.expm1(log_kept) - np.expm1(step))
         before = Coefficients(*(values[:-1] for values in coefficients))
         unknown = 1 - self.moments.at(sde, before)
         if self.clip_x0_range is not None:

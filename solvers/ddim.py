@@ -25,12 +25,26 @@ from time_grids import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class DDIM:
-    """DDIM with noise eta, from 0 (deterministic) to 1 (ancestral)."""
+    """DDIM with noise.
+
+    Args:
+        eta: from 0 (deterministic) to 1 (ancestral).
+        s_noise: scale of the fresh noise.
+
+    Raises:
+        ValueError: for a number out of range, or an s_noise that is not used because eta is 0.
+    """
 
     eta: float = 0.0
+    s_noise: float = 1.0
 
     def __post_init__(self) -> None:
         require_in("eta", self.eta, "[0, 1]")
+        require_in("s_noise", self.s_noise, "(0, inf)")
+        if self.eta == 0 and self.s_noise != 1:
+            raise ValueError(
+                f"s_noise={self.s_noise} is not used with eta=0; set eta above 0, or leave it out"
+            )
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         coefficients = coefficients_at(sde, times)
@@ -43,7 +57,8 @@ class DDIM:
         of_x = alpha_s / alpha_t
         of_eps = np.sqrt(sigma_s**2 - noise**2) - of_x * sigma_t
         weights = np.stack([of_x, of_eps], axis=1)
-        return table_plan(times, weights, prediction="eps", noise=noise if self.eta else None)
+        fresh = self.s_noise * noise if self.eta else None
+        return table_plan(times, weights, prediction="eps", noise=fresh)
 
 
 def encode(denoiser: Denoiser, x: Batch, schedule: Schedule) -> Batch:

@@ -47,7 +47,7 @@ class DEIS:
         x, *predictions = unit_coefficients(self.order)
         weights = []
         for i, order in enumerate(orders):
-            step = exponential_step(coefficients, i, i + 1, "eps")
+            step = exponential_step(coefficients.at(i), coefficients.at(i + 1), "eps")
             latest = times[i - order + 1 : i + 1][::-1]
             integral = step.weights(latest, inside[i]) @ np.stack(predictions[:order])
             weights.append(step.scale * x + integral)

@@ -6,12 +6,14 @@ t to s along the probability-flow ODE is exactly, in terms of the predicted eps 
     x_s = alpha_s / alpha_t x_t - sigma_s int exp(h - tau) eps dtau        (2206.00927, Eq. 3.4)
     x_s = sigma_s / sigma_t x_t + alpha_s int exp(tau - h) x0 dtau         (2211.01095, Prop. 4.1)
 
-and along the reverse SDE (version 2 of 2211.01095)
+and along a reverse SDE whose noise has the variance eta g^2 dt, with e = 1 + eta,
 
-    x_s = alpha_s / alpha_t x_t - 2 sigma_s int exp(h - tau) eps dtau
-          + sigma_s sqrt(exp(2 h) - 1) z
-    x_s = exp(-h) sigma_s / sigma_t x_t + 2 alpha_s int exp(2 tau - 2 h) x0 dtau
-          + sigma_s sqrt(1 - exp(-2 h)) z.
+    x_s = alpha_s / alpha_t x_t - e sigma_s int exp(h - tau) eps dtau
+          + sigma_s sqrt(eta (exp(2 h) - 1)) z
+    x_s = exp(-eta h) sigma_s / sigma_t x_t + e alpha_s int exp(e (tau - h)) x0 dtau
+          + sigma_s sqrt(1 - exp(-2 eta h)) z,
+
+for eta = 1 as in version 2 of 2211.01095.
 
 (Lu et al. 2022). DPM-Solver, UniPC and DEIS replace the prediction by a polynomial.
 """
@@ -69,21 +71,16 @@ def _lagrange(points: np.ndarray, at: np.ndarray) -> Float[np.ndarray, "points p
 
 
 def exponential_step(
-    coefficients: Coefficients, start: int, end: int, prediction: str, stochastic: bool = False
+    start: Coefficients, end: Coefficients, prediction: str, eta: float = 0.0
 ) -> ExponentialStep:
-    """Return the step from the time at index `start` to the time at index `end`."""
-    h = coefficients.half_log_snr[end] - coefficients.half_log_snr[start]
-    alpha, sigma = coefficients.alpha[end], coefficients.sigma[end]
+    """Return the step between two times; eta = 0 is the ODE, and 1 the reverse SDE."""
+    h = end.half_log_snr - start.half_log_snr
     if prediction == "eps":
-        scale, gain, rate = alpha / coefficients.alpha[start], -sigma, 1.0
-        if stochastic:
-            return ExponentialStep(h, scale, 2 * gain, rate, sigma * np.sqrt(np.expm1(2 * h)))
-    else:
-        scale, gain, rate = sigma / coefficients.sigma[start], alpha, -1.0
-        if stochastic:
-            noise = sigma * np.sqrt(-np.expm1(-2 * h))
-            return ExponentialStep(h, np.exp(-h) * scale, 2 * gain, 2 * rate, noise)
-    return ExponentialStep(h, scale, gain, rate, 0.0)
+        noise = end.sigma * np.sqrt(eta * np.expm1(2 * h)) if eta else 0.0
+        return ExponentialStep(h, end.alpha / start.alpha, -(1 + eta) * end.sigma, 1.0, noise)
+    noise = end.sigma * np.sqrt(-np.expm1(-2 * eta * h)) if eta else 0.0
+    scale = np.exp(-eta * h) * (end.sigma / start.sigma)
+    return ExponentialStep(h, scale, (1 + eta) * end.alpha, -(1 + eta), noise)
 
 
 def polynomial_integral(

@@ -33,7 +33,9 @@ class FlowOptions:
 
     Args:
         t_min: where sampling stops.
-        final_step: the value returned there, "denoise" or "none" of `time_grids.FINAL_STEPS`.
+        final_step: the value returned there, "denoise" or "none" of `time_grids.FINAL_STEPS`. Where
+            Song et al. take one more step of reverse diffusion without noise, "denoise" is
+            Tweedie's estimate, which leaves no noise.
         ode_variable: the variable of integration, a name in `probability_flow.VARIABLES`.
 
     Raises:

@@ -8,7 +8,9 @@ With (a, b) the exact transition of the process from s to t, x_t = a x_s + b eps
     ancestral           (x + b^2 score) / a + std z                              (Eq. 4 and App. F)
 
 Correctors take Langevin steps x + h score + sqrt(2 h) z at one time (Algorithms 4 and 5). Written
-in (a, b), each is defined for every linear process, on any grid.
+in (a, b), each is defined for every linear process, on any grid. The published code takes (a, b)
+from tables or from Euler's method, which differ from the exact ones by O(1 / N^2) in each of the N
+steps. discretization="published" does the same: see `solvers/song2021.py`.
 """
 
 from collections.abc import Callable
@@ -20,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from denoising import Denoiser
+from denoising import Denoiser, Prediction
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, fold_in_each, normal_like, sum_per_sample
-from sampling import Keys, Plan, Project, Scalar, Step
+from sampling import Keys, Plan, Project, Scalar, Step, predict_x0
 from sde_lib import SDE, reverse_drift
+from solvers.song2021 import Row, Tables, published_plan, require_table
 
 
 @runtime_checkable
@@ -58,6 +61,10 @@ class EulerMaruyama:
         noise = self.churn * jnp.sqrt(sde.squared_diffusion(t) * (t - s))
         return Step(mean + noise * normal_like(keys, x), mean)
 
+    def published(self, tables: Tables) -> tuple[Row, Row, Row]:
+        f, g2 = tables.f * tables.length, tables.g2 * tables.length
+        return 1 - f, 0.5 * (1 + self.churn**2) * g2, self.churn * np.sqrt(g2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseDiffusion:
@@ -69,6 +76,9 @@ class ReverseDiffusion:
         scale, std = denoiser.sde.transition(s, t)
         mean = (2 - scale) * state.x + std**2 * denoiser.score(state.x, t)
         return Step(mean + std * normal_like(keys, state.x), mean)
+
+    def published(self, tables: Tables) -> tuple[Row, Row, Row]:
+        return 2 - tables.a, tables.b**2, tables.b
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +96,9 @@ class ProbabilityFlow:
         mean = (2 - scale) * state.x + 0.5 * std**2 * denoiser.score(state.x, t)
         return Step(mean, mean)
 
+    def published(self, tables: Tables) -> tuple[Row, Row, Row]:
+        return 2 - tables.a, 0.5 * tables.b**2, np.zeros_like(tables.b)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestral:
@@ -99,7 +112,7 @@ class Ancestral:
             arXiv:2102.09672, Eq. 15).
         guidance_form: how the gradient of a classifier acts. "score" adds it to the score; "mean"
             moves the mean by the gradient times the variance of the step (Dhariwal and Nichol 2021,
-            arXiv:2105.05233, Algorithm 1).
+            arXiv:2105.05233, Algorithm 1), and so does the final denoising.
 
     Raises:
         ValueError: for an unknown name.
@@ -120,18 +133,67 @@ class Ancestral:
         mean = (state.x - large**2 / sde.sigma(t) * prediction.eps) / scale
         log_ratio = sde.log_sigma(s) - sde.log_sigma(t)  # of small to large std
         if self.variance == "learned":
-            if prediction.variance is None:
-                raise ValueError(
-                    "variance='learned' needs a network that predicts variances, with "
-                    "config.denoiser.parameterization=eps_learned_variance; choose small or large"
-                )
-            std = large * jnp.exp((1 - prediction.variance) * log_ratio)
+            std = large * jnp.exp((1 - _learned_fraction(prediction)) * log_ratio)
         else:
             std = large * jnp.exp(log_ratio) if self.variance == "small" else large
         if self.guidance_form == "mean" and prediction.gradient is not None:
             # The score has already moved the mean by large^2 / scale times the gradient.
             mean += (std**2 - large**2 / scale) * prediction.gradient
         return Step(mean + std * normal_like(keys, state.x), mean)
+
+    def published(self, tables: Tables) -> tuple[Row, Row, Row]:
+        require_table(tables, "ancestral sampling")
+        if self.variance == "learned" or self.guidance_form == "mean":
+            raise ValueError(
+                "discretization='published' is of a sampler with variance=small or large and "
+                f"guidance_form=score, not {self.variance} and {self.guidance_form}"
+            )
+        std = tables.small if self.variance == "small" else tables.b
+        assert std is not None
+        return 1 / tables.a, tables.b**2 / tables.a, std
+
+
+def _learned_fraction(prediction: Prediction) -> Batch:
+    if prediction.variance is None:
+        raise ValueError(
+            "variance='learned' needs a network that predicts variances, with "
+            "config.denoiser.parameterization=eps_learned_variance; choose small or large"
+        )
+    return prediction.variance
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanGuidedDenoising:
+    """The last step of ADM's guided sampler: x0 plus the gradient times a variance, without noise.
+
+    That step ends at the data, where the variance of its posterior is 0: with "small" the gradient
+    does not act. With "large", as published, it is the posterior variance of the step before.
+    "learned" interpolates between that and sigma(t)^2, the noise that the forward step to t adds.
+
+    Args:
+        variance: "small", "large" or "learned", as in `Ancestral`.
+        before: the time before the final time t.
+    """
+
+    variance: str
+    before: float
+
+    def __call__(self, denoiser: Denoiser, x: Batch, t: Scalar) -> Batch:
+        prediction = denoiser.predict(x, t)
+        if prediction.gradient is None:
+            return prediction.x0
+        alpha, sigma = denoiser.coefficients(x, t)
+        # The prediction has already moved x0 by sigma^2 / alpha times the gradient.
+        unguided = prediction.x0 - sigma**2 / alpha * prediction.gradient
+        if self.variance == "small":
+            return unguided
+        sde, before = denoiser.sde, jnp.asarray(self.before, x.dtype)
+        _, added = sde.transition(t, before)
+        log_std = jnp.log(added) + sde.log_sigma(t) - sde.log_sigma(before)
+        if self.variance == "learned":
+            fraction = _learned_fraction(prediction)
+            log_std = (1 - fraction) * log_std + fraction * sde.log_sigma(t)
+        return unguided + jnp.exp(2 * log_std) * prediction.gradient
 
 
 def _check_corrector(snr: float, corrector_steps: int) -> None:
@@ -141,30 +203,56 @@ def _check_corrector(snr: float, corrector_steps: int) -> None:
 
 def _langevin_steps(
     keys: Keys,
-    denoiser: Denoiser,
+    score: Callable[[Batch], Batch],
     state: Step,
-    t: Scalar,
-    s: Scalar,
     corrector_steps: int,
     step_size: Callable[[Batch, Batch], Array],
 ) -> Step:
-    """Take `corrector_steps` Langevin steps at time t, of size scale^2 step_size(score, noise)."""
-    # The published step size has the factor alpha_i = 1 - beta_i of one step, which is the squared
-    # scale of the transition from s to t. It is 1 for VE.
-    scale, _ = denoiser.sde.transition(s, t)
+    """Take `corrector_steps` Langevin steps of size step_size(score, noise)."""
 
     def correct(i: Int[Array, ""], state: Step) -> Step:
         noise = normal_like(fold_in_each(keys, i), state.x)
-        score = denoiser.score(state.x, t)
-        h = expand_like(scale**2 * step_size(score, noise), state.x)
-        mean = state.x + h * score
+        gradient = score(state.x)
+        h = expand_like(step_size(gradient, noise), state.x)
+        mean = state.x + h * gradient
         return Step(mean + jnp.sqrt(2 * h) * noise, mean)
 
     return jax.lax.fori_loop(0, corrector_steps, correct, state)
 
 
+class _Langevin:
+    """Base of correctors: `correct` takes their steps with any score."""
+
+    corrector_steps: int
+
+    @property
+    def evaluations(self) -> int:
+        return self.corrector_steps
+
+    def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
+        # The published step size has the factor alpha_i = 1 - beta_i of one step, which is the
+        # squared scale of the transition from s to t. It is 1 for VE.
+        scale, _ = denoiser.sde.transition(s, t)
+
+        def score(x: Batch) -> Batch:
+            return denoiser.score(x, t)
+
+        return self.correct(keys, score, state, scale**2, denoiser.sde.sigma(t))
+
+    def correct(
+        self,
+        keys: Keys,
+        score: Callable[[Batch], Batch],
+        state: Step,
+        alpha: Array,
+        sigma: Array,
+    ) -> Step:
+        """Take the Langevin steps at one time, for alpha_i of the step and the noise level."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True)
-class Langevin:
+class Langevin(_Langevin):
     """Langevin dynamics at a fixed signal-to-noise ratio (Algorithms 4 and 5).
 
     The step size is h = 2 scale^2 (snr |noise| / |score|)^2.
@@ -188,25 +276,32 @@ class Langevin:
         _check_corrector(self.snr, self.corrector_steps)
         require_choice("norm_reduction", self.norm_reduction, ("per_sample", "batch"))
 
-    @property
-    def evaluations(self) -> int:
-        return self.corrector_steps
-
-    def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
-        def step_size(score: Batch, noise: Batch) -> Array:
-            noise_norm, score_norm = (jnp.sqrt(sum_per_sample(a**2)) for a in (noise, score))
+    def correct(
+        self,
+        keys: Keys,
+        score: Callable[[Batch], Batch],
+        state: Step,
+        alpha: Array,
+        sigma: Array,
+    ) -> Step:
+        def step_size(gradient: Batch, noise: Batch) -> Array:
+            noise_norm, score_norm = (jnp.sqrt(sum_per_sample(a**2)) for a in (noise, gradient))
             if self.norm_reduction == "batch":
                 noise_norm, score_norm = jnp.mean(noise_norm), jnp.mean(score_norm)
-            return 2 * (self.snr * noise_norm / score_norm) ** 2
+            return alpha * (2 * (self.snr * noise_norm / score_norm) ** 2)
 
-        return _langevin_steps(keys, denoiser, state, t, s, self.corrector_steps, step_size)
+        return _langevin_steps(keys, score, state, self.corrector_steps, step_size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnealedLangevin:
+class AnnealedLangevin(_Langevin):
     """Annealed Langevin dynamics of NCSN (Song & Ermon 2019, arXiv:1907.05600, Algorithm 1).
 
-    The step size is h = 2 scale^2 (snr sigma(t))^2: it follows the noise level, not the score.
+    The step size is h = 2 scale^2 (snr sigma(t))^2: it follows the noise level, not the score. On a
+    chain, sigma(t) is the chain's own; the published code takes that of the continuous process.
+
+    Without a predictor, the published code returns the last state itself, whose noise is visible.
+    final_step="denoise" removes it by one more evaluation.
 
     Args:
         snr: signal-to-noise ratio.
@@ -222,15 +317,18 @@ class AnnealedLangevin:
     def __post_init__(self) -> None:
         _check_corrector(self.snr, self.corrector_steps)
 
-    @property
-    def evaluations(self) -> int:
-        return self.corrector_steps
+    def correct(
+        self,
+        keys: Keys,
+        score: Callable[[Batch], Batch],
+        state: Step,
+        alpha: Array,
+        sigma: Array,
+    ) -> Step:
+        def step_size(gradient: Batch, noise: Batch) -> Array:
+            return alpha * (2 * (self.snr * sigma) ** 2)
 
-    def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
-        def step_size(score: Batch, noise: Batch) -> Array:
-            return 2 * (self.snr * denoiser.sde.sigma(t)) ** 2
-
-        return _langevin_steps(keys, denoiser, state, t, s, self.corrector_steps, step_size)
+        return _langevin_steps(keys, score, state, self.corrector_steps, step_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,21 +342,35 @@ class PredictorCorrector:
         corrector: Langevin steps; None for no step. Without both, samples are draws from the prior.
         corrector_first: correct at t, then predict s, as the published code does; False predicts s,
             then corrects there, as the algorithm in the paper does.
+        discretization: a name in DISCRETIZATIONS. "exact" takes the exact transitions. "published"
+            takes the tables and times of the published code; see `solvers/song2021.py`. To
+            reproduce it, take a uniform grid of N - 1 steps, final_step="mean",
+            norm_reduction="batch", and ancestral variance "large" for VP or "small" for VE. Its
+            probability_flow is predictor "probability_flow", or "euler_maruyama" with churn=0.
+
+    Raises:
+        ValueError: for an unknown name, or an order that the published code does not have.
     """
 
     predictor: PCStep | None = None
     corrector: PCStep | None = None
     corrector_first: bool = True
+    discretization: str = "exact"
+
+    def __post_init__(self) -> None:
+        require_choice("discretization", self.discretization, DISCRETIZATIONS)
+        if self.discretization == "published" and not self.corrector_first:
+            raise ValueError(
+                "corrector_first=False is the order of the paper, but discretization='published' "
+                "is of the code; leave one of the two out"
+            )
 
     @property
     def evaluations(self) -> int:
         return sum(part.evaluations for part in (self.corrector, self.predictor) if part)
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
-        if times[-1] == 0 and self.corrector and self.corrector_first:
-            times = np.append(times, 0.0)  # the last timestep of a chain is corrected too
-        after = np.append(times[2:], times[-1])
-        return Plan(self, (times[:-1], times[1:], after), times)
+        return DISCRETIZATIONS[self.discretization](self, sde, times)
 
     def start(self, x: Batch) -> Step:
         return Step(x, x)
@@ -287,6 +399,22 @@ class PredictorCorrector:
         return self.predictor.step(fold_in_each(keys, 1), denoiser, state, t, s)
 
 
+def _exact_plan(solver: PredictorCorrector, sde: SDE, times: np.ndarray) -> Plan:
+    denoise = predict_x0
+    if getattr(solver.predictor, "guidance_form", "score") == "mean":
+        variance = getattr(solver.predictor, "variance", "small")
+        denoise = MeanGuidedDenoising(variance=variance, before=float(times[-2]))
+    if times[-1] == 0 and solver.corrector and solver.corrector_first:
+        times = np.append(times, 0.0)  # the last timestep of a chain is corrected too
+    after = np.append(times[2:], times[-1])
+    return Plan(solver, (times[:-1], times[1:], after), times, denoise)
+
+
+def _published_plan(solver: PredictorCorrector, sde: SDE, times: np.ndarray) -> Plan:
+    return published_plan(solver.predictor, solver.corrector, sde, times)
+
+
+DISCRETIZATIONS = {"exact": _exact_plan, "published": _published_plan}
 PREDICTORS = {
     "euler_maruyama": EulerMaruyama,
     "reverse_diffusion": ReverseDiffusion,

@@ -22,15 +22,15 @@ import numpy as np
 from jaxtyping import Float
 
 from denoising import Denoiser
-from numerics.arrays import Batch, in_float64, normal_like
-from sampling import Keys, Plan, Project
+from numerics.arrays import Batch, fold_in_each, in_float64, normal_like
+from sampling import Keys, Plan, Project, predict_x0
 from sde_lib import SDE
 
 LinearCombination = Float[np.ndarray, "terms"]
 
 
 class Coefficients(NamedTuple):
-    """Coefficients of a process at some times, in float64.
+    """Coefficients of a process at some times, in float64; arrays, or numbers for one time.
 
     Attributes:
         t: the times.
@@ -38,10 +38,14 @@ class Coefficients(NamedTuple):
         half_log_snr: log(alpha / sigma), the lambda of the papers.
     """
 
-    t: np.ndarray
-    alpha: np.ndarray
-    sigma: np.ndarray
-    half_log_snr: np.ndarray
+    t: Any
+    alpha: Any
+    sigma: Any
+    half_log_snr: Any
+
+    def at(self, index: int) -> "Coefficients":
+        """Return the coefficients at one of the times."""
+        return Coefficients(*(values[index] for values in self))
 
 
 def coefficients_at(sde: SDE, times: np.ndarray) -> Coefficients:
@@ -87,11 +91,20 @@ def stage_weights(stages: list[LinearCombination]) -> np.ndarray:
 
 
 class LinearStep(NamedTuple):
-    """One step: the time of its evaluation, weights of x, m_0, m_1, ..., and scale of its noise."""
+    """One step.
+
+    Attributes:
+        t: the time of its evaluation.
+        weights: those of x, m_0, m_1, ...
+        noise: scale of the noise that is added after it.
+        before: scale of x, and scale of the noise that is added, before the evaluation; None to
+            evaluate the network at x itself.
+    """
 
     t: Any
     weights: Any
     noise: Any
+    before: Any = None
 
 
 class TableState(NamedTuple):
@@ -123,9 +136,13 @@ class TableStep:
     def step(
         self, keys: Keys, denoiser: Denoiser, state: TableState, step: LinearStep, project: Project
     ) -> TableState:
-        newest = getattr(denoiser.predict(state.x, step.t), self.prediction)
+        x = state.x
+        if step.before is not None:
+            scale, noise = step.before
+            x = scale * x + noise * normal_like(fold_in_each(keys, 1), x)
+        newest = getattr(denoiser.predict(x, step.t), self.prediction)
         history = (newest, *state.history)
-        mean = combine(step.weights, state.x, *history)
+        mean = combine(step.weights, x, *history)
         x = mean + step.noise * normal_like(keys, mean) if self.stochastic else mean
         return TableState(x, mean, history[: self.predictions - 1])
 
@@ -141,10 +158,26 @@ def table_plan(
     *,
     prediction: str,
     noise: Float[np.ndarray, "steps"] | None = None,
+    first: tuple[float, float] | None = None,
+    clean: bool = False,
 ) -> Plan:
-    """Return the plan of a table, which evaluates the network at all of `times` except the last."""
+    """Return the plan of a table, which evaluates the network at all of `times` except the last.
+
+    Args:
+        times: the times of the evaluations, then the final time.
+        weights: the weights of each step.
+        prediction: "eps" or "x0".
+        noise: the scale of the noise that is added after each step.
+        first: `LinearStep.before` of the first step.
+        clean: whether the last step removes all noise, so that none is left to denoise.
+    """
     function = TableStep(
         prediction=prediction, predictions=weights.shape[1] - 1, stochastic=noise is not None
     )
-    steps = LinearStep(times[:-1], weights, np.zeros(len(weights)) if noise is None else noise)
-    return Plan(function, steps, times)
+    before = None
+    if first is not None:
+        before = np.tile([1.0, 0.0], (len(weights), 1))
+        before[0] = first
+    noise = np.zeros(len(weights)) if noise is None else noise
+    steps = LinearStep(times[:-1], weights, noise, before)
+    return Plan(function, steps, times, denoise=None if clean else predict_x0)

@@ -88,7 +88,7 @@ class UniPC:
         predictions: list[LinearCombination],
     ) -> LinearCombination:
         """Step from x at t_start to the next time, by predictions at t_newest, t_newest-1, ..."""
-        step = exponential_step(coefficients, start, start + 1, self.prediction)
+        step = exponential_step(coefficients.at(start), coefficients.at(start + 1), self.prediction)
         half_log_snr = coefficients.half_log_snr[newest + 1 - len(predictions) : newest + 1][::-1]
         b = step.gain * step.h if self.variant == "bh1" else step.constant_weight
         return step.scale * x + polynomial_integral(

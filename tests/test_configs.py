@@ -68,6 +68,7 @@ ELSEWHERE = {
     "edm_ffhq_64:ddpmpp": DDPMPP,
     "iddpm_cifar10": 52_546_438,
     "adm_imagenet:64": 295_904_454 + 4 * 192,
+    "edm_imagenet_64:adm": 295_904_454 + 4 * 192,
 }
 
 
@@ -81,7 +82,8 @@ def count(model, image_size, data):
     """Count the parameters of a network; many configurations share one."""
     config = load("vp_digits")
     config.model, config.data = json.loads(model), json.loads(data)
-    _, _, params = build.build_network(config)
+    network, _, template = build.build_network(config)
+    params = template(network)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 

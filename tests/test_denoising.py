@@ -8,6 +8,7 @@ from analytic import standardized_mixture
 from jax.tree_util import Partial
 
 from denoising import CONDITIONINGS, PARAMETERIZATIONS, Clipping, Denoiser
+from experiment.options import DenoiserOptions
 from sde_lib import VESDE, VPSDE, SubVPSDE, reverse_drift
 
 PROCESSES = [
@@ -28,20 +29,31 @@ OUTPUTS = {
     "score_centered_input": lambda x0, eps, alpha, sigma: -eps / sigma,
     "edm": lambda x0, eps, alpha, sigma: edm_target(x0, eps, sigma / alpha),
     "eps_learned_variance": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
+    "iddpm": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
 }
 
 
-def edm_target(x0, eps, s):
+def edm_target(x0, eps, s, sigma_data=0.5):
     """Karras et al. 2022, Eq. 8: (x0 - c_skip y) / c_out, coefficients of their Table 1."""
-    c_skip = 0.5**2 / (s**2 + 0.5**2)
-    c_out = s * 0.5 / np.sqrt(0.5**2 + s**2)
+    c_skip = sigma_data**2 / (s**2 + sigma_data**2)
+    c_out = s * sigma_data / np.sqrt(sigma_data**2 + s**2)
     return (x0 - c_skip * (x0 + s * eps)) / c_out
+
+
+def nearest_level(s, count=1000):
+    """Karras et al. 2022, Table 1, iDDPM: the timestep of the nearest noise level."""
+    levels = [0.0]
+    for j in range(count, 0, -1):
+        ratio = np.sin(np.pi / 2 * np.array([j - 1, j]) / count / 1.008) ** 2
+        levels.append(np.sqrt((levels[-1] ** 2 + 1) / max(ratio[0] / ratio[1], 0.001) - 1))
+    return np.abs(np.array(levels[1:])[:, None] - np.asarray(s)).argmin(axis=0)
 
 
 INPUTS = {
     "scaled_score": lambda x, alpha, sigma: 2 * x - 1,
     "score_centered_input": lambda x, alpha, sigma: 2 * x - 1,
     "edm": lambda x, alpha, sigma: x / alpha / np.sqrt((sigma / alpha) ** 2 + 0.5**2),
+    "iddpm": lambda x, alpha, sigma: x / alpha / np.sqrt((sigma / alpha) ** 2 + 1),
 }
 CONDITIONS = {
     "t": lambda sde, t: t,
@@ -52,6 +64,7 @@ CONDITIONS = {
     "rescaled_timestep": lambda sde, t: 999 * t,  # times 1000 / n, for n = 1000
     "reversed_timestep": lambda sde, t: np.round(999 * (1 - t)),
     "edm": lambda sde, t: np.log(sde.sigma(t) / sde.alpha(t)) / 4,
+    "iddpm": lambda sde, t: nearest_level(sde.sigma(t) / sde.alpha(t)),
 }
 
 
@@ -82,6 +95,33 @@ def test_every_parameterization_gives_the_same_prediction(x64, sde, name):
     np.testing.assert_allclose(
         seen[0][0], INPUTS.get(name, lambda x, alpha, sigma: x)(x, alpha, sigma), rtol=1e-12
     )
+
+
+@every_process
+def test_sigma_data_scales_the_edm_parameterization(x64, sde):
+    t, seen = jnp.array([1e-3, 0.3, 1.0]), []
+    x0, eps = jax.random.normal(jax.random.key(0), (2, 3, 2))
+    s = (sde.sigma(t) / sde.alpha(t))[:, None]
+    network = recording(edm_target(x0, eps, s, sigma_data=0.7), seen)
+    denoiser = Denoiser(sde=sde, network=network, parameterization="edm", sigma_data=0.7)
+    prediction = denoiser.predict(sde.perturb(x0, t, eps), t)
+    np.testing.assert_allclose(prediction.x0, x0, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(prediction.eps, eps, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(seen[0][0], (x0 + s * eps) / np.hypot(s, 0.7), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sigma_data": 0.7}, r"sigma_data=0\.7 is used with parameterization=edm, not with 'eps'"),
+        ({"parameterization": "edm", "sigma_data": 0.0}, r"sigma_data=0\.0 must be above 0"),
+    ],
+)
+def test_sigma_data_that_is_not_used_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Denoiser(sde=VPSDE(), network=lambda x, t: x, **fields)
+    with pytest.raises(ValueError, match=message):
+        DenoiserOptions(**fields)
 
 
 @pytest.mark.parametrize("name", CONDITIONINGS)

@@ -94,7 +94,7 @@ def test_the_table_of_configurations_is_complete():
 
 
 def test_the_table_of_samplers_is_complete():
-    text = (ROOT / "docs/samplers.md").read_text()
+    text, _, _ = (ROOT / "docs/samplers.md").read_text().partition("\n## ")
     listed = set(re.findall(r"^\| `(\w+)` \|", text, re.M))
     assert listed == solvers.SOLVERS.keys() | solvers.ADAPTIVE.keys()
 

@@ -6,6 +6,7 @@ Each test adds a row and does what a user would do with it. Nothing else is chan
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -42,8 +43,9 @@ from numerics.arrays import pytree
 from sde_lib import SDES, VPSDE
 from solvers import ADAPTIVE, SOLVERS
 from solvers.ddim import DDIM
+from solvers.heun import SCALINGS, VARIABLES, Variable
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
-from time_grids import TIME_GRIDS
+from time_grids import TIME_GRIDS, Grid
 
 FIELDS = TINY | {"sampling.variant": None, "eval.samples": 8}
 
@@ -203,13 +205,25 @@ def test_time_grid(monkeypatch):
     def cubic(sde, u, t_min, rho):
         return (1 + (np.cbrt(t_min) - 1) * u) ** 3
 
-    monkeypatch.setitem(TIME_GRIDS, "dummy", cubic)
+    monkeypatch.setitem(TIME_GRIDS, "dummy", Grid(cubic))
     experiment = built(sampling={"grid": "dummy", "name": "ddim"}, discrete_bound={"grid": "dummy"})
     times = experiment.sampler.solve.schedule.of(experiment.model.sde)
     np.testing.assert_allclose(np.diff(np.cbrt(times), 2), 0, atol=1e-12)
     assert len(drawn(experiment)) == 4
     assert experiment.config["sampling"]["steps"] == TINY["sampling.steps"]
     assert len(experiment.discrete_bound.times) == 1001
+
+
+def test_variable_and_scaling_of_heun(monkeypatch):
+    """Twice sigma and a constant scaling take the same steps as sigma and none."""
+    double = Variable(lambda s: 2 * s, lambda u: u / 2, lambda s: 0.5)
+    monkeypatch.setitem(VARIABLES, "dummy", lambda largest, smallest: double)
+    monkeypatch.setitem(SCALINGS, "dummy", lambda s: (2.0, 0.0))
+    images = [
+        drawn(built(sampling={"name": "heun", "variable": variable, "scaling": scaling}))
+        for variable, scaling in (("dummy", "dummy"), ("sigma", "none"))
+    ]
+    np.testing.assert_array_equal(*images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +286,7 @@ def test_network(monkeypatch):
     experiment = built(model={"name": "dummy", "features": 6})
     assert experiment.config["model"]["features"] == 6
     assert len(drawn(experiment)) == 4
-    assert "parameters  19 " in describe(experiment)
+    assert re.search(r"parameters +19 ", describe(experiment))
     with pytest.raises(ConfigError, match=r"^config\.model\.features: images of 16 pixels"):
         built(model={"name": "dummy"}, data={"image_size": 16})
 
@@ -373,6 +387,8 @@ TABLES = {
     "TIME_GRIDS": ("time_grids", TIME_GRIDS),
     "SOLVERS": ("solvers", SOLVERS),
     "ADAPTIVE": ("solvers", ADAPTIVE),
+    "VARIABLES": ("solvers.heun", VARIABLES),
+    "SCALINGS": ("solvers.heun", SCALINGS),
     "PREDICTORS": ("solvers.predictor_corrector", PREDICTORS),
     "CORRECTORS": ("solvers.predictor_corrector", CORRECTORS),
     "SDES": ("sde_lib", SDES),

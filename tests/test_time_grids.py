@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from denoising import CONDITIONINGS
-from sde_lib import VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, SubVPSDE
+from sde_lib import EDMSDE, VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, SubVPSDE
 from time_grids import TIME_GRIDS, Schedule, respaced_timesteps
 
 PROCESSES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=20.0)}
@@ -41,12 +41,64 @@ def test_grid_is_even_in_its_variable(x64, sde, grid, even):
     np.testing.assert_allclose(gaps, gaps[0], rtol=1e-6)
 
 
+def levels(sde, **fields):
+    """The noise levels sigma / alpha of a schedule."""
+    times = Schedule(**fields).of(sde)
+    return np.exp(-np.asarray(sde.log_snr(jnp.asarray(times))) / 2)
+
+
+@pytest.mark.parametrize("rho", [1.0, 3.0])
+@every_process
+def test_polyexponential_is_a_power_in_log_sigma(x64, sde, rho):
+    found = levels(sde, grid="polyexponential", steps=9, t_min=T_MIN, rho=rho)
+    ramp = np.linspace(1, 0, 10) ** rho
+    expected = np.exp(ramp * np.log(found[0] / found[-1]) + np.log(found[-1]))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@every_process
+def test_vp_time_is_uniform_in_the_time_of_a_vp_process(x64, sde):
+    """The betas from the two equations of EDM's Table 1 for the ends."""
+    found = levels(sde, grid="vp_time", steps=9, t_min=T_MIN)
+    t = np.linspace(1, 1e-3, 10)
+    ends = np.log1p(found[[0, -1]] ** 2)
+    slope, start = np.linalg.solve(np.stack([t[[0, -1]] ** 2 / 2, t[[0, -1]]], axis=1), ends)
+    np.testing.assert_allclose(found**2, np.expm1(slope * t**2 / 2 + start * t), rtol=1e-6)
+
+
+def test_vp_time_of_a_vp_process_is_its_own():
+    found = Schedule(grid="vp_time", steps=9, t_min=1e-3).of(VPSDE())
+    np.testing.assert_allclose(found, np.linspace(1, 1e-3, 10), rtol=1e-9)
+
+
+def iddpm_levels():
+    """u_j of EDM's Table 1 by its recursion, with C_1 = 0.001, C_2 = 0.008 and M = 1000."""
+
+    def alpha_bar(j):
+        return np.sin(np.pi / 2 * j / (1000 * 1.008)) ** 2
+
+    u = np.zeros(1001)
+    for j in range(1000, 0, -1):
+        ratio = max(alpha_bar(j - 1) / alpha_bar(j), 0.001)
+        u[j - 1] = np.sqrt((u[j] ** 2 + 1) / ratio - 1)
+    return u
+
+
+@pytest.mark.parametrize("steps", [7, 17, 100])
+def test_iddpm_grid_is_rounded_to_the_chain(x64, steps):
+    u = iddpm_levels()
+    u = u[(u >= 0.002) & (u <= 81)]
+    found = levels(EDMSDE(sigma_max=u[0]), grid="iddpm", steps=steps, t_min=u[-1] / u[0])
+    expected = u[np.rint((len(u) - 1) / steps * np.arange(steps + 1)).astype(int)]
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (
             lambda: Schedule(grid="no"),
-            "grid='no' is unknown; choose one of: karras, log_snr, quadratic, timesteps",
+            "grid='no' is unknown; choose one of: iddpm, karras, log_snr, polyexponential",
         ),
         (
             lambda: Schedule(final_step="no"),
@@ -55,7 +107,14 @@ def test_grid_is_even_in_its_variable(x64, sde, grid, even):
         (lambda: Schedule(steps=0), "steps=0 must lie in"),
         (lambda: Schedule(t_min=1.0), "t_min=1.0 must lie in (0, 1)"),
         (lambda: Schedule(t_min=0.0), "t_min=0.0 must lie in (0, 1)"),
-        (lambda: Schedule(rho=7.0), "rho=7.0 is used with grid='karras', not with 'uniform'"),
+        (
+            lambda: Schedule(rho=7.0),
+            "rho=7.0 is used with grid='karras' or 'polyexponential', not with 'uniform'",
+        ),
+        (
+            lambda: Schedule(grid="vp_time", t_min=0.9).of(VPSDE()),
+            "vp_time fits no VP process to noise levels sigma/alpha from 152.2 to 58.83",
+        ),
         (lambda: Schedule(times=(1.0,)), "give at least two, from 1 to the final time"),
         (lambda: Schedule(times=(0.9, 0.1)), "the first must be 1, where the prior is"),
         (lambda: Schedule(times=(1.0, 0.1, 0.2)), "0.2 follows 0.1; they must strictly decrease"),

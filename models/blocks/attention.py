@@ -50,18 +50,21 @@ class SelfAttention(nn.Module):
         skip_rescale: divide the sum by sqrt 2.
         init_scale: initial variance scale of the output projection W_o.
         epsilon: added to the variance by GroupNorm.
+        num_groups: groups of GroupNorm; 0 for min(channels // 4, 32).
     """
 
     heads: int = 1
     skip_rescale: bool = True
     init_scale: float = 0.0
     epsilon: float = 1e-6
+    num_groups: int = 0
 
     @nn.compact
     def __call__(self, x: Images, *, train: bool) -> Images:
         """Map (b, h, w, c) to the same shape; memory grows as b (h w)^2, see `attend`."""
         b, height, width, c = x.shape
-        pixels = GroupNorm(self.epsilon, name="norm")(x).reshape(b, height * width, c)
+        norm = GroupNorm(self.epsilon, self.num_groups, name="norm")
+        pixels = norm(x).reshape(b, height * width, c)
 
         def project(name: str) -> Heads:
             projected = dense(c, init_scale=0.1, name=name)(pixels)

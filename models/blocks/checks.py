@@ -139,10 +139,23 @@ def unet_widths(first: int, widths: Sequence[int], blocks: int, joined: int = 1)
     return normalized
 
 
-def check_groups(network: Any, widths: Iterable[int]) -> None:
-    """Raise ValueError unless the groups of GroupNorm divide the channels of every layer."""
-    for width in sorted(set(widths)):
-        if width % group_count(width):
+def check_groups(network: Any) -> None:
+    """Raise ValueError unless the groups of GroupNorm divide the channels of every layer.
+
+    The network has the field `num_groups` and the method `normalized_widths`.
+    """
+    check_integers(network, num_groups=0)
+    for width in sorted(network.normalized_widths()):
+        if network.num_groups and width % network.num_groups:
+            raise field_error(
+                network,
+                "num_groups",
+                "a number that divides the channels of every normalized layer, here "
+                f"{sorted(network.normalized_widths())}",
+                f"Take a multiple of it for {field_name(network, 'features')}, or 0 for "
+                "min(channels // 4, 32) groups.",
+            )
+        if width % group_count(width, network.num_groups):
             raise field_error(
                 network,
                 "features",

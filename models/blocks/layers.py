@@ -76,9 +76,13 @@ def default_init(scale: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
-def group_count(channels: int) -> int:
-    """Return the number of groups, min(channels // 4, 32), which must divide `channels`."""
-    return min(channels // 4, 32)
+def group_count(channels: int, num_groups: int = 0) -> int:
+    """Return the number of groups that GroupNorm makes of `channels`, which it must divide.
+
+    It is `num_groups`, or where that is 0, min(channels // 4, 32) as in NCSN++ (Song et al. 2021).
+    From 128 channels on, these are the 32 groups of DDPM (Ho et al. 2020).
+    """
+    return num_groups or min(channels // 4, 32)
 
 
 class GroupNorm(nn.Module):
@@ -90,15 +94,17 @@ class GroupNorm(nn.Module):
 
     Attributes:
         epsilon: added to the variance.
+        num_groups: number of groups; 0 for min(channels // 4, 32).
     """
 
     epsilon: float = 1e-6
+    num_groups: int = 0
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
         """Map (b, h, w, c) to the same shape; see `group_count` for c."""
         batch, _, _, c = x.shape
-        groups = group_count(c)
+        groups = group_count(c, self.num_groups)
         if c % groups:
             raise ValueError(
                 f"{c} channels do not split into {groups} equal groups; see group_count"
@@ -165,6 +171,7 @@ class ResidualBlock(nn.Module):
         scale_shift: how the embedding enters: scale and shift after the second norm, or a sum.
         activation: a name in ACTIVATIONS.
         epsilon: added to the variance by GroupNorm.
+        num_groups: groups of GroupNorm; 0 for min(channels // 4, 32).
     """
 
     features: int
@@ -178,6 +185,7 @@ class ResidualBlock(nn.Module):
     scale_shift: bool = False
     activation: str = "swish"
     epsilon: float = 1e-6
+    num_groups: int = 0
 
     @nn.compact
     def __call__(
@@ -185,13 +193,13 @@ class ResidualBlock(nn.Module):
     ) -> Float[Array, "batch height_out width_out {self.features}"]:
         """Map (b, h, w, c) and e of (b, d), or None, to (b, h', w', features); h' = h, 2h, h/2."""
         act = ACTIVATIONS[self.activation]
-        h = act(GroupNorm(self.epsilon, name="norm_0")(x))
+        h = act(GroupNorm(self.epsilon, self.num_groups, name="norm_0")(x))
         if self.direction == "up":
             h, x = upsample(h, self.fir_kernel), upsample(x, self.fir_kernel)
         elif self.direction == "down":
             h, x = downsample(h, self.fir_kernel), downsample(x, self.fir_kernel)
         h = conv3x3(self.features, name="conv_0")(h)
-        norm = GroupNorm(self.epsilon, name="norm_1")
+        norm = GroupNorm(self.epsilon, self.num_groups, name="norm_1")
         if e is None:
             h = norm(h)
         elif self.scale_shift:

@@ -41,6 +41,11 @@ class Preset(nn.Module):
         self._network(parent=None).validate(image_size, channels)
 
     @nn.nowrap
+    def normalized_widths(self) -> set[int]:
+        """Return the channels of every normalized layer, as the network does."""
+        return self._network(parent=None).normalized_widths()
+
+    @nn.nowrap
     def _network(self, **options: None) -> Any:
         names = {field.name for field in dataclasses.fields(self)} - {"parent", "name"}
         fields = {name: getattr(self, name) for name in names}

@@ -67,7 +67,7 @@ def read_flax(path: Path) -> dict[str, Any]:
 
 
 def _check_length(content: bytes) -> None:
-    """Raise unless a file has at most `NODES` values, which `msgpack` would make objects of.
+    """Raise unless a file has at most `NODES` values; `msgpack` makes an object of each.
 
     Raises:
         FileError: it has more values.

@@ -270,7 +270,7 @@ def test_features_are_what_the_last_layer_makes_the_logits_of(name):
     [
         (
             {"conditioning": "time"},
-            r"conditioning='time' is unknown; choose one of: edm, log_sigma",
+            r"conditioning='time' is unknown; choose one of: edm, iddpm, log_sigma",
         ),
         ({"num_timesteps": 1}, "num_timesteps=1 must be at least 2"),
     ],

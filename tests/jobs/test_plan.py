@@ -33,6 +33,9 @@ def test_task_and_guidance_are_named_and_counted():
         "task.input": "test",
     }
     text = describe(build(configuration(TINY | fields)))
-    assert "sampler     pc: 10 network evaluations per image" in text
-    assert "task        mri" in text
-    assert "guidance    classifier_free" in text
+    lines = [line.split("  ", 1) for line in text.splitlines() if "  " in line]
+    rows = {name: value.strip() for name, value in lines}
+    assert rows["sampler"] == "pc: 10 network evaluations per image"
+    assert rows["noise left in samples"] == "0.0 gray levels of 256 (rms)"
+    assert rows["task"] == "mri"
+    assert rows["guidance"] == "classifier_free"

@@ -215,6 +215,7 @@ INVALID = [
     ({"compute_dtype": "float16"}, "'float16' is unknown; choose one of: bfloat16, float32"),
     ({"features": 2}, "an even integer, 4 or more"),
     ({"features": 33}, "an even integer, 4 or more"),
+    ({"num_groups": 32}, r"here \[16, 32.*multiple of it for config.*features, or 0"),
     ({"features": 36}, "a layer of 36 channels has 9 groups|multiple of 32"),
     ({"channel_multipliers": ()}, "one number per resolution"),
     ({"channel_multipliers": (1, 0)}, "an integer, 4 or more"),

@@ -164,15 +164,17 @@ def test_fourier_embedding_has_frequencies_of_the_given_scale():
 
 
 @pytest.mark.slow
-def test_normalization_is_that_of_flax_and_survives_a_large_mean():
+@pytest.mark.parametrize(("num_groups", "groups"), [(0, 4), (2, 2), (16, 16)])
+def test_normalization_is_that_of_flax_and_survives_a_large_mean(num_groups, groups):
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 16)).astype(np.float32)
     x = x * np.linspace(0.5, 2, 16, dtype=np.float32) + np.arange(16, dtype=np.float32)
-    reference = nn.GroupNorm(4, epsilon=1e-6, use_fast_variance=False)
+    reference = nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False)
     weights = {"scale": np.linspace(1, 2, 16), "bias": np.linspace(-1, 1, 16)}
     params = {"params": jax.tree.map(np.float32, weights)}
     expected = reference.apply(params, x)
-    np.testing.assert_allclose(GroupNorm().apply(params, x), expected, atol=1e-5)
-    np.testing.assert_allclose(GroupNorm().apply(params, x + 1000.0), expected, atol=2e-3)
+    norm = GroupNorm(num_groups=num_groups)
+    np.testing.assert_allclose(norm.apply(params, x), expected, atol=1e-5)
+    np.testing.assert_allclose(norm.apply(params, x + 1000.0), expected, atol=2e-3)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0])
@@ -355,7 +357,8 @@ def test_classes_matter_and_none_is_a_class_of_its_own():
 
 @pytest.mark.slow
 def test_ddpm_is_ncsnpp_with_its_settings():
-    fields = SMALL | {"decoder_attention": "block"}
+    fields = SMALL | {"decoder_attention": "block", "num_groups": 8}
+    assert DDPM().num_groups == 32
     ddpm = DDPM(**fields)
     ncsnpp = NCSNpp(**fields, residual_block="ddpm", skip_rescale=False)
     params, (x, cond) = seeded_params(ncsnpp), seeded_batch()
@@ -392,6 +395,11 @@ INVALID = [
     ({"features": 2}, "an even integer, 4 or more"),
     ({"features": 33}, "an even integer, 4 or more"),
     ({"features": 16.0}, "an even integer, 4 or more"),
+    (
+        {"num_groups": 32},
+        r"here \[16, 32, 48, 64\].*multiple of it for config.*, or 0",
+    ),
+    ({"num_groups": -1}, "an integer, 0 or more"),
     ({"features": 36}, "a layer of 72 channels has 18 groups|multiple of 32"),
     ({"channel_multipliers": ()}, "one number per resolution"),
     ({"channel_multipliers": (1, 0)}, "positive integers"),

@@ -180,20 +180,62 @@ def test_missing_flags_are_errors(tmp_path):
         assert f"--mode={mode} needs --{flag}=FILE" in call.stderr
 
 
+def refusal(family, candidate, others):
+    """The message for a family's file that does not fit the candidate."""
+    with pytest.raises(ConfigError, match=rf"^--source=\S+/{family_file(family).name}") as error:
+        exchange.import_state(family_file(family), candidate, others)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def family_file(family):
+    return FAMILIES[family][2] or openai_file()
+
+
+def candidate_of(family, name="given", **fields):
+    config = configuration(family)
+    config.update_from_flattened_dict(fields)
+    return exchange.Candidate(name, *build_network(config))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_file_of_another_width_names_the_setting_or_the_configuration(family):
+    """The file's width, features and classes come from its tensors."""
+    features = FAMILIES[family][1]["model.features"]
+    other = candidate_of(family, "configs/right.py", **{"model.features": 2 * features})
+    message = refusal(family, other, [])
+    assert f"{features} features" in message
+    assert ("3 classes" in message) == (family == "openai")
+    assert message.endswith(f"It fits with --config.model.features={features}")
+    stranger = candidate_of("openai" if family != "openai" else "edm")
+    message = refusal(family, stranger, [other])
+    assert message.endswith(f"It fits --config=configs/right.py --config.model.features={features}")
+
+
+def test_groups_that_a_file_cannot_show_are_among_the_settings():
+    given = candidate_of("openai", **{"model.features": 64, "model.num_groups": 64})
+    assert refusal("openai", given, []).endswith(
+        "It fits with --config.model.features=128 --config.model.num_groups=0"
+    )
+
+
+def test_parameters_of_a_configuration_are_made_only_if_all_names_fit():
+    def template(network):
+        raise AssertionError(network)
+
+    wrong = candidate_of("score_sde_jax")._replace(template=template)
+    given = candidate_of("edm")
+    message = refusal("score_sde_pytorch", given, [wrong])
+    assert message.endswith("and fits no configuration here")
+
+
 @pytest.mark.slow
 def test_file_of_another_network_names_the_configuration_that_fits():
     """What is missing, surplus or misshapen, and where it would fit."""
-    candidate = exchange.Candidate("edm", *build_network(configuration("edm")))
-    others = [
-        exchange.Candidate(name, *build_network(configuration(name)))
-        for name in ("score_sde_jax", "score_sde_pytorch", "openai")
-    ]
-    source = FAMILIES["score_sde_pytorch"][2]
-    with pytest.raises(
-        ConfigError, match=r"missing: .*wrongly shaped: .*--config=score_sde_pytorch$"
-    ) as error:
-        exchange.import_state(source, candidate, others)
-    assert "config=score_sde_jax" not in str(error.value)
+    names = ("score_sde_jax", "score_sde_pytorch", "openai")
+    others = [candidate_of(name, name) for name in names]
+    message = refusal("score_sde_pytorch", candidate_of("edm"), others)
+    assert re.search(r"missing: .*wrongly shaped: .*It fits --config=score_sde_pytorch$", message)
 
 
 @pytest.mark.slow

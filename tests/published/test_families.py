@@ -8,8 +8,6 @@ files as torch.save and diffusers write them.
 import functools
 import gzip
 import json
-import zlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import abstract_params, compiled
+from published_files import DATA, LABEL, SIZE, TIMES, TOLERANCE, drawn, images
 
 from denoising import Denoiser
 from errors import FileError
@@ -27,10 +26,6 @@ from models.ncsnpp import NCSNpp
 from published import diffusers, edm, openai
 from published.formats import read
 from sde_lib import VESDE, VPSDE
-
-DATA = Path(__file__).parent.parent / "fixtures" / "published"
-SIZE, TIMES = 8, np.array([0.25, 0.5], np.float32)
-TOLERANCE = 1e-5  # of the largest number
 
 NAMES = json.loads(gzip.decompress((DATA / "families_names.json.gz").read_bytes()))
 
@@ -47,30 +42,6 @@ GOOGLE = DDPM(**SMALL, features=128, channel_multipliers=(1, 1), decoder_attenti
 LARGE = NCSNpp(
     **SMALL, **SKIP, features=32, channel_multipliers=(1, 4), embedding="fourier", resample="fir"
 )
-
-
-def drawn(shapes):
-    """Weights for names and shapes; the fixtures' generator had the same function."""
-    return {name: _drawn(name, tuple(shape)) for name, shape in shapes.items()}
-
-
-def _drawn(name, shape):
-    u = np.random.default_rng(zlib.crc32(name.encode())).uniform(-1.0, 1.0, shape)
-    if name.endswith("resample_filter"):
-        taps = np.array([1.0, 3.0, 3.0, 1.0] if shape[-1] == 4 else [1.0, 1.0])
-        u = (np.outer(taps, taps) / taps.sum() ** 2)[None, None]
-    elif len(shape) > 1:
-        u = u * np.sqrt(3.0 / np.prod(shape[1:]))
-    elif name.endswith(".weight") and "time_proj" not in name:
-        u = 1.0 + 0.5 * u
-    elif name.endswith(".bias"):
-        u = 0.5 * u
-    return u.astype(np.float32)
-
-
-def images():
-    shape = (2, SIZE, SIZE, 3)
-    return np.random.default_rng(SIZE).uniform(-1.0, 1.0, shape).astype(np.float32)
 
 
 @functools.cache
@@ -190,8 +161,6 @@ def test_a_filter_of_edm_is_told():
 
 # OpenAI.
 
-LABEL = np.array([249.75, 499.5], np.float32)
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "order"), [("guided", "legacy"), ("guided_new", "new")])
@@ -221,8 +190,13 @@ def test_classifier_computes_as_the_original():
 
 
 def test_networks_that_openai_would_normalize_otherwise_are_refused():
-    with pytest.raises(ValueError, match=r"narrowest resolution has 64 channels.*128 or more"):
-        openai.weights(GUIDED.clone(features=64), SIZE)
+    narrow = GUIDED.clone(features=64)
+    with pytest.raises(
+        ValueError,
+        match=r"16 groups of 64 .*OpenAI have 32. Set --config.model.num_groups=32",
+    ):
+        openai.weights(narrow, SIZE)
+    assert openai.weights(narrow.clone(num_groups=32), SIZE)
     with pytest.raises(ValueError, match=r"attention_order='old' is unknown.*legacy, new"):
         openai.weights(GUIDED, SIZE, "old")
 
@@ -296,13 +270,15 @@ def test_settings_that_a_folder_needs_are_told():
         ("ddpm", {"norm_eps": 1e-5}, "norm_eps=1e-05; valid is 1e-06"),
         ("ddpm", {"attention_head_dim": 8}, "attention_head_dim=8; valid is None"),
         ("ddpm", {"downsample_padding": None}, "downsample_padding=None; valid is 0"),
-        ("ddpm", {"block_out_channels": [64, 64]}, r"block_out_channels=\(64, 64\).*128 or more"),
+        ("ddpm", {"norm_num_groups": None}, "norm_num_groups=None; valid is a positive integer"),
         ("ddpm", {"block_out_channels": [128, 192]}, "multiples of the first"),
         ("ddpm", {"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "their mirror image"),
         ("ddpm", {"down_block_types": ["ResnetDownsampleBlock2D"] * 2}, "valid is DownBlock2D"),
         ("ddpm", {"sample_size": None}, "no sample_size"),
         ("ddpm", {"layers_per_block": None}, "not that of a UNet2DModel"),
         ("ddpm", {"block_out_channels": [128]}, "not that of a UNet2DModel"),
+        ("ncsnpp", {"norm_num_groups": 32}, "norm_num_groups=32; valid is None"),
+        ("ncsnpp", {"block_out_channels": [32, 64]}, "attention at 64.*128 or more"),
         ("ncsnpp", {"center_input_sample": False}, "center_input_sample=False; valid is True"),
         ("ncsnpp", {"mid_block_scale_factor": 1}, "mid_block_scale_factor=1; valid is 1.414"),
     ],

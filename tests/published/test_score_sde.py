@@ -1,7 +1,8 @@
 """Checkpoints of Song et al.'s code bases, made by running these with random weights.
 
     score_sde_pytorch.pth     a training state of the PyTorch NCSN++
-    score_sde_jax.flax        a training state of the JAX NCSN++, with other settings
+    score_sde_jax.flax        a training state of the JAX NCSN++, with other settings, written by
+                              the flax 0.3.1 that it pins
     score_sde_outputs.npz     inputs, and outputs of these networks, with parameters and averages
     score_sde_names.json.gz   names and shapes of the parameters of many networks, in either code
 

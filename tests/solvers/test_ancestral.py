@@ -6,6 +6,7 @@ chain that keeps some timesteps only, with the betas that these have as a chain 
 """
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from denoising import Denoiser
-from numerics.arrays import fold_in_each, normal_like, sample_keys
+from denoising import Clipping, Denoiser
+from numerics.arrays import fold_in_each, normal_like, pytree, sample_keys
 from sampling import Step, sample
 from sde_lib import VESDE, VPSDE, DiscreteVPSDE
 from solvers.predictor_corrector import Ancestral, PredictorCorrector
@@ -60,6 +61,52 @@ def draws():
     return jax.tree.map(np.asarray, drawn(np.arange(TIMESTEPS)))
 
 
+@pytree()
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """A guidance with a known gradient."""
+
+    batched_fields = ()
+    evaluations = 1
+
+    def __call__(self, denoiser, x, t):
+        timestep = t * (TIMESTEPS - 1)
+        return denoiser.guided(denoiser.predict(x, t), push(x, timestep, jnp), x, t)
+
+
+def push(x, timestep, numbers=np):
+    return 2 * numbers.cos(x + timestep / TIMESTEPS)
+
+
+def plainly_guided(kept, variance):
+    """ADM's Algorithm 1: the mean, clipped, moves by the gradient times the step's variance.
+
+    As its code does, at the first timestep the variance is 0 for "small", and the posterior
+    variance of the second timestep stands for the smallest one otherwise.
+    """
+    alpha_bar = np.cumprod(1 - betas("linear"))[list(kept)]
+    before = np.append(1.0, alpha_bar[:-1])
+    beta = 1 - alpha_bar / before
+    small = (1 - before) / (1 - alpha_bar) * beta
+    clipped = np.append(small[1], small[1:])
+    x, noise = draws()
+    noise = iter(noise)
+    for i in reversed(range(len(beta))):
+        eps, fraction = np.split(_network(x, np.float64([kept[i]]), np), 2, axis=-1)
+        v = (fraction + 1) / 2
+        variances = {
+            "small": small[i],
+            "large": beta[i] if i else small[1],
+            "learned": np.exp(v * np.log(beta[i]) + (1 - v) * np.log(clipped[i])),
+        }
+        x0 = np.clip((x - np.sqrt(1 - alpha_bar[i]) * eps) / np.sqrt(alpha_bar[i]), -1, 1)
+        mean = np.sqrt(before[i]) * beta[i] * x0 + (1 - before[i]) * np.sqrt(1 - beta[i]) * x
+        mean = mean / (1 - alpha_bar[i]) + variances[variance] * push(x, kept[i])
+        if i == 0:
+            return mean
+        x = mean + np.sqrt(variances[variance]) * next(noise)
+
+
 def plainly(schedule, kept, variance):
     alpha_bar = np.cumprod(1 - betas(schedule))[list(kept)]
     before = np.append(1.0, alpha_bar[:-1])
@@ -99,6 +146,24 @@ def test_chain_is_the_papers(x64, schedule, variance):
         samples = ours(schedule, grid, variance)
         np.testing.assert_allclose(samples.x, plainly(schedule, kept, variance), atol=1e-9)
         assert samples.nfe == len(kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_guided_chain_is_adms_to_its_last_step(x64, variance):
+    denoiser = Denoiser(
+        sde=DiscreteVPSDE(num_timesteps=TIMESTEPS),
+        network=Partial(_network),
+        parameterization="eps_learned_variance",
+        conditioning="timestep",
+        num_timesteps=TIMESTEPS,
+        clipping=Clipping(clip="range"),
+        guidances=(Push(),),
+    )
+    solver = PredictorCorrector(predictor=Ancestral(variance=variance, guidance_form="mean"))
+    for grid in ("40", "ddim10"):
+        x = sample(KEY, denoiser, SHAPE, solver=solver, schedule=Schedule(grid=grid)).x
+        np.testing.assert_allclose(x, plainly_guided(GRIDS[grid], variance), atol=1e-9)
 
 
 @pytest.mark.slow

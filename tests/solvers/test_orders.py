@@ -94,6 +94,8 @@ ORDERS = {
     "unipc_2": (UniPC(order=2, **WHOLE), 3),
     "deis_3": (DEIS(order=3), 3),
     "heun": (Heun(), 2),
+    "heun_vp": (Heun(variable="vp_time", scaling="vp"), 2),
+    "heun_euler": (Heun(order=1, variable="sigma2"), 1),
 }
 
 
@@ -109,8 +111,9 @@ def test_error_to_the_flow_has_the_solvers_order(x64, truth, sde):
 
 STOCHASTIC = {
     "ddim": DDIM(eta=1.0),
-    "sde_dpm_solver++": DPMSolver(stochastic=True),
-    "sde_dpm_solver++_3_singlestep": DPMSolver(order=3, method="singlestep", stochastic=True),
+    "sde_dpm_solver++": DPMSolver(eta=1.0),
+    "sde_dpm_solver++_3_singlestep": DPMSolver(order=3, method="singlestep", eta=1.0),
+    "ancestral_2s": DPMSolver(method="singlestep", eta=0.5, noise_form="ancestral"),
     "heun": Heun(s_churn=20.0),
 }
 
@@ -128,13 +131,13 @@ def test_samples_of_stochastic_solvers_follow_the_marginal(process, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["ddpm", "ddim"])
-def test_samples_with_the_best_variance_follow_the_marginal(family):
+@pytest.mark.parametrize("eta", [1.0, 0.5, 0.0])
+def test_samples_with_the_best_variance_follow_the_marginal(eta):
     """The moments are estimated from 1000 of the data, as a run would; 60 steps leave a bias."""
     sde, schedule = VP, Schedule(grid="log_snr", steps=60, t_min=1e-2, final_step="none")
     denoiser, data = WIDE.denoiser(sde), jnp.asarray(WIDE.sample(1, 1000), jnp.float32)
     moments = estimate_moments(KEY, denoiser, [data], schedule.of(sde))
-    solver = AnalyticDPM(family=family, moments=moments)
+    solver = AnalyticDPM(eta=eta, moments=moments)
     x = sample(KEY, denoiser, (1000, 8), solver=solver, schedule=schedule).x
     assert_samples_follow(x, WIDE.marginal(sde, 1e-2), bias=0.1)
 

@@ -1,0 +1,42 @@
+"""The ledger of differences to published code: its fields exist, differ, and are listed."""
+
+import re
+import sys
+
+import pytest
+from command_line import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+from differences import DIFFERENCES
+from fidelity import PAGE, row
+
+from files.nested import flatten
+
+WITH_FIELDS = [each for each in DIFFERENCES if each.fields]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("difference", WITH_FIELDS, ids=lambda each: each.name)
+def test_fields_give_another_experiment(difference):
+    ours, theirs = (flatten(each.config, ".") for each in difference.experiments())
+    for field, value in difference.fields.items():
+        assert theirs[field] == value
+    assert any(ours[field] != theirs[field] for field in difference.fields)
+
+
+def test_every_difference_states_its_size_or_measures_it():
+    assert len({each.name for each in DIFFERENCES}) == len(DIFFERENCES)
+    for each in DIFFERENCES:
+        assert bool(each.measure) != bool(each.size), each.name
+        assert not each.measure or each.fields, each.name
+
+
+def test_page_lists_what_the_script_measures():
+    """Apart from the measured sizes, which are the machine's."""
+    text = PAGE.read_text()
+    for each in DIFFERENCES:
+        start, _, _ = row(each, "SIZE").partition("SIZE")
+        assert start in text, each.name
+    rows = re.findall(r"^\| (?!published|---)", text, re.MULTILINE)
+    assert len(rows) == len(DIFFERENCES)
