@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from files.kinds import require_file
+
 _PREPARE = "`python main.py --config=... --mode=prepare`"
 
 
@@ -53,13 +55,20 @@ def _stock_builder(name: str, root: Path) -> Any:
     """Return the tensorflow-datasets builder of a registered name.
 
     Raises:
-        ValueError: for an unknown configuration or version of the data set.
+        ValueError: for an unknown configuration or version of the data set, or where stored
+            descriptions are damaged.
     """
     import tensorflow_datasets as tfds
 
+    if os.path.exists(root) and not os.path.isdir(root):
+        raise ValueError(f"config.data.dir={str(root)!r} is not a folder; give one")
+    base = root / name.split("/")[0].split(":")[0]
+    for info in base.glob("**/dataset_info.json"):
+        require_file(info, f"config.data.name={name!r}: {info}")
     try:
         return tfds.builder(name, data_dir=root)
-    except (ValueError, AssertionError) as error:
+    # Beside its own errors, those of the parser where stored descriptions are damaged.
+    except Exception as error:
         raise ValueError(f"config.data.name={name!r}: {_first_line(error)}") from error
 
 

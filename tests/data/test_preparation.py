@@ -190,3 +190,19 @@ def test_records_of_another_format_are_refused(tmp_path, monkeypatch):
     for verb in (prepare, lambda *a, **k: load(*a, image_size=28, channels=1, **k)):
         with pytest.raises(ValueError, match="tfrecord"):
             verb("mnist", data_dir=tmp_path)
+
+
+def test_what_is_no_prepared_set_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"config\.data\.dir='.*file' is not a folder"):
+        load("mnist", image_size=28, channels=1, data_dir=tmp_path / "file")
+    info = tmp_path / "mnist/3.0.1/dataset_info.json"
+    info.parent.mkdir(parents=True)
+    info.write_text("{")
+    with pytest.raises(ValueError, match=r"config\.data\.name='mnist': ") as error:
+        load("mnist", image_size=28, channels=1, data_dir=tmp_path)
+    assert one_line(error)
+    info.unlink()
+    os.mkfifo(info)
+    with pytest.raises(ValueError, match="it is a pipe instead of a file"):
+        load("mnist", image_size=28, channels=1, data_dir=tmp_path)
