@@ -31,6 +31,7 @@ from jaxtyping import Array, Float
 
 from models.blocks.attention import attend
 from models.blocks.checks import (
+    MOST_BLOCKS,
     check_choices,
     check_data,
     check_field,
@@ -201,9 +202,8 @@ class DiT(nn.Module):
         """
         check_choices(self, {})
         check_data(image_size, channels)
-        check_integers(
-            self, features=1, depth=1, heads=1, patch_size=1, num_classes=0, out_channels=1
-        )
+        check_integers(self, features=1, heads=1, patch_size=1, num_classes=0, out_channels=1)
+        check_integers(self, most=MOST_BLOCKS, depth=1)
         check_numbers(self, dropout="[0, 1)", mlp_ratio="(0, inf)")
         features = f"{field_name(self, 'features')}={self.features}"
         check_field(self, "features", self.features % 4 == 0, "a multiple of 4")

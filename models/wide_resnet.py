@@ -22,6 +22,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from models.blocks.checks import (
+    MOST_BLOCKS,
     check_data,
     check_field,
     check_images,
@@ -184,7 +185,8 @@ class WideResNet(nn.Module):
             ValueError: a field is invalid; the message names the field and what is valid.
         """
         check_data(image_size, channels)
-        check_integers(self, blocks_per_group=1, channel_multiplier=1, num_classes=1, features=1)
+        check_integers(self, channel_multiplier=1, num_classes=1, features=1)
+        check_integers(self, most=MOST_BLOCKS, blocks_per_group=1)
         check_numbers(self, fourier_scale="(0, inf)")
         for name in ("channel_means", "channel_stds"):
             values = getattr(self, name)

@@ -3,6 +3,7 @@
 A message names the field of the configuration, its value, what is valid, and the remedy.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from jaxtyping import Array
 
 from errors import require_choice, require_in
 from models.blocks.layers import ACTIVATIONS, COMPUTE_DTYPES, group_count
+
+MOST = 2**20  # of any size: more would be traced, or allocated, without end
+MOST_BLOCKS = 1000
 
 
 def field_name(network: Any, field: str) -> str:
@@ -48,22 +52,21 @@ def check_numbers(network: Any, **intervals: str) -> None:
         require_in(field_name(network, field), getattr(network, field), interval)
 
 
-def check_integers(network: Any, **least: int) -> None:
-    """Raise ValueError unless each field is an integer, at least the number given.
+def check_integers(network: Any, *, most: int = MOST, **least: int) -> None:
+    """Raise ValueError unless each field is an integer, from the number given to `most`.
 
     None is valid where it is the default.
     """
     for field, low in least.items():
         value = getattr(network, field)
         optional = value is None and getattr(type(network), field) is None
-        check_field(
-            network, field, optional or is_integer(value, low), f"an integer, {low} or more"
-        )
+        valid = f"an integer, {low} or more" if not is_integer(value, low) else f"at most {most}"
+        check_field(network, field, optional or is_integer(value, low, most), valid)
 
 
-def is_integer(value: object, least: int = 1) -> bool:
-    """Return whether `value` is an integer, `least` or more."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def is_integer(value: object, least: int = 1, most: float = math.inf) -> bool:
+    """Return whether `value` is an integer between `least` and `most`."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def check_images(network: Any, x: Array) -> None:
@@ -87,9 +90,13 @@ def check_unet(network: Any, image_size: int, channels: int) -> None:
     check_data(image_size, channels)
     even = is_integer(network.features, 4) and network.features % 2 == 0
     check_field(network, "features", even, "an even integer, 4 or more")
+    check_integers(network, features=4)
     count = len(network.channel_multipliers)
     check_field(network, "channel_multipliers", count > 0, "one number per resolution")
-    check_integers(network, blocks_per_resolution=1)
+    numbers = [m for m in network.channel_multipliers if isinstance(m, int | float)]
+    fits = network.features * max(numbers, default=0) <= MOST
+    check_field(network, "channel_multipliers", fits, f"at most {MOST} channels in a layer")
+    check_integers(network, most=MOST_BLOCKS, blocks_per_resolution=1)
     check_numbers(network, dropout="[0, 1)")
     _check_resolutions(network, image_size)
 
