@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from data import readers
-from errors import ConfigError, WorkdirError
+from errors import ConfigError, WorkdirError, require_in, require_memory
 from evaluation import references
 from evaluation.compare import compare as compare_files
 from evaluation.evaluate import evaluate as evaluate_checkpoint
@@ -170,8 +170,11 @@ def sample(
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
-    if num_samples < 1:
-        raise ConfigError(f"--num_samples={num_samples} must be at least 1")
+    try:
+        require_in("--num_samples", num_samples, "[1, inf)")
+        require_memory("--num_samples", num_samples, 3 * num_samples * experiment.data.size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     task = experiment.sampler.task
     if gif and task is not None and task.encodes:
         raise ConfigError(

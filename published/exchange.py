@@ -22,7 +22,7 @@ from models.adm import ADMEncoder
 from models.blocks.checks import field_name
 from published import diffusers, edm, openai, score_sde, score_sde_classifier
 from published.formats import read
-from published.mapping import Imported
+from published.mapping import Imported, NotFiniteError
 
 # The name of a project in messages, and its module.
 PROJECTS: dict[str, Any] = {
@@ -157,6 +157,8 @@ def _fitted(
     """Return the translation, or raise ConfigError with what would fit the file."""
     try:
         return translated(candidate, candidate.template(candidate.network))
+    except NotFiniteError as error:
+        raise ConfigError(f"--source={error}") from error
     except ValueError as error:
         problem = str(error).removeprefix(str(source))
         separator = "" if problem.startswith((" ", ":")) else ": "

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+from errors import FileError
 from files.nested import flatten, unflatten
 
 Tensor = Shaped[np.ndarray, "..."]
@@ -35,6 +36,10 @@ Template = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
 _SHOWN = 2  # items of a long list in a message
 REMEDY = "Set the fields of config.model to those the checkpoint was trained with"
+
+
+class NotFiniteError(FileError):
+    """A file that fits the network, and holds NaN or infinite numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +297,7 @@ def _finite(tensor: Tensor, name: str, source: str) -> Float32[np.ndarray, "..."
         value = np.ascontiguousarray(tensor, dtype=np.float32).reshape(tensor.shape)
     if not np.isfinite(value).all():
         count = int(value.size - np.isfinite(value).sum())
-        raise ValueError(
+        raise NotFiniteError(
             f"{source}: {name} has {count} of {value.size} numbers that are not finite. The "
             "training has failed; use an earlier checkpoint"
         )

@@ -278,6 +278,7 @@ CONFIG_FLAG = f"--config={CONFIG}"
         ),
         ([CONFIG_FLAG, "--mode=check", "extra"], "extra: not expected here"),
         ([CONFIG_FLAG, "--mode=sample", "--num_samples=x"], "num_samples.*x"),
+        ([CONFIG_FLAG, "--mode=sample", f"--num_samples={10**12}"], "num_samples.*GB of memory"),
         ([CONFIG_FLAG, "--mode=sample", "--num_samples=0", "--workdir=/nowhere"], "num_samples=0"),
     ],
     ids=lambda v: " ".join(v[:2]) if isinstance(v, list) else "",

@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -244,3 +245,22 @@ def test_file_of_another_family_of_networks_is_refused(family):
     candidate = exchange.Candidate("openai", *build_network(configuration("openai")))
     with pytest.raises(ConfigError, match=r"--source=.*(ADM|adm)"):
         exchange.import_state(FAMILIES[family][2], candidate, [])
+
+
+def test_numbers_that_are_not_finite_are_no_reason_to_look_for_another_configuration():
+    """The file fits, so the message is about its numbers alone."""
+    source = FAMILIES["score_sde_pytorch"][2]
+    tree = read.read(source)
+    tree["model"] = {name: np.full_like(value, np.nan) for name, value in tree["model"].items()}
+    network, image_size, template = build_network(configuration("score_sde_pytorch"))
+    candidate = exchange.Candidate("this", network, image_size, template)
+
+    def others():
+        pytest.fail("looked for other configurations")
+        yield
+
+    with (
+        mock.patch.object(read, "read", return_value=tree),
+        pytest.raises(ConfigError, match=r"numbers that are not finite\. The training has failed"),
+    ):
+        exchange.import_state(source, candidate, others())
