@@ -474,7 +474,7 @@ def test_check_of_a_large_network_allocates_nothing():
         text=True,
         check=True,
     )
-    assert "parameters  107,587,075" in done.stdout
+    assert re.search("parameters +107,587,075", done.stdout)
     assert int(done.stdout.split()[-1]) < 400_000
 
 

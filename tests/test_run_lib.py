@@ -242,8 +242,8 @@ def test_full_disk_while_saving_is_one_line_and_the_run_continues_later(tmp_path
     # Through pipes, which have no size. Threads of Orbax may add complaints; ours is one line.
     call = run_fresh(*flags("train", workdir), file_limit=largest // 2)
     assert call.status == 1, call
-    (said,) = (line for line in call.stderr.splitlines() if line.startswith("error: "))
-    assert re.match(r"error: saving checkpoint \S+ failed: ", said), call.stderr
+    # A thread may write at the same moment, into the same line.
+    (said,) = re.findall(r"error: saving checkpoint \S+ failed: .*", call.stderr)
     assert f"Checkpoints on disk: {kept}. Free space" in said
     assert steps(workdir) == (kept,)
     assert int(state(workdir).step) == kept
@@ -470,7 +470,7 @@ def test_class_conditional_run_trains_samples_and_is_evaluated(tmp_path):
         ),
         ({"sampling.label": 3}, r"label=3 is not a class.*num_classes=0; valid: -1"),
         ({"model.num_classes": 4}, r"num_classes=4, but the labels .* are 0\.\.9; set it to 10"),
-        ({"training.label_dropout": 2.0}, r"label_dropout=2\.0 must lie in \[0, 1\]"),
+        ({"training.label_dropout": 2.0}, r"label_dropout=2\.0 must lie in \[0, 1\)"),
     ],
 )
 def test_unknown_classes_are_reported_before_anything_runs(tmp_path, fields, message):
