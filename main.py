@@ -194,7 +194,7 @@ def _found(argument: str) -> str:
     from experiment.configurations import PROJECT
 
     match = re.fullmatch(r"(--?config=|)(configs/\w+\.py)(:.*|)", argument)
-    if match and not Path(match[2]).exists() and (PROJECT / match[2]).exists():
+    if match and not os.path.exists(match[2]) and os.path.exists(PROJECT / match[2]):
         return f"{match[1]}{PROJECT / match[2]}{match[3]}"
     return argument
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ def find_configuration(name: str) -> Path:
         ConfigError: if there is no such file.
     """
     for path in (Path(name), PROJECT / name):
-        if path.is_file():
+        if os.path.isfile(path):  # False for a name that no file can have, too
             return path
     raise ConfigError(
         f"--config={name!r} is not a file; give one such as: {', '.join(configuration_names())}"

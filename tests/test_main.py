@@ -259,6 +259,7 @@ CONFIG_FLAG = f"--config={CONFIG}"
         ),
         ([CONFIG_FLAG, "--mode=check", "--config.optim.lr=None"], r"must have a value.*0\.0002"),
         ([CONFIG_FLAG, "--mode=check", "--workdir=gs://bucket/run"], r"gs://bucket/run: mount"),
+        ([f"--config={'a' * 500}", "--mode=check"], "is not a file"),
         (["--config=configs/vp.py", "--mode=check"], r"--config='configs/vp\.py'.*configs/vp_dig"),
         ([CONFIG_FLAG], "--mode"),
         ([CONFIG_FLAG, "--mode=test"], "mode.*test.*train.*eval.*sample.*check"),
