@@ -54,6 +54,8 @@ STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.posix_spawn
 
 def readers() -> dict[str, tuple[Callable[[Path], Any], type[Exception]]]:
     """Return how the program reads each kind of file, and the errors that it prints as one line."""
+    from data import datasets
+    from data.pictures import read_mask
     from errors import ScoreSDEError
     from experiment.build import build_network
     from experiment.configurations import load_configuration
@@ -77,6 +79,11 @@ def readers() -> dict[str, tuple[Callable[[Path], Any], type[Exception]]]:
         found = ResultCache(path.parent).get_or_compute(path.name, indices, lambda _: {})
         return found
 
+    def images(path: Path) -> Any:
+        link = path.with_name(f"{path.name}.npz")
+        link.symlink_to(path.name)
+        return datasets.load(str(link), image_size=8, channels=3)
+
     return {
         "checkpoint": (lambda path: import_state(path, candidate, [candidate]), ScoreSDEError),
         "weights": (inception_features, ValueError),
@@ -85,6 +92,8 @@ def readers() -> dict[str, tuple[Callable[[Path], Any], type[Exception]]]:
         "arrays": (lambda path: read_arrays(path, str(path)), ScoreSDEError),
         "array": (lambda path: read_array(path, str(path)), ScoreSDEError),
         "cache": (cached, ScoreSDEError),
+        "images": (images, ValueError),
+        "picture": (lambda path: read_mask(str(path), (8, 8, 3)), ValueError),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from PIL import Image
 from published_files import ARRAY, DATA, TENSORS, packed, streamed, tensor, zipped
 
 TRACE = "<trace>"  # in a file: a folder that exists if its code has run
@@ -41,6 +42,14 @@ STATE = {
     "params_ema": {"Conv_0": {"kernel": packed(ARRAY)}},
 }
 PYTORCH = {"model": {"a.weight": 1}, "ema": {"shadow_params": []}, "step": 7, "optimizer": [1.5]}
+
+
+def _picture(kind: str) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), 255, np.uint8)).save(content, kind)
+    return content.getvalue()
+
+
 WHOLE: dict[str, list[bytes]] = {
     "checkpoint": [
         zipped(tensor(0, (2, 3), (3, 1)), [ARRAY.tobytes()]),
@@ -68,6 +77,8 @@ WHOLE: dict[str, list[bytes]] = {
     "array": [_npy(np.zeros((8, 8, 3), np.float32))],
 }
 WHOLE["weights"] = WHOLE["checkpoint"]
+WHOLE["images"] = [_npz(train=np.zeros((9, 8, 8, 3), np.uint8), test=np.zeros((3, 8, 8), np.uint8))]
+WHOLE["picture"] = [_picture(kind) for kind in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "EPS")]
 WHOLE["cache"] = WHOLE["arrays"]
 
 
@@ -331,6 +342,8 @@ MADE: dict[str, Callable[[Random], bytes]] = {
     "arrays": _strange_archive,
     "cache": _strange_archive,
     "array": _strange_array,
+    "images": _strange_archive,
+    "picture": lambda rng: _changed(rng, WHOLE["picture"][int(rng.integers(7))]),
 }
 
 
