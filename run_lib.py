@@ -307,7 +307,7 @@ def _save_first(workdir: Workdir, state: TrainState, config: dict[str, Any]) -> 
 
 def _candidates(section: str) -> Iterator[Candidate]:
     for name, config in known_configurations():
-        with suppress(ConfigError):  # in a user's own file, which nobody asked for
+        with suppress(ConfigError):  # in a user's own file, which was not chosen
             yield Candidate(name, *build_network(config, section))
 
 

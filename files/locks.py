@@ -1,4 +1,4 @@
-"""Locks: one process at a time works in a folder, and the second is told which one it is.
+"""Locks: one process at a time works in a folder; the error of a second one names the first.
 
 The operating system frees a lock when its process ends, however it ends.
 """

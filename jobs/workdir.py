@@ -12,8 +12,8 @@ from files.nested import flatten
 from files.writing import make_folder, write_json
 from training.checkpoints import Checkpoints
 
-# A run continues training with other values of these fields: they change how it goes on, but not
-# what is trained. Those of the second line are reported and recorded, since the result depends on
+# A run continues training with other values of these fields: they change how it trains, but not
+# what. Those of the second line are reported and recorded, since the result depends on
 # them.
 _MAY_CHANGE = (
     *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "discrete_bound.", "eval."),

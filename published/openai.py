@@ -119,7 +119,7 @@ def _check_file(tree: Any, source: str, kind: str, *names: str) -> None:
 
 def _check_input(tree: Mapping[str, Any], template: Any, source: str) -> None:
     """Raise FileError for an upsampler, whose input is x and another image beside it."""
-    if callable(template):  # of a configuration that was not asked for
+    if callable(template):  # of another configuration than the chosen one
         return
     channels = template["input_conv"]["kernel"].shape[2]
     if _INPUT in tree and np.shape(tree[_INPUT])[1:2] == (2 * channels,):
