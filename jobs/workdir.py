@@ -13,13 +13,12 @@ from files.writing import make_folder, write_json
 from training.checkpoints import Checkpoints
 
 # A run continues training with other values of these fields: they change how it trains, but not
-# what. Those of the second line are reported and recorded, since the result depends on
-# them.
+# what.
 _MAY_CHANGE = (
     *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "discrete_bound.", "eval."),
-    *("guidance.", "likelihood.", "sampling.", "task.", "training."),
-    "optim.",
+    *("guidance.", "likelihood.", "optim.", "sampling.", "task.", "training."),
 )
+# Of these, the result depends on the following, whose changes are reported and recorded.
 _CHANGES_RESULT = ("optim.", "training.batch_size", "training.label_dropout", "training.steps")
 
 # What config.json and the records of checkpoints hold beside the configuration.
