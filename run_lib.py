@@ -41,6 +41,7 @@ from training.checkpoints import Checkpoints
 from training.step import TrainState
 
 _ANIMATED = 100  # images that an animation shows
+_CHECKED = 1 << 20  # samples of a task in --mode=check, more than any inputs need
 _FRAMES = 40  # snapshots of an animation
 
 
@@ -338,7 +339,13 @@ def export_checkpoint(
 
 
 def check(experiment: Experiment, workdir: Workdir) -> None:
-    """Print what the configuration would do, on abstract shapes only."""
+    """Print what the configuration would do, on abstract shapes only.
+
+    Raises:
+        ConfigError: if the inputs of a task are missing or do not fit, as `sample` would.
+    """
+    if (task := experiment.sampler.task) is not None:
+        TaskRun(experiment, task, _CHECKED)
     print(describe(experiment))
 
 

@@ -245,12 +245,17 @@ def test_batches_must_divide_over_the_devices(tmp_path):
 
 
 CONFIG_FLAG = f"--config={CONFIG}"
+INPAINT = ("--config.task.name=inpaint", "--config.task.mask=left")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
+        (
+            [CONFIG_FLAG, "--mode=check", *INPAINT, "--config.task.input=/nowhere.png"],
+            r"config\.task\.input=.*nowhere\.png",
+        ),
         ([], r"give a configuration and a mode.*modes are: train, eval, sample"),
         (["--mode=check"], r"give a configuration and a mode"),
         (
