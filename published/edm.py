@@ -101,7 +101,8 @@ def _load(tree: Mapping[str, Any], source: str) -> Tensors:
     """Return the tensors by name, and the labels' layer as a table of classes."""
     tensors = {name.removeprefix(_PREFIX): np.asarray(value) for name, value in tree.items()}
     if tensors.get(_LABELS, np.empty(0)).ndim == 2:
-        classes = tensors[_LABELS].T.astype(np.float32)
+        # In float64, so that the table is rounded once, to the float32 of our parameters.
+        classes = tensors[_LABELS].T.astype(np.float64)
         bias = tensors.pop("map_label.bias", None)
         table = np.concatenate([classes, np.zeros_like(classes[:1])])
         if bias is not None:

@@ -3,6 +3,13 @@
 References are outputs of the originals themselves in double precision, by PyTorch. Of most networks
 the fixtures hold the names and shapes only: `drawn` makes the same weights there and here. Two are
 files as torch.save and diffusers write them.
+
+    widths_names.json.gz    names and shapes at widths 32, 64 and 128, and config.json of diffusers
+    widths_outputs.npz      outputs in float64, of EDM's networks without their preconditioners, and
+                            of diffusers 0.14.0, those of NCSN++ times sigma
+
+For these, the generator computed embeddings, softmax and filters in float64 too, where the
+originals cast to float32.
 """
 
 import functools
@@ -288,6 +295,63 @@ def test_what_no_network_of_ours_computes_is_refused(name, changes, message):
     content = content | {"config": content["config"] | changes}
     with pytest.raises(FileError, match=rf"^file: config.json .*{message}"):
         imported(diffusers, content, GOOGLE)
+
+
+# EDM and diffusers at widths 32, 64 and 128.
+
+WIDTHS = json.loads(gzip.decompress((DATA / "widths_names.json.gz").read_bytes()))
+WIDTHS_LABELS = np.array([2, 0])
+WIDTHS_SIGMA = np.array([0.084, 0.707])
+
+
+def of_a_width(name):
+    """Our network, its imported parameters and the file's content of a case of the fixture."""
+    kind, width, *classes = name.split("_")[1:]
+    if name.startswith("diffusers"):
+        content = {"config": WIDTHS[name]["config"], "tensors": drawn(WIDTHS[name]["tensors"])}
+        network = NCSNpp(dropout=0.0, **diffusers.settings(content["config"]))
+        return network, imported(diffusers, content, network), content
+    fields = SMALL | {"features": int(width), "channel_multipliers": (1, 2)}
+    fields |= {"num_classes": 3 if classes else 0}
+    kinds = {"ddpmpp": (NCSNpp, {}), "ncsnpp": (NCSNpp, NCSN), "adm": (ADM, {})}
+    network_class, options = kinds[kind]
+    network, content = network_class(**fields, **options), drawn(WIDTHS[name])
+    return network, imported(edm, content, network), content
+
+
+def classes_in_float64(content):
+    """sqrt(n) W e_k + b for every class, and b for "no class", as SongUNet adds them."""
+    weight, bias = (np.float64(content[f"map_label.{part}"]) for part in ("weight", "bias"))
+    one_hot = np.eye(weight.shape[1] + 1, weight.shape[1])
+    return np.sqrt(weight.shape[1]) * one_hot @ weight.T + bias
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WIDTHS)
+def test_a_network_of_any_width_computes_as_the_original(name):
+    network, params, content = of_a_width(name)
+    with np.load(DATA / "widths_outputs.npz") as outputs:
+        expected = outputs[name]
+    if "map_label.bias" in content:  # its sum is not a float32, as our parameters are
+        params = params | {"classes": {"table": classes_in_float64(content)}}
+    labels = [WIDTHS_LABELS] if network.num_classes else []
+    for x64, tolerance in ((True, 1e-10), (False, 1e-5)):
+        with jax.enable_x64(x64):
+            dtype = np.float64 if x64 else np.float32
+            x, cond = dtype(images()), dtype(LABEL)
+            if name.startswith("diffusers_ncsnpp"):
+                x, cond = 2 * x - 1, np.log(dtype(WIDTHS_SIGMA))  # center_input_sample
+            elif name.startswith(("edm_ncsnpp", "edm_adm")):
+                cond = dtype([-1.0, 0.75])
+            y = compiled(network)(jax.tree.map(dtype, params), x, cond, *labels)
+            assert y.dtype == dtype
+            assert np.max(np.abs(y - expected)) < tolerance * np.max(np.abs(expected))
+
+
+@pytest.mark.parametrize("name", [name for name in WIDTHS if "pp_32_classes" in name])
+def test_classes_of_edm_are_the_nearest_float32(name):
+    _, params, content = of_a_width(name)
+    assert np.array_equal(params["classes"]["table"], np.float32(classes_in_float64(content)))
 
 
 # All of them.
