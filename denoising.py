@@ -62,6 +62,20 @@ class Prediction(NamedTuple):
     gradient: Batch | None = None
 
 
+def learned_fraction(prediction: Prediction) -> Batch:
+    """Return the learned variance of a prediction, as a fraction between the two fixed ones.
+
+    Raises:
+        ValueError: if the network predicts no variance.
+    """
+    if prediction.variance is None:
+        raise ValueError(
+            "variance='learned' needs a network that predicts variances, with "
+            "config.denoiser.parameterization=eps_learned_variance; choose small or large"
+        )
+    return prediction.variance
+
+
 def _from_eps(x: Batch, alpha: Batch, sigma: Batch, eps: Batch) -> Prediction:
     return Prediction((x - sigma * eps) / alpha, eps)
 

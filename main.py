@@ -41,7 +41,7 @@ MODES = {
     "train": Mode("train"),
     "eval": Mode("evaluate"),
     "sample": Mode("sample", flags=("num_samples", "checkpoint", "gif", "png")),
-    "check": Mode("check"),
+    "check": Mode("check", flags=("num_samples",)),
     "prepare": Mode("prepare"),
     "train_classifier": Mode("train_classifier"),
     "stats": Mode("stats", flags=("target",)),
@@ -70,11 +70,10 @@ flags.DEFINE_enum(
     "64x64_diffusion.pt alone.",
 )
 flags.DEFINE_string("target", None, "export: the .pth to write. stats: the .npz to write.")
-flags.DEFINE_integer("num_samples", 64, "sample: number of images.")
+flags.DEFINE_integer("num_samples", 64, "sample, check: number of images.")
 flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
 flags.DEFINE_boolean("png", False, "sample: also write each image as a PNG.")
 
-_UNSET: list[str] = []  # fields that the command line sets to None
 _SMALLER = "lower the batch size, or set config.model.remat=True"
 
 
@@ -147,12 +146,12 @@ def _mode_flags(mode: Mode) -> dict[str, Any]:
 
 def _configuration() -> tuple[ConfigDict, frozenset[str]]:
     """Return the configuration, and the names of the fields that the command line sets."""
-    config = _CONFIG.value
-    overrides = {*config_flags.get_override_values(flags.FLAGS["config"]), *_UNSET}
-    for field in _UNSET:
+    config, unset = _CONFIG.value, [field for field in map(_unset_field, sys.argv) if field]
+    for field in unset:
         section, _, name = field.rpartition(".")
         config[section][name] = None
-    return config, frozenset(overrides)
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    return config, frozenset((*given, *unset))
 
 
 def _workdir() -> str:
@@ -181,7 +180,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
             for name, value in given.items():
                 if name.startswith("config."):
                     _check_field(name, value, config)
-            argv = [argument for argument in argv if not _unsets(argument)]
+            # absl would take None for a number or a text; `_configuration` unsets these fields.
+            argv = [argument for argument in argv if not _unset_field(argument)]
         return flags.FLAGS(argv)
     except ConfigError as error:
         sys.exit(f"error: {error}")
@@ -209,13 +209,10 @@ def _given(arguments: list[str]) -> dict[str, str]:
     return given
 
 
-def _unsets(argument: str) -> bool:
-    """Note a field that --config.a.b=None unsets; absl would take None for a number or a text."""
+def _unset_field(argument: str) -> str:
+    """Return the field a.b that --config.a.b=None unsets; "" for any other argument."""
     name, _, value = argument.lstrip("-").partition("=")
-    unsets = name.startswith("config.") and value == "None"
-    if unsets:
-        _UNSET.append(name.removeprefix("config."))
-    return unsets
+    return name.removeprefix("config.") if (name[:7], value) == ("config.", "None") else ""
 
 
 def _check_field(name: str, value: str, config: ConfigDict) -> None:

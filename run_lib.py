@@ -41,7 +41,6 @@ from training.checkpoints import Checkpoints
 from training.step import TrainState
 
 _ANIMATED = 100  # images that an animation shows
-_CHECKED = 1 << 20  # samples of a task in --mode=check, more than any inputs need
 _FRAMES = 40  # snapshots of an animation
 
 
@@ -171,11 +170,7 @@ def sample(
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
-    try:
-        require_in("--num_samples", num_samples, "[1, inf)")
-        require_memory("--num_samples", num_samples, 3 * num_samples * experiment.data.size)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    _check_count(experiment, num_samples)
     task = experiment.sampler.task
     if gif and task is not None and task.encodes:
         raise ConfigError(
@@ -338,14 +333,25 @@ def export_checkpoint(
     print(f"exported step {restored.step} of {workdir.path} to {target}")
 
 
-def check(experiment: Experiment, workdir: Workdir) -> None:
+def _check_count(experiment: Experiment, num_samples: int) -> None:
+    """Raise ConfigError unless that many images can be drawn, and fit the memory."""
+    try:
+        require_in("--num_samples", num_samples, "[1, inf)")
+        require_memory("--num_samples", num_samples, 3 * num_samples * experiment.data.size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) -> None:
     """Print what the configuration would do, on abstract shapes only.
 
     Raises:
-        ConfigError: if the inputs of a task are missing or do not fit, as `sample` would.
+        ConfigError: if `sample` could not draw that many images, or the inputs of its task are
+            missing or do not fit.
     """
+    _check_count(experiment, num_samples)
     if (task := experiment.sampler.task) is not None:
-        TaskRun(experiment, task, _CHECKED)
+        TaskRun(experiment, task, num_samples)
     print(describe(experiment))
 
 

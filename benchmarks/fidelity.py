@@ -25,13 +25,13 @@ from files.writing import write_file
 PAGE = ROOT / "docs" / "fidelity.md"
 HEAD = """# Fidelity
 
-Published code has habits that its papers do not mention. Ours does what the paper says, or what is more exact, by default. This page lists every
-difference that is known, what it amounts to on a small case, and the fields that give the published behavior.
+Published code has habits that its papers do not mention. Ours does what the paper says, or what is more exact, by default. This page lists the
+differences that are known to change a result, their sizes on a small case, and the fields that give the published behavior.
 `python benchmarks/fidelity.py` measures the sizes and writes this page. "Digits" means that the sampler runs with the exact score of scikit-learn's
 training digits, 64 samples with the same random numbers on both sides; gray levels are of 255.
 
-Everything else agrees with the original code on the same numbers, to rounding, as far as it was compared: see [Checkpoints](checkpoints.md) for networks
-and [Samplers](samplers.md) for solvers.
+What was compared with the original code on the same numbers, and how closely it agrees, is in [Checkpoints](checkpoints.md) for networks and in
+[Samplers](samplers.md) for solvers.
 """
 
 

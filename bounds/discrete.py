@@ -33,7 +33,7 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Int, Key
 
-from denoising import Denoiser, Prediction
+from denoising import Denoiser, Prediction, learned_fraction
 from errors import BoundError, require_choice, require_in
 from numerics.arrays import (
     Batch,
@@ -48,21 +48,11 @@ from numerics.arrays import (
 )
 from sde_lib import SDE
 
-
-def _learned(prediction: Prediction) -> Batch:
-    if prediction.variance is None:
-        raise ValueError(
-            "variance='learned' needs a network with a learned variance, with parameterization="
-            "'eps_learned_variance'; choose small or large"
-        )
-    return prediction.variance
-
-
 # v, the position of log variance between the smallest (0) and the largest (1).
 VARIANCES: dict[str, Callable[[Prediction], Batch | float]] = {
     "small": lambda prediction: 0.0,
     "large": lambda prediction: 1.0,
-    "learned": _learned,
+    "learned": learned_fraction,
 }
 # Logarithms of the standard deviation of p(x0 | x_t) for v = 0 and v = 1, as functions of
 # log alpha and log sigma there, and of the last step's log(1 - SNR_t / SNR_s).

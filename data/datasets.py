@@ -5,7 +5,6 @@ where a data set has none. What leaves this module is uint8; `data.scaling` has 
 network's range, and `data.batches` the batches.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from data.readers import DIGITS, Reader, gray_levels, reader_of
 from data.scaling import Quantizer
 from data.stored import Item, Split
 from errors import require_choice, require_in, require_memory
+from numerics.arrays import digest
 
 _TRAIN_COUNTS = {
     DIGITS: 1500,
@@ -33,7 +33,6 @@ _TRAIN_COUNTS = {
 }
 _HELD_OUT_FRACTION = 0.1
 _FEW_LEVELS, _DARK = 2, 32  # images with so few levels, or none as bright, are reported
-_FINGERPRINT_BYTES, _FINGERPRINT_BLOCKS = 2**28, 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,23 +71,8 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that identify the training images, their order and their labels.
-
-        They are the start of a SHA-256 hash of shape, images and labels. Of more than 256 MiB of
-        images, 256 blocks of 1 MiB enter, evenly spaced from the first byte to the last, so that
-        the cost stays below a second.
-        """
-        pixels = np.ascontiguousarray(self.train).reshape(-1)
-        found = hashlib.sha256(repr(self.train.shape).encode())
-        if len(pixels) <= _FINGERPRINT_BYTES:
-            found.update(pixels.data)
-        else:
-            size = _FINGERPRINT_BYTES // _FINGERPRINT_BLOCKS
-            for start in np.linspace(0, len(pixels) - size, _FINGERPRINT_BLOCKS).astype(np.int64):
-                found.update(pixels[start : start + size].data)
-        if self.train_labels is not None:
-            found.update(self.train_labels.astype("<i4").tobytes())
-        return found.hexdigest()[:16]
+        """16 hexadecimal digits that identify the training images, their order and labels."""
+        return digest((self.train, self.train_labels))
 
 
 def load(

@@ -6,7 +6,6 @@ an .npz beside it, and samples into a .png.
 
 import json
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,8 @@ def evaluate(
     file = workdir.eval / f"{checkpoint.step}.json"
     folder = file.with_suffix(".partial")
     make_folder(folder)
-    lock = locked(workdir.eval / f".{checkpoint.step}.lock", folder)
-    with lock if experiment.parallel.leads else nullcontext():
+    lock = workdir.eval / f".{checkpoint.step}.lock"
+    with locked(lock, folder, leads=experiment.parallel.leads):
         cache = ResultCache(folder)
         results = _finished_results(file, protocol)
         if results is None:

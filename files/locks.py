@@ -20,14 +20,18 @@ from files.writing import remove_abandoned
 
 
 @contextmanager
-def locked(path: Path, *folders: Path) -> Iterator[None]:
+def locked(path: Path, *folders: Path, leads: bool = True) -> Iterator[None]:
     """Hold the lock file `path`, in a folder that exists; delete it afterwards.
 
-    What killed processes left half-written in that folder and in `folders` is deleted.
+    What killed processes left half-written in that folder and in `folders` is deleted. Of several
+    processes that work together, only the one that leads does all this.
 
     Raises:
         WorkdirError: if another process holds it; the message says which.
     """
+    if not leads:
+        yield
+        return
     file = _acquire(path)
     try:
         for folder in (path.parent, *folders):

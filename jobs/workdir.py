@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Workdir:
 
     def __init__(self, path: str | Path, *, holds_classifier: bool = False) -> None:
         self.path, self._holds_classifier = Path(path).expanduser(), holds_classifier
+        self._recovered: dict[str, Any] | None = None  # what a checkpoint had of config.json
         self.config = self.path / "config.json"
         self.classes = self.path / "classes.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -73,7 +74,7 @@ class Workdir:
             WorkdirError: if another process trains in it; the message says which.
         """
         make_folder(self.path)
-        with locked(self.path / ".lock") if leads else nullcontext():
+        with locked(self.path / ".lock", leads=leads):
             yield
 
     def read_config(self) -> dict[str, Any]:
@@ -94,12 +95,14 @@ class Workdir:
             lost, problem = error, "there is no config.json"
         except (OSError, ValueError, RecursionError) as error:  # not UTF-8 or JSON: a ValueError
             lost, problem = error, f"{self.config} is damaged ({error})"
+        if self._recovered is not None:
+            return self._recovered
         checkpoints = Checkpoints(self.checkpoints)
         for step in reversed(checkpoints.steps()):
             with suppress(CheckpointError):
-                saved = checkpoints.config(step)
+                self._recovered = checkpoints.config(step)
                 print(f"{problem}; using the configuration in the checkpoint of step {step}")
-                return saved
+                return self._recovered
         if isinstance(lost, FileNotFoundError):
             raise WorkdirError(
                 f"there is no run in {self.path} (no config.json); run --mode=train or "
@@ -120,7 +123,8 @@ class Workdir:
         """
         if not self._holds_run():
             return []
-        found = differences(self.read_config(), config)
+        saved = self.read_config()
+        found = differences(saved, config)
         refused = [
             phrase for name, phrase in found if not self._may_differ(name, training=training)
         ]
@@ -135,7 +139,7 @@ class Workdir:
                 f"{way_out if training and not self._holds_classifier else ''}"
             )
         changed = [phrase for name, phrase in found if name.startswith(_CHANGES_RESULT)]
-        old, new = flatten(self.read_config(), "."), flatten(config, ".")
+        old, new = flatten(saved, "."), flatten(config, ".")
         younger = [name for name in new if name not in old and new[name] is not None]
         return changed + [f"config.{name} is new, {new[name]!r}" for name in younger]
 

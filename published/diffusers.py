@@ -34,6 +34,7 @@ from published.mapping import (
     Imported,
     Template,
     Weight,
+    as_tuple,
     translate,
 )
 from published.pytorch_layers import affine, check_groups, check_network, norm, one_set
@@ -245,13 +246,13 @@ def _check_settings(
     differing = {
         f"model.{field}": value
         for field, value in needed.items()
-        if hasattr(network, field) and _plain(getattr(network, field)) != value
+        if hasattr(network, field) and as_tuple(getattr(network, field)) != value
     }
+    if sample_size not in (None, image_size):
+        differing["data.image_size"] = sample_size
     if set(differing) == {"model.num_groups"}:  # which makes a difference in narrow layers alone
         check_groups(network, source, needed["num_groups"])
         return
-    if sample_size not in (None, image_size):
-        differing["data.image_size"] = sample_size
     if differing:
         options = " ".join(
             f"'--config.{field}={value}'"
@@ -262,10 +263,6 @@ def _check_settings(
         raise ValueError(
             f"{source} does not fit this network, according to its config.json. Set {options}"
         )
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def weights(network: NCSNpp | DDPM, image_size: int, tensors: Mapping[str, Any]) -> list[Weight]:

@@ -239,18 +239,19 @@ def translate_back(
     }
 
 
-def remedy(network: Any, found: Mapping[str, Any]) -> str:
+def fields_to_set(network: Any, found: Mapping[str, Any]) -> str:
     """Return the end of a message: the fields to set, of those that a file determines."""
     section = getattr(network, "SECTION", "model")
     flags = [
         f"'--config.{section}.{field}={value}'"
         for field, value in found.items()
-        if _plain(getattr(network, field)) != _plain(value)
+        if as_tuple(getattr(network, field)) != as_tuple(value)
     ]
     return f"Set {' '.join(flags)}" if flags else REMEDY.replace("model", section)
 
 
-def _plain(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
+    """Return a field's value with a tuple for any sequence, to compare it."""
     return tuple(value) if isinstance(value, list | tuple) else value
 
 

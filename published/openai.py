@@ -38,7 +38,7 @@ from published.mapping import (
     Rearrangement,
     Template,
     Weight,
-    remedy,
+    fields_to_set,
     translate,
 )
 from published.pytorch_layers import (
@@ -88,7 +88,7 @@ def import_state(
     rules = weights(network, image_size, attention_order)
     if not callable(template):
         _check_input(tree, template, source)
-    advice = remedy(network, openai_settings.of_unet(tree, image_size))
+    advice = fields_to_set(network, openai_settings.of_unet(tree, image_size))
     return one_set(translate(rules, template, tree, source=source, remedy=advice))
 
 
@@ -104,7 +104,7 @@ def import_classifier(
     """Translate the state dict of an EncoderUNetModel; arguments as in `import_state`."""
     _check_file(tree, source, "EncoderUNetModel")
     rules = classifier_weights(network, image_size, attention_order)
-    advice = remedy(network, openai_settings.of_classifier(tree, image_size))
+    advice = fields_to_set(network, openai_settings.of_classifier(tree, image_size))
     return translate(rules, template, tree, source=source, remedy=advice)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from errors import FileError
 from files.nested import flatten
 from models.wide_resnet import WideResNet
-from published.mapping import IDENTICAL, IMAGE_CHANNELS, Template, Weight, remedy, translate
+from published.mapping import IDENTICAL, IMAGE_CHANNELS, Template, Weight, fields_to_set, translate
 from published.pytorch_layers import check_network
 
 _NAMES = ("init_conv", "pre-pool-bn", "WideResnetGroup_0")
@@ -38,7 +38,7 @@ def import_classifier(
     if not is_classifier(tree):
         raise FileError(f"{source}: it is not a WideResnet of score_sde, which has {_NAMES[0]}")
     tensors = {name: np.asarray(value) for name, value in flatten(tree).items()}
-    advice = remedy(network, _settings(tensors))
+    advice = fields_to_set(network, _settings(tensors))
     return translate(_weights(network), template, tensors, source=source, remedy=advice)
 
 

@@ -13,6 +13,7 @@ from tables or from Euler's method, which differ from the exact ones by O(1 / N^
 steps. discretization="published" does the same: see `solvers/song2021.py`.
 """
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from denoising import Denoiser, Prediction
+from denoising import Denoiser, learned_fraction
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, fold_in_each, normal_like, sum_per_sample
 from sampling import Keys, Plan, Project, Scalar, Step, predict_x0
@@ -133,7 +134,7 @@ class Ancestral:
         mean = (state.x - large**2 / sde.sigma(t) * prediction.eps) / scale
         log_ratio = sde.log_sigma(s) - sde.log_sigma(t)  # of small to large std
         if self.variance == "learned":
-            std = large * jnp.exp((1 - _learned_fraction(prediction)) * log_ratio)
+            std = large * jnp.exp((1 - learned_fraction(prediction)) * log_ratio)
         else:
             std = large * jnp.exp(log_ratio) if self.variance == "small" else large
         if self.guidance_form == "mean" and prediction.gradient is not None:
@@ -151,15 +152,6 @@ class Ancestral:
         std = tables.small if self.variance == "small" else tables.b
         assert std is not None
         return 1 / tables.a, tables.b**2 / tables.a, std
-
-
-def _learned_fraction(prediction: Prediction) -> Batch:
-    if prediction.variance is None:
-        raise ValueError(
-            "variance='learned' needs a network that predicts variances, with "
-            "config.denoiser.parameterization=eps_learned_variance; choose small or large"
-        )
-    return prediction.variance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,39 +183,21 @@ class MeanGuidedDenoising:
         _, added = sde.transition(t, before)
         log_std = jnp.log(added) + sde.log_sigma(t) - sde.log_sigma(before)
         if self.variance == "learned":
-            fraction = _learned_fraction(prediction)
+            fraction = learned_fraction(prediction)
             log_std = (1 - fraction) * log_std + fraction * sde.log_sigma(t)
         return unguided + jnp.exp(2 * log_std) * prediction.gradient
 
 
-def _check_corrector(snr: float, corrector_steps: int) -> None:
-    require_in("snr", snr, "(0, inf)")
-    require_in("corrector_steps", corrector_steps, "[1, inf)")
+@dataclass(frozen=True, kw_only=True)
+class _Langevin(abc.ABC):
+    """Langevin steps at one time, h = alpha step_size(...): the base of the correctors."""
 
+    snr: float = 0.16
+    corrector_steps: int = 1
 
-def _langevin_steps(
-    keys: Keys,
-    score: Callable[[Batch], Batch],
-    state: Step,
-    corrector_steps: int,
-    step_size: Callable[[Batch, Batch], Array],
-) -> Step:
-    """Take `corrector_steps` Langevin steps of size step_size(score, noise)."""
-
-    def correct(i: Int[Array, ""], state: Step) -> Step:
-        noise = normal_like(fold_in_each(keys, i), state.x)
-        gradient = score(state.x)
-        h = expand_like(step_size(gradient, noise), state.x)
-        mean = state.x + h * gradient
-        return Step(mean + jnp.sqrt(2 * h) * noise, mean)
-
-    return jax.lax.fori_loop(0, corrector_steps, correct, state)
-
-
-class _Langevin:
-    """Base of correctors: `correct` takes their steps with any score."""
-
-    corrector_steps: int
+    def __post_init__(self) -> None:
+        require_in("snr", self.snr, "(0, inf)")
+        require_in("corrector_steps", self.corrector_steps, "[1, inf)")
 
     @property
     def evaluations(self) -> int:
@@ -247,8 +221,20 @@ class _Langevin:
         alpha: Array,
         sigma: Array,
     ) -> Step:
-        """Take the Langevin steps at one time, for alpha_i of the step and the noise level."""
-        raise NotImplementedError
+        """Take the steps with any score, for alpha_i of the step and the noise level."""
+
+        def take(i: Int[Array, ""], state: Step) -> Step:
+            noise = normal_like(fold_in_each(keys, i), state.x)
+            gradient = score(state.x)
+            h = expand_like(alpha * self.step_size(gradient, noise, sigma), state.x)
+            mean = state.x + h * gradient
+            return Step(mean + jnp.sqrt(2 * h) * noise, mean)
+
+        return jax.lax.fori_loop(0, self.corrector_steps, take, state)
+
+    @abc.abstractmethod
+    def step_size(self, gradient: Batch, noise: Batch, sigma: Array) -> Array:
+        """Return the length of a step for alpha 1, of all samples or of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,29 +254,17 @@ class Langevin(_Langevin):
         ValueError: for an unknown name or a number out of range.
     """
 
-    snr: float = 0.16
-    corrector_steps: int = 1
     norm_reduction: str = "per_sample"
 
     def __post_init__(self) -> None:
-        _check_corrector(self.snr, self.corrector_steps)
+        super().__post_init__()
         require_choice("norm_reduction", self.norm_reduction, ("per_sample", "batch"))
 
-    def correct(
-        self,
-        keys: Keys,
-        score: Callable[[Batch], Batch],
-        state: Step,
-        alpha: Array,
-        sigma: Array,
-    ) -> Step:
-        def step_size(gradient: Batch, noise: Batch) -> Array:
-            noise_norm, score_norm = (jnp.sqrt(sum_per_sample(a**2)) for a in (noise, gradient))
-            if self.norm_reduction == "batch":
-                noise_norm, score_norm = jnp.mean(noise_norm), jnp.mean(score_norm)
-            return alpha * (2 * (self.snr * noise_norm / score_norm) ** 2)
-
-        return _langevin_steps(keys, score, state, self.corrector_steps, step_size)
+    def step_size(self, gradient: Batch, noise: Batch, sigma: Array) -> Array:
+        noise_norm, score_norm = (jnp.sqrt(sum_per_sample(a**2)) for a in (noise, gradient))
+        if self.norm_reduction == "batch":
+            noise_norm, score_norm = jnp.mean(noise_norm), jnp.mean(score_norm)
+        return 2 * (self.snr * noise_norm / score_norm) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,24 +285,8 @@ class AnnealedLangevin(_Langevin):
         ValueError: for a number out of range.
     """
 
-    snr: float = 0.16
-    corrector_steps: int = 1
-
-    def __post_init__(self) -> None:
-        _check_corrector(self.snr, self.corrector_steps)
-
-    def correct(
-        self,
-        keys: Keys,
-        score: Callable[[Batch], Batch],
-        state: Step,
-        alpha: Array,
-        sigma: Array,
-    ) -> Step:
-        def step_size(gradient: Batch, noise: Batch) -> Array:
-            return alpha * (2 * (self.snr * sigma) ** 2)
-
-        return _langevin_steps(keys, score, state, self.corrector_steps, step_size)
+    def step_size(self, gradient: Batch, noise: Batch, sigma: Array) -> Array:
+        return 2 * (self.snr * sigma) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)

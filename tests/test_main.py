@@ -280,11 +280,17 @@ INPAINT = ("--config.task.name=inpaint", "--config.task.mask=left")
         ),
         (
             [CONFIG_FLAG, "--mode=train", "--num_samples=3"],
-            "--num_samples is only valid with --mode=sample, not train",
+            "--num_samples is only valid with --mode=sample, check, not train",
         ),
         ([CONFIG_FLAG, "--mode=check", "extra"], "extra: not expected here"),
         ([CONFIG_FLAG, "--mode=sample", "--num_samples=x"], "num_samples.*x"),
-        ([CONFIG_FLAG, "--mode=sample", f"--num_samples={10**12}"], "num_samples.*GB of memory"),
+        *(
+            (
+                [CONFIG_FLAG, f"--mode={mode}", f"--num_samples={10**12}"],
+                "num_samples.*GB of memory",
+            )
+            for mode in ("sample", "check")
+        ),
         ([CONFIG_FLAG, "--mode=sample", "--num_samples=0", "--workdir=/nowhere"], "num_samples=0"),
     ],
     ids=lambda v: " ".join(v[:2]) if isinstance(v, list) else "",
