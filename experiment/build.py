@@ -46,6 +46,9 @@ from time_grids import Schedule
 from training.parallel import DataParallel
 from training.step import MovingAverage, Optimizer, Trainer
 
+# Held in memory for each sample: its features, at least so many bytes. Its image is on disk.
+FEATURE_BYTES = 256
+
 
 def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] = ()) -> Experiment:
     """Build what a configuration describes.
@@ -73,7 +76,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     with config_errors("training"):
         require_memory("sample_count", training.sample_count, 4 * training.sample_count * data.size)
     with config_errors("eval"):
-        require_memory("samples", evaluation.samples, evaluation.samples * data.size)
+        require_memory("samples", evaluation.samples, evaluation.samples * FEATURE_BYTES)
         require_choice("inception_resize", evaluation.inception_resize, RECIPES)
     with config_errors("seed"):
         require_in("config.seed", reader.config["seed"], SEEDS)

@@ -7,6 +7,7 @@ import math
 import jax
 import pytest
 
+import errors
 from experiment import build
 from experiment.configurations import (
     configuration_names,
@@ -96,6 +97,14 @@ def test_all_39_published_configurations_are_there():
 def test_files_that_start_with_an_underscore_are_no_configurations():
     assert "configs/vp_digits.py" in configuration_names()
     assert not [name for name in configuration_names() if name.startswith("configs/_")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ve_ffhq_1024", "adm_imagenet:512"])
+def test_the_largest_images_are_planned_on_a_laptop(name, monkeypatch):
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 8 * 2**30 // 4096}
+    monkeypatch.setattr(errors.os, "sysconf", sizes.__getitem__)
+    assert build.build(load(name)).evaluation.samples == 50_000
 
 
 @pytest.mark.slow
