@@ -61,13 +61,14 @@ def get_config() -> ConfigDict:
 
     config.denoiser = denoiser = ConfigDict()
     # Meaning of the network's output: eps, eps_learned_variance, score, x0, v, velocity,
-    # scaled_score, score_centered_input, edm, iddpm; see denoising.py.
+    # scaled_score, score_centered_input, edm, iddpm, consistency; see denoising.py.
     denoiser.parameterization = "eps"
     # Time input of the network: timestep_999, t, log_sigma, log_snr, edm, timestep,
     # rescaled_timestep, reversed_timestep, iddpm.
     denoiser.conditioning = "timestep_999"
     denoiser.num_timesteps = 1000  # length of the chain that a timestep counts
-    denoiser.sigma_data = 0.5  # edm: standard deviation of the data
+    denoiser.sigma_data = 0.5  # edm, consistency: standard deviation of the data
+    denoiser.sigma_min = 0.002  # consistency: noise level sigma / alpha of a sample
     denoiser.energy = False  # use the gradient of the network's output; see models/energy.py
 
     config.loss = loss = ConfigDict()

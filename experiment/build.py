@@ -189,6 +189,7 @@ def _denoiser_factory(
             conditioning=options.conditioning,
             num_timesteps=options.num_timesteps,
             sigma_data=options.sigma_data,
+            sigma_min=options.sigma_min,
         )
 
     return denoiser
