@@ -22,8 +22,8 @@ For edm, y = x / alpha has noise s = sigma / alpha, and with the data's deviatio
 c_skip = sigma_d^2 / (s^2 + sigma_d^2), c_out = s sigma_d c_in, c_in = 1 / sqrt(s^2 + sigma_d^2).
 
 For consistency, x0 is not a mean. It is the end of the ODE's path from x_t, at the noise sigma_min.
-With r = s - sigma_min, c_skip = sigma_d^2 / (r^2 + sigma_d^2) and c_out = r sigma_d c_in, so that x0
-is y at that noise (their Appendix C).
+With r = s - sigma_min, c_skip = sigma_d^2 / (r^2 + sigma_d^2) and c_out = r sigma_d c_in, so x0 = y
+at that noise (their Appendix C).
 
 For iddpm, size = sqrt(alpha^2 + sigma^2). It presents x_t of any process to a network of DDPM's
 chain, for which the size is 1. The variance is that of a step of the chain, and is not used.

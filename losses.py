@@ -38,6 +38,8 @@ from denoising import Denoiser
 from errors import require_choice, require_in
 from numerics.arrays import Batch, sum_per_sample
 from numerics.traces import PROBES, exact_trace
+from objectives.consistency import ConsistencyDistillation, ConsistencyTraining
+from objectives.distillation import ProgressiveDistillation
 from objectives.times import TimeDistribution, Times, Uniform
 from objectives.weights import Sigma2, Weight
 from training.objective import Context, Losses, Objective
@@ -190,9 +192,12 @@ class SlicedScoreMatching(FisherDivergence):
         return squares - 2 * denoiser.sde.sigma(t) * traces + x[0].size
 
 
-# The estimators by name.
-LOSSES: dict[str, type[FisherDivergence]] = {
+# The objectives by name: the estimators, and those of networks for few steps.
+LOSSES: dict[str, type[Objective]] = {
     "denoising": ScoreMatching,
     "exact": ExactScoreMatching,
     "sliced": SlicedScoreMatching,
+    "consistency_training": ConsistencyTraining,
+    "consistency_distillation": ConsistencyDistillation,
+    "progressive_distillation": ProgressiveDistillation,
 }

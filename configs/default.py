@@ -72,12 +72,28 @@ def get_config() -> ConfigDict:
     denoiser.energy = False  # use the gradient of the network's output; see models/energy.py
 
     config.loss = loss = ConfigDict()
-    loss.name = "denoising"  # estimator of the Fisher divergence: denoising, sliced, exact
+    # Estimator of the Fisher divergence: denoising, sliced, exact. For few steps:
+    # consistency_training, consistency_distillation, progressive_distillation.
+    loss.name = "denoising"
     loss.reduction = "mean"  # over dimensions: mean, sum, half_sum
     # sliced:
     loss.probes = placeholder(int)  # directions per sample
     loss.directions = placeholder(str)  # rademacher, gaussian
     loss.variance_reduced = placeholder(bool)
+    # consistency_distillation, progressive_distillation:
+    loss.teacher = placeholder(str)  # RUN or RUN:STEP, the run whose network is the teacher
+    # consistency_training, consistency_distillation:
+    loss.first_intervals = placeholder(int)  # intervals of the noise at the first step
+    loss.last_intervals = placeholder(int)  # doubled until there are this many
+    loss.rho = placeholder(float)  # spacing of the noise levels, as sampling.rho
+    loss.level_mean = placeholder(float)  # of log(sigma / alpha) in training
+    loss.level_std = placeholder(float)
+    loss.huber = placeholder(float)  # the pseudo-Huber distance's c, per root of the dimension
+    loss.ode_step = placeholder(str)  # consistency_distillation: the teacher's step, heun, euler
+    # progressive_distillation: DDIM steps of the student; the teacher takes twice as many
+    loss.student_steps = placeholder(int)
+    loss.grid = placeholder(str)  # progressive_distillation: as sampling.grid
+    loss.t_min = placeholder(float)  # progressive_distillation: as sampling.t_min
 
     # Which times are trained: uniform, stratified, timesteps, log_snr, log_normal, logit_normal,
     # loss_aware, loss_aware_bins; see objectives/times.py.
@@ -93,7 +109,7 @@ def get_config() -> ConfigDict:
     times.uniform = placeholder(float)  # loss_aware, loss_aware_bins: share of uniform times
 
     # Weight of the squared error of the predicted noise: sigma2 (1), g2 (likelihood), x0, v,
-    # velocity, edm, min_snr, sigmoid; see objectives/weights.py.
+    # truncated_snr, velocity, edm, min_snr, sigmoid; see objectives/weights.py.
     config.weight = weight = ConfigDict()
     weight.name = "sigma2"
     weight.gamma = placeholder(float)  # min_snr: the largest SNR that counts

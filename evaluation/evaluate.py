@@ -39,8 +39,22 @@ def extractors_of(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, 
             to be had.
     """
     check_options(experiment.evaluation)
+    _check_scores(experiment)
     needed = any(METRICS[name].of_samples for name in experiment.evaluation.metrics)
     return make_extractors(experiment, workdir) if needed else ()
+
+
+def _check_scores(experiment: Experiment) -> None:
+    """Raise ConfigError for metrics of likelihoods, where the objective trains no scores."""
+    names = experiment.evaluation.metrics
+    kept = tuple(name for name in names if METRICS[name].of_samples)
+    if experiment.loss.samplers and kept != names:
+        name = experiment.config["loss"]["name"]
+        raise ConfigError(
+            f"config.eval.metrics={names!r}: {min(set(names) - set(kept))} needs scores at all "
+            f"times, which config.loss.name={name!r} does not train; give config.eval.metrics="
+            f"{kept or ('frechet',)!r}"
+        )
 
 
 def evaluate(

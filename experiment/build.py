@@ -24,6 +24,7 @@ from experiment.build_sampler import build_sampler, require_learned
 from experiment.class_guidance import Classes
 from experiment.data import Data
 from experiment.experiment import ClassifierModel, DiscreteBoundPlan, Experiment, Model
+from experiment.few_steps import check_few_steps, require_used
 from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
@@ -36,7 +37,7 @@ from experiment.reader import Reader, config_errors
 from experiment.resolve import resolve
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
-from losses import LOSSES, FisherDivergence
+from losses import LOSSES
 from metrics.inception.network import RECIPES
 from models import CLASSIFIERS, NETWORKS, with_features
 from models.energy import energy_gradient
@@ -45,6 +46,7 @@ from objectives.times import TIMES
 from objectives.weights import WEIGHTS
 from sde_lib import SDE, SDES
 from time_grids import Schedule
+from training.objective import Objective
 from training.parallel import DataParallel
 from training.step import MovingAverage, Optimizer, Trainer
 
@@ -121,17 +123,19 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         analytic_dpm=reader.build("analytic_dpm", AnalyticDPMOptions),
         classifier=_build_classifier(reader, sde, data),
     )
+    check_few_steps(experiment)
     _evaluate_shapes(experiment)
     return experiment
 
 
-def _build_loss(reader: Reader) -> FisherDivergence:
+def _build_loss(reader: Reader) -> Objective:
     times = reader.build_named("times", TIMES)
     fixed = {"sigma_data": reader.config["denoiser"]["sigma_data"]}
     kind = reader.lookup("weight", WEIGHTS)
     (weight,) = reader.build_all("weight", (kind,), ignore={"name"}, fixed=fixed)
     kind = reader.lookup("loss", LOSSES)
-    fixed = {"times": times, "weight": weight}
+    require_used(reader, kind)
+    fixed = {"times": times, "weight": weight, "total_steps": reader.config["training"]["steps"]}
     return reader.build_all("loss", (kind,), ignore={"name"}, fixed=fixed)[0]
 
 
@@ -168,7 +172,7 @@ def _init_network(network: nn.Module, shape: tuple[int, ...], key: Key[Array, ""
     return network.init(key, images, condition, train=False)["params"]
 
 
-def _build_model(reader: Reader, sde: SDE, loss: FisherDivergence, data: Data) -> Model:
+def _build_model(reader: Reader, sde: SDE, loss: Objective, data: Data) -> Model:
     network = reader.build_named("model", NETWORKS)
     options = reader.build("denoiser", DenoiserOptions)
     with config_errors("model"):
@@ -231,20 +235,21 @@ def _network_functions(network: nn.Module, energy: bool) -> tuple[Callable, Call
 
 
 def _check_timesteps(
-    reader: Reader, sde: SDE, network: nn.Module, loss: FisherDivergence, denoiser: DenoiserOptions
+    reader: Reader, sde: SDE, network: nn.Module, loss: Objective, denoiser: DenoiserOptions
 ) -> None:
     """Raise ConfigError unless process, objective and network count the same timesteps."""
     count = getattr(sde, "num_timesteps", None)
+    trained = getattr(getattr(loss, "times", None), "num_timesteps", None)
     counts = denoiser.conditioning in ("timestep", "rescaled_timestep", "reversed_timestep")
     for name, value, used in (
-        ("times.num_timesteps", loss.times.num_timesteps, loss.times.num_timesteps is not None),
+        ("times.num_timesteps", trained, trained is not None),
         ("denoiser.num_timesteps", denoiser.num_timesteps, counts),
     ):
         if count and used and value != count:
             raise ConfigError(
                 f"config.{name}={value}, but config.sde.num_timesteps={count}; set both to the same"
             )
-    if loss.times.num_timesteps is not None and not sde.sigma(jnp.zeros(())) > 0:
+    if trained is not None and not sde.sigma(jnp.zeros(())) > 0:
         raise ConfigError(
             f"config.times.name={reader.config['times']['name']!r} trains at t = 0 too, where "
             f"config.sde.name={reader.config['sde']['name']!r} has no noise; choose uniform or "

@@ -22,9 +22,9 @@ from experiment.options import (
 from experiment.sampler import Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
-from losses import FisherDivergence
 from numerics.ode import ODEOptions
 from sde_lib import SDE
+from training.objective import Objective
 from training.parallel import DataParallel
 from training.step import Trainer
 
@@ -110,7 +110,7 @@ class Experiment:
     data: Data
     model: Model
     sampler: Sampler
-    loss: FisherDivergence
+    loss: Objective
     trainer: Trainer
     training: TrainingOptions
     evaluation: EvaluationOptions

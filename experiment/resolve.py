@@ -13,6 +13,7 @@ from errors import ConfigError
 from experiment.configurations import default_configuration
 from experiment.reader import to_builtin
 from experiment.tasks import TASKS, InverseProblem
+from objectives.distillation import ProgressiveDistillation
 from sde_lib import SDES
 from time_grids import TIME_GRIDS
 
@@ -35,6 +36,7 @@ def resolve(
     _drop_superseded(resolved["sampling"], overrides)
     if resolved["sampling"]["discretization"] == "published":
         _settle_published(resolved["sampling"], resolved["sde"])
+    _settle_few_steps(resolved, overrides)
     task = resolved["task"]
     inverse_problem = InverseProblem in TASKS.get(task["name"], ())
     if inverse_problem and task["method"] != "projection":
@@ -72,6 +74,31 @@ def _settle_published(sampling: dict[str, Any], sde: dict[str, Any]) -> None:
         defaults["steps"] = (sde["num_timesteps"] or default) - 1
     for field, value in defaults.items():
         if sampling[field] is None:
+            sampling[field] = value
+
+
+def _settle_few_steps(config: dict[str, Any], overrides: Collection[str]) -> None:
+    """Sample as the objective trains, where the command line leaves it open."""
+    sampling, loss = config["sampling"], config["loss"]
+    settled: dict[str, Any] = {}
+    if loss["name"] == "progressive_distillation":
+        default = {f.name: f.default for f in dataclasses.fields(ProgressiveDistillation)}
+        given = {
+            name: default[name] if value is None else value
+            for name, value in loss.items()
+            if name in default
+        }
+        settled = {
+            "name": "ddim",
+            "grid": given["grid"],
+            "steps": given["student_steps"],
+            "t_min": given["t_min"],
+        }
+        settled |= {"final_step": "none", "times": None}
+    elif sampling["name"] == "consistency" and sampling["final_step"] is None:
+        settled = {"final_step": "mean"}  # the last prediction is the sample
+    for field, value in settled.items():
+        if f"sampling.{field}" not in overrides:
             sampling[field] = value
 
 

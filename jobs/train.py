@@ -9,9 +9,10 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.batches import TrainingBatches
+from denoising import Denoiser
 from errors import CheckpointError, TrainingError, WorkdirError
 from experiment.data import Data
 from experiment.experiment import Experiment
@@ -28,6 +30,7 @@ from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from files.writing import write_json
+from jobs.teacher import load_teacher, params_of_student
 from jobs.workdir import Workdir
 from training.checkpoints import Checkpoints
 from training.metrics_log import MetricsLog, last_step
@@ -43,6 +46,7 @@ class TrainingJob:
         seed: seed of initialization, noise and data order.
         section: "model" or "classifier", the section of the configuration that is trained.
         sampler: draws sample grids during training; None draws none.
+        load_teacher: loads the frozen network of a distillation; None for other objectives.
     """
 
     config: dict[str, Any]
@@ -52,6 +56,7 @@ class TrainingJob:
     trainer: Trainer
     options: TrainingOptions
     sampler: Sampler | None
+    load_teacher: Callable[[], Denoiser | None] = lambda: None
 
     def batches(self) -> TrainingBatches:
         """Return the training stream.
@@ -75,6 +80,7 @@ def model_job(experiment: Experiment) -> TrainingJob:
         trainer=experiment.trainer,
         options=experiment.training,
         sampler=experiment.sampler if experiment.training.sample_every else None,
+        load_teacher=partial(load_teacher, experiment),
     )
 
 
@@ -114,19 +120,23 @@ def train(job: TrainingJob, workdir: Workdir) -> bool:
         ConfigError, WorkdirError, CheckpointError: before anything in the folder is touched.
         TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
     """
-    batches = job.batches()
+    batches, teacher = job.batches(), job.load_teacher()
     with workdir.locked(leads=job.data.parallel.leads):
         changes = workdir.check(job.config, training=True)
-        return _train(job, workdir, batches, changes)
+        return _train(job, workdir, batches, changes, teacher)
 
 
 def _train(
-    job: TrainingJob, workdir: Workdir, batches: TrainingBatches, changes: Sequence[str]
+    job: TrainingJob,
+    workdir: Workdir,
+    batches: TrainingBatches,
+    changes: Sequence[str],
+    teacher: Denoiser | None,
 ) -> bool:
     images = job.data.images.fingerprint
     workdir.check_images(images)
     checkpoints = Checkpoints(workdir.checkpoints, keep=job.options.keep_checkpoints)
-    state = _initial_state(job, workdir, checkpoints)
+    state = _initial_state(job, workdir, checkpoints, teacher)
     step, last = int(state.step), job.options.steps
     if step >= last:
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
@@ -144,7 +154,9 @@ def _train(
                 total=last, initial=step, desc="training", dynamic_ncols=True, mininterval=0.5
             ) as bar,
         ):
-            state = _Loop(job, images, checkpoints, log, workdir, bar, stop).run(batches, state)
+            state = _Loop(job, images, checkpoints, log, workdir, bar, stop, teacher).run(
+                batches, state
+            )
         checkpoints.wait()
     finally:
         checkpoints.close()
@@ -157,7 +169,9 @@ def _train(
     return True
 
 
-def _initial_state(job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints) -> TrainState:
+def _initial_state(
+    job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints, teacher: Denoiser | None
+) -> TrainState:
     """Return the state of the latest checkpoint, or else the first state of a new run.
 
     Raises:
@@ -177,6 +191,8 @@ def _initial_state(job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints)
             "another --workdir"
         )
     if not job.options.init_from:
+        if teacher is not None and (params := params_of_student(teacher, template.params)):
+            return job.trainer.state_from_params(*params, 0)
         return job.trainer.init_state(base_key(job.seed, "init"))
     run, _, number = job.options.init_from.rpartition(":")
     run, step = (run, int(number)) if run and number.isdecimal() else (job.options.init_from, None)
@@ -198,6 +214,7 @@ class _Loop:
     workdir: Workdir
     bar: tqdm
     stop: list[int]
+    teacher: Denoiser | None
 
     def run(self, batches: TrainingBatches, state: TrainState) -> TrainState:
         options, parallel = self.job.options, self.job.data.parallel
@@ -210,6 +227,9 @@ class _Loop:
             batch = [parallel.put_batch(batches.at(step - 1, rows))]
             if self.job.trainer.classes:
                 batch.append(parallel.put_batch(batches.labels_at(step - 1, rows)))
+            if self.teacher is not None:
+                labels = batch[1] if self.job.trainer.classes else None
+                batch = [batch[0], labels, self.teacher]
             state, scalars = advance(key, state, *batch)
             pending.append((step, scalars))
             stopping = bool(self.stop)  # read once: a signal may come at any line of this loop

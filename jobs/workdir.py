@@ -26,6 +26,8 @@ _CHANGES, _IMAGES = "changes", "images"
 
 # Fields that describe a trained network: they must be those of the run to read its checkpoints.
 _DESCRIBE_NETWORK = ("data.", "denoiser.", "ema.", "model.", "sde.")
+# Of a student, the only steps in which it can sample.
+_DESCRIBE_NETWORK += ("loss.student_steps", "loss.grid", "loss.t_min")
 
 # The same for the classifier of a run; some fields of its section matter in training only.
 _DESCRIBE_CLASSIFIER = ("classifier.", "data.", "sde.")

@@ -8,11 +8,11 @@ and is the identity there (Song et al. 2023, arXiv:2303.01469). So f is the same
     d(a, b) = sqrt(|| a - b ||^2 + c^2) - c,    c = huber sqrt(D)
 
 in D dimensions, with the same dropout in both terms, and no average of the parameters (Song &
-Dhariwal 2023, arXiv:2310.14189, "iCT"; their Table 1). Training takes x_i = alpha_i x0 + sigma_i eps
-with the x0 and eps of x_(i+1). Distillation takes one step of the ODE from x_(i+1) with a teacher's
-eps: Heun's or Euler's.
+Dhariwal 2023, arXiv:2310.14189, Table 1). Training takes x_i = alpha_i x0 + sigma_i eps with the x0
+and eps of x_(i+1). Distillation takes one step of the ODE from x_(i+1) with a teacher's eps: Heun's
+or Euler's.
 
-The levels s_0 < ... < s_n are even in s^(1/rho), from sigma_min to s(1). Their number doubles during
+The levels s_0 < ... < s_n are even in s^(1/rho), from sigma_min to s(1). Their number doubles in
 training, from n = first_intervals to last_intervals. The interval i is drawn with the probability
 that log s, a truncated normal variable, lies in it.
 """
@@ -20,15 +20,16 @@ that log s, a truncated normal variable, lies in it.
 import abc
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from denoising import Denoiser
 from errors import require_choice, require_in
-from numerics.arrays import Batch, expand_like, sum_per_sample
+from numerics.arrays import Batch, expand_like, in_float64, sum_per_sample
 from sde_lib import SDE
 from training.objective import Context, Objective
 
@@ -76,8 +77,8 @@ class _Consistency(Objective):
     huber: float = 0.00054
     total_steps: int = 1000
 
-    parameterization = "consistency"
-    samplers = ("consistency",)
+    parameterization: ClassVar[str | None] = "consistency"
+    samplers: ClassVar[tuple[str, ...]] = ("consistency",)
 
     def __post_init__(self) -> None:
         require_in("first_intervals", self.first_intervals, "[1, inf)")
@@ -90,7 +91,6 @@ class _Consistency(Objective):
         require_in("level_mean", self.level_mean, "(-inf, inf)")
         require_in("level_std", self.level_std, "(0, inf)")
         require_in("huber", self.huber, "(0, inf)")
-        require_in("total_steps", self.total_steps, "[1, inf)")
 
     def intervals(self, step: int | Int[Array, ""]) -> Int[Array, ""]:
         """Return the number of intervals at a training step (arXiv:2310.14189, Table 1: N - 1)."""
@@ -112,9 +112,7 @@ class _Consistency(Objective):
         count = self.intervals(context.step)
         position = (drawn ** (1 / self.rho) - first) / (last - first)
         index = jnp.clip(jnp.floor(position * count), 0, count - 1)
-        low, high = (
-            (first + (index + end) / count * (last - first)) ** self.rho for end in (0, 1)
-        )
+        low, high = ((first + (index + end) / count * (last - first)) ** self.rho for end in (0, 1))
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         return Interval(time_of(model.sde, high), high, time_of(model.sde, low), low, eps)
 
@@ -181,6 +179,16 @@ def require_teacher(teacher: str) -> None:
         raise ValueError(
             "teacher='' is missing: distillation needs a trained run; give its folder, "
             "--config.loss.teacher=RUN or RUN:STEP"
+        )
+
+
+def require_level(sde: SDE, sigma_min: float) -> None:
+    """Raise ValueError unless sigma_min is a noise level of the process."""
+    smallest, largest = in_float64(lambda t: jnp.exp(-sde.log_snr(t) / 2), np.array([0.0, 1.0]))
+    if not smallest <= sigma_min < largest:
+        raise ValueError(
+            f"sigma_min={sigma_min} is no noise level sigma / alpha of this process; give one from "
+            f"{smallest:.4g} to {largest:.4g}, much nearer to the first"
         )
 
 

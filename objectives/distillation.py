@@ -6,15 +6,16 @@ x_u at the student's next time u. One step of the student leads there if it pred
 
     x0 = (x_u - (sigma_u / sigma_t) x_t) / (alpha_u - (sigma_u / sigma_t) alpha_t)
 
-which is the target of the student. The squared error has one of the weights of `objectives.weights`:
-"v" is their SNR + 1, "truncated_snr" their max(SNR, 1). A student is the teacher of the next, with
-half the steps.
+which is the target of the student. The squared error has one of `objectives.weights`: "v" is their
+SNR + 1, "truncated_snr" their max(SNR, 1). A student is the teacher of the next, with half the
+steps.
 
 Both grids end at t_min. So the student is sampled on its own grid, with final_step="none".
 """
 
+import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,10 @@ from jaxtyping import Array, Float, Key
 
 from denoising import Denoiser
 from errors import require_choice, require_in
-from numerics.arrays import Batch, expand_like, sum_per_sample
+from numerics.arrays import Batch, sum_per_sample
 from objectives.consistency import require_teacher
 from objectives.times import Times
-from objectives.weights import V, Weight
+from objectives.weights import TruncatedSNR, Weight
 from sde_lib import SDE
 from time_grids import TIME_GRIDS, Schedule
 from training.objective import Context, Objective
@@ -55,7 +56,7 @@ class ProgressiveDistillation(Objective):
         student_steps: number of DDIM steps of the student; the teacher takes twice as many.
         grid: spacing of the times, a name in `time_grids.TIME_GRIDS`.
         t_min: the end of the grid, as `Schedule.t_min`.
-        weight: one of `objectives.weights` that counts pure noise, such as V.
+        weight: one of `objectives.weights` that counts pure noise, such as TruncatedSNR.
 
     Raises:
         ValueError: without a teacher, for an unknown name or a number out of range.
@@ -65,10 +66,9 @@ class ProgressiveDistillation(Objective):
     student_steps: int = 8
     grid: str = "uniform"
     t_min: float = 1e-3
-    weight: Weight = V()
+    weight: Weight = dataclasses.field(default_factory=TruncatedSNR)
 
-    parameterization = None
-    samplers = ("ddim",)
+    samplers: ClassVar[tuple[str, ...]] = ("ddim",)
 
     def __post_init__(self) -> None:
         require_teacher(self.teacher)
@@ -76,18 +76,22 @@ class ProgressiveDistillation(Objective):
         require_choice("grid", self.grid, TIME_GRIDS)
         require_in("t_min", self.t_min, "(0, 1)")
 
-    def _schedule(self, steps: int) -> Schedule:
-        return Schedule(grid=self.grid, steps=steps, t_min=self.t_min, final_step="none")
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule on which the student is sampled, by DDIM."""
+        return Schedule(
+            grid=self.grid, steps=self.student_steps, t_min=self.t_min, final_step="none"
+        )
 
-    def times(self, sde: SDE) -> Float[np.ndarray, "times"]:
+    def teacher_times(self, sde: SDE) -> Float[np.ndarray, "times"]:
         """Return the times of the teacher; every second one is a time of the student.
 
         Raises:
             ValueError: if the process has no such grid, or the student's is not part of it.
         """
         with jax.ensure_compile_time_eval():
-            fine = self._schedule(2 * self.student_steps).of(sde)
-            coarse = self._schedule(self.student_steps).of(sde)
+            fine = dataclasses.replace(self.schedule, steps=2 * self.student_steps).of(sde)
+            coarse = self.schedule.of(sde)
         if not np.allclose(fine[::2], coarse, rtol=1e-6):
             raise ValueError(
                 f"grid={self.grid!r} with {2 * self.student_steps} steps has other times than with "
@@ -99,7 +103,7 @@ class ProgressiveDistillation(Objective):
         """Draw one step of the student and one noise per image."""
         step_key, noise_key = jax.random.split(key)
         index = 2 * jax.random.randint(step_key, (len(x0),), 0, self.student_steps)
-        times = jnp.asarray(self.times(model.sde), x0.dtype)
+        times = jnp.asarray(self.teacher_times(model.sde), x0.dtype)
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         return Noise(times[index], times[index + 1], times[index + 2], eps)
 

@@ -36,7 +36,9 @@ class ConsistencyStep:
     def start(self, x: Batch) -> Step:
         return Step(x, x)
 
-    def step(self, keys: Keys, denoiser: Denoiser, state: Step, step: Jump, project: Project) -> Step:
+    def step(
+        self, keys: Keys, denoiser: Denoiser, state: Step, step: Jump, project: Project
+    ) -> Step:
         require_consistency(denoiser)
         x0 = denoiser.predict(state.x, step.t).x0
         level = jnp.exp(-denoiser.sde.log_snr(step.end) / 2)

@@ -148,11 +148,15 @@ class Trainer:
         return self.parallel.abstract(jax.eval_shape(self._init_state, jax.random.key(0)))
 
     def compiled_step(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-        """Return the jitted `step`, with labels if there are classes; it consumes the state."""
+        """Return the jitted `step`, with labels if there are classes; it consumes the state.
+
+        With a teacher it takes all arguments, perhaps None for the labels.
+        """
+        count = 5 if self.loss.teacher else 4 if self.classes else 3
         replicated, split = self.parallel.replicated, self.parallel.split
         return jax.jit(
             self.step,
-            in_shardings=(replicated, replicated, split, *([split] if self.classes else [])),
+            in_shardings=(replicated, replicated, split, split, replicated)[:count],
             out_shardings=(replicated, replicated),
             donate_argnums=1,
         )
@@ -163,10 +167,14 @@ class Trainer:
         state: TrainState,
         batch: Float[Array, "batch ..."],
         labels: Int[Array, "batch"] | None = None,
+        teacher: Any = None,
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        """Update the state on a batch; the scalars are the batch's loss and the gradient's norm."""
+        """Update the state on a batch; the scalars are the batch's loss and the gradient's norm.
+
+        `teacher` is the frozen Denoiser of a distillation.
+        """
         key = jax.random.fold_in(base_key, state.step)
-        context = Context(step=state.step, state=state.objective)
+        context = Context(step=state.step, state=state.objective, teacher=teacher)
         gradient = jax.value_and_grad(self.objective, has_aux=True)
         (loss, objective), grads = gradient(state.params, key, batch, labels, context)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -191,6 +199,8 @@ class Trainer:
             dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
             labels = jnp.where(dropped, self.classes, labels)
             denoiser = dataclasses.replace(denoiser, labels=labels)
+            if (teacher := context.teacher) is not None:
+                context = context._replace(teacher=dataclasses.replace(teacher, labels=labels))
         losses = self.loss(loss_key, denoiser, batch, context)
         return jnp.mean(losses.values), losses.state
 

@@ -19,10 +19,9 @@ from objectives.consistency import (
     ConsistencyDistillation,
     ConsistencyTraining,
     Interval,
-    ode_step,
     time_of,
 )
-from sde_lib import EDMSDE, LinearPathSDE, SubVPSDE, VPSDE
+from sde_lib import EDMSDE, VPSDE, LinearPathSDE, SubVPSDE
 from training.objective import Context
 
 SPREAD, SIGMA_MIN, DIMS = 0.8, 0.002, 3
@@ -155,14 +154,20 @@ def test_exact_function_has_no_distillation_loss_up_to_the_order_of_the_step(x64
         distances = []
         for count in (200, 400):
             loss = ConsistencyDistillation(
-                teacher="runs/teacher", ode_step=name, first_intervals=count,
-                last_intervals=count, huber=1e-12,
+                teacher="runs/teacher",
+                ode_step=name,
+                first_intervals=count,
+                last_intervals=count,
+                huber=1e-12,
             )
             u = jnp.linspace(0.3, 0.7, 64)
             first, last = SIGMA_MIN ** (1 / 7), level_of(sde, jnp.ones(())) ** (1 / 7)
             high, low = ((first + v * (last - first)) ** 7 for v in (u, u - 1 / count))
             drawn = Interval(
-                time_of(sde, high), high, time_of(sde, low), low,
+                time_of(sde, high),
+                high,
+                time_of(sde, low),
+                low,
                 jax.random.normal(jax.random.key(0), x0.shape),
             )
             context = Context(teacher=teacher)

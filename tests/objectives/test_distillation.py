@@ -44,9 +44,7 @@ def ddim_factor(s, end):
 
 @every_process
 def test_target_on_gaussian_data_is_known(x64, sde):
-    drawn = round_of().draw(
-        jax.random.key(0), DATA.denoiser(sde), jnp.zeros((16, DIMS)), Context()
-    )
+    drawn = round_of().draw(jax.random.key(0), DATA.denoiser(sde), jnp.zeros((16, DIMS)), Context())
     x = jax.random.normal(jax.random.key(1), (16, DIMS)) * 2
     s, middle, end = (level_of(sde, t)[:, None] for t in (drawn.t, drawn.middle, drawn.end))
     y = np.asarray(x) / np.asarray(sde.alpha(drawn.t))[:, None]
@@ -88,7 +86,7 @@ def test_every_step_of_the_student_is_trained_and_is_two_of_the_teacher(sde):
 def test_perfect_student_samples_as_its_teacher_with_twice_the_steps(grid):
     """Its x0 is the target at each of its times, so its loss is 0 and its samples are the same."""
     sde, teacher, loss = VPSDE(), standardized_mixture().denoiser(VPSDE()), round_of(grid=grid)
-    times = jnp.asarray(loss.times(sde), jnp.float32)
+    times = jnp.asarray(loss.teacher_times(sde), jnp.float32)
 
     def network(x, t):
         index = jnp.argmin(jnp.abs(times[::2][None] - t[:, None]), axis=1)
@@ -101,8 +99,12 @@ def test_perfect_student_samples_as_its_teacher_with_twice_the_steps(grid):
     np.testing.assert_allclose(values, 0, atol=1e-9)
     found, expected = (
         sample(
-            jax.random.key(0), denoiser, (32, 2), solver=DDIM(),
-            schedule=Schedule(grid=grid, final_step="none"), steps=steps,
+            jax.random.key(0),
+            denoiser,
+            (32, 2),
+            solver=DDIM(),
+            schedule=Schedule(grid=grid, final_step="none"),
+            steps=steps,
         )
         for denoiser, steps in ((student, 4), (teacher, 8))
     )
@@ -117,7 +119,7 @@ def test_grid_that_does_not_halve_is_refused(monkeypatch):
     monkeypatch.setitem(TIME_GRIDS, "uneven", Grid(uneven))
     message = "grid='uneven' with 8 steps has other times than with 4; choose another"
     with pytest.raises(ValueError, match=message):
-        round_of(grid="uneven").times(EDMSDE())
+        round_of(grid="uneven").teacher_times(EDMSDE())
 
 
 @pytest.mark.parametrize(

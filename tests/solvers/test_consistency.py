@@ -15,7 +15,7 @@ SPREAD, SIGMA_MIN = 0.8, 0.01
 
 
 def exact_model(sde):
-    """f(x_t, t) = y sqrt(c^2 + sigma_min^2) / sqrt(c^2 + s^2), y = x / alpha and s = sigma / alpha."""
+    """f = y sqrt(c^2 + sigma_min^2) / sqrt(c^2 + s^2), with y = x / alpha and s = sigma / alpha."""
 
     def network(shown, t):
         s = jnp.exp(-sde.log_snr(t) / 2)[:, None]
@@ -37,8 +37,13 @@ def exact_model(sde):
 def drawn(sde, steps, shape=(20_000, 1), indices=None, **fields):
     schedule = Schedule(grid="log_snr", final_step="mean", **fields)
     return sample(
-        jax.random.key(0), exact_model(sde), shape, solver=ConsistencySampler(),
-        schedule=schedule, steps=steps, indices=indices,
+        jax.random.key(0),
+        exact_model(sde),
+        shape,
+        solver=ConsistencySampler(),
+        schedule=schedule,
+        steps=steps,
+        indices=indices,
     )
 
 
@@ -77,8 +82,12 @@ def test_last_prediction_is_the_sample():
 def test_final_step_that_has_nothing_to_denoise_is_refused():
     with pytest.raises(ValueError, match="final_step='denoise' has nothing to remove"):
         sample(
-            jax.random.key(0), exact_model(VPSDE()), (2, 2), solver=ConsistencySampler(),
-            schedule=Schedule(final_step="denoise"), steps=2,
+            jax.random.key(0),
+            exact_model(VPSDE()),
+            (2, 2),
+            solver=ConsistencySampler(),
+            schedule=Schedule(final_step="denoise"),
+            steps=2,
         )
 
 
@@ -86,6 +95,10 @@ def test_network_that_is_no_consistency_model_is_refused():
     denoiser = Denoiser(sde=VPSDE(), network=lambda x, t: x)
     with pytest.raises(ValueError, match=r"needs a consistency model.*not 'eps'; choose another"):
         sample(
-            jax.random.key(0), denoiser, (2, 2), solver=ConsistencySampler(),
-            schedule=Schedule(final_step="mean"), steps=2,
+            jax.random.key(0),
+            denoiser,
+            (2, 2),
+            solver=ConsistencySampler(),
+            schedule=Schedule(final_step="mean"),
+            steps=2,
         )

@@ -1,0 +1,136 @@
+"""Checks of networks for few steps: consistency models and students of progressive distillation.
+
+Such a network has no score at every time. So it is sampled in its own way, and has no likelihood.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from denoising import PARAMETERIZATIONS
+from errors import ConfigError
+from experiment.experiment import Experiment
+from experiment.reader import Reader, config_errors
+from experiment.sampler import FixedSteps
+from experiment.tasks import SDEdit
+from losses import LOSSES
+from numerics.arrays import in_float64
+from objectives.consistency import require_level
+from objectives.distillation import ProgressiveDistillation
+from training.objective import Objective
+
+# At t = 1: the weight of the error of x0, and the change of x0 per change of the network's output.
+_SMALLEST_WEIGHT = 0.1
+_LARGEST_GAIN = 10.0
+
+
+def require_used(reader: Reader, kind: type[Objective]) -> None:
+    """Raise ConfigError if the command line sets times or weights that an objective has not."""
+    fields = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore
+    for section in ("times", "weight"):
+        given = sorted(name for name in reader.overrides if name.startswith(f"{section}."))
+        if given and section not in fields:
+            name = reader.config["loss"]["name"]
+            raise ConfigError(
+                f"config.{given[0]} is not used with config.loss.name={name!r}, which has its own "
+                f"{'noise levels' if section == 'times' else 'weight'}; leave it out"
+            )
+
+
+def check_few_steps(experiment: Experiment) -> None:
+    """Raise ConfigError unless objective, parameterization and sampler go together."""
+    _check_parameterization(experiment)
+    objective, name = experiment.loss, experiment.config["loss"]["name"]
+    if not objective.samplers:
+        if experiment.sampler.name == "consistency":
+            raise ConfigError(
+                "config.sampling.name='consistency' needs a consistency model, which "
+                f"config.loss.name={name!r} does not train; choose another, such as unipc"
+            )
+        return
+    sampler = experiment.sampler
+    if sampler.name not in objective.samplers:
+        raise ConfigError(
+            f"config.sampling.name={sampler.name!r} needs scores at all times, which "
+            f"config.loss.name={name!r} does not train; choose {' or '.join(objective.samplers)}"
+        )
+    if sampler.guidance.method is not None:
+        raise ConfigError(
+            f"config.guidance.name={sampler.guidance.name!r} needs a network with scores, which "
+            f"config.loss.name={name!r} does not train; set it to none"
+        )
+    if sampler.task is not None and not isinstance(sampler.task.options, SDEdit):
+        raise ConfigError(
+            f"config.task.name={sampler.task.name!r} needs a network with scores, which "
+            f"config.loss.name={name!r} does not train; choose generate, or a run of another loss"
+        )
+    if isinstance(objective, ProgressiveDistillation):
+        _check_student(experiment, objective)
+
+
+def _check_parameterization(experiment: Experiment) -> None:
+    objective, name = experiment.loss, experiment.config["loss"]["name"]
+    given = experiment.model.options.parameterization
+    wanted = objective.parameterization
+    if wanted is not None and given != wanted:
+        raise ConfigError(
+            f"config.loss.name={name!r} needs config.denoiser.parameterization={wanted}, not "
+            f"{given!r}"
+        )
+    if wanted is None and not PARAMETERIZATIONS[given].predicts_mean:
+        able = [key for key, row in LOSSES.items() if row.parameterization == given]
+        raise ConfigError(
+            f"config.denoiser.parameterization={given!r} needs config.loss.name="
+            f"{' or '.join(sorted(able))}, not {name!r}"
+        )
+    if wanted == "consistency":
+        with config_errors("denoiser"):
+            require_level(experiment.model.sde, experiment.model.options.sigma_min)
+
+
+def _check_student(experiment: Experiment, objective: ProgressiveDistillation) -> None:
+    """Raise ConfigError unless the student is sampled at the times that it is trained at."""
+    sde, options = experiment.model.sde, experiment.model.options
+    with config_errors("loss"):
+        times = objective.teacher_times(sde)[::2]
+    solve, wanted = experiment.sampler.solve, objective.schedule
+    assert isinstance(solve, FixedSteps)
+    found = solve.schedule.of(sde)
+    same = len(found) == len(times) and np.allclose(found, times, rtol=1e-5)
+    if not (same and solve.inverts and solve.schedule.final_step != "denoise"):
+        raise ConfigError(
+            "config.sampling has other steps than the student is trained for; give "
+            f"config.sampling.steps={wanted.steps} grid={wanted.grid} t_min={wanted.t_min} "
+            f"final_step={wanted.final_step} eta=0, or leave them out"
+        )
+    one = jnp.ones(1)
+    if objective.weight(sde, one)[0] * jnp.exp(sde.log_snr(one))[0] < _SMALLEST_WEIGHT:
+        raise ConfigError(
+            f"config.weight.name={experiment.config['weight']['name']!r} gives pure noise, where a "
+            "student starts, no weight; choose truncated_snr or v"
+        )
+    if _gain(experiment) > _LARGEST_GAIN:
+        raise ConfigError(
+            f"config.denoiser.parameterization={options.parameterization!r} gives no x0 for "
+            "pure noise, where a student starts; choose v, x0, velocity or edm (the teacher too)"
+        )
+
+
+def _gain(experiment: Experiment) -> float:
+    """Return the change of x0 for a change by 1 of the network's output at t = 1."""
+    options = experiment.model.options
+    row = PARAMETERIZATIONS[options.parameterization]
+    alpha, sigma = in_float64(
+        lambda t: (experiment.model.sde.alpha(t), experiment.model.sde.sigma(t)), 1.0
+    )
+    extra = [getattr(options, name) for name in row.uses]
+
+    def x0(output: float) -> Float[np.ndarray, "1"]:
+        h = jnp.full(row.channels, output)
+        return np.asarray(
+            row.predict(jnp.zeros(1), jnp.asarray(alpha), jnp.asarray(sigma), h, *extra).x0
+        )
+
+    return float(abs(x0(1.0) - x0(0.0))[0])
