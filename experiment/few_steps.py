@@ -7,16 +7,14 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
-from denoising import PARAMETERIZATIONS
+from denoising import PARAMETERIZATIONS, Denoiser
 from errors import ConfigError
 from experiment.experiment import Experiment
 from experiment.reader import Reader, config_errors
 from experiment.sampler import FixedSteps
 from experiment.tasks import SDEdit
 from losses import LOSSES
-from numerics.arrays import in_float64
 from objectives.consistency import require_level
 from objectives.distillation import ProgressiveDistillation
 from training.objective import Objective
@@ -121,16 +119,16 @@ def _check_student(experiment: Experiment, objective: ProgressiveDistillation) -
 def _gain(experiment: Experiment) -> float:
     """Return the change of x0 for a change by 1 of the network's output at t = 1."""
     options = experiment.model.options
-    row = PARAMETERIZATIONS[options.parameterization]
-    alpha, sigma = in_float64(
-        lambda t: (experiment.model.sde.alpha(t), experiment.model.sde.sigma(t)), 1.0
-    )
-    extra = [getattr(options, name) for name in row.uses]
+    channels = PARAMETERIZATIONS[options.parameterization].channels
 
-    def x0(output: float) -> Float[np.ndarray, "1"]:
-        h = jnp.full(row.channels, output)
-        return np.asarray(
-            row.predict(jnp.zeros(1), jnp.asarray(alpha), jnp.asarray(sigma), h, *extra).x0
+    def x0(output: float) -> float:
+        denoiser = Denoiser(
+            sde=experiment.model.sde,
+            network=lambda x, t: jnp.full((1, channels), output),
+            parameterization=options.parameterization,
+            conditioning="t",
+            sigma_data=options.sigma_data,
         )
+        return float(denoiser.predict(jnp.zeros((1, 1)), 1.0).x0[0, 0])
 
-    return float(abs(x0(1.0) - x0(0.0))[0])
+    return abs(x0(1.0) - x0(0.0))

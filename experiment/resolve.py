@@ -82,20 +82,11 @@ def _settle_few_steps(config: dict[str, Any], overrides: Collection[str]) -> Non
     sampling, loss = config["sampling"], config["loss"]
     settled: dict[str, Any] = {}
     if loss["name"] == "progressive_distillation":
-        default = {f.name: f.default for f in dataclasses.fields(ProgressiveDistillation)}
-        given = {
-            name: default[name] if value is None else value
-            for name, value in loss.items()
-            if name in default
-        }
-        settled = {
-            "name": "ddim",
-            "grid": given["grid"],
-            "steps": given["student_steps"],
-            "t_min": given["t_min"],
-        }
-        settled |= {"final_step": "none", "times": None}
-    elif sampling["name"] == "consistency" and sampling["final_step"] is None:
+        settled = {"name": "ddim", "final_step": "none", "times": None}
+        for field, given in (("grid", "grid"), ("steps", "student_steps"), ("t_min", "t_min")):
+            default = getattr(ProgressiveDistillation, given)
+            settled[field] = default if loss[given] is None else loss[given]
+    elif sampling["name"] == "consistency" and sampling["final_step"] in (None, "denoise"):
         settled = {"final_step": "mean"}  # the last prediction is the sample
     for field, value in settled.items():
         if f"sampling.{field}" not in overrides:
