@@ -72,7 +72,8 @@ def get_config() -> ConfigDict:
     denoiser.energy = False  # use the gradient of the network's output; see models/energy.py
 
     config.loss = loss = ConfigDict()
-    # Estimator of the Fisher divergence: denoising, sliced, exact. For few steps:
+    # Estimators of the Fisher divergence: denoising, sliced, exact. Of the bound of a chain: vlb,
+    # or hybrid (denoising, and the bound for a learned variance). For few steps:
     # consistency_training, consistency_distillation, progressive_distillation.
     loss.name = "denoising"
     loss.reduction = "mean"  # over dimensions: mean, sum, half_sum
@@ -80,6 +81,10 @@ def get_config() -> ConfigDict:
     loss.probes = placeholder(int)  # directions per sample
     loss.directions = placeholder(str)  # rademacher, gaussian
     loss.variance_reduced = placeholder(bool)
+    # vlb, hybrid:
+    loss.coefficient = placeholder(float)  # hybrid: of the bound in bits/dim
+    loss.variance = placeholder(str)  # vlb: learned, small, large
+    loss.decoder = placeholder(str)  # chain (as published), tweedie
     # consistency_distillation, progressive_distillation:
     loss.teacher = placeholder(str)  # RUN or RUN:STEP, the run whose network is the teacher
     # consistency_training, consistency_distillation:

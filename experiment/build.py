@@ -4,6 +4,7 @@ Every name is looked up, every object built, and every shape evaluated abstractl
 computed or written. An error names the field and the remedy in one line.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -68,9 +69,10 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     reader = Reader(resolve(config, overrides), overrides)
     parallel = DataParallel.over_all_devices()
     sde = reader.build_named("sde", SDES)
-    loss = _build_loss(reader)
     data = Data(reader.build("data", DataOptions), parallel)
+    loss = _build_loss(reader, sde, data)
     model = _build_model(reader, sde, loss, data)
+    _check_objective(reader, loss, data)
     training = reader.build("training", TrainingOptions)
     evaluation = reader.build("eval", EvaluationOptions)
     for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
@@ -128,15 +130,38 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     return experiment
 
 
-def _build_loss(reader: Reader) -> Objective:
+def _build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
     times = reader.build_named("times", TIMES)
-    fixed = {"sigma_data": reader.config["denoiser"]["sigma_data"]}
-    kind = reader.lookup("weight", WEIGHTS)
-    (weight,) = reader.build_all("weight", (kind,), ignore={"name"}, fixed=fixed)
-    kind = reader.lookup("loss", LOSSES)
-    require_used(reader, kind)
-    fixed = {"times": times, "weight": weight, "total_steps": reader.config["training"]["steps"]}
-    return reader.build_all("loss", (kind,), ignore={"name"}, fixed=fixed)[0]
+    parts = {"sigma_data": reader.config["denoiser"]["sigma_data"]}
+    weight = reader.build_named("weight", WEIGHTS, fixed=parts)
+    require_used(reader, reader.lookup("loss", LOSSES))
+    parts = {"times": times, "weight": weight, "sde": sde, "pixel_levels": data.pixel_levels}
+    parts["total_steps"] = reader.config["training"]["steps"]
+    return reader.build_named("loss", LOSSES, fixed=parts)
+
+
+def _check_objective(reader: Reader, loss: Objective, data: Data) -> None:
+    """Raise ConfigError unless the objective trains each output of the network on such data."""
+    name = reader.config["loss"]["name"]
+    parameterization = reader.config["denoiser"]["parameterization"]
+    learned = parameterization == "eps_learned_variance"
+    if learned and not loss.trains_variance:
+        raise ConfigError(
+            f"config.loss.name={name!r} does not train the variance that a network with "
+            f"config.denoiser.parameterization={parameterization!r} predicts; choose hybrid, "
+            "or vlb with variance=learned"
+        )
+    if loss.trains_variance and not learned:
+        raise ConfigError(
+            f"config.loss.name={name!r} trains a variance, which a network with "
+            f"config.denoiser.parameterization={parameterization!r} does not predict; choose "
+            "eps_learned_variance, or another loss"
+        )
+    if data.options.dequantize and "pixel_levels" in {f.name for f in dataclasses.fields(loss)}:
+        raise ConfigError(
+            f"config.loss.name={name!r} needs images on gray levels; set "
+            "config.data.dequantize=False"
+        )
 
 
 def build_network(

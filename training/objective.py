@@ -49,6 +49,11 @@ class Objective(abc.ABC):
     samplers: ClassVar[tuple[str, ...]] = ()
     teacher: str = ""
 
+    @property
+    def trains_variance(self) -> bool:
+        """Whether a variance that the network predicts is trained."""
+        return False
+
     def init_state(self) -> Any:
         """Return the objective's first state, a tree of arrays; () if it keeps none."""
         return ()
