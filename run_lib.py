@@ -31,7 +31,7 @@ from jobs.moments import measure_moments
 from jobs.plan import describe
 from jobs.restore import load_checkpoint, load_moments, restore_state
 from jobs.sample import TaskRun, draw_plain
-from jobs.teacher import check_teacher
+from jobs.teacher import find_teacher
 from jobs.train import classifier_job, model_job
 from jobs.train import train as run_job
 from jobs.workdir import Workdir
@@ -354,7 +354,7 @@ def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) ->
     if (task := experiment.sampler.task) is not None:
         TaskRun(experiment, task, num_samples)
     if experiment.loss.teacher:
-        check_teacher(experiment)
+        find_teacher(experiment)
     print(describe(experiment))
 
 

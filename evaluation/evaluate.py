@@ -19,6 +19,7 @@ from evaluation.report import Evaluation
 from evaluation.samples import SampleSets
 from evaluation.table import samples_row
 from experiment.experiment import Experiment
+from experiment.few_steps import require_scores
 from experiment.sampler import Checkpoint
 from files.locks import locked
 from files.pictures import image_grid, write_png
@@ -48,13 +49,10 @@ def _check_scores(experiment: Experiment) -> None:
     """Raise ConfigError for metrics of likelihoods, where the objective trains no scores."""
     names = experiment.evaluation.metrics
     kept = tuple(name for name in names if METRICS[name].of_samples)
-    if experiment.loss.samplers and kept != names:
-        name = experiment.config["loss"]["name"]
-        raise ConfigError(
-            f"config.eval.metrics={names!r}: {min(set(names) - set(kept))} needs scores at all "
-            f"times, which config.loss.name={name!r} does not train; give config.eval.metrics="
-            f"{kept or ('frechet',)!r}"
-        )
+    if kept != names:
+        what = f"config.eval.metrics={names!r}: {min(set(names) - set(kept))}"
+        remedy = f"give config.eval.metrics={kept or ('frechet',)!r}"
+        require_scores(experiment, what, remedy)
 
 
 def evaluate(

@@ -19,6 +19,8 @@ from objectives.consistency import require_level
 from objectives.distillation import ProgressiveDistillation
 from training.objective import Objective
 
+TEACHER = "config.loss.teacher"
+
 # At t = 1: the weight of the error of x0, and the change of x0 per change of the network's output.
 _SMALLEST_WEIGHT = 0.1
 _LARGEST_GAIN = 10.0
@@ -37,6 +39,15 @@ def require_used(reader: Reader, kind: type[Objective]) -> None:
             )
 
 
+def require_scores(experiment: Experiment, what: str, remedy: str) -> None:
+    """Raise ConfigError unless the objective trains scores at all times, which `what` needs."""
+    if experiment.loss.samplers:
+        raise ConfigError(
+            f"{what} needs scores at all times, which config.loss.name="
+            f"{experiment.config['loss']['name']!r} does not train; {remedy}"
+        )
+
+
 def check_few_steps(experiment: Experiment) -> None:
     """Raise ConfigError unless objective, parameterization and sampler go together."""
     _check_parameterization(experiment)
@@ -50,20 +61,14 @@ def check_few_steps(experiment: Experiment) -> None:
         return
     sampler = experiment.sampler
     if sampler.name not in objective.samplers:
-        raise ConfigError(
-            f"config.sampling.name={sampler.name!r} needs scores at all times, which "
-            f"config.loss.name={name!r} does not train; choose {' or '.join(objective.samplers)}"
-        )
+        remedy = f"choose {' or '.join(objective.samplers)}"
+        require_scores(experiment, f"config.sampling.name={sampler.name!r}", remedy)
     if sampler.guidance.method is not None:
-        raise ConfigError(
-            f"config.guidance.name={sampler.guidance.name!r} needs a network with scores, which "
-            f"config.loss.name={name!r} does not train; set it to none"
-        )
+        guidance = f"config.guidance.name={sampler.guidance.name!r}"
+        require_scores(experiment, guidance, "set it to none")
     if sampler.task is not None and not isinstance(sampler.task.options, SDEdit):
-        raise ConfigError(
-            f"config.task.name={sampler.task.name!r} needs a network with scores, which "
-            f"config.loss.name={name!r} does not train; choose generate, or a run of another loss"
-        )
+        task = f"config.task.name={sampler.task.name!r}"
+        require_scores(experiment, task, "choose generate, or a run of another loss")
     if isinstance(objective, ProgressiveDistillation):
         _check_student(experiment, objective)
 
@@ -132,3 +137,53 @@ def _gain(experiment: Experiment) -> float:
         return float(denoiser.predict(jnp.zeros((1, 1)), 1.0).x0[0, 0])
 
     return abs(x0(1.0) - x0(0.0))
+
+
+def check_teacher(experiment: Experiment, teacher: Experiment) -> None:
+    """Raise ConfigError unless the run `teacher` can teach the network of `experiment`."""
+    text = experiment.loss.teacher
+    for name, ours, theirs in (
+        ("sde", experiment.config["sde"], teacher.config["sde"]),
+        ("image shape", experiment.data.shape, teacher.data.shape),
+        ("data.centered", experiment.data.options.centered, teacher.data.options.centered),
+        ("model.num_classes", experiment.model.num_classes, teacher.model.num_classes),
+    ):
+        if ours != theirs:
+            raise ConfigError(
+                f"{TEACHER}={text!r} has another {name} than this run: {_brief(theirs)}, not "
+                f"{_brief(ours)}; give the same, or another teacher"
+            )
+    _check_teacher_objective(experiment, teacher)
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={each}" for name, each in value.items() if each is not None)
+    return str(value)
+
+
+def _check_teacher_objective(experiment: Experiment, teacher: Experiment) -> None:
+    """Raise ConfigError unless what the teacher was trained for is what the objective needs."""
+    text, theirs, ours = experiment.loss.teacher, teacher.loss, experiment.loss
+    if not theirs.samplers:
+        return
+    both = isinstance(ours, ProgressiveDistillation) and isinstance(theirs, ProgressiveDistillation)
+    if not both:
+        raise ConfigError(
+            f"{TEACHER}={text!r} was trained by config.loss.name="
+            f"{teacher.config['loss']['name']!r}, which gives no scores; give a run that has them"
+        )
+    if theirs.student_steps != 2 * ours.student_steps:
+        half, odd = divmod(theirs.student_steps, 2)
+        remedy = "give another teacher" if odd else f"give config.loss.student_steps={half}"
+        raise ConfigError(
+            f"config.loss.student_steps={ours.student_steps} must be half the teacher's, but "
+            f"{TEACHER}={text!r} samples in {theirs.student_steps}; {remedy}"
+        )
+    for name in ("grid", "t_min"):
+        wanted, found = getattr(theirs, name), getattr(ours, name)
+        if wanted != found:
+            raise ConfigError(
+                f"config.loss.{name}={found!r} must be that of the teacher; give "
+                f"config.loss.{name}={wanted}"
+            )

@@ -143,11 +143,12 @@ def test_parameter_that_is_not_used_is_refused(fields, message):
 @every_process
 def test_consistency_function_is_the_identity_at_the_smallest_noise(x64, sde):
     x, t = jax.random.normal(jax.random.key(0), (3, 2)), jnp.full(3, 0.2)
-    s = float(sde.sigma(0.2) / sde.alpha(0.2))
+    alpha = float(sde.alpha(t[0]))
+    s = float(sde.sigma(t[0])) / alpha
     network = recording(jnp.ones((3, 2)), [])
     fields = {"parameterization": "consistency", "sigma_min": s}
     prediction = Denoiser(sde=sde, network=network, **fields).predict(x, t)
-    np.testing.assert_allclose(prediction.x0, x / sde.alpha(0.2), rtol=1e-7)
+    np.testing.assert_allclose(prediction.x0, x / alpha, rtol=1e-7)
     np.testing.assert_allclose(prediction.eps, 0, atol=1e-7)
 
 

@@ -78,11 +78,11 @@ def test_length_of_training_reaches_the_curriculum():
         ),
         (
             {"guidance.name": "classifier", "guidance.scale": 2.0},
-            r"guidance\.name='classifier' needs a network with scores.*; set it to none",
+            r"guidance\.name='classifier' needs scores at all times.*; set it to none",
         ),
         (
             {"task.name": "inpaint", "task.input": "test", "task.mask": "left"},
-            r"task\.name='inpaint' needs a network with scores.*; choose generate",
+            r"task\.name='inpaint' needs scores at all times.*; choose generate",
         ),
         (
             {"sde.name": "ve"},
