@@ -420,6 +420,14 @@ class Denoiser:
         t = jnp.asarray(t, x.dtype)
         return expand_like(self.sde.alpha(t), x), expand_like(self.sde.sigma(t), x)
 
+    def require_mean(self, what: str) -> None:
+        """Raise ValueError if x0 is no posterior mean, so that `what` has no scores."""
+        if not PARAMETERIZATIONS[self.parameterization].predicts_mean:
+            raise ValueError(
+                f"{what} needs scores, which parameterization={self.parameterization!r} does not "
+                "predict; choose a run with another one"
+            )
+
     def score(self, x: Batch, t: Time) -> Batch:
         """Return grad log p_t(x_t) = -eps / sigma."""
         return -self.predict(x, t).eps / expand_like(self.sde.sigma(t), x)
