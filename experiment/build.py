@@ -45,8 +45,10 @@ from objectives.times import TIMES
 from objectives.weights import WEIGHTS
 from sde_lib import SDE, SDES
 from time_grids import Schedule
+from training.optimizers import OPTIMIZERS, Optimizer
 from training.parallel import DataParallel
-from training.step import MovingAverage, Optimizer, Trainer
+from training.schedules import SCHEDULES, Cosine
+from training.step import MovingAverage, Trainer
 
 # Held in memory for each sample: its features, at least so many bytes. Its image is on disk.
 FEATURE_BYTES = 256
@@ -96,7 +98,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         init=partial(_init_network, model.network, data.shape),
         denoiser=model.denoiser,
         loss=loss,
-        optimizer=reader.build("optim", Optimizer).chain(training.steps),
+        optimizer=_build_optimizer(reader, training),
         average=average,
         parallel=parallel,
         classes=model.num_classes,
@@ -133,6 +135,15 @@ def _build_loss(reader: Reader) -> FisherDivergence:
     kind = reader.lookup("loss", LOSSES)
     fixed = {"times": times, "weight": weight}
     return reader.build_all("loss", (kind,), ignore={"name"}, fixed=fixed)[0]
+
+
+def _build_optimizer(reader: Reader, training: TrainingOptions) -> Optimizer:
+    kinds = reader.lookup("optim", OPTIMIZERS), reader.lookup("optim", SCHEDULES, "schedule")
+    rule, rate = reader.build_all("optim", kinds, ignore={"name", "schedule"})
+    with config_errors("optim"):
+        return Optimizer(
+            rule=rule, learning_rate=rate, steps=training.steps, batch_size=training.batch_size
+        )
 
 
 def build_network(
@@ -268,7 +279,9 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
         "classifier", (kind, CrossEntropy, ClassifierOptions), ignore={"name"}
     )
     with config_errors("classifier"):
-        optimizer = Optimizer(lr=options.lr, warmup=options.warmup, decay="cosine")
+        optimizer = Optimizer(
+            learning_rate=Cosine(lr=options.lr, warmup=options.warmup), steps=options.steps
+        )
 
     output = _classifier_function(network)
 
@@ -285,7 +298,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
         init=partial(_init_network, network, data.shape),
         denoiser=classifier,
         loss=loss,
-        optimizer=optimizer.chain(options.steps),
+        optimizer=optimizer,
         average=MovingAverage(rate=0.99),
         parallel=data.parallel,
         classes=network.num_classes,

@@ -1,7 +1,7 @@
-"""One training step: the state, the optimizer chain, the moving average, and their jitted update.
+"""One training step: the state, the moving average, and their jitted update.
 
     loss    L(params) = mean over the batch of losses(key, denoiser(params), x0)
-    params  <- params + Adam(clip(grad L))
+    params  <- params + optimizer(grad L)
     ema     <- ema + (1 - rate) (params - ema)
 
 Randomness is `fold_in(base key, step)`. The state keeps no key, so a run resumed at step k equals
@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from errors import require_choice, require_in
+from errors import require_in
 from training.objective import FIRST, Context, Objective
+from training.optimizers import Optimizer
 from training.parallel import DataParallel
 
 
@@ -34,51 +35,6 @@ class TrainState(NamedTuple):
     ema_params: Any
     opt_state: Any
     objective: Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """Adam with linear warm-up, optional decay, and clipping of the global gradient norm.
-
-    Args:
-        lr: learning rate after warm-up.
-        warmup: steps over which the rate grows from 0 to `lr`.
-        decay: "constant", or "cosine" from `lr` to 0 at the last step of training.
-        grad_clip: largest global gradient norm; 0 for no clipping.
-        beta1: decay rate of the gradient's mean (Kingma & Ba 2015, arXiv:1412.6980).
-        beta2: decay rate of its mean square.
-        eps: added to the root of the mean square.
-    """
-
-    lr: float = 2e-4
-    warmup: int = 5000
-    decay: str = "constant"
-    grad_clip: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        require_in("lr", self.lr, "(0, inf)")
-        require_in("eps", self.eps, "(0, inf)")
-        require_in("warmup", self.warmup, "[0, inf]")
-        require_in("grad_clip", self.grad_clip, "[0, inf]")
-        require_in("beta1", self.beta1, "[0, 1)")
-        require_in("beta2", self.beta2, "[0, 1)")
-        require_choice("decay", self.decay, ("constant", "cosine"))
-
-    def chain(self, total_steps: int) -> optax.GradientTransformation:
-        """Return the optax chain; a cosine decay ends at `total_steps`."""
-        if self.decay == "cosine":
-            rate = optax.warmup_cosine_decay_schedule(
-                0.0, self.lr, self.warmup, max(total_steps, self.warmup + 1)
-            )
-        elif self.warmup:
-            rate = optax.linear_schedule(0.0, self.lr, self.warmup)
-        else:  # a schedule too, so that a run may change its warm-up and keep its state
-            rate = optax.constant_schedule(self.lr)
-        clip = optax.clip_by_global_norm(self.grad_clip) if self.grad_clip else optax.identity()
-        return optax.chain(clip, optax.adam(rate, b1=self.beta1, b2=self.beta2, eps=self.eps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +69,7 @@ class Trainer:
         init: parameters from a key.
         denoiser: a Denoiser from (parameters, dropout key or None).
         loss: the objective, such as one of losses.LOSSES.
-        optimizer: an optax transformation.
+        optimizer: the update rule with its learning rate.
         average: the moving average of the parameters.
         parallel: the devices.
         classes: number of classes of a class-conditional network, 0 for an unconditional one.
@@ -123,7 +79,7 @@ class Trainer:
     init: Callable[[Key[Array, ""]], Any]
     denoiser: Callable[[Any, Key[Array, ""] | None], Any]
     loss: Objective
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     average: MovingAverage
     parallel: DataParallel
     classes: int = 0
@@ -164,15 +120,20 @@ class Trainer:
         batch: Float[Array, "batch ..."],
         labels: Int[Array, "batch"] | None = None,
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        """Update the state on a batch; the scalars are the batch's loss and the gradient's norm."""
+        """Update the state on a batch.
+
+        The scalars are the batch's loss, the norm of its gradient before clipping, and the
+        learning rate of the update.
+        """
         key = jax.random.fold_in(base_key, state.step)
         context = Context(step=state.step, state=state.objective)
         gradient = jax.value_and_grad(self.objective, has_aux=True)
         (loss, objective), grads = gradient(state.params, key, batch, labels, context)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = self.average.update(state.ema_params, params, state.step)
-        scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        rate = self.optimizer.current_rate(state.opt_state)
+        params, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        averaged = self.optimizer.evaluation_params(opt_state, params)
+        ema_params = self.average.update(state.ema_params, averaged, state.step)
+        scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate}
         return TrainState(state.step + 1, params, ema_params, opt_state, objective), scalars
 
     def objective(

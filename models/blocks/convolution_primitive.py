@@ -119,9 +119,7 @@ def _kernel_as_lax(x: Array, y: Array, *, window: _Window, shape: tuple[int, ...
     return jax.linear_transpose(partial(_as_lax, x, window=window), like)(y)[0]
 
 
-def _kernel_as_fast_on_cpu(
-    x: Array, y: Array, *, window: _Window, shape: tuple[int, ...]
-) -> Array:
+def _kernel_as_fast_on_cpu(x: Array, y: Array, *, window: _Window, shape: tuple[int, ...]) -> Array:
     x, padding = _spread(x, window), []
     for axis in (0, 1):
         low = window.padding[axis][0]
