@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from errors import require_in
+from training.accumulation import accumulated_gradient
 from training.objective import FIRST, Context, Objective
 from training.optimizers import Optimizer
 from training.parallel import DataParallel
@@ -74,6 +75,7 @@ class Trainer:
         parallel: the devices.
         classes: number of classes of a class-conditional network, 0 for an unconditional one.
         label_dropout: probability of replacing a label by the null class, index `classes`.
+        accumulate: number of parts whose gradients are added up, to save memory.
     """
 
     init: Callable[[Key[Array, ""]], Any]
@@ -84,6 +86,7 @@ class Trainer:
     parallel: DataParallel
     classes: int = 0
     label_dropout: float = 0.1
+    accumulate: int = 1
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """Return a fresh state, made on the devices."""
@@ -105,13 +108,35 @@ class Trainer:
 
     def compiled_step(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
         """Return the jitted `step`, with labels if there are classes; it consumes the state."""
-        replicated, split = self.parallel.replicated, self.parallel.split
+        return self._compiled(self.step, self.parallel.split)
+
+    def compiled_steps(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+        """Return the jitted `steps`, likewise."""
+        return self._compiled(self.steps, self.parallel.split_second)
+
+    def _compiled(self, function: Callable, batch: Any) -> Callable:
+        replicated = self.parallel.replicated
         return jax.jit(
-            self.step,
-            in_shardings=(replicated, replicated, split, *([split] if self.classes else [])),
+            function,
+            in_shardings=(replicated, replicated, batch, *([batch] if self.classes else [])),
             out_shardings=(replicated, replicated),
             donate_argnums=1,
         )
+
+    def steps(
+        self,
+        base_key: Key[Array, ""],
+        state: TrainState,
+        batches: Float[Array, "steps batch ..."],
+        labels: Int[Array, "steps batch"] | None = None,
+    ) -> tuple[TrainState, dict[str, Float[Array, "steps"]]]:
+        """Update the state on one batch after the other; the scalars are those of each step."""
+
+        def one(state: TrainState, given: Any) -> tuple[TrainState, dict[str, Array]]:
+            return self.step(base_key, state, *given)
+
+        given = (batches,) if labels is None else (batches, labels)
+        return jax.lax.scan(one, state, given)
 
     def step(
         self,
@@ -127,14 +152,44 @@ class Trainer:
         """
         key = jax.random.fold_in(base_key, state.step)
         context = Context(step=state.step, state=state.objective)
-        gradient = jax.value_and_grad(self.objective, has_aux=True)
-        (loss, objective), grads = gradient(state.params, key, batch, labels, context)
+        (loss, objective), grads = self.gradient(state.params, key, batch, labels, context)
         rate = self.optimizer.current_rate(state.opt_state)
         params, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         averaged = self.optimizer.evaluation_params(opt_state, params)
         ema_params = self.average.update(state.ema_params, averaged, state.step)
         scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate}
         return TrainState(state.step + 1, params, ema_params, opt_state, objective), scalars
+
+    def gradient(
+        self,
+        params: Any,
+        key: Key[Array, ""],
+        batch: Float[Array, "batch ..."],
+        labels: Int[Array, "batch"] | None,
+        context: Context,
+    ) -> tuple[tuple[Float[Array, ""], Any], Any]:
+        """Return the batch's mean loss with the loss's state, and the gradient."""
+        if self.accumulate == 1:
+            gradient = jax.value_and_grad(self.objective, has_aux=True)
+            return gradient(params, key, batch, labels, context)
+        loss_key, dropout_key = jax.random.split(key)
+
+        def network(params: Any, part: Int[Array, ""], labels: Any) -> Any:
+            # Counted from 1: number 0 is the key of the labels.
+            return self._network(params, jax.random.fold_in(dropout_key, part + 1), labels)
+
+        losses, gradient = accumulated_gradient(
+            params,
+            loss=self.loss,
+            network=network,
+            key=loss_key,
+            batch=batch,
+            labels=self._with_dropped(dropout_key, labels),
+            context=context,
+            parts=self.accumulate,
+            parallel=self.parallel,
+        )
+        return (jnp.mean(losses.values), losses.state), gradient
 
     def objective(
         self,
@@ -146,14 +201,21 @@ class Trainer:
     ) -> tuple[Float[Array, ""], Any]:
         """Return the batch's mean loss, as a function of the parameters, and the loss's state."""
         loss_key, dropout_key = jax.random.split(key)
-        denoiser = self.denoiser(params, dropout_key)
-        if labels is not None:
-            label_key = jax.random.fold_in(dropout_key, 0)
-            dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
-            labels = jnp.where(dropped, self.classes, labels)
-            denoiser = dataclasses.replace(denoiser, labels=labels)
-        losses = self.loss(loss_key, denoiser, batch, context)
+        network = self._network(params, dropout_key, self._with_dropped(dropout_key, labels))
+        losses = self.loss(loss_key, network, batch, context)
         return jnp.mean(losses.values), losses.state
+
+    def _with_dropped(self, dropout_key: Key[Array, ""], labels: Any) -> Any:
+        """Return labels of which some are replaced by the null class; None stays None."""
+        if labels is None:
+            return None
+        label_key = jax.random.fold_in(dropout_key, 0)
+        dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
+        return jnp.where(dropped, self.classes, labels)
+
+    def _network(self, params: Any, dropout_key: Key[Array, ""], labels: Any) -> Any:
+        network = self.denoiser(params, dropout_key)
+        return network if labels is None else dataclasses.replace(network, labels=labels)
 
     def _init_state(self, key: Key[Array, ""]) -> TrainState:
         params = self.init(key)
