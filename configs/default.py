@@ -141,6 +141,9 @@ def get_config() -> ConfigDict:
     config.training = training = ConfigDict()
     training.batch_size = 128  # images, over all devices
     training.steps = 1000
+    training.accumulate = 1  # parts of a batch whose gradients are added up, to save memory
+    training.steps_per_call = 1  # steps that the device runs without waiting for Python
+    training.prefetch = 2  # batches made ahead by a thread; 0 for none
     training.label_dropout = 0.1  # probability that a class-conditional network sees no class
     training.log_every = 50  # steps
     training.checkpoint_every = 1000  # steps

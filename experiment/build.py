@@ -78,6 +78,11 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
             parallel.check_batch(batch_size, "batch_size")
             require_memory("batch_size", batch_size, 4 * batch_size * data.size)
     with config_errors("training"):
+        parallel.check_parts(training.batch_size, training.accumulate, "accumulate")
+        waiting = (training.prefetch + 1) * training.batch_size
+        size = 4 * waiting * training.steps_per_call * data.size
+        require_memory("steps_per_call", training.steps_per_call, size)
+    with config_errors("training"):
         require_memory("sample_count", training.sample_count, 4 * training.sample_count * data.size)
     with config_errors("eval"):
         require_memory("samples", evaluation.samples, evaluation.samples * FEATURE_BYTES)
@@ -103,6 +108,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         parallel=parallel,
         classes=model.num_classes,
         label_dropout=training.label_dropout,
+        accumulate=training.accumulate,
     )
     likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions))
     experiment = Experiment(

@@ -390,6 +390,11 @@ class Optimizer:
                 "steps instead of decaying them; set config.optim.schedule='constant'"
             )
 
+    @property
+    def warmup_steps(self) -> float:
+        """The steps of warm-up, whole or not."""
+        return self.learning_rate.warmup_steps(self.batch_size)
+
     @cached_property
     def rate(self) -> optax.Schedule:
         """The learning rate as a function of the step, from 0."""

@@ -38,6 +38,13 @@ class TrainState(NamedTuple):
     objective: Any
 
 
+class Parameters(NamedTuple):
+    """The part of a training state that every run with the same network has."""
+
+    params: Any
+    ema_params: Any
+
+
 @dataclass(frozen=True, kw_only=True)
 class MovingAverage:
     """Exponential moving average of the parameters, used for sampling and evaluation.
@@ -105,6 +112,11 @@ class Trainer:
     def abstract_state(self) -> TrainState:
         """Return the state's shapes and shardings, without computing anything."""
         return self.parallel.abstract(jax.eval_shape(self._init_state, jax.random.key(0)))
+
+    def abstract_parameters(self) -> Parameters:
+        """Return the same of the parameters alone."""
+        state = self.abstract_state()
+        return Parameters(state.params, state.ema_params)
 
     def compiled_step(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
         """Return the jitted `step`, with labels if there are classes; it consumes the state."""
