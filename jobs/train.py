@@ -155,8 +155,8 @@ def _train(
         write_json(workdir.classes, {name: label for label, name in enumerate(names)})
     if (warmup := job.trainer.optimizer.warmup_steps) > last:
         logging.warning(
-            "the warm-up of %g steps is longer than the training of %d, and the learning rate stays "
-            "below config.%s.lr; lower the warm-up",
+            "the warm-up of %g steps is longer than the training of %d; the learning rate stays "
+            "below config.%s.lr. Lower the warm-up, or train longer",
             *(warmup, last, job.rate_section),
         )
     log, profiler = MetricsLog(workdir.path, step=step), Profiler(profiled, workdir.profile)
@@ -300,7 +300,7 @@ class _Loop:
         return steps, [parallel.put_batches(each) for each in stacked]
 
     def _finite(self, steps: range, scalars: dict[str, jax.Array]) -> dict[str, float]:
-        """Return the scalars of the last step of a call; raise TrainingError if any is not finite."""
+        """Return the scalars of a call's last step; raise TrainingError for any not finite."""
         arrays = {name: np.atleast_1d(np.asarray(value)) for name, value in scalars.items()}
         for index, step in enumerate(steps):
             values = {name: float(array[index]) for name, array in arrays.items()}
