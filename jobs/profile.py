@@ -65,7 +65,7 @@ class Profiler:
 
     def after(self, step: int, state: Any) -> None:
         """Stop the trace if `step` is its last, when it has ended."""
-        if self._runs and step == self.steps.last:
+        if self._runs and self.steps is not None and step == self.steps.last:
             jax.block_until_ready(state)
             self.close()
 

@@ -5,6 +5,7 @@ Each is a schedule times the ramp min(k / warmup, 1). Warm-up is counted in step
 
 import abc
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -44,9 +45,10 @@ class LearningRate(abc.ABC):
         if self.warmup is None and self.warmup_images is None:
             object.__setattr__(self, "warmup", 5000)
 
-    def warmup_steps(self, batch_size: int) -> float:
+    def warmup_steps(self, batch_size: int) -> Any:
         """Return the steps of warm-up, whole or not."""
-        return self.warmup_images / batch_size if self.warmup is None else self.warmup
+        # A float, where optax's annotations have an int; its formulas take either.
+        return self.warmup if self.warmup_images is None else self.warmup_images / batch_size
 
     @abc.abstractmethod
     def schedule(self, *, steps: int, batch_size: int) -> optax.Schedule:
@@ -58,7 +60,7 @@ class LearningRate(abc.ABC):
         """
 
 
-def _ramp(lr: float, warmup: float) -> optax.Schedule:
+def _ramp(lr: float, warmup: Any) -> optax.Schedule:
     # A schedule without warm-up too, so that a run may change its warm-up and keep its state.
     return optax.linear_schedule(0.0, lr, warmup) if warmup else optax.constant_schedule(lr)
 
