@@ -11,7 +11,7 @@ from errors import CheckpointError, ConfigError, WorkdirError
 from experiment.build import build
 from experiment.experiment import Experiment
 from experiment.few_steps import TEACHER, check_teacher
-from jobs.restore import restore_state
+from jobs.restore import restore_parameters
 from jobs.workdir import Workdir
 
 
@@ -25,7 +25,7 @@ def load_teacher(experiment: Experiment) -> Denoiser | None:
         return None
     teacher, workdir, step = find_teacher(experiment)
     try:
-        restored = restore_state(teacher, workdir, step)
+        restored = restore_parameters(teacher, workdir, step)
     except (CheckpointError, WorkdirError) as error:
         raise ConfigError(f"{TEACHER}={experiment.loss.teacher!r}: {error}") from error
     print(f"the teacher is {workdir.path} at step {restored.step}")

@@ -18,6 +18,7 @@ that log s, a truncated normal variable, lies in it.
 """
 
 import abc
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -121,7 +122,7 @@ class _Consistency(Objective):
     ) -> Float[Array, "batch"]:
         """Return the weighted distance of each image's two predictions."""
         x = model.sde.perturb(x0, drawn.t, drawn.eps)
-        x_low = self.neighbor(drawn, model.sde, x, x0, context)
+        x_low = self.neighbor(drawn, model, x, x0, context)
         target = jax.lax.stop_gradient(model.predict(x_low, drawn.t_low).x0)
         difference = model.predict(x, drawn.t).x0 - target
         c = self.huber * math.sqrt(x0[0].size)
@@ -129,7 +130,9 @@ class _Consistency(Objective):
         return distance / (drawn.level - drawn.level_low)
 
     @abc.abstractmethod
-    def neighbor(self, drawn: Interval, sde: SDE, x: Batch, x0: Batch, context: Context) -> Batch:
+    def neighbor(
+        self, drawn: Interval, model: Denoiser, x: Batch, x0: Batch, context: Context
+    ) -> Batch:
         """Return the state at `drawn.t_low` on the path through the state x at `drawn.t`."""
 
 
@@ -137,9 +140,11 @@ class _Consistency(Objective):
 class ConsistencyTraining(_Consistency):
     """Consistency training without a teacher, with the defaults of arXiv:2310.14189."""
 
-    def neighbor(self, drawn: Interval, sde: SDE, x: Batch, x0: Batch, context: Context) -> Batch:
+    def neighbor(
+        self, drawn: Interval, model: Denoiser, x: Batch, x0: Batch, context: Context
+    ) -> Batch:
         """Return the same image with less of the same noise."""
-        return sde.perturb(x0, drawn.t_low, drawn.eps)
+        return model.sde.perturb(x0, drawn.t_low, drawn.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +173,12 @@ class ConsistencyDistillation(_Consistency):
         require_teacher(self.teacher)
         require_choice("ode_step", self.ode_step, ODE_STEPS)
 
-    def neighbor(self, drawn: Interval, sde: SDE, x: Batch, x0: Batch, context: Context) -> Batch:
+    def neighbor(
+        self, drawn: Interval, model: Denoiser, x: Batch, x0: Batch, context: Context
+    ) -> Batch:
         """Return the state after one step of the teacher's ODE."""
-        return ode_step(context.teacher, drawn, x, heun=self.ode_step == "heun")
+        teacher = dataclasses.replace(context.teacher, labels=model.labels)
+        return ode_step(teacher, drawn, x, heun=self.ode_step == "heun")
 
 
 def require_teacher(teacher: str) -> None:

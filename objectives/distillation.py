@@ -112,7 +112,8 @@ class ProgressiveDistillation(Objective):
     ) -> Float[Array, "batch"]:
         """Return the weighted squared error of each image's x0, a mean over its dimensions."""
         x = model.sde.perturb(x0, drawn.t, drawn.eps)
-        target = two_steps_target(context.teacher, x, drawn)
+        teacher = dataclasses.replace(context.teacher, labels=model.labels)
+        target = two_steps_target(teacher, x, drawn)
         error = sum_per_sample((model.predict(x, drawn.t).x0 - target) ** 2) / x0[0].size
         snr = jnp.exp(model.sde.log_snr(drawn.t))
         return self.weight(model.sde, drawn.t) * snr * error

@@ -86,7 +86,7 @@ def trained(loss, params, x0, teacher):
 @pytest.mark.parametrize(
     ("loss", "bound"),
     [
-        (ConsistencyDistillation(teacher="exact", **SETTINGS), 0.1),
+        (ConsistencyDistillation(teacher="exact", **SETTINGS), 0.17),
         (ConsistencyTraining(last_intervals=160, **SETTINGS), 0.17),
     ],
     ids=["distillation", "training"],
