@@ -133,6 +133,22 @@ def test_teacher_is_an_argument_of_the_step_on_any_number_of_devices(teacher):
     assert losses["found"][0] != losses["other"][0]
 
 
+@pytest.mark.slow
+def test_several_steps_per_call_and_parts_of_a_batch_have_the_teacher_too(teacher):
+    fields = STUDENT | {"loss.teacher": teacher}
+    found, losses = load_teacher(experiment_of(fields)), []
+    for changes in ({}, {"training.accumulate": 2}):
+        trainer = experiment_of(fields | changes).trainer
+        key, batch = base_key(0, "training"), np.ones((2, 16, 8, 8, 1), np.float32)
+        state, first = trainer.compiled_step()(key, trainer.init_state(key), batch[0], None, found)
+        _, second = trainer.compiled_step()(key, state, batch[1], None, found)
+        _, both = trainer.compiled_steps()(key, trainer.init_state(key), batch, None, found)
+        single = [float(first["loss"]), float(second["loss"])]
+        np.testing.assert_allclose(both["loss"], single, rtol=1e-5)
+        losses.append(single)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 def one_device():
     four = DataParallel.over_all_devices()
     mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",), axis_types=four.mesh.axis_types)
