@@ -4,7 +4,6 @@ Every name is looked up, every object built, and every shape evaluated abstractl
 computed or written. An error names the field and the remedy in one line.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -165,7 +164,7 @@ def _check_objective(reader: Reader, loss: Objective, data: Data) -> None:
             f"config.denoiser.parameterization={parameterization!r} does not predict; choose "
             "eps_learned_variance, or another loss"
         )
-    if data.options.dequantize and "pixel_levels" in {f.name for f in dataclasses.fields(loss)}:
+    if data.options.dequantize and hasattr(loss, "pixel_levels"):
         raise ConfigError(
             f"config.loss.name={name!r} needs images on gray levels; set "
             "config.data.dequantize=False"
