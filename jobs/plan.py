@@ -75,7 +75,8 @@ def _memory(experiment: Experiment) -> str:
 
     activations = _bytes(jax.eval_shape(kept, state.params, jax.random.key(0), part))
     activations = max(activations - _bytes(state.params), 0) / experiment.parallel.devices
-    static = _bytes(state) + _bytes(state.params)
+    gradients = 1 if trainer.accumulate == 1 else 2  # that of a part, and their sum
+    static = _bytes(state) + gradients * _bytes(state.params)
     return (
         f"about {(static + activations) / 1e9:.2f} GB per device "
         f"({static / 1e9:.2f} state and gradients, {activations / 1e9:.2f} activations at most)"

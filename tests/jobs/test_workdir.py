@@ -11,7 +11,7 @@ from training.checkpoints import Checkpoints
 
 CONFIG = {
     "seed": 1,
-    "optim": {"decay": "constant", "lr": 0.5},
+    "optim": {"name": "adam", "lr": 0.5},
     "model": {"features": 8, "num_timesteps": (1, 2), "snr": None},
     "data": {"dir": "", "name": "digits"},
     "sampling": {"steps": 10},
@@ -63,6 +63,7 @@ def test_field_that_is_newer_than_the_run_is_no_difference_but_a_lost_one_is():
 RULES = [
     ("seed", 2, False, True),
     ("optim.lr", 0.25, True, True),
+    ("optim.name", "lion", False, True),
     ("model.features", 16, False, False),
     ("model.num_timesteps", (1, 2, 3), False, False),
     ("data.name", "mnist", False, False),

@@ -68,6 +68,7 @@ def close(found, expected, rtol):
     jax.tree.map(compare, found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parallel", "parts"), [(ONE, 8), (FOUR, 2)], ids=["one", "four"])
 def test_gradient_of_parts_is_that_of_the_batch(parallel, parts, x64):
     """With times that adapt to the losses, and labels of which some are dropped."""
@@ -108,6 +109,7 @@ def test_dropout_differs_between_parts():
     assert len(np.unique(losses)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [ONE, FOUR], ids=["one", "four"])
 def test_steps_of_one_call_are_single_steps_to_rounding(parallel):
     optimizer = Optimizer(rule=ScheduleFreeAdamW(), learning_rate=Constant(lr=1e-2, warmup=2))
@@ -124,6 +126,7 @@ def test_steps_of_one_call_are_single_steps_to_rounding(parallel):
     assert len({float(row["loss"]) for row in said}) == 6
 
 
+@pytest.mark.slow
 def test_average_follows_the_parameters_that_are_evaluated():
     """With rate 0 it is the mean of schedule-free steps, not the parameters that are trained."""
     optimizer = Optimizer(rule=ScheduleFreeAdamW(), learning_rate=Constant(lr=1e-2, warmup=0))
@@ -133,3 +136,30 @@ def test_average_follows_the_parameters_that_are_evaluated():
     expected = optimizer.evaluation_params(state.opt_state, state.params)
     close(state.ema_params, expected, rtol=1e-6)
     assert np.any(np.abs(state.ema_params["kernel"] - state.params["kernel"]) > 1e-4)
+
+
+@pytest.mark.slow
+def test_activations_are_those_of_one_part():
+    """By XLA's own plan, where they are most of the memory."""
+
+    def wide(params, x, t):
+        hidden = jnp.tile(x, (1, 2048))
+        for _ in range(4):
+            hidden = jnp.tanh(params["bias"] * hidden)
+        return hidden[:, :3]
+
+    def denoiser(params, dropout=None):
+        return Denoiser(sde=VPSDE(), network=Partial(wide, params))
+
+    def temporary(accumulate):
+        trainer = dataclasses.replace(
+            make_trainer(accumulate=accumulate),
+            init=lambda key: {"bias": jnp.ones((1, 1))},
+            denoiser=denoiser,
+            classes=0,
+        )
+        batch = jnp.zeros((64, 3))
+        program = trainer.compiled_step().lower(KEY, trainer.abstract_state(), batch).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporary(8) < temporary(1) / 6
