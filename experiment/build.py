@@ -20,6 +20,7 @@ from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
 from errors import SEEDS, ConfigError, require_choice, require_in, require_memory
+from experiment.build_dequantizer import build_dequantizer
 from experiment.build_sampler import build_sampler, require_learned
 from experiment.class_guidance import Classes
 from experiment.data import Data
@@ -120,6 +121,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         discrete_bound=_build_discrete_bound(reader, sde, data),
         analytic_dpm=reader.build("analytic_dpm", AnalyticDPMOptions),
         classifier=_build_classifier(reader, sde, data),
+        dequantizer=build_dequantizer(reader, data, model.num_classes),
     )
     _evaluate_shapes(experiment)
     return experiment

@@ -31,7 +31,7 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
     with tqdm(total=count, desc="moments", dynamic_ncols=True, mininterval=0.5) as bar:
         for rows in batches_of(count, experiment.evaluation.batch_size):
             placed = experiment.parallel.place(chosen[rows])
-            x = data.batch(train, placed, seed=seed, draw=0, dequantize=data.options.dequantize)
+            x = data.batch(train, placed, seed=seed, draw=0)
             labelled = with_data_labels(experiment, denoiser, placed, data.images.train_labels)
             squares = squared_noise(key, labelled, x, times, placed)
             parts.append(experiment.parallel.fetch(squares)[:, : len(rows)])
