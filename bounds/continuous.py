@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from bounds.discrete import PixelLevels, prior_divergence, require_finite
+from bounds.discrete import prior_divergence, require_finite
 from denoising import Denoiser
 from errors import require_choice, require_in
 from numerics.arrays import (
@@ -48,6 +48,7 @@ from numerics.arrays import (
     sum_per_sample,
 )
 from objectives.times import log_snr_range, log_snr_speed, log_snr_times
+from objectives.variational import PixelLevels
 from sde_lib import SDE
 
 Uniforms = Float[Array, "times batch"]

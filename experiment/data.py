@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from bounds.dequantization import Dequantized, Dequantizer
-from bounds.discrete import PixelLevels
 from data import batches, datasets
 from data.batches import TrainingBatches
 from data.datasets import ImageData
@@ -17,6 +16,7 @@ from data.dequantization import DEQUANTIZATIONS, HALF_STEP, Dequantization, cent
 from data.scaling import ImageScaler, Quantizer
 from errors import ConfigError
 from experiment.options import DataOptions
+from objectives.variational import PixelLevels
 from training.parallel import DataParallel
 
 
