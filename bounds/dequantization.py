@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from bounds.continuous import IMPORTANCE
 from denoising import Denoiser
 from errors import require_in
 from numerics.arrays import Batch, pytree, sum_per_sample
+from objectives.times import log_snr_range, log_snr_times
 from sde_lib import SDE
 from training.objective import Context, Objective
 
@@ -115,9 +115,10 @@ class DequantizationBound(Objective):
         uniforms = jax.random.uniform(uniform_key, x0.shape, x0.dtype, tiny, 1.0 - tiny)
         offset = jax.random.uniform(time_key, (), x0.dtype)
         strata = (offset + jnp.arange(len(x0)) / len(x0)).astype(x0.dtype) % 1.0
-        t, weight = IMPORTANCE["log_snr"](model.denoiser.sde, strata, self.t_min)
+        t = log_snr_times(model.denoiser.sde, strata, self.t_min)
+        low, high = log_snr_range(model.denoiser.sde, self.t_min, x0.dtype)
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
-        return DequantizationNoise(uniforms, t, weight, eps)
+        return DequantizationNoise(uniforms, t, jnp.broadcast_to(high - low, t.shape), eps)
 
     def evaluate(
         self,

@@ -134,3 +134,4 @@ DEQUANTIZATIONS: dict[str, Dequantization] = {
         training=_uniform, noisy=True, noise=_uniform_noise, learned=True
     ),
 }
+CENTERS = "truncated_normal"  # the row whose training images are bin centers without noise

@@ -12,7 +12,7 @@ from bounds.dequantization import Dequantized, Dequantizer
 from data import batches, datasets
 from data.batches import TrainingBatches
 from data.datasets import ImageData
-from data.dequantization import DEQUANTIZATIONS, HALF_STEP, Dequantization, centers
+from data.dequantization import CENTERS, DEQUANTIZATIONS, HALF_STEP, Dequantization, centers
 from data.scaling import ImageScaler, Quantizer
 from errors import ConfigError
 from experiment.options import DataOptions
@@ -138,7 +138,7 @@ class Data:
         self, images: UInt8[np.ndarray, "count h w c"], indices: Int[Array, "batch"]
     ) -> Float[Array, "batch h w c"]:
         """Return some images on the values of `pixel_levels`, split over the devices."""
-        name = self.options.dequantization if self.dequantization.at_t_min else "none"
+        name = CENTERS if self.dequantization.at_t_min else "none"
         return self.batch(images, indices, seed=0, draw=0, dequantization=name)
 
     def dequantized(

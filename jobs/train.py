@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.batches import TrainingBatches
+from data.dequantization import CENTERS
 from denoising import Denoiser
 from errors import CheckpointError, TrainingError, WorkdirError
 from experiment.data import Data
@@ -121,7 +122,7 @@ def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
         trainer=model.trainer(denoiser),
         options=_part_options(experiment, model.options),
         sampler=None,
-        dequantization="truncated_normal",  # bin centers, without noise
+        dequantization=CENTERS,
     )
 
 

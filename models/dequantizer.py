@@ -54,11 +54,11 @@ class CouplingDequantizer(nn.Module):
             noise: v, in (0, 1).
         """
         height, width, channels = images.shape[1:]
-        color = (jnp.arange(height)[:, None] + jnp.arange(width)) % 2
+        color = (jnp.arange(height)[:, None] + jnp.arange(width)[None]) % 2
         z = jnp.log(noise) - jnp.log1p(-noise)
         change = -_log_slope(z)
         for index in range(self.couplings):
-            mask = (color == index % 2).astype(z.dtype)[..., None]
+            mask = (color == index % 2).astype(z.dtype)[None, :, :, None]
             # A pixel sees its own image, but of the noise only the other color.
             seen = jnp.concatenate([images, mask * jnp.tanh(z / 2)], axis=-1)
             h = nn.silu(conv3x3(self.features, name=f"conv_0_{index}")(seen))
