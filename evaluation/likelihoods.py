@@ -371,14 +371,14 @@ def continuous_bound_bits(evaluation: Evaluation) -> Report:
     terms = prior + diffusion + decoder + log_q
     values = terms * to_bits if discrete else in_bits(-terms)
     estimate = bits.estimate(values[..., None], exact=True)
-    last = _mean(decoder) * to_bits if discrete else float(in_bits(np.asarray(-_mean(decoder))))
+    last = decoder * to_bits if discrete else in_bits(-decoder)  # with the width of the bins
     summary = {
         "mean": estimate.mean,
         "over_images": estimate.over_images,
         "over_draws": estimate.over_draws,  # over dequantization, times and noise
         "prior": _mean(prior) * to_bits,
         "diffusion": _mean(diffusion) * to_bits,
-        "decoder": last,
+        "decoder": _mean(last),
         "dequantization": _mean(log_q) * to_bits,
         "draws": len(parts),
         "images": values.shape[1],
