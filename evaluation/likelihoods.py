@@ -254,7 +254,7 @@ def _error_budget(
         found = {
             "tight": tighter["nats"].mean(axis=1),
             "nfe": tighter["nfe"],
-            "prior": prior_divergence(experiment.model.sde, given.x),
+            "prior": prior_divergence(batch.denoiser.sde, given.x),
         }
         if truncates:
             x, indices = given.x, batch.indices
