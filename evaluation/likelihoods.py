@@ -42,17 +42,33 @@ def _dequantized(
     evaluation: Evaluation, indices: Int[Array, "batch"], draw: int, t_min: float
 ) -> Dequantized:
     """Return test images with a density at time t_min; `draw` counts dequantizations."""
-    experiment, sde = evaluation.experiment, evaluation.checkpoint.denoiser.sde
-    alpha, sigma = in_float64(lambda t: (sde.alpha(t), sde.sigma(t)), t_min)
+    experiment = evaluation.experiment
+    alpha, sigma = _coefficients(evaluation, t_min)
     return experiment.data.dequantized(
         experiment.data.images.test,
         indices,
         seed=experiment.evaluation.seed,
         draw=draw,
-        alpha=float(alpha),
-        sigma=float(sigma),
+        alpha=alpha,
+        sigma=sigma,
         dequantizer=evaluation.checkpoint.dequantizer,
     )
+
+
+def _coefficients(evaluation: Evaluation, t: float) -> tuple[float, float]:
+    """Return alpha(t) and sigma(t) of the checkpoint's process."""
+    sde = evaluation.checkpoint.denoiser.sde
+    alpha, sigma = in_float64(lambda t: (sde.alpha(t), sde.sigma(t)), t)
+    return float(alpha), float(sigma)
+
+
+def _tau(evaluation: Evaluation, t_min: float) -> float | None:
+    """Return half a bin in standard deviations of the noise at t_min, where that dequantizes."""
+    data = evaluation.experiment.data
+    if not data.dequantization.at_t_min:
+        return None
+    alpha, sigma = _coefficients(evaluation, t_min)
+    return alpha * (data.scaler.high - data.scaler.low) / (2 * data.quantizer.gray_levels * sigma)
 
 
 def _batches(
@@ -196,6 +212,7 @@ def ode_bits_per_dim(evaluation: Evaluation) -> Report:
         "prior": float(in_bits(prior).mean()),
         "divergence": -_mean(nats.mean(axis=2) + log_q - prior) * to_bits,
         "dequantization": _mean(log_q) * to_bits,
+        "tau": _tau(evaluation, t_min),
         "draws": draws,
         "images": images,
         "probes": None if exact else probes,

@@ -20,6 +20,9 @@ def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
     yield "bits/dim", f"{result['mean']:.4f}", " ".join(filter(None, errors))
     parts = ("prior", "divergence", "dequantization")
     yield "  the sum of", "", ", ".join(f"{name} {result[name]:.4f}" for name in parts)
+    if result["tau"] is not None:
+        note = "deviations of the noise at likelihood.t_min; about 3 is best"
+        yield "  half a gray level", f"{result['tau']:.2f}", note
     if result["importance_weighted"] is not None:
         note = f"bound over {result['draws']} draws together"
         yield "  importance-weighted", f"{result['importance_weighted']:.4f}", note

@@ -73,7 +73,9 @@ def test_truncated_normal_noise_finds_the_probability_of_the_levels(tmp_path):
     bound = results["continuous_bound"]
     assert bound["dequantization"] == 0
     assert bound["mean"] == pytest.approx(truth + 0.004, abs=0.05)
+    assert found["tau"] == pytest.approx(3, abs=0.02)
     assert "the sum of" in text
+    assert "half a gray level" in text
     assert "truncation" not in text
 
 
