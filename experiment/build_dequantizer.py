@@ -13,7 +13,9 @@ from experiment.experiment import DequantizerModel
 from experiment.options import DequantizerOptions
 from experiment.reader import Reader, config_errors
 from models.dequantizer import CouplingDequantizer, apply_dequantizer, init_dequantizer
-from training.step import MovingAverage, Optimizer, Trainer
+from training.optimizers import Optimizer
+from training.schedules import Cosine
+from training.step import MovingAverage, Trainer
 
 
 def build_dequantizer(reader: Reader, data: Data, classes: int) -> DequantizerModel:
@@ -29,7 +31,9 @@ def build_dequantizer(reader: Reader, data: Data, classes: int) -> DequantizerMo
     )
     with config_errors("dequantizer"):
         network.validate()
-        optimizer = Optimizer(lr=options.lr, warmup=options.warmup, decay="cosine")
+        optimizer = Optimizer(
+            learning_rate=Cosine(lr=options.lr, warmup=options.warmup), steps=options.steps
+        )
     bin_width = (data.scaler.high - data.scaler.low) / data.quantizer.gray_levels
 
     def dequantizer(params: Any) -> Dequantizer:
@@ -44,7 +48,7 @@ def build_dequantizer(reader: Reader, data: Data, classes: int) -> DequantizerMo
             init=partial(init_dequantizer, network, data.shape),
             denoiser=model,
             loss=loss,
-            optimizer=optimizer.chain(options.steps),
+            optimizer=optimizer,
             average=MovingAverage(rate=0.99),
             parallel=data.parallel,
             classes=classes,
