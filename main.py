@@ -44,6 +44,7 @@ MODES = {
     "check": Mode("check", flags=("num_samples",)),
     "prepare": Mode("prepare"),
     "train_classifier": Mode("train_classifier"),
+    "train_dequantizer": Mode("train_dequantizer"),
     "stats": Mode("stats", flags=("target",)),
     "compare": Mode("compare"),
     "moments": Mode("moments", flags=("checkpoint",)),

@@ -7,6 +7,7 @@ step, so the result equals that of a run that never stopped.
 import copy
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from data import readers
 from errors import ConfigError, WorkdirError, require_in, require_memory
 from evaluation import references
 from evaluation.compare import compare as compare_files
+from evaluation.evaluate import dequantizer_of, extractors_of
 from evaluation.evaluate import evaluate as evaluate_checkpoint
-from evaluation.evaluate import extractors_of
 from evaluation.features import make_extractors
 from evaluation.protocol import samples_protocol
 from experiment.build import abstract_params, build_network
@@ -32,7 +33,7 @@ from jobs.plan import describe
 from jobs.profile import ProfiledSteps
 from jobs.restore import load_checkpoint, load_moments, restore_parameters
 from jobs.sample import TaskRun, draw_plain
-from jobs.train import classifier_job, model_job
+from jobs.train import classifier_job, dequantizer_job, model_job
 from jobs.train import train as run_job
 from jobs.workdir import Workdir
 from published import exchange, score_sde
@@ -93,6 +94,17 @@ def train_classifier(experiment: Experiment, workdir: Workdir) -> None:
         print("next: --mode=eval with --config.eval.features=\"('classifier',)\"")
 
 
+def train_dequantizer(experiment: Experiment, workdir: Workdir) -> None:
+    """Train the dequantizer of a run, for its latest checkpoint, to `config.dequantizer.steps`.
+
+    Raises:
+        as `train`.
+    """
+    denoiser = load_checkpoint(experiment, workdir).denoiser
+    if run_job(dequantizer_job(experiment, denoiser), workdir.dequantizer):
+        print("next: --mode=eval with --config.data.dequantization=variational")
+
+
 def evaluate(experiment: Experiment, workdir: Workdir) -> None:
     """Evaluate the checkpoints `config.eval.checkpoints`, by default the latest; each once.
 
@@ -109,6 +121,7 @@ def evaluate(experiment: Experiment, workdir: Workdir) -> None:
     model_job(experiment).batches()  # missing data are an error now
     steps = experiment.evaluation.checkpoints
     extractors = extractors_of(experiment, workdir)
+    dequantizer = dequantizer_of(experiment, workdir)
     checkpoints = Checkpoints(workdir.checkpoints)
     for step in steps:  # a missing checkpoint is an error before the others are evaluated
         checkpoints.config(step)
@@ -116,6 +129,7 @@ def evaluate(experiment: Experiment, workdir: Workdir) -> None:
             load_moments(workdir, step)
     for step in steps or (None,):
         checkpoint = load_checkpoint(experiment, workdir, step)
+        checkpoint = replace(checkpoint, dequantizer=dequantizer)
         print(evaluate_checkpoint(experiment, checkpoint, workdir, extractors))
 
 

@@ -57,7 +57,7 @@ def _images(name: str, image_size: int) -> ConfigDict:
     config.data.image_size = image_size
     config.data.channels = 3
     config.data.random_flip = True
-    config.data.dequantize = False
+    config.data.dequantization = "none"
     return config
 
 

@@ -142,7 +142,10 @@ def get_config() -> ConfigDict:
     data.resize = "none"  # none, pad (with zeros), crop (to the center square, then resize)
     data.centered = True  # scale images to [-1, 1]; otherwise to [0, 1]
     data.random_flip = False
-    data.dequantize = True  # add uniform noise of one gray level in training
+    # How gray levels become numbers, in training and for bits/dim: none (uniform for bits/dim),
+    # uniform, truncated_normal (no noise in training), variational (uniform in training, and for
+    # bits/dim by --mode=train_dequantizer)
+    data.dequantization = "uniform"
 
     config.training = training = ConfigDict()
     training.batch_size = 128  # images, over all devices
@@ -329,6 +332,16 @@ def get_config() -> ConfigDict:
     classifier.warmup = 100  # steps
     classifier.batch_size = 64
     classifier.steps = 600
+
+    # --mode=train_dequantizer: noise for bits/dim with data.dequantization=variational.
+    config.dequantizer = dequantizer = ConfigDict()
+    dequantizer.features = 32  # channels of the couplings' networks
+    dequantizer.couplings = 4  # each changes the pixels of one color of a checkerboard
+    dequantizer.t_min = 1e-5  # the smallest time of the bound that it is trained by
+    dequantizer.lr = 1e-3
+    dequantizer.warmup = 50  # steps
+    dequantizer.batch_size = 64
+    dequantizer.steps = 1000
 
     config.eval = evaluation = ConfigDict()
     evaluation.checkpoints = ()  # steps; empty for the latest

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bounds.dequantization import Dequantizer
 from errors import ConfigError
 from evaluation.features import make_extractors
 from evaluation.metrics import METRICS, check_options, compute_metric
@@ -25,6 +26,7 @@ from files.pictures import image_grid, write_png
 from files.text import table
 from files.writing import make_folder, write_json, write_npz
 from jobs.cache import ResultCache
+from jobs.restore import load_dequantizer
 from jobs.workdir import Workdir
 from metrics.features import Extractor
 
@@ -41,6 +43,19 @@ def extractors_of(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, 
     check_options(experiment.evaluation)
     needed = any(METRICS[name].of_samples for name in experiment.evaluation.metrics)
     return make_extractors(experiment, workdir) if needed else ()
+
+
+def dequantizer_of(experiment: Experiment, workdir: Workdir) -> Dequantizer | None:
+    """Return the run's dequantizer if its likelihoods need one.
+
+    Raises:
+        ConfigError: if there is none yet.
+        WorkdirError: if it was trained for another configuration.
+    """
+    needed = any(METRICS[name].dequantizes for name in experiment.evaluation.metrics)
+    if not (needed and experiment.data.dequantization.learned):
+        return None
+    return load_dequantizer(experiment, workdir)
 
 
 def evaluate(
@@ -120,7 +135,7 @@ def _describe_samples(sets: SampleSets, figure: Path) -> dict[str, Any]:
                 first.append(part["images"][:_FIGURE_SAMPLES])
     write_png(figure, image_grid(np.concatenate(first)[:_FIGURE_SAMPLES]))
     data = sets.evaluation.experiment.data
-    bins = "bin" if data.options.dequantize else "nearest"
+    bins = "bin" if data.dequantization.in_bins else "nearest"
     return {
         "count": sets.count,
         "seeds": sets.seeds,

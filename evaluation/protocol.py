@@ -91,6 +91,7 @@ def protocol_of(
     tree |= _checkpoint_fields(experiment, checkpoint)
     tree |= {
         "model": {"num_classes": experiment.model.num_classes},
+        "dequantizer": {"digest": _digest_of_dequantizer(experiment, checkpoint)},
         "images": {
             name: {"count": len(split), "sha256": fingerprint(split)[:16]}
             for name, split in (("train", images.train), ("test", images.test))
@@ -126,6 +127,13 @@ def _checkpoint_fields(experiment: Experiment, checkpoint: Checkpoint) -> dict[s
         "checkpoint": digest(experiment.parallel.fetch_tree(params)),
         "needs": checkpoint.digests,
     }
+
+
+def _digest_of_dequantizer(experiment: Experiment, checkpoint: Checkpoint) -> str | None:
+    dequantizer: Any = checkpoint.dequantizer
+    if dequantizer is None:
+        return None
+    return digest(experiment.parallel.fetch_tree(dequantizer.network.args))
 
 
 def _digest_of(reference: str) -> str:

@@ -21,6 +21,7 @@ from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
 from errors import SEEDS, ConfigError, require_choice, require_in, require_memory
+from experiment.build_dequantizer import build_dequantizer
 from experiment.build_sampler import build_sampler, require_learned
 from experiment.class_guidance import Classes
 from experiment.data import Data
@@ -130,6 +131,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         discrete_bound=_build_discrete_bound(reader, sde, data),
         analytic_dpm=reader.build("analytic_dpm", AnalyticDPMOptions),
         classifier=_build_classifier(reader, sde, data),
+        dequantizer=build_dequantizer(reader, data, model.num_classes),
     )
     _evaluate_shapes(experiment)
     return experiment
@@ -160,10 +162,10 @@ def _check_objective(reader: Reader, loss: NoiseObjective, data: Data) -> None:
             f"config.denoiser.parameterization={parameterization!r} does not predict; choose "
             "eps_learned_variance, or another loss"
         )
-    if data.options.dequantize and "pixel_levels" in {f.name for f in dataclasses.fields(loss)}:
+    if data.dequantization.noisy and "pixel_levels" in {f.name for f in dataclasses.fields(loss)}:
         raise ConfigError(
             f"config.loss.name={name!r} needs images on gray levels; set "
-            "config.data.dequantize=False"
+            "config.data.dequantization=none or truncated_normal"
         )
 
 

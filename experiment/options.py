@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from data.datasets import RESIZES
+from data.dequantization import DEQUANTIZATIONS
 from denoising import CONDITIONINGS, require_parameterization
 from errors import SEEDS, require_choice, require_in
 
@@ -24,7 +25,8 @@ class DataOptions:
         resize: what happens to images of another size, a name in `data.datasets.RESIZES`.
         centered: scale images to [-1, 1]; otherwise to [0, 1].
         random_flip: mirror half of the training images.
-        dequantize: add uniform noise of one gray level in training.
+        dequantization: how gray levels become numbers, in training and for likelihoods; a name in
+            `data.dequantization.DEQUANTIZATIONS`.
 
     Raises:
         ValueError: for an unknown name or a number out of range.
@@ -37,11 +39,12 @@ class DataOptions:
     resize: str = "none"
     centered: bool = True
     random_flip: bool = False
-    dequantize: bool = True
+    dequantization: str = "uniform"
 
     def __post_init__(self) -> None:
         _require_all_in(self, "[1, inf)", "image_size", "channels")
         require_choice("resize", self.resize, RESIZES)
+        require_choice("dequantization", self.dequantization, DEQUANTIZATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,4 +266,27 @@ class ClassifierOptions:
     def __post_init__(self) -> None:
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
+        require_in("steps", self.steps, "[1, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DequantizerOptions:
+    """How the dequantizer of a run is trained.
+
+    Args:
+        lr: learning rate after warm-up; it decays to 0 by a cosine.
+        warmup: steps.
+        batch_size: images per step, over all devices.
+        steps: number of steps.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    lr: float = 1e-3
+    warmup: int = 50
+    batch_size: int = 64
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
         require_in("steps", self.steps, "[1, inf)")

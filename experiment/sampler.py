@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, UInt8
 from tqdm import tqdm
 
 import sampling
+from bounds.dequantization import Dequantizer
 from denoising import Clipping, Denoiser
 from experiment.class_guidance import Classes, GuidanceOptions
 from experiment.data import Data
@@ -41,6 +42,7 @@ class Checkpoint:
         denoiser: the network with averaged parameters.
         moments: second moments of the network, for config.sampling.name=analytic.
         classifier: noise-conditional classifier, for config.guidance.name=classifier.
+        dequantizer: for bits/dim with config.data.dequantization=variational.
         digests: digests of `moments` and `classifier`, by name, for the protocol of results.
     """
 
@@ -48,6 +50,7 @@ class Checkpoint:
     denoiser: Denoiser
     moments: EpsMoments | None = None
     classifier: Classifier | None = None
+    dequantizer: Dequantizer | None = None
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from bounds.dequantization import Dequantizer
 from denoising import Denoiser
 from errors import CheckpointError, ConfigError, WorkdirError
 from experiment.build import build
@@ -96,6 +97,25 @@ def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Cla
             "--mode=train_classifier or --mode=import_classifier first, or choose another"
         )
     return model.classifier(experiment.parallel.fetch_tree(restored.state.ema_params))
+
+
+def load_dequantizer(experiment: Experiment, workdir: Workdir) -> Dequantizer:
+    """Return the latest dequantizer of a run.
+
+    Raises:
+        ConfigError: if there is none yet.
+        WorkdirError: if it was trained for another configuration.
+    """
+    model, folder = experiment.dequantizer, workdir.dequantizer
+    folder.check(experiment.config, training=False)
+    template = model.trainer(None).abstract_state()
+    restored = Checkpoints(folder.checkpoints).restore(template)
+    if restored is None:
+        raise ConfigError(
+            f"config.data.dequantization='variational', but there is no dequantizer in "
+            f"{folder.path} yet; run --mode=train_dequantizer first, or choose uniform"
+        )
+    return model.dequantizer(restored.state.ema_params)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,10 +22,12 @@ from absl import logging
 from tqdm import tqdm
 
 from data.batches import TrainingBatches
+from data.dequantization import CENTERS
+from denoising import Denoiser
 from errors import CheckpointError, TrainingError, WorkdirError
 from experiment.data import Data
 from experiment.experiment import Experiment
-from experiment.options import TrainingOptions
+from experiment.options import ClassifierOptions, DequantizerOptions, TrainingOptions
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
@@ -45,8 +47,9 @@ class TrainingJob:
     Attributes:
         config: the resolved configuration, saved with every checkpoint.
         seed: seed of initialization, noise and data order.
-        section: "model" or "classifier", the section of the configuration that is trained.
+        section: "model" or a name in jobs.workdir.PARTS: what is trained.
         sampler: draws sample grids during training; None draws none.
+        dequantization: how gray levels become numbers, by default config.data.dequantization.
     """
 
     config: dict[str, Any]
@@ -56,6 +59,7 @@ class TrainingJob:
     trainer: Trainer
     options: TrainingOptions
     sampler: Sampler | None
+    dequantization: str = ""
 
     @property
     def rate_section(self) -> str:
@@ -71,7 +75,12 @@ class TrainingJob:
         classes = self.trainer.classes
         if classes:
             self.data.require_classes(self.data.images.train_labels, classes, self.section)
-        return self.data.training_batches(self.options.batch_size, self.seed, labels=bool(classes))
+        return self.data.training_batches(
+            self.options.batch_size,
+            self.seed,
+            labels=bool(classes),
+            dequantization=self.dequantization,
+        )
 
 
 def model_job(experiment: Experiment) -> TrainingJob:
@@ -95,23 +104,49 @@ def classifier_job(experiment: Experiment) -> TrainingJob:
     """
     model = experiment.classifier
     model.check(experiment.data)
-    options = TrainingOptions(
-        batch_size=model.options.batch_size,
-        steps=model.options.steps,
-        log_every=experiment.training.log_every,
-        checkpoint_every=model.options.steps,
-        keep_checkpoints=experiment.training.keep_checkpoints,
-        sample_every=0,
-        prefetch=experiment.training.prefetch,
-    )
     return TrainingJob(
         config=experiment.config,
         seed=experiment.seed,
         section="classifier",
         data=experiment.data,
         trainer=model.trainer,
-        options=options,
+        options=_part_options(experiment, model.options),
         sampler=None,
+    )
+
+
+def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
+    """Return the job that trains a dequantizer for a trained denoiser, which stays as it is.
+
+    Raises:
+        ConfigError: if its batches do not suit the devices.
+    """
+    model = experiment.dequantizer
+    model.check(experiment.data)
+    return TrainingJob(
+        config=experiment.config,
+        seed=experiment.seed,
+        section="dequantizer",
+        data=experiment.data,
+        trainer=model.trainer(denoiser),
+        options=_part_options(experiment, model.options),
+        sampler=None,
+        dequantization=CENTERS,
+    )
+
+
+def _part_options(
+    experiment: Experiment, options: ClassifierOptions | DequantizerOptions
+) -> TrainingOptions:
+    """Return the options that train a network beside the model."""
+    return TrainingOptions(
+        batch_size=options.batch_size,
+        steps=options.steps,
+        log_every=experiment.training.log_every,
+        checkpoint_every=options.steps,
+        keep_checkpoints=experiment.training.keep_checkpoints,
+        sample_every=0,
+        prefetch=experiment.training.prefetch,
     )
 
 
