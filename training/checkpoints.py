@@ -127,7 +127,7 @@ class Checkpoints:
             checkpointer.save(
                 self._directory / str(step),
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                    state=ocp.args.StandardSave(_filled(state)), record=ocp.args.JsonSave(record)
                 ),
             )
         except Exception as error:  # Orbax promises no type
@@ -234,8 +234,10 @@ class Checkpoints:
         record = self._read_record(step)
         self._check_fit(step, record["leaves"], like)
         ocp = _orbax()
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
+        template = jax.tree.map(_abstract, _filled(like))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
         state = self._read(step, args)["state"]
+        state = like._replace(**state) if _is_named(like) else state
         self._corrupt.discard(step)
         return Restored(step, state, record["config"])
 
@@ -309,6 +311,12 @@ class Checkpoints:
                 (self._directory / str(step)).rename(aside)
         self._corrupt.clear()
 
+    def remove_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps: those of a run that starts anew from `step`."""
+        self.wait()
+        if jax.process_index() == 0:
+            self._delete([found for found in self.steps() if found > step])
+
     def _delete_superseded(self, step: int) -> None:
         """Delete all except the `keep` latest checkpoints up to `step`, the one just saved.
 
@@ -316,13 +324,16 @@ class Checkpoints:
         """
         if jax.process_index() != 0 or self._keep == 0:
             return
-        for old in [found for found in self.steps() if found <= step][: -self._keep]:
+        self._delete([found for found in self.steps() if found <= step][: -self._keep])
+
+    def _delete(self, steps: list[int]) -> None:
+        for old in steps:
             doomed = self._directory / f"{old}{_DELETING}"
             try:
                 (self._directory / str(old)).rename(doomed)
                 shutil.rmtree(doomed)
             except OSError as error:  # untidy, but no reason to stop a run
-                logging.warning("cannot delete superseded checkpoint %s: %s", old, error)
+                logging.warning("cannot delete checkpoint %s: %s", old, error)
 
     def _save_error(self, step: int, error: Exception) -> CheckpointError:
         """Remove the partial files of a failed save, and return the error to raise."""
@@ -351,6 +362,17 @@ class Checkpoints:
             return _CorruptError("it was deleted while it was read")
         self._corrupt.add(step)
         return _CorruptError(reason)
+
+
+def _is_named(state: Any) -> bool:
+    return isinstance(state, tuple) and hasattr(state, "_fields")
+
+
+def _filled(state: Any) -> Any:
+    """Return a state without its empty fields, so that files need not know of them."""
+    if not _is_named(state):
+        return state
+    return {name: field for name, field in state._asdict().items() if jax.tree.leaves(field)}
 
 
 def _describe(tree: Any) -> dict[str, str]:

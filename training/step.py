@@ -1,8 +1,8 @@
-"""One training step: the state, the optimizer chain, the moving average, and their jitted update.
+"""One training step: the state, the optimizer chain, and their jitted update.
 
     loss    L(params) = mean over the batch of losses(key, denoiser(params), x0)
     params  <- params + Adam(clip(grad L))
-    ema     <- ema + (1 - rate) (params - ema)
+    averages of the parameters follow (`training.averages`)
 
 Randomness is `fold_in(base key, step)`. The state keeps no key, so a run resumed at step k equals
 the run that never stopped, bit for bit.
@@ -10,7 +10,7 @@ the run that never stopped, bit for bit.
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from errors import require_choice, require_in
+from training.averages import ExponentialAverage, MoreAverages
 from training.parallel import DataParallel
 
 # One of losses.LOSSES: losses of single images from (key, denoiser, batch).
@@ -26,12 +27,16 @@ LossFunction = Callable[[Key[Array, ""], Any, Float[Array, "batch ..."]], Float[
 
 
 class TrainState(NamedTuple):
-    """All that training changes; checkpoints hold it whole."""
+    """All that training changes; checkpoints hold it whole.
+
+    `ema_params` is the main average of the parameters; `averages` holds further ones by name.
+    """
 
     step: Int[Array, ""]
     params: Any
     ema_params: Any
     opt_state: Any
+    averages: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,30 +85,6 @@ class Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovingAverage:
-    """Exponential moving average of the parameters, used for sampling and evaluation.
-
-    Args:
-        rate: weight of the old average.
-        warmup: whether the rate at update n is min(rate, (1 + n) / (10 + n)), so that early
-            averages follow the network rather than remember its initialization.
-    """
-
-    rate: float = 0.9999
-    warmup: bool = True
-
-    def __post_init__(self) -> None:
-        require_in("rate", self.rate, "[0, 1)")
-
-    def update(self, average: Any, params: Any, step: Int[Array, ""]) -> Any:
-        """Return the average after update number `step`."""
-        rate = jnp.float32(self.rate)
-        if self.warmup:
-            rate = jnp.minimum(rate, (1.0 + step) / (10.0 + step))
-        return jax.tree.map(lambda a, p: a + (1 - rate).astype(a.dtype) * (p - a), average, params)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Trainer:
     """The first training state, and the step from one state to the next.
 
@@ -112,7 +93,8 @@ class Trainer:
         denoiser: a Denoiser from (parameters, dropout key or None).
         loss: per-sample losses from (key, denoiser, batch).
         optimizer: an optax transformation.
-        average: the moving average of the parameters.
+        average: the main average of the parameters, for sampling and evaluation.
+        more_averages: what is kept beside it.
         parallel: the devices.
         classes: number of classes of a class-conditional network, 0 for an unconditional one.
         label_dropout: probability of replacing a label by the null class, index `classes`.
@@ -122,10 +104,11 @@ class Trainer:
     denoiser: Callable[[Any, Key[Array, ""] | None], Any]
     loss: LossFunction
     optimizer: optax.GradientTransformation
-    average: MovingAverage
+    average: ExponentialAverage
     parallel: DataParallel
     classes: int = 0
     label_dropout: float = 0.1
+    more_averages: MoreAverages = field(default_factory=MoreAverages)
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """Return a fresh state, made on the devices."""
@@ -135,7 +118,9 @@ class Trainer:
         """Return a state of parameters that were trained elsewhere, with a fresh optimizer."""
 
         def make(params: Any, ema_params: Any) -> TrainState:
-            return TrainState(jnp.int32(step), params, ema_params, self.optimizer.init(params))
+            averages = self.more_averages.init(ema_params)
+            opt_state = self.optimizer.init(params)
+            return TrainState(jnp.int32(step), params, ema_params, opt_state, averages)
 
         return jax.jit(make, out_shardings=self.parallel.replicated)(params, ema_params)
 
@@ -166,8 +151,9 @@ class Trainer:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = self.average.update(state.ema_params, params, state.step)
+        averages = self.more_averages.update(state.averages, params, state.step)
         scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, ema_params, opt_state), scalars
+        return TrainState(state.step + 1, params, ema_params, opt_state, averages), scalars
 
     def objective(
         self,
@@ -190,4 +176,5 @@ class Trainer:
         params = self.init(key)
         # The average has its own buffer, because a donated state must not hold one twice.
         ema_params = jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.int32(0), params, ema_params, self.optimizer.init(params))
+        averages, opt_state = self.more_averages.init(params), self.optimizer.init(params)
+        return TrainState(jnp.int32(0), params, ema_params, opt_state, averages)

@@ -37,7 +37,8 @@ from sde_lib import SDES
 from solvers import ADAPTIVE, SOLVERS
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
 from time_grids import Schedule
-from training.step import MovingAverage, Optimizer
+from training.averages import HalfLifeAverage, MoreAverages, MovingAverage
+from training.step import Optimizer
 
 # section -> the classes that are built from it, and the fields by which they are chosen.
 OWNERS = {
@@ -46,7 +47,7 @@ OWNERS = {
     "denoiser": ([DenoiserOptions], set()),
     "loss": (LOSSES.values(), {"name"}),
     "optim": ([Optimizer], set()),
-    "ema": ([MovingAverage], set()),
+    "ema": ([MovingAverage, HalfLifeAverage, MoreAverages], set()),
     "data": ([DataOptions], {"name"}),
     "training": ([TrainingOptions], set()),
     "sampling": (
@@ -74,7 +75,7 @@ OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS
 
 # Fields that no user chooses: Linen's own, and those that data, checkpoint or task decide.
 NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments"}
-ELSEWHERE = {"sampling": {"start"}, "discrete_bound": {"final_step", "start"}}
+ELSEWHERE = {"ema": {"batch_size"}, "sampling": {"start"}, "discrete_bound": {"final_step", "start"}}
 
 
 @pytest.mark.parametrize("path", OWNERS)
@@ -142,6 +143,7 @@ def test_resolved_configuration_is_complete_plain_json(name):
         "model": [NETWORKS[resolved["model"]["name"]]],
         "loss": [LOSSES[resolved["loss"]["name"]]],
         "classifier": [classifier, CrossEntropy, ClassifierOptions],
+        "ema": [MovingAverage, MoreAverages],
         "sampling": parts,
         "task": TASKS[resolved["task"]["name"]],
     }

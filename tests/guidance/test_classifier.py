@@ -21,8 +21,9 @@ from models.adm_classifier import ADMClassifier
 from models.wide_resnet import WideResNet
 from numerics.arrays import normal_like, sample_keys
 from sde_lib import EDMSDE, VESDE, VPSDE, LinearPathSDE, SubVPSDE
+from training.averages import MovingAverage
 from training.parallel import DataParallel
-from training.step import MovingAverage, Optimizer, Trainer
+from training.step import Optimizer, Trainer
 
 KEY = jax.random.key(0)
 PROCESSES = [

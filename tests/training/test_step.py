@@ -15,8 +15,9 @@ from jax.tree_util import Partial
 from denoising import Denoiser
 from losses import ScoreMatching
 from sde_lib import VPSDE
+from training.averages import MovingAverage
 from training.parallel import DataParallel
-from training.step import MovingAverage, Optimizer, Trainer, TrainState
+from training.step import Optimizer, Trainer, TrainState
 
 KEY = jax.random.key(0)
 FOUR = DataParallel.over_all_devices()
