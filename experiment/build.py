@@ -154,9 +154,7 @@ def _build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage
             "the average remembers; leave out the rate, or set config.ema.half_life_images=None"
         )
     kind = MovingAverage if half_life is None else HalfLifeAverage
-    average, more = reader.build_all(
-        "ema", (kind, MoreAverages), fixed={"batch_size": batch_size}
-    )
+    average, more = reader.build_all("ema", (kind, MoreAverages), fixed={"batch_size": batch_size})
     return average, more
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from files.writing import write_json
+from jobs.averages import Snapshots
 from jobs.workdir import Workdir
 from training.checkpoints import Checkpoints
 from training.metrics_log import MetricsLog, last_step
@@ -136,19 +137,18 @@ def _train(
     workdir.save_config(job.config, images=images, changes=changes, step=step)
     if names := job.data.images.class_names:
         write_json(workdir.classes, {name: label for label, name in enumerate(names)})
+    snapshots = Snapshots(workdir, job.trainer.more_averages, step)
     log = MetricsLog(workdir.path, step=step)
-    try:
+    with closing(log), closing(checkpoints), closing(snapshots):
         with (
             _stop_signals() as stop,
             tqdm(
                 total=last, initial=step, desc="training", dynamic_ncols=True, mininterval=0.5
             ) as bar,
         ):
-            state = _Loop(job, images, checkpoints, log, workdir, bar, stop).run(batches, state)
+            loop = _Loop(job, images, checkpoints, snapshots, log, workdir, bar, stop)
+            state = loop.run(batches, state)
         checkpoints.wait()
-    finally:
-        checkpoints.close()
-        log.close()
     if stop:
         name = signal.Signals(stop[0]).name
         print(f"stopped by {name} at step {int(state.step)}, saved; rerun the command to continue")
@@ -194,6 +194,7 @@ class _Loop:
     job: TrainingJob
     images: str
     checkpoints: Checkpoints
+    snapshots: Snapshots
     log: MetricsLog
     workdir: Workdir
     bar: tqdm
@@ -218,9 +219,10 @@ class _Loop:
             saves = ends or _is_due(step, options.checkpoint_every)
             samples = not stopping and options.sample_every > 0
             samples = samples and (ends or _is_due(step, options.sample_every))
+            stores = self.snapshots.are_due(step, ends=step == options.steps)
             # Scalars are read one step late, so that the device never waits for Python; where
             # something is about to be written, all of them are.
-            while len(pending) > (0 if logs or saves or samples else 1):
+            while len(pending) > (0 if logs or saves or samples or stores else 1):
                 values = _finite(*pending.popleft(), self.checkpoints)
             clock.count(options.batch_size)
             self.bar.update()
@@ -229,14 +231,17 @@ class _Loop:
                 self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
                 if not stopping or _is_due(step, options.log_every):
                     self.log.write(step, {**values, "images_per_sec": round(rate, 1)})
+            record = self.job.config | {"images": self.images}
+            if stores:
+                self.snapshots.save(step, state, record)
             if saves:
-                record = self.job.config | {"images": self.images}
+                self.snapshots.close()  # a run that resumes here would not write them again
                 self.checkpoints.save(step, state, record)
             if stopping:
                 break
             if samples:
                 self._write_samples(state)
-            if saves or samples:
+            if saves or samples or stores:
                 clock.restart()
         return state
 

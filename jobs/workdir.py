@@ -16,7 +16,8 @@ from training.checkpoints import Checkpoints
 # what.
 _MAY_CHANGE = (
     *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "discrete_bound.", "eval."),
-    *("guidance.", "likelihood.", "optim.", "sampling.", "task.", "training."),
+    *("ema.snapshot_every", "guidance.", "likelihood.", "optim.", "sampling.", "task."),
+    "training.",
 )
 # Of these, the result depends on the following, whose changes are reported and recorded.
 _CHANGES_RESULT = ("optim.", "training.batch_size", "training.label_dropout", "training.steps")
@@ -53,6 +54,8 @@ class Workdir:
         self.samples = self.path / "samples"
         self.eval = self.path / "eval"
         self.moments = self.path / "moments"
+        self.averages = self.path / "ema"
+        self.snapshots = self.averages / "snapshots"
         self.statistics = self.path / "statistics"
         if "://" in str(path):
             raise WorkdirError(f"--workdir={path}: mount the bucket and give a file system path")
@@ -142,6 +145,14 @@ class Workdir:
         old, new = flatten(saved, "."), flatten(config, ".")
         younger = [name for name in new if name not in old and new[name] is not None]
         return changed + [f"config.{name} is new, {new[name]!r}" for name in younger]
+
+    def misfits(self, config: dict[str, Any]) -> list[str]:
+        """Return a phrase for each field in which a saved `config` is that of another run."""
+        return [
+            phrase
+            for name, phrase in differences(config, self._read())
+            if not self._may_differ(name, training=True)
+        ]
 
     def check_images(self, fingerprint: str) -> None:
         """Raise WorkdirError unless the run was trained on the images with this fingerprint."""

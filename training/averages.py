@@ -7,8 +7,8 @@
     PowerAverage     rate = (1 - 1/n)^(gamma + 1) at update n
 
 Half-lives in images are those of EDM (Karras et al. 2022, arXiv:2206.00364). Power functions are
-those of Karras et al. 2024 (arXiv:2312.02696), Section 3; from snapshots of two, `training.post_hoc`
-computes the average of any length after training.
+those of Karras et al. 2024 (arXiv:2312.02696), Section 3. From snapshots of two of them,
+`training.post_hoc` computes the average of any length after training.
 """
 
 import math

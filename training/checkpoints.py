@@ -89,6 +89,11 @@ class Checkpoints:
         self._pending: _PendingSave | None = None
         self._corrupt: set[int] = set()
 
+    @property
+    def directory(self) -> Path:
+        """The folder of the checkpoints."""
+        return self._directory
+
     def steps(self) -> tuple[int, ...]:
         """Return the steps of the finished checkpoints on disk, ascending."""
         try:

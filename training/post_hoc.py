@@ -13,12 +13,14 @@ Appendix C). Here they add up to 1, so that parameters that never moved stay as 
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 LENGTHS = "(0, 0.28]"  # 0.2887 is the uniform average; longer ones prefer the initialization
+
+Numbers = Float[np.ndarray, "..."] | float
 
 
 class PowerFunction(NamedTuple):
@@ -53,7 +55,7 @@ def fit(stored: Sequence[PowerFunction], wanted: PowerFunction) -> Fit:
     """
     steps = np.array([each.step for each in stored], float)
     exponents = np.array([exponent_of(each.length) for each in stored])
-    end, exponent = np.float64(wanted.step), np.float64(exponent_of(wanted.length))
+    end, exponent = float(wanted.step), exponent_of(wanted.length)
     norms = np.sqrt(_inner(steps, exponents, steps, exponents))
     norm = np.sqrt(_inner(end, exponent, end, exponent))
     gram = _inner(steps[:, None], exponents[:, None], steps[None], exponents[None])
@@ -67,9 +69,7 @@ def fit(stored: Sequence[PowerFunction], wanted: PowerFunction) -> Fit:
     return Fit(solution * scale, float(np.sqrt(max(squared, 0.0))))
 
 
-def _inner(
-    a_step: np.ndarray, a_exponent: np.ndarray, b_step: np.ndarray, b_exponent: np.ndarray
-) -> np.ndarray:
+def _inner(a_step: Numbers, a_exponent: Numbers, b_step: Numbers, b_exponent: Numbers) -> Any:
     """Return the integrals of products of two densities; the arguments broadcast."""
     first, last = np.minimum(a_step, b_step), np.maximum(a_step, b_step)
     of_later = np.where(a_step <= b_step, b_exponent, a_exponent)

@@ -75,7 +75,11 @@ OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS
 
 # Fields that no user chooses: Linen's own, and those that data, checkpoint or task decide.
 NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments"}
-ELSEWHERE = {"ema": {"batch_size"}, "sampling": {"start"}, "discrete_bound": {"final_step", "start"}}
+ELSEWHERE = {
+    "ema": {"batch_size"},
+    "sampling": {"start"},
+    "discrete_bound": {"final_step", "start"},
+}
 
 
 @pytest.mark.parametrize("path", OWNERS)
