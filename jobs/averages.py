@@ -1,10 +1,13 @@
-"""Power-function averages in a run's folder: their snapshots, and averages of any length from them.
+"""Power-function averages in the folder of a run: snapshots, and averages of any length from them.
 
-ema/snapshots/<step>/       the stored averages at that step, a checkpoint
-ema/length_<length>/<step>/ an average that `reconstruct` has made, a checkpoint
+    ema/snapshots/<step>/          the stored averages at that step, a checkpoint
+    ema/length_<length>/<step>/    an average that `reconstruct` has made, a checkpoint
+
+Training writes the first, `--mode=ema` the second (`training.post_hoc` has the mathematics).
 """
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -29,8 +32,8 @@ _REFUSED, _COARSE = 0.1, 0.01
 class Snapshots:
     """The snapshots that a training run writes; none if it keeps no power-function averages.
 
-    They are float32 as the parameters: in float16 a convolution that is initialized with 1e-10
-    would be 0.
+    They have the parameters' type, float32. In float16 a parameter below 3e-8 would become 0, and
+    output layers start at 1e-10.
 
     Args:
         workdir: the folder of the run.
@@ -157,7 +160,9 @@ def _steps(
         )
     steps = [found for found in steps if step is None or found <= step]
     for found in steps:
-        if misfits := workdir.misfits(stored.config(found)):
+        with _damage_has_a_remedy():
+            recorded = stored.config(found)
+        if misfits := workdir.misfits(recorded):
             raise WorkdirError(
                 f"{workdir.snapshots / str(found)} is a snapshot of another run: "
                 f"{'; '.join(misfits)}. Remove it"
@@ -197,11 +202,22 @@ def _combine(experiment: Experiment, stored: Checkpoints, steps: list[int], foun
     coefficients = found.coefficients.reshape(len(steps), len(names))
     rows = zip(steps, coefficients, strict=True)
     for step, row in tqdm(rows, total=len(steps), desc="snapshots", dynamic_ncols=True):
-        restored = stored.restore(template, step)
+        with _damage_has_a_remedy():
+            restored = stored.restore(template, step)
         assert restored is not None
         parts = [experiment.parallel.fetch_tree(restored.state[name]) for name in names]
         total = jax.tree.map(partial(_add, row), total, *parts)
     return jax.tree.map(lambda sum, leaf: sum.astype(leaf.dtype), total, state.params)
+
+
+@contextmanager
+def _damage_has_a_remedy() -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Remove this snapshot; the others make the average, with a larger error"
+        ) from error
 
 
 def _add(coefficients: np.ndarray, total: np.ndarray, *parts: np.ndarray) -> np.ndarray:

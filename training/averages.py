@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,6 @@ from jaxtyping import Array, Float, Int
 
 from errors import require_in
 from training.post_hoc import LENGTHS, exponent_of
-
-
-class Average(Protocol):
-    """A rule by which an average follows the parameters."""
-
-    def update(self, average: Any, params: Any, step: Int[Array, ""]) -> Any:
-        """Return the average after update number `step`, counted from 0."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +45,7 @@ class MovingAverage:
         require_in("rate", self.rate, "[0, 1)")
 
     def update(self, average: Any, params: Any, step: Int[Array, ""]) -> Any:
-        """Return the average after update number `step`."""
+        """Return the average after update number `step`, counted from 0."""
         rate = jnp.float32(self.rate)
         if self.warmup:
             rate = jnp.minimum(rate, (1.0 + step) / (10.0 + step))
@@ -124,6 +116,9 @@ class PowerAverage:
         return _move(average, params, -jnp.expm1(log_rate))
 
 
+Average = ExponentialAverage | PowerAverage
+
+
 @dataclass(frozen=True, kw_only=True)
 class MoreAverages:
     """The averages that training keeps beside the main one.
@@ -149,7 +144,7 @@ class MoreAverages:
             for value in values:
                 if type(value) not in (int, float):
                     raise ValueError(f"{field}={values!r} must be numbers")
-                require_in(f"{field}: {value}", value, interval)
+                require_in(f"one of {field}", value, interval)
             if len(set(values)) < len(values):
                 raise ValueError(f"{field}={values!r} has a number twice; give it once")
         require_in("snapshot_every", self.snapshot_every, "[0, inf)")
