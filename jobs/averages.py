@@ -124,7 +124,7 @@ def reconstruct(
     name, last = length_name(length), steps[-1]
     found = _fit(experiment, steps, length)
     kept = Checkpoints(workdir.averages / name, keep=0)
-    with locked(workdir.averages / f".{name}.lock"):
+    with locked(workdir.averages / f".{name}.lock", leads=experiment.parallel.leads):
         if not _is_there(kept, last, experiment):
             average = _combine(experiment, stored, steps, found)
             kept.save(last, average, experiment.config | {"relative_error": found.error})

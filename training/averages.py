@@ -144,7 +144,7 @@ class MoreAverages:
             for value in values:
                 if type(value) not in (int, float):
                     raise ValueError(f"{field}={values!r} must be numbers")
-                require_in(f"one of {field}", value, interval)
+                require_in(field, value, interval)
             if len(set(values)) < len(values):
                 raise ValueError(f"{field}={values!r} has a number twice; give it once")
         require_in("snapshot_every", self.snapshot_every, "[0, inf)")
