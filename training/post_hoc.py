@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-LENGTHS = "(0, 0.28]"  # 0.2887 is the uniform average; longer ones prefer the initialization
+LENGTHS = "[0.001, 0.28]"  # 0.2887 is the uniform average; longer ones prefer the first steps
 
 Numbers = Float[np.ndarray, "..."] | float
 

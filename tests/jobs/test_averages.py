@@ -152,7 +152,11 @@ def test_snapshots_of_another_run_or_of_none_are_refused(workdir, experiment):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "must be a number or several"), ("0.1,x", "or several"), ("0.3", r"lie in \(0, 0\.28\]")],
+    [
+        ("", "must be a number or several"),
+        ("0.1,x", "or several"),
+        ("0.3", r"lie in \[0\.001, 0\.28\]"),
+    ],
 )
 def test_length_that_is_none_is_named(text, message):
     with pytest.raises(ConfigError, match=f"--length={text}.*{message}"):

@@ -134,7 +134,7 @@ def test_each_of_more_averages_follows_its_own_rule():
         ({"more_rates": (0.9, 1.0)}, r"more_rates=1\.0 must lie in \[0, 1\)"),
         ({"more_rates": ("a",)}, r"more_rates=\('a',\) must be numbers"),
         ({"more_rates": (0.9, 0.9)}, r"more_rates=\(0\.9, 0\.9\) has a number twice"),
-        ({"lengths": (0.3,)}, r"lengths=0\.3 must lie in \(0, 0\.28\]"),
+        ({"lengths": (0.3,)}, r"lengths=0\.3 must lie in \[0\.001, 0\.28\]"),
         (
             {"lengths": (), "snapshot_every": 3},
             r"snapshot_every=3 stores nothing with lengths=\(\)",
