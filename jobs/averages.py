@@ -32,8 +32,8 @@ _REFUSED, _COARSE = 0.1, 0.01
 class Snapshots:
     """The snapshots that a training run writes; none if it keeps no power-function averages.
 
-    They have the parameters' type, float32. In float16 a parameter below 3e-8 would become 0, and
-    output layers start at 1e-10.
+    They have the parameters' type, float32. Coefficients of short lengths have both signs, so the
+    rounding of float16 would show; and parameters below 3e-8 would become 0.
 
     Args:
         workdir: the folder of the run.
