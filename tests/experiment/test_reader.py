@@ -152,6 +152,8 @@ def test_resolved_configuration_is_complete_plain_json(name):
         "sde": [SDES[resolved["sde"]["name"]]],
         "model": [NETWORKS[resolved["model"]["name"]]],
         "loss": [LOSSES[resolved["loss"]["name"]]],
+        "times": [TIMES[resolved["times"]["name"]]],
+        "weight": [WEIGHTS[resolved["weight"]["name"]]],
         "classifier": [classifier, CrossEntropy, ClassifierOptions],
         "ema": [MovingAverage, MoreAverages],
         "sampling": parts,
