@@ -20,16 +20,23 @@ from solvers.moments import EpsMoments
 from training.checkpoints import Checkpoints, Restored
 
 
-def restore_state(experiment: Experiment, workdir: Workdir, step: int | None = None) -> Restored:
-    """Return the training state of a checkpoint, by default the latest good one.
+def restore_parameters(
+    experiment: Experiment, workdir: Workdir, step: int | None = None
+) -> Restored:
+    """Return the `Parameters` of a checkpoint, by default the latest good one.
 
     Raises:
         WorkdirError: if the run has another network.
         CheckpointError: if there is no such checkpoint.
     """
+    return _restore_part(experiment, workdir, experiment.trainer.abstract_parameters(), step)
+
+
+def _restore_part(
+    experiment: Experiment, workdir: Workdir, template: Any, step: int | None
+) -> Restored:
     workdir.check(experiment.config, training=False)
-    template = experiment.trainer.abstract_state()
-    restored = Checkpoints(workdir.checkpoints).restore(template, step)
+    restored = Checkpoints(workdir.checkpoints).restore(template, step, partial=True)
     if restored is None:
         raise CheckpointError(
             f"there is no checkpoint in --workdir={workdir.path} yet; run --mode=train or "
@@ -45,6 +52,12 @@ class Averaged(NamedTuple):
     params: Any
 
 
+class _OtherAverage(NamedTuple):
+    """The part of a training state that holds an average other than the main one."""
+
+    averages: dict[str, Any]
+
+
 def restore_average(
     experiment: Experiment, workdir: Workdir, step: int | None = None, ema: str = ""
 ) -> Averaged:
@@ -57,14 +70,19 @@ def restore_average(
 
     Raises:
         ConfigError: if the run has no such average.
-        WorkdirError, CheckpointError: as `restore_state`.
+        WorkdirError, CheckpointError: as `restore_parameters`.
     """
     checkpoints = checkpoints_of(experiment, workdir, ema)
-    if checkpoints.directory == workdir.checkpoints:
-        state = restore_state(experiment, workdir, step)
-        return Averaged(state.step, state.state.averages[ema] if ema else state.state.ema_params)
+    if not ema:
+        found = restore_parameters(experiment, workdir, step)
+        return Averaged(found.step, found.state.ema_params)
+    state = experiment.trainer.abstract_state()
+    if ema in state.averages:
+        template = _OtherAverage({ema: state.averages[ema]})
+        found = _restore_part(experiment, workdir, template, step)
+        return Averaged(found.step, found.state.averages[ema])
     workdir.check(experiment.config, training=False)
-    made = checkpoints.restore(experiment.trainer.abstract_state().params, step)
+    made = checkpoints.restore(state.params, step)
     assert made is not None
     return Averaged(made.step, made.state)
 
@@ -99,7 +117,7 @@ def load_checkpoint(
     Raises:
         ConfigError: if the sampler needs moments or a classifier that the run does not have, or
             there is no such average.
-        WorkdirError, CheckpointError: as `restore_state`.
+        WorkdirError, CheckpointError: as `restore_parameters`.
     """
     restored = restore_average(experiment, workdir, step, ema)
     moments, classifier, digests = None, None, {}
@@ -142,7 +160,8 @@ def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Cla
     model, folder = experiment.classifier, workdir.classifier
     model.check(experiment.data)
     folder.check(experiment.config, training=False)
-    restored = Checkpoints(folder.checkpoints).restore(model.trainer.abstract_state())
+    template = model.trainer.abstract_parameters()
+    restored = Checkpoints(folder.checkpoints).restore(template, partial=True)
     if restored is None:
         raise ConfigError(
             f"{field}='classifier', but there is none in {folder.path} yet; run "

@@ -89,11 +89,6 @@ class Checkpoints:
         self._pending: _PendingSave | None = None
         self._corrupt: set[int] = set()
 
-    @property
-    def directory(self) -> Path:
-        """The folder of the checkpoints."""
-        return self._directory
-
     def steps(self) -> tuple[int, ...]:
         """Return the steps of the finished checkpoints on disk, ascending."""
         try:
@@ -167,7 +162,9 @@ class Checkpoints:
         except _CorruptError as error:
             raise self._load_error(step, error) from error
 
-    def restore(self, like: Any, step: int | None = None) -> Restored | None:
+    def restore(
+        self, like: Any, step: int | None = None, *, partial: bool = False
+    ) -> Restored | None:
         """Load a checkpoint into fresh arrays, with the shapes, dtypes and shardings of `like`.
 
         Args:
@@ -175,6 +172,7 @@ class Checkpoints:
                 leaf without a sharding is loaded onto the first local device.
             step: the checkpoint to load. None loads the latest undamaged one, and names every
                 damaged one in a warning.
+            partial: whether the checkpoint may have leaves that `like` has not; they are not read.
 
         Returns:
             The checkpoint, bit for bit as saved, or None if `step` is None and none was ever saved.
@@ -185,7 +183,7 @@ class Checkpoints:
         """
         if step is not None:
             try:
-                return self._load(step, like)
+                return self._load(step, like, partial)
             except _CorruptError as error:
                 raise self._load_error(step, error) from error
         tried: dict[int, str] = {}
@@ -193,7 +191,7 @@ class Checkpoints:
         while untried := [found for found in self.steps() if found not in tried]:
             latest = untried[-1]
             try:
-                return self._load(latest, like)
+                return self._load(latest, like, partial)
             except _CorruptError as error:
                 tried[latest] = str(error)
                 logging.warning(
@@ -231,17 +229,25 @@ class Checkpoints:
             # On a full disk the save must fail at once, or writers wait for a directory forever.
             create_directories_asynchronously=False,
         )
-        return ocp.AsyncCheckpointer(_handler(), async_options=options)
+        return ocp.AsyncCheckpointer(
+            _handler(ocp.StandardCheckpointHandler()), async_options=options
+        )
 
-    def _load(self, step: int, like: Any) -> Restored:
+    def _load(self, step: int, like: Any, partial: bool) -> Restored:
         """Load and verify a checkpoint; raise _CorruptError, or CheckpointError on misfit."""
         self._verify(step)
         record = self._read_record(step)
-        self._check_fit(step, record["leaves"], like)
-        ocp = _orbax()
-        template = jax.tree.map(_abstract, _filled(like))
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-        state = self._read(step, args)["state"]
+        wanted, saved = _describe(like), record["leaves"]
+        if partial:
+            saved = {path: leaf for path, leaf in saved.items() if path in wanted}
+        self._check_fit(step, saved, wanted)
+        ocp, template = _orbax(), jax.tree.map(_abstract, _filled(like))
+        args = ocp.args.PyTreeRestore(
+            template,
+            ocp.checkpoint_utils.construct_restore_args(template),
+            partial_restore=partial,
+        )
+        state = self._read(step, ocp.args.Composite(state=args))["state"]
         state = like._replace(**state) if _is_named(like) else state
         self._corrupt.discard(step)
         return Restored(step, state, record["config"])
@@ -255,7 +261,9 @@ class Checkpoints:
     def _read(self, step: int, args: Any) -> Any:
         """Return the items of a checkpoint that `args` select; raise _CorruptError."""
         try:
-            with contextlib.closing(_orbax().Checkpointer(_handler())) as checkpointer:
+            ocp = _orbax()
+            reader = ocp.Checkpointer(_handler(ocp.PyTreeCheckpointHandler()))
+            with contextlib.closing(reader) as checkpointer:
                 return checkpointer.restore(self._directory / str(step), args=args)
         except Exception as error:  # Orbax promises no type
             raise self._corrupt_error(step, one_line(error)) from error
@@ -282,9 +290,8 @@ class Checkpoints:
         except (OSError, ValueError) as error:  # ValueError: the list itself is damaged
             raise self._corrupt_error(step, one_line(error)) from error
 
-    def _check_fit(self, step: int, saved: dict[str, str], like: Any) -> None:
+    def _check_fit(self, step: int, saved: dict[str, str], wanted: dict[str, str]) -> None:
         """Raise CheckpointError unless the template has the leaves that were saved."""
-        wanted = _describe(like)
         misfits = [f"{path} is only in the checkpoint" for path in saved if path not in wanted]
         misfits += [f"{path} is not in the checkpoint" for path in wanted if path not in saved]
         misfits += [
@@ -408,12 +415,10 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _handler() -> Any:
-    """Return how Orbax writes and reads the two items of a checkpoint."""
+def _handler(state: Any) -> Any:
+    """Return how Orbax writes or reads the two items of a checkpoint, given a handler of states."""
     ocp = _orbax()
-    return ocp.CompositeCheckpointHandler(
-        state=ocp.StandardCheckpointHandler(), record=ocp.JsonCheckpointHandler()
-    )
+    return ocp.CompositeCheckpointHandler(state=state, record=ocp.JsonCheckpointHandler())
 
 
 @functools.cache

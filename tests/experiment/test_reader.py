@@ -40,7 +40,8 @@ from solvers import ADAPTIVE, SOLVERS
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
 from time_grids import Schedule
 from training.averages import HalfLifeAverage, MoreAverages, MovingAverage
-from training.step import Optimizer
+from training.optimizers import OPTIMIZERS
+from training.schedules import SCHEDULES
 
 # section -> the classes that are built from it, and the fields by which they are chosen.
 OWNERS = {
@@ -50,7 +51,7 @@ OWNERS = {
     "loss": (LOSSES.values(), {"name"}),
     "times": (TIMES.values(), {"name"}),
     "weight": (WEIGHTS.values(), {"name"}),
-    "optim": ([Optimizer], set()),
+    "optim": ([*OPTIMIZERS.values(), *SCHEDULES.values()], {"name", "schedule"}),
     "ema": ([MovingAverage, HalfLifeAverage, MoreAverages], set()),
     "data": ([DataOptions], {"name"}),
     "training": ([TrainingOptions], set()),
@@ -154,6 +155,10 @@ def test_resolved_configuration_is_complete_plain_json(name):
         "loss": [LOSSES[resolved["loss"]["name"]]],
         "times": [TIMES[resolved["times"]["name"]]],
         "weight": [WEIGHTS[resolved["weight"]["name"]]],
+        "optim": [
+            OPTIMIZERS[resolved["optim"]["name"]],
+            SCHEDULES[resolved["optim"]["schedule"]],
+        ],
         "classifier": [classifier, CrossEntropy, ClassifierOptions],
         "ema": [MovingAverage, MoreAverages],
         "sampling": parts,
@@ -162,7 +167,10 @@ def test_resolved_configuration_is_complete_plain_json(name):
     for path, (classes, choices) in OWNERS.items():
         own = {f.name for cls in chosen.get(path, classes) for f in dataclasses.fields(cls)}
         for field, value in resolved[path].items():
-            if field in {"rho", "quantile"} or (path, field) == ("guidance", "scale"):
+            if field in {"rho", "quantile", "warmup_images"} or (path, field) == (
+                "guidance",
+                "scale",
+            ):
                 assert value is None, f"{path}.{field} belongs to a choice not made"
             elif field in own - NOT_CHOSEN:
                 assert value is not None, f"{path}.{field} is chosen"

@@ -14,7 +14,7 @@ from command_line import TINY, configuration, flags, run, start
 from errors import CheckpointError, ConfigError, WorkdirError
 from experiment.build import build
 from jobs.averages import parse_lengths, reconstruct
-from jobs.restore import load_checkpoint, restore_average, restore_state
+from jobs.restore import load_checkpoint, restore_average
 from jobs.workdir import Workdir
 from run_lib import reconstruct_averages
 from training.checkpoints import Checkpoints
@@ -50,6 +50,10 @@ def workdir(trained, tmp_path):
     return Workdir(shutil.copytree(trained.path, tmp_path / "run"))
 
 
+def state_of(experiment, workdir, step=None):
+    return Checkpoints(workdir.checkpoints).restore(experiment.trainer.abstract_state(), step).state
+
+
 def snapshot(experiment, workdir, step):
     state = experiment.trainer.abstract_state()
     names = experiment.trainer.more_averages.powers
@@ -74,7 +78,7 @@ def test_run_killed_in_a_snapshot_ends_with_the_same_averages_and_snapshots(
     call = run(*flags("train", workdir.path, FIELDS))
     assert "continuing from the checkpoint at step" in call.stdout
     assert Checkpoints(workdir.snapshots).steps() == (2, 4, 6, 8, 10, 12)
-    assert_equal(*(restore_state(experiment, each).state for each in (workdir, trained)))
+    assert_equal(*(state_of(experiment, each) for each in (workdir, trained)))
     for step in (4, 10, STEPS):
         assert_equal(*(snapshot(experiment, each, step) for each in (workdir, trained)))
 
@@ -112,7 +116,7 @@ def test_averages_of_lengths_are_made_once_evaluated_and_chosen_by_name(
     reconstruct(experiment, workdir, 0.1, 8)
     assert restore_average(experiment, workdir, None, "length_0.1").step == 8
     rate = restore_average(experiment, workdir, 8, "rate_0.5")
-    assert_equal(rate.params, restore_state(experiment, workdir, 8).state.averages["rate_0.5"])
+    assert_equal(rate.params, state_of(experiment, workdir, 8).averages["rate_0.5"])
 
 
 def distance(a, b):
