@@ -77,7 +77,7 @@ def restore_average(
         found = restore_parameters(experiment, workdir, step)
         return Averaged(found.step, found.state.ema_params)
     state = experiment.trainer.abstract_state()
-    if ema in state.averages:
+    if ema in experiment.trainer.more_averages.rates:
         template = _OtherAverage({ema: state.averages[ema]})
         found = _restore_part(experiment, workdir, template, step)
         return Averaged(found.step, found.state.averages[ema])
