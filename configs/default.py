@@ -132,6 +132,13 @@ def get_config() -> ConfigDict:
     config.ema = ema = ConfigDict()
     ema.rate = 0.9999  # per step
     ema.warmup = True  # min(rate, (1 + n) / (10 + n))
+    # instead of the rate, as EDM: images after which an old value counts half
+    ema.half_life_images = placeholder(float)
+    ema.ramp_up = placeholder(float)  # largest half-life, as a fraction of the images seen so far
+    ema.more_rates = ()  # further averages, chosen by --ema=rate_0.999
+    # Averages of any length after training, by --mode=ema --length=0.08, from snapshots:
+    ema.snapshot_every = 0  # steps; 0 for no snapshots
+    ema.lengths = (0.05, 0.1)  # of the averages stored: their spread over the time trained
 
     config.data = data = ConfigDict()
     # digits, a tensorflow-datasets name, or the path of an .npz file or an image folder

@@ -47,10 +47,11 @@ from objectives.times import TIMES
 from objectives.weights import WEIGHTS
 from sde_lib import SDE, SDES
 from time_grids import Schedule
+from training.averages import ExponentialAverage, HalfLifeAverage, MoreAverages, MovingAverage
 from training.optimizers import OPTIMIZERS, Optimizer
 from training.parallel import DataParallel
 from training.schedules import SCHEDULES, Cosine
-from training.step import MovingAverage, Trainer
+from training.step import Trainer
 
 # Held in memory for each sample: its features, at least so many bytes. Its image is on disk.
 FEATURE_BYTES = 256
@@ -92,7 +93,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         require_choice("inception_resize", evaluation.inception_resize, RECIPES)
     with config_errors("seed"):
         require_in("config.seed", reader.config["seed"], SEEDS)
-    average = reader.build("ema", MovingAverage)
+    average, more_averages = _build_averages(reader, training.batch_size)
     classes = Classes(
         network=model.num_classes,
         classifier=reader.config["classifier"]["num_classes"],
@@ -108,6 +109,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         loss=loss,
         optimizer=_build_optimizer(reader, training),
         average=average,
+        more_averages=more_averages,
         parallel=parallel,
         classes=model.num_classes,
         label_dropout=training.label_dropout,
@@ -197,6 +199,18 @@ def build_network(
     options = reader.build("data", DataOptions)
     shape = (options.image_size, options.image_size, options.channels)
     return network, options.image_size, partial(abstract_params, shape=shape)
+
+
+def _build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage, MoreAverages]:
+    rate, half_life = (reader.config["ema"][name] for name in ("rate", "half_life_images"))
+    if half_life is not None and "ema.rate" in reader.overrides:
+        raise ConfigError(
+            f"config.ema.rate={rate} and config.ema.half_life_images={half_life} both say how long "
+            "the average remembers; leave out the rate, or set config.ema.half_life_images=None"
+        )
+    kind = MovingAverage if half_life is None else HalfLifeAverage
+    average, more = reader.build_all("ema", (kind, MoreAverages), fixed={"batch_size": batch_size})
+    return average, more
 
 
 @functools.cache

@@ -16,8 +16,8 @@ from training.checkpoints import Checkpoints
 # what.
 _MAY_CHANGE = (
     *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "dequantizer."),
-    *("discrete_bound.", "eval.", "guidance.", "likelihood.", "optim.", "sampling."),
-    *("task.", "training."),
+    *("discrete_bound.", "ema.snapshot_every", "eval.", "guidance.", "likelihood.", "optim."),
+    *("sampling.", "task.", "training."),
 )
 # Except for these: where the run started, and what decides the state of its optimizer.
 _FIXED = ("training.init_from", "optim.name")
@@ -85,6 +85,8 @@ class Workdir:
         self.samples = self.path / "samples"
         self.eval = self.path / "eval"
         self.moments = self.path / "moments"
+        self.averages = self.path / "ema"
+        self.snapshots = self.averages / "snapshots"
         self.statistics = self.path / "statistics"
         self.profile = self.path / "profile"
         if "://" in str(path):
@@ -180,6 +182,14 @@ class Workdir:
         old, new = flatten(saved, "."), flatten(config, ".")
         younger = [name for name in new if name not in old and new[name] is not None]
         return changed + [f"config.{name} is new, {new[name]!r}" for name in younger]
+
+    def misfits(self, config: dict[str, Any]) -> list[str]:
+        """Return a phrase for each field in which a saved `config` is that of another run."""
+        return [
+            phrase
+            for name, phrase in differences(config, self._read())
+            if not self._may_differ(name, training=True)
+        ]
 
     def check_images(self, fingerprint: str) -> None:
         """Raise WorkdirError unless the run was trained on the images with this fingerprint."""

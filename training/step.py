@@ -1,8 +1,8 @@
-"""One training step: the state, the moving average, and their jitted update.
+"""One training step: the state, and its jitted update.
 
     loss    L(params) = mean over the batch of losses(key, denoiser(params), x0)
     params  <- params + optimizer(grad L)
-    ema     <- ema + (1 - rate) (params - ema)
+    averages of the parameters follow (`training.averages`)
 
 Randomness is `fold_in(base key, step)`. The state keeps no key, so a run resumed at step k equals
 the run that never stopped, bit for bit.
@@ -10,7 +10,7 @@ the run that never stopped, bit for bit.
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from errors import require_in
 from training.accumulation import accumulated_gradient
+from training.averages import ExponentialAverage, MoreAverages
 from training.objective import FIRST, Context, Objective
 from training.optimizers import Optimizer
 from training.parallel import DataParallel
@@ -28,7 +28,8 @@ from training.parallel import DataParallel
 class TrainState(NamedTuple):
     """All that training changes; checkpoints hold it whole.
 
-    `objective` is the objective's own state, () if it keeps none.
+    `objective` is the objective's own state, () if it keeps none. `ema_params` is the main average
+    of the parameters; `averages` holds further ones by name.
     """
 
     step: Int[Array, ""]
@@ -36,6 +37,7 @@ class TrainState(NamedTuple):
     ema_params: Any
     opt_state: Any
     objective: Any
+    averages: dict[str, Any]
 
 
 class Parameters(NamedTuple):
@@ -43,30 +45,6 @@ class Parameters(NamedTuple):
 
     params: Any
     ema_params: Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class MovingAverage:
-    """Exponential moving average of the parameters, used for sampling and evaluation.
-
-    Args:
-        rate: weight of the old average.
-        warmup: whether the rate at update n is min(rate, (1 + n) / (10 + n)), so that early
-            averages follow the network rather than remember its initialization.
-    """
-
-    rate: float = 0.9999
-    warmup: bool = True
-
-    def __post_init__(self) -> None:
-        require_in("rate", self.rate, "[0, 1)")
-
-    def update(self, average: Any, params: Any, step: Int[Array, ""]) -> Any:
-        """Return the average after update number `step`."""
-        rate = jnp.float32(self.rate)
-        if self.warmup:
-            rate = jnp.minimum(rate, (1.0 + step) / (10.0 + step))
-        return jax.tree.map(lambda a, p: a + (1 - rate).astype(a.dtype) * (p - a), average, params)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +56,8 @@ class Trainer:
         denoiser: a Denoiser from (parameters, dropout key or None).
         loss: the objective, such as one of losses.LOSSES.
         optimizer: the update rule with its learning rate.
-        average: the moving average of the parameters.
+        average: the main average of the parameters, for sampling and evaluation.
+        more_averages: what is kept beside it.
         parallel: the devices.
         classes: number of classes of a class-conditional network, 0 for an unconditional one.
         label_dropout: probability of replacing a label by the null class, index `classes`.
@@ -89,11 +68,12 @@ class Trainer:
     denoiser: Callable[[Any, Key[Array, ""] | None], Any]
     loss: Objective
     optimizer: Optimizer
-    average: MovingAverage
+    average: ExponentialAverage
     parallel: DataParallel
     classes: int = 0
     label_dropout: float = 0.1
     accumulate: int = 1
+    more_averages: MoreAverages = field(default_factory=MoreAverages)
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """Return a fresh state, made on the devices."""
@@ -103,9 +83,7 @@ class Trainer:
         """Return a state of parameters that were trained elsewhere, with a fresh optimizer."""
 
         def make(params: Any, ema_params: Any) -> TrainState:
-            opt_state = self.optimizer.init(params)
-            objective = self.loss.init_state()
-            return TrainState(jnp.int32(step), params, ema_params, opt_state, objective)
+            return self._first_state(jnp.int32(step), params, ema_params)
 
         return jax.jit(make, out_shardings=self.parallel.replicated)(params, ema_params)
 
@@ -169,8 +147,11 @@ class Trainer:
         params, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         averaged = self.optimizer.evaluation_params(opt_state, params)
         ema_params = self.average.update(state.ema_params, averaged, state.step)
+        averages = self.more_averages.update(state.averages, averaged, state.step)
         scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate}
-        return TrainState(state.step + 1, params, ema_params, opt_state, objective), scalars
+        return TrainState(
+            state.step + 1, params, ema_params, opt_state, objective, averages
+        ), scalars
 
     def gradient(
         self,
@@ -232,6 +213,15 @@ class Trainer:
     def _init_state(self, key: Key[Array, ""]) -> TrainState:
         params = self.init(key)
         # The average has its own buffer, because a donated state must not hold one twice.
-        ema_params = jax.tree.map(jnp.copy, params)
-        opt_state, objective = self.optimizer.init(params), self.loss.init_state()
-        return TrainState(jnp.int32(0), params, ema_params, opt_state, objective)
+        return self._first_state(jnp.int32(0), params, jax.tree.map(jnp.copy, params))
+
+    def _first_state(self, step: Int[Array, ""], params: Any, ema_params: Any) -> TrainState:
+        """Return a state in which averages start from `ema_params`."""
+        return TrainState(
+            step=step,
+            params=params,
+            ema_params=ema_params,
+            opt_state=self.optimizer.init(params),
+            objective=self.loss.init_state(),
+            averages=self.more_averages.init(ema_params),
+        )
