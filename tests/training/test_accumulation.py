@@ -14,11 +14,12 @@ from denoising import Denoiser
 from losses import ScoreMatching
 from objectives.times import LossAwareBins
 from sde_lib import VPSDE
+from training.averages import MovingAverage
 from training.objective import Context, Losses, Objective
 from training.optimizers import Lion, Optimizer, ScheduleFreeAdamW
 from training.parallel import DataParallel
 from training.schedules import Constant
-from training.step import MovingAverage, Trainer
+from training.step import Trainer
 
 KEY = jax.random.key(0)
 FOUR = DataParallel.over_all_devices()
