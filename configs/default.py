@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     model.embedding = placeholder(str)
     model.fourier_scale = placeholder(float)
     model.num_classes = placeholder(int)
+    model.augment_labels = placeholder(int)  # 9 for a network that sees config.augmentation
     model.activation = placeholder(str)
     model.skip_rescale = placeholder(bool)
     model.init_scale = placeholder(float)
@@ -105,6 +106,17 @@ def get_config() -> ConfigDict:
     data.centered = True  # scale images to [-1, 1]; otherwise to [0, 1]
     data.random_flip = False
     data.dequantize = True  # add uniform noise of one gray level in training
+
+    # Non-leaky augmentation of training images, whose labels the network sees; see
+    # training/augmentation.py. config.model.augment_labels=9 makes the input for them.
+    config.augmentation = augmentation = ConfigDict()
+    augmentation.probability = 0.0  # of each kind but x_flip, for each image; 0 for none
+    augmentation.x_flip = True  # of half of the images
+    augmentation.y_flip = True
+    augmentation.scale = 0.2  # standard deviation of log2 of the scale
+    augmentation.rotation = 1.0  # largest angle over half a turn
+    augmentation.anisotropy = 0.2  # standard deviation of log2 of the stretch
+    augmentation.translation = 0.125  # standard deviation over the image's size
 
     config.training = training = ConfigDict()
     training.batch_size = 128  # images, over all devices

@@ -24,6 +24,12 @@ from training.parallel import DataParallel
 # One of losses.LOSSES: losses of single images from (key, denoiser, batch).
 LossFunction = Callable[[Key[Array, ""], Any, Float[Array, "batch ..."]], Float[Array, "batch"]]
 
+# From a key and a batch to the augmented batch and its labels (batch, n).
+Augment = Callable[
+    [Key[Array, ""], Float[Array, "batch ..."]],
+    tuple[Float[Array, "batch ..."], Float[Array, "batch augment"]],
+]
+
 
 class TrainState(NamedTuple):
     """All that training changes; checkpoints hold it whole."""
@@ -116,6 +122,7 @@ class Trainer:
         parallel: the devices.
         classes: number of classes of a class-conditional network, 0 for an unconditional one.
         label_dropout: probability of replacing a label by the null class, index `classes`.
+        augment: transforms the batch, and gives the labels for the denoiser; None for none.
     """
 
     init: Callable[[Key[Array, ""]], Any]
@@ -126,6 +133,7 @@ class Trainer:
     parallel: DataParallel
     classes: int = 0
     label_dropout: float = 0.1
+    augment: Augment | None = None
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """Return a fresh state, made on the devices."""
@@ -184,6 +192,9 @@ class Trainer:
             dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
             labels = jnp.where(dropped, self.classes, labels)
             denoiser = dataclasses.replace(denoiser, labels=labels)
+        if self.augment is not None:
+            batch, augment_labels = self.augment(jax.random.fold_in(dropout_key, 1), batch)
+            denoiser = dataclasses.replace(denoiser, augment_labels=augment_labels)
         return jnp.mean(self.loss(loss_key, denoiser, batch))
 
     def _init_state(self, key: Key[Array, ""]) -> TrainState:

@@ -37,6 +37,7 @@ from sde_lib import SDES
 from solvers import ADAPTIVE, SOLVERS
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
 from time_grids import Schedule
+from training.augmentation import Augmentation
 from training.step import MovingAverage, Optimizer
 
 # section -> the classes that are built from it, and the fields by which they are chosen.
@@ -48,6 +49,7 @@ OWNERS = {
     "optim": ([Optimizer], set()),
     "ema": ([MovingAverage], set()),
     "data": ([DataOptions], {"name"}),
+    "augmentation": ([Augmentation], set()),
     "training": ([TrainingOptions], set()),
     "sampling": (
         [

@@ -7,6 +7,7 @@ files as torch.save and diffusers write them.
     widths_names.json.gz    names and shapes at widths 32, 64 and 128, and config.json of diffusers
     widths_outputs.npz      outputs in float64, of EDM's networks without their preconditioners, and
                             of diffusers 0.14.0, those of NCSN++ times sigma
+    augmented_outputs.npz   outputs of EDM's networks alike, for the augmentation labels of the test
 
 For these, the generator computed embeddings, softmax and filters in float64 too, where the
 originals cast to float32.
@@ -93,8 +94,8 @@ VP = Process(VPSDE(), "eps", "timestep_999")
 VE = Process(VESDE(sigma_min=0.01, sigma_max=50.0), "scaled_score", "log_sigma", centered=False)
 EDM = Process(VESDE(sigma_min=0.002, sigma_max=80.0), "edm", "edm")
 EDM_CASES = {
-    "edm_song": (VP, NCSNpp(**SONG, **SKIP, num_classes=3), [1, 3]),
-    "edm_adm": (EDM, ADM(**DHARIWAL, num_classes=3), [2, 3]),
+    "edm_song": (VP, NCSNpp(**SONG, **SKIP, num_classes=3, augment_labels=9), [1, 3]),
+    "edm_adm": (EDM, ADM(**DHARIWAL, num_classes=3, augment_labels=9), [2, 3]),
 }
 EDM_FILE = NCSNpp(**SONG | {"features": 8, "channel_multipliers": (1, 1)}, **NCSN)
 
@@ -127,6 +128,33 @@ def test_networks_of_edm_denoise_as_the_originals(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", EDM_CASES)
+def test_networks_of_edm_see_augmentation_as_the_originals(name):
+    content = {key.removeprefix("model."): value for key, value in tree(name).items()}
+    network = EDM_CASES[name][1]
+    params = imported(edm, content, network)
+    if "map_label.bias" in content:
+        params = params | {"classes": {"table": classes_in_float64(content)}}
+    labels = np.random.default_rng(9).normal(size=(2, 9))
+    with jax.enable_x64(True), np.load(DATA / "augmented_outputs.npz") as outputs:
+        given = (np.float64(images()), np.float64(LABEL), np.array([1, 2]))
+        params = jax.tree.map(np.float64, params)
+        y = compiled(network)(params, *given, augment_labels=labels)
+        assert np.max(np.abs(y - outputs[name])) < 1e-10 * np.max(np.abs(outputs[name]))
+        plain, zero = (
+            compiled(network)(params, *given, augment_labels=given_labels)
+            for given_labels in (None, np.zeros((2, 9)))
+        )
+        np.testing.assert_array_equal(plain, zero)
+
+
+@pytest.mark.slow
+def test_a_network_trained_without_augmentation_has_no_input_for_its_labels():
+    with pytest.raises(ValueError, match=r"missing: map_augment.weight .*augment_labels=0'$"):
+        imported(edm, read.read(DATA / "edm.pt"), EDM_FILE.clone(augment_labels=9))
+
+
+@pytest.mark.slow
 def test_a_file_of_edm_denoises_as_the_original():
     params = imported(edm, read.read(DATA / "edm.pt"), EDM_FILE)
     assert_close(denoised(VE, EDM_FILE, params, None), "file_edm")
@@ -153,6 +181,7 @@ def test_labels_of_edm_that_do_not_fit_one_another_are_refused():
         ({"num_classes": 0}, r"surplus: map_label.weight \(4, 16\)"),
         ({"num_classes": 5}, r"map_label.weight \(4, 16\) for classes/table \(6, 16\)"),
         ({"progressive_input": "residual"}, "config.model.resample='plain'.*fir_kernel"),
+        ({"augment_labels": 0}, r"surplus: map_augment.weight \(16, 9\). Set '--.*labels=9'$"),
     ],
 )
 def test_settings_that_edm_does_not_have_are_refused(fields, message):
