@@ -136,6 +136,8 @@ def get_config() -> ConfigDict:
 
     config.training = training = ConfigDict()
     training.batch_size = 128  # images, over all devices
+    # batch_size of the published numbers; training with another one says so. 0 for no numbers
+    training.published_batch_size = 0
     training.steps = 1000
     training.label_dropout = 0.1  # probability that a class-conditional network sees no class
     training.log_every = 50  # steps

@@ -83,6 +83,7 @@ class TrainingOptions:
 
     Args:
         batch_size: images per step, over all devices.
+        published_batch_size: the batch size of the configuration's published numbers; 0 for none.
         steps: number of steps.
         label_dropout: probability that a class-conditional network sees no class.
         log_every, checkpoint_every, sample_every: steps; sample_every=0 draws no samples.
@@ -95,6 +96,7 @@ class TrainingOptions:
     """
 
     batch_size: int = 128
+    published_batch_size: int = 0
     steps: int = 1000
     label_dropout: float = 0.1
     log_every: int = 50
@@ -108,6 +110,7 @@ class TrainingOptions:
         require_in("steps", self.steps, "[1, 2147483647]")  # counted in int32
         _require_all_in(self, "[1, inf)", "log_every", "checkpoint_every", "sample_count")
         _require_all_in(self, "[0, inf)", "keep_checkpoints", "sample_every")
+        require_in("published_batch_size", self.published_batch_size, "[0, inf)")
         require_in("label_dropout", self.label_dropout, "[0, 1)")
 
 

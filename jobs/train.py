@@ -131,6 +131,7 @@ def _train(
     if step >= last:
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
         return False
+    _report_batch_size(job.options)
     for change in changes:
         print(f"changed from step {step} on: {change}")
     workdir.save_config(job.config, images=images, changes=changes, step=step)
@@ -155,6 +156,17 @@ def _train(
         sys.exit(128 + stop[0])
     print(f"trained {last} steps")
     return True
+
+
+def _report_batch_size(options: TrainingOptions) -> None:
+    """Warn of a batch size other than that of the published numbers."""
+    ours, published = options.batch_size, options.published_batch_size
+    if published and ours != published:
+        print(
+            f"warning: config.training.batch_size={ours}, but the published numbers were made with "
+            f"{published}; docs/recipes.md says what changes",
+            file=sys.stderr,
+        )
 
 
 def _initial_state(job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints) -> TrainState:

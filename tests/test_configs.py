@@ -61,12 +61,13 @@ PUBLISHED = {
     "vp_celebahq_256": 111_569_923,
 }
 
-# Of other papers. Ours have a row for "no class", and EDM's frequencies are parameters.
+# Of other papers. Ours have a row for "no class", and EDM's frequencies are parameters. EDM's have a
+# matrix for 9 augmentation labels, which was counted apart.
 ELSEWHERE = {
-    "edm_cifar10:ddpmpp": 55_732_739,
-    "edm_cifar10:ddpmpp_conditional": 55_734_147,
-    "edm_cifar10:ncsnpp_conditional": 56_398_339 + 128,
-    "edm_ffhq_64:ddpmpp": DDPMPP,
+    "edm_cifar10:ddpmpp": 55_732_739 + 9 * 128,
+    "edm_cifar10:ddpmpp_conditional": 55_734_147 + 9 * 128,
+    "edm_cifar10:ncsnpp_conditional": 56_398_339 + 128 + 9 * 256,
+    "edm_ffhq_64:ddpmpp": DDPMPP + 9 * 128,
     "iddpm_cifar10": 52_546_438,
     "adm_imagenet:64": 295_904_454 + 4 * 192,
     "edm_imagenet_64:adm": 295_904_454 + 4 * 192,
