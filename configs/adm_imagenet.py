@@ -91,11 +91,11 @@ def adm_process(config: ConfigDict, *, schedule: str) -> None:
     config.discrete_bound.variance = "learned"
     config.sampling.clip = "range"
     config.denoiser.parameterization = "eps_learned_variance"
+    config.loss.name = "hybrid"
 
 
 def adm_training(config: ConfigDict, *, lr: float, batch_size: int, steps: int) -> None:
-    """Set the training of Improved DDPM and ADM: L_hybrid, Adam as it is, and a plain average."""
-    config.loss.name = "hybrid"
+    """Set the training of Improved DDPM and ADM: Adam without warm-up or clipping."""
     config.optim.lr = lr
     config.optim.warmup = 0
     config.optim.grad_clip = 0.0
