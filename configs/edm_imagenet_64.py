@@ -49,6 +49,7 @@ def get_config(variant: str = "edm") -> ConfigDict:
         config.sampling.s_churn = 80.0
         config.denoiser.parameterization = "iddpm"
         config.denoiser.conditioning = "iddpm"
+        config.training.published_batch_size = 0
     else:
         config.model.learned_variance = False
         config.model.dropout = 0.1
