@@ -10,10 +10,10 @@ python main.py --config=configs/edm_cifar10.py --mode=sample --workdir=runs/edm
     ncsnpp               uncond-ve                      56.4M   1.98
     ncsnpp_conditional   cond-ve                        56.4M   1.79
 
-Training is the published one: `edm_training` below has its fields, docs/recipes.md compares it. FILE
-is a state dict made from EDM's pickle, which is code (`published/edm.py` explains how). The figures
-are those published, with EDM's sampler and 35 network evaluations; none was measured with this
-code.
+Training is the published one: `edm_training` below has its fields, docs/recipes.md its figures.
+FILE is a state dict made from EDM's pickle, which is code (`published/edm.py` explains how). The
+figures are those published, with EDM's sampler and 35 network evaluations; none was measured with
+this code.
 """
 
 import math

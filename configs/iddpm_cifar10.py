@@ -4,9 +4,9 @@ python main.py --config=configs/iddpm_cifar10.py --mode=train
 python main.py --config=configs/iddpm_cifar10.py --mode=import --source=FILE --workdir=runs/iddpm
 python main.py --config=configs/iddpm_cifar10.py --mode=sample --workdir=runs/iddpm
 
-    variant   file                             objective                 FID     bits/dim
-    hybrid    cifar10_uncond_50M_500K.pt       L_hybrid                   3.19   3.17   (the default)
-    vlb       cifar10_uncond_vlb_50M_500K.pt   L_vlb, loss-aware times   11.47   2.94
+    variant   file                             objective                FID     bits/dim
+    hybrid    cifar10_uncond_50M_500K.pt       L_hybrid                  3.19   3.17   (default)
+    vlb       cifar10_uncond_vlb_50M_500K.pt   L_vlb, loss-aware times  11.47   2.94
 
 Both have 52.5M parameters and 4000 timesteps of the cosine schedule. Training is the published one.
 The figures are those published; none was measured with this code.
@@ -15,7 +15,6 @@ The figures are those published; none was measured with this code.
 from ml_collections import ConfigDict
 
 from configs import _song2021, adm_imagenet
-
 
 VARIANTS = ("hybrid", "vlb")
 

@@ -64,8 +64,8 @@ PUBLISHED = {
     "vp_celebahq_256": 111_569_923,
 }
 
-# Of other papers. Ours have a row for "no class", and EDM's frequencies are parameters. EDM's have a
-# matrix for 9 augmentation labels, which was counted apart.
+# Of other papers. Ours have a row for "no class", and EDM's frequencies are parameters. The matrix
+# for EDM's 9 augmentation labels was counted apart.
 ELSEWHERE = {
     "edm_cifar10:ddpmpp": 55_732_739 + 9 * 128,
     "edm_cifar10:ddpmpp_conditional": 55_734_147 + 9 * 128,

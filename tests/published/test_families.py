@@ -7,6 +7,9 @@ files as torch.save and diffusers write them.
     widths_names.json.gz    names and shapes at widths 32, 64 and 128, and config.json of diffusers
     widths_outputs.npz      outputs in float64, of EDM's networks without their preconditioners, and
                             of diffusers 0.14.0, those of NCSN++ times sigma
+    edm_training.npz        losses of the two images, and the gradient of their mean with respect to
+                            map_augment.weight, of EDMLoss, AugmentPipe and EDMPrecond in float64,
+                            with the random numbers
     augmented_outputs.npz   outputs of EDM's networks alike, for the augmentation labels of the test
 
 For these, the generator computed embeddings, softmax and filters in float64 too, where the
@@ -22,18 +25,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import abstract_params, compiled
+from networks import abstract_params, compiled, evaluator, quick_jit
 from published_files import DATA, LABEL, SIZE, TIMES, TOLERANCE, drawn, images
 
 from denoising import Denoiser
 from errors import FileError
+from losses import Noise, ScoreMatching
 from models.adm import ADM
 from models.adm_classifier import ADMClassifier
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
+from objectives.weights import EDM as EDMWeight
 from published import diffusers, edm, openai
 from published.formats import read
-from sde_lib import VESDE, VPSDE
+from sde_lib import EDMSDE, VESDE, VPSDE
+from training.augmentation import Augmentation, Transform
+from training.objective import FIRST
 
 NAMES = json.loads(gzip.decompress((DATA / "families_names.json.gz").read_bytes()))
 
@@ -146,6 +153,43 @@ def test_networks_of_edm_see_augmentation_as_the_originals(name):
             for given_labels in (None, np.zeros((2, 9)))
         )
         np.testing.assert_array_equal(plain, zero)
+
+
+@pytest.mark.slow
+def test_edm_trains_as_the_original():
+    """Augmentation, preconditioning, weight and labels: the loss of each image, and a gradient."""
+    network = EDM_CASES["edm_song"][1]
+    content = {key.removeprefix("model."): value for key, value in tree("edm_song").items()}
+    params = imported(edm, content, network) | {"classes": {"table": classes_in_float64(content)}}
+    loss = ScoreMatching(weight=EDMWeight(), reduction="sum")
+    with jax.enable_x64(True), np.load(DATA / "edm_training.npz") as theirs:
+        sde = EDMSDE(sigma_max=80.0)
+        transform = Transform(*(jnp.asarray(theirs[name]) for name in Transform._fields))
+        x0 = jax.vmap(Augmentation().apply)(jnp.float64(images()), transform)
+        drawn_noise = Noise(jnp.asarray(theirs["sigma"] / 80), jnp.asarray(theirs["eps"]))
+
+        def objective(augmentation, params):
+            denoiser = Denoiser(
+                sde=sde,
+                network=functools.partial(
+                    evaluator(network), params | {"augmentation": augmentation}
+                ),
+                labels=jnp.array([1, 2]),
+                augment_labels=transform.labels,
+                parameterization="edm",
+                conditioning="edm",
+            )
+            losses = loss.evaluate(jax.random.key(0), drawn_noise, denoiser, x0, FIRST)
+            return jnp.mean(losses), losses
+
+        params = jax.tree.map(np.float64, params)
+        gradient, losses = quick_jit(jax.grad(objective, has_aux=True))(
+            params["augmentation"], params
+        )
+        # Images of 8 pixels reach beyond the padding of theirs, by the filter's last taps.
+        np.testing.assert_allclose(losses, theirs["loss"], rtol=1e-8)
+        error = np.abs(gradient["kernel"] - theirs["gradient"])
+        assert error.max() < 1e-7 * np.abs(theirs["gradient"]).max()
 
 
 @pytest.mark.slow
