@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from data.batches import TrainingBatches
@@ -162,10 +163,10 @@ def _report_batch_size(options: TrainingOptions) -> None:
     """Warn of a batch size other than that of the published numbers."""
     ours, published = options.batch_size, options.published_batch_size
     if published and ours != published:
-        print(
-            f"warning: config.training.batch_size={ours}, but the published numbers were made with "
-            f"{published}; docs/recipes.md says what changes",
-            file=sys.stderr,
+        logging.warning(
+            "config.training.batch_size=%d, but the published numbers of this configuration were "
+            "made with %d; docs/recipes.md says what changes",
+            *(ours, published),
         )
 
 

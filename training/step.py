@@ -200,7 +200,8 @@ class Trainer:
             labels = jnp.where(dropped, self.classes, labels)
             denoiser = dataclasses.replace(denoiser, labels=labels)
         if self.augment is not None:
-            batch, augment_labels = self.augment(jax.random.fold_in(dropout_key, 1), batch)
+            # `split` has taken the numbers 0 and 1 of this key.
+            batch, augment_labels = self.augment(jax.random.fold_in(key, 2), batch)
             denoiser = dataclasses.replace(denoiser, augment_labels=augment_labels)
         losses = self.loss(loss_key, denoiser, batch, context)
         return jnp.mean(losses.values), losses.state
