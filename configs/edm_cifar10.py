@@ -73,7 +73,7 @@ def edm_training(
     images: float = 200e6,
     half_life_images: float = 0.5e6,
 ) -> None:
-    """Set EDM's objective, augmentation, optimizer and average, for so many images in all."""
+    """Set EDM's objective, augmentation, optimizer and average; it sees `images` in all."""
     config.times.name = "log_normal"
     config.times.mean = -1.2
     config.times.std = 1.2

@@ -128,7 +128,7 @@ TINY = {
     "model.blocks_per_resolution": 1,
     "model.attention_resolutions": (),
 }
-# Trained, but for those that are traced alone: compiling each takes seconds.
+# Compiling each takes seconds, so some are traced only.
 TRAINED = ("iddpm_cifar10:vlb", "iddpm_imagenet_64:conditional")
 TRACED = ("vp_cifar10:ddpm", "ve_cifar10:ncsnpp_continuous", "edm_imagenet_64:edm", "adm_imagenet")
 

@@ -36,7 +36,7 @@ def transform(batch=1, **fields):
 
 
 def labels_of(augmentation, count):
-    """The labels of so many images."""
+    """The labels of `count` images."""
     draw = functools.partial(augmentation.draw, dtype=np.float32)
     return np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(3), count)).labels)
 
