@@ -38,7 +38,7 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    "train": Mode("train"),
+    "train": Mode("train", flags=("profile",)),
     "eval": Mode("evaluate"),
     "sample": Mode("sample", flags=("num_samples", "checkpoint", "gif", "png")),
     "check": Mode("check", flags=("num_samples",)),
@@ -70,6 +70,9 @@ flags.DEFINE_enum(
     "64x64_diffusion.pt alone.",
 )
 flags.DEFINE_string("target", None, "export: the .pth to write. stats: the .npz to write.")
+flags.DEFINE_string(
+    "profile", None, "train: steps FIRST:LAST to trace with jax.profiler, into WORKDIR/profile."
+)
 flags.DEFINE_integer("num_samples", 64, "sample, check: number of images.")
 flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
 flags.DEFINE_boolean("png", False, "sample: also write each image as a PNG.")

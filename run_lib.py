@@ -29,7 +29,8 @@ from files.pictures import image_grid, write_gif, write_png, write_png_folder
 from files.writing import write_json, write_npz
 from jobs.moments import measure_moments
 from jobs.plan import describe
-from jobs.restore import load_checkpoint, load_moments, restore_state
+from jobs.profile import ProfiledSteps
+from jobs.restore import load_checkpoint, load_moments, restore_parameters
 from jobs.sample import TaskRun, draw_plain
 from jobs.train import classifier_job, model_job
 from jobs.train import train as run_job
@@ -43,10 +44,11 @@ _ANIMATED = 100  # images that an animation shows
 _FRAMES = 40  # snapshots of an animation
 
 
-def train(experiment: Experiment, workdir: Workdir) -> None:
+def train(experiment: Experiment, workdir: Workdir, *, profile: str | None = None) -> None:
     """Train to `config.training.steps`, from the latest good checkpoint in the workdir if any.
 
-    SIGTERM and Ctrl-C save a checkpoint and exit with status 128 + the signal's number.
+    SIGTERM and Ctrl-C save a checkpoint and exit with status 128 + the signal's number. `profile`,
+    such as "10:15", names the first and the last step of a trace.
 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
@@ -60,7 +62,8 @@ def train(experiment: Experiment, workdir: Workdir) -> None:
             "that nothing would train them; it is for imported networks. Train with "
             "eps_learned_variance or edm"
         )
-    if run_job(model_job(experiment), workdir):
+    profiled = ProfiledSteps.parse(profile) if profile is not None else None
+    if run_job(model_job(experiment), workdir, profiled):
         print(f"samples are in {workdir.samples}; next: --mode=eval or --mode=sample")
 
 
@@ -206,7 +209,7 @@ def moments(experiment: Experiment, workdir: Workdir, *, checkpoint: int | None 
     """
     workdir.check(experiment.config, training=False)
     model_job(experiment).batches()  # missing data are an error now
-    restored = restore_state(experiment, workdir, checkpoint)
+    restored = restore_parameters(experiment, workdir, checkpoint)
     denoiser = experiment.model.denoiser(restored.state.ema_params)
     file = workdir.moments / f"{restored.step}.npz"
     try:
@@ -315,7 +318,7 @@ def export_checkpoint(
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is written.
     """
-    restored = restore_state(experiment, workdir, checkpoint)
+    restored = restore_parameters(experiment, workdir, checkpoint)
     if target.exists():
         raise ConfigError(f"--target={target} exists already; give the name of a new file")
     try:

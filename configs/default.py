@@ -106,13 +106,29 @@ def get_config() -> ConfigDict:
     weight.bias = placeholder(float)  # sigmoid: the log-SNR of weight 1/2
 
     config.optim = optim = ConfigDict()
-    optim.lr = 2e-4
-    optim.warmup = 5000  # steps
-    optim.decay = "constant"  # constant, cosine
+    # adam, adamw, radam, schedule_free_adamw, lion, muon, sgd, adafactor; their fields are
+    # documented in training/optimizers.py
+    optim.name = "adam"
+    optim.lr = 2e-4  # after warm-up
+    optim.schedule = "constant"  # constant, cosine (to 0 at the last step), inverse_sqrt
+    optim.warmup = placeholder(int)  # steps; 5000 unless warmup_images is given
+    optim.warmup_images = placeholder(float)  # warm-up in images instead of steps
+    optim.t_ref = placeholder(float)  # inverse_sqrt: the step from which the rate falls
     optim.grad_clip = 1.0  # global norm; 0 for none
-    optim.beta1 = 0.9
-    optim.beta2 = 0.999
-    optim.eps = 1e-8
+    optim.beta1 = placeholder(float)
+    optim.beta2 = placeholder(float)
+    optim.eps = placeholder(float)
+    optim.weight_decay = placeholder(float)  # times the learning rate
+    optim.decay_matrices_only = placeholder(bool)
+    optim.weight_lr_power = placeholder(float)  # schedule_free_adamw
+    optim.momentum = placeholder(float)  # muon, sgd, adafactor
+    optim.nesterov = placeholder(bool)  # muon, sgd
+    optim.ns_steps = placeholder(int)  # muon: steps that orthogonalize
+    optim.update_rms = placeholder(float)  # muon
+    optim.decay_rate = placeholder(float)  # adafactor, as all below
+    optim.min_dim_size_to_factor = placeholder(int)
+    optim.multiply_by_parameter_scale = placeholder(bool)
+    optim.clipping_threshold = placeholder(float)
 
     config.ema = ema = ConfigDict()
     ema.rate = 0.9999  # per step
@@ -145,6 +161,9 @@ def get_config() -> ConfigDict:
     # batch_size of the published numbers; training with another one says so. 0 for no numbers
     training.published_batch_size = 0
     training.steps = 1000
+    training.accumulate = 1  # parts of a batch whose gradients are added up, to save memory
+    training.steps_per_call = 1  # steps that the device runs without waiting for Python
+    training.prefetch = 2  # batches made ahead by a thread; 0 for none
     training.label_dropout = 0.1  # probability that a class-conditional network sees no class
     training.log_every = 50  # steps
     training.checkpoint_every = 1000  # steps

@@ -48,7 +48,7 @@ def get_config(variant: str = "unet") -> ConfigDict:
 
     config.times.name = "stratified"
     config.optim.warmup = 100
-    config.optim.decay = "cosine"
+    config.optim.schedule = "cosine"
     config.ema.rate = 0.995
 
     config.training.batch_size = 64

@@ -47,8 +47,10 @@ from objectives.weights import WEIGHTS
 from sde_lib import SDE, SDES
 from time_grids import Schedule
 from training.augmentation import LABELS, Augmentation
+from training.optimizers import OPTIMIZERS, Optimizer
 from training.parallel import DataParallel
-from training.step import MovingAverage, Optimizer, Trainer
+from training.schedules import SCHEDULES, Cosine
+from training.step import MovingAverage, Trainer
 
 # Held in memory for each sample: its features, at least so many bytes. Its image is on disk.
 FEATURE_BYTES = 256
@@ -79,6 +81,11 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
             parallel.check_batch(batch_size, "batch_size")
             require_memory("batch_size", batch_size, 4 * batch_size * data.size)
     with config_errors("training"):
+        parallel.check_parts(training.batch_size, training.accumulate, "accumulate")
+        waiting = (training.prefetch + 1) * training.batch_size
+        size = 4 * waiting * training.steps_per_call * data.size
+        require_memory("steps_per_call", training.steps_per_call, size)
+    with config_errors("training"):
         require_memory("sample_count", training.sample_count, 4 * training.sample_count * data.size)
     with config_errors("eval"):
         require_memory("samples", evaluation.samples, evaluation.samples * FEATURE_BYTES)
@@ -99,12 +106,13 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         init=partial(_init_network, model.network, data.shape),
         denoiser=model.denoiser,
         loss=loss,
-        optimizer=reader.build("optim", Optimizer).chain(training.steps),
+        optimizer=_build_optimizer(reader, training),
         average=average,
         parallel=parallel,
         classes=model.num_classes,
         label_dropout=training.label_dropout,
         augment=_build_augmentation(reader, model.network),
+        accumulate=training.accumulate,
     )
     likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions))
     experiment = Experiment(
@@ -158,6 +166,15 @@ def _check_objective(reader: Reader, loss: NoiseObjective, data: Data) -> None:
         raise ConfigError(
             f"config.loss.name={name!r} needs images on gray levels; set "
             "config.data.dequantize=False"
+        )
+
+
+def _build_optimizer(reader: Reader, training: TrainingOptions) -> Optimizer:
+    kinds = reader.lookup("optim", OPTIMIZERS), reader.lookup("optim", SCHEDULES, "schedule")
+    rule, rate = reader.build_all("optim", kinds, ignore={"name", "schedule"})
+    with config_errors("optim"):
+        return Optimizer(
+            rule=rule, learning_rate=rate, steps=training.steps, batch_size=training.batch_size
         )
 
 
@@ -317,7 +334,9 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
         "classifier", (kind, CrossEntropy, ClassifierOptions), ignore={"name"}
     )
     with config_errors("classifier"):
-        optimizer = Optimizer(lr=options.lr, warmup=options.warmup, decay="cosine")
+        optimizer = Optimizer(
+            learning_rate=Cosine(lr=options.lr, warmup=options.warmup), steps=options.steps
+        )
 
     output = _classifier_function(network)
 
@@ -334,7 +353,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
         init=partial(_init_network, network, data.shape),
         denoiser=classifier,
         loss=loss,
-        optimizer=optimizer.chain(options.steps),
+        optimizer=optimizer,
         average=MovingAverage(rate=0.99),
         parallel=data.parallel,
         classes=network.num_classes,

@@ -85,6 +85,9 @@ class TrainingOptions:
         batch_size: images per step, over all devices.
         published_batch_size: the batch size of the configuration's published numbers; 0 for none.
         steps: number of steps.
+        accumulate: parts of a batch whose gradients are added up, to save memory.
+        steps_per_call: steps that the device runs without waiting for Python.
+        prefetch: batches, or groups of `steps_per_call`, made ahead by a thread; 0 for none.
         label_dropout: probability that a class-conditional network sees no class.
         log_every, checkpoint_every, sample_every: steps; sample_every=0 draws no samples.
         keep_checkpoints: number of checkpoints kept, the latest; 0 for all.
@@ -92,12 +95,16 @@ class TrainingOptions:
         init_from: RUN or RUN:STEP, the folder of a run whose parameters a new run starts with.
 
     Raises:
-        ValueError: for a number out of range.
+        ValueError: for a number out of range, or more steps per call than from one log, checkpoint
+            or sample to the next.
     """
 
     batch_size: int = 128
     published_batch_size: int = 0
     steps: int = 1000
+    accumulate: int = 1
+    steps_per_call: int = 1
+    prefetch: int = 2
     label_dropout: float = 0.1
     log_every: int = 50
     checkpoint_every: int = 1000
@@ -111,7 +118,16 @@ class TrainingOptions:
         _require_all_in(self, "[1, inf)", "log_every", "checkpoint_every", "sample_count")
         _require_all_in(self, "[0, inf)", "keep_checkpoints", "sample_every")
         require_in("published_batch_size", self.published_batch_size, "[0, inf)")
+        _require_all_in(self, "[1, inf)", "accumulate", "steps_per_call")
+        require_in("prefetch", self.prefetch, "[0, 1000]")
         require_in("label_dropout", self.label_dropout, "[0, 1)")
+        for name in ("log_every", "checkpoint_every", "sample_every"):
+            if 0 < getattr(self, name) < self.steps_per_call:
+                raise ValueError(
+                    f"steps_per_call={self.steps_per_call} is more than {name}="
+                    f"{getattr(self, name)}, and no call goes past such a step; lower "
+                    f"config.training.steps_per_call or raise config.training.{name}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

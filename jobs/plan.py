@@ -68,11 +68,12 @@ def _memory(experiment: Experiment) -> str:
     """Return the memory per device: state, gradients, activations kept for the backward pass."""
     trainer = experiment.trainer
     state, batch = trainer.abstract_state(), abstract_batch(experiment)
+    part = jax.ShapeDtypeStruct((len(batch) // trainer.accumulate, *batch.shape[1:]), batch.dtype)
 
     def kept(params: Any, key: jax.Array, batch: jax.Array) -> Any:
         return jax.vjp(partial(trainer.objective, key=key, batch=batch), params)[1]
 
-    activations = _bytes(jax.eval_shape(kept, state.params, jax.random.key(0), batch))
+    activations = _bytes(jax.eval_shape(kept, state.params, jax.random.key(0), part))
     activations = max(activations - _bytes(state.params), 0) / experiment.parallel.devices
     static = _bytes(state) + _bytes(state.params)
     return (

@@ -20,16 +20,18 @@ from solvers.moments import EpsMoments
 from training.checkpoints import Checkpoints, Restored
 
 
-def restore_state(experiment: Experiment, workdir: Workdir, step: int | None = None) -> Restored:
-    """Return the training state of a checkpoint, by default the latest good one.
+def restore_parameters(
+    experiment: Experiment, workdir: Workdir, step: int | None = None
+) -> Restored:
+    """Return the `Parameters` of a checkpoint, by default the latest good one.
 
     Raises:
         WorkdirError: if the run has another network.
         CheckpointError: if there is no such checkpoint.
     """
     workdir.check(experiment.config, training=False)
-    template = experiment.trainer.abstract_state()
-    restored = Checkpoints(workdir.checkpoints).restore(template, step)
+    template = experiment.trainer.abstract_parameters()
+    restored = Checkpoints(workdir.checkpoints).restore(template, step, partial=True)
     if restored is None:
         raise CheckpointError(
             f"there is no checkpoint in --workdir={workdir.path} yet; run --mode=train or "
@@ -45,9 +47,9 @@ def load_checkpoint(
 
     Raises:
         ConfigError: if the sampler needs moments or a classifier that the run does not have.
-        WorkdirError, CheckpointError: as `restore_state`.
+        WorkdirError, CheckpointError: as `restore_parameters`.
     """
-    restored = restore_state(experiment, workdir, step)
+    restored = restore_parameters(experiment, workdir, step)
     moments, classifier, digests = None, None, {}
     if "moments" in experiment.sampler.needs:
         moments = load_moments(workdir, restored.step)
@@ -86,7 +88,8 @@ def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Cla
     model, folder = experiment.classifier, workdir.classifier
     model.check(experiment.data)
     folder.check(experiment.config, training=False)
-    restored = Checkpoints(folder.checkpoints).restore(model.trainer.abstract_state())
+    template = model.trainer.abstract_parameters()
+    restored = Checkpoints(folder.checkpoints).restore(template, partial=True)
     if restored is None:
         raise ConfigError(
             f"{field}='classifier', but there is none in {folder.path} yet; run "

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from files.writing import write_json
+from jobs.profile import ProfiledSteps, Profiler
 from jobs.workdir import Workdir
 from training.checkpoints import Checkpoints
 from training.metrics_log import MetricsLog, last_step
+from training.prefetch import prefetched
 from training.step import Trainer, TrainState
 
 
@@ -53,6 +56,11 @@ class TrainingJob:
     trainer: Trainer
     options: TrainingOptions
     sampler: Sampler | None
+
+    @property
+    def rate_section(self) -> str:
+        """The section of the configuration that holds the learning rate."""
+        return "optim" if self.section == "model" else self.section
 
     def batches(self) -> TrainingBatches:
         """Return the training stream.
@@ -94,6 +102,7 @@ def classifier_job(experiment: Experiment) -> TrainingJob:
         checkpoint_every=model.options.steps,
         keep_checkpoints=experiment.training.keep_checkpoints,
         sample_every=0,
+        prefetch=experiment.training.prefetch,
     )
     return TrainingJob(
         config=experiment.config,
@@ -106,9 +115,10 @@ def classifier_job(experiment: Experiment) -> TrainingJob:
     )
 
 
-def train(job: TrainingJob, workdir: Workdir) -> bool:
+def train(job: TrainingJob, workdir: Workdir, profiled: ProfiledSteps | None = None) -> bool:
     """Train to the last step; return False if the run was trained already.
 
+    `profiled` are steps to trace.
     SIGTERM and Ctrl-C save a checkpoint and exit with status 128 + the signal's number.
 
     Raises:
@@ -118,27 +128,39 @@ def train(job: TrainingJob, workdir: Workdir) -> bool:
     batches = job.batches()
     with workdir.locked(leads=job.data.parallel.leads):
         changes = workdir.check(job.config, training=True)
-        return _train(job, workdir, batches, changes)
+        return _train(job, workdir, batches, changes, profiled)
 
 
 def _train(
-    job: TrainingJob, workdir: Workdir, batches: TrainingBatches, changes: Sequence[str]
+    job: TrainingJob,
+    workdir: Workdir,
+    batches: TrainingBatches,
+    changes: Sequence[str],
+    profiled: ProfiledSteps | None,
 ) -> bool:
     images = job.data.images.fingerprint
     workdir.check_images(images)
     checkpoints = Checkpoints(workdir.checkpoints, keep=job.options.keep_checkpoints)
-    state = _initial_state(job, workdir, checkpoints)
+    state, origin = _initial_state(job, workdir, checkpoints)
     step, last = int(state.step), job.options.steps
     if step >= last:
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
         return False
     _report_batch_size(job.options)
+    if profiled is not None:
+        profiled.check(step, last)
     for change in changes:
         print(f"changed from step {step} on: {change}")
-    workdir.save_config(job.config, images=images, changes=changes, step=step)
+    workdir.save_config(job.config, images=images, changes=[*changes, *origin], step=step)
     if names := job.data.images.class_names:
         write_json(workdir.classes, {name: label for label, name in enumerate(names)})
-    log = MetricsLog(workdir.path, step=step)
+    if (warmup := job.trainer.optimizer.warmup_steps) > last:
+        logging.warning(
+            "the warm-up of %g steps is longer than the training of %d; the learning rate stays "
+            "below config.%s.lr. Lower the warm-up, or train longer",
+            *(warmup, last, job.rate_section),
+        )
+    log, profiler = MetricsLog(workdir.path, step=step), Profiler(profiled, workdir.profile)
     try:
         with (
             _stop_signals() as stop,
@@ -146,9 +168,11 @@ def _train(
                 total=last, initial=step, desc="training", dynamic_ncols=True, mininterval=0.5
             ) as bar,
         ):
-            state = _Loop(job, images, checkpoints, log, workdir, bar, stop).run(batches, state)
+            loop = _Loop(job, images, checkpoints, log, workdir, bar, stop, profiler)
+            state = loop.run(batches, state)
         checkpoints.wait()
     finally:
+        profiler.close()
         checkpoints.close()
         log.close()
     if stop:
@@ -170,8 +194,12 @@ def _report_batch_size(options: TrainingOptions) -> None:
         )
 
 
-def _initial_state(job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints) -> TrainState:
+def _initial_state(
+    job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints
+) -> tuple[TrainState, list[str]]:
     """Return the state of the latest checkpoint, or else the first state of a new run.
+
+    With it come the notes for config.json on where a new run started.
 
     Raises:
         WorkdirError: if the run has had checkpoints, and they are gone.
@@ -181,7 +209,7 @@ def _initial_state(job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints)
     restored = checkpoints.restore(template)
     if restored is not None:
         print(f"continuing from the checkpoint at step {restored.step}")
-        return restored.state
+        return restored.state, []
     logged = last_step(workdir.path)
     if logged >= 2 * job.options.checkpoint_every:
         raise WorkdirError(
@@ -190,14 +218,17 @@ def _initial_state(job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints)
             "another --workdir"
         )
     if not job.options.init_from:
-        return job.trainer.init_state(base_key(job.seed, "init"))
+        return job.trainer.init_state(base_key(job.seed, "init")), []
     run, _, number = job.options.init_from.rpartition(":")
     run, step = (run, int(number)) if run and number.isdecimal() else (job.options.init_from, None)
-    other = Checkpoints(Workdir(Path(run).expanduser()).checkpoints).restore(template, step)
+    other = Checkpoints(Workdir(Path(run).expanduser()).checkpoints).restore(
+        job.trainer.abstract_parameters(), step, partial=True
+    )
     if other is None:
         raise CheckpointError(f"config.training.init_from={run!r} holds no checkpoint")
     print(f"starting with the parameters of {run} at step {other.step}")
-    return job.trainer.state_from_params(other.state.params, other.state.ema_params, 0)
+    state = job.trainer.state_from_params(other.state.params, other.state.ema_params, 0)
+    return state, [f"started with the parameters of {run} at step {other.step}"]
 
 
 @dataclass(frozen=True)
@@ -211,47 +242,94 @@ class _Loop:
     workdir: Workdir
     bar: tqdm
     stop: list[int]
+    profiler: Profiler
 
     def run(self, batches: TrainingBatches, state: TrainState) -> TrainState:
-        options, parallel = self.job.options, self.job.data.parallel
-        rows = parallel.local_rows(options.batch_size)
-        advance = self.job.trainer.compiled_step()
+        options, last = self.job.options, self.job.options.steps
+        one, several = self.job.trainer.compiled_step(), self.job.trainer.compiled_steps()
         key = base_key(self.job.seed, "training")
-        pending: deque[tuple[int, dict]] = deque()
+        pending: deque[tuple[range, dict]] = deque()
         clock = _Clock()
-        for step in range(int(state.step) + 1, options.steps + 1):
-            batch = [parallel.put_batch(batches.at(step - 1, rows))]
-            if self.job.trainer.classes:
-                batch.append(parallel.put_batch(batches.labels_at(step - 1, rows)))
-            state, scalars = advance(key, state, *batch)
-            pending.append((step, scalars))
-            stopping = bool(self.stop)  # read once: a signal may come at any line of this loop
-            ends = stopping or step == options.steps
-            logs = ends or _is_due(step, options.log_every)
-            saves = ends or _is_due(step, options.checkpoint_every)
-            samples = not stopping and options.sample_every > 0
-            samples = samples and (ends or _is_due(step, options.sample_every))
-            # Scalars are read one step late, so that the device never waits for Python; where
-            # something is about to be written, all of them are.
-            while len(pending) > (0 if logs or saves or samples else 1):
-                values = _finite(*pending.popleft(), self.checkpoints)
-            clock.count(options.batch_size)
-            self.bar.update()
-            if logs:
-                rate = clock.rate()
-                self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
-                if not stopping or _is_due(step, options.log_every):
-                    self.log.write(step, {**values, "images_per_sec": round(rate, 1)})
-            if saves:
-                record = self.job.config | {"images": self.images}
-                self.checkpoints.save(step, state, record)
-            if stopping:
-                break
-            if samples:
-                self._write_samples(state)
-            if saves or samples:
-                clock.restart()
+        calls = self._calls(int(state.step))
+        with prefetched(partial(self._inputs, batches), calls, ahead=options.prefetch) as inputs:
+            for steps, arrays in inputs:
+                step = steps[-1]
+                self.profiler.before(steps[0], state)
+                state, scalars = (one if len(steps) == 1 else several)(key, state, *arrays)
+                pending.append((steps, scalars))
+                self.profiler.after(step, state)
+                stopping = bool(self.stop)  # read once: a signal may come at any line of this loop
+                ends = stopping or step == last
+                logs = ends or _is_due(step, options.log_every)
+                saves = ends or _is_due(step, options.checkpoint_every)
+                samples = not stopping and options.sample_every > 0
+                samples = samples and (ends or _is_due(step, options.sample_every))
+                # Scalars are read one call late, so that the device never waits for Python; where
+                # something is about to be written, all of them are.
+                while len(pending) > (0 if logs or saves or samples else 1):
+                    values = self._finite(*pending.popleft())
+                clock.count(len(steps) * options.batch_size)
+                self.bar.update(len(steps))
+                if logs:
+                    rate = clock.rate()
+                    self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
+                    if not stopping or _is_due(step, options.log_every):
+                        self.log.write(step, {**values, "images_per_sec": round(rate, 1)})
+                if saves:
+                    record = self.job.config | {"images": self.images}
+                    self.checkpoints.save(step, state, record)
+                if stopping:
+                    break
+                if samples:
+                    self._write_samples(state)
+                if saves or samples:
+                    clock.restart()
         return state
+
+    def _calls(self, done: int) -> Iterator[range]:
+        """Yield the steps of each call after step `done`, counted from 1.
+
+        A call runs `steps_per_call` steps, or one step if something is due before the last of them.
+        """
+        options, several = self.job.options, self.job.options.steps_per_call
+        cadences = (options.log_every, options.checkpoint_every, options.sample_every)
+        while done < options.steps:
+            inside = range(done + 1, done + several)
+            due = any(_is_due(step, every) for step in inside for every in cadences)
+            edge = any(map(self.profiler.is_edge, inside))
+            count = 1 if due or edge or done + several > options.steps else several
+            yield range(done + 1, done + count + 1)
+            done += count
+
+    def _inputs(self, batches: TrainingBatches, steps: range) -> tuple[range, list[jax.Array]]:
+        """Return the steps of a call with their batches, and labels if any, on the devices."""
+        parallel = self.job.data.parallel
+        rows = parallel.local_rows(self.job.options.batch_size)
+        read = [batches.at, *([batches.labels_at] if self.job.trainer.classes else [])]
+        if len(steps) == 1:
+            return steps, [parallel.put_batch(at(steps[0] - 1, rows)) for at in read]
+        stacked = (np.stack([at(step - 1, rows) for step in steps]) for at in read)
+        return steps, [parallel.put_batches(each) for each in stacked]
+
+    def _finite(self, steps: range, scalars: dict[str, jax.Array]) -> dict[str, float]:
+        """Return the scalars of a call's last step; raise TrainingError for any not finite."""
+        arrays = {name: np.atleast_1d(np.asarray(value)) for name, value in scalars.items()}
+        for index, step in enumerate(steps):
+            values = {name: float(array[index]) for name, array in arrays.items()}
+            if all(map(math.isfinite, values.values())):
+                continue
+            self.checkpoints.wait()  # for a save under way
+            kept = self.checkpoints.steps()
+            remedy = (
+                f"the last good checkpoint is step {kept[-1]}"
+                if kept
+                else "there is no checkpoint yet"
+            )
+            raise TrainingError(
+                f"step {step}: {', '.join(f'{k}={v}' for k, v in values.items())}; {remedy}. "
+                f"Lower config.{self.job.rate_section}.lr, or look for NaN in the data"
+            )
+        return values
 
     def _write_samples(self, state: TrainState) -> None:
         sampler, step = self.job.sampler, int(state.step)
@@ -267,21 +345,6 @@ class _Loop:
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _finite(step: int, scalars: dict[str, jax.Array], checkpoints: Checkpoints) -> dict[str, float]:
-    values = {name: float(value) for name, value in scalars.items()}
-    if not all(map(math.isfinite, values.values())):
-        checkpoints.wait()  # for a save under way
-        kept = checkpoints.steps()
-        remedy = (
-            f"the last good checkpoint is step {kept[-1]}" if kept else "there is no checkpoint yet"
-        )
-        raise TrainingError(
-            f"step {step}: {', '.join(f'{k}={v}' for k, v in values.items())}; {remedy}. "
-            f"Lower config.optim.lr or config.optim.grad_clip, or look for NaN in the data"
-        )
-    return values
 
 
 class _Clock:

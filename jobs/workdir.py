@@ -18,8 +18,13 @@ _MAY_CHANGE = (
     *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "discrete_bound.", "eval."),
     *("guidance.", "likelihood.", "optim.", "sampling.", "task.", "training."),
 )
+# Except for these: where the run started, and what decides the state of its optimizer.
+_FIXED = ("training.init_from", "optim.name")
 # Of these, the result depends on the following, whose changes are reported and recorded.
-_CHANGES_RESULT = ("optim.", "training.batch_size", "training.label_dropout", "training.steps")
+_CHANGES_RESULT = (
+    "optim.",
+    *(f"training.{name}" for name in ("accumulate", "batch_size", "label_dropout", "steps")),
+)
 
 # What config.json and the records of checkpoints hold beside the configuration.
 _CHANGES, _IMAGES = "changes", "images"
@@ -54,6 +59,7 @@ class Workdir:
         self.eval = self.path / "eval"
         self.moments = self.path / "moments"
         self.statistics = self.path / "statistics"
+        self.profile = self.path / "profile"
         if "://" in str(path):
             raise WorkdirError(f"--workdir={path}: mount the bucket and give a file system path")
         if self.path.exists() and not self.path.is_dir():
@@ -165,7 +171,7 @@ class Workdir:
             return not name.startswith(_DESCRIBE_CLASSIFIER) or (trains_only and not training)
         if not training:
             return not name.startswith(_DESCRIBE_NETWORK)
-        return name.startswith(_MAY_CHANGE) and name != "training.init_from"
+        return name.startswith(_MAY_CHANGE) and name not in _FIXED
 
     def save_config(
         self,

@@ -49,6 +49,8 @@ from solvers.ddim import DDIM
 from solvers.heun import SCALINGS, VARIABLES, Variable
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
 from time_grids import TIME_GRIDS, Grid
+from training.optimizers import OPTIMIZERS, SGD
+from training.schedules import SCHEDULES, Constant
 
 FIELDS = TINY | {"sampling.variant": None, "eval.samples": 8}
 
@@ -313,6 +315,36 @@ def test_loss(monkeypatch, tmp_path):
     assert found[1] == pytest.approx(found[0] / 2, rel=1e-6)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Uphill(SGD):
+    momentum: float = 0.0
+
+    def transformation(self, rate):
+        return super().transformation(lambda k: -rate(k))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubling(Constant):
+    def schedule(self, *, steps, batch_size):
+        return lambda k: self.lr * 2.0**k
+
+
+def test_optimizer_and_schedule(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "dummy", Uphill)
+    monkeypatch.setitem(SCHEDULES, "dummy", Doubling)
+    fields = {"name": "dummy", "schedule": "dummy", "lr": 1.0, "grad_clip": 0.0}
+    experiment = built(optim=fields)
+    assert experiment.config["optim"]["momentum"] == 0.0
+    optimizer, value = experiment.trainer.optimizer, jnp.zeros(1)
+    state = optimizer.init(value)
+    for _ in range(3):
+        value, state = optimizer.update(jnp.ones(1), state, value)
+    assert float(value[0]) == 1 + 2 + 4
+    message = r"optim\.beta1=0\.5 is not used with name='dummy', schedule='dummy'.*momentum, name"
+    with pytest.raises(ConfigError, match=message):
+        built(optim=fields | {"beta1": 0.5})
+
+
 def test_reader(monkeypatch):
     def read(name, data_dir):
         rng = np.random.default_rng(0)
@@ -399,6 +431,8 @@ TABLES = {
     "NETWORKS": ("models", NETWORKS),
     "CLASSIFIERS": ("models", CLASSIFIERS),
     "LOSSES": ("losses", LOSSES),
+    "OPTIMIZERS": ("training.optimizers", OPTIMIZERS),
+    "SCHEDULES": ("training.schedules", SCHEDULES),
     "TIMES": ("objectives.times", TIMES),
     "WEIGHTS": ("objectives.weights", WEIGHTS),
 }

@@ -162,7 +162,9 @@ class Checkpoints:
         except _CorruptError as error:
             raise self._load_error(step, error) from error
 
-    def restore(self, like: Any, step: int | None = None) -> Restored | None:
+    def restore(
+        self, like: Any, step: int | None = None, *, partial: bool = False
+    ) -> Restored | None:
         """Load a checkpoint into fresh arrays, with the shapes, dtypes and shardings of `like`.
 
         Args:
@@ -170,6 +172,7 @@ class Checkpoints:
                 leaf without a sharding is loaded onto the first local device.
             step: the checkpoint to load. None loads the latest undamaged one, and names every
                 damaged one in a warning.
+            partial: whether the checkpoint may have leaves that `like` has not; they are not read.
 
         Returns:
             The checkpoint, bit for bit as saved, or None if `step` is None and none was ever saved.
@@ -180,7 +183,7 @@ class Checkpoints:
         """
         if step is not None:
             try:
-                return self._load(step, like)
+                return self._load(step, like, partial)
             except _CorruptError as error:
                 raise self._load_error(step, error) from error
         tried: dict[int, str] = {}
@@ -188,7 +191,7 @@ class Checkpoints:
         while untried := [found for found in self.steps() if found not in tried]:
             latest = untried[-1]
             try:
-                return self._load(latest, like)
+                return self._load(latest, like, partial)
             except _CorruptError as error:
                 tried[latest] = str(error)
                 logging.warning(
@@ -228,14 +231,21 @@ class Checkpoints:
         )
         return ocp.AsyncCheckpointer(_handler(), async_options=options)
 
-    def _load(self, step: int, like: Any) -> Restored:
+    def _load(self, step: int, like: Any, partial: bool) -> Restored:
         """Load and verify a checkpoint; raise _CorruptError, or CheckpointError on misfit."""
         self._verify(step)
         record = self._read_record(step)
-        self._check_fit(step, record["leaves"], like)
-        ocp = _orbax()
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
-        state = self._read(step, args)["state"]
+        wanted, saved = _describe(like), record["leaves"]
+        if partial:
+            saved = {path: leaf for path, leaf in saved.items() if path in wanted}
+        self._check_fit(step, saved, wanted)
+        ocp, template = _orbax(), jax.tree.map(_abstract, like)
+        args = ocp.args.PyTreeRestore(
+            template,
+            ocp.checkpoint_utils.construct_restore_args(template),
+            partial_restore=partial,
+        )
+        state = self._read(step, ocp.args.Composite(state=args))["state"]
         self._corrupt.discard(step)
         return Restored(step, state, record["config"])
 
@@ -248,7 +258,7 @@ class Checkpoints:
     def _read(self, step: int, args: Any) -> Any:
         """Return the items of a checkpoint that `args` select; raise _CorruptError."""
         try:
-            with contextlib.closing(_orbax().Checkpointer(_handler())) as checkpointer:
+            with contextlib.closing(_orbax().Checkpointer(_reader())) as checkpointer:
                 return checkpointer.restore(self._directory / str(step), args=args)
         except Exception as error:  # Orbax promises no type
             raise self._corrupt_error(step, one_line(error)) from error
@@ -275,9 +285,8 @@ class Checkpoints:
         except (OSError, ValueError) as error:  # ValueError: the list itself is damaged
             raise self._corrupt_error(step, one_line(error)) from error
 
-    def _check_fit(self, step: int, saved: dict[str, str], like: Any) -> None:
+    def _check_fit(self, step: int, saved: dict[str, str], wanted: dict[str, str]) -> None:
         """Raise CheckpointError unless the template has the leaves that were saved."""
-        wanted = _describe(like)
         misfits = [f"{path} is only in the checkpoint" for path in saved if path not in wanted]
         misfits += [f"{path} is not in the checkpoint" for path in wanted if path not in saved]
         misfits += [
@@ -382,10 +391,18 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _handler() -> Any:
-    """Return how Orbax writes and reads the two items of a checkpoint."""
+    """Return how Orbax writes the two items of a checkpoint."""
     ocp = _orbax()
     return ocp.CompositeCheckpointHandler(
         state=ocp.StandardCheckpointHandler(), record=ocp.JsonCheckpointHandler()
+    )
+
+
+def _reader() -> Any:
+    """Return how it reads them, the whole state or a part of it."""
+    ocp = _orbax()
+    return ocp.CompositeCheckpointHandler(
+        state=ocp.PyTreeCheckpointHandler(), record=ocp.JsonCheckpointHandler()
     )
 
 

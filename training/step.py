@@ -1,7 +1,7 @@
-"""One training step: the state, the optimizer chain, the moving average, and their jitted update.
+"""One training step: the state, the moving average, and their jitted update.
 
     loss    L(params) = mean over the batch of losses(key, denoiser(params), x0)
-    params  <- params + Adam(clip(grad L))
+    params  <- params + optimizer(grad L)
     ema     <- ema + (1 - rate) (params - ema)
 
 Randomness is `fold_in(base key, step)`. The state keeps no key, so a run resumed at step k equals
@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from errors import require_choice, require_in
+from errors import require_in
+from training.accumulation import accumulated_gradient
 from training.objective import FIRST, Context, Objective
+from training.optimizers import Optimizer
 from training.parallel import DataParallel
 
 # From a key and a batch to the augmented batch and its labels (batch, n).
@@ -42,49 +44,11 @@ class TrainState(NamedTuple):
     objective: Any
 
 
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """Adam with linear warm-up, optional decay, and clipping of the global gradient norm.
+class Parameters(NamedTuple):
+    """The part of a training state that every run with the same network has."""
 
-    Args:
-        lr: learning rate after warm-up.
-        warmup: steps over which the rate grows from 0 to `lr`.
-        decay: "constant", or "cosine" from `lr` to 0 at the last step of training.
-        grad_clip: largest global gradient norm; 0 for no clipping.
-        beta1: decay rate of the gradient's mean (Kingma & Ba 2015, arXiv:1412.6980).
-        beta2: decay rate of its mean square.
-        eps: added to the root of the mean square.
-    """
-
-    lr: float = 2e-4
-    warmup: int = 5000
-    decay: str = "constant"
-    grad_clip: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        require_in("lr", self.lr, "(0, inf)")
-        require_in("eps", self.eps, "(0, inf)")
-        require_in("warmup", self.warmup, "[0, inf]")
-        require_in("grad_clip", self.grad_clip, "[0, inf]")
-        require_in("beta1", self.beta1, "[0, 1)")
-        require_in("beta2", self.beta2, "[0, 1)")
-        require_choice("decay", self.decay, ("constant", "cosine"))
-
-    def chain(self, total_steps: int) -> optax.GradientTransformation:
-        """Return the optax chain; a cosine decay ends at `total_steps`."""
-        if self.decay == "cosine":
-            rate = optax.warmup_cosine_decay_schedule(
-                0.0, self.lr, self.warmup, max(total_steps, self.warmup + 1)
-            )
-        elif self.warmup:
-            rate = optax.linear_schedule(0.0, self.lr, self.warmup)
-        else:  # a schedule too, so that a run may change its warm-up and keep its state
-            rate = optax.constant_schedule(self.lr)
-        clip = optax.clip_by_global_norm(self.grad_clip) if self.grad_clip else optax.identity()
-        return optax.chain(clip, optax.adam(rate, b1=self.beta1, b2=self.beta2, eps=self.eps))
+    params: Any
+    ema_params: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,23 +83,25 @@ class Trainer:
         init: parameters from a key.
         denoiser: a Denoiser from (parameters, dropout key or None).
         loss: the objective, such as one of losses.LOSSES.
-        optimizer: an optax transformation.
+        optimizer: the update rule with its learning rate.
         average: the moving average of the parameters.
         parallel: the devices.
         classes: number of classes of a class-conditional network, 0 for an unconditional one.
         label_dropout: probability of replacing a label by the null class, index `classes`.
         augment: transforms the batch, and gives the labels for the denoiser; None for none.
+        accumulate: number of parts whose gradients are added up, to save memory.
     """
 
     init: Callable[[Key[Array, ""]], Any]
     denoiser: Callable[[Any, Key[Array, ""] | None], Any]
     loss: Objective
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     average: MovingAverage
     parallel: DataParallel
     classes: int = 0
     label_dropout: float = 0.1
     augment: Augment | None = None
+    accumulate: int = 1
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """Return a fresh state, made on the devices."""
@@ -155,15 +121,42 @@ class Trainer:
         """Return the state's shapes and shardings, without computing anything."""
         return self.parallel.abstract(jax.eval_shape(self._init_state, jax.random.key(0)))
 
+    def abstract_parameters(self) -> Parameters:
+        """Return the same of the parameters alone."""
+        state = self.abstract_state()
+        return Parameters(state.params, state.ema_params)
+
     def compiled_step(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
         """Return the jitted `step`, with labels if there are classes; it consumes the state."""
-        replicated, split = self.parallel.replicated, self.parallel.split
+        return self._compiled(self.step, self.parallel.split)
+
+    def compiled_steps(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+        """Return the jitted `steps`, likewise."""
+        return self._compiled(self.steps, self.parallel.split_second)
+
+    def _compiled(self, function: Callable, batch: Any) -> Callable:
+        replicated = self.parallel.replicated
         return jax.jit(
-            self.step,
-            in_shardings=(replicated, replicated, split, *([split] if self.classes else [])),
+            function,
+            in_shardings=(replicated, replicated, batch, *([batch] if self.classes else [])),
             out_shardings=(replicated, replicated),
             donate_argnums=1,
         )
+
+    def steps(
+        self,
+        base_key: Key[Array, ""],
+        state: TrainState,
+        batches: Float[Array, "steps batch ..."],
+        labels: Int[Array, "steps batch"] | None = None,
+    ) -> tuple[TrainState, dict[str, Float[Array, "steps"]]]:
+        """Update the state on one batch after the other; the scalars are those of each step."""
+
+        def one(state: TrainState, given: Any) -> tuple[TrainState, dict[str, Array]]:
+            return self.step(base_key, state, *given)
+
+        given = (batches,) if labels is None else (batches, labels)
+        return jax.lax.scan(one, state, given)
 
     def step(
         self,
@@ -172,16 +165,52 @@ class Trainer:
         batch: Float[Array, "batch ..."],
         labels: Int[Array, "batch"] | None = None,
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        """Update the state on a batch; the scalars are the batch's loss and the gradient's norm."""
+        """Update the state on a batch.
+
+        The scalars are the batch's loss, the norm of its gradient before clipping, and the
+        learning rate of the update.
+        """
         key = jax.random.fold_in(base_key, state.step)
         context = Context(step=state.step, state=state.objective)
-        gradient = jax.value_and_grad(self.objective, has_aux=True)
-        (loss, objective), grads = gradient(state.params, key, batch, labels, context)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = self.average.update(state.ema_params, params, state.step)
-        scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        (loss, objective), grads = self.gradient(state.params, key, batch, labels, context)
+        rate = self.optimizer.current_rate(state.opt_state)
+        params, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        averaged = self.optimizer.evaluation_params(opt_state, params)
+        ema_params = self.average.update(state.ema_params, averaged, state.step)
+        scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate}
         return TrainState(state.step + 1, params, ema_params, opt_state, objective), scalars
+
+    def gradient(
+        self,
+        params: Any,
+        key: Key[Array, ""],
+        batch: Float[Array, "batch ..."],
+        labels: Int[Array, "batch"] | None,
+        context: Context,
+    ) -> tuple[tuple[Float[Array, ""], Any], Any]:
+        """Return the batch's mean loss with the loss's state, and the gradient."""
+        if self.accumulate == 1:
+            gradient = jax.value_and_grad(self.objective, has_aux=True)
+            return gradient(params, key, batch, labels, context)
+        loss_key, dropout_key = jax.random.split(key)
+        batch, conditions = self._conditions(key, batch, labels)
+
+        def network(params: Any, part: Int[Array, ""], conditions: Any) -> Any:
+            # Counted from 1: number 0 is the key of the labels.
+            return self._network(params, jax.random.fold_in(dropout_key, part + 1), conditions)
+
+        losses, gradient = accumulated_gradient(
+            params,
+            loss=self.loss,
+            network=network,
+            key=loss_key,
+            batch=batch,
+            conditions=conditions,
+            context=context,
+            parts=self.accumulate,
+            parallel=self.parallel,
+        )
+        return (jnp.mean(losses.values), losses.state), gradient
 
     def objective(
         self,
@@ -193,18 +222,32 @@ class Trainer:
     ) -> tuple[Float[Array, ""], Any]:
         """Return the batch's mean loss, as a function of the parameters, and the loss's state."""
         loss_key, dropout_key = jax.random.split(key)
-        denoiser = self.denoiser(params, dropout_key)
+        batch, conditions = self._conditions(key, batch, labels)
+        network = self._network(params, dropout_key, conditions)
+        losses = self.loss(loss_key, network, batch, context)
+        return jnp.mean(losses.values), losses.state
+
+    def _conditions(
+        self, key: Key[Array, ""], batch: Float[Array, "batch ..."], labels: Any
+    ) -> tuple[Float[Array, "batch ..."], dict[str, Array]]:
+        """Return the batch, augmented, and the denoiser's fields that describe its images.
+
+        Some labels are replaced by the null class.
+        """
+        conditions = {}
         if labels is not None:
-            label_key = jax.random.fold_in(dropout_key, 0)
+            label_key = jax.random.fold_in(jax.random.split(key)[1], 0)
             dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
-            labels = jnp.where(dropped, self.classes, labels)
-            denoiser = dataclasses.replace(denoiser, labels=labels)
+            conditions["labels"] = jnp.where(dropped, self.classes, labels)
         if self.augment is not None:
             # `split` has taken the numbers 0 and 1 of this key.
-            batch, augment_labels = self.augment(jax.random.fold_in(key, 2), batch)
-            denoiser = dataclasses.replace(denoiser, augment_labels=augment_labels)
-        losses = self.loss(loss_key, denoiser, batch, context)
-        return jnp.mean(losses.values), losses.state
+            augment_key = jax.random.fold_in(key, 2)
+            batch, conditions["augment_labels"] = self.augment(augment_key, batch)
+        return batch, conditions
+
+    def _network(self, params: Any, dropout_key: Key[Array, ""], conditions: Any) -> Any:
+        network = self.denoiser(params, dropout_key)
+        return dataclasses.replace(network, **conditions) if conditions else network
 
     def _init_state(self, key: Key[Array, ""]) -> TrainState:
         params = self.init(key)

@@ -40,7 +40,9 @@ from solvers import ADAPTIVE, SOLVERS
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
 from time_grids import Schedule
 from training.augmentation import Augmentation
-from training.step import MovingAverage, Optimizer
+from training.optimizers import OPTIMIZERS
+from training.schedules import SCHEDULES
+from training.step import MovingAverage
 
 # section -> the classes that are built from it, and the fields by which they are chosen.
 OWNERS = {
@@ -50,7 +52,7 @@ OWNERS = {
     "loss": (LOSSES.values(), {"name"}),
     "times": (TIMES.values(), {"name"}),
     "weight": (WEIGHTS.values(), {"name"}),
-    "optim": ([Optimizer], set()),
+    "optim": ([*OPTIMIZERS.values(), *SCHEDULES.values()], {"name", "schedule"}),
     "ema": ([MovingAverage], set()),
     "data": ([DataOptions], {"name"}),
     "augmentation": ([Augmentation], set()),
@@ -152,6 +154,10 @@ def test_resolved_configuration_is_complete_plain_json(name):
         "sde": [SDES[resolved["sde"]["name"]]],
         "model": [NETWORKS[resolved["model"]["name"]]],
         "loss": [LOSSES[resolved["loss"]["name"]]],
+        "optim": [
+            OPTIMIZERS[resolved["optim"]["name"]],
+            SCHEDULES[resolved["optim"]["schedule"]],
+        ],
         "classifier": [classifier, CrossEntropy, ClassifierOptions],
         "sampling": parts,
         "task": TASKS[resolved["task"]["name"]],
@@ -159,7 +165,10 @@ def test_resolved_configuration_is_complete_plain_json(name):
     for path, (classes, choices) in OWNERS.items():
         own = {f.name for cls in chosen.get(path, classes) for f in dataclasses.fields(cls)}
         for field, value in resolved[path].items():
-            if field in {"rho", "quantile"} or (path, field) == ("guidance", "scale"):
+            if field in {"rho", "quantile", "warmup_images"} or (path, field) == (
+                "guidance",
+                "scale",
+            ):
                 assert value is None, f"{path}.{field} belongs to a choice not made"
             elif field in own - NOT_CHOSEN:
                 assert value is not None, f"{path}.{field} is chosen"

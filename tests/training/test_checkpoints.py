@@ -73,6 +73,27 @@ def save_all(directory, steps, **options):
     return checkpoints
 
 
+class Part(NamedTuple):
+    params: dict
+    ema_params: dict
+
+
+def test_part_of_a_checkpoint_is_read_whatever_else_it_holds(tmp_path):
+    checkpoints, state = save_all(tmp_path, [3]), make_state(3)
+    part = Part(state.params, state.ema_params)
+    restored = checkpoints.restore(template(part), partial=True)
+    assert restored.step == 3
+    assert_same(restored.state, part)
+    with pytest.raises(CheckpointError, match=r"\.opt_state\S* is only in the checkpoint"):
+        checkpoints.restore(template(part))
+    wide = make_state(3, width=32)
+    with pytest.raises(CheckpointError, match=r"kernel'\] is float32\[64,64\] in the checkpoint"):
+        checkpoints.restore(template(Part(wide.params, wide.ema_params)), partial=True)
+    more = {"opt_state": state.params}
+    with pytest.raises(CheckpointError, match=r"\['opt_state'\]\S* is not in the checkpoint"):
+        checkpoints.restore(template(more), partial=True)
+
+
 def files_of(checkpoint):
     """Every file that matters: Orbax's log of times is informative only."""
     names = ("_CHECKPOINT_METADATA", "commit_success.txt")

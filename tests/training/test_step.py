@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import AxisType, Mesh
 from jax.tree_util import Partial
@@ -18,8 +17,10 @@ from losses import ScoreMatching
 from objectives.times import LossAwareBins
 from sde_lib import VPSDE
 from training.objective import Objective
+from training.optimizers import Adam, Optimizer
 from training.parallel import DataParallel
-from training.step import MovingAverage, Optimizer, Trainer, TrainState
+from training.schedules import Constant
+from training.step import MovingAverage, Trainer, TrainState
 
 KEY = jax.random.key(0)
 FOUR = DataParallel.over_all_devices()
@@ -52,12 +53,16 @@ class Plain(Objective):
         return self.function(key, model, x0)
 
 
+def adam(*, lr, **fields):
+    return Optimizer(rule=Adam(**fields), learning_rate=Constant(lr=lr, warmup=0))
+
+
 def make_trainer(*, parallel=ONE, optimizer=None, average=None, loss=None):
     return Trainer(
         init=first_params,
         denoiser=denoiser,
         loss=Plain(loss) if loss else ScoreMatching(),
-        optimizer=(optimizer or Optimizer(lr=1e-2, warmup=0)).chain(100),
+        optimizer=optimizer or adam(lr=1e-2),
         average=average or MovingAverage(),
         parallel=parallel,
     )
@@ -126,7 +131,7 @@ def test_step_is_hand_written_adam_with_the_gradients_clipped():
         (params,) = denoiser.network.args
         return 0.5 * jnp.sum((params["bias"][None] - batch) ** 2, axis=-1)
 
-    optimizer = Optimizer(lr=lr, warmup=0, grad_clip=clip, beta1=beta1, beta2=beta2, eps=eps)
+    optimizer = adam(lr=lr, grad_clip=clip, beta1=beta1, beta2=beta2, eps=eps)
     trainer = make_trainer(optimizer=optimizer, loss=quadratic)
     bias, m, v = np.zeros(DIMS), np.zeros(DIMS), np.zeros(DIMS)
     state, step = trainer.init_state(KEY), trainer.compiled_step()
@@ -142,6 +147,7 @@ def test_step_is_hand_written_adam_with_the_gradients_clipped():
         np.testing.assert_allclose(state.params["bias"], bias, rtol=1e-5)
         np.testing.assert_allclose(scalars["grad_norm"], norm, rtol=1e-5)
         np.testing.assert_allclose(scalars["loss"], loss, rtol=1e-5)
+        np.testing.assert_allclose(scalars["lr"], lr, rtol=1e-6)
         assert int(state.step) == k
 
 
@@ -166,8 +172,7 @@ def test_the_augmented_batch_is_trained_on_with_its_labels():
 
 def test_training_learns_the_best_linear_denoiser():
     """On N(0, I) the noise in x_t is best predicted by sigma x_t, and mostly by x_t."""
-    optimizer = Optimizer(lr=3e-2, warmup=0)
-    _, losses = run(make_trainer(optimizer=optimizer), 150)
+    _, losses = run(make_trainer(optimizer=adam(lr=3e-2)), 150)
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])
 
 
@@ -184,7 +189,7 @@ def test_step_is_a_function_of_key_step_and_batch():
 
 def test_each_step_draws_fresh_noise():
     """With the learning rate negligible and one batch, losses differ by their times and noise."""
-    trainer = make_trainer(optimizer=Optimizer(lr=1e-20, warmup=0))
+    trainer = make_trainer(optimizer=adam(lr=1e-20))
     state, step, losses = trainer.init_state(KEY), trainer.compiled_step(), []
     for _ in range(5):
         state, scalars = step(KEY, state, ONE.put_batch(batch_of(0)))
@@ -206,7 +211,7 @@ def test_objective_gives_loss_and_dropout_keys_of_their_own():
         init=first_params,
         denoiser=denoiser,
         loss=Plain(loss),
-        optimizer=optax.sgd(1.0),
+        optimizer=Optimizer(),
         average=MovingAverage(),
         parallel=ONE,
     )
@@ -265,65 +270,6 @@ def test_abstract_state_is_the_shape_of_the_first():
     assert jax.tree.structure(first) == jax.tree.structure(abstract)
     for leaf, shape in zip(jax.tree.leaves(first), jax.tree.leaves(abstract), strict=True):
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (shape.shape, shape.dtype, shape.sharding)
-
-
-def step_sizes(optimizer, total, count):
-    """Adam moves by exactly the learning rate while the gradient is constant."""
-    chain, value = optimizer.chain(total), jnp.zeros(1)
-    state, sizes = chain.init(value), []
-    update = jax.jit(chain.update)
-    for _ in range(count):
-        change, state = update(jnp.ones(1), state, value)
-        sizes.append(-float(change[0]))
-    return np.array(sizes)
-
-
-def test_learning_rate_warms_up_linearly_and_stays():
-    sizes = step_sizes(Optimizer(lr=0.1, warmup=4), 100, 8)
-    np.testing.assert_allclose(sizes, 0.1 * np.minimum(np.arange(8) / 4, 1), rtol=1e-4, atol=1e-9)
-
-
-def test_learning_rate_without_warmup_is_full_from_the_start():
-    np.testing.assert_allclose(step_sizes(Optimizer(lr=0.1, warmup=0), 100, 3), 0.1, rtol=1e-4)
-
-
-@pytest.mark.parametrize("warmup", [0, 4])
-def test_cosine_decay_ends_at_zero_at_the_last_step(warmup):
-    sizes = step_sizes(Optimizer(lr=0.1, warmup=warmup, decay="cosine"), 20, 24)
-    step = np.arange(24)
-    progress = np.clip((step - warmup) / (20 - warmup), 0, 1)
-    cosine = 0.05 * (1 + np.cos(math.pi * progress))
-    expected = np.where(step < warmup, 0.1 * step / max(warmup, 1), cosine)
-    np.testing.assert_allclose(sizes, expected, rtol=1e-3, atol=1e-7)
-
-
-@pytest.mark.parametrize(("clip", "scale"), [(0.0, 1.0), (1.0, 0.2), (10.0, 1.0)])
-def test_gradients_are_clipped_by_their_global_norm(clip, scale):
-    """Seen through Adam's first moment, (1 - beta1) times the clipped gradient."""
-    optimizer = Optimizer(grad_clip=clip, warmup=0, beta1=0.5).chain(10)
-    gradients = {"a": jnp.array([3.0]), "b": jnp.array([4.0, 0.0])}
-    _, state = optimizer.update(gradients, optimizer.init(gradients), gradients)
-    moments = optax.tree_utils.tree_get(state, "mu")
-    np.testing.assert_allclose(moments["a"], [1.5 * scale], rtol=1e-6)
-    np.testing.assert_allclose(moments["b"], [2 * scale, 0], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"lr": 0.0}, r"lr=0\.0 must be above 0"),
-        ({"lr": math.inf}, "lr=inf must be above 0 and finite"),
-        ({"eps": math.nan}, "eps=nan must be above 0"),
-        ({"warmup": -1}, "warmup=-1 must be at least 0"),
-        ({"grad_clip": -1.0}, r"grad_clip=-1\.0 must be at least 0"),
-        ({"beta1": 1.0}, r"beta1=1\.0 must lie in \[0, 1\)"),
-        ({"beta2": -0.1}, r"beta2=-0\.1 must lie in \[0, 1\)"),
-        ({"decay": "no"}, "decay='no' is unknown; choose one of: constant, cosine"),
-    ],
-)
-def test_invalid_optimizer_field_is_named(fields, message):
-    with pytest.raises(ValueError, match=message):
-        Optimizer(**fields)
 
 
 def averaged(average, values):
