@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     model.embedding = placeholder(str)
     model.fourier_scale = placeholder(float)
     model.num_classes = placeholder(int)
+    model.augment_labels = placeholder(int)  # 9 for a network that sees config.augmentation
     model.activation = placeholder(str)
     model.skip_rescale = placeholder(bool)
     model.init_scale = placeholder(float)
@@ -154,8 +155,21 @@ def get_config() -> ConfigDict:
     # bits/dim by --mode=train_dequantizer)
     data.dequantization = "uniform"
 
+    # Non-leaky augmentation of training images, whose labels the network sees; see
+    # training/augmentation.py. config.model.augment_labels=9 makes the input for them.
+    config.augmentation = augmentation = ConfigDict()
+    augmentation.probability = 0.0  # of each kind but x_flip, for each image; 0 for none
+    augmentation.x_flip = True  # of half of the images
+    augmentation.y_flip = True
+    augmentation.scale = 0.2  # standard deviation of log2 of the scale
+    augmentation.rotation = 1.0  # largest angle over half a turn
+    augmentation.anisotropy = 0.2  # standard deviation of log2 of the stretch
+    augmentation.translation = 0.125  # standard deviation over the image's size
+
     config.training = training = ConfigDict()
     training.batch_size = 128  # images, over all devices
+    # batch_size of the published numbers; training with another one says so. 0 for no numbers
+    training.published_batch_size = 0
     training.steps = 1000
     training.accumulate = 1  # parts of a batch whose gradients are added up, to save memory
     training.steps_per_call = 1  # steps that the device runs without waiting for Python

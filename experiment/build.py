@@ -47,6 +47,7 @@ from objectives.times import TIMES
 from objectives.weights import WEIGHTS
 from sde_lib import SDE, SDES
 from time_grids import Schedule
+from training.augmentation import LABELS, Augmentation
 from training.averages import ExponentialAverage, HalfLifeAverage, MoreAverages, MovingAverage
 from training.optimizers import OPTIMIZERS, Optimizer
 from training.parallel import DataParallel
@@ -113,6 +114,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         parallel=parallel,
         classes=model.num_classes,
         label_dropout=training.label_dropout,
+        augment=_build_augmentation(reader, model.network),
         accumulate=training.accumulate,
     )
     likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions))
@@ -277,11 +279,13 @@ def _network_functions(network: nn.Module, energy: bool) -> tuple[Callable, Call
 
         return energy_gradient(of_x, x) if energy else of_x(x)
 
-    def apply(params: Any, x: Array, *conditions: Array) -> Array:
-        return output(params, x, *conditions, train=False)
+    def apply(params: Any, x: Array, *conditions: Array, **more: Array) -> Array:
+        return output(params, x, *conditions, **more, train=False)
 
-    def apply_with_dropout(params: Any, dropout: Array, x: Array, *conditions: Array) -> Array:
-        return output(params, x, *conditions, train=True, rngs={"dropout": dropout})
+    def apply_with_dropout(
+        params: Any, dropout: Array, x: Array, *conditions: Array, **more: Array
+    ) -> Array:
+        return output(params, x, *conditions, **more, train=True, rngs={"dropout": dropout})
 
     return apply, apply_with_dropout
 
@@ -317,6 +321,27 @@ def _check_timesteps(
             "and conditioning reversed_timestep or timestep, not num_timesteps="
             f"{denoiser.num_timesteps} and {denoiser.conditioning!r}"
         )
+
+
+def _build_augmentation(reader: Reader, network: nn.Module) -> Augmentation | None:
+    """Return the augmentation of training images, None for none."""
+    augmentation = reader.build("augmentation", Augmentation)
+    if not augmentation.probability:
+        return None
+    labels = getattr(network, "augment_labels", None)
+    if labels != LABELS:
+        name = reader.config["model"]["name"]
+        able = [key for key, kind in NETWORKS.items() if hasattr(kind, "augment_labels")]
+        raise ConfigError(
+            f"config.augmentation.probability={augmentation.probability} makes {LABELS} labels, "
+            + (
+                f"which config.model.name={name!r} does not take; choose {' or '.join(able)}"
+                if labels is None
+                else f"config.model.augment_labels={labels} takes {labels}; set it to {LABELS}"
+            )
+            + ", or config.augmentation.probability=0"
+        )
+    return augmentation
 
 
 def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:

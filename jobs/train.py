@@ -182,6 +182,7 @@ def _train(
     if step >= last:
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
         return False
+    _report_batch_size(job.options)
     if profiled is not None:
         profiled.check(step, last)
     for change in changes:
@@ -213,6 +214,17 @@ def _train(
         sys.exit(128 + stop[0])
     print(f"trained {last} steps")
     return True
+
+
+def _report_batch_size(options: TrainingOptions) -> None:
+    """Warn of a batch size other than that of the published numbers."""
+    ours, published = options.batch_size, options.published_batch_size
+    if published and ours != published:
+        logging.warning(
+            "config.training.batch_size=%d, but the published numbers of this configuration were "
+            "made with %d; docs/recipes.md says what changes",
+            *(ours, published),
+        )
 
 
 def _initial_state(

@@ -24,6 +24,12 @@ from training.objective import FIRST, Context, Objective
 from training.optimizers import Optimizer
 from training.parallel import DataParallel
 
+# From a key and a batch to the augmented batch and its labels (batch, n).
+Augment = Callable[
+    [Key[Array, ""], Float[Array, "batch ..."]],
+    tuple[Float[Array, "batch ..."], Float[Array, "batch augment"]],
+]
+
 
 class TrainState(NamedTuple):
     """All that training changes; checkpoints hold it whole.
@@ -61,6 +67,7 @@ class Trainer:
         parallel: the devices.
         classes: number of classes of a class-conditional network, 0 for an unconditional one.
         label_dropout: probability of replacing a label by the null class, index `classes`.
+        augment: transforms the batch, and gives the labels for the denoiser; None for none.
         accumulate: number of parts whose gradients are added up, to save memory.
     """
 
@@ -72,6 +79,7 @@ class Trainer:
     parallel: DataParallel
     classes: int = 0
     label_dropout: float = 0.1
+    augment: Augment | None = None
     accumulate: int = 1
     more_averages: MoreAverages = field(default_factory=MoreAverages)
 
@@ -166,10 +174,11 @@ class Trainer:
             gradient = jax.value_and_grad(self.objective, has_aux=True)
             return gradient(params, key, batch, labels, context)
         loss_key, dropout_key = jax.random.split(key)
+        batch, conditions = self._conditions(key, batch, labels)
 
-        def network(params: Any, part: Int[Array, ""], labels: Any) -> Any:
+        def network(params: Any, part: Int[Array, ""], conditions: Any) -> Any:
             # Counted from 1: number 0 is the key of the labels.
-            return self._network(params, jax.random.fold_in(dropout_key, part + 1), labels)
+            return self._network(params, jax.random.fold_in(dropout_key, part + 1), conditions)
 
         losses, gradient = accumulated_gradient(
             params,
@@ -177,7 +186,7 @@ class Trainer:
             network=network,
             key=loss_key,
             batch=batch,
-            labels=self._with_dropped(dropout_key, labels),
+            conditions=conditions,
             context=context,
             parts=self.accumulate,
             parallel=self.parallel,
@@ -194,21 +203,32 @@ class Trainer:
     ) -> tuple[Float[Array, ""], Any]:
         """Return the batch's mean loss, as a function of the parameters, and the loss's state."""
         loss_key, dropout_key = jax.random.split(key)
-        network = self._network(params, dropout_key, self._with_dropped(dropout_key, labels))
+        batch, conditions = self._conditions(key, batch, labels)
+        network = self._network(params, dropout_key, conditions)
         losses = self.loss(loss_key, network, batch, context)
         return jnp.mean(losses.values), losses.state
 
-    def _with_dropped(self, dropout_key: Key[Array, ""], labels: Any) -> Any:
-        """Return labels of which some are replaced by the null class; None stays None."""
-        if labels is None:
-            return None
-        label_key = jax.random.fold_in(dropout_key, 0)
-        dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
-        return jnp.where(dropped, self.classes, labels)
+    def _conditions(
+        self, key: Key[Array, ""], batch: Float[Array, "batch ..."], labels: Any
+    ) -> tuple[Float[Array, "batch ..."], dict[str, Array]]:
+        """Return the batch, augmented, and the denoiser's fields that describe its images.
 
-    def _network(self, params: Any, dropout_key: Key[Array, ""], labels: Any) -> Any:
+        Some labels are replaced by the null class.
+        """
+        conditions = {}
+        if labels is not None:
+            label_key = jax.random.fold_in(jax.random.split(key)[1], 0)
+            dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
+            conditions["labels"] = jnp.where(dropped, self.classes, labels)
+        if self.augment is not None:
+            # `split` has taken the numbers 0 and 1 of this key.
+            augment_key = jax.random.fold_in(key, 2)
+            batch, conditions["augment_labels"] = self.augment(augment_key, batch)
+        return batch, conditions
+
+    def _network(self, params: Any, dropout_key: Key[Array, ""], conditions: Any) -> Any:
         network = self.denoiser(params, dropout_key)
-        return network if labels is None else dataclasses.replace(network, labels=labels)
+        return dataclasses.replace(network, **conditions) if conditions else network
 
     def _init_state(self, key: Key[Array, ""]) -> TrainState:
         params = self.init(key)

@@ -53,6 +53,15 @@ def test_limits_of_the_classifier_bind_only_those_who_use_it():
             {"discrete_bound.variance": "learned"},
             r"config\.discrete_bound\.variance='learned' needs a network that predicts variances",
         ),
+        (
+            {"augmentation.probability": 0.1},
+            r"config\.augmentation\.probability=0\.1 makes 9 labels, config\.model\."
+            r"augment_labels=0 takes 0; set it to 9, or config\.augmentation\.probability=0$",
+        ),
+        (
+            {"augmentation.probability": 0.1, "model.name": "ddpm", "model.num_groups": 8},
+            r"which config\.model\.name='ddpm' does not take; choose adm or ncsnpp, or config",
+        ),
         ({"seed": -1}, r"config\.seed=-1 must lie in \[0, 4294967295\]"),
         ({"data.resize": "scale"}, r"config\.data\.resize='scale' is unknown; choose one of: crop"),
         (

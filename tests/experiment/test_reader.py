@@ -39,6 +39,7 @@ from sde_lib import SDES
 from solvers import ADAPTIVE, SOLVERS
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
 from time_grids import Schedule
+from training.augmentation import Augmentation
 from training.averages import HalfLifeAverage, MoreAverages, MovingAverage
 from training.optimizers import OPTIMIZERS
 from training.schedules import SCHEDULES
@@ -54,6 +55,7 @@ OWNERS = {
     "optim": ([*OPTIMIZERS.values(), *SCHEDULES.values()], {"name", "schedule"}),
     "ema": ([MovingAverage, HalfLifeAverage, MoreAverages], set()),
     "data": ([DataOptions], {"name"}),
+    "augmentation": ([Augmentation], set()),
     "training": ([TrainingOptions], set()),
     "sampling": (
         [

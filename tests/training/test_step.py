@@ -152,6 +152,25 @@ def test_step_is_hand_written_adam_with_the_gradients_clipped():
         assert int(state.step) == k
 
 
+def test_the_augmented_batch_is_trained_on_with_its_labels():
+    seen = []
+
+    def augment(key, batch):
+        seen.append(key)
+        return -batch, jnp.arange(len(batch) * 2.0).reshape(-1, 2)
+
+    def loss(key, denoiser, batch):
+        np.testing.assert_array_equal(batch, -jnp.asarray(batch_of(0)))
+        np.testing.assert_array_equal(denoiser.augment_labels[:, 0], 2 * np.arange(len(batch)))
+        seen.append(key)
+        return jnp.zeros(len(batch))
+
+    trainer = dataclasses.replace(make_trainer(loss=loss), augment=augment)
+    trainer.objective({}, KEY, jnp.asarray(batch_of(0)))
+    bits = np.stack([jax.random.key_data(key) for key in (KEY, *jax.random.split(KEY), *seen)])
+    assert len(np.unique(bits, axis=0)) == 4, "the loss has the first half, the labels their own"
+
+
 def test_training_learns_the_best_linear_denoiser():
     """On N(0, I) the noise in x_t is best predicted by sigma x_t, and mostly by x_t."""
     _, losses = run(make_trainer(optimizer=adam(lr=3e-2)), 150)
