@@ -66,8 +66,9 @@ def train(experiment: Experiment, workdir: Workdir) -> None:
 
 def _require_plain_samples(experiment: Experiment) -> None:
     """Raise ConfigError for a sampler that needs more than a network in training."""
-    sampler = experiment.sampler
+    sampler, factor = experiment.sampler, experiment.model.upsampling
     for found, problem in (
+        (factor > 1, f"model.upsampling={factor} takes small images, which training has none of"),
         (sampler.task is not None, "task.name is for --mode=sample"),
         ("moments" in sampler.needs, "sampling.name=analytic needs moments of a trained network"),
         ("classifier" in sampler.needs, "guidance.name=classifier needs a trained classifier"),
@@ -102,6 +103,7 @@ def evaluate(experiment: Experiment, workdir: Workdir) -> None:
             f"config.task.name={task.name!r} is for --mode=sample; evaluate with "
             "config.task.name=generate"
         )
+    experiment.model.require_no_image("--mode=eval")
     workdir.check(experiment.config, training=False)
     model_job(experiment).batches()  # missing data are an error now
     steps = experiment.evaluation.checkpoints
@@ -172,6 +174,8 @@ def sample(
     """
     _check_count(experiment, num_samples)
     task = experiment.sampler.task
+    if task is None:
+        experiment.model.require_no_image("plain samples")
     if gif and task is not None and task.encodes:
         raise ConfigError(
             f"--gif animates samples, but config.task.name={task.name!r} draws none; leave it out"
@@ -204,6 +208,7 @@ def moments(experiment: Experiment, workdir: Workdir, *, checkpoint: int | None 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
+    experiment.model.require_no_image("--mode=moments")
     workdir.check(experiment.config, training=False)
     model_job(experiment).batches()  # missing data are an error now
     restored = restore_state(experiment, workdir, checkpoint)

@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     model.heads = placeholder(int)
     model.head_width = placeholder(int)
     model.learned_variance = placeholder(bool)
+    model.upsampling = placeholder(int)  # adm: factor by which it enlarges a small image beside x
     model.patch_size = placeholder(int)
     model.depth = placeholder(int)
     model.mlp_ratio = placeholder(float)
@@ -202,7 +203,8 @@ def get_config() -> ConfigDict:
     # What --mode=sample does with input images.
     config.task = task = ConfigDict()
     # generate (plain samples, no input); inverse problems: inpaint, colorize, super_resolve,
-    # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate
+    # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate;
+    # upsample: the small images of an upsampler
     task.name = "generate"
     # files, separated by commas (\, for a comma in a name); or test, test:3, test:0-7
     task.input = placeholder(str)

@@ -192,6 +192,8 @@ def _check_task(reader: Reader, task: Task, solve: FixedSteps | Adaptive) -> Non
         if adaptive:
             raise ConfigError(f"config.task.name='sdedit' needs fixed steps, but {fixed}")
         return
+    if task.upsamples:
+        return
     problem = task.inverse_problem
     if problem is None:
         if not solve.inverts:

@@ -116,6 +116,7 @@ class Trainer:
         parallel: the devices.
         classes: number of classes of a class-conditional network, 0 for an unconditional one.
         label_dropout: probability of replacing a label by the null class, index `classes`.
+        image: the small images for an upsampler, from the batch; None for any other network.
     """
 
     init: Callable[[Key[Array, ""]], Any]
@@ -126,6 +127,7 @@ class Trainer:
     parallel: DataParallel
     classes: int = 0
     label_dropout: float = 0.1
+    image: Callable[[Float[Array, "batch ..."]], Float[Array, "batch ..."]] | None = None
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """Return a fresh state, made on the devices."""
@@ -178,13 +180,19 @@ class Trainer:
     ) -> Float[Array, ""]:
         """Return the batch's mean loss, as a function of the parameters."""
         loss_key, dropout_key = jax.random.split(key)
-        denoiser = self.denoiser(params, dropout_key)
+        denoiser = self.with_image(self.denoiser(params, dropout_key), batch)
         if labels is not None:
             label_key = jax.random.fold_in(dropout_key, 0)
             dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
             labels = jnp.where(dropped, self.classes, labels)
             denoiser = dataclasses.replace(denoiser, labels=labels)
         return jnp.mean(self.loss(loss_key, denoiser, batch))
+
+    def with_image(self, denoiser: Any, batch: Float[Array, "batch ..."]) -> Any:
+        """Return the denoiser of a batch; that of an upsampler has its small images."""
+        if self.image is None:
+            return denoiser
+        return dataclasses.replace(denoiser, image=self.image(batch))
 
     def _init_state(self, key: Key[Array, ""]) -> TrainState:
         params = self.init(key)

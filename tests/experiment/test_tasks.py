@@ -87,7 +87,23 @@ VALUES = [
         for wrong in ((0.2,), (), (0.8, 0.2), (-1.0, 0.5), ("a", "b"))
     ),
 ]
+UPSAMPLE = {"task.name": "upsample", "task.input": "test"}
+UPSAMPLER = {"model.name": "adm", "model.upsampling": 2, "model.head_width": 8}
 TOGETHER = [
+    (
+        UPSAMPLE,
+        r"config\.task\.name='upsample' needs an upsampler, such as configs/adm_upsampler\.py, but "
+        r"config\.model\.upsampling=1; for this network choose config\.task\.name=super_resolve",
+    ),
+    (
+        MRI | UPSAMPLER,
+        r"config\.task\.name='mri' has no small image for the upsampler of "
+        r"config\.model\.upsampling=2; choose config\.task\.name=upsample",
+    ),
+    (
+        UPSAMPLE | UPSAMPLER | {"model.num_classes": 10},
+        r"config\.task\.name='upsample' needs the class of each input; set config\.sampling\.label",
+    ),
     (
         DEBLUR | {"task.method": "projection"},
         r"config\.task\.method='projection' is unstable with config\.task\.name='deblur'.*; choose",
