@@ -1,5 +1,7 @@
 """Raw networks: Flax Linen modules `network(x, cond, labels, *, train)` without SDE or config.
 
+Upsamplers also take a small image per image: `network(x, cond, labels, image, *, train)`.
+
 Classifiers, `network(x, cond, *, train)`, return logits, and sow the input of their last matrix as
 features. To add a network, write its module in a file of this folder and name it below.
 """
