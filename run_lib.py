@@ -72,6 +72,7 @@ def _require_plain_samples(experiment: Experiment) -> None:
         (sampler.task is not None, "task.name is for --mode=sample"),
         ("moments" in sampler.needs, "sampling.name=analytic needs moments of a trained network"),
         ("classifier" in sampler.needs, "guidance.name=classifier needs a trained classifier"),
+        ("bad_model" in sampler.needs, "guidance.name=autoguidance is for trained networks"),
     ):
         if found:
             raise ConfigError(

@@ -210,11 +210,14 @@ def get_config() -> ConfigDict:
         float
     )  # dpm_adaptive: largest ratio of a step to the one before
 
-    # Guidance of samples toward their classes.
+    # Guidance of samples: toward their classes, or away from a bad model.
     config.guidance = guidance = ConfigDict()
-    guidance.name = "none"  # none, classifier, classifier_free
-    guidance.scale = placeholder(float)  # 1 samples the class; more trades diversity for accuracy
-    guidance.interval = placeholder(tuple)  # classifier_free: the times between which it acts
+    guidance.name = "none"  # none, classifier, classifier_free, autoguidance
+    guidance.scale = placeholder(float)  # 1 is the network itself; more trades diversity for more
+    # classifier_free, autoguidance: the times between which they act
+    guidance.interval = placeholder(tuple)
+    # autoguidance: the bad model, RUN or RUN:STEP of another run, or :STEP of this one
+    guidance.run = placeholder(str)
 
     # What --mode=sample does with input images.
     config.task = task = ConfigDict()

@@ -36,12 +36,13 @@ _SECTIONS = (
     "eval",
 )
 _BOUNDS = ("likelihood", "continuous_bound", "discrete_bound")
-# Fields that change no number: where files lie, and when to give up.
+# Fields that change no number: where files lie, of which digests are kept, and when to give up.
 _IRRELEVANT = (
     "data.dir",
     "eval.checkpoints",
     "eval.inception_weights",
     "eval.reference",
+    "guidance.run",
     "likelihood.max_steps",
     "sampling.max_steps",
 )

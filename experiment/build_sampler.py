@@ -43,11 +43,11 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         options.check(
             classes=sample_classes,
             null_label=classes.network if method is None and classes.network else None,
-            owner=f"config.{'classifier' if needs_classifier(guidance) else 'model'}.num_classes",
+            owner=f"config.{'classifier' if guidance.needs == 'classifier' else 'model'}.num_classes",
         )
     if task is not None:
         _check_task(reader, task, solve)
-    needs = {"classifier"} if needs_classifier(guidance) else set()
+    needs = {guidance.needs} - {""}
     needs |= {"moments"} if chosen is AnalyticDPM else set()
     return Sampler(
         name=reader.config["sampling"]["name"],
@@ -61,11 +61,6 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         needs=frozenset(needs),
         data=data,
     )
-
-
-def needs_classifier(guidance: GuidanceOptions) -> bool:
-    """Return whether guidance uses the noise-conditional classifier of the run."""
-    return guidance.method is not None and guidance.method.needs_classifier
 
 
 def require_learned(reader: Reader, path: str) -> None:

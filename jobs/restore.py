@@ -10,11 +10,12 @@ from jaxtyping import Float, UInt8
 from denoising import Denoiser
 from errors import CheckpointError, ConfigError, WorkdirError
 from experiment.build import build
+from experiment.class_guidance import BadModel
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
 from files.writing import sha256_of
 from guidance.classifier import Classifier
-from jobs.workdir import Workdir
+from jobs.workdir import Workdir, run_and_step
 from numerics.arrays import digest
 from solvers.moments import EpsMoments
 from training.checkpoints import Checkpoints, Restored
@@ -44,22 +45,28 @@ def load_checkpoint(
     """Return a checkpoint (by default the latest good one) with all that the sampler needs.
 
     Raises:
-        ConfigError: if the sampler needs moments or a classifier that the run does not have.
+        ConfigError: if the sampler needs moments, a classifier or a bad model that is not there.
         WorkdirError, CheckpointError: as `restore_state`.
     """
     restored = restore_state(experiment, workdir, step)
-    moments, classifier, digests = None, None, {}
+    moments, classifier, bad_model, digests = None, None, None, {}
     if "moments" in experiment.sampler.needs:
         moments = load_moments(workdir, restored.step)
         digests["moments"] = sha256_of(workdir.moments / f"{restored.step}.npz")[:16]
     if "classifier" in experiment.sampler.needs:
         classifier = load_classifier(experiment, workdir, "config.guidance.name")
         digests["classifier"] = digest(classifier.network.args)
+    if "bad_model" in experiment.sampler.needs:
+        bad_model = load_bad_model(experiment, workdir, restored.step)
+        digests["bad_model"] = digest(
+            experiment.parallel.fetch_tree(bad_model.denoiser.network.args)
+        )
     return Checkpoint(
         step=restored.step,
         denoiser=experiment.model.denoiser(restored.state.ema_params),
         moments=moments,
         classifier=classifier,
+        bad_model=bad_model,
         digests=digests,
     )
 
@@ -93,6 +100,63 @@ def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Cla
             "--mode=train_classifier or --mode=import_classifier first, or choose another"
         )
     return model.classifier(experiment.parallel.fetch_tree(restored.state.ema_params))
+
+
+def load_bad_model(experiment: Experiment, workdir: Workdir, step: int) -> BadModel:
+    """Return the network of `config.guidance.run`, for autoguidance of the run's network at `step`.
+
+    Raises:
+        ConfigError: if it is missing, is the same, or has another process, images or classes.
+    """
+    name = experiment.sampler.guidance.run
+    field, (run, bad_step) = f"config.guidance.run={name!r}", run_and_step(name)
+    if not run and bad_step == step:
+        raise ConfigError(
+            f"{field} is the step that it guides; give an earlier one, or another run"
+        )
+    try:
+        folder = Workdir(run) if run else workdir
+        other = experiment_of(folder) if run else experiment
+        if problem := _mismatch(experiment, other):
+            raise ConfigError(f"{field} {problem}")
+        restored = restore_state(other, folder, bad_step)
+    except (WorkdirError, CheckpointError) as error:
+        raise ConfigError(f"{field}: {error}") from error
+    denoiser = other.model.denoiser(restored.state.ema_params)
+    return BadModel(denoiser, knows_classes=other.model.num_classes > 0)
+
+
+def _mismatch(good: Experiment, bad: Experiment) -> str:
+    """Return why a network cannot be the bad model of another, or ""."""
+    known = ("image_size", "channels", "centered")
+    fields = [("sde", name) for name in good.config["sde"]] + [("data", name) for name in known]
+    for section, name in fields:
+        ours, theirs = good.config[section][name], bad.config[section][name]
+        if ours != theirs:
+            return (
+                f"has config.{section}.{name}={theirs!r}, and the network that it is to guide "
+                f"{ours!r}; give a run of the same process and images"
+            )
+    if bad.model.upsampling != good.model.upsampling:
+        return "is an upsampler and the network not, or by another factor; give a run that is alike"
+    if bad.model.num_classes not in (0, good.model.num_classes):
+        return (
+            f"has config.model.num_classes={bad.model.num_classes}, and the network that it is to "
+            f"guide {good.model.num_classes}; give a run with the same classes, or with none"
+        )
+    return ""
+
+
+def experiment_of(workdir: Workdir) -> Experiment:
+    """Return the experiment of a run.
+
+    Raises:
+        WorkdirError: if there is no run, or its configuration is not valid.
+    """
+    try:
+        return build(workdir.read_config())
+    except ConfigError as error:
+        raise WorkdirError(f"{workdir.config} does not describe a run: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +195,7 @@ def load_model(path: str | Path, step: int | None = None) -> TrainedModel:
         WorkdirError, CheckpointError: if there is no run, or no such checkpoint.
     """
     workdir = Workdir(path)
-    try:
-        experiment = build(workdir.read_config())
-    except ConfigError as error:
-        raise WorkdirError(f"{workdir.config} does not describe a run: {error}") from error
+    experiment = experiment_of(workdir)
     checkpoint = load_checkpoint(experiment, workdir, step)
     return TrainedModel(
         denoiser=checkpoint.denoiser,

@@ -28,7 +28,7 @@ from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from files.writing import write_json
-from jobs.workdir import Workdir
+from jobs.workdir import Workdir, run_and_step
 from training.checkpoints import Checkpoints
 from training.metrics_log import MetricsLog, last_step
 from training.step import Trainer, TrainState
@@ -178,8 +178,7 @@ def _initial_state(job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints)
         )
     if not job.options.init_from:
         return job.trainer.init_state(base_key(job.seed, "init"))
-    run, _, number = job.options.init_from.rpartition(":")
-    run, step = (run, int(number)) if run and number.isdecimal() else (job.options.init_from, None)
+    run, step = run_and_step(job.options.init_from)
     other = Checkpoints(Workdir(Path(run).expanduser()).checkpoints).restore(template, step)
     if other is None:
         raise CheckpointError(f"config.training.init_from={run!r} holds no checkpoint")

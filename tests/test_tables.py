@@ -187,7 +187,7 @@ class Push:
 @pytest.mark.slow
 def test_guidance(monkeypatch):
     row = GuidanceMethod(
-        make=lambda options, classes, classifier, labels: Push(amount=options.resolved_scale),
+        make=lambda options, classes, model, labels: Push(amount=options.resolved_scale),
         sample_classes=lambda classes: 3,
         default_scale=0.25,
         evaluations=3,
@@ -200,7 +200,9 @@ def test_guidance(monkeypatch):
     means = [drawn(experiment).mean() for experiment in (plain, guided, stronger)]
     assert means[0] < means[1] < means[2]
     assert re.search("guidance +dummy", describe(guided))
-    with pytest.raises(ConfigError, match="choose classifier or classifier_free or dummy"):
+    with pytest.raises(
+        ConfigError, match="choose classifier or classifier_free or autoguidance or dummy"
+    ):
         built(guidance={"scale": 2.0})
 
 
