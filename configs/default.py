@@ -213,7 +213,7 @@ def get_config() -> ConfigDict:
     # Guidance of samples: toward their classes, or away from a bad model.
     config.guidance = guidance = ConfigDict()
     guidance.name = "none"  # none, classifier, classifier_free, autoguidance
-    guidance.scale = placeholder(float)  # 1 is the network itself; more trades diversity for more
+    guidance.scale = placeholder(float)  # 1 samples the class; more trades diversity for accuracy
     # classifier_free, autoguidance: the times between which they act
     guidance.interval = placeholder(tuple)
     # autoguidance: the bad model, RUN or RUN:STEP of another run, or :STEP of this one

@@ -39,11 +39,12 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
     else:
         options, solve = _fixed_steps(reader, chosen, data, task)
         evaluations = _count_evaluations(reader, solve, sde) * guidance.evaluations
+    section = "classifier" if guidance.needs == "classifier" else "model"
     with config_errors("sampling"):
         options.check(
             classes=sample_classes,
             null_label=classes.network if method is None and classes.network else None,
-            owner=f"config.{'classifier' if guidance.needs == 'classifier' else 'model'}.num_classes",
+            owner=f"config.{section}.num_classes",
         )
     if task is not None:
         _check_task(reader, task, solve)

@@ -35,6 +35,7 @@ class GuidanceMethod:
         sample_classes: number of classes of the samples. It raises ValueError where the method
             does not suit the networks.
         default_scale: the scale where none is given.
+        neutral_scale: the scale at which samples are those without guidance, and none is applied.
         needs: the second model that it uses: "classifier", the noise-conditional classifier of the
             run; "bad_model", the network of config.guidance.run; or "".
         takes_interval: whether it may act between two times only.
@@ -44,6 +45,7 @@ class GuidanceMethod:
     make: "Callable[[GuidanceOptions, Classes, Any, Int[Array, ' b'] | None], Guidance]"
     sample_classes: Callable[[Classes], int]
     default_scale: float = 1.0
+    neutral_scale: float | None = None
     needs: str = ""
     takes_interval: bool = False
     evaluations: int = 1
@@ -121,6 +123,7 @@ GUIDANCES: dict[str, GuidanceMethod | None] = {
         make=_autoguidance,
         sample_classes=lambda classes: classes.network,
         default_scale=2.0,
+        neutral_scale=1.0,
         needs="bad_model",
         takes_interval=True,
         evaluations=2,
@@ -151,25 +154,26 @@ class GuidanceOptions:
 
     def __post_init__(self) -> None:
         require_choice("name", self.name, GUIDANCES)
-        if self.method is None and self.scale is not None:
+        row = GUIDANCES[self.name]
+        if row is None and self.scale is not None:
             methods = " or ".join(name for name, row in GUIDANCES.items() if row is not None)
             raise ValueError(f"scale={self.scale} is not used with name='none'; choose {methods}")
         require_in("scale", self.scale, "[0, inf)")
         require_interval("interval", self.interval)
-        takes_interval = self.method is not None and self.method.takes_interval
+        takes_interval = row is not None and row.takes_interval
         if not takes_interval and tuple(self.interval) != (0, 1):
             takers = (name for name, row in GUIDANCES.items() if row and row.takes_interval)
             raise ValueError(
                 f"interval={self.interval} is used with name={' or '.join(takers)}, not with "
                 f"{self.name!r}"
             )
-
-        if not self.run and self.needs == "bad_model":
+        takes_run = row is not None and row.needs == "bad_model"
+        if takes_run and not self.run:
             raise ValueError(
-                f"run='' names no bad model for name={self.name!r}; give the folder of another run, "
-                "RUN or RUN:STEP, or :STEP for an earlier step of this run"
+                f"run='' names no bad model for name={self.name!r}; give another run, as RUN or "
+                "RUN:STEP, or an earlier step of this one, as :STEP"
             )
-        if self.run and self.needs != "bad_model":
+        if self.run and not takes_run:
             users = (name for name, row in GUIDANCES.items() if row and row.needs == "bad_model")
             raise ValueError(
                 f"run={self.run!r} is used with name={' or '.join(users)}, not with {self.name!r}"
@@ -177,8 +181,9 @@ class GuidanceOptions:
 
     @property
     def method(self) -> GuidanceMethod | None:
-        """The row of GUIDANCES."""
-        return GUIDANCES[self.name]
+        """The row of GUIDANCES; None where the scale makes it no guidance."""
+        row = GUIDANCES[self.name]
+        return None if row is None or self.resolved_scale == row.neutral_scale else row
 
     @property
     def needs(self) -> str:
@@ -194,7 +199,8 @@ class GuidanceOptions:
     @property
     def resolved_scale(self) -> float:
         """The scale, or the method's default."""
-        default = 1.0 if self.method is None else self.method.default_scale
+        row = GUIDANCES[self.name]
+        default = 1.0 if row is None else row.default_scale
         return default if self.scale is None else self.scale
 
     @property

@@ -111,9 +111,7 @@ def load_bad_model(experiment: Experiment, workdir: Workdir, step: int) -> BadMo
     name = experiment.sampler.guidance.run
     field, (run, bad_step) = f"config.guidance.run={name!r}", run_and_step(name)
     if not run and bad_step == step:
-        raise ConfigError(
-            f"{field} is the step that it guides; give an earlier one, or another run"
-        )
+        raise ConfigError(f"{field} is the step to guide; give an earlier one, or another run")
     try:
         folder = Workdir(run) if run else workdir
         other = experiment_of(folder) if run else experiment
@@ -138,7 +136,10 @@ def _mismatch(good: Experiment, bad: Experiment) -> str:
                 f"{ours!r}; give a run of the same process and images"
             )
     if bad.model.upsampling != good.model.upsampling:
-        return "is an upsampler and the network not, or by another factor; give a run that is alike"
+        return (
+            f"has config.model.upsampling={bad.model.upsampling}, and the network that it is to "
+            f"guide {good.model.upsampling}; give a run with the same"
+        )
     if bad.model.num_classes not in (0, good.model.num_classes):
         return (
             f"has config.model.num_classes={bad.model.num_classes}, and the network that it is to "

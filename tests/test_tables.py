@@ -200,9 +200,7 @@ def test_guidance(monkeypatch):
     means = [drawn(experiment).mean() for experiment in (plain, guided, stronger)]
     assert means[0] < means[1] < means[2]
     assert re.search("guidance +dummy", describe(guided))
-    with pytest.raises(
-        ConfigError, match="choose classifier or classifier_free or autoguidance or dummy"
-    ):
+    with pytest.raises(ConfigError, match=r"choose classifier or .* or dummy"):
         built(guidance={"scale": 2.0})
 
 

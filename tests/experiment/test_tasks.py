@@ -51,12 +51,16 @@ UNUSED = [
     ),
     (
         CLASSIFIER | {"guidance.interval": (0.1, 0.9)},
-        r"config\.guidance\.interval=\(0\.1, 0\.9\) is used with name=classifier_free, not with",
+        r"config\.guidance\.interval=\(0\.1, 0\.9\) is used with name=classifier_free or autogu",
+    ),
+    (
+        CLASSIFIER | {"guidance.run": "runs/small"},
+        r"config\.guidance\.run='runs/small' is used with name=autoguidance, not with 'classifier'",
     ),
 ]
 VALUES = [
     ({"task.name": "paint"}, r"config\.task\.name='paint' is unknown; choose one of: colorize"),
-    ({"guidance.name": "clip"}, r"config\.guidance\.name='clip' is unknown; choose one of: class"),
+    ({"guidance.name": "clip"}, r"config\.guidance\.name='clip' is unknown; choose one of: autog"),
     ({"task.name": "inpaint", "task.mask": "left"}, r"config\.task\.input='' names no image; give"),
     (INPAINT, r"config\.task\.mask='' names no file; give a"),
     (
@@ -81,6 +85,7 @@ VALUES = [
         r"config\.task\.start=1\.0: sdedit adds noise .* below 1, such as config\.task\.start",
     ),
     (SDEDIT | {"task.start": 1e-4}, r"config\.task\.start=0\.0001 must be above t_min=0\.001"),
+    ({"guidance.name": "autoguidance"}, r"config\.guidance\.run='' names no bad model .*; give an"),
     (CLASSIFIER | {"guidance.scale": -1.0}, r"config\.guidance\.scale=-1\.0 must be at least 0"),
     *(
         (CLASSIFIER_FREE | {"guidance.interval": wrong}, "two increasing times between 0 and 1")
