@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from data import readers
 from errors import ConfigError, WorkdirError, require_in, require_memory
@@ -55,11 +54,6 @@ def train(experiment: Experiment, workdir: Workdir) -> None:
     """
     if experiment.training.sample_every:
         _require_plain_samples(experiment)
-    if experiment.model.options.parameterization == "eps_learned_variance":
-        logging.warning(
-            "no objective here trains the variance that the network predicts; sample with "
-            "config.sampling.variance=small or large"
-        )
     if run_job(model_job(experiment), workdir):
         print(f"samples are in {workdir.samples}; next: --mode=eval or --mode=sample")
 
