@@ -126,24 +126,19 @@ def load_bad_model(experiment: Experiment, workdir: Workdir, step: int) -> BadMo
 
 def _mismatch(good: Experiment, bad: Experiment) -> str:
     """Return why a network cannot be the bad model of another, or ""."""
-    known = ("image_size", "channels", "centered")
-    fields = [("sde", name) for name in good.config["sde"]] + [("data", name) for name in known]
-    for section, name in fields:
-        ours, theirs = good.config[section][name], bad.config[section][name]
+    for what, ours, theirs in (
+        ("the process", good.model.sde, bad.model.sde),
+        ("images of shape", good.data.shape, bad.data.shape),
+        ("images in the range", good.data.scaler, bad.data.scaler),
+        ("config.model.upsampling", good.model.upsampling, bad.model.upsampling),
+    ):
         if ours != theirs:
-            return (
-                f"has config.{section}.{name}={theirs!r}, and the network that it is to guide "
-                f"{ours!r}; give a run of the same process and images"
-            )
-    if bad.model.upsampling != good.model.upsampling:
+            return f"has {what} {theirs}, and the network to guide {ours}; give a run with the same"
+    ours, theirs = good.model.num_classes, bad.model.num_classes
+    if theirs not in (0, ours):
         return (
-            f"has config.model.upsampling={bad.model.upsampling}, and the network that it is to "
-            f"guide {good.model.upsampling}; give a run with the same"
-        )
-    if bad.model.num_classes not in (0, good.model.num_classes):
-        return (
-            f"has config.model.num_classes={bad.model.num_classes}, and the network that it is to "
-            f"guide {good.model.num_classes}; give a run with the same classes, or with none"
+            f"has config.model.num_classes={theirs}, and the network to guide {ours}; give a run "
+            "with the same classes, or with none"
         )
     return ""
 
