@@ -54,6 +54,12 @@ def train(experiment: Experiment, workdir: Workdir) -> None:
     """
     if experiment.training.sample_every:
         _require_plain_samples(experiment)
+    if (name := experiment.model.options.parameterization) == "iddpm":
+        raise ConfigError(
+            f"config.denoiser.parameterization={name!r} ignores half of the network's outputs, so "
+            "that nothing would train them; it is for imported networks. Train with "
+            "eps_learned_variance or edm"
+        )
     if run_job(model_job(experiment), workdir):
         print(f"samples are in {workdir.samples}; next: --mode=eval or --mode=sample")
 

@@ -72,6 +72,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     data = Data(reader.build("data", DataOptions), parallel)
     loss = _build_loss(reader, sde, data)
     model = _build_model(reader, sde, loss, data)
+    _check_objective(reader, loss, data)
     training = reader.build("training", TrainingOptions)
     evaluation = reader.build("eval", EvaluationOptions)
     for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
@@ -135,7 +136,11 @@ def _build_loss(reader: Reader, sde: SDE, data: Data) -> NoiseObjective:
     parts = {"sigma_data": reader.config["denoiser"]["sigma_data"]}
     weight = reader.build_named("weight", WEIGHTS, fixed=parts)
     parts = {"times": times, "weight": weight, "sde": sde, "pixel_levels": data.pixel_levels}
-    loss = reader.build_named("loss", LOSSES, fixed=parts)
+    return reader.build_named("loss", LOSSES, fixed=parts)
+
+
+def _check_objective(reader: Reader, loss: NoiseObjective, data: Data) -> None:
+    """Raise ConfigError unless the objective trains each output of the network on such data."""
     name = reader.config["loss"]["name"]
     parameterization = reader.config["denoiser"]["parameterization"]
     learned = parameterization == "eps_learned_variance"
@@ -156,7 +161,6 @@ def _build_loss(reader: Reader, sde: SDE, data: Data) -> NoiseObjective:
             f"config.loss.name={name!r} needs images on gray levels; set "
             "config.data.dequantize=False"
         )
-    return loss
 
 
 def build_network(
