@@ -115,7 +115,7 @@ def load_bad_model(experiment: Experiment, workdir: Workdir, step: int) -> BadMo
     try:
         folder = Workdir(run) if run else workdir
         other = experiment_of(folder) if run else experiment
-        if problem := _mismatch(experiment, other):
+        if problem := mismatch(experiment, other):
             raise ConfigError(f"{field} {problem}")
         restored = restore_state(other, folder, bad_step)
     except (WorkdirError, CheckpointError) as error:
@@ -124,7 +124,7 @@ def load_bad_model(experiment: Experiment, workdir: Workdir, step: int) -> BadMo
     return BadModel(denoiser, knows_classes=other.model.num_classes > 0)
 
 
-def _mismatch(good: Experiment, bad: Experiment) -> str:
+def mismatch(good: Experiment, bad: Experiment) -> str:
     """Return why a network cannot be the bad model of another, or ""."""
     for what, ours, theirs in (
         ("the process", good.model.sde, bad.model.sde),

@@ -9,7 +9,7 @@ from command_line import TINY, configuration, flags, run, samples_of
 
 from errors import ConfigError
 from experiment.build import build
-from jobs.restore import load_checkpoint
+from jobs.restore import load_checkpoint, mismatch
 from jobs.workdir import Workdir, run_and_step
 
 FIELDS = TINY | {"training.steps": 20, "sampling.name": "ddim", "sampling.variant": None}
@@ -79,6 +79,25 @@ def test_a_bad_model_that_does_not_suit_is_refused(runs, monkeypatch, name, othe
     ) as error:
         load_checkpoint(experiment, workdir)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_bad_model_has_the_same_classes_or_none():
+    """And small images where the network has them."""
+    adm = {"model.name": "adm", "model.head_width": 8}
+    plain, ten, three, upsampler = (
+        build(configuration(TINY | fields))
+        for fields in (
+            {},
+            {"model.num_classes": 10},
+            {"model.num_classes": 3},
+            adm | {"model.upsampling": 2},
+        )
+    )
+    assert mismatch(ten, ten) == mismatch(ten, plain) == ""
+    for good, bad in ((ten, three), (plain, ten)):
+        assert "has config.model.num_classes=" in mismatch(good, bad)
+    assert "has config.model.upsampling 2, and the network to guide 1" in mismatch(plain, upsampler)
 
 
 @pytest.mark.parametrize(
