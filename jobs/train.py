@@ -34,7 +34,7 @@ from files.pictures import image_grid, write_png
 from files.writing import write_json
 from jobs.averages import Snapshots
 from jobs.profile import ProfiledSteps, Profiler
-from jobs.workdir import Workdir
+from jobs.workdir import Workdir, run_and_step
 from training.checkpoints import Checkpoints
 from training.metrics_log import MetricsLog, last_step
 from training.prefetch import prefetched
@@ -252,8 +252,7 @@ def _initial_state(
         )
     if not job.options.init_from:
         return job.trainer.init_state(base_key(job.seed, "init")), []
-    run, _, number = job.options.init_from.rpartition(":")
-    run, step = (run, int(number)) if run and number.isdecimal() else (job.options.init_from, None)
+    run, step = run_and_step(job.options.init_from)
     other = Checkpoints(Workdir(Path(run).expanduser()).checkpoints).restore(
         job.trainer.abstract_parameters(), step, partial=True
     )

@@ -242,6 +242,12 @@ class Workdir:
         write_json(self.config, content)
 
 
+def run_and_step(name: str) -> tuple[str, int | None]:
+    """Split RUN:STEP; the step is None where there is none."""
+    run, colon, number = name.rpartition(":")
+    return (run, int(number)) if colon and number.isdecimal() else (name, None)
+
+
 def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the fields in which two nested dicts differ: dotted name, phrase with both values.
 
