@@ -169,14 +169,17 @@ class Workdir:
             phrase for name, phrase in found if not self._may_differ(name, training=training)
         ]
         if refused:
-            way_out = (
-                ", or start from its checkpoint as a new run: --config.training.init_from="
-                f"{self.path} with a new --workdir"
-            )
+            way_out = ""
+            if self._part:
+                way_out = ", or remove this folder to train another one"
+            elif training:
+                way_out = (
+                    ", or start from its checkpoint as a new run: --config.training.init_from="
+                    f"{self.path} with a new --workdir"
+                )
             raise WorkdirError(
                 f"--workdir={self.path} holds a run with another configuration: "
-                f"{'; '.join(refused)}. Give these values, or another --workdir"
-                f"{way_out if training and not self._part else ''}"
+                f"{'; '.join(refused)}. Give these values, or another --workdir{way_out}"
             )
         changed = [phrase for name, phrase in found if name.startswith(_CHANGES_RESULT)]
         old, new = flatten(saved, "."), flatten(config, ".")
