@@ -33,6 +33,9 @@ _CHANGES, _IMAGES = "changes", "images"
 # Fields that describe a trained network: they must be those of the run to read its checkpoints.
 _DESCRIBE_NETWORK = ("data.", "denoiser.", "ema.", "model.", "sde.")
 
+# Except for what else a run keeps: these fields are read from its own configuration.
+_KEPT = ("ema.lengths", "ema.more_rates", "ema.snapshot_every")
+
 # The same for the classifier of a run; some fields of its section matter in training only.
 _DESCRIBE_CLASSIFIER = ("classifier.", "data.", "sde.")
 _CLASSIFIER_TRAINING = ("batch_size", "clean_fraction", "dropout", "lr", "steps", "warmup")
@@ -181,7 +184,7 @@ class Workdir:
             trains_only = name.removeprefix("classifier.") in _CLASSIFIER_TRAINING
             return not name.startswith(_DESCRIBE_CLASSIFIER) or (trains_only and not training)
         if not training:
-            return not name.startswith(_DESCRIBE_NETWORK)
+            return not name.startswith(_DESCRIBE_NETWORK) or name in _KEPT
         return name.startswith(_MAY_CHANGE) and name not in _FIXED
 
     def save_config(
