@@ -18,10 +18,7 @@ and times. With
     lambda = sigma^2   it is the squared error of the predicted noise (simple loss of DDPM, SMLD);
     lambda = g^2       it bounds the negative log-likelihood (arXiv:2101.09258, Theorem 1).
 
-The second weight multiplies the error by g^2 / sigma^2, which can grow as 1 / t near 0. The mean
-over uniform times is then noisy. But g^2 / sigma^2 = -d log_snr / dt. Times whose log-SNR is
-uniform have the density (g^2 / sigma^2) / (log_snr(t_min) - log_snr(1)). Divided by this density,
-all errors have the same weight, and the expectation is that of uniform times (Section 5.1 there).
+`objectives.times` has the distributions of the times, `objectives.weights` has other weights.
 
 The exact and the sliced form see x_t but not eps, and distinguish x_t from its neighbors by the
 slope of the network. Where the data lie on a surface, eps_hat has slopes of 1 / sigma across it.
@@ -30,8 +27,8 @@ These forms need the smoothness that noise gives: t_min well above 0.
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,101 +38,74 @@ from denoising import Denoiser
 from errors import require_choice, require_in
 from numerics.arrays import Batch, sum_per_sample
 from numerics.traces import PROBES, exact_trace
-from sde_lib import SDE
-
-Times = Float[Array, "batch"]
-
-
-def _uniform(key: Key[Array, ""], batch: int) -> Times:
-    return jax.random.uniform(key, (batch,))
-
-
-def _stratified(key: Key[Array, ""], batch: int) -> Times:
-    # One shared offset (Kingma et al. 2021, arXiv:2107.00630, appendix I.1). Each time is uniform,
-    # and together they cover [0, 1] evenly. This lowers the variance of the batch's loss.
-    return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
-
-
-# Draws a batch of times in [0, 1].
-TIME_SAMPLERS = {"uniform": _uniform, "stratified": _stratified}
-TIMESTEPS = "timesteps"  # the times i / (n - 1), i = 0 .. n - 1, of discrete training
-LOG_SNR = "log_snr"  # stratified in the log-SNR, and weighted to the expectation of uniform times
-TIME_DISTRIBUTIONS = (*TIME_SAMPLERS, TIMESTEPS, LOG_SNR)
-
-# lambda(t) / sigma(t)^2, the weight of the squared error of the predicted noise.
-WEIGHTS: dict[str, Callable[[SDE, Times], Times]] = {
-    "sigma2": lambda sde, t: jnp.ones_like(t),
-    "g2": lambda sde, t: sde.squared_diffusion(t) / sde.sigma(t) ** 2,
-}
+from objectives.times import TimeDistribution, Times, Uniform
+from objectives.weights import Sigma2, Weight
+from training.objective import Context, Losses, Objective
 
 # From the sum over a sample's dimensions to its loss.
 REDUCTIONS: dict[str, Callable[[int], float]] = {
     "mean": lambda dims: 1.0 / dims,
+    "sum": lambda dims: 1.0,
     "half_sum": lambda dims: 0.5,
 }
 
 
-def log_snr_range(sde: SDE, t_min: float, dtype: Any = float) -> Float[Array, "2"]:
-    """Return the log-SNR at t = 1 and at t_min: the smallest and the largest one."""
-    return sde.log_snr(jnp.array([1.0, t_min], dtype))
+class Noise(NamedTuple):
+    """The random numbers of a batch: one time and one noise per image."""
 
-
-def log_snr_times(sde: SDE, u: Float[Array, "*batch"], t_min: float) -> Float[Array, "*batch"]:
-    """Return the times in [t_min, 1] whose log-SNR is the fraction `u` of its range.
-
-    If u is uniform on [0, 1], these times have the density
-    (g^2 / sigma^2) / (log_snr(t_min) - log_snr(1)).
-    """
-    low, high = log_snr_range(sde, t_min, u.dtype)
-    return jnp.clip(sde.time_of_log_snr(low + (high - low) * u), t_min, 1.0)
+    t: Times
+    eps: Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class FisherDivergence(abc.ABC):
-    """Base of the estimators: times, weights and reduction.
+class FisherDivergence(Objective):
+    """Base of the estimators: times, weight and reduction.
 
     Args:
-        weight: lambda, a name in WEIGHTS.
-        time_distribution: distribution of the times on [t_min, 1], a name in TIME_DISTRIBUTIONS.
-            "log_snr" has the expectation of "uniform", and a smaller variance for weight="g2".
-            "timesteps" is uniform on the grid i / (num_timesteps - 1) of the discrete objectives
-            of SMLD and DDPM, and ignores t_min.
-        num_timesteps: number of times on that grid.
-        reduction: "mean" over a sample's dimensions, or half their sum: a name in REDUCTIONS. It
-            scales the loss, and so the effect of gradient clipping.
-        t_min: the smallest time of training, in (0, 1); 1e-5 in Song et al.
+        times: distribution of the times, one of `objectives.times`.
+        weight: lambda / sigma^2, one of `objectives.weights`.
+        reduction: "mean" over a sample's dimensions, their "sum", or half of it: a name in
+            REDUCTIONS. It scales the loss, and so the effect of gradient clipping.
 
     Raises:
-        ValueError: for an unknown name or a number out of range.
+        ValueError: for an unknown name.
     """
 
-    weight: str = "sigma2"
-    time_distribution: str = "uniform"
-    num_timesteps: int = 1000
+    times: TimeDistribution = field(default_factory=Uniform)
+    weight: Weight = field(default_factory=Sigma2)
     reduction: str = "mean"
-    t_min: float = 1e-5
 
     def __post_init__(self) -> None:
-        require_choice("weight", self.weight, WEIGHTS)
-        require_choice("time_distribution", self.time_distribution, TIME_DISTRIBUTIONS)
         require_choice("reduction", self.reduction, REDUCTIONS)
-        require_in("num_timesteps", self.num_timesteps, "[2, inf)")
-        require_in("t_min", self.t_min, "(0, 1)")
 
-    def __call__(self, key: Key[Array, ""], denoiser: Denoiser, x0: Batch) -> Float[Array, "batch"]:
-        """Return the loss of each sample, at one random time and noise per sample.
+    def init_state(self) -> Any:
+        """Return the first state of the times."""
+        return self.times.init_state()
 
-        The loss of the batch is their mean.
-        """
+    def draw(self, key: Key[Array, ""], model: Denoiser, x0: Batch, context: Context) -> Noise:
+        """Draw one time and one noise per image."""
         time_key, noise_key = jax.random.split(key)
-        probe_key = jax.random.fold_in(noise_key, 0)
-        sde = denoiser.sde
-        t = self.draw_times(time_key, x0.shape[0], sde).astype(x0.dtype)
-        eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
-        weight = WEIGHTS[self.weight](sde, t) * REDUCTIONS[self.reduction](x0[0].size)
-        if self.time_distribution == LOG_SNR:
-            weight /= self._density(sde, t)
-        return weight * self.estimate(probe_key, denoiser, sde.perturb(x0, t, eps), t, eps)
+        t = self.times.draw(time_key, x0.shape[0], model.sde, context.state)
+        return Noise(t.astype(x0.dtype), jax.random.normal(noise_key, x0.shape, x0.dtype))
+
+    def evaluate(
+        self, key: Key[Array, ""], drawn: Noise, model: Denoiser, x0: Batch, context: Context
+    ) -> Float[Array, "batch"]:
+        """Return the weighted loss of each image at its time and noise."""
+        t, eps = drawn
+        probe_key = jax.random.fold_in(jax.random.split(key)[1], 0)
+        weight = self.weight(model.sde, t) * REDUCTIONS[self.reduction](x0[0].size)
+        x = model.sde.perturb(x0, t, eps)
+        return weight * self.estimate(probe_key, model, x, t, eps)
+
+    def weighted(
+        self, drawn: Noise, losses: Float[Array, "batch"], model: Denoiser, context: Context
+    ) -> Losses:
+        """Return the losses divided by the density of their times, if that is wanted."""
+        state = self.times.updated(context.state, drawn.t, losses)
+        if self.times.divide_density:
+            losses = losses / self.times.density(model.sde, drawn.t, context.state)
+        return Losses(losses, state)
 
     @abc.abstractmethod
     def estimate(
@@ -150,21 +120,6 @@ class FisherDivergence(abc.ABC):
             t: the times (batch,).
             eps: the noise in x.
         """
-
-    def draw_times(self, key: Key[Array, ""], batch: int, sde: SDE) -> Times:
-        """Draw the times (batch,) of a batch."""
-        if self.time_distribution == TIMESTEPS:
-            return jax.random.randint(key, (batch,), 0, self.num_timesteps) / (
-                self.num_timesteps - 1
-            )
-        if self.time_distribution == LOG_SNR:
-            return log_snr_times(sde, _stratified(key, batch), self.t_min)
-        return self.t_min + (1 - self.t_min) * TIME_SAMPLERS[self.time_distribution](key, batch)
-
-    def _density(self, sde: SDE, t: Times) -> Times:
-        """Return the density of times with uniform log-SNR, relative to the uniform density."""
-        low, high = log_snr_range(sde, self.t_min)
-        return (1 - self.t_min) * WEIGHTS["g2"](sde, t) / (high - low)
 
 
 @dataclass(frozen=True, kw_only=True)

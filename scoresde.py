@@ -27,6 +27,8 @@ from jobs.restore import load_model as load
 from likelihood import LikelihoodOptions, log_prob
 from losses import LOSSES, ScoreMatching
 from numerics.ode import ODEOptions
+from objectives.times import TIMES
+from objectives.weights import WEIGHTS
 from sampling import Samples, sample
 from sde_lib import SDES, VESDE, VPSDE, SubVPSDE
 from solvers import SOLVERS
@@ -44,8 +46,10 @@ __all__ = [
     "LOSSES",
     "SDES",
     "SOLVERS",
+    "TIMES",
     "VESDE",
     "VPSDE",
+    "WEIGHTS",
     "Classifier",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",

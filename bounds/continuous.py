@@ -35,7 +35,6 @@ from jaxtyping import Array, Float, Int, Key
 from bounds.discrete import prior_divergence, require_finite
 from denoising import Denoiser
 from errors import require_choice, require_in
-from losses import log_snr_range, log_snr_times
 from numerics.arrays import (
     Batch,
     fold_in_each,
@@ -45,6 +44,7 @@ from numerics.arrays import (
     sample_keys,
     sum_per_sample,
 )
+from objectives.times import log_snr_range, log_snr_speed, log_snr_times
 from sde_lib import SDE
 
 Uniforms = Float[Array, "times batch"]
@@ -57,7 +57,7 @@ def _log_snr(sde: SDE, u: Uniforms, t_min: float) -> tuple[Uniforms, Uniforms]:
 
 def _uniform(sde: SDE, u: Uniforms, t_min: float) -> tuple[Uniforms, Uniforms]:
     t = t_min + (1 - t_min) * u
-    return t, (1 - t_min) * sde.squared_diffusion(t) / sde.sigma(t) ** 2
+    return t, (1 - t_min) * log_snr_speed(sde, t)
 
 
 # Maps uniform numbers to times and weights. The mean of the weight times any function of t is then

@@ -95,7 +95,7 @@ def _end(config: ConfigDict, *, evaluations: int) -> None:
 def vp_discrete(config: ConfigDict, *, predictor: str = "ancestral") -> None:
     """Set DDPM's chain of 1000 timesteps and its simple loss, sampled at every timestep."""
     vp(config, name="ddpm", predictor=predictor)
-    config.loss.time_distribution = "timesteps"
+    config.times.name = "timesteps"
     _all_timesteps(config, 1000)
     config.sampling.variance = "large"
     config.discrete_bound.variance = "large"
@@ -145,8 +145,8 @@ def ve_discrete(
     config.model.embedding = "positional"
     config.denoiser.conditioning = "reversed_timestep"
     config.denoiser.num_timesteps = num_timesteps
-    config.loss.time_distribution = "timesteps"
-    config.loss.num_timesteps = num_timesteps
+    config.times.name = "timesteps"
+    config.times.num_timesteps = num_timesteps
     _all_timesteps(config, num_timesteps)
     config.eval.metrics = ("loss", "frechet")
 

@@ -72,15 +72,31 @@ def get_config() -> ConfigDict:
 
     config.loss = loss = ConfigDict()
     loss.name = "denoising"  # estimator of the Fisher divergence: denoising, sliced, exact
-    loss.weight = "sigma2"  # lambda(t): sigma2, or g2 (likelihood weighting)
-    loss.time_distribution = "uniform"  # uniform, stratified, log_snr, timesteps
-    loss.num_timesteps = placeholder(int)  # time_distribution=timesteps: their number
-    loss.reduction = "mean"  # over dimensions: mean, or half_sum
-    loss.t_min = 1e-5  # smallest time trained on; more for sliced and exact
+    loss.reduction = "mean"  # over dimensions: mean, sum, half_sum
     # sliced:
     loss.probes = placeholder(int)  # directions per sample
     loss.directions = placeholder(str)  # rademacher, gaussian
     loss.variance_reduced = placeholder(bool)
+
+    # Which times are trained: uniform, stratified, timesteps, log_snr, log_normal, logit_normal,
+    # loss_aware, loss_aware_bins; see objectives/times.py.
+    config.times = times = ConfigDict()
+    times.name = "uniform"
+    times.t_min = placeholder(float)  # smallest time; more for loss.name=sliced and exact
+    times.divide_density = placeholder(bool)  # keep the expectation of uniform times
+    times.num_timesteps = placeholder(int)  # timesteps, loss_aware: their number
+    times.mean = placeholder(float)  # log_normal: of log(sigma / alpha); logit_normal: of logit(t)
+    times.std = placeholder(float)  # log_normal, logit_normal
+    times.bins = placeholder(int)  # loss_aware_bins: their number
+    times.history = placeholder(int)  # loss_aware, loss_aware_bins: losses kept for each level
+    times.uniform = placeholder(float)  # loss_aware, loss_aware_bins: share of uniform times
+
+    # Weight of the squared error of the predicted noise: sigma2 (1), g2 (likelihood), x0, v,
+    # velocity, edm, min_snr, sigmoid; see objectives/weights.py.
+    config.weight = weight = ConfigDict()
+    weight.name = "sigma2"
+    weight.gamma = placeholder(float)  # min_snr: the largest SNR that counts
+    weight.bias = placeholder(float)  # sigmoid: the log-SNR of weight 1/2
 
     config.optim = optim = ConfigDict()
     optim.lr = 2e-4

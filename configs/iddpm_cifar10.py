@@ -29,7 +29,7 @@ def iddpm(config: ConfigDict, *, features: int, multipliers: tuple[int, ...]) ->
     config.model.resample = "conv"
     adm_imagenet.adm_process(config, schedule="cosine")
     config.sde.num_timesteps = 4000
-    config.loss.num_timesteps = 4000
+    config.times.num_timesteps = 4000
     config.denoiser.num_timesteps = 4000
     config.denoiser.conditioning = "rescaled_timestep"
     config.sampling.steps = 4000

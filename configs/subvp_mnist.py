@@ -24,8 +24,8 @@ def get_config() -> ConfigDict:
 
     config.sde.name = "subvp"
     config.denoiser.conditioning = "log_snr"
-    config.loss.weight = "g2"
-    config.loss.time_distribution = "log_snr"
+    config.weight.name = "g2"
+    config.times.name = "log_snr"
 
     config.model.features = 64
     config.model.channel_multipliers = (1, 2, 2)

@@ -46,7 +46,7 @@ def get_config(variant: str = "unet") -> ConfigDict:
     if variant == "conditional":
         config.model.num_classes = 10
 
-    config.loss.time_distribution = "stratified"
+    config.times.name = "stratified"
     config.optim.warmup = 100
     config.optim.decay = "cosine"
     config.ema.rate = 0.995

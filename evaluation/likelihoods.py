@@ -126,7 +126,7 @@ def test_loss(evaluation: Evaluation) -> Report:
         # One sample per call of the loss: its time and noise depend on its own key alone.
         keys = sample_keys(key, indices)
         return jax.vmap(
-            lambda key, x, entry: experiment.loss(key, denoiser.index(entry), x[None])[0]
+            lambda key, x, entry: experiment.loss(key, denoiser.index(entry), x[None]).values[0]
         )(keys, x, denoiser.batched_fields)
 
     def compute(batch: _Batch) -> dict[str, Array]:
@@ -141,7 +141,9 @@ def test_loss(evaluation: Evaluation) -> Report:
             for repeat in range(repeats)
         }
 
-    found = _batches(evaluation, "loss", compute, depends_on=("eval.loss_repeats", "loss."))
+    found = _batches(
+        evaluation, "loss", compute, depends_on=("eval.loss_repeats", "loss.", "times.", "weight.")
+    )
     values = np.stack([found[str(repeat)] for repeat in range(repeats)])
     if not np.isfinite(values).all():
         nonfinite = (~np.isfinite(values)).any(axis=0).sum()

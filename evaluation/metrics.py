@@ -53,7 +53,7 @@ METRICS: dict[str, Metric] = {
     "loss": Metric(
         compute=likelihoods.test_loss,
         rows=table.loss_rows,
-        comparable=(*_TEST, "loss.", "sde.", "eval.loss_repeats"),
+        comparable=(*_TEST, "loss.", "times.", "weight.", "sde.", "eval.loss_repeats"),
     ),
     "bits_per_dim": Metric(
         compute=likelihoods.ode_bits_per_dim,

@@ -23,7 +23,18 @@ MODEL_FIELDS = ("checkpoint", "data.", "denoiser.", "images.", "model.", "sde.")
 # The parts that describe how samples are drawn.
 SAMPLER_FIELDS = ("sampling.", "guidance.", "needs.")
 
-_SECTIONS = ("data", "sde", "denoiser", "ema", "loss", "sampling", "guidance", "eval")
+_SECTIONS = (
+    "data",
+    "sde",
+    "denoiser",
+    "ema",
+    "loss",
+    "times",
+    "weight",
+    "sampling",
+    "guidance",
+    "eval",
+)
 _BOUNDS = ("likelihood", "continuous_bound", "discrete_bound")
 # Fields that change no number: where files lie, and when to give up.
 _IRRELEVANT = (

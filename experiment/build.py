@@ -41,6 +41,8 @@ from metrics.inception.network import RECIPES
 from models import CLASSIFIERS, NETWORKS, with_features
 from models.energy import energy_gradient
 from numerics.ode import ODEOptions
+from objectives.times import TIMES
+from objectives.weights import WEIGHTS
 from sde_lib import SDE, SDES
 from time_grids import Schedule
 from training.parallel import DataParallel
@@ -64,7 +66,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     reader = Reader(resolve(config, overrides), overrides)
     parallel = DataParallel.over_all_devices()
     sde = reader.build_named("sde", SDES)
-    loss = reader.build_named("loss", LOSSES)
+    loss = _build_loss(reader)
     data = Data(reader.build("data", DataOptions), parallel)
     model = _build_model(reader, sde, loss, data)
     training = reader.build("training", TrainingOptions)
@@ -121,6 +123,16 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     )
     _evaluate_shapes(experiment)
     return experiment
+
+
+def _build_loss(reader: Reader) -> FisherDivergence:
+    times = reader.build_named("times", TIMES)
+    fixed = {"sigma_data": reader.config["denoiser"]["sigma_data"]}
+    kind = reader.lookup("weight", WEIGHTS)
+    (weight,) = reader.build_all("weight", (kind,), ignore={"name"}, fixed=fixed)
+    kind = reader.lookup("loss", LOSSES)
+    fixed = {"times": times, "weight": weight}
+    return reader.build_all("loss", (kind,), ignore={"name"}, fixed=fixed)[0]
 
 
 def build_network(
@@ -224,18 +236,18 @@ def _check_timesteps(
     count = getattr(sde, "num_timesteps", None)
     counts = denoiser.conditioning in ("timestep", "rescaled_timestep", "reversed_timestep")
     for name, value, used in (
-        ("loss.num_timesteps", loss.num_timesteps, loss.time_distribution == "timesteps"),
+        ("times.num_timesteps", loss.times.num_timesteps, loss.times.num_timesteps is not None),
         ("denoiser.num_timesteps", denoiser.num_timesteps, counts),
     ):
         if count and used and value != count:
             raise ConfigError(
                 f"config.{name}={value}, but config.sde.num_timesteps={count}; set both to the same"
             )
-    if loss.time_distribution == "timesteps" and not sde.sigma(jnp.zeros(())) > 0:
+    if loss.times.num_timesteps is not None and not sde.sigma(jnp.zeros(())) > 0:
         raise ConfigError(
-            "config.loss.time_distribution='timesteps' trains at t = 0 too, where config.sde.name="
-            f"{reader.config['sde']['name']!r} has no noise; choose uniform or stratified, or the "
-            "sde ddpm, smld or ve"
+            f"config.times.name={reader.config['times']['name']!r} trains at t = 0 too, where "
+            f"config.sde.name={reader.config['sde']['name']!r} has no noise; choose uniform or "
+            "stratified, or the sde ddpm, smld or ve"
         )
     embedded = getattr(network, "num_timesteps", None)  # the network embeds an integer timestep
     fits = (

@@ -36,6 +36,7 @@ from errors import require_choice, require_in
 from guidance.base import Number
 from numerics.arrays import Batch, expand_like, pytree
 from sde_lib import SDE, Time
+from training.objective import Context, Objective
 
 
 class ClassifierOutput(NamedTuple):
@@ -130,7 +131,7 @@ class Classifier:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """The cross-entropy -log p(y | x_t) at random times.
 
     Args:
@@ -149,14 +150,25 @@ class CrossEntropy:
         require_in("t_min", self.t_min, "(0, 1)")
         require_in("clean_fraction", self.clean_fraction, "[0, 1)")
 
-    def __call__(
-        self, key: Key[Array, ""], classifier: Classifier, x0: Batch
-    ) -> Float[Array, "batch"]:
-        """Return the loss of each image in nats, at one random time and noise per image."""
+    def draw(
+        self, key: Key[Array, ""], model: Classifier, x0: Batch, context: Context
+    ) -> tuple[Float[Array, "batch"], Batch]:
+        """Draw one time and one noise per image."""
         time_key, noise_key = jax.random.split(key)
         t = self.draw_times(time_key, len(x0)).astype(x0.dtype)
-        eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
-        return -classifier.log_prob(classifier.sde.perturb(x0, t, eps), t)
+        return t, jax.random.normal(noise_key, x0.shape, x0.dtype)
+
+    def evaluate(
+        self,
+        key: Key[Array, ""],
+        drawn: tuple[Float[Array, "batch"], Batch],
+        model: Classifier,
+        x0: Batch,
+        context: Context,
+    ) -> Float[Array, "batch"]:
+        """Return the loss of each image in nats at its time and noise."""
+        t, eps = drawn
+        return -model.log_prob(model.sde.perturb(x0, t, eps), t)
 
     def draw_times(self, key: Key[Array, ""], batch: int) -> Float[Array, "batch"]:
         """Draw the times (batch,) of a batch."""

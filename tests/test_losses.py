@@ -21,12 +21,12 @@ from denoising import Denoiser
 from losses import (
     LOSSES,
     REDUCTIONS,
-    TIME_SAMPLERS,
-    WEIGHTS,
     ExactScoreMatching,
     ScoreMatching,
     SlicedScoreMatching,
 )
+from objectives.times import LogSNR, Stratified, Timesteps, Uniform
+from objectives.weights import G2, Sigma2
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from training.parallel import DataParallel
 
@@ -38,6 +38,8 @@ PROCESSES = [
     pytest.param(VESDE(sigma_max=10.0), id="ve"),
 ]
 every_process = pytest.mark.parametrize("sde", PROCESSES)
+UNIFORM = {"uniform": Uniform, "stratified": Stratified}
+both_weights = pytest.mark.parametrize("weight", [Sigma2(), G2()], ids=["sigma2", "g2"])
 
 
 def exact_eps(theta, sde, x, t):
@@ -52,7 +54,7 @@ def closed_form(sde, weight, integrand):
     log_t = np.linspace(math.log(T_MIN), 0, 401)
     t = jnp.asarray(np.exp(log_t), jnp.float32)
     signal, noise = np.asarray(sde.alpha(t)) ** 2 * SCALE**2, np.asarray(sde.sigma(t)) ** 2
-    scale = {"sigma2": 1.0, "g2": np.asarray(sde.squared_diffusion(t)) / noise}[weight]
+    scale = np.asarray(weight(sde, t))
     values = np.float64(scale * integrand(signal, noise)) * np.exp(log_t)
     return scipy.integrate.simpson(values, x=log_t) / (1 - T_MIN)
 
@@ -68,15 +70,15 @@ def values_and_slopes(loss, sde, theta, key, x0):
     def values(theta):
         network = Partial(exact_eps, theta, sde)
         denoiser = Denoiser(sde=sde, network=network, parameterization="eps", conditioning="t")
-        return loss(key, denoiser, x0)
+        return loss(key, denoiser, x0).values
 
     return jax.jvp(values, (theta,), (jnp.ones_like(theta),))
 
 
 @pytest.mark.parametrize("num_timesteps", [10, 1000])
 def test_discrete_times_are_the_timesteps_equally_often(num_timesteps):
-    loss = ScoreMatching(time_distribution="timesteps", num_timesteps=num_timesteps)
-    t = np.asarray(loss.draw_times(jax.random.key(0), BATCH, VPSDE()), np.float64)
+    times = Timesteps(num_timesteps=num_timesteps)
+    t = np.asarray(times.draw(jax.random.key(0), BATCH, VPSDE()), np.float64)
     index = np.rint(t * (num_timesteps - 1))
     np.testing.assert_allclose(t, index / (num_timesteps - 1), rtol=1e-6)
     counts = np.bincount(index.astype(int), minlength=num_timesteps)
@@ -87,7 +89,7 @@ def test_discrete_times_are_the_timesteps_equally_often(num_timesteps):
 def test_discrete_smld_loss_is_the_published_one():
     """Half the sum of (sigma_i score + eps)^2 over the terms of a geometric sequence."""
     sde = VESDE()
-    loss = ScoreMatching(time_distribution="timesteps", num_timesteps=232, reduction="half_sum")
+    loss = ScoreMatching(times=Timesteps(num_timesteps=232), reduction="half_sum")
     sigmas = np.geomspace(0.01, 50.0, 232)
     seen = []
 
@@ -102,7 +104,7 @@ def test_discrete_smld_loss_is_the_published_one():
         conditioning="reversed_timestep",
         num_timesteps=232,
     )
-    values = loss(jax.random.key(0), denoiser, jnp.zeros((BATCH, DIMS)))
+    values = loss(jax.random.key(0), denoiser, jnp.zeros((BATCH, DIMS))).values
     ((x, index),) = seen
     sigma = sigmas[::-1][np.asarray(index).astype(int)]
     eps = (np.asarray(x, np.float64) + 1) / 2 / sigma[:, None]
@@ -111,10 +113,10 @@ def test_discrete_smld_loss_is_the_published_one():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weight", WEIGHTS)
+@both_weights
 @every_process
 def test_exact_score_attains_the_known_minimum_with_slope_zero(sde, weight):
-    loss = ScoreMatching(weight=weight, t_min=T_MIN)
+    loss = ScoreMatching(weight=weight, times=Uniform(t_min=T_MIN))
     x0 = jnp.asarray(DATA.sample(0, BATCH), jnp.float32)
     values, slopes = values_and_slopes(loss, sde, jnp.float32(0), jax.random.key(0), x0)
     # E (eps - eps_hat)^2 = alpha^2 s^2 / (alpha^2 s^2 + sigma^2) in each dimension
@@ -122,10 +124,10 @@ def test_exact_score_attains_the_known_minimum_with_slope_zero(sde, weight):
     assert agrees(slopes, 0.0)
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
+@both_weights
 @every_process
 def test_wrong_score_costs_its_squared_error(sde, weight):
-    loss = ScoreMatching(weight=weight, t_min=T_MIN)
+    loss = ScoreMatching(weight=weight, times=Uniform(t_min=T_MIN))
     x0 = jnp.asarray(DATA.sample(1, BATCH), jnp.float32)
     theta, key = jnp.float32(0.5), jax.random.key(1)
     values, slopes = values_and_slopes(loss, sde, theta, key, x0)
@@ -137,7 +139,7 @@ def test_wrong_score_costs_its_squared_error(sde, weight):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("weight", WEIGHTS)
+@both_weights
 @every_process
 def test_loss_of_a_sample_is_the_formula(sde, weight, reduction):
     """Recomputed from what the network saw: lambda || s - grad log p(x_t | x_0) ||^2."""
@@ -148,22 +150,23 @@ def test_loss_of_a_sample_is_the_formula(sde, weight, reduction):
         return jnp.sin(x)  # as a score
 
     denoiser = Denoiser(sde=sde, network=network, parameterization="score", conditioning="t")
-    loss = ScoreMatching(weight=weight, reduction=reduction, t_min=0.1)
+    loss = ScoreMatching(weight=weight, reduction=reduction, times=Uniform(t_min=0.1))
     x0 = jax.random.normal(jax.random.key(2), (5, 2, 3))
-    ours = loss(jax.random.key(3), denoiser, x0)
+    ours = loss(jax.random.key(3), denoiser, x0).values
     ((x, t),) = seen
     alpha, sigma = (np.asarray(c(t), np.float64)[:, None, None] for c in (sde.alpha, sde.sigma))
     target = -(x - alpha * x0) / sigma**2
-    weights = {"sigma2": sde.sigma(t) ** 2, "g2": sde.squared_diffusion(t)}[weight]
+    weights = sde.sigma(t) ** 2 if weight == Sigma2() else sde.squared_diffusion(t)
     norms = np.sum((np.sin(x) - target) ** 2, axis=(1, 2))
-    expected = weights * norms * {"mean": 1 / 6, "half_sum": 1 / 2}[reduction]
+    expected = weights * norms * {"mean": 1 / 6, "sum": 1, "half_sum": 1 / 2}[reduction]
     np.testing.assert_allclose(ours, expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("times", TIME_SAMPLERS)
+@pytest.mark.parametrize("times", UNIFORM)
 def test_each_time_is_uniform(times):
     keys = jax.random.split(jax.random.key(4), 2000)
-    drawn = jax.vmap(lambda key: TIME_SAMPLERS[times](key, 4))(keys)
+    draw = UNIFORM[times](t_min=1e-9).draw
+    drawn = jax.vmap(lambda key: draw(key, 4, VPSDE()))(keys)
     for slot in np.asarray(drawn).T:
         assert scipy.stats.kstest(slot, "uniform").pvalue > 1e-3
 
@@ -171,8 +174,8 @@ def test_each_time_is_uniform(times):
 def test_stratified_times_cover_the_interval_and_lower_the_variance():
     keys = jax.random.split(jax.random.key(5), 500)
     drawn = {
-        name: np.asarray(jax.vmap(lambda key, draw=draw: draw(key, 8))(keys))
-        for name, draw in TIME_SAMPLERS.items()
+        name: np.asarray(jax.vmap(lambda key, cls=cls: cls(t_min=1e-9).draw(key, 8, VPSDE()))(keys))
+        for name, cls in UNIFORM.items()
     }
     gaps = np.diff(np.sort(drawn["stratified"]), axis=1)
     np.testing.assert_allclose(gaps, 1 / 8, atol=1e-6)
@@ -183,8 +186,7 @@ def test_stratified_times_cover_the_interval_and_lower_the_variance():
 @pytest.mark.slow
 @every_process
 def test_times_of_log_snr_have_stratified_log_snr(sde):
-    loss = ScoreMatching(time_distribution="log_snr", t_min=1e-5)
-    t = loss.draw_times(jax.random.key(8), 64, sde)
+    t = LogSNR(t_min=1e-5).draw(jax.random.key(8), 64, sde)
     assert 1e-5 <= t.min() < t.max() <= 1
     low, high = sde.log_snr(jnp.array([1.0, 1e-5]))
     position = np.sort((sde.log_snr(t) - low) / (high - low))
@@ -197,26 +199,26 @@ def test_times_of_log_snr_have_stratified_log_snr(sde):
 @pytest.mark.parametrize(
     ("sde", "weight", "least", "most"),
     [
-        (VPSDE(), "g2", 0.4, 0.55),
-        (SubVPSDE(), "sigma2", 0.0, math.inf),
+        (VPSDE(), G2(), 0.4, 0.55),
+        (SubVPSDE(), Sigma2(), 0.0, math.inf),
         # Its log-SNR is linear in t: the same times.
-        (VESDE(sigma_max=10.0), "g2", 0.95, 1.05),
+        (VESDE(sigma_max=10.0), G2(), 0.95, 1.05),
     ],
     ids=["vp-g2", "subvp-sigma2", "ve-g2"],
 )
 def test_uniform_log_snr_has_the_expectation_of_uniform_times(sde, weight, least, most):
     """With weight="g2" the standard deviation is smaller, by a factor from `least` to `most`."""
     x0, key = jnp.asarray(DATA.sample(0, BATCH), jnp.float32), jax.random.key(9)
-    uniform = ScoreMatching(weight=weight, t_min=T_MIN)
+    uniform = ScoreMatching(weight=weight, times=Uniform(t_min=T_MIN))
     even, _ = values_and_slopes(uniform, sde, jnp.float32(0), key, x0)
-    loss = dataclasses.replace(uniform, time_distribution="log_snr")
-    values = jax.jit(loss)(key, DATA.denoiser(sde), x0)
+    loss = dataclasses.replace(uniform, times=LogSNR(t_min=T_MIN))
+    values = jax.jit(loss)(key, DATA.denoiser(sde), x0).values
     assert agrees(values, closed_form(sde, weight, lambda signal, noise: signal / (signal + noise)))
     assert least < np.std(values) / np.std(even) < most
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", TIME_SAMPLERS)
+@pytest.mark.parametrize("times", UNIFORM)
 def test_times_lie_between_t_min_and_one_and_noise_is_normal_and_independent(times):
     seen = []
 
@@ -226,9 +228,8 @@ def test_times_lie_between_t_min_and_one_and_noise_is_normal_and_independent(tim
 
     sde = VPSDE()
     denoiser = Denoiser(sde=sde, network=network, conditioning="t")
-    ScoreMatching(time_distribution=times, t_min=0.5)(
-        jax.random.key(6), denoiser, jnp.zeros((500, 1))
-    )
+    loss = ScoreMatching(times=UNIFORM[times](t_min=0.5))
+    loss(jax.random.key(6), denoiser, jnp.zeros((500, 1)))
     ((x, t),) = seen
     assert 0.5 <= t.min() < 0.51
     assert 0.99 < t.max() <= 1
@@ -243,7 +244,7 @@ def test_loss_is_the_same_on_one_device_and_on_four():
     parallel, sde = DataParallel.over_all_devices(), VPSDE()
     assert parallel.devices == 4
     x0 = DATA.sample(2, 64).astype(np.float32)
-    run = functools.partial(values_and_slopes, ScoreMatching(time_distribution="stratified"), sde)
+    run = functools.partial(values_and_slopes, ScoreMatching(times=Stratified()), sde)
     theta, key = jnp.float32(0.1), jax.random.key(7)
     alone, _ = run(theta, key, jnp.asarray(x0))
     together, _ = run(theta, key, parallel.split_rows(x0))
@@ -252,14 +253,15 @@ def test_loss_is_the_same_on_one_device_and_on_four():
 
 
 ESTIMATORS = {
-    "exact": (VPSDE(), ExactScoreMatching(t_min=T_MIN)),
-    "sliced": (VESDE(sigma_max=10.0), SlicedScoreMatching(t_min=T_MIN)),
-    "sliced-plain": (SubVPSDE(), SlicedScoreMatching(t_min=T_MIN, variance_reduced=False)),
+    "exact": (VPSDE(), ExactScoreMatching(times=Uniform(t_min=T_MIN))),
+    "sliced": (VESDE(sigma_max=10.0), SlicedScoreMatching(times=Uniform(t_min=T_MIN))),
+    "sliced-plain": (
+        SubVPSDE(),
+        SlicedScoreMatching(times=Uniform(t_min=T_MIN), variance_reduced=False),
+    ),
     "sliced-gaussian-g2": (
         VPSDE(),
-        SlicedScoreMatching(
-            t_min=T_MIN, weight="g2", time_distribution="log_snr", directions="gaussian"
-        ),
+        SlicedScoreMatching(times=LogSNR(t_min=T_MIN), weight=G2(), directions="gaussian"),
     ),
 }
 
@@ -308,11 +310,12 @@ def test_exact_form_of_a_sample_is_the_formula(x64):
             eps, slopes = network(x), jax.jacfwd(network)(x)
             return eps @ eps - 2 * sde.sigma(t) * jnp.trace(slopes.reshape(70, 70)) + 70
 
-        sde, key, seen = VPSDE(), jax.random.key(11), []
+        sde, key, seen, times = VPSDE(), jax.random.key(11), [], Uniform(t_min=0.1)
         denoiser = Denoiser(sde=sde, network=network, conditioning="t")
-        ScoreMatching(t_min=0.1)(key, denoiser, x0)
+        ScoreMatching(times=times)(key, denoiser, x0)
         ((x, t),) = seen  # times and noise do not depend on the estimator
-        return ExactScoreMatching(t_min=0.1)(key, denoiser, x0), jax.vmap(formula)(x, t) / 70
+        exact = ExactScoreMatching(times=times)(key, denoiser, x0).values
+        return exact, jax.vmap(formula)(x, t) / 70
 
     np.testing.assert_allclose(*compare(X0), rtol=1e-10)
 
@@ -348,10 +351,12 @@ def test_sliced_forms_are_unbiased_and_the_reduced_one_varies_less(directions, x
 def test_gradients_in_the_parameters_are_those_of_the_values(x64):
     """They are taken by reverse mode, as in training, with the trace in several parts."""
 
+    times = Uniform(t_min=0.1)
+
     def means(theta):
         denoiser = Denoiser(sde=VPSDE(), network=Partial(mixing, theta), conditioning="t")
         return {
-            name: jnp.mean(loss(t_min=0.1)(jax.random.key(11), denoiser, jnp.asarray(X0)))
+            name: jnp.mean(loss(times=times)(jax.random.key(11), denoiser, jnp.asarray(X0)).values)
             for name, loss in LOSSES.items()
         }
 
@@ -367,14 +372,7 @@ def test_gradients_in_the_parameters_are_those_of_the_values(x64):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"weight": "no"}, "weight='no' is unknown; choose one of: g2, sigma2"),
-        (
-            {"time_distribution": "no"},
-            "time_distribution='no' is unknown; choose one of: log_snr, stratified, timesteps",
-        ),
-        ({"reduction": "no"}, "reduction='no' is unknown; choose one of: half_sum, mean"),
-        ({"t_min": 0.0}, r"t_min=0\.0 must lie in \(0, 1\)"),
-        ({"t_min": 1.0}, r"t_min=1\.0 must lie in \(0, 1\)"),
+        ({"reduction": "no"}, "reduction='no' is unknown; choose one of: half_sum, mean, sum"),
     ],
 )
 def test_invalid_field_is_named(fields, message):
@@ -387,7 +385,6 @@ def test_invalid_field_is_named(fields, message):
     [
         ({"probes": 0}, "probes=0 must be at least 1"),
         ({"directions": "no"}, "directions='no' is unknown; choose one of: gaussian, rademacher"),
-        ({"t_min": 1.0}, r"t_min=1\.0 must lie in \(0, 1\)"),
     ],
 )
 def test_invalid_field_of_the_sliced_form_is_named(fields, message):

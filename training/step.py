@@ -19,19 +19,21 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from errors import require_choice, require_in
+from training.objective import FIRST, Context, Objective
 from training.parallel import DataParallel
-
-# One of losses.LOSSES: losses of single images from (key, denoiser, batch).
-LossFunction = Callable[[Key[Array, ""], Any, Float[Array, "batch ..."]], Float[Array, "batch"]]
 
 
 class TrainState(NamedTuple):
-    """All that training changes; checkpoints hold it whole."""
+    """All that training changes; checkpoints hold it whole.
+
+    `objective` is the objective's own state, () if it keeps none.
+    """
 
     step: Int[Array, ""]
     params: Any
     ema_params: Any
     opt_state: Any
+    objective: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ class Trainer:
     Args:
         init: parameters from a key.
         denoiser: a Denoiser from (parameters, dropout key or None).
-        loss: per-sample losses from (key, denoiser, batch).
+        loss: the objective, such as one of losses.LOSSES.
         optimizer: an optax transformation.
         average: the moving average of the parameters.
         parallel: the devices.
@@ -120,7 +122,7 @@ class Trainer:
 
     init: Callable[[Key[Array, ""]], Any]
     denoiser: Callable[[Any, Key[Array, ""] | None], Any]
-    loss: LossFunction
+    loss: Objective
     optimizer: optax.GradientTransformation
     average: MovingAverage
     parallel: DataParallel
@@ -135,7 +137,9 @@ class Trainer:
         """Return a state of parameters that were trained elsewhere, with a fresh optimizer."""
 
         def make(params: Any, ema_params: Any) -> TrainState:
-            return TrainState(jnp.int32(step), params, ema_params, self.optimizer.init(params))
+            opt_state = self.optimizer.init(params)
+            objective = self.loss.init_state()
+            return TrainState(jnp.int32(step), params, ema_params, opt_state, objective)
 
         return jax.jit(make, out_shardings=self.parallel.replicated)(params, ema_params)
 
@@ -162,12 +166,14 @@ class Trainer:
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         """Update the state on a batch; the scalars are the batch's loss and the gradient's norm."""
         key = jax.random.fold_in(base_key, state.step)
-        loss, grads = jax.value_and_grad(self.objective)(state.params, key, batch, labels)
+        context = Context(step=state.step, state=state.objective)
+        gradient = jax.value_and_grad(self.objective, has_aux=True)
+        (loss, objective), grads = gradient(state.params, key, batch, labels, context)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = self.average.update(state.ema_params, params, state.step)
         scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, ema_params, opt_state), scalars
+        return TrainState(state.step + 1, params, ema_params, opt_state, objective), scalars
 
     def objective(
         self,
@@ -175,8 +181,9 @@ class Trainer:
         key: Key[Array, ""],
         batch: Float[Array, "batch ..."],
         labels: Int[Array, "batch"] | None = None,
-    ) -> Float[Array, ""]:
-        """Return the batch's mean loss, as a function of the parameters."""
+        context: Context = FIRST,
+    ) -> tuple[Float[Array, ""], Any]:
+        """Return the batch's mean loss, as a function of the parameters, and the loss's state."""
         loss_key, dropout_key = jax.random.split(key)
         denoiser = self.denoiser(params, dropout_key)
         if labels is not None:
@@ -184,10 +191,12 @@ class Trainer:
             dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
             labels = jnp.where(dropped, self.classes, labels)
             denoiser = dataclasses.replace(denoiser, labels=labels)
-        return jnp.mean(self.loss(loss_key, denoiser, batch))
+        losses = self.loss(loss_key, denoiser, batch, context)
+        return jnp.mean(losses.values), losses.state
 
     def _init_state(self, key: Key[Array, ""]) -> TrainState:
         params = self.init(key)
         # The average has its own buffer, because a donated state must not hold one twice.
         ema_params = jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.int32(0), params, ema_params, self.optimizer.init(params))
+        opt_state, objective = self.optimizer.init(params), self.loss.init_state()
+        return TrainState(jnp.int32(0), params, ema_params, opt_state, objective)

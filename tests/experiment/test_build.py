@@ -32,16 +32,16 @@ def test_limits_of_the_classifier_bind_only_those_who_use_it():
     ("fields", "message"),
     [
         (
-            {"sde.name": "ddpm", "sde.num_timesteps": 100, "loss.time_distribution": "timesteps"},
-            r"config\.loss\.num_timesteps=1000, but config\.sde\.num_timesteps=100; set both",
+            {"sde.name": "ddpm", "sde.num_timesteps": 100, "times.name": "timesteps"},
+            r"config\.times\.num_timesteps=1000, but config\.sde\.num_timesteps=100; set both",
         ),
         (
             {"sde.name": "ddpm", "sde.num_timesteps": 100, "denoiser.conditioning": "timestep"},
             r"config\.denoiser\.num_timesteps=1000, but config\.sde\.num_timesteps=100; set both",
         ),
         (
-            {"loss.time_distribution": "timesteps"},
-            r"time_distribution='timesteps' trains at t = 0 too, .*sde\.name='vp' has no noise; "
+            {"times.name": "timesteps"},
+            r"times\.name='timesteps' trains at t = 0 too, .*sde\.name='vp' has no noise; "
             "choose uniform or stratified",
         ),
         (

@@ -155,7 +155,7 @@ def test_loss_of_the_true_posterior_is_the_entropy_that_is_left(sde, clean):
             logits, features = exact.network(x, t)
             return factor * logits, features
 
-        return loss(key, dataclasses.replace(exact, network=network), jnp.asarray(x0))
+        return loss(key, dataclasses.replace(exact, network=network), jnp.asarray(x0)).values
 
     slope_of = jax.jit(lambda key: jax.jvp(lambda factor: values(factor, key), (1.0,), (1.0,)))
     losses, slopes = slope_of(KEY)

@@ -48,9 +48,9 @@ def test_optimizer_and_length_may_change_and_the_run_says_so(workdir):
 
 @pytest.mark.slow
 def test_other_model_is_refused_and_the_way_out_works(workdir, tmp_path):
-    other = SHORT | {"loss.t_min": 1e-3, "training.steps": 6}
+    other = SHORT | {"times.t_min": 1e-3, "training.steps": 6}
     said = error(run(*flags("train", workdir, other)))
-    assert "config.loss.t_min was 1e-05, is 0.001" in said
+    assert "config.times.t_min was 1e-05, is 0.001" in said
     field = re.search(r"--config\.(training\.init_from)=(\S+) with a new --workdir", said)
     call = run(*flags("train", tmp_path / "new", other | {field[1]: field[2]}))
     assert call.status == 0, call.stderr

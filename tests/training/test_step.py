@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jax.tree_util import Partial
 from denoising import Denoiser
 from losses import ScoreMatching
 from sde_lib import VPSDE
+from training.objective import Objective
 from training.parallel import DataParallel
 from training.step import MovingAverage, Optimizer, Trainer, TrainState
 
@@ -36,11 +38,24 @@ def denoiser(params, dropout=None):
     return Denoiser(sde=VPSDE(), network=Partial(linear, params))
 
 
+@dataclasses.dataclass(frozen=True)
+class Plain(Objective):
+    """An objective from a function of (key, model, batch), without a state."""
+
+    function: Callable
+
+    def draw(self, key, model, x0, context):
+        return ()
+
+    def evaluate(self, key, drawn, model, x0, context):
+        return self.function(key, model, x0)
+
+
 def make_trainer(*, parallel=ONE, optimizer=None, average=None, loss=None):
     return Trainer(
         init=first_params,
         denoiser=denoiser,
-        loss=loss or ScoreMatching(),
+        loss=Plain(loss) if loss else ScoreMatching(),
         optimizer=(optimizer or Optimizer(lr=1e-2, warmup=0)).chain(100),
         average=average or MovingAverage(),
         parallel=parallel,
@@ -170,7 +185,7 @@ def test_objective_gives_loss_and_dropout_keys_of_their_own():
     trainer = Trainer(
         init=first_params,
         denoiser=denoiser,
-        loss=loss,
+        loss=Plain(loss),
         optimizer=optax.sgd(1.0),
         average=MovingAverage(),
         parallel=ONE,

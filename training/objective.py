@@ -1,0 +1,74 @@
+"""The interface between the training step and an objective.
+
+An objective draws the random numbers of a batch, evaluates a loss per image with them, and may keep
+a state of its own, such as the losses that it has seen at each noise level. The three are separate,
+so that a batch can be evaluated in parts with the numbers of the whole.
+"""
+
+import abc
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float, Int, Key
+
+
+class Context(NamedTuple):
+    """What a loss may depend on besides the network and the batch.
+
+    Attributes:
+        step: number of the training step, from 0.
+        state: the objective's own state; () for its first one.
+        teacher: the frozen network of a distillation, a Denoiser, or None.
+    """
+
+    step: int | Int[Array, ""] = 0
+    state: Any = ()
+    teacher: Any = None
+
+
+FIRST = Context()
+
+
+class Losses(NamedTuple):
+    """The losses of a batch and the objective's new state; training minimizes their mean."""
+
+    values: Float[Array, "batch"]
+    state: Any
+
+
+class Objective(abc.ABC):
+    """Base of objectives."""
+
+    def init_state(self) -> Any:
+        """Return the objective's first state, a tree of arrays; () if it keeps none."""
+        return ()
+
+    @abc.abstractmethod
+    def draw(self, key: Key[Array, ""], model: Any, x0: Array, context: Context) -> Any:
+        """Draw the random numbers of a batch: arrays with one entry per image.
+
+        Args:
+            key: of the batch.
+            model: the network, such as a Denoiser; only its process is used.
+            x0: the images (batch, ...); only their shape and type are used.
+            context: step, state and teacher.
+        """
+
+    @abc.abstractmethod
+    def evaluate(
+        self, key: Key[Array, ""], drawn: Any, model: Any, x0: Array, context: Context
+    ) -> Float[Array, "batch"]:
+        """Return the loss of each image with these random numbers; `key` is for further ones."""
+
+    def weighted(
+        self, drawn: Any, losses: Float[Array, "batch"], model: Any, context: Context
+    ) -> Losses:
+        """Return what training minimizes: the losses by their importance, and the new state."""
+        return Losses(losses, context.state)
+
+    def __call__(
+        self, key: Key[Array, ""], model: Any, x0: Array, context: Context = FIRST
+    ) -> Losses:
+        """Return the losses of a batch (batch, ...), and the new state."""
+        drawn = self.draw(key, model, x0, context)
+        losses = self.evaluate(key, drawn, model, x0, context)
+        return self.weighted(drawn, losses, model, context)
