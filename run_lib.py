@@ -20,7 +20,7 @@ from evaluation import references
 from evaluation.compare import compare as compare_files
 from evaluation.evaluate import evaluate as evaluate_checkpoint
 from evaluation.evaluate import extractors_of
-from evaluation.features import make_extractors
+from evaluation.features import diagnostics_extractor, make_extractors
 from evaluation.protocol import samples_protocol
 from experiment.build import abstract_params, build_network
 from experiment.configurations import known_configurations
@@ -28,6 +28,7 @@ from experiment.experiment import Experiment
 from experiment.sampler import unconditioned
 from files.pictures import image_grid, write_gif, write_png, write_png_folder
 from files.writing import write_json, write_npz
+from jobs.diagnostics import Diagnostics
 from jobs.moments import measure_moments
 from jobs.plan import describe
 from jobs.restore import load_checkpoint, load_moments, restore_state
@@ -60,7 +61,11 @@ def train(experiment: Experiment, workdir: Workdir) -> None:
             "no objective here trains the variance that the network predicts; sample with "
             "config.sampling.variance=small or large"
         )
-    if run_job(model_job(experiment), workdir):
+    diagnostics = None
+    if experiment.diagnostics.every:
+        extractor = diagnostics_extractor(experiment, workdir)
+        diagnostics = Diagnostics(experiment=experiment, extractor=extractor)
+    if run_job(model_job(experiment, diagnostics), workdir):
         print(f"samples are in {workdir.samples}; next: --mode=eval or --mode=sample")
 
 

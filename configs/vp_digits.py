@@ -55,6 +55,7 @@ def get_config(variant: str = "unet") -> ConfigDict:
     config.training.steps = 1200
     config.training.checkpoint_every = 400
     config.training.sample_every = 400
+    config.diagnostics.every = 300
     config.sampling.name = "unipc"
     config.sampling.grid = "quadratic"
     config.sampling.steps = 19

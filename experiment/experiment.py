@@ -16,7 +16,9 @@ from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
     DenoiserOptions,
+    DiagnosticsOptions,
     EvaluationOptions,
+    LoggingOptions,
     TrainingOptions,
 )
 from experiment.sampler import Sampler
@@ -113,6 +115,8 @@ class Experiment:
     loss: FisherDivergence
     trainer: Trainer
     training: TrainingOptions
+    diagnostics: DiagnosticsOptions
+    logging: LoggingOptions
     evaluation: EvaluationOptions
     likelihood: LikelihoodOptions
     ode: ODEOptions

@@ -8,7 +8,7 @@ The squared error of the predicted noise per dimension, e = ||eps_hat - eps||^2 
 at levels of equal length in log-SNR, with equally many draws each. Where the noise is hardly
 predictable, e varies like n = ||eps||^2 / D, whose mean is known to be 1. So each draw counts as
 e - c (n - 1), where c is the mean of e over the other draws of its level, which are independent.
-The mean is unbiased, and at such levels its standard error falls from several percent to nearly 0.
+The mean is unbiased, and its standard error falls where the network predicts little of the noise.
 
 What knows nothing of the image has an error too. The best predictor that knows the mean m_i and the
 variance v_i of every pixel i, and takes pixels for independent Gaussians, has at a signal-to-noise
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from bounds.continuous import decoder_nats
+from bounds.continuous import decoder_term
 from bounds.discrete import prior_divergence
 from denoising import Denoiser
 from errors import ConfigError, SamplingError
@@ -39,14 +39,17 @@ from experiment.class_guidance import GuidanceOptions
 from experiment.experiment import Experiment, with_data_labels
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, FixedSteps, Sampler
-from losses import log_snr_range, log_snr_times
 from metrics.bits_per_dim import bits_per_dim
 from metrics.features import Extractor
-from metrics.frechet import Accumulator, frechet_distance, frechet_interval
+from metrics.frechet import Accumulator, Statistics, frechet_distance, frechet_interval
 from numerics.arrays import normal_like, sample_keys, sum_per_sample
+from objectives.times import log_snr_range, log_snr_times
 from solvers.unipc import UniPC
 from time_grids import Schedule
+from training.objective import Context
 from training.step import TrainState, parameter_norms
+
+Draws = Int[np.ndarray, "batch"]
 
 SPLITS = ("train", "test")
 GROUPS = 16  # of test images, whose mean losses are kept to compare steps
@@ -80,6 +83,11 @@ class Diagnostics:
                 f"choose some of: {', '.join(DIAGNOSTICS)}"
             )
         count = len(data.images.test)
+        if count < 2:
+            raise ConfigError(
+                f"config.data.name={data.options.name!r} has {count} test image, and measurements "
+                "during training need 2; set config.diagnostics.every=0 for none"
+            )
         if options.images is not None and options.images > count:
             raise ConfigError(
                 f"config.diagnostics.images={options.images}, but config.data.name="
@@ -90,10 +98,10 @@ class Diagnostics:
         if classes:
             data.require_classes(data.images.test_labels, classes, "model")
 
-    def is_due(self, step: int) -> bool:
-        """Return whether a step is measured; the last one is too, whatever this says."""
-        every = self.experiment.diagnostics.every
-        return step % every == 0
+    @property
+    def every(self) -> int:
+        """Steps between measurements."""
+        return self.experiment.diagnostics.every
 
     def measure(self, state: TrainState) -> dict[str, Any]:
         """Return the measurements of a state by name, in nested dicts of numbers."""
@@ -121,9 +129,7 @@ class Diagnostics:
         """The indices of the images of each split, drawn once for the run."""
         images, rng = self.experiment.data.images, np.random.default_rng(self.experiment.seed)
         count = self.experiment.diagnostics.images or min(_IMAGES, len(images.test))
-        return {
-            split: rng.permutation(len(getattr(images, split)))[:count] for split in SPLITS
-        }
+        return {split: rng.permutation(len(getattr(images, split)))[:count] for split in SPLITS}
 
     @property
     def per_level(self) -> int:
@@ -143,28 +149,19 @@ class Diagnostics:
         return base_key(self.experiment.seed, "diagnostics")
 
     @cached_property
-    def levels(self) -> tuple[Float[np.ndarray, "levels"], Float[np.ndarray, "draws"]]:
-        """The log-SNR in the middle of each level, and the times of all draws, level by level."""
-        experiment, count = self.experiment, self.experiment.diagnostics.levels
-        sde, t_min, draws = experiment.model.sde, experiment.loss.t_min, count * self.per_level
-        offsets = np.asarray(jax.random.uniform(jax.random.fold_in(self.key, _OFFSETS), (draws,)))
-        times = log_snr_times(sde, jnp.asarray((np.arange(draws) + offsets) / draws), t_min)
-        low, high = np.asarray(log_snr_range(sde, t_min), np.float64)
-        middles = low + (high - low) * (np.arange(count) + 0.5) / count
-        return middles, np.asarray(times)
+    def losses(self) -> Callable[..., Float[Array, "batch"]]:
+        """The objective of each image, from (key, denoiser, x0, context)."""
+        objective = self.experiment.loss
+        return jax.jit(lambda *arguments: objective(*arguments).values)
 
     @cached_property
-    def blind_errors(self) -> Float[np.ndarray, "levels"]:
-        """The error per level of the best predictor to which pixels are independent Gaussians."""
-        images, quantizer = self.experiment.data.images, self.experiment.data.quantizer
-        scaler, dequantize = self.experiment.data.scaler, self.experiment.data.options.dequantize
-        stored = images.train[:_REFERENCE_IMAGES].astype(np.float32)
-        gray = (scaler.high - scaler.low) / (
-            quantizer.gray_levels if dequantize else quantizer.gray_levels - 1
-        )
-        variance = gray**2 * (stored.var(axis=0, dtype=np.float64) + dequantize / 12)
-        ratios = np.exp(self.levels[0])[:, None] * variance.ravel()
-        return np.mean(ratios / (1 + ratios), axis=1)
+    def pixel_variances(self) -> Float[np.ndarray, "pixels"]:
+        """The variance of every pixel over training images, in the network's range."""
+        data, dequantize = self.experiment.data, self.experiment.data.options.dequantize
+        stored = data.images.train[:_REFERENCE_IMAGES].astype(np.float32)
+        bins = data.quantizer.gray_levels - (not dequantize)
+        gray = (data.scaler.high - data.scaler.low) / bins
+        return gray**2 * (stored.var(axis=0, dtype=np.float64).ravel() + dequantize / 12)
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -187,19 +184,26 @@ class Diagnostics:
         )
 
     @cached_property
-    def reference(self) -> tuple[Any, float]:
-        """The statistics of training images, and the distance of as many test images to them."""
+    def reference(self) -> tuple[Statistics, float | None]:
+        """The statistics of training images, and the distance of as many test images as samples.
+
+        It is None if there are fewer test images, because few images are farther away.
+        """
         images, to_uint8 = self.experiment.data.images, self.experiment.data.quantizer.to_uint8
-        rng, count = np.random.default_rng(self.experiment.seed), self.experiment.diagnostics.samples
-        train, test = (
-            rng.permutation(len(split))[:most]
-            for split, most in ((images.train, _REFERENCE_IMAGES), (images.test, count))
+        rng, count = (
+            np.random.default_rng(self.experiment.seed),
+            self.experiment.diagnostics.samples,
         )
-        statistics = self._accumulated(to_uint8(images.train[train])).statistics()
-        real = self._accumulated(to_uint8(images.test[test])).statistics()
+        train = rng.permutation(len(images.train))[:_REFERENCE_IMAGES]
+        statistics = self.accumulated(to_uint8(images.train[train])).statistics()
+        if len(images.test) < count:
+            return statistics, None
+        test = rng.permutation(len(images.test))[:count]
+        real = self.accumulated(to_uint8(images.test[test])).statistics()
         return statistics, frechet_distance(statistics, real)
 
-    def _accumulated(self, images: np.ndarray, groups: int = 1) -> Accumulator:
+    def accumulated(self, images: np.ndarray, *, groups: int = 1) -> Accumulator:
+        """Return the features of uint8 images."""
         accumulator = Accumulator(len(images), groups=groups)
         size = self.experiment.evaluation.batch_size
         for first in range(0, len(images), size):
@@ -230,6 +234,33 @@ class _Subject:
     def experiment(self) -> Experiment:
         return self.diagnostics.experiment
 
+    @property
+    def t_min(self) -> float:
+        """The smallest time: that of training, or that of the bound if training states none."""
+        times = getattr(self.experiment.loss, "times", None)
+        return getattr(times, "t_min", self.experiment.continuous_bound.t_min)
+
+    @cached_property
+    def log_snr_ends(self) -> Float[np.ndarray, "2"]:
+        """The smallest and the largest log-SNR."""
+        return np.asarray(log_snr_range(self.denoiser.sde, self.t_min), np.float64)
+
+    @property
+    def log_snrs(self) -> Float[np.ndarray, "levels"]:
+        """The log-SNR in the middle of each level."""
+        (low, high), count = self.log_snr_ends, self.experiment.diagnostics.levels
+        return low + (high - low) * (np.arange(count) + 0.5) / count
+
+    @cached_property
+    def times(self) -> Float[np.ndarray, "draws"]:
+        """The time of every draw. The levels take turns, so that all have images of all kinds."""
+        levels, count = self.experiment.diagnostics.levels, self.diagnostics.per_level
+        key = jax.random.fold_in(self.diagnostics.key, _OFFSETS)
+        offsets = np.asarray(jax.random.uniform(key, (count, levels)))
+        u = (np.arange(levels) + (np.arange(count)[:, None] + offsets) / count) / levels
+        u = jnp.asarray(u.ravel(), jnp.float32)
+        return np.asarray(log_snr_times(self.denoiser.sde, u, self.t_min))
+
     def over_draws(
         self, split: str, count: int, compute: Callable[..., Any], *, dequantize: bool
     ) -> tuple[np.ndarray, ...]:
@@ -249,7 +280,7 @@ class _Subject:
                 stored, indices, seed=experiment.seed, draw=0, dequantize=dequantize
             )
             denoiser = with_data_labels(experiment, self.denoiser, indices, labels)
-            results = compute(denoiser, x0, experiment.parallel.split_rows(draws))
+            results = compute(denoiser, x0, draws)
             fetched = (experiment.parallel.fetch(each) for each in results)
             parts.append([each[: count - first].astype(np.float64) for each in fetched])
         return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
@@ -258,19 +289,15 @@ class _Subject:
         """Return the squared errors per dimension at each level, less their known noise."""
         if (found := self.found.get((split, dequantize))) is not None:
             return found
-        diagnostics, parallel = self.diagnostics, self.experiment.parallel
-        (middles, times), dims = diagnostics.levels, self.experiment.data.size
-        key = jax.random.fold_in(diagnostics.key, _NOISE)
+        parallel, levels = self.experiment.parallel, self.experiment.diagnostics.levels
+        key = jax.random.fold_in(self.diagnostics.key, _NOISE)
 
-        # Draws are dealt to the levels in turn, so that every level has images of all kinds.
-        order = np.arange(len(times)).reshape(len(middles), -1).T.ravel()
+        def compute(denoiser: Denoiser, x0: Array, draws: Draws) -> tuple[Array, Array]:
+            t, placed = parallel.split_rows(self.times[draws]), parallel.split_rows(draws)
+            return _squared_errors(key, denoiser, x0, t, placed)
 
-        def compute(denoiser: Denoiser, x0: Array, draws: Array) -> tuple[Array, Array]:
-            t = parallel.split_rows(times[order[parallel.fetch(draws)]])
-            return _squared_errors(key, denoiser, x0, t, draws)
-
-        errors, noise = self.over_draws(split, len(times), compute, dequantize=dequantize)
-        errors, noise = (each.reshape(-1, len(middles)).T / dims for each in (errors, noise))
+        found = self.over_draws(split, len(self.times), compute, dequantize=dequantize)
+        errors, noise = (each.reshape(-1, levels).T / self.experiment.data.size for each in found)
         others = (errors.sum(axis=1, keepdims=True) - errors) / (errors.shape[1] - 1)
         controlled = errors - np.clip(others, 0, 1) * (noise - 1)
         self.found[split, dequantize] = controlled
@@ -282,13 +309,13 @@ def _loss(subject: _Subject) -> dict[str, Any]:
     experiment, diagnostics = subject.experiment, subject.diagnostics
     key = jax.random.fold_in(diagnostics.key, _LOSS)
     dequantize = experiment.data.options.dequantize
-    losses = _loss_program(experiment.loss)
+    losses, context = diagnostics.losses, Context(step=subject.state.step)
     count = len(diagnostics.chosen["test"])
     values: dict[str, Any] = {}
     for split in SPLITS:
 
-        def compute(denoiser: Denoiser, x0: Array, draws: Array) -> tuple[Array]:
-            return (losses(jax.random.fold_in(key, draws[0]), denoiser, x0),)
+        def compute(denoiser: Denoiser, x0: Array, draws: Draws) -> tuple[Array]:
+            return (losses(jax.random.fold_in(key, draws[0]), denoiser, x0, context),)
 
         (found,) = subject.over_draws(split, count, compute, dequantize=dequantize)
         values |= {f"{split}_loss": _mean(found), f"{split}_loss_error": _error(found)}
@@ -299,7 +326,7 @@ def _loss(subject: _Subject) -> dict[str, Any]:
 
 def _noise_levels(subject: _Subject) -> dict[str, Any]:
     """Measure the error of the predicted noise at each level, on training and test images."""
-    diagnostics, dequantize = subject.diagnostics, subject.experiment.data.options.dequantize
+    dequantize = subject.experiment.data.options.dequantize
     train, test = (subject.level_errors(split, dequantize=dequantize) for split in SPLITS)
     columns = {
         "train": (train.mean(axis=1), _errors(train)),
@@ -307,8 +334,10 @@ def _noise_levels(subject: _Subject) -> dict[str, Any]:
         # The draws of both splits share their noise, so their difference is more precise.
         "gap": ((test - train).mean(axis=1), _errors(test - train)),
     }
-    names = [f"{middle:.2f}" for middle in diagnostics.levels[0]]
-    table = {"blind": dict(zip(names, map(float, diagnostics.blind_errors), strict=True))}
+    ratios = np.exp(subject.log_snrs)[:, None] * subject.diagnostics.pixel_variances
+    names = [f"{middle:.2f}" for middle in subject.log_snrs]
+    blind = np.mean(ratios / (1 + ratios), axis=1)
+    table = {"blind": dict(zip(names, map(float, blind), strict=True))}
     for name, (means, errors) in columns.items():
         table[name] = dict(zip(names, map(float, means), strict=True))
         table[f"{name}_error"] = dict(zip(names, map(float, errors), strict=True))
@@ -318,27 +347,29 @@ def _noise_levels(subject: _Subject) -> dict[str, Any]:
 def _bits_per_dim(subject: _Subject) -> dict[str, Any]:
     """Estimate the variational bound on bits/dim of test images; see `bounds.continuous`."""
     experiment, diagnostics = subject.experiment, subject.diagnostics
-    sde, t_min, dims = experiment.model.sde, experiment.loss.t_min, experiment.data.size
+    sde, t_min, dims = subject.denoiser.sde, subject.t_min, experiment.data.size
     errors = subject.level_errors("test", dequantize=True)
-    low, high = np.asarray(log_snr_range(sde, t_min), np.float64)
+    low, high = subject.log_snr_ends
     diffusion = 0.5 * (high - low) * dims * errors.mean(axis=1)
     key = jax.random.fold_in(diagnostics.key, _DECODER)
 
-    def compute(denoiser: Denoiser, x0: Array, draws: Array) -> tuple[Array, Array]:
-        t = jnp.full_like(x0[:, 0, 0, 0], t_min)
-        squares, noise = _squared_errors(key, denoiser, x0, t, draws)
-        return decoder_nats(sde, t_min, dims, squares, noise), prior_divergence(sde, x0)
+    def compute(denoiser: Denoiser, x0: Array, draws: Draws) -> tuple[Array, Array]:
+        t = experiment.parallel.split_rows(np.full(len(draws), t_min, np.float32))
+        placed = experiment.parallel.split_rows(draws)
+        squares, noise = _squared_errors(key, denoiser, x0, t, placed)
+        term = decoder_term(sde, x0, t_min=t_min, error=squares, noise=noise)
+        return term, prior_divergence(sde, x0)
 
     count = len(diagnostics.chosen["test"])
     decoder, prior = subject.over_draws("test", count, compute, dequantize=True)
-    nats = -(diffusion.mean() + decoder.mean() + prior.mean())
+    nats = -np.array([diffusion.mean() + decoder.mean() + prior.mean()])
     # The levels are strata: the variances of their means add up.
     of_diffusion = 0.5 * (high - low) * dims * np.sqrt(np.sum(_errors(errors) ** 2)) / len(errors)
     error = np.hypot(of_diffusion, _error(decoder + prior))
     data = experiment.data
     log_det = data.quantizer.log_det(dims) + data.scaler.log_det(dims)
     return {
-        "bits_per_dim": float(bits_per_dim(np.asarray(nats), log_det=log_det, dims=dims)),
+        "bits_per_dim": float(bits_per_dim(nats, log_det=log_det, dims=dims)[0]),
         "bits_per_dim_error": float(error / (dims * np.log(2))),
     }
 
@@ -354,19 +385,15 @@ def _frechet(subject: _Subject) -> dict[str, Any]:
             diagnostics.sampler.draw(checkpoint, np.arange(first, first + size) % count).images
             for first in range(0, count, size)
         ]
-    except SamplingError:  # which does not harm training
-        return {"frechet_real": real}
+    except SamplingError:  # of an early network, perhaps; it does not harm training
+        return {}
     few = reference.mean.size <= _MAX_FEATURES
-    samples = diagnostics._accumulated(np.concatenate(drawn)[:count], 20 if few else 1)
+    samples = diagnostics.accumulated(np.concatenate(drawn)[:count], groups=20 if few else 1)
+    values = {} if real is None else {"frechet_real": real}
     if not few:
-        distance = frechet_distance(reference, samples.statistics())
-        return {"frechet": distance, "frechet_real": real}
+        return {"frechet": frechet_distance(reference, samples.statistics()), **values}
     found = frechet_interval(samples, reference)
-    return {
-        "frechet": found.distance,
-        "frechet_error": found.standard_error,
-        "frechet_real": real,
-    }
+    return {"frechet": found.distance, "frechet_error": found.standard_error, **values}
 
 
 def _weights(subject: _Subject) -> dict[str, Any]:

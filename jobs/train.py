@@ -28,9 +28,11 @@ from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from files.writing import write_json
+from jobs.diagnostics import Diagnostics
+from jobs.training_report import Plots, conclude
 from jobs.workdir import Workdir
 from training.checkpoints import Checkpoints
-from training.metrics_log import MetricsLog, last_step
+from training.metrics_log import MetricsLog, last_step, read_log
 from training.step import Trainer, TrainState
 
 
@@ -43,6 +45,8 @@ class TrainingJob:
         seed: seed of initialization, noise and data order.
         section: "model" or "classifier", the section of the configuration that is trained.
         sampler: draws sample grids during training; None draws none.
+        diagnostics: what is measured during training; None for nothing.
+        wandb: a project of Weights & Biases; "" for none.
     """
 
     config: dict[str, Any]
@@ -52,6 +56,8 @@ class TrainingJob:
     trainer: Trainer
     options: TrainingOptions
     sampler: Sampler | None
+    diagnostics: Diagnostics | None = None
+    wandb: str = ""
 
     def batches(self) -> TrainingBatches:
         """Return the training stream.
@@ -64,8 +70,14 @@ class TrainingJob:
             self.data.require_classes(self.data.images.train_labels, classes, self.section)
         return self.data.training_batches(self.options.batch_size, self.seed, labels=bool(classes))
 
+    def measures_at(self, step: int) -> bool:
+        """Return whether the state after a step is measured; that of the last step always is."""
+        if self.diagnostics is None:
+            return False
+        return step == self.options.steps or _is_due(step, self.diagnostics.every)
 
-def model_job(experiment: Experiment) -> TrainingJob:
+
+def model_job(experiment: Experiment, diagnostics: Diagnostics | None = None) -> TrainingJob:
     """Return the job that trains an experiment's score model."""
     return TrainingJob(
         config=experiment.config,
@@ -75,6 +87,8 @@ def model_job(experiment: Experiment) -> TrainingJob:
         trainer=experiment.trainer,
         options=experiment.training,
         sampler=experiment.sampler if experiment.training.sample_every else None,
+        diagnostics=diagnostics,
+        wandb=experiment.logging.wandb,
     )
 
 
@@ -115,6 +129,8 @@ def train(job: TrainingJob, workdir: Workdir) -> bool:
         TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
     """
     batches = job.batches()
+    if job.diagnostics is not None:
+        job.diagnostics.check()
     with workdir.locked(leads=job.data.parallel.leads):
         changes = workdir.check(job.config, training=True)
         return _train(job, workdir, batches, changes)
@@ -136,7 +152,15 @@ def _train(
     workdir.save_config(job.config, images=images, changes=changes, step=step)
     if names := job.data.images.class_names:
         write_json(workdir.classes, {name: label for label, name in enumerate(names)})
-    log = MetricsLog(workdir.path, step=step)
+    log = MetricsLog(
+        workdir.path,
+        step=step,
+        config=job.config,
+        wandb=job.wandb,
+        leads=job.data.parallel.leads,
+    )
+    finest = math.inf if job.diagnostics is None else job.diagnostics.finest_log_snr
+    plots = Plots(workdir.plots, workdir.path, finest)
     try:
         with (
             _stop_signals() as stop,
@@ -144,7 +168,8 @@ def _train(
                 total=last, initial=step, desc="training", dynamic_ncols=True, mininterval=0.5
             ) as bar,
         ):
-            state = _Loop(job, images, checkpoints, log, workdir, bar, stop).run(batches, state)
+            loop = _Loop(job, images, checkpoints, log, plots, workdir, bar, stop)
+            state = loop.run(batches, state)
         checkpoints.wait()
     finally:
         checkpoints.close()
@@ -154,6 +179,9 @@ def _train(
         print(f"stopped by {name} at step {int(state.step)}, saved; rerun the command to continue")
         sys.exit(128 + stop[0])
     print(f"trained {last} steps")
+    if job.diagnostics is not None:
+        said = conclude(read_log(workdir.path), finest)
+        print(f"{said or 'measured'}; plots are in {workdir.plots}")
     return True
 
 
@@ -195,6 +223,7 @@ class _Loop:
     images: str
     checkpoints: Checkpoints
     log: MetricsLog
+    plots: Plots
     workdir: Workdir
     bar: tqdm
     stop: list[int]
@@ -214,13 +243,14 @@ class _Loop:
             pending.append((step, scalars))
             stopping = bool(self.stop)  # read once: a signal may come at any line of this loop
             ends = stopping or step == options.steps
+            measures = self.job.measures_at(step)
             logs = ends or _is_due(step, options.log_every)
             saves = ends or _is_due(step, options.checkpoint_every)
             samples = not stopping and options.sample_every > 0
             samples = samples and (ends or _is_due(step, options.sample_every))
             # Scalars are read one step late, so that the device never waits for Python; where
             # something is about to be written, all of them are.
-            while len(pending) > (0 if logs or saves or samples else 1):
+            while len(pending) > (0 if logs or measures or saves or samples else 1):
                 values = _finite(*pending.popleft(), self.checkpoints)
             clock.count(options.batch_size)
             self.bar.update()
@@ -229,6 +259,8 @@ class _Loop:
                 self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
                 if not stopping or _is_due(step, options.log_every):
                     self.log.write(step, {**values, "images_per_sec": round(rate, 1)})
+            if measures:  # before it is saved, so that a run that resumes here has it
+                self._write_measurements(state)
             if saves:
                 record = self.job.config | {"images": self.images}
                 self.checkpoints.save(step, state, record)
@@ -236,9 +268,17 @@ class _Loop:
                 break
             if samples:
                 self._write_samples(state)
-            if saves or samples:
+            if saves or samples or measures:
                 clock.restart()
         return state
+
+    def _write_measurements(self, state: TrainState) -> None:
+        if self.job.diagnostics is None:
+            return
+        step = int(state.step)
+        self.log.write(step, self.job.diagnostics.measure(state))
+        if self.job.data.parallel.leads:
+            self.plots.draw(last=step == self.job.options.steps)
 
     def _write_samples(self, state: TrainState) -> None:
         sampler, step = self.job.sampler, int(state.step)

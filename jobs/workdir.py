@@ -15,8 +15,9 @@ from training.checkpoints import Checkpoints
 # A run continues training with other values of these fields: they change how it trains, but not
 # what.
 _MAY_CHANGE = (
-    *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "discrete_bound.", "eval."),
-    *("guidance.", "likelihood.", "optim.", "sampling.", "task.", "training."),
+    *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "diagnostics."),
+    *("discrete_bound.", "eval.", "guidance.", "likelihood.", "logging.", "optim.", "sampling."),
+    *("task.", "training."),
 )
 # Of these, the result depends on the following, whose changes are reported and recorded.
 _CHANGES_RESULT = ("optim.", "training.batch_size", "training.label_dropout", "training.steps")
@@ -50,6 +51,7 @@ class Workdir:
         self.classes = self.path / "classes.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.plots = self.path / "plots"
         self.samples = self.path / "samples"
         self.eval = self.path / "eval"
         self.moments = self.path / "moments"
