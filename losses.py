@@ -28,6 +28,7 @@ These forms need the smoothness that noise gives: t_min well above 0.
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +40,9 @@ from errors import require_choice, require_in
 from numerics.arrays import Batch, sum_per_sample
 from numerics.traces import PROBES, exact_trace
 from objectives.times import TimeDistribution, Times, Uniform
+from objectives.variational import DECODERS, VARIANCES, ChainBound, PixelLevels
 from objectives.weights import Sigma2, Weight
+from sde_lib import SDE
 from training.objective import Context, Losses, Objective
 
 # From the sum over a sample's dimensions to its loss.
@@ -58,25 +61,19 @@ class Noise(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FisherDivergence(Objective):
-    """Base of the estimators: times, weight and reduction.
+class NoiseObjective(Objective):
+    """Base of the objectives: each image gets one random time and noise.
 
     Args:
         times: distribution of the times, one of `objectives.times`.
-        weight: lambda / sigma^2, one of `objectives.weights`.
-        reduction: "mean" over a sample's dimensions, their "sum", or half of it: a name in
-            REDUCTIONS. It scales the loss, and so the effect of gradient clipping.
-
-    Raises:
-        ValueError: for an unknown name.
     """
 
     times: TimeDistribution = field(default_factory=Uniform)
-    weight: Weight = field(default_factory=Sigma2)
-    reduction: str = "mean"
 
-    def __post_init__(self) -> None:
-        require_choice("reduction", self.reduction, REDUCTIONS)
+    @property
+    def trains_variance(self) -> bool:
+        """Whether a variance that the network predicts is trained."""
+        return False
 
     def init_state(self) -> Any:
         """Return the first state of the times."""
@@ -88,6 +85,36 @@ class FisherDivergence(Objective):
         t = self.times.draw(time_key, x0.shape[0], model.sde, context.state)
         return Noise(t.astype(x0.dtype), jax.random.normal(noise_key, x0.shape, x0.dtype))
 
+    def weighted(
+        self, drawn: Noise, losses: Float[Array, "batch"], model: Denoiser, context: Context
+    ) -> Losses:
+        """Return the losses divided by the density of their times, if that is wanted."""
+        state = self.times.updated(context.state, drawn.t, losses)
+        if self.times.divide_density:
+            losses = losses / self.times.density(model.sde, drawn.t, context.state)
+        return Losses(losses, state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FisherDivergence(NoiseObjective):
+    """Base of the estimators: times, weight and reduction.
+
+    Args:
+        times: as of `NoiseObjective`.
+        weight: lambda / sigma^2, one of `objectives.weights`.
+        reduction: "mean" over a sample's dimensions, their "sum", or half of it: a name in
+            REDUCTIONS. It scales the loss, and so the effect of gradient clipping.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+
+    weight: Weight = field(default_factory=Sigma2)
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        require_choice("reduction", self.reduction, REDUCTIONS)
+
     def evaluate(
         self, key: Key[Array, ""], drawn: Noise, model: Denoiser, x0: Batch, context: Context
     ) -> Float[Array, "batch"]:
@@ -97,15 +124,6 @@ class FisherDivergence(Objective):
         weight = self.weight(model.sde, t) * REDUCTIONS[self.reduction](x0[0].size)
         x = model.sde.perturb(x0, t, eps)
         return weight * self.estimate(probe_key, model, x, t, eps)
-
-    def weighted(
-        self, drawn: Noise, losses: Float[Array, "batch"], model: Denoiser, context: Context
-    ) -> Losses:
-        """Return the losses divided by the density of their times, if that is wanted."""
-        state = self.times.updated(context.state, drawn.t, losses)
-        if self.times.divide_density:
-            losses = losses / self.times.density(model.sde, drawn.t, context.state)
-        return Losses(losses, state)
 
     @abc.abstractmethod
     def estimate(
@@ -190,9 +208,106 @@ class SlicedScoreMatching(FisherDivergence):
         return squares - 2 * denoiser.sde.sigma(t) * traces + x[0].size
 
 
-# The estimators by name.
-LOSSES: dict[str, type[FisherDivergence]] = {
+@dataclass(frozen=True, kw_only=True)
+class VariationalBound(NoiseObjective):
+    """The variational bound of a chain in bits/dim, without its prior's term: L_vlb.
+
+    Ho et al. 2020, arXiv:2006.11239, Eq. 5-13; Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 4.
+    Images must not be dequantized.
+
+    Args:
+        sde: the process.
+        pixel_levels: the values of pixels.
+        times: timesteps. Loss-aware ones make the mean of a batch vary
+            less, since the terms differ by orders of magnitude.
+        variance: the variance of the reverse steps: "learned" by the network, or fixed and "small"
+            or "large". With a fixed one, the terms are weighted squared errors of the noise.
+        decoder: the variance of p(x0 | x_t), a name in `objectives.variational.DECODERS`.
+    """
+
+    sde: SDE
+    pixel_levels: PixelLevels
+    variance: str = "learned"
+    decoder: str = "chain"
+
+    def __post_init__(self) -> None:
+        require_choice("variance", self.variance, VARIANCES)
+        require_choice("decoder", self.decoder, DECODERS)
+        if self.times.num_timesteps is None:
+            raise ValueError(
+                "name='vlb' and 'hybrid' are bounds of a chain; choose config.times.name=timesteps "
+                "or loss_aware"
+            )
+
+    @property
+    def trains_variance(self) -> bool:
+        """Whether the network's variance is trained."""
+        return self.variance == "learned"
+
+    @cached_property
+    def _bound(self) -> ChainBound:
+        assert self.times.num_timesteps is not None
+        return ChainBound(
+            sde=self.sde,
+            num_timesteps=self.times.num_timesteps,
+            variance=self.variance,
+            decoder=self.decoder,
+            pixel_levels=self.pixel_levels,
+        )
+
+    def evaluate(
+        self, key: Key[Array, ""], drawn: Noise, model: Denoiser, x0: Batch, context: Context
+    ) -> Float[Array, "batch"]:
+        """Return the bound of each image at its timestep and noise."""
+        prediction = model.predict(model.sde.perturb(x0, *drawn), drawn.t)
+        return self._bound.bits_per_dim(prediction, x0, *drawn)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hybrid(VariationalBound):
+    """L_simple + coefficient L_vlb (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 16).
+
+    The bound trains the variance alone: the predicted noise is trained by the first term.
+
+    Args:
+        coefficient: of the bound in bits/dim; 0.001 there.
+        weight, reduction: of the first term, as of `FisherDivergence`.
+
+    The other fields are those of `VariationalBound`.
+    """
+
+    coefficient: float = 0.001
+    weight: Weight = field(default_factory=Sigma2)
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_in("coefficient", self.coefficient, "(0, inf)")
+        require_choice("reduction", self.reduction, REDUCTIONS)
+        if self.variance != "learned":
+            raise ValueError(
+                f"variance={self.variance!r}: name='hybrid' trains a learned variance; choose that,"
+                " or name='denoising'"
+            )
+
+    def evaluate(
+        self, key: Key[Array, ""], drawn: Noise, model: Denoiser, x0: Batch, context: Context
+    ) -> Float[Array, "batch"]:
+        """Return both terms of each image at its timestep and noise."""
+        t, eps = drawn
+        prediction = model.predict(model.sde.perturb(x0, t, eps), t)
+        weight = self.weight(model.sde, t) * REDUCTIONS[self.reduction](x0[0].size)
+        simple = weight * sum_per_sample((prediction.eps - eps) ** 2)
+        x0_hat, eps_hat = jax.lax.stop_gradient((prediction.x0, prediction.eps))
+        frozen = prediction._replace(x0=x0_hat, eps=eps_hat)
+        return simple + self.coefficient * self._bound.bits_per_dim(frozen, x0, t, eps)
+
+
+# The objectives by name.
+LOSSES: dict[str, type[NoiseObjective]] = {
     "denoising": ScoreMatching,
     "exact": ExactScoreMatching,
     "sliced": SlicedScoreMatching,
+    "vlb": VariationalBound,
+    "hybrid": Hybrid,
 }

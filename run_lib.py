@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from data import readers
 from errors import ConfigError, WorkdirError, require_in, require_memory
@@ -56,10 +55,11 @@ def train(experiment: Experiment, workdir: Workdir) -> None:
     """
     if experiment.training.sample_every:
         _require_plain_samples(experiment)
-    if experiment.model.options.parameterization == "eps_learned_variance":
-        logging.warning(
-            "no objective here trains the variance that the network predicts; sample with "
-            "config.sampling.variance=small or large"
+    if (name := experiment.model.options.parameterization) == "iddpm":
+        raise ConfigError(
+            f"config.denoiser.parameterization={name!r} ignores half of the network's outputs, so "
+            "that nothing would train them; it is for imported networks. Train with "
+            "eps_learned_variance or edm"
         )
     diagnostics = None
     if experiment.diagnostics.every:

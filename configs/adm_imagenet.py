@@ -85,3 +85,4 @@ def adm_process(config: ConfigDict, *, schedule: str) -> None:
     config.discrete_bound.variance = "learned"
     config.sampling.clip = "range"
     config.denoiser.parameterization = "eps_learned_variance"
+    config.loss.name = "hybrid"

@@ -71,12 +71,18 @@ def get_config() -> ConfigDict:
     denoiser.energy = False  # use the gradient of the network's output; see models/energy.py
 
     config.loss = loss = ConfigDict()
-    loss.name = "denoising"  # estimator of the Fisher divergence: denoising, sliced, exact
+    # Estimators of the Fisher divergence: denoising, sliced, exact. Of the bound of a chain: vlb,
+    # or hybrid (denoising, and the bound for a learned variance).
+    loss.name = "denoising"
     loss.reduction = "mean"  # over dimensions: mean, sum, half_sum
     # sliced:
     loss.probes = placeholder(int)  # directions per sample
     loss.directions = placeholder(str)  # rademacher, gaussian
     loss.variance_reduced = placeholder(bool)
+    # vlb, hybrid:
+    loss.coefficient = placeholder(float)  # hybrid: of the bound in bits/dim
+    loss.variance = placeholder(str)  # vlb: learned, small, large
+    loss.decoder = placeholder(str)  # chain (as published), tweedie
 
     # Which times are trained: uniform, stratified, timesteps, log_snr, log_normal, logit_normal,
     # loss_aware, loss_aware_bins; see objectives/times.py.

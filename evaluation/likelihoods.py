@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bounds.continuous import continuous_bound, decoder_step
-from bounds.discrete import PixelLevels, discrete_bound, prior_divergence
+from bounds.discrete import discrete_bound, prior_divergence
 from denoising import Denoiser
 from errors import EvaluationError
 from evaluation.protocol import MODEL_FIELDS
@@ -263,9 +263,6 @@ def discrete_bound_bits(evaluation: Evaluation) -> Report:
     """Compute bits/dim by the variational bound of a chain: L_T, every L_t, and L_0."""
     experiment, data = evaluation.experiment, evaluation.experiment.data
     options, times, clipping = experiment.discrete_bound
-    pixel_levels = PixelLevels(
-        gray_levels=data.quantizer.gray_levels, low=data.scaler.low, high=data.scaler.high
-    )
     denoiser = dataclasses.replace(evaluation.checkpoint.denoiser, clipping=clipping)
     key = base_key(experiment.evaluation.seed, "discrete_bound")
 
@@ -275,7 +272,7 @@ def discrete_bound_bits(evaluation: Evaluation) -> Report:
             batch.denoiser,
             _test_batch(experiment, batch.indices, 0, dequantize=False),
             times=times,
-            pixel_levels=pixel_levels,
+            pixel_levels=data.pixel_levels,
             options=options,
             indices=batch.indices,
         )

@@ -4,6 +4,7 @@ Every name is looked up, every object built, and every shape evaluated abstractl
 computed or written. An error names the field and the remedy in one line.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -38,7 +39,7 @@ from experiment.reader import Reader, config_errors
 from experiment.resolve import resolve
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
-from losses import LOSSES, FisherDivergence
+from losses import LOSSES, NoiseObjective
 from metrics.inception.network import RECIPES
 from models import CLASSIFIERS, NETWORKS, with_features
 from models.energy import energy_gradient
@@ -68,9 +69,10 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     reader = Reader(resolve(config, overrides), overrides)
     parallel = DataParallel.over_all_devices()
     sde = reader.build_named("sde", SDES)
-    loss = _build_loss(reader)
     data = Data(reader.build("data", DataOptions), parallel)
+    loss = _build_loss(reader, sde, data)
     model = _build_model(reader, sde, loss, data)
+    _check_objective(reader, loss, data)
     training = reader.build("training", TrainingOptions)
     evaluation = reader.build("eval", EvaluationOptions)
     for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
@@ -129,14 +131,36 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     return experiment
 
 
-def _build_loss(reader: Reader) -> FisherDivergence:
+def _build_loss(reader: Reader, sde: SDE, data: Data) -> NoiseObjective:
     times = reader.build_named("times", TIMES)
-    fixed = {"sigma_data": reader.config["denoiser"]["sigma_data"]}
-    kind = reader.lookup("weight", WEIGHTS)
-    (weight,) = reader.build_all("weight", (kind,), ignore={"name"}, fixed=fixed)
-    kind = reader.lookup("loss", LOSSES)
-    fixed = {"times": times, "weight": weight}
-    return reader.build_all("loss", (kind,), ignore={"name"}, fixed=fixed)[0]
+    parts = {"sigma_data": reader.config["denoiser"]["sigma_data"]}
+    weight = reader.build_named("weight", WEIGHTS, fixed=parts)
+    parts = {"times": times, "weight": weight, "sde": sde, "pixel_levels": data.pixel_levels}
+    return reader.build_named("loss", LOSSES, fixed=parts)
+
+
+def _check_objective(reader: Reader, loss: NoiseObjective, data: Data) -> None:
+    """Raise ConfigError unless the objective trains each output of the network on such data."""
+    name = reader.config["loss"]["name"]
+    parameterization = reader.config["denoiser"]["parameterization"]
+    learned = parameterization == "eps_learned_variance"
+    if learned and not loss.trains_variance:
+        raise ConfigError(
+            f"config.loss.name={name!r} does not train the variance that a network with "
+            f"config.denoiser.parameterization={parameterization!r} predicts; choose hybrid, "
+            "or vlb with variance=learned"
+        )
+    if loss.trains_variance and not learned:
+        raise ConfigError(
+            f"config.loss.name={name!r} trains a variance, which a network with "
+            f"config.denoiser.parameterization={parameterization!r} does not predict; choose "
+            "eps_learned_variance, or another loss"
+        )
+    if data.options.dequantize and "pixel_levels" in {f.name for f in dataclasses.fields(loss)}:
+        raise ConfigError(
+            f"config.loss.name={name!r} needs images on gray levels; set "
+            "config.data.dequantize=False"
+        )
 
 
 def build_network(
@@ -172,7 +196,7 @@ def _init_network(network: nn.Module, shape: tuple[int, ...], key: Key[Array, ""
     return network.init(key, images, condition, train=False)["params"]
 
 
-def _build_model(reader: Reader, sde: SDE, loss: FisherDivergence, data: Data) -> Model:
+def _build_model(reader: Reader, sde: SDE, loss: NoiseObjective, data: Data) -> Model:
     network = reader.build_named("model", NETWORKS)
     options = reader.build("denoiser", DenoiserOptions)
     with config_errors("model"):
@@ -234,7 +258,7 @@ def _network_functions(network: nn.Module, energy: bool) -> tuple[Callable, Call
 
 
 def _check_timesteps(
-    reader: Reader, sde: SDE, network: nn.Module, loss: FisherDivergence, denoiser: DenoiserOptions
+    reader: Reader, sde: SDE, network: nn.Module, loss: NoiseObjective, denoiser: DenoiserOptions
 ) -> None:
     """Raise ConfigError unless process, objective and network count the same timesteps."""
     count = getattr(sde, "num_timesteps", None)

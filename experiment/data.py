@@ -14,6 +14,7 @@ from data.datasets import ImageData
 from data.scaling import ImageScaler, Quantizer
 from errors import ConfigError
 from experiment.options import DataOptions
+from objectives.variational import PixelLevels
 from training.parallel import DataParallel
 
 
@@ -48,6 +49,12 @@ class Data:
     def quantizer(self) -> Quantizer:
         """The gray levels of the data."""
         return datasets.quantizer(self.options.name)
+
+    @property
+    def pixel_levels(self) -> PixelLevels:
+        """The values of pixels in the network's range, without dequantization."""
+        levels = self.quantizer.gray_levels
+        return PixelLevels(gray_levels=levels, low=self.scaler.low, high=self.scaler.high)
 
     @cached_property
     def images(self) -> ImageData:

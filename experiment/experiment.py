@@ -24,7 +24,7 @@ from experiment.options import (
 from experiment.sampler import Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
-from losses import FisherDivergence
+from losses import NoiseObjective
 from numerics.ode import ODEOptions
 from sde_lib import SDE
 from training.parallel import DataParallel
@@ -112,7 +112,7 @@ class Experiment:
     data: Data
     model: Model
     sampler: Sampler
-    loss: FisherDivergence
+    loss: NoiseObjective
     trainer: Trainer
     training: TrainingOptions
     diagnostics: DiagnosticsOptions

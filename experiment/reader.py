@@ -33,9 +33,12 @@ class Reader:
             require_choice(field, name, table)
         return table[name]
 
-    def build_named(self, path: str, table: Mapping[str, type]) -> Any:
-        """Build an object of the class that the section's `name` chooses."""
-        return self.build(path, self.lookup(path, table), ignore={"name"})
+    def build_named(
+        self, path: str, table: Mapping[str, type], *, fixed: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Build an object of the class that the section's `name` chooses; see `build_all`."""
+        cls = self.lookup(path, table)
+        return self.build_all(path, (cls,), ignore={"name"}, fixed=fixed)[0]
 
     def build(self, path: str, cls: type, *, ignore: Collection[str] = ()) -> Any:
         """Build an object of `cls` from a whole section."""

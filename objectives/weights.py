@@ -3,7 +3,7 @@ r"""Weights of the noise levels, by name: lambda(t) / sigma(t)^2.
 They multiply the squared error of the predicted noise. Squared errors of other predictions are the
 same one with another weight, since all encode the same (x0, eps): with s = sigma / alpha,
 
-    ||x0_hat - x0||^2 = s^2 ||eps_hat - eps||^2,    ||v_hat - v||^2 = (1 + s^2) ||eps_hat - eps||^2.
+    ||x0_hat - x0||^2 = s^2 ||eps_hat - eps||^2,    ||v_hat - v||^2 = (1 + s^2) ||eps_hat - eps||^2
 
 So each weight means the same for any parameterization of the network.
 """
@@ -58,7 +58,8 @@ class X0(Weight):
 class V(Weight):
     """The squared error of v = alpha eps - sigma x0 (Salimans & Ho 2022, arXiv:2202.00512).
 
-    It is their weight SNR + 1 of the error of x0, where alpha^2 + sigma^2 = 1.
+    It is their weight SNR + 1 of the error of x0. Where alpha^2 + sigma^2 is not 1, it divides the
+    error of v.
     """
 
     def __call__(self, sde: SDE, t: Times) -> Times:

@@ -12,10 +12,11 @@ import scipy.stats
 from jax.tree_util import Partial
 
 from bounds import discrete as module
-from bounds.discrete import DiscreteBoundOptions, PixelLevels, discrete_bound, prior_divergence
+from bounds.discrete import DiscreteBoundOptions, discrete_bound, prior_divergence
 from denoising import Clipping, Denoiser
 from errors import BoundError
 from numerics.arrays import fold_in_each, normal_like, sample_keys
+from objectives.variational import PixelLevels
 from sde_lib import VESDE, VPSDE, DiscreteVPSDE, SubVPSDE
 from time_grids import Schedule
 

@@ -33,6 +33,8 @@ from likelihood import LikelihoodOptions
 from losses import LOSSES
 from models import CLASSIFIERS, NETWORKS
 from numerics.ode import ODEOptions
+from objectives.times import TIMES
+from objectives.weights import WEIGHTS
 from sde_lib import SDES
 from solvers import ADAPTIVE, SOLVERS
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
@@ -45,6 +47,8 @@ OWNERS = {
     "model": (NETWORKS.values(), {"name"}),
     "denoiser": ([DenoiserOptions], set()),
     "loss": (LOSSES.values(), {"name"}),
+    "times": (TIMES.values(), {"name"}),
+    "weight": (WEIGHTS.values(), {"name"}),
     "optim": ([Optimizer], set()),
     "ema": ([MovingAverage], set()),
     "data": ([DataOptions], {"name"}),
@@ -73,8 +77,13 @@ OWNERS = {
 OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS.items()}
 
 # Fields that no user chooses: Linen's own, and those that data, checkpoint or task decide.
-NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments"}
-ELSEWHERE = {"sampling": {"start"}, "discrete_bound": {"final_step", "start"}}
+NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments", "sde", "pixel_levels"}
+ELSEWHERE = {
+    "loss": {"times", "weight"},
+    "weight": {"sigma_data"},
+    "sampling": {"start"},
+    "discrete_bound": {"final_step", "start"},
+}
 
 
 @pytest.mark.parametrize("path", OWNERS)

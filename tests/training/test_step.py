@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 
 from denoising import Denoiser
 from losses import ScoreMatching
+from objectives.times import LossAwareBins
 from sde_lib import VPSDE
 from training.objective import Objective
 from training.parallel import DataParallel
@@ -193,6 +194,24 @@ def test_objective_gives_loss_and_dropout_keys_of_their_own():
     trainer.objective({}, KEY, jnp.zeros((2, DIMS)))
     bits = np.stack([jax.random.key_data(key) for key in (KEY, *seen)])
     assert len(np.unique(bits, axis=0)) == 3
+
+
+@pytest.mark.slow
+def test_losses_seen_by_loss_aware_times_are_part_of_the_state():
+    """Half the steps, then the other half from a copy, are all steps; on four devices too."""
+    loss = ScoreMatching(times=LossAwareBins(bins=4, history=2))
+    runs = []
+    for parallel in (ONE, FOUR):
+        trainer = dataclasses.replace(make_trainer(parallel=parallel), loss=loss)
+        through, losses = run(trainer, 6)
+        half, early = run(trainer, 3)
+        resumed, late = run(trainer, 3, jax.tree.map(jnp.copy, half))
+        assert early + late == losses
+        jax.tree.map(np.testing.assert_array_equal, resumed, through)
+        assert int(through.objective.count.sum()) == 6 * 8
+        runs.append(through)
+    np.testing.assert_array_equal(runs[0].objective.count, runs[1].objective.count)
+    np.testing.assert_allclose(runs[0].objective.losses, runs[1].objective.losses, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -1,0 +1,244 @@
+r"""The terms of the variational bound along a decreasing grid of times.
+
+For the step from t to s, with (a, b) the exact transition from s to t, q(x_s | x_t, x0) is a
+Gaussian with mean (x_t - b^2 / sigma_t eps) / a and variance b^2 sigma_s^2 / sigma_t^2 (Ho et al.
+2020, arXiv:2006.11239, Eq. 6-7, for any process). In the model p, the predicted eps replaces eps.
+The logarithm of p's variance lies between those of the same variance ("small", v = 0) and of b^2
+("large", v = 1), with v constant or "learned" by the network (Nichol and Dhariwal 2021,
+arXiv:2102.09672, Eq. 15). With d the error of the predicted eps, SNR = alpha^2 / sigma^2 and
+delta = v log(sigma_t^2 / sigma_s^2), the divergence of q from p is
+
+    L = 1/2 E sum[ delta + exp(-delta) - 1 + exp(-delta) (SNR_s / SNR_t - 1) d^2 ].
+
+The last term is -E log p(x0 | x_t). This p is a Gaussian around the predicted x0, integrated over
+the cell of each pixel's level. The cells of the lowest and the highest level are unbounded (Ho et
+al., Eq. 13).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import log_ndtr
+from jaxtyping import Array, Float
+
+from denoising import Prediction, learned_fraction
+from errors import require_in
+from numerics.arrays import Batch, expand_like, in_float64, sum_per_sample
+from sde_lib import SDE
+
+# v, the position of log variance between the smallest (0) and the largest (1).
+VARIANCES: dict[str, Callable[[Prediction], Batch | float]] = {
+    "small": lambda prediction: 0.0,
+    "large": lambda prediction: 1.0,
+    "learned": learned_fraction,
+}
+# Logarithms of the standard deviation of p(x0 | x_t) for v = 0 and v = 1, as functions of
+# log alpha and log sigma there, and of the last step's log(1 - SNR_t / SNR_s).
+DECODERS: dict[str, Callable[[float, float, float], tuple[float, float]]] = {
+    "chain": lambda log_alpha, log_sigma, shrink: (log_sigma + shrink / 2, log_sigma),
+    "tweedie": lambda log_alpha, log_sigma, shrink: (log_sigma - log_alpha, log_sigma - log_alpha),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelLevels:
+    """The values of pixels: `gray_levels` values, evenly spaced from `low` to `high`.
+
+    Raises:
+        ValueError: for fewer than 2 levels, or unless low < high.
+    """
+
+    gray_levels: int = 256
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_in("gray_levels", self.gray_levels, "[2, inf)")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(
+                f"low={self.low}, high={self.high} must be finite, and low must be below high"
+            )
+
+    @property
+    def spacing(self) -> float:
+        """The distance between neighboring values."""
+        return (self.high - self.low) / (self.gray_levels - 1)
+
+    def log_prob(self, x0: Batch, mean: Batch, log_std: Float[Array, "..."]) -> Batch:
+        """Return log-probabilities in nats of the pixels' cells under N(mean, exp(log_std)^2).
+
+        They are exact in the tails. The published codes approximate the normal distribution
+        function by a tanh and clip probabilities at 1e-12, which changes their bits/dim by a few
+        thousandths at most.
+        """
+        half, centered = self.spacing / 2, x0 - mean
+        std = jnp.exp(log_std)
+        left = jnp.where(x0 < self.low + half, -jnp.inf, (centered - half) / std)
+        right = jnp.where(x0 > self.high - half, jnp.inf, (centered + half) / std)
+        # Mirrored into the left tail, where the logarithm of the distribution function is exact.
+        mirrored = centered > 0
+        low, high = jnp.where(mirrored, -right, left), jnp.where(mirrored, -left, right)
+        top = log_ndtr(high)
+        return top + jnp.log(-jnp.expm1(log_ndtr(low) - top))
+
+    def require(self, x0: Batch) -> None:
+        """Raise ValueError unless all values of `x0` are pixel levels."""
+        low, high, off = (float(value) for value in _placement(x0, self))
+        # Written so that NaN fails.
+        if not (low > -0.5 and high < self.gray_levels - 0.5 and off < 0.01):
+            raise ValueError(
+                f"x0 spans {self.low + low * self.spacing:.4g} to "
+                f"{self.low + high * self.spacing:.4g} and is up to {off:.2g} of their spacing off "
+                f"the {self.gray_levels} pixel levels in [{self.low}, {self.high}]; give "
+                "images without dequantization noise, in the network's range"
+            )
+
+
+class Steps(NamedTuple):
+    """Coefficients of the step from t to s: SNR_s / SNR_t - 1, and log(sigma_t^2 / sigma_s^2)."""
+
+    t: Float[Array, "rows"]
+    growth: Float[Array, "rows"]
+    log_range: Float[Array, "rows"]
+
+
+def bound_tables(
+    sde: SDE, times: Float[np.ndarray, "times"], decoder: str
+) -> tuple[Steps, tuple[float, float]]:
+    """Return the steps from each time to the next, and the decoder's log-deviations for v = 0, 1.
+
+    The last row is for the decoder, and has no step. All are in float64.
+
+    Args:
+        sde: the process.
+        times: two or more decreasing times.
+        decoder: a name in DECODERS.
+
+    Raises:
+        ValueError: for invalid times.
+    """
+    times = np.asarray(times, np.float64)
+    if len(times) < 2 or not (np.all(np.diff(times) < 0) and times[-1] >= 0 and times[0] <= 1):
+        raise ValueError(f"times={times} must be two or more in [0, 1], strictly decreasing")
+
+    def logarithms(t: Array) -> tuple[Array, Array]:
+        return sde.log_alpha(t), sde.log_sigma(t)
+
+    log_alpha, log_sigma = in_float64(logarithms, times)
+    if not np.isfinite(log_sigma[-1]):
+        raise ValueError(
+            f"times end at t={times[-1]}, where this process has no noise; end them above 0"
+        )
+    gain = 2 * np.diff(log_alpha - log_sigma)  # log(SNR_s / SNR_t)
+    shrink = math.log(-math.expm1(-gain[-1]))
+    ends = DECODERS[decoder](log_alpha[-1], log_sigma[-1], shrink)
+    growth, log_range = np.append(np.expm1(gain), 0), np.append(-2 * np.diff(log_sigma), 0)
+    return Steps(times, growth, log_range), ends
+
+
+def step_divergence(
+    prediction: Prediction, eps: Batch, growth: Array, log_range: Array, variance: str
+) -> Batch:
+    """Return a step's divergence in nats, per dimension, for one noise.
+
+    Args:
+        prediction: of x_t.
+        eps: the noise in x_t.
+        growth, log_range: of `Steps`, in shapes that broadcast against eps.
+        variance: a name in VARIANCES.
+    """
+    delta = VARIANCES[variance](prediction) * log_range
+    squares = growth * (prediction.eps - eps) ** 2
+    return 0.5 * (delta + jnp.expm1(-delta) + jnp.exp(-delta) * squares)
+
+
+def decoder_surprise(
+    prediction: Prediction,
+    x0: Batch,
+    ends: Float[Array, "2"],
+    variance: str,
+    pixel_levels: PixelLevels,
+) -> Batch:
+    """Return -log p(x0 | x_t) in nats, per dimension.
+
+    Args:
+        prediction: of x_t at the last time.
+        x0: images on the pixel levels.
+        ends: the decoder's log-deviations for v = 0 and v = 1.
+        variance: a name in VARIANCES.
+        pixel_levels: the values of x0's pixels.
+    """
+    # With the fixed large variance, the published decoder has the small one.
+    fraction = VARIANCES["small" if variance == "large" else variance](prediction)
+    low, high = ends
+    return -pixel_levels.log_prob(x0, prediction.x0, low + fraction * (high - low))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChainBound:
+    """The variational bound of a chain, estimated at one timestep per image.
+
+    Args:
+        sde: the process.
+        num_timesteps: length of the chain, whose times are i / (num_timesteps - 1).
+        variance: the variance of the reverse steps, a name in VARIANCES.
+        decoder: the variance of p(x0 | x_t), a name in DECODERS.
+        pixel_levels: the values of x0's pixels.
+
+    Raises:
+        ValueError: if the process has no noise at t = 0.
+    """
+
+    sde: SDE
+    num_timesteps: int
+    variance: str
+    decoder: str
+    pixel_levels: PixelLevels
+
+    @cached_property
+    def _tables(self) -> tuple[Steps, tuple[float, float]]:
+        with jax.ensure_compile_time_eval():
+            times = np.arange(self.num_timesteps)[::-1] / (self.num_timesteps - 1)
+            return bound_tables(self.sde, times, self.decoder)
+
+    def bits_per_dim(
+        self, prediction: Prediction, x0: Batch, t: Float[Array, "batch"], eps: Batch
+    ) -> Float[Array, "batch"]:
+        """Return the bound of each image without its prior's term, in bits/dim.
+
+        It is the term of one timestep, multiplied by their number. With times that are uniform over
+        the timesteps, its expectation is the bound.
+
+        Args:
+            prediction: of x_t.
+            x0: images on the pixel levels.
+            t: times of timesteps.
+            eps: the noise in x_t.
+        """
+        steps, ends = self._tables
+        row = self.num_timesteps - 1 - jnp.round(t * (self.num_timesteps - 1)).astype(jnp.int32)
+        growth, log_range = (
+            expand_like(jnp.asarray(column, x0.dtype)[row], x0)
+            for column in (steps.growth, steps.log_range)
+        )
+        last = expand_like(row == self.num_timesteps - 1, x0)
+        divergence = step_divergence(prediction, eps, growth, log_range, self.variance)
+        # Where another term is taken, the decoder must not give infinite gradients.
+        near = prediction._replace(x0=jnp.where(last, prediction.x0, x0))
+        decoder = jnp.asarray(ends, x0.dtype)
+        surprise = decoder_surprise(near, x0, decoder, self.variance, self.pixel_levels)
+        terms = sum_per_sample(jnp.where(last, surprise, divergence))
+        return self.num_timesteps * terms / (x0[0].size * math.log(2))
+
+
+@partial(jax.jit, static_argnames="pixel_levels")
+def _placement(x0: Batch, pixel_levels: PixelLevels) -> tuple[Array, Array, Array]:
+    """Return the lowest level, the highest, and the largest distance from a whole number."""
+    level = (x0 - pixel_levels.low) / pixel_levels.spacing
+    return level.min(), level.max(), jnp.abs(level - jnp.round(level)).max()
