@@ -56,6 +56,7 @@ def get_config(variant: str = "unet") -> ConfigDict:
     config.training.checkpoint_every = 400
     config.training.sample_every = 400
     config.diagnostics.every = 300
+    config.diagnostics.images = 128
     config.sampling.name = "unipc"
     config.sampling.grid = "quadratic"
     config.sampling.steps = 19

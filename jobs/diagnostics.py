@@ -20,14 +20,12 @@ which is about 1 for little noise, as for eps_hat = 0, and r mean(v) for much no
 x0_hat = m. A level whose error is no smaller is one where the network has learned nothing.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -35,29 +33,23 @@ from bounds.continuous import decoder_term
 from bounds.discrete import prior_divergence
 from denoising import Denoiser
 from errors import ConfigError, SamplingError
-from experiment.class_guidance import GuidanceOptions
 from experiment.experiment import Experiment, with_data_labels
-from experiment.randomness import base_key
-from experiment.sampler import Checkpoint, FixedSteps, Sampler
+from experiment.sampler import Checkpoint
+from jobs.instruments import SPLITS, Instruments
+from losses import Noise
 from metrics.bits_per_dim import bits_per_dim
 from metrics.features import Extractor
-from metrics.frechet import Accumulator, Statistics, frechet_distance, frechet_interval
-from numerics.arrays import normal_like, sample_keys, sum_per_sample
+from metrics.frechet import frechet_distance, frechet_interval
 from objectives.times import log_snr_range, log_snr_times
-from solvers.unipc import UniPC
-from time_grids import Schedule
+from sde_lib import SDE
 from training.objective import Context
-from training.step import TrainState, parameter_norms
+from training.step import TrainState
 
 Draws = Int[np.ndarray, "batch"]
 
-SPLITS = ("train", "test")
-GROUPS = 16  # of test images, whose mean losses are kept to compare steps
-_IMAGES = 256
-_PER_LEVEL = 8  # draws at each noise level, at least
-_REFERENCE_IMAGES = 10_000  # training images for the Frechet distance, at most
+_GROUPS = 16  # of images, whose mean losses are kept to compare steps
 _MAX_FEATURES = 256  # above, the standard error of the Frechet distance would take too long
-# Random streams, folded into the key.
+# Random streams.
 _LOSS, _OFFSETS, _NOISE, _DECODER = range(4)
 
 
@@ -77,10 +69,11 @@ class Diagnostics:
         """Raise ConfigError for measurements that cannot be had of these data."""
         options, data = self.experiment.diagnostics, self.experiment.data
         unknown = sorted(set(options.metrics) - set(DIAGNOSTICS))
-        if unknown:
+        if unknown or not options.metrics:
+            problem = f"{unknown[0]!r} is unknown" if unknown else "it is empty"
             raise ConfigError(
-                f"config.diagnostics.metrics={options.metrics!r}: {unknown[0]!r} is unknown; "
-                f"choose some of: {', '.join(DIAGNOSTICS)}"
+                f"config.diagnostics.metrics={options.metrics!r}: {problem}; choose some of: "
+                f"{', '.join(DIAGNOSTICS)}; or set config.diagnostics.every=0"
             )
         count = len(data.images.test)
         if count < 2:
@@ -106,7 +99,7 @@ class Diagnostics:
     def measure(self, state: TrainState) -> dict[str, Any]:
         """Return the measurements of a state by name, in nested dicts of numbers."""
         denoiser = self.experiment.trainer.denoiser(state.ema_params, None)
-        subject = _Subject(self, state, denoiser)
+        subject = _Subject(self.instruments, state, denoiser)
         values: dict[str, Any] = {}
         for name in self.experiment.diagnostics.metrics:
             values |= DIAGNOSTICS[name](subject)
@@ -125,114 +118,49 @@ class Diagnostics:
         return float(np.log(12 / width**2))
 
     @cached_property
-    def chosen(self) -> dict[str, Int[np.ndarray, "images"]]:
-        """The indices of the images of each split, drawn once for the run."""
-        images, rng = self.experiment.data.images, np.random.default_rng(self.experiment.seed)
-        count = self.experiment.diagnostics.images or min(_IMAGES, len(images.test))
-        return {split: rng.permutation(len(getattr(images, split)))[:count] for split in SPLITS}
-
-    @property
-    def per_level(self) -> int:
-        """Draws at each noise level: one for each image, and no fewer than 8."""
-        count = max(len(indices) for indices in self.chosen.values())
-        return max(count // self.experiment.diagnostics.levels, _PER_LEVEL)
-
-    @property
-    def batch_size(self) -> int:
-        """Images per batch: those of a training step, or fewer if there are fewer images."""
-        devices = self.experiment.parallel.devices
-        draws = self.per_level * self.experiment.diagnostics.levels
-        return min(self.experiment.training.batch_size, -(-draws // devices) * devices)
-
-    @property
-    def key(self) -> Array:
-        return base_key(self.experiment.seed, "diagnostics")
-
-    @cached_property
-    def losses(self) -> Callable[..., Float[Array, "batch"]]:
-        """The objective of each image, from (key, denoiser, x0, context)."""
-        objective = self.experiment.loss
-        return jax.jit(lambda *arguments: objective(*arguments).values)
-
-    @cached_property
-    def pixel_variances(self) -> Float[np.ndarray, "pixels"]:
-        """The variance of every pixel over training images, in the network's range."""
-        data, dequantize = self.experiment.data, self.experiment.data.options.dequantize
-        stored = data.images.train[:_REFERENCE_IMAGES].astype(np.float32)
-        bins = data.quantizer.gray_levels - (not dequantize)
-        gray = (data.scaler.high - data.scaler.low) / bins
-        return gray**2 * (stored.var(axis=0, dtype=np.float64).ravel() + dequantize / 12)
-
-    @cached_property
-    def sampler(self) -> Sampler:
-        """The sampler of few steps, without guidance."""
-        sampler, options = self.experiment.sampler, self.experiment.diagnostics
-        schedule = Schedule(
-            grid="log_snr",
-            steps=options.sampling_steps - 1,
-            t_min=sampler.solve.t_min,
-            final_step="denoise",
-        )
-        return dataclasses.replace(
-            sampler,
-            guidance=GuidanceOptions(),
-            sample_classes=sampler.classes.network,
-            task=None,
-            solve=FixedSteps(solver=UniPC(), schedule=schedule, clipping=sampler.solve.clipping),
-            evaluations=options.sampling_steps,
-            needs=frozenset(),
-        )
-
-    @cached_property
-    def reference(self) -> tuple[Statistics, float | None]:
-        """The statistics of training images, and the distance of as many test images as samples.
-
-        It is None if there are fewer test images, because few images are farther away.
-        """
-        images, to_uint8 = self.experiment.data.images, self.experiment.data.quantizer.to_uint8
-        rng, count = (
-            np.random.default_rng(self.experiment.seed),
-            self.experiment.diagnostics.samples,
-        )
-        train = rng.permutation(len(images.train))[:_REFERENCE_IMAGES]
-        statistics = self.accumulated(to_uint8(images.train[train])).statistics()
-        if len(images.test) < count:
-            return statistics, None
-        test = rng.permutation(len(images.test))[:count]
-        real = self.accumulated(to_uint8(images.test[test])).statistics()
-        return statistics, frechet_distance(statistics, real)
-
-    def accumulated(self, images: np.ndarray, *, groups: int = 1) -> Accumulator:
-        """Return the features of uint8 images."""
-        accumulator = Accumulator(len(images), groups=groups)
-        size = self.experiment.evaluation.batch_size
-        for first in range(0, len(images), size):
-            accumulator.add(self.extractor(images[first : first + size]).features)
-        return accumulator
+    def instruments(self) -> Instruments:
+        """What all measurements share."""
+        return Instruments(experiment=self.experiment, extractor=self.extractor)
 
 
-@jax.jit
-def _squared_errors(
-    key: Array, denoiser: Denoiser, x0: Array, t: Array, draws: Int[Array, "batch"]
-) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
-    """Return ||eps_hat - eps||^2 and ||eps||^2; draw k depends on its key alone."""
-    eps = normal_like(sample_keys(key, draws), x0)
-    error = denoiser.predict(denoiser.sde.perturb(x0, t, eps), t).eps - eps
-    return sum_per_sample(error**2), sum_per_sample(eps**2)
+@partial(jax.jit, static_argnames="t_min")
+def _log_snr_ends(sde: SDE, t_min: float) -> Float[Array, "2"]:
+    return log_snr_range(sde, t_min)
+
+
+@partial(jax.jit, static_argnames="t_min")
+def _times(sde: SDE, u: Float[Array, "draws"], t_min: float) -> Float[Array, "draws"]:
+    return log_snr_times(sde, u, t_min)
+
+
+@partial(jax.jit, static_argnames="t_min")
+def _decoder_term(
+    sde: SDE,
+    x0: Float[Array, "batch h w c"],
+    t_min: float,
+    squares: Float[Array, "batch"],
+    size: Float[Array, "batch"],
+) -> Float[Array, "batch"]:
+    return decoder_term(sde, x0, t_min=t_min, error=squares, noise=size)
 
 
 @dataclass(frozen=True)
 class _Subject:
     """A training state under measurement, and what several measurements of it share."""
 
-    diagnostics: Diagnostics
+    instruments: Instruments
     state: TrainState
     denoiser: Denoiser
     found: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def experiment(self) -> Experiment:
-        return self.diagnostics.experiment
+        return self.instruments.experiment
+
+    @property
+    def context(self) -> Context:
+        """What the objective may depend on: the step, and the first state of its own."""
+        return Context(step=self.state.step)
 
     @property
     def t_min(self) -> float:
@@ -243,7 +171,7 @@ class _Subject:
     @cached_property
     def log_snr_ends(self) -> Float[np.ndarray, "2"]:
         """The smallest and the largest log-SNR."""
-        return np.asarray(log_snr_range(self.denoiser.sde, self.t_min), np.float64)
+        return np.asarray(_log_snr_ends(self.denoiser.sde, self.t_min), np.float64)
 
     @property
     def log_snrs(self) -> Float[np.ndarray, "levels"]:
@@ -254,12 +182,10 @@ class _Subject:
     @cached_property
     def times(self) -> Float[np.ndarray, "draws"]:
         """The time of every draw. The levels take turns, so that all have images of all kinds."""
-        levels, count = self.experiment.diagnostics.levels, self.diagnostics.per_level
-        key = jax.random.fold_in(self.diagnostics.key, _OFFSETS)
-        offsets = np.asarray(jax.random.uniform(key, (count, levels)))
+        levels, count = self.experiment.diagnostics.levels, self.instruments.per_level
+        offsets = np.random.default_rng([self.experiment.seed, _OFFSETS]).random((count, levels))
         u = (np.arange(levels) + (np.arange(count)[:, None] + offsets) / count) / levels
-        u = jnp.asarray(u.ravel(), jnp.float32)
-        return np.asarray(log_snr_times(self.denoiser.sde, u, self.t_min))
+        return np.asarray(_times(self.denoiser.sde, u.ravel().astype(np.float32), self.t_min))
 
     def over_draws(
         self, split: str, count: int, compute: Callable[..., Any], *, dequantize: bool
@@ -270,9 +196,9 @@ class _Subject:
         same size, for one program; the surplus is dropped.
         """
         experiment, parts = self.experiment, []
-        images, chosen = experiment.data.images, self.diagnostics.chosen[split]
+        images, chosen = experiment.data.images, self.instruments.chosen[split]
         stored, labels = getattr(images, split), getattr(images, f"{split}_labels")
-        size = self.diagnostics.batch_size
+        size = self.instruments.batch_size
         for first in range(0, count, size):
             draws = np.arange(first, first + size) % count
             indices = experiment.parallel.split_rows(chosen[draws % len(chosen)])
@@ -285,16 +211,29 @@ class _Subject:
             parts.append([each[: count - first].astype(np.float64) for each in fetched])
         return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
 
+    def squared_errors(
+        self, denoiser: Denoiser, x0: Array, times: np.ndarray, draws: Draws, stream: int
+    ) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+        """Return ||eps_hat - eps||^2 and ||eps||^2 of draws at their times."""
+        # By NumPy, which has nothing to compile; draw k has a generator of its own.
+        seed, shape = self.experiment.seed, x0.shape[1:]
+        eps = [
+            np.random.default_rng([seed, stream, k]).standard_normal(shape, np.float32)
+            for k in draws
+        ]
+        split = self.experiment.parallel.split_rows
+        noise = Noise(split(times), split(np.stack(eps)))
+        key = self.instruments.key
+        return self.instruments.at_noise(key, denoiser, x0, noise, self.context)[:2]
+
     def level_errors(self, split: str, *, dequantize: bool) -> Float[np.ndarray, "levels draws"]:
         """Return the squared errors per dimension at each level, less their known noise."""
         if (found := self.found.get((split, dequantize))) is not None:
             return found
-        parallel, levels = self.experiment.parallel, self.experiment.diagnostics.levels
-        key = jax.random.fold_in(self.diagnostics.key, _NOISE)
+        levels = self.experiment.diagnostics.levels
 
         def compute(denoiser: Denoiser, x0: Array, draws: Draws) -> tuple[Array, Array]:
-            t, placed = parallel.split_rows(self.times[draws]), parallel.split_rows(draws)
-            return _squared_errors(key, denoiser, x0, t, placed)
+            return self.squared_errors(denoiser, x0, self.times[draws], draws, _NOISE)
 
         found = self.over_draws(split, len(self.times), compute, dequantize=dequantize)
         errors, noise = (each.reshape(-1, levels).T / self.experiment.data.size for each in found)
@@ -306,21 +245,22 @@ class _Subject:
 
 def _loss(subject: _Subject) -> dict[str, Any]:
     """Measure the training objective on training and test images, with the same noise."""
-    experiment, diagnostics = subject.experiment, subject.diagnostics
-    key = jax.random.fold_in(diagnostics.key, _LOSS)
+    experiment, instruments = subject.experiment, subject.instruments
+    key = jax.random.fold_in(instruments.key, _LOSS)
     dequantize = experiment.data.options.dequantize
-    losses, context = diagnostics.losses, Context(step=subject.state.step)
-    count = len(diagnostics.chosen["test"])
+    count = len(instruments.chosen["test"])
     values: dict[str, Any] = {}
     for split in SPLITS:
 
         def compute(denoiser: Denoiser, x0: Array, draws: Draws) -> tuple[Array]:
-            return (losses(jax.random.fold_in(key, draws[0]), denoiser, x0, context),)
+            batch_key = jax.random.fold_in(key, draws[0])
+            return (instruments.losses(batch_key, denoiser, x0, subject.context),)
 
         (found,) = subject.over_draws(split, count, compute, dequantize=dequantize)
-        values |= {f"{split}_loss": _mean(found), f"{split}_loss_error": _error(found)}
-        groups = np.array_split(found, min(GROUPS, count))
-        values[f"{split}_loss_groups"] = [_mean(group) for group in groups]
+        # Neighbors have different times where these are stratified, so each group has all kinds.
+        groups = np.array([found[first::_GROUPS].mean() for first in range(min(_GROUPS, count))])
+        values |= {f"{split}_loss": float(found.mean()), f"{split}_loss_error": _error(groups)}
+        values[f"{split}_loss_groups"] = groups.tolist()
     return values
 
 
@@ -334,7 +274,7 @@ def _noise_levels(subject: _Subject) -> dict[str, Any]:
         # The draws of both splits share their noise, so their difference is more precise.
         "gap": ((test - train).mean(axis=1), _errors(test - train)),
     }
-    ratios = np.exp(subject.log_snrs)[:, None] * subject.diagnostics.pixel_variances
+    ratios = np.exp(subject.log_snrs)[:, None] * subject.instruments.pixel_variances
     names = [f"{middle:.2f}" for middle in subject.log_snrs]
     blind = np.mean(ratios / (1 + ratios), axis=1)
     table = {"blind": dict(zip(names, map(float, blind), strict=True))}
@@ -346,21 +286,18 @@ def _noise_levels(subject: _Subject) -> dict[str, Any]:
 
 def _bits_per_dim(subject: _Subject) -> dict[str, Any]:
     """Estimate the variational bound on bits/dim of test images; see `bounds.continuous`."""
-    experiment, diagnostics = subject.experiment, subject.diagnostics
+    experiment, instruments = subject.experiment, subject.instruments
     sde, t_min, dims = subject.denoiser.sde, subject.t_min, experiment.data.size
     errors = subject.level_errors("test", dequantize=True)
     low, high = subject.log_snr_ends
     diffusion = 0.5 * (high - low) * dims * errors.mean(axis=1)
-    key = jax.random.fold_in(diagnostics.key, _DECODER)
 
     def compute(denoiser: Denoiser, x0: Array, draws: Draws) -> tuple[Array, Array]:
-        t = experiment.parallel.split_rows(np.full(len(draws), t_min, np.float32))
-        placed = experiment.parallel.split_rows(draws)
-        squares, noise = _squared_errors(key, denoiser, x0, t, placed)
-        term = decoder_term(sde, x0, t_min=t_min, error=squares, noise=noise)
-        return term, prior_divergence(sde, x0)
+        times = np.full(len(draws), t_min, np.float32)
+        squares, size = subject.squared_errors(denoiser, x0, times, draws, _DECODER)
+        return _decoder_term(sde, x0, t_min, squares, size), prior_divergence(sde, x0)
 
-    count = len(diagnostics.chosen["test"])
+    count = len(instruments.chosen["test"])
     decoder, prior = subject.over_draws("test", count, compute, dequantize=True)
     nats = -np.array([diffusion.mean() + decoder.mean() + prior.mean()])
     # The levels are strata: the variances of their means add up.
@@ -376,19 +313,19 @@ def _bits_per_dim(subject: _Subject) -> dict[str, Any]:
 
 def _frechet(subject: _Subject) -> dict[str, Any]:
     """Measure the Frechet distance of a few samples of few steps to the training images."""
-    experiment, diagnostics = subject.experiment, subject.diagnostics
-    reference, real = diagnostics.reference
+    experiment, instruments = subject.experiment, subject.instruments
+    reference, real = instruments.reference
     checkpoint = Checkpoint(step=int(subject.state.step), denoiser=subject.denoiser)
-    count, size = experiment.diagnostics.samples, diagnostics.batch_size
+    count, size = experiment.diagnostics.samples, instruments.batch_size
     try:
         drawn = [
-            diagnostics.sampler.draw(checkpoint, np.arange(first, first + size) % count).images
+            instruments.sampler.draw(checkpoint, np.arange(first, first + size) % count).images
             for first in range(0, count, size)
         ]
     except SamplingError:  # of an early network, perhaps; it does not harm training
         return {}
     few = reference.mean.size <= _MAX_FEATURES
-    samples = diagnostics.accumulated(np.concatenate(drawn)[:count], groups=20 if few else 1)
+    samples = instruments.accumulated(np.concatenate(drawn)[:count], groups=20 if few else 1)
     values = {} if real is None else {"frechet_real": real}
     if not few:
         return {"frechet": frechet_distance(reference, samples.statistics()), **values}
@@ -397,13 +334,18 @@ def _frechet(subject: _Subject) -> dict[str, Any]:
 
 
 def _weights(subject: _Subject) -> dict[str, Any]:
-    """Measure the norm of the parameters, and how far their average is from them."""
-    found = parameter_norms(subject.state.params, subject.state.ema_params)
-    return {name: float(value) for name, value in found.items()}
+    """Measure the norm of the parameters, and the relative distance of their average from them."""
+    fetch = subject.experiment.parallel.fetch_tree
+    pairs = [
+        jax.tree.leaves(fetch(tree)) for tree in (subject.state.params, subject.state.ema_params)
+    ]
+    norm = np.sqrt(sum(_square(leaf) for leaf in pairs[0]))
+    distance = np.sqrt(sum(_square(a - b) for a, b in zip(*pairs, strict=True)))
+    return {"weight_norm": float(norm), "average_distance": float(distance / norm)}
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean())
+def _square(values: np.ndarray) -> float:
+    return float(np.sum(np.square(values), dtype=np.float64))
 
 
 def _error(values: Float[np.ndarray, "draws"]) -> float:

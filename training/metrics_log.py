@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from files.nested import flatten
+from files.nested import numbers
 from files.writing import write_file
 
 Image = UInt8[np.ndarray, "height width channels"]
@@ -133,12 +133,6 @@ class _TensorBoard:
 
     def close(self) -> None:
         self._board.close()
-
-
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers in nested dicts by path, such as "noise_levels/test/1.50"."""
-    flat = flatten(values)
-    return {name: value for name, value in flat.items() if isinstance(value, int | float)}
 
 
 def read_log(workdir: Path) -> list[dict[str, Any]]:

@@ -200,11 +200,3 @@ class Trainer:
         ema_params = jax.tree.map(jnp.copy, params)
         opt_state, objective = self.optimizer.init(params), self.loss.init_state()
         return TrainState(jnp.int32(0), params, ema_params, opt_state, objective)
-
-
-@jax.jit
-def parameter_norms(params: Any, average: Any) -> dict[str, Float[Array, ""]]:
-    """Return the norm of all parameters, and the relative distance of their average from them."""
-    norm = optax.tree.norm(params)
-    distance = optax.tree.norm(jax.tree.map(jnp.subtract, params, average))
-    return {"weight_norm": norm, "average_distance": distance / norm}

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
 from errors import ConfigError
+from files.nested import numbers
 from files.writing import write_file
-from training.metrics_log import Image, numbers
 
 
 class WandbLog:
@@ -60,7 +63,7 @@ class WandbLog:
         """Record the numbers of a step."""
         self._run.log({"step": step, **numbers(values)})
 
-    def image(self, step: int, name: str, image: Image) -> None:
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w c"]) -> None:
         """Record a picture."""
         picture = image[..., 0] if image.shape[-1] == 1 else image
         self._run.log({"step": step, name: self._picture(picture)})

@@ -21,7 +21,9 @@ from experiment.options import (
     ClassifierOptions,
     DataOptions,
     DenoiserOptions,
+    DiagnosticsOptions,
     EvaluationOptions,
+    LoggingOptions,
     SamplingOptions,
     TrainingOptions,
 )
@@ -53,6 +55,8 @@ OWNERS = {
     "ema": ([MovingAverage], set()),
     "data": ([DataOptions], {"name"}),
     "training": ([TrainingOptions], set()),
+    "diagnostics": ([DiagnosticsOptions], set()),
+    "logging": ([LoggingOptions], set()),
     "sampling": (
         [
             SamplingOptions,
