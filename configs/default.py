@@ -144,7 +144,7 @@ def get_config() -> ConfigDict:
     diagnostics.every = 1000  # steps; 0 for never
     # some of loss, noise_levels, bits_per_dim, frechet, weights
     diagnostics.metrics = ("loss", "noise_levels", "bits_per_dim", "frechet", "weights")
-    diagnostics.images = placeholder(int)  # test images, and as many training images: at most 256
+    diagnostics.images = 0  # test images, and as many training images; 0 for 256, or all
     diagnostics.levels = 16  # noise levels, equally long in log-SNR
     diagnostics.samples = 128  # for the Frechet distance
     diagnostics.sampling_steps = 10  # of these samples, by UniPC

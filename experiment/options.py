@@ -118,8 +118,8 @@ class DiagnosticsOptions:
     Args:
         every: steps between measurements, of which the last step has one too; 0 for none.
         metrics: names in `jobs.diagnostics.DIAGNOSTICS`.
-        images: test images, and as many training images; None for 256, or all test images if
-            there are fewer.
+        images: test images, and as many training images; 0 for 256, or all test images if there
+            are fewer.
         levels: number of noise levels, equally long in log-SNR.
         samples: samples for the Frechet distance.
         sampling_steps: steps of their sampler, UniPC.
@@ -131,7 +131,7 @@ class DiagnosticsOptions:
 
     every: int = 1000
     metrics: tuple = ("loss", "noise_levels", "bits_per_dim", "frechet", "weights")
-    images: int | None = None
+    images: int = 0
     levels: int = 16
     samples: int = 128
     sampling_steps: int = 10
@@ -139,7 +139,7 @@ class DiagnosticsOptions:
 
     def __post_init__(self) -> None:
         require_in("every", self.every, "[0, inf)")
-        require_in("images", self.images, "[2, inf)")
+        require_in("images", self.images, "[0, inf)")
         require_in("levels", self.levels, "[2, inf)")
         require_in("samples", self.samples, "[5, inf)")
         require_in("sampling_steps", self.sampling_steps, "[4, inf)")

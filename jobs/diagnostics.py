@@ -81,11 +81,11 @@ class Diagnostics:
                 f"config.data.name={data.options.name!r} has {count} test image, and measurements "
                 "during training need 2; set config.diagnostics.every=0 for none"
             )
-        if options.images is not None and options.images > count:
+        if options.images > count:
             raise ConfigError(
                 f"config.diagnostics.images={options.images}, but config.data.name="
-                f"{data.options.name!r} has {count} test images; give at most {count}, or leave it "
-                "out"
+                f"{data.options.name!r} has {count} test images; give at most {count}, or 0 for "
+                "256 or all"
             )
         classes = self.experiment.model.num_classes
         if classes:
@@ -340,7 +340,7 @@ def _weights(subject: _Subject) -> dict[str, Any]:
         jax.tree.leaves(fetch(tree)) for tree in (subject.state.params, subject.state.ema_params)
     ]
     norm = np.sqrt(sum(_square(leaf) for leaf in pairs[0]))
-    distance = np.sqrt(sum(_square(a - b) for a, b in zip(*pairs, strict=True)))
+    distance = np.sqrt(sum(_square(np.asarray(a - b)) for a, b in zip(*pairs, strict=True)))
     return {"weight_norm": float(norm), "average_distance": float(distance / norm)}
 
 

@@ -159,7 +159,7 @@ def test_features_are_looked_up_by_name(measured, tmp_path):
     ("field", "value", "said"),
     [
         ("every", -1, "at least 0"),
-        ("images", 1, "at least 2"),
+        ("images", -1, "at least 0"),
         ("levels", 1, "at least 2"),
         ("samples", 4, "at least 5"),
         ("sampling_steps", 3, "at least 4"),
