@@ -140,6 +140,8 @@ class DiagnosticsOptions:
     def __post_init__(self) -> None:
         require_in("every", self.every, "[0, inf)")
         require_in("images", self.images, "[0, inf)")
+        if self.images == 1:
+            raise ValueError("images=1 has no standard error; give at least 2, or 0 for 256 or all")
         require_in("levels", self.levels, "[2, inf)")
         require_in("samples", self.samples, "[5, inf)")
         require_in("sampling_steps", self.sampling_steps, "[4, inf)")
