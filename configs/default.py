@@ -183,6 +183,20 @@ def get_config() -> ConfigDict:
     training.sample_count = 64  # images in the grid
     training.init_from = ""  # RUN or RUN:STEP whose parameters a new run starts with
 
+    # What is measured during training; plots are in the run's folder `plots`.
+    config.diagnostics = diagnostics = ConfigDict()
+    diagnostics.every = 1000  # steps; 0 for never
+    # some of loss, noise_levels, bits_per_dim, frechet, weights
+    diagnostics.metrics = ("loss", "noise_levels", "bits_per_dim", "frechet", "weights")
+    diagnostics.images = 0  # test images, and as many training images; 0 for 256, or all
+    diagnostics.levels = 16  # noise levels, equally long in log-SNR
+    diagnostics.samples = 128  # for the Frechet distance
+    diagnostics.sampling_steps = 10  # of these samples, by UniPC
+    diagnostics.features = "thumbnails"  # pixels, thumbnails (8 x 8 pixels), inception, classifier
+
+    config.logging = logging = ConfigDict()
+    logging.wandb = ""  # a project of Weights & Biases; empty for none
+
     config.sampling = sampling = ConfigDict()
     # Fixed steps: pc (Predictor-Corrector), ddim, dpm_solver, unipc, deis, heun, analytic,
     # langevin. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
@@ -381,7 +395,7 @@ def get_config() -> ConfigDict:
     evaluation.error_budget_images = 32  # for solver error and truncation
     evaluation.samples = 1500  # images per sampling seed
     evaluation.sampling_seeds = 1  # number of seeds, from sampling.seed on
-    evaluation.features = ("pixels",)  # some of pixels, inception, classifier
+    evaluation.features = ("pixels",)  # some of pixels, thumbnails, inception, classifier
     evaluation.reference = ""  # file of statistics; empty for those of the data
     evaluation.inception_weights = ""  # file; empty for the one in the user's cache
     evaluation.inception_resize = "tf1"  # tf1 (original FID, EDM), pytorch (pytorch-fid)

@@ -31,7 +31,9 @@ from experiment.options import (
     ClassifierOptions,
     DataOptions,
     DenoiserOptions,
+    DiagnosticsOptions,
     EvaluationOptions,
+    LoggingOptions,
     TrainingOptions,
 )
 from experiment.reader import Reader, config_errors
@@ -132,6 +134,8 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         loss=loss,
         trainer=trainer,
         training=training,
+        diagnostics=reader.build("diagnostics", DiagnosticsOptions),
+        logging=reader.build("logging", LoggingOptions),
         evaluation=evaluation,
         likelihood=likelihood,
         ode=ode,

@@ -18,7 +18,9 @@ from experiment.options import (
     ClassifierOptions,
     DenoiserOptions,
     DequantizerOptions,
+    DiagnosticsOptions,
     EvaluationOptions,
+    LoggingOptions,
     TrainingOptions,
 )
 from experiment.sampler import Sampler
@@ -148,6 +150,8 @@ class Experiment:
     loss: NoiseObjective
     trainer: Trainer
     training: TrainingOptions
+    diagnostics: DiagnosticsOptions
+    logging: LoggingOptions
     evaluation: EvaluationOptions
     likelihood: LikelihoodOptions
     ode: ODEOptions

@@ -134,6 +134,53 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiagnosticsOptions:
+    """What is measured during training, and how often; see `jobs.diagnostics`.
+
+    Args:
+        every: steps between measurements, of which the last step has one too; 0 for none.
+        metrics: names in `jobs.diagnostics.DIAGNOSTICS`.
+        images: test images, and as many training images; 0 for 256, or all test images if there
+            are fewer.
+        levels: number of noise levels, equally long in log-SNR.
+        samples: samples for the Frechet distance.
+        sampling_steps: steps of their sampler, UniPC.
+        features: features of the Frechet distance, a name in `evaluation.features.FEATURES`.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    every: int = 1000
+    metrics: tuple = ("loss", "noise_levels", "bits_per_dim", "frechet", "weights")
+    images: int = 0
+    levels: int = 16
+    samples: int = 128
+    sampling_steps: int = 10
+    features: str = "thumbnails"
+
+    def __post_init__(self) -> None:
+        require_in("every", self.every, "[0, inf)")
+        require_in("images", self.images, "[0, inf)")
+        if self.images == 1:
+            raise ValueError("images=1 has no standard error; give at least 2, or 0 for 256 or all")
+        require_in("levels", self.levels, "[2, inf)")
+        require_in("samples", self.samples, "[5, inf)")
+        require_in("sampling_steps", self.sampling_steps, "[4, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingOptions:
+    """Where the log of a training run goes, beside metrics.jsonl and TensorBoard.
+
+    Args:
+        wandb: a project of Weights & Biases; "" for none.
+    """
+
+    wandb: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """The randomness and the classes of samples.
 

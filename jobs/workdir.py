@@ -16,8 +16,8 @@ from training.checkpoints import Checkpoints
 # what.
 _MAY_CHANGE = (
     *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "dequantizer."),
-    *("discrete_bound.", "ema.snapshot_every", "eval.", "guidance.", "likelihood.", "optim."),
-    *("sampling.", "task.", "training."),
+    *("diagnostics.", "discrete_bound.", "ema.snapshot_every", "eval.", "guidance."),
+    *("likelihood.", "logging.", "optim.", "sampling.", "task.", "training."),
 )
 # Except for these: where the run started, and what decides the state of its optimizer.
 _FIXED = ("training.init_from", "optim.name")
@@ -86,6 +86,7 @@ class Workdir:
         self.classes = self.path / "classes.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.plots = self.path / "plots"
         self.samples = self.path / "samples"
         self.eval = self.path / "eval"
         self.moments = self.path / "moments"

@@ -21,7 +21,9 @@ from experiment.options import (
     ClassifierOptions,
     DataOptions,
     DenoiserOptions,
+    DiagnosticsOptions,
     EvaluationOptions,
+    LoggingOptions,
     SamplingOptions,
     TrainingOptions,
 )
@@ -57,6 +59,8 @@ OWNERS = {
     "data": ([DataOptions], {"name"}),
     "augmentation": ([Augmentation], set()),
     "training": ([TrainingOptions], set()),
+    "diagnostics": ([DiagnosticsOptions], set()),
+    "logging": ([LoggingOptions], set()),
     "sampling": (
         [
             SamplingOptions,
