@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     model.embedding = placeholder(str)
     model.fourier_scale = placeholder(float)
     model.num_classes = placeholder(int)
+    model.augment_labels = placeholder(int)  # 9 for a network that sees config.augmentation
     model.activation = placeholder(str)
     model.skip_rescale = placeholder(bool)
     model.init_scale = placeholder(float)
@@ -50,6 +51,7 @@ def get_config() -> ConfigDict:
     model.heads = placeholder(int)
     model.head_width = placeholder(int)
     model.learned_variance = placeholder(bool)
+    model.upsampling = placeholder(int)  # adm: factor by which it enlarges a small image beside x
     model.patch_size = placeholder(int)
     model.depth = placeholder(int)
     model.mlp_ratio = placeholder(float)
@@ -148,6 +150,13 @@ def get_config() -> ConfigDict:
     config.ema = ema = ConfigDict()
     ema.rate = 0.9999  # per step
     ema.warmup = True  # min(rate, (1 + n) / (10 + n))
+    # instead of the rate, as EDM: images after which an old value counts half
+    ema.half_life_images = placeholder(float)
+    ema.ramp_up = placeholder(float)  # largest half-life, as a fraction of the images seen so far
+    ema.more_rates = ()  # further averages, chosen by --ema=rate_0.999
+    # Averages of any length after training, by --mode=ema --length=0.08, from snapshots:
+    ema.snapshot_every = 0  # steps; 0 for no snapshots
+    ema.lengths = (0.05, 0.1)  # of the averages stored: their spread over the time trained
 
     config.data = data = ConfigDict()
     # digits, a tensorflow-datasets name, or the path of an .npz file or an image folder
@@ -158,10 +167,26 @@ def get_config() -> ConfigDict:
     data.resize = "none"  # none, pad (with zeros), crop (to the center square, then resize)
     data.centered = True  # scale images to [-1, 1]; otherwise to [0, 1]
     data.random_flip = False
-    data.dequantize = True  # add uniform noise of one gray level in training
+    # How gray levels become numbers, in training and for bits/dim: none (uniform for bits/dim),
+    # uniform, truncated_normal (no noise in training), variational (uniform in training, and for
+    # bits/dim by --mode=train_dequantizer)
+    data.dequantization = "uniform"
+
+    # Non-leaky augmentation of training images, whose labels the network sees; see
+    # training/augmentation.py. config.model.augment_labels=9 makes the input for them.
+    config.augmentation = augmentation = ConfigDict()
+    augmentation.probability = 0.0  # of each kind but x_flip, for each image; 0 for none
+    augmentation.x_flip = True  # of half of the images
+    augmentation.y_flip = True
+    augmentation.scale = 0.2  # standard deviation of log2 of the scale
+    augmentation.rotation = 1.0  # largest angle over half a turn
+    augmentation.anisotropy = 0.2  # standard deviation of log2 of the stretch
+    augmentation.translation = 0.125  # standard deviation over the image's size
 
     config.training = training = ConfigDict()
     training.batch_size = 128  # images, over all devices
+    # batch_size of the published numbers; training with another one says so. 0 for no numbers
+    training.published_batch_size = 0
     training.steps = 1000
     training.accumulate = 1  # parts of a batch whose gradients are added up, to save memory
     training.steps_per_call = 1  # steps that the device runs without waiting for Python
@@ -173,6 +198,20 @@ def get_config() -> ConfigDict:
     training.sample_every = 1000  # steps; 0 for never
     training.sample_count = 64  # images in the grid
     training.init_from = ""  # RUN or RUN:STEP whose parameters a new run starts with
+
+    # What is measured during training; plots are in the run's folder `plots`.
+    config.diagnostics = diagnostics = ConfigDict()
+    diagnostics.every = 1000  # steps; 0 for never
+    # some of loss, noise_levels, bits_per_dim, frechet, weights
+    diagnostics.metrics = ("loss", "noise_levels", "bits_per_dim", "frechet", "weights")
+    diagnostics.images = 0  # test images, and as many training images; 0 for 256, or all
+    diagnostics.levels = 16  # noise levels, equally long in log-SNR
+    diagnostics.samples = 128  # for the Frechet distance
+    diagnostics.sampling_steps = 10  # of these samples, by UniPC
+    diagnostics.features = "thumbnails"  # pixels, thumbnails (8 x 8 pixels), inception, classifier
+
+    config.logging = logging = ConfigDict()
+    logging.wandb = ""  # a project of Weights & Biases; empty for none
 
     config.sampling = sampling = ConfigDict()
     # Fixed steps: pc (Predictor-Corrector), ddim, dpm_solver, unipc, deis, heun, analytic,
@@ -250,16 +289,20 @@ def get_config() -> ConfigDict:
         float
     )  # dpm_adaptive: largest ratio of a step to the one before
 
-    # Guidance of samples toward their classes.
+    # Guidance of samples: toward their classes, or away from a bad model.
     config.guidance = guidance = ConfigDict()
-    guidance.name = "none"  # none, classifier, classifier_free
+    guidance.name = "none"  # none, classifier, classifier_free, autoguidance
     guidance.scale = placeholder(float)  # 1 samples the class; more trades diversity for accuracy
-    guidance.interval = placeholder(tuple)  # classifier_free: the times between which it acts
+    # classifier_free, autoguidance: the times between which they act
+    guidance.interval = placeholder(tuple)
+    # autoguidance: the bad model, RUN or RUN:STEP of another run, or :STEP of this one
+    guidance.run = placeholder(str)
 
     # What --mode=sample does with input images.
     config.task = task = ConfigDict()
     # generate (plain samples, no input); inverse problems: inpaint, colorize, super_resolve,
-    # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate
+    # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate;
+    # upsample: the small images of an upsampler
     task.name = "generate"
     # files, separated by commas (\, for a comma in a name); or test, test:3, test:0-7
     task.input = placeholder(str)
@@ -346,6 +389,16 @@ def get_config() -> ConfigDict:
     classifier.batch_size = 64
     classifier.steps = 600
 
+    # --mode=train_dequantizer: noise for bits/dim with data.dequantization=variational.
+    config.dequantizer = dequantizer = ConfigDict()
+    dequantizer.features = 32  # channels of the couplings' networks
+    dequantizer.couplings = 4  # each changes the pixels of one color of a checkerboard
+    dequantizer.t_min = 1e-5  # the smallest time of the bound that it is trained by
+    dequantizer.lr = 1e-3
+    dequantizer.warmup = 50  # steps
+    dequantizer.batch_size = 64
+    dequantizer.steps = 1000
+
     config.eval = evaluation = ConfigDict()
     evaluation.checkpoints = ()  # steps; empty for the latest
     # loss, bits_per_dim, continuous_bound, discrete_bound; of samples: frechet, kid,
@@ -358,7 +411,7 @@ def get_config() -> ConfigDict:
     evaluation.error_budget_images = 32  # for solver error and truncation
     evaluation.samples = 1500  # images per sampling seed
     evaluation.sampling_seeds = 1  # number of seeds, from sampling.seed on
-    evaluation.features = ("pixels",)  # some of pixels, inception, classifier
+    evaluation.features = ("pixels",)  # some of pixels, thumbnails, inception, classifier
     evaluation.reference = ""  # file of statistics; empty for those of the data
     evaluation.inception_weights = ""  # file; empty for the one in the user's cache
     evaluation.inception_resize = "tf1"  # tf1 (original FID, EDM), pytorch (pytorch-fid)

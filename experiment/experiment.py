@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from bounds.continuous import ContinuousBoundOptions
+from bounds.dequantization import Dequantizer
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
 from errors import ConfigError
@@ -16,7 +17,10 @@ from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
     DenoiserOptions,
+    DequantizerOptions,
+    DiagnosticsOptions,
     EvaluationOptions,
+    LoggingOptions,
     TrainingOptions,
 )
 from experiment.sampler import Sampler
@@ -40,6 +44,7 @@ class Model:
         network: the raw Flax module.
         options: how the network's output and time input are interpreted.
         num_classes: classes of a class-conditional network; 0 for any other.
+        upsampling: factor by which an upsampler enlarges its small image; 1 for any other network.
         denoiser: (params, dropout key or None) -> Denoiser.
     """
 
@@ -49,7 +54,17 @@ class Model:
     network: Any
     options: DenoiserOptions
     num_classes: int
+    upsampling: int
     denoiser: Callable[..., Denoiser]
+
+    def require_no_image(self, doing: str) -> None:
+        """Raise ConfigError for an upsampler, where there is no small image; `doing` names it."""
+        if self.upsampling > 1:
+            raise ConfigError(
+                f"config.model.upsampling={self.upsampling} makes an upsampler, which has no small "
+                f"image in {doing}; give it one by --mode=sample with config.task.name=upsample "
+                "and config.task.input=FILE"
+            )
 
 
 class DiscreteBoundPlan(NamedTuple):
@@ -93,6 +108,28 @@ class ClassifierModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DequantizerModel:
+    """The dequantizer of a run, trained after its model for tighter likelihoods.
+
+    Attributes:
+        dequantizer: params -> Dequantizer.
+        trainer: makes its training states, from the frozen denoiser; None is enough for shapes.
+        options: how it is trained.
+    """
+
+    dequantizer: Callable[[Any], Dequantizer]
+    trainer: Callable[[Denoiser | None], Trainer]
+    options: DequantizerOptions
+
+    def check(self, data: Data) -> None:
+        """Raise ConfigError unless its batches divide over the devices, once it is trained."""
+        try:
+            data.parallel.check_batch(self.options.batch_size, "batch_size")
+        except ValueError as error:
+            raise ConfigError(f"config.dequantizer.{error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that `build` makes of a configuration.
 
@@ -113,6 +150,8 @@ class Experiment:
     loss: Objective
     trainer: Trainer
     training: TrainingOptions
+    diagnostics: DiagnosticsOptions
+    logging: LoggingOptions
     evaluation: EvaluationOptions
     likelihood: LikelihoodOptions
     ode: ODEOptions
@@ -120,6 +159,7 @@ class Experiment:
     discrete_bound: DiscreteBoundPlan
     analytic_dpm: AnalyticDPMOptions
     classifier: ClassifierModel
+    dequantizer: DequantizerModel
 
 
 def with_data_labels(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from data.datasets import RESIZES
+from data.dequantization import DEQUANTIZATIONS
 from denoising import CONDITIONINGS, require_parameterization
 from errors import SEEDS, require_choice, require_in
 
@@ -24,7 +25,8 @@ class DataOptions:
         resize: what happens to images of another size, a name in `data.datasets.RESIZES`.
         centered: scale images to [-1, 1]; otherwise to [0, 1].
         random_flip: mirror half of the training images.
-        dequantize: add uniform noise of one gray level in training.
+        dequantization: how gray levels become numbers, in training and for likelihoods; a name in
+            `data.dequantization.DEQUANTIZATIONS`.
 
     Raises:
         ValueError: for an unknown name or a number out of range.
@@ -37,11 +39,12 @@ class DataOptions:
     resize: str = "none"
     centered: bool = True
     random_flip: bool = False
-    dequantize: bool = True
+    dequantization: str = "uniform"
 
     def __post_init__(self) -> None:
         _require_all_in(self, "[1, inf)", "image_size", "channels")
         require_choice("resize", self.resize, RESIZES)
+        require_choice("dequantization", self.dequantization, DEQUANTIZATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,7 @@ class TrainingOptions:
 
     Args:
         batch_size: images per step, over all devices.
+        published_batch_size: the batch size of the configuration's published numbers; 0 for none.
         steps: number of steps.
         accumulate: parts of a batch whose gradients are added up, to save memory.
         steps_per_call: steps that the device runs without waiting for Python.
@@ -103,6 +107,7 @@ class TrainingOptions:
     """
 
     batch_size: int = 128
+    published_batch_size: int = 0
     steps: int = 1000
     accumulate: int = 1
     steps_per_call: int = 1
@@ -119,6 +124,7 @@ class TrainingOptions:
         require_in("steps", self.steps, "[1, 2147483647]")  # counted in int32
         _require_all_in(self, "[1, inf)", "log_every", "checkpoint_every", "sample_count")
         _require_all_in(self, "[0, inf)", "keep_checkpoints", "sample_every")
+        require_in("published_batch_size", self.published_batch_size, "[0, inf)")
         _require_all_in(self, "[1, inf)", "accumulate", "steps_per_call")
         require_in("prefetch", self.prefetch, "[0, 1000]")
         require_in("label_dropout", self.label_dropout, "[0, 1)")
@@ -129,6 +135,53 @@ class TrainingOptions:
                     f"{getattr(self, name)}, and no call goes past such a step; lower "
                     f"config.training.steps_per_call or raise config.training.{name}"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosticsOptions:
+    """What is measured during training, and how often; see `jobs.diagnostics`.
+
+    Args:
+        every: steps between measurements, of which the last step has one too; 0 for none.
+        metrics: names in `jobs.diagnostics.DIAGNOSTICS`.
+        images: test images, and as many training images; 0 for 256, or all test images if there
+            are fewer.
+        levels: number of noise levels, equally long in log-SNR.
+        samples: samples for the Frechet distance.
+        sampling_steps: steps of their sampler, UniPC.
+        features: features of the Frechet distance, a name in `evaluation.features.FEATURES`.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    every: int = 1000
+    metrics: tuple = ("loss", "noise_levels", "bits_per_dim", "frechet", "weights")
+    images: int = 0
+    levels: int = 16
+    samples: int = 128
+    sampling_steps: int = 10
+    features: str = "thumbnails"
+
+    def __post_init__(self) -> None:
+        require_in("every", self.every, "[0, inf)")
+        require_in("images", self.images, "[0, inf)")
+        if self.images == 1:
+            raise ValueError("images=1 has no standard error; give at least 2, or 0 for 256 or all")
+        require_in("levels", self.levels, "[2, inf)")
+        require_in("samples", self.samples, "[5, inf)")
+        require_in("sampling_steps", self.sampling_steps, "[4, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingOptions:
+    """Where the log of a training run goes, beside metrics.jsonl and TensorBoard.
+
+    Args:
+        wandb: a project of Weights & Biases; "" for none.
+    """
+
+    wandb: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +207,11 @@ class SamplingOptions:
             raise ValueError(f"labels={self.labels} must be integers")
         if self.labels and self.label != -1:
             raise ValueError(f"labels={self.labels} and label={self.label}: give one of the two")
+
+    @property
+    def cycles(self) -> bool:
+        """Whether the samples cycle through all classes."""
+        return self.label < 0 and not self.labels
 
     def check(self, *, classes: int, null_label: int | None, owner: str) -> None:
         """Raise ValueError for a label that is no class.
@@ -267,4 +325,27 @@ class ClassifierOptions:
     def __post_init__(self) -> None:
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
+        require_in("steps", self.steps, "[1, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DequantizerOptions:
+    """How the dequantizer of a run is trained.
+
+    Args:
+        lr: learning rate after warm-up; it decays to 0 by a cosine.
+        warmup: steps.
+        batch_size: images per step, over all devices.
+        steps: number of steps.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    lr: float = 1e-3
+    warmup: int = 50
+    batch_size: int = 64
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
         require_in("steps", self.steps, "[1, inf)")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,20 +22,24 @@ from absl import logging
 from tqdm import tqdm
 
 from data.batches import TrainingBatches
+from data.dequantization import CENTERS
 from denoising import Denoiser
 from errors import CheckpointError, TrainingError, WorkdirError
 from experiment.data import Data
 from experiment.experiment import Experiment
-from experiment.options import TrainingOptions
+from experiment.options import ClassifierOptions, DequantizerOptions, TrainingOptions
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from files.writing import write_json
+from jobs.averages import Snapshots
+from jobs.diagnostics import Diagnostics
 from jobs.profile import ProfiledSteps, Profiler
 from jobs.teacher import load_teacher, params_of_student
-from jobs.workdir import Workdir
+from jobs.training_report import Plots, conclude
+from jobs.workdir import Workdir, run_and_step
 from training.checkpoints import Checkpoints
-from training.metrics_log import MetricsLog, last_step
+from training.metrics_log import MetricsLog, last_step, read_log
 from training.prefetch import prefetched
 from training.step import Trainer, TrainState
 
@@ -47,8 +51,11 @@ class TrainingJob:
     Attributes:
         config: the resolved configuration, saved with every checkpoint.
         seed: seed of initialization, noise and data order.
-        section: "model" or "classifier", the section of the configuration that is trained.
+        section: "model" or a name in jobs.workdir.PARTS: what is trained.
         sampler: draws sample grids during training; None draws none.
+        dequantization: how gray levels become numbers, by default config.data.dequantization.
+        diagnostics: what is measured during training; None for nothing.
+        wandb: a project of Weights & Biases; "" for none.
         load_teacher: loads the frozen network of a distillation; None for other objectives.
     """
 
@@ -59,6 +66,9 @@ class TrainingJob:
     trainer: Trainer
     options: TrainingOptions
     sampler: Sampler | None
+    dequantization: str = ""
+    diagnostics: Diagnostics | None = None
+    wandb: str = ""
     load_teacher: Callable[[], Denoiser | None] = lambda: None
 
     @property
@@ -75,10 +85,25 @@ class TrainingJob:
         classes = self.trainer.classes
         if classes:
             self.data.require_classes(self.data.images.train_labels, classes, self.section)
-        return self.data.training_batches(self.options.batch_size, self.seed, labels=bool(classes))
+        return self.data.training_batches(
+            self.options.batch_size,
+            self.seed,
+            labels=bool(classes),
+            dequantization=self.dequantization,
+        )
+
+    @property
+    def measure_every(self) -> int:
+        """The steps between two measurements; 0 for none."""
+        return 0 if self.diagnostics is None else self.diagnostics.every
+
+    def measures_at(self, step: int) -> bool:
+        """Return whether the state after a step is measured; that of the last step always is."""
+        ends = self.diagnostics is not None and step == self.options.steps
+        return ends or _is_due(step, self.measure_every)
 
 
-def model_job(experiment: Experiment) -> TrainingJob:
+def model_job(experiment: Experiment, diagnostics: Diagnostics | None = None) -> TrainingJob:
     """Return the job that trains an experiment's score model."""
     return TrainingJob(
         config=experiment.config,
@@ -88,6 +113,8 @@ def model_job(experiment: Experiment) -> TrainingJob:
         trainer=experiment.trainer,
         options=experiment.training,
         sampler=experiment.sampler if experiment.training.sample_every else None,
+        diagnostics=diagnostics,
+        wandb=experiment.logging.wandb,
         load_teacher=partial(load_teacher, experiment),
     )
 
@@ -100,23 +127,49 @@ def classifier_job(experiment: Experiment) -> TrainingJob:
     """
     model = experiment.classifier
     model.check(experiment.data)
-    options = TrainingOptions(
-        batch_size=model.options.batch_size,
-        steps=model.options.steps,
-        log_every=experiment.training.log_every,
-        checkpoint_every=model.options.steps,
-        keep_checkpoints=experiment.training.keep_checkpoints,
-        sample_every=0,
-        prefetch=experiment.training.prefetch,
-    )
     return TrainingJob(
         config=experiment.config,
         seed=experiment.seed,
         section="classifier",
         data=experiment.data,
         trainer=model.trainer,
-        options=options,
+        options=_part_options(experiment, model.options),
         sampler=None,
+    )
+
+
+def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
+    """Return the job that trains a dequantizer for a trained denoiser, which stays as it is.
+
+    Raises:
+        ConfigError: if its batches do not suit the devices.
+    """
+    model = experiment.dequantizer
+    model.check(experiment.data)
+    return TrainingJob(
+        config=experiment.config,
+        seed=experiment.seed,
+        section="dequantizer",
+        data=experiment.data,
+        trainer=model.trainer(denoiser),
+        options=_part_options(experiment, model.options),
+        sampler=None,
+        dequantization=CENTERS,
+    )
+
+
+def _part_options(
+    experiment: Experiment, options: ClassifierOptions | DequantizerOptions
+) -> TrainingOptions:
+    """Return the options that train a network beside the model."""
+    return TrainingOptions(
+        batch_size=options.batch_size,
+        steps=options.steps,
+        log_every=experiment.training.log_every,
+        checkpoint_every=options.steps,
+        keep_checkpoints=experiment.training.keep_checkpoints,
+        sample_every=0,
+        prefetch=experiment.training.prefetch,
     )
 
 
@@ -131,6 +184,8 @@ def train(job: TrainingJob, workdir: Workdir, profiled: ProfiledSteps | None = N
         TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
     """
     batches, teacher = job.batches(), job.load_teacher()
+    if job.diagnostics is not None:
+        job.diagnostics.check()
     with workdir.locked(leads=job.data.parallel.leads):
         changes = workdir.check(job.config, training=True)
         return _train(job, workdir, batches, changes, profiled, teacher)
@@ -152,6 +207,7 @@ def _train(
     if step >= last:
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
         return False
+    _report_batch_size(job.options)
     if profiled is not None:
         profiled.check(step, last)
     for change in changes:
@@ -165,27 +221,50 @@ def _train(
             "below config.%s.lr. Lower the warm-up, or train longer",
             *(warmup, last, job.rate_section),
         )
-    log, profiler = MetricsLog(workdir.path, step=step), Profiler(profiled, workdir.profile)
-    try:
+    log = MetricsLog(
+        workdir.path,
+        step=step,
+        config=job.config,
+        wandb=job.wandb,
+        leads=job.data.parallel.leads,
+    )
+    finest = math.inf if job.diagnostics is None else job.diagnostics.finest_log_snr
+    plots = Plots(workdir.plots, workdir.path, finest)
+    snapshots = Snapshots(workdir, job.trainer.more_averages, step)
+    profiler = Profiler(profiled, workdir.profile)
+    with closing(log), closing(checkpoints), closing(snapshots), closing(profiler):
         with (
             _stop_signals() as stop,
             tqdm(
                 total=last, initial=step, desc="training", dynamic_ncols=True, mininterval=0.5
             ) as bar,
         ):
-            loop = _Loop(job, images, checkpoints, log, workdir, bar, stop, profiler, teacher)
+            loop = _Loop(
+                *(job, teacher, images, checkpoints, snapshots, log, plots, workdir, bar, stop),
+                profiler,
+            )
             state = loop.run(batches, state)
         checkpoints.wait()
-    finally:
-        profiler.close()
-        checkpoints.close()
-        log.close()
     if stop:
         name = signal.Signals(stop[0]).name
         print(f"stopped by {name} at step {int(state.step)}, saved; rerun the command to continue")
         sys.exit(128 + stop[0])
     print(f"trained {last} steps")
+    if job.diagnostics is not None:
+        said = conclude(read_log(workdir.path), finest)
+        print(f"{said or 'measured'}; plots are in {workdir.plots}")
     return True
+
+
+def _report_batch_size(options: TrainingOptions) -> None:
+    """Warn of a batch size other than that of the published numbers."""
+    ours, published = options.batch_size, options.published_batch_size
+    if published and ours != published:
+        logging.warning(
+            "config.training.batch_size=%d, but the published numbers of this configuration were "
+            "made with %d; docs/recipes.md says what changes",
+            *(ours, published),
+        )
 
 
 def _initial_state(
@@ -216,8 +295,7 @@ def _initial_state(
             state = job.trainer.state_from_params(*params, 0)
             return state, ["started with the parameters of the teacher"]
         return job.trainer.init_state(base_key(job.seed, "init")), []
-    run, _, number = job.options.init_from.rpartition(":")
-    run, step = (run, int(number)) if run and number.isdecimal() else (job.options.init_from, None)
+    run, step = run_and_step(job.options.init_from)
     other = Checkpoints(Workdir(Path(run).expanduser()).checkpoints).restore(
         job.trainer.abstract_parameters(), step, partial=True
     )
@@ -233,14 +311,16 @@ class _Loop:
     """The training loop and what it writes to."""
 
     job: TrainingJob
+    teacher: Denoiser | None
     images: str
     checkpoints: Checkpoints
+    snapshots: Snapshots
     log: MetricsLog
+    plots: Plots
     workdir: Workdir
     bar: tqdm
     stop: list[int]
     profiler: Profiler
-    teacher: Denoiser | None
 
     def run(self, batches: TrainingBatches, state: TrainState) -> TrainState:
         options, last = self.job.options, self.job.options.steps
@@ -265,9 +345,11 @@ class _Loop:
                 saves = ends or _is_due(step, options.checkpoint_every)
                 samples = not stopping and options.sample_every > 0
                 samples = samples and (ends or _is_due(step, options.sample_every))
+                measures = self.job.measures_at(step)
+                stores = self.snapshots.are_due(step, ends=step == last)
                 # Scalars are read one call late, so that the device never waits for Python; where
                 # something is about to be written, all of them are.
-                while len(pending) > (0 if logs or saves or samples else 1):
+                while len(pending) > (0 if logs or measures or saves or samples or stores else 1):
                     values = self._finite(*pending.popleft())
                 clock.count(len(steps) * options.batch_size)
                 self.bar.update(len(steps))
@@ -276,14 +358,19 @@ class _Loop:
                     self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
                     if not stopping or _is_due(step, options.log_every):
                         self.log.write(step, {**values, "images_per_sec": round(rate, 1)})
+                if measures:  # before it is saved, so that a run that resumes here has it
+                    self._write_measurements(state)
+                record = self.job.config | {"images": self.images}
+                if stores:
+                    self.snapshots.save(step, state, record)
                 if saves:
-                    record = self.job.config | {"images": self.images}
+                    self.snapshots.close()  # a run that resumes here would not write them again
                     self.checkpoints.save(step, state, record)
                 if stopping:
                     break
                 if samples:
                     self._write_samples(state)
-                if saves or samples:
+                if saves or samples or stores or measures:
                     clock.restart()
         return state
 
@@ -294,6 +381,7 @@ class _Loop:
         """
         options, several = self.job.options, self.job.options.steps_per_call
         cadences = (options.log_every, options.checkpoint_every, options.sample_every)
+        cadences += (self.job.trainer.more_averages.snapshot_every, self.job.measure_every)
         while done < options.steps:
             inside = range(done + 1, done + several)
             due = any(_is_due(step, every) for step in inside for every in cadences)
@@ -331,6 +419,14 @@ class _Loop:
                 f"Lower config.{self.job.rate_section}.lr, or look for NaN in the data"
             )
         return values
+
+    def _write_measurements(self, state: TrainState) -> None:
+        if self.job.diagnostics is None:
+            return
+        step = int(state.step)
+        self.log.write(step, self.job.diagnostics.measure(state))
+        if self.job.data.parallel.leads:
+            self.plots.draw(last=step == self.job.options.steps)
 
     def _write_samples(self, state: TrainState) -> None:
         sampler, step = self.job.sampler, int(state.step)

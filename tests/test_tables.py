@@ -20,6 +20,7 @@ from flax import linen as nn
 from test_architecture import OUTSIDE, module_of, sources
 
 from data import readers
+from data.dequantization import DEQUANTIZATIONS, Dequantization, Noise
 from data.readers import Item, Split
 from denoising import PARAMETERIZATIONS
 from errors import ConfigError
@@ -33,6 +34,7 @@ from experiment.class_guidance import GUIDANCES, GuidanceMethod
 from experiment.sampler import Checkpoint
 from experiment.tasks import TASKS, Input, InverseProblem, Measurement
 from guidance import operators
+from jobs.diagnostics import DIAGNOSTICS
 from jobs.plan import describe
 from jobs.sample import TaskRun, draw_plain
 from jobs.workdir import Workdir
@@ -189,7 +191,7 @@ class Push:
 @pytest.mark.slow
 def test_guidance(monkeypatch):
     row = GuidanceMethod(
-        make=lambda options, classes, classifier, labels: Push(amount=options.resolved_scale),
+        make=lambda options, classes, model, labels: Push(amount=options.resolved_scale),
         sample_classes=lambda classes: 3,
         default_scale=0.25,
         evaluations=3,
@@ -202,7 +204,7 @@ def test_guidance(monkeypatch):
     means = [drawn(experiment).mean() for experiment in (plain, guided, stronger)]
     assert means[0] < means[1] < means[2]
     assert re.search("guidance +dummy", describe(guided))
-    with pytest.raises(ConfigError, match="choose classifier or classifier_free or dummy"):
+    with pytest.raises(ConfigError, match=r"choose classifier or .* or dummy"):
         built(guidance={"scale": 2.0})
 
 
@@ -363,6 +365,25 @@ def test_reader(monkeypatch):
     assert set(np.unique(drawn(experiment))) <= {0, 64, 128, 191, 255}
 
 
+def test_dequantization(monkeypatch):
+    """Noise in the lower half of each bin: of density 2 there, so that log q = D log 2."""
+    row = Dequantization(
+        training=lambda quantizer, stored, uniforms: quantizer.dequantize(stored, uniforms / 2),
+        noisy=True,
+        noise=lambda uniforms, width: Noise(uniforms / 2, np.full(len(uniforms), 64 * np.log(2))),
+    )
+    monkeypatch.setitem(DEQUANTIZATIONS, "dummy", row)
+    data = built(data={"dequantization": "dummy"}).data
+    levels, places = data.images.test[:4], jnp.arange(4)
+    trained = data.batch(levels, places, seed=0, draw=0)
+    x, log_q = data.dequantized(levels, places, seed=0, draw=0)
+    np.testing.assert_array_equal(x, trained)
+    np.testing.assert_allclose(log_q, 64 * np.log(2), rtol=1e-6)
+    position = np.asarray(data.scaler.inverse(x)) * 17 - levels
+    assert 0 <= position.min() < 0.02
+    assert 0.48 < position.max() < 0.5 + 1e-5
+
+
 _NEW_MODE = """
 import run_lib
 run_lib.dummy = lambda experiment, workdir, *, target: print(workdir.path, target, experiment.seed)
@@ -416,6 +437,7 @@ TABLES = {
     "READERS": ("data.readers", readers.READERS),
     "MODES": ("main", MODES),
     "METRICS": ("evaluation.metrics", METRICS),
+    "DIAGNOSTICS": ("jobs.diagnostics", DIAGNOSTICS),
     "FEATURES": ("evaluation.features", FEATURES),
     "TASKS": ("experiment.tasks", TASKS),
     "GUIDANCES": ("experiment.class_guidance", GUIDANCES),
@@ -435,6 +457,7 @@ TABLES = {
     "SCHEDULES": ("training.schedules", SCHEDULES),
     "TIMES": ("objectives.times", TIMES),
     "WEIGHTS": ("objectives.weights", WEIGHTS),
+    "DEQUANTIZATIONS": ("data.dequantization", DEQUANTIZATIONS),
 }
 TABLES = {table: (module, set(rows)) for table, (module, rows) in TABLES.items()}
 OWNERS = {module for module, _ in TABLES.values()}  # tables of different things share names
