@@ -41,7 +41,8 @@ from numerics.arrays import Batch, expand_like, pytree
 from sde_lib import BETAS, SDE, Time, reverse_drift
 
 Coefficient = Float[Array, "..."]
-Network = Callable[..., Batch]  # of (input, condition), and of labels if the denoiser has labels
+# Of (input, condition), of labels if the denoiser has some, and of its `augment_labels` by name.
+Network = Callable[..., Batch]
 
 
 class Prediction(NamedTuple):
@@ -282,6 +283,8 @@ class Denoiser:
             `jax.tree_util.Partial(apply, params)`: the denoiser is then a pytree, and new
             parameters need no new compilation.
         labels: the class of each image of the batch, for a class-conditional network.
+        augment_labels: how each image of the batch was augmented, in training only; see
+            `training.augmentation`.
         parameterization: a name in PARAMETERIZATIONS.
         conditioning: a name in CONDITIONINGS.
         num_timesteps: length of the chain whose timesteps some conditionings count.
@@ -298,6 +301,7 @@ class Denoiser:
     sde: SDE
     network: Network
     labels: Int[Array, "batch"] | None = None
+    augment_labels: Float[Array, "batch augment"] | None = None
     parameterization: str = "eps"
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
@@ -321,16 +325,18 @@ class Denoiser:
     def batched_fields(self) -> Any:
         """The tree of all arrays with one entry per image of the batch; see `index`."""
         guided = [{name: getattr(g, name) for name in g.batched_fields} for g in self.guidances]
-        return self.labels, guided
+        return self.labels, self.augment_labels, guided
 
     def index(self, entry: Any) -> "Denoiser":
         """Return the denoiser of a batch of one image, whose entry of `batched_fields` is given."""
-        labels, guided = jax.tree.map(lambda array: array[None], entry)
+        labels, augment_labels, guided = jax.tree.map(lambda array: array[None], entry)
         guidances = tuple(
             dataclasses.replace(guidance, **fields)
             for guidance, fields in zip(self.guidances, guided, strict=True)
         )
-        return dataclasses.replace(self, labels=labels, guidances=guidances)
+        return dataclasses.replace(
+            self, labels=labels, augment_labels=augment_labels, guidances=guidances
+        )
 
     def predict(self, x: Batch, t: Time | float) -> Prediction:
         """Predict (x0, eps) from x_t; t has shape () or (batch,)."""
@@ -347,8 +353,10 @@ class Denoiser:
         condition = CONDITIONINGS[self.conditioning](self.sde, t, self.num_timesteps)
         alpha, sigma = self.coefficients(x, t)
         labels = () if self.labels is None else (self.labels,)
+        more = {} if self.augment_labels is None else {"augment_labels": self.augment_labels}
         extra = (self.sigma_data,) if parameterization.uses_sigma_data else ()
-        output = self.network(parameterization.input(x, alpha, sigma, *extra), condition, *labels)
+        inputs = parameterization.input(x, alpha, sigma, *extra)
+        output = self.network(inputs, condition, *labels, **more)
         expected = (*x.shape[:-1], parameterization.channels * x.shape[-1])
         if output.shape != expected:
             raise ValueError(

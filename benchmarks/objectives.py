@@ -26,7 +26,7 @@ CHAIN = {
     "sde.name": "ddpm",
     "times.name": "timesteps",
     "denoiser.conditioning": "timestep",
-    "data.dequantize": False,
+    "data.dequantization": "none",
 }
 LEARNED = CHAIN | {
     "model.name": "adm",

@@ -20,6 +20,9 @@ which turns log-densities of noisy data, such as those of the probability-flow O
 those of x0. Small noise is hardly predictable, so that this difference varies much less than either
 of its squares. Because E ||eps||^2 = D, the decoder's term of the bound is the entropy of
 q(x_t | x0) minus this difference.
+
+For pixels on discrete values, the same Gaussian gives the probability of each pixel's cell. Then no
+density is needed (Kingma et al., Section 3.3, with another decoder).
 """
 
 import math
@@ -45,6 +48,7 @@ from numerics.arrays import (
     sum_per_sample,
 )
 from objectives.times import log_snr_range, log_snr_speed, log_snr_times
+from objectives.variational import PixelLevels
 from sde_lib import SDE
 
 Uniforms = Float[Array, "times batch"]
@@ -123,23 +127,35 @@ def continuous_bound(
     x0: Float[Array, "batch *shape"],
     *,
     options: ContinuousBoundOptions,
+    pixel_levels: PixelLevels | None = None,
     indices: Int[Array, "batch"] | None = None,
 ) -> ContinuousBound:
     """Estimate the bound on -log p(x0) in nats without bias, for x0 with a density.
 
+    With `pixel_levels`, x0 are pixels on these values without noise, and the bound is that on their
+    probability: the last step integrates its Gaussian over the cell of each pixel's value.
+
     Sample k depends on `key` and `indices[k]` (default k) alone.
 
     Raises:
+        ValueError: if x0 has other values than `pixel_levels`.
         BoundError: if the network's output is NaN or infinite.
     """
+    if pixel_levels is not None:
+        pixel_levels.require(x0)
     x0 = require_batch(x0)
     indices = sample_indices(key, x0.shape, indices)
     t, drawn = _diffusion(key, denoiser, x0, indices, options)
     require_finite(drawn, t)
     diffusion = jnp.mean(drawn, axis=0)
     error = jnp.sqrt(jnp.sum((drawn[::2] - drawn[1::2]) ** 2, axis=0)) / options.num_times
-    step = decoder_step(key, denoiser, x0, t_min=options.t_min, indices=indices)
-    decoder = _entropy(denoiser.sde, options.t_min, x0) - step.nats
+    t_min = jnp.asarray(options.t_min, x0.dtype)
+    if pixel_levels is not None:
+        decoder = _level_decoder(key, denoiser, x0, t_min, indices, pixel_levels)
+        require_finite(decoder[None], jnp.full((1, len(x0)), options.t_min))
+    else:
+        step = decoder_step(key, denoiser, x0, t_min=options.t_min, indices=indices)
+        decoder = _entropy(denoiser.sde, options.t_min, x0) - step.nats
     prior = prior_divergence(denoiser.sde, x0)
     total = prior + diffusion + decoder
     return ContinuousBound(total, prior, diffusion, decoder, error, options.num_times + 1)
@@ -248,3 +264,19 @@ def _decoder_step(
     error = denoiser.predict(x, t).eps - eps
     nats = x0[0].size * denoiser.sde.log_alpha(t)
     return x, nats + 0.5 * sum_per_sample(eps**2 - error**2)
+
+
+@partial(jax.jit, static_argnames="pixel_levels")
+def _level_decoder(
+    key: Key[Array, ""],
+    denoiser: Denoiser,
+    x0: Batch,
+    t: Float[Array, ""],
+    indices: Int[Array, "batch"],
+    pixel_levels: PixelLevels,
+) -> Float[Array, "batch"]:
+    """Return one draw of -log P(x0 | x_t) in nats, by Tweedie's variance (sigma / alpha)^2."""
+    eps = normal_like(fold_in_each(sample_keys(key, indices), _DECODER), x0)
+    predicted = denoiser.predict(denoiser.sde.perturb(x0, t, eps), t).x0
+    log_std = -denoiser.sde.log_snr(t) / 2
+    return -sum_per_sample(pixel_levels.log_prob(x0, predicted, log_std))

@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     model.embedding = placeholder(str)
     model.fourier_scale = placeholder(float)
     model.num_classes = placeholder(int)
+    model.augment_labels = placeholder(int)  # 9 for a network that sees config.augmentation
     model.activation = placeholder(str)
     model.skip_rescale = placeholder(bool)
     model.init_scale = placeholder(float)
@@ -105,17 +106,40 @@ def get_config() -> ConfigDict:
     weight.bias = placeholder(float)  # sigmoid: the log-SNR of weight 1/2
 
     config.optim = optim = ConfigDict()
-    optim.lr = 2e-4
-    optim.warmup = 5000  # steps
-    optim.decay = "constant"  # constant, cosine
+    # adam, adamw, radam, schedule_free_adamw, lion, muon, sgd, adafactor; their fields are
+    # documented in training/optimizers.py
+    optim.name = "adam"
+    optim.lr = 2e-4  # after warm-up
+    optim.schedule = "constant"  # constant, cosine (to 0 at the last step), inverse_sqrt
+    optim.warmup = placeholder(int)  # steps; 5000 unless warmup_images is given
+    optim.warmup_images = placeholder(float)  # warm-up in images instead of steps
+    optim.t_ref = placeholder(float)  # inverse_sqrt: the step from which the rate falls
     optim.grad_clip = 1.0  # global norm; 0 for none
-    optim.beta1 = 0.9
-    optim.beta2 = 0.999
-    optim.eps = 1e-8
+    optim.beta1 = placeholder(float)
+    optim.beta2 = placeholder(float)
+    optim.eps = placeholder(float)
+    optim.weight_decay = placeholder(float)  # times the learning rate
+    optim.decay_matrices_only = placeholder(bool)
+    optim.weight_lr_power = placeholder(float)  # schedule_free_adamw
+    optim.momentum = placeholder(float)  # muon, sgd, adafactor
+    optim.nesterov = placeholder(bool)  # muon, sgd
+    optim.ns_steps = placeholder(int)  # muon: steps that orthogonalize
+    optim.update_rms = placeholder(float)  # muon
+    optim.decay_rate = placeholder(float)  # adafactor, as all below
+    optim.min_dim_size_to_factor = placeholder(int)
+    optim.multiply_by_parameter_scale = placeholder(bool)
+    optim.clipping_threshold = placeholder(float)
 
     config.ema = ema = ConfigDict()
     ema.rate = 0.9999  # per step
     ema.warmup = True  # min(rate, (1 + n) / (10 + n))
+    # instead of the rate, as EDM: images after which an old value counts half
+    ema.half_life_images = placeholder(float)
+    ema.ramp_up = placeholder(float)  # largest half-life, as a fraction of the images seen so far
+    ema.more_rates = ()  # further averages, chosen by --ema=rate_0.999
+    # Averages of any length after training, by --mode=ema --length=0.08, from snapshots:
+    ema.snapshot_every = 0  # steps; 0 for no snapshots
+    ema.lengths = (0.05, 0.1)  # of the averages stored: their spread over the time trained
 
     config.data = data = ConfigDict()
     # digits, a tensorflow-datasets name, or the path of an .npz file or an image folder
@@ -126,11 +150,30 @@ def get_config() -> ConfigDict:
     data.resize = "none"  # none, pad (with zeros), crop (to the center square, then resize)
     data.centered = True  # scale images to [-1, 1]; otherwise to [0, 1]
     data.random_flip = False
-    data.dequantize = True  # add uniform noise of one gray level in training
+    # How gray levels become numbers, in training and for bits/dim: none (uniform for bits/dim),
+    # uniform, truncated_normal (no noise in training), variational (uniform in training, and for
+    # bits/dim by --mode=train_dequantizer)
+    data.dequantization = "uniform"
+
+    # Non-leaky augmentation of training images, whose labels the network sees; see
+    # training/augmentation.py. config.model.augment_labels=9 makes the input for them.
+    config.augmentation = augmentation = ConfigDict()
+    augmentation.probability = 0.0  # of each kind but x_flip, for each image; 0 for none
+    augmentation.x_flip = True  # of half of the images
+    augmentation.y_flip = True
+    augmentation.scale = 0.2  # standard deviation of log2 of the scale
+    augmentation.rotation = 1.0  # largest angle over half a turn
+    augmentation.anisotropy = 0.2  # standard deviation of log2 of the stretch
+    augmentation.translation = 0.125  # standard deviation over the image's size
 
     config.training = training = ConfigDict()
     training.batch_size = 128  # images, over all devices
+    # batch_size of the published numbers; training with another one says so. 0 for no numbers
+    training.published_batch_size = 0
     training.steps = 1000
+    training.accumulate = 1  # parts of a batch whose gradients are added up, to save memory
+    training.steps_per_call = 1  # steps that the device runs without waiting for Python
+    training.prefetch = 2  # batches made ahead by a thread; 0 for none
     training.label_dropout = 0.1  # probability that a class-conditional network sees no class
     training.log_every = 50  # steps
     training.checkpoint_every = 1000  # steps
@@ -324,6 +367,16 @@ def get_config() -> ConfigDict:
     classifier.warmup = 100  # steps
     classifier.batch_size = 64
     classifier.steps = 600
+
+    # --mode=train_dequantizer: noise for bits/dim with data.dequantization=variational.
+    config.dequantizer = dequantizer = ConfigDict()
+    dequantizer.features = 32  # channels of the couplings' networks
+    dequantizer.couplings = 4  # each changes the pixels of one color of a checkerboard
+    dequantizer.t_min = 1e-5  # the smallest time of the bound that it is trained by
+    dequantizer.lr = 1e-3
+    dequantizer.warmup = 50  # steps
+    dequantizer.batch_size = 64
+    dequantizer.steps = 1000
 
     config.eval = evaluation = ConfigDict()
     evaluation.checkpoints = ()  # steps; empty for the latest

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
 
     config.optim.lr = 3e-4
     config.optim.warmup = 1000
-    config.optim.decay = "cosine"
+    config.optim.schedule = "cosine"
     config.ema.rate = 0.9995
     config.training.batch_size = 256
     config.training.steps = 40_000

@@ -48,15 +48,16 @@ def get_config(variant: str = "unet") -> ConfigDict:
 
     config.times.name = "stratified"
     config.optim.warmup = 100
-    config.optim.decay = "cosine"
+    config.optim.schedule = "cosine"
     config.ema.rate = 0.995
 
     config.training.batch_size = 64
     config.training.steps = 1200
     config.training.checkpoint_every = 400
     config.training.sample_every = 400
-    config.diagnostics.every = 300
+    config.diagnostics.every = 400
     config.diagnostics.images = 128
+    config.diagnostics.samples = 64
     config.sampling.name = "unipc"
     config.sampling.grid = "quadratic"
     config.sampling.steps = 19

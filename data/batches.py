@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8, UInt64
 
+from data.dequantization import DEQUANTIZATIONS
 from data.scaling import ImageScaler, Quantizer
-from errors import SEEDS, require_in
+from errors import SEEDS, require_choice, require_in
 
 # Independent random streams of one seed. Their numbers fix every batch: append, never reorder.
 HOLD_OUT, _SHUFFLE, _FLIP, _TRAIN_NOISE, _TEST_NOISE = range(5)
@@ -65,20 +66,20 @@ class TrainingBatches:
         batch_size: rows of the global batch.
         seed: decides order, flips and noise.
         random_flip: whether to mirror half of the images.
-        dequantize: whether to add uniform noise to the levels.
+        dequantization: how levels become numbers, a name in DEQUANTIZATIONS.
         quantizer: the map from stored levels to [0, 1].
         scaler: the map from [0, 1] to the network's range.
         labels: the images' classes, for networks with class labels.
 
     Raises:
-        ValueError: for an empty data set, a batch size below 1 or a negative seed.
+        ValueError: for an empty data set, a batch size below 1, a negative seed or an unknown name.
     """
 
     images: UInt8[np.ndarray, "n h w c"]
     batch_size: int
     seed: int
     random_flip: bool
-    dequantize: bool
+    dequantization: str
     quantizer: Quantizer = Quantizer()
     scaler: ImageScaler = ImageScaler()
     labels: Int32[np.ndarray, " n"] | None = None
@@ -88,6 +89,7 @@ class TrainingBatches:
             raise ValueError("images is empty: give at least one training image")
         require_in("config.training.batch_size", self.batch_size, "[1, inf)")
         require_in("config.seed", self.seed, SEEDS)
+        require_choice("dequantization", self.dequantization, DEQUANTIZATIONS)
 
     def indices(self, step: int) -> Int64[np.ndarray, " batch_size"]:
         """Return the indices of the training images in batch `step` (0, 1, ...), in order."""
@@ -116,11 +118,10 @@ class TrainingBatches:
         if self.random_flip:
             flipped = _bits(self.seed, _FLIP, step, skip=first, words=count) >> 63 == 1
             stored[flipped] = stored[flipped, :, ::-1]
-        if self.dequantize:
-            shape = stored.shape[1:]
+        how, shape, noise = DEQUANTIZATIONS[self.dequantization], stored.shape[1:], None
+        if how.noisy:
             noise = _uniform(self.seed, _TRAIN_NOISE, step, first=first, count=count, shape=shape)
-            return self.scaler.forward(self.quantizer.dequantize(stored, noise))
-        return self.scaler.forward(self.quantizer.normalize(stored))
+        return self.scaler.forward(how.training(self.quantizer, stored, noise))
 
     def labels_at(self, step: int, rows: slice = slice(None)) -> Int32[np.ndarray, " rows"]:
         """Return the classes of the images `at(step, rows)`.
@@ -141,9 +142,9 @@ def test_batch(
     draw: int,
     quantizer: Quantizer,
     scaler: ImageScaler,
-    dequantize: bool = True,  # noqa: PT028 (not a test)
+    dequantization: str = "uniform",  # noqa: PT028 (not a test)
 ) -> Float32[np.ndarray, "batch h w c"]:
-    """Return the test images `indices`, in [scaler.low, scaler.high], unflipped.
+    """Return the test images `indices` as training sees images, but never flipped.
 
     An image's noise is a pure function of (seed, draw, its index): the batching does not matter.
 
@@ -154,19 +155,44 @@ def test_batch(
         draw: number of the dequantization, as bits/dim averages over several.
         quantizer: the map from stored levels to [0, 1].
         scaler: the map from [0, 1] to the network's range.
-        dequantize: whether to add uniform noise to the levels.
+        dequantization: how levels become numbers, a name in DEQUANTIZATIONS.
+
+    Returns:
+        The images in [scaler.low, scaler.high].
 
     Raises:
         IndexError: for an index outside 0..n-1.
     """
+    stored = _chosen(images, indices)
+    how, noise = DEQUANTIZATIONS[dequantization], None
+    if how.noisy:
+        noise = test_noise(images, indices, seed=seed, draw=draw)
+    return scaler.forward(how.training(quantizer, stored, noise))
+
+
+def test_noise(
+    images: UInt8[np.ndarray, "n h w c"],
+    indices: Sequence[int] | np.ndarray,
+    *,
+    seed: int,
+    draw: int,
+) -> Float32[np.ndarray, "batch h w c"]:
+    """Return the uniform noise in [0, 1) of `test_batch`.
+
+    Raises:
+        IndexError: for an index outside 0..n-1.
+    """
+    noise = np.empty(_chosen(images, indices).shape, np.float32)
+    for row, index in enumerate(np.asarray(indices, np.int64).tolist()):
+        shape = images.shape[1:]
+        noise[row] = _uniform(seed, _TEST_NOISE, draw, first=index, count=1, shape=shape)[0]
+    return noise
+
+
+def _chosen(
+    images: UInt8[np.ndarray, "n h w c"], indices: Sequence[int] | np.ndarray
+) -> UInt8[np.ndarray, "batch h w c"]:
     chosen = np.asarray(indices, np.int64)
     if np.any((chosen < 0) | (chosen >= len(images))):
         raise IndexError(f"test image indices must lie in 0..{len(images) - 1}, got {chosen}")
-    stored = images[chosen]
-    if not dequantize:
-        return scaler.forward(quantizer.normalize(stored))
-    noise = np.empty(stored.shape, np.float32)
-    for row, index in enumerate(chosen.tolist()):
-        shape = images.shape[1:]
-        noise[row] = _uniform(seed, _TEST_NOISE, draw, first=index, count=1, shape=shape)[0]
-    return scaler.forward(quantizer.dequantize(stored, noise))
+    return images[chosen]

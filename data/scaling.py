@@ -2,7 +2,7 @@
 
 A data set stores gray levels k in {0, ..., L - 1}. They become floats in two steps:
 
-    dequantize   x = (k + u) / L,  u ~ U[0, 1)     a density on [0, 1)^D
+    dequantize   x = (k + u) / L,  u in [0, 1)     a density on [0, 1)^D
     normalize    x = k / (L - 1)                   the same levels without noise
     scale        y = low + (high - low) x          the range that the network sees
 
@@ -10,7 +10,7 @@ Uniform dequantization turns a log-density into a bound on the log-probability o
 
     log P(k) >= E_u[log p(x)] - D log L            (Theis et al. 2016, arXiv:1511.01844, 3.1)
 
-whose last term is `Quantizer.log_det`.
+whose last term is `Quantizer.log_det`. `data.dequantization` has other noise.
 """
 
 import math

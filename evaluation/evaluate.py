@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bounds.dequantization import Dequantizer
 from errors import ConfigError
 from evaluation.features import make_extractors
 from evaluation.metrics import METRICS, check_options, compute_metric
@@ -25,6 +26,7 @@ from files.pictures import image_grid, write_png
 from files.text import table
 from files.writing import make_folder, write_json, write_npz
 from jobs.cache import ResultCache
+from jobs.restore import load_dequantizer
 from jobs.workdir import Workdir
 from metrics.features import Extractor
 
@@ -43,6 +45,19 @@ def extractors_of(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, 
     return make_extractors(experiment, workdir) if needed else ()
 
 
+def dequantizer_of(experiment: Experiment, workdir: Workdir) -> Dequantizer | None:
+    """Return the run's dequantizer if its likelihoods need one.
+
+    Raises:
+        ConfigError: if there is none yet.
+        WorkdirError: if it was trained for another configuration.
+    """
+    needed = any(METRICS[name].dequantizes for name in experiment.evaluation.metrics)
+    if not (needed and experiment.data.dequantization.learned):
+        return None
+    return load_dequantizer(experiment, workdir)
+
+
 def evaluate(
     experiment: Experiment,
     checkpoint: Checkpoint,
@@ -50,6 +65,8 @@ def evaluate(
     extractors: tuple[Extractor, ...],
 ) -> str:
     """Evaluate one checkpoint; write `<step>.json`, `.npz` and `.png`; return a small table.
+
+    Of another average than the main one, the name of the files has that of the average too.
 
     A finished evaluation with the same protocol is not repeated. One with another protocol is kept
     under another name.
@@ -60,10 +77,10 @@ def evaluate(
         WorkdirError: if another process evaluates this checkpoint.
     """
     protocol = protocol_of(experiment, checkpoint, extractors)
-    file = workdir.eval / f"{checkpoint.step}.json"
-    folder = file.with_suffix(".partial")
+    file = results_file(workdir, checkpoint)
+    folder = workdir.eval / f"{checkpoint.name}.partial"
     make_folder(folder)
-    lock = workdir.eval / f".{checkpoint.step}.lock"
+    lock = workdir.eval / f".{checkpoint.name}.lock"
     with locked(lock, folder, leads=experiment.parallel.leads):
         cache = ResultCache(folder)
         results = _finished_results(file, protocol)
@@ -74,6 +91,11 @@ def evaluate(
             results = _compute(evaluation, file)
         cache.remove()
     return f"{summary(results)}\n{file}"
+
+
+def results_file(workdir: Workdir, checkpoint: Checkpoint) -> Path:
+    """Return the file of a checkpoint's results."""
+    return workdir.eval / f"{checkpoint.name}.json"
 
 
 def _compute(evaluation: Evaluation, file: Path) -> dict[str, Any]:
@@ -120,13 +142,13 @@ def _describe_samples(sets: SampleSets, figure: Path) -> dict[str, Any]:
                 first.append(part["images"][:_FIGURE_SAMPLES])
     write_png(figure, image_grid(np.concatenate(first)[:_FIGURE_SAMPLES]))
     data = sets.evaluation.experiment.data
-    bins = "bin" if data.options.dequantize else "nearest"
+    bins = "bin" if data.dequantization.in_bins else "nearest"
     return {
         "count": sets.count,
         "seeds": sets.seeds,
         "nfe": float(np.concatenate(nfe).mean()),  # of adaptive samplers, the slowest per batch
         "rounding": f"to the {bins} of {data.quantizer.gray_levels} levels, these to 0..255",
-        "parameters": "moving average",
+        "parameters": sets.evaluation.checkpoint.average or "moving average",
     }
 
 

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bounds.continuous import continuous_bound, decoder_step
+from bounds.dequantization import Dequantized
 from bounds.discrete import discrete_bound, prior_divergence
 from denoising import Denoiser
 from errors import EvaluationError
@@ -26,7 +28,7 @@ from experiment.randomness import base_key
 from jobs.cache import Arrays
 from likelihood import log_prob
 from metrics import bits_per_dim as bits
-from numerics.arrays import sample_keys
+from numerics.arrays import in_float64, sample_keys
 
 
 class _Batch(NamedTuple):
@@ -36,17 +38,37 @@ class _Batch(NamedTuple):
     denoiser: Denoiser
 
 
-def _test_batch(
-    experiment: Experiment, indices: Int[Array, "batch"], draw: int, *, dequantize: bool = True
-) -> Float[Array, "batch h w c"]:
-    """Return test images as the network sees them; `draw` counts dequantizations."""
-    return experiment.data.batch(
+def _dequantized(
+    evaluation: Evaluation, indices: Int[Array, "batch"], draw: int, t_min: float
+) -> Dequantized:
+    """Return test images with a density at time t_min; `draw` counts dequantizations."""
+    experiment = evaluation.experiment
+    alpha, sigma = _coefficients(evaluation, t_min)
+    return experiment.data.dequantized(
         experiment.data.images.test,
         indices,
         seed=experiment.evaluation.seed,
         draw=draw,
-        dequantize=dequantize,
+        alpha=alpha,
+        sigma=sigma,
+        dequantizer=evaluation.checkpoint.dequantizer,
     )
+
+
+def _coefficients(evaluation: Evaluation, t: float) -> tuple[float, float]:
+    """Return alpha(t) and sigma(t) of the checkpoint's process."""
+    sde = evaluation.checkpoint.denoiser.sde
+    alpha, sigma = in_float64(lambda t: (sde.alpha(t), sde.sigma(t)), t)
+    return float(alpha), float(sigma)
+
+
+def _tau(evaluation: Evaluation, t_min: float) -> float | None:
+    """Return half a bin in standard deviations of the noise at t_min, where that dequantizes."""
+    data = evaluation.experiment.data
+    if not data.dequantization.at_t_min:
+        return None
+    alpha, sigma = _coefficients(evaluation, t_min)
+    return alpha * (data.scaler.high - data.scaler.low) / (2 * data.quantizer.gray_levels * sigma)
 
 
 def _batches(
@@ -89,7 +111,7 @@ def _batches(
 
 
 def _in_bits(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the map from log-densities of dequantized images in nats to bits/dim."""
+    """Return the map from log p(x) - log q of dequantized images in nats to bits/dim."""
     data, dims = experiment.data, int(np.prod(experiment.data.shape))
     log_det = data.quantizer.log_det(dims) + data.scaler.log_det(dims)
     return lambda nats: bits.bits_per_dim(nats, log_det=log_det, dims=dims)
@@ -130,12 +152,12 @@ def test_loss(evaluation: Evaluation) -> Report:
         )(keys, x, denoiser.batched_fields)
 
     def compute(batch: _Batch) -> dict[str, Array]:
-        dequantize = experiment.data.options.dequantize
+        data, seed = experiment.data, experiment.evaluation.seed
         return {
             str(repeat): losses(
                 jax.random.fold_in(base, repeat),
                 batch.denoiser,
-                _test_batch(experiment, batch.indices, repeat, dequantize=dequantize),
+                data.batch(data.images.test, batch.indices, seed=seed, draw=repeat),
                 batch.indices,
             )
             for repeat in range(repeats)
@@ -164,17 +186,20 @@ def test_loss(evaluation: Evaluation) -> Report:
 
 def ode_bits_per_dim(evaluation: Evaluation) -> Report:
     """Compute bits/dim by the probability-flow ODE, over dequantization draws and trace probes."""
-    experiment = evaluation.experiment
-    in_bits, parts = _in_bits(experiment), []
+    experiment, t_min = evaluation.experiment, evaluation.experiment.likelihood.t_min
+    in_bits, to_bits, parts = _in_bits(experiment), _nats_to_bits(experiment), []
     for draw, key in _draws(experiment, "likelihood"):
 
         def compute(batch: _Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
-            return _log_prob(experiment, key, batch, _test_batch(experiment, batch.indices, draw))
+            dequantized = _dequantized(evaluation, batch.indices, draw, t_min)
+            return _log_prob(experiment, key, batch, dequantized)
 
         name = f"bits-per-dim-{draw + 1}"
-        parts.append(_batches(evaluation, name, compute, depends_on=("likelihood.",)))
-    nats = np.stack([part["nats"] for part in parts])
-    nfe = np.stack([part["nfe"] for part in parts])
+        depends_on = ("likelihood.", "dequantizer.")
+        parts.append(_batches(evaluation, name, compute, depends_on=depends_on))
+    nats, nfe, log_q, prior = (
+        np.stack([part[name] for part in parts]) for name in ("nats", "nfe", "log_q", "prior")
+    )
     exact = experiment.likelihood.trace == "exact"
     importance_weighted = None
     if exact and len(parts) > 1:
@@ -182,6 +207,12 @@ def ode_bits_per_dim(evaluation: Evaluation) -> Report:
     draws, images, probes = nats.shape
     summary = {
         **bits.estimate(in_bits(nats), exact=exact)._asdict(),
+        # The mean is the sum of the three: the prior's density of the latents with the width of the
+        # bins, the divergence along the paths, and the density of the noise.
+        "prior": float(in_bits(prior).mean()),
+        "divergence": -_mean(nats.mean(axis=2) + log_q - prior) * to_bits,
+        "dequantization": _mean(log_q) * to_bits,
+        "tau": _tau(evaluation, t_min),
         "draws": draws,
         "images": images,
         "probes": None if exact else probes,
@@ -191,15 +222,22 @@ def ode_bits_per_dim(evaluation: Evaluation) -> Report:
         "seconds": _seconds(parts),
         **_error_budget(evaluation, in_bits(parts[0]["nats"].mean(axis=1))),
     }
-    return Report(summary, {"bits_per_dim": in_bits(nats), "nfe": nfe})
+    per_image = {"bits_per_dim": in_bits(nats), "dequantization": log_q * to_bits, "nfe": nfe}
+    return Report(summary, per_image)
 
 
 def _log_prob(
-    experiment: Experiment, key: Array, batch: _Batch, x: Array, **options: Any
+    experiment: Experiment, key: Array, batch: _Batch, given: Dequantized, **options: Any
 ) -> dict[str, Array]:
-    given = {"options": experiment.likelihood, "ode": experiment.ode} | options
-    found = log_prob(key, batch.denoiser, x, indices=batch.indices, **given)
-    return {"nats": found.per_probe, "nfe": found.nfe}
+    """Return log p(x) - log q in nats by each probe, log q, and the prior's log p of the latent."""
+    options = {"options": experiment.likelihood, "ode": experiment.ode} | options
+    found = log_prob(key, batch.denoiser, given.x, indices=batch.indices, **options)
+    return {
+        "nats": found.per_probe - given.log_q[:, None],
+        "nfe": found.nfe,
+        "log_q": given.log_q,
+        "prior": batch.denoiser.sde.prior_log_prob(found.latent),
+    }
 
 
 def _error_budget(
@@ -208,7 +246,8 @@ def _error_budget(
     """Measure errors that all images share, in bits/dim, on some images.
 
     solver_error: with tolerances ten times tighter, less the result. truncation: the bound on the
-    density of the data, less the density of data noised to t_min, which is what the ODE gives.
+    density of the data, less the density of data noised to t_min, which is what the ODE gives; None
+    where the noise of dequantization is that of t_min, so that nothing is left out.
     prior_mismatch: KL(p_1, prior), a bound on the error of starting from the prior.
     """
     experiment = evaluation.experiment
@@ -224,27 +263,32 @@ def _error_budget(
     tight = dataclasses.replace(ode, rtol=ode.rtol / 10, atol=ode.atol / 10)
     _, key = next(_draws(experiment, "likelihood"))
     noise_key = base_key(experiment.evaluation.seed, "truncation")
+    truncates = not experiment.data.dequantization.at_t_min
 
     def compute(batch: _Batch) -> dict[str, Array]:
-        x = _test_batch(experiment, batch.indices, 0)
-        step = decoder_step(noise_key, batch.denoiser, x, t_min=t_min, indices=batch.indices)
-        tighter = _log_prob(experiment, key, batch, x, ode=tight)
-        noised = _log_prob(experiment, key, batch, step.x)
-        return {
+        given = _dequantized(evaluation, batch.indices, 0, t_min)
+        tighter = _log_prob(experiment, key, batch, given, ode=tight)
+        found = {
             "tight": tighter["nats"].mean(axis=1),
             "nfe": tighter["nfe"],
-            "bound": noised["nats"].mean(axis=1) + step.nats,
-            "prior": prior_divergence(experiment.model.sde, x),
+            "prior": prior_divergence(batch.denoiser.sde, given.x),
         }
+        if truncates:
+            x, indices = given.x, batch.indices
+            step = decoder_step(noise_key, batch.denoiser, x, t_min=t_min, indices=indices)
+            noised = _log_prob(experiment, key, batch, given._replace(x=step.x))
+            found["bound"] = noised["nats"].mean(axis=1) + step.nats
+        return found
 
-    depends_on = ("eval.error_budget_images", "likelihood.")
+    depends_on = ("eval.error_budget_images", "likelihood.", "dequantizer.")
     found = _batches(evaluation, "error-budget", compute, depends_on=depends_on, chosen=chosen)
     used = first_draw[chosen]
-    solver, truncation = in_bits(found["tight"]) - used, in_bits(found["bound"]) - used
+    solver = in_bits(found["tight"]) - used
+    truncation = _mean_and_error(in_bits(found["bound"]) - used) if truncates else None
     return {
         "solver_error": _mean_and_error(solver)
         | {"largest": float(np.abs(solver).max()), "rtol": tight.rtol, "nfe": _mean(found["nfe"])},
-        "truncation": _mean_and_error(truncation),
+        "truncation": truncation,
         "prior_mismatch": _mean(found["prior"]) * _nats_to_bits(experiment),
         "error_budget_images": len(chosen),
     }
@@ -270,7 +314,7 @@ def discrete_bound_bits(evaluation: Evaluation) -> Report:
         found = discrete_bound(
             key,
             batch.denoiser,
-            _test_batch(experiment, batch.indices, 0, dequantize=False),
+            data.noiseless(data.images.test, batch.indices),
             times=times,
             pixel_levels=data.pixel_levels,
             options=options,
@@ -307,32 +351,52 @@ def discrete_bound_bits(evaluation: Evaluation) -> Report:
 
 
 def continuous_bound_bits(evaluation: Evaluation) -> Report:
-    """Compute bits/dim by the variational bound in continuous time, over dequantization draws."""
-    experiment, options = evaluation.experiment, evaluation.experiment.continuous_bound
-    in_bits, parts = _in_bits(experiment), []
+    """Compute bits/dim by the variational bound in continuous time, over dequantization draws.
+
+    Images whose noise is that of the process itself are bin centers, and the last step gives the
+    probabilities of their gray levels.
+    """
+    experiment, data = evaluation.experiment, evaluation.experiment.data
+    options, discrete = experiment.continuous_bound, data.dequantization.at_t_min
+    in_bits, to_bits, parts = _in_bits(experiment), _nats_to_bits(experiment), []
     for draw, key in _draws(experiment, "continuous_bound"):
 
         def compute(batch: _Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
-            x = _test_batch(experiment, batch.indices, draw)
-            found = continuous_bound(key, batch.denoiser, x, options=options, indices=batch.indices)
+            if discrete:
+                x = data.noiseless(data.images.test, batch.indices)
+                log_q = jnp.zeros(len(x), x.dtype)
+            else:
+                x, log_q = _dequantized(evaluation, batch.indices, draw, options.t_min)
+            found = continuous_bound(
+                key,
+                batch.denoiser,
+                x,
+                options=options,
+                pixel_levels=data.pixel_levels if discrete else None,
+                indices=batch.indices,
+            )
             names = ("prior", "diffusion", "decoder", "error")
-            return {name: getattr(found, name) for name in names}
+            return {name: getattr(found, name) for name in names} | {"log_q": log_q}
 
         name = f"continuous-bound-{draw + 1}"
-        parts.append(_batches(evaluation, name, compute, depends_on=("continuous_bound.",)))
-    prior, diffusion, decoder = (
-        np.stack([part[name] for part in parts]) for name in ("prior", "diffusion", "decoder")
+        depends_on = ("continuous_bound.", "dequantizer.")
+        parts.append(_batches(evaluation, name, compute, depends_on=depends_on))
+    prior, diffusion, decoder, log_q = (
+        np.stack([part[name] for part in parts])
+        for name in ("prior", "diffusion", "decoder", "log_q")
     )
-    values = in_bits(-(prior + diffusion + decoder))
+    terms = prior + diffusion + decoder + log_q
+    values = terms * to_bits if discrete else in_bits(-terms)
     estimate = bits.estimate(values[..., None], exact=True)
-    to_bits = _nats_to_bits(experiment)
+    last = decoder * to_bits if discrete else in_bits(-decoder)  # with the width of the bins
     summary = {
         "mean": estimate.mean,
         "over_images": estimate.over_images,
         "over_draws": estimate.over_draws,  # over dequantization, times and noise
         "prior": _mean(prior) * to_bits,
         "diffusion": _mean(diffusion) * to_bits,
-        "decoder": float(in_bits(np.asarray(-_mean(decoder)))),
+        "decoder": _mean(last),
+        "dequantization": _mean(log_q) * to_bits,
         "draws": len(parts),
         "images": values.shape[1],
         "nfe": options.num_times + 1,

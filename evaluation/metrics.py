@@ -34,6 +34,7 @@ class Metric:
         compute: computes it, from the evaluation or (with `of_samples`) from its samples.
         rows: its results as rows of a table.
         comparable: parts of the protocol in which two evaluations must agree to be compared.
+        dequantizes: whether it needs a density of the test images.
         of_samples: whether it looks at samples, and not at the likelihood of test images.
         min_samples: number of samples that it needs.
         min_images: number of training images that it needs.
@@ -43,6 +44,7 @@ class Metric:
     compute: Callable[[Any], Report]
     rows: Callable[[dict[str, Any]], Iterator[Row]]
     comparable: tuple[str, ...]
+    dequantizes: bool = False
     of_samples: bool = False
     min_samples: int = 0
     min_images: int = 0
@@ -59,11 +61,13 @@ METRICS: dict[str, Metric] = {
         compute=likelihoods.ode_bits_per_dim,
         rows=table.ode_rows,
         comparable=(*_TEST, "likelihood.", "eval.dequantizations"),
+        dequantizes=True,
     ),
     "continuous_bound": Metric(
         compute=likelihoods.continuous_bound_bits,
         rows=table.continuous_bound_rows,
         comparable=(*_TEST, "continuous_bound.", "eval.dequantizations"),
+        dequantizes=True,
     ),
     "discrete_bound": Metric(
         compute=likelihoods.discrete_bound_bits,

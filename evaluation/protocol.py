@@ -36,9 +36,12 @@ _SECTIONS = (
     "eval",
 )
 _BOUNDS = ("likelihood", "continuous_bound", "discrete_bound")
-# Fields that change no number: where files lie, and when to give up.
+# Fields that change no number: where files lie, what else is kept, and when to give up.
 _IRRELEVANT = (
     "data.dir",
+    "ema.lengths",
+    "ema.more_rates",
+    "ema.snapshot_every",
     "eval.checkpoints",
     "eval.inception_weights",
     "eval.reference",
@@ -83,14 +86,12 @@ def protocol_of(
     Raises:
         ConfigError: if `config.eval.reference` cannot be read.
     """
-    tree = {name: dict(experiment.config[name]) for name in (*_SECTIONS, *_BOUNDS)}
-    for field in _IRRELEVANT:
-        section, name = field.split(".")
-        del tree[section][name]
+    tree = _sections(experiment, *_SECTIONS, *_BOUNDS)
     images, reference = experiment.data.images, experiment.evaluation.reference
     tree |= _checkpoint_fields(experiment, checkpoint)
     tree |= {
         "model": {"num_classes": experiment.model.num_classes},
+        "dequantizer": {"digest": _digest_of_dequantizer(experiment, checkpoint)},
         "images": {
             name: {"count": len(split), "sha256": fingerprint(split)[:16]}
             for name, split in (("train", images.train), ("test", images.test))
@@ -105,9 +106,7 @@ def samples_protocol(
     experiment: Experiment, checkpoint: Checkpoint, count: int, inputs: Any = None
 ) -> Protocol:
     """Return the protocol of `count` samples of `--mode=sample`; `inputs` are those of a task."""
-    sections = ("data", "sde", "denoiser", "ema", "sampling", "guidance", "task")
-    tree = {name: dict(experiment.config[name]) for name in sections}
-    del tree["data"]["dir"], tree["sampling"]["max_steps"]
+    tree = _sections(experiment, "data", "sde", "denoiser", "ema", "sampling", "guidance", "task")
     tree |= _checkpoint_fields(experiment, checkpoint)
     tree |= {
         "step": checkpoint.step,
@@ -118,14 +117,35 @@ def samples_protocol(
     return Protocol(json.loads(json.dumps(tree)))
 
 
+def _sections(experiment: Experiment, *names: str) -> dict[str, Any]:
+    """Return sections of the configuration, without the fields that change no number."""
+    return {
+        name: {
+            field: value
+            for field, value in experiment.config[name].items()
+            if f"{name}.{field}" not in _IRRELEVANT
+        }
+        for name in names
+    }
+
+
 def _checkpoint_fields(experiment: Experiment, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the fields that identify a checkpoint, and what a sampler needs beside it."""
     leaves = jax.tree.leaves(checkpoint.denoiser.network)
     params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    average = {"average": checkpoint.average} if checkpoint.average else {}
     return {
         "checkpoint": digest(experiment.parallel.fetch_tree(params)),
         "needs": checkpoint.digests,
+        **average,
     }
+
+
+def _digest_of_dequantizer(experiment: Experiment, checkpoint: Checkpoint) -> str | None:
+    dequantizer: Any = checkpoint.dequantizer
+    if dequantizer is None:
+        return None
+    return digest(experiment.parallel.fetch_tree(dequantizer.network.args))
 
 
 def _digest_of(reference: str) -> str:

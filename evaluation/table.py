@@ -18,6 +18,11 @@ def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
         for source, count in (("images", ""), ("draws", f"{result['draws']} "), ("probes", ""))
     ]
     yield "bits/dim", f"{result['mean']:.4f}", " ".join(filter(None, errors))
+    parts = ("prior", "divergence", "dequantization")
+    yield "  the sum of", "", ", ".join(f"{name} {result[name]:.4f}" for name in parts)
+    if result["tau"] is not None:
+        note = "deviations of the noise at likelihood.t_min; about 3 is best"
+        yield "  half a gray level", f"{result['tau']:.2f}", note
     if result["importance_weighted"] is not None:
         note = f"bound over {result['draws']} draws together"
         yield "  importance-weighted", f"{result['importance_weighted']:.4f}", note
@@ -26,9 +31,10 @@ def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
         images = f"on {result['error_budget_images']} images"
         note = f"{_error(solver['standard_error'])} rtol {solver['rtol']:.0e} less used, {images}"
         yield "  solver error", f"{solver['mean']:+.4f}", note
-        error = _error(truncation["standard_error"])
-        note = f"{error} bound of the data less that at t_min, {images}"
-        yield "  truncation", f"{truncation['mean']:+.4f}", note
+        if truncation is not None:
+            error = _error(truncation["standard_error"])
+            note = f"{error} bound of the data less that at t_min, {images}"
+            yield "  truncation", f"{truncation['mean']:+.4f}", note
         yield "  prior mismatch", f"{result['prior_mismatch']:.4f}", "at most"
     seconds = f"slowest {result['nfe_of_slowest']}, {result['seconds']:.0f} s"
     yield "  network evaluations", f"{result['nfe']:.0f}", seconds
@@ -36,7 +42,7 @@ def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
 
 def continuous_bound_rows(result: dict[str, Any]) -> Iterator[Row]:
     """Yield the row of the bound in continuous time."""
-    yield _bound_row("continuous", result, ("prior", "diffusion", "decoder"))
+    yield _bound_row("continuous", result, ("prior", "diffusion", "decoder", "dequantization"))
 
 
 def discrete_bound_rows(result: dict[str, Any]) -> Iterator[Row]:

@@ -21,6 +21,7 @@ from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
 from errors import SEEDS, ConfigError, require_choice, require_in, require_memory
+from experiment.build_dequantizer import build_dequantizer
 from experiment.build_sampler import build_sampler, require_learned
 from experiment.class_guidance import Classes
 from experiment.data import Data
@@ -48,8 +49,12 @@ from objectives.times import TIMES
 from objectives.weights import WEIGHTS
 from sde_lib import SDE, SDES
 from time_grids import Schedule
+from training.augmentation import LABELS, Augmentation
+from training.averages import ExponentialAverage, HalfLifeAverage, MoreAverages, MovingAverage
+from training.optimizers import OPTIMIZERS, Optimizer
 from training.parallel import DataParallel
-from training.step import MovingAverage, Optimizer, Trainer
+from training.schedules import SCHEDULES, Cosine
+from training.step import Trainer
 
 # Held in memory for each sample: its features, at least so many bytes. Its image is on disk.
 FEATURE_BYTES = 256
@@ -80,13 +85,18 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
             parallel.check_batch(batch_size, "batch_size")
             require_memory("batch_size", batch_size, 4 * batch_size * data.size)
     with config_errors("training"):
+        parallel.check_parts(training.batch_size, training.accumulate, "accumulate")
+        waiting = (training.prefetch + 1) * training.batch_size
+        size = 4 * waiting * training.steps_per_call * data.size
+        require_memory("steps_per_call", training.steps_per_call, size)
+    with config_errors("training"):
         require_memory("sample_count", training.sample_count, 4 * training.sample_count * data.size)
     with config_errors("eval"):
         require_memory("samples", evaluation.samples, evaluation.samples * FEATURE_BYTES)
         require_choice("inception_resize", evaluation.inception_resize, RECIPES)
     with config_errors("seed"):
         require_in("config.seed", reader.config["seed"], SEEDS)
-    average = reader.build("ema", MovingAverage)
+    average, more_averages = _build_averages(reader, training.batch_size)
     classes = Classes(
         network=model.num_classes,
         classifier=reader.config["classifier"]["num_classes"],
@@ -100,11 +110,14 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         init=partial(_init_network, model.network, data.shape),
         denoiser=model.denoiser,
         loss=loss,
-        optimizer=reader.build("optim", Optimizer).chain(training.steps),
+        optimizer=_build_optimizer(reader, training),
         average=average,
+        more_averages=more_averages,
         parallel=parallel,
         classes=model.num_classes,
         label_dropout=training.label_dropout,
+        augment=_build_augmentation(reader, model.network),
+        accumulate=training.accumulate,
     )
     likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions))
     experiment = Experiment(
@@ -126,6 +139,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         discrete_bound=_build_discrete_bound(reader, sde, data),
         analytic_dpm=reader.build("analytic_dpm", AnalyticDPMOptions),
         classifier=_build_classifier(reader, sde, data),
+        dequantizer=build_dequantizer(reader, data, model.num_classes),
     )
     _evaluate_shapes(experiment)
     return experiment
@@ -156,10 +170,19 @@ def _check_objective(reader: Reader, loss: NoiseObjective, data: Data) -> None:
             f"config.denoiser.parameterization={parameterization!r} does not predict; choose "
             "eps_learned_variance, or another loss"
         )
-    if data.options.dequantize and "pixel_levels" in {f.name for f in dataclasses.fields(loss)}:
+    if data.dequantization.noisy and "pixel_levels" in {f.name for f in dataclasses.fields(loss)}:
         raise ConfigError(
             f"config.loss.name={name!r} needs images on gray levels; set "
-            "config.data.dequantize=False"
+            "config.data.dequantization=none or truncated_normal"
+        )
+
+
+def _build_optimizer(reader: Reader, training: TrainingOptions) -> Optimizer:
+    kinds = reader.lookup("optim", OPTIMIZERS), reader.lookup("optim", SCHEDULES, "schedule")
+    rule, rate = reader.build_all("optim", kinds, ignore={"name", "schedule"})
+    with config_errors("optim"):
+        return Optimizer(
+            rule=rule, learning_rate=rate, steps=training.steps, batch_size=training.batch_size
         )
 
 
@@ -182,6 +205,18 @@ def build_network(
     options = reader.build("data", DataOptions)
     shape = (options.image_size, options.image_size, options.channels)
     return network, options.image_size, partial(abstract_params, shape=shape)
+
+
+def _build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage, MoreAverages]:
+    rate, half_life = (reader.config["ema"][name] for name in ("rate", "half_life_images"))
+    if half_life is not None and "ema.rate" in reader.overrides:
+        raise ConfigError(
+            f"config.ema.rate={rate} and config.ema.half_life_images={half_life} both say how long "
+            "the average remembers; leave out the rate, or set config.ema.half_life_images=None"
+        )
+    kind = MovingAverage if half_life is None else HalfLifeAverage
+    average, more = reader.build_all("ema", (kind, MoreAverages), fixed={"batch_size": batch_size})
+    return average, more
 
 
 @functools.cache
@@ -248,11 +283,13 @@ def _network_functions(network: nn.Module, energy: bool) -> tuple[Callable, Call
 
         return energy_gradient(of_x, x) if energy else of_x(x)
 
-    def apply(params: Any, x: Array, *conditions: Array) -> Array:
-        return output(params, x, *conditions, train=False)
+    def apply(params: Any, x: Array, *conditions: Array, **more: Array) -> Array:
+        return output(params, x, *conditions, **more, train=False)
 
-    def apply_with_dropout(params: Any, dropout: Array, x: Array, *conditions: Array) -> Array:
-        return output(params, x, *conditions, train=True, rngs={"dropout": dropout})
+    def apply_with_dropout(
+        params: Any, dropout: Array, x: Array, *conditions: Array, **more: Array
+    ) -> Array:
+        return output(params, x, *conditions, **more, train=True, rngs={"dropout": dropout})
 
     return apply, apply_with_dropout
 
@@ -290,13 +327,36 @@ def _check_timesteps(
         )
 
 
+def _build_augmentation(reader: Reader, network: nn.Module) -> Augmentation | None:
+    """Return the augmentation of training images, None for none."""
+    augmentation = reader.build("augmentation", Augmentation)
+    if not augmentation.probability:
+        return None
+    labels = getattr(network, "augment_labels", None)
+    if labels != LABELS:
+        name = reader.config["model"]["name"]
+        able = [key for key, kind in NETWORKS.items() if hasattr(kind, "augment_labels")]
+        raise ConfigError(
+            f"config.augmentation.probability={augmentation.probability} makes {LABELS} labels, "
+            + (
+                f"which config.model.name={name!r} does not take; choose {' or '.join(able)}"
+                if labels is None
+                else f"config.model.augment_labels={labels} takes {labels}; set it to {LABELS}"
+            )
+            + ", or config.augmentation.probability=0"
+        )
+    return augmentation
+
+
 def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
     kind = reader.lookup("classifier", CLASSIFIERS)
     network, loss, options = reader.build_all(
         "classifier", (kind, CrossEntropy, ClassifierOptions), ignore={"name"}
     )
     with config_errors("classifier"):
-        optimizer = Optimizer(lr=options.lr, warmup=options.warmup, decay="cosine")
+        optimizer = Optimizer(
+            learning_rate=Cosine(lr=options.lr, warmup=options.warmup), steps=options.steps
+        )
 
     output = _classifier_function(network)
 
@@ -313,7 +373,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
         init=partial(_init_network, network, data.shape),
         denoiser=classifier,
         loss=loss,
-        optimizer=optimizer.chain(options.steps),
+        optimizer=optimizer,
         average=MovingAverage(rate=0.99),
         parallel=data.parallel,
         classes=network.num_classes,

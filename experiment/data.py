@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from bounds.dequantization import Dequantized, Dequantizer
 from data import batches, datasets
 from data.batches import TrainingBatches
 from data.datasets import ImageData
+from data.dequantization import CENTERS, DEQUANTIZATIONS, HALF_STEP, Dequantization, centers
 from data.scaling import ImageScaler, Quantizer
 from errors import ConfigError
 from experiment.options import DataOptions
@@ -50,12 +52,6 @@ class Data:
         """The gray levels of the data."""
         return datasets.quantizer(self.options.name)
 
-    @property
-    def pixel_levels(self) -> PixelLevels:
-        """The values of pixels in the network's range, without dequantization."""
-        levels = self.quantizer.gray_levels
-        return PixelLevels(gray_levels=levels, low=self.scaler.low, high=self.scaler.high)
-
     @cached_property
     def images(self) -> ImageData:
         """The training and test images with their labels; prints the notes on them once.
@@ -79,17 +75,38 @@ class Data:
                 print(note)
         return found
 
-    def training_batches(self, batch_size: int, seed: int, *, labels: bool) -> TrainingBatches:
-        """Return the training stream; batch k depends on the seed and k alone."""
+    def training_batches(
+        self, batch_size: int, seed: int, *, labels: bool, dequantization: str = ""
+    ) -> TrainingBatches:
+        """Return the training stream; batch k depends on the seed and k alone.
+
+        `dequantization` is a name in DEQUANTIZATIONS, by default config.data.dequantization.
+        """
         return TrainingBatches(
             images=self.images.train,
             labels=self.images.train_labels if labels else None,
             batch_size=batch_size,
             seed=seed,
             random_flip=self.options.random_flip,
-            dequantize=self.options.dequantize,
+            dequantization=dequantization or self.options.dequantization,
             quantizer=self.quantizer,
             scaler=self.scaler,
+        )
+
+    @property
+    def dequantization(self) -> Dequantization:
+        """How gray levels become numbers."""
+        return DEQUANTIZATIONS[self.options.dequantization]
+
+    @property
+    def pixel_levels(self) -> PixelLevels:
+        """The values of pixels without noise, in the network's range, for discrete decoders."""
+        levels, low, high = self.quantizer.gray_levels, 0.0, 1.0
+        if self.dequantization.at_t_min:
+            low, high = 0.5 / levels, 1 - 0.5 / levels
+        span = self.scaler.high - self.scaler.low
+        return PixelLevels(
+            gray_levels=levels, low=self.scaler.low + span * low, high=self.scaler.low + span * high
         )
 
     def batch(
@@ -99,11 +116,12 @@ class Data:
         *,
         seed: int,
         draw: int,
-        dequantize: bool,
+        dequantization: str = "",
     ) -> Float[Array, "batch h w c"]:
-        """Return some images as the network sees them, split over the devices.
+        """Return some images as the network is trained on them, split over the devices.
 
-        The dequantization noise of an image depends on the seed, its index and the draw alone.
+        The noise of an image depends on the seed, its index and the draw alone. `dequantization` is
+        a name in DEQUANTIZATIONS, by default config.data.dequantization.
         """
         found = batches.test_batch(
             images,
@@ -112,9 +130,54 @@ class Data:
             draw=draw,
             quantizer=self.quantizer,
             scaler=self.scaler,
-            dequantize=dequantize,
+            dequantization=dequantization or self.options.dequantization,
         )
         return self.parallel.split_rows(found)
+
+    def noiseless(
+        self, images: UInt8[np.ndarray, "count h w c"], indices: Int[Array, "batch"]
+    ) -> Float[Array, "batch h w c"]:
+        """Return some images on the values of `pixel_levels`, split over the devices."""
+        name = CENTERS if self.dequantization.at_t_min else "none"
+        return self.batch(images, indices, seed=0, draw=0, dequantization=name)
+
+    def dequantized(
+        self,
+        images: UInt8[np.ndarray, "count h w c"],
+        indices: Int[Array, "batch"],
+        *,
+        seed: int,
+        draw: int,
+        alpha: float = 1.0,
+        sigma: float = 0.0,
+        dequantizer: Dequantizer | None = None,
+    ) -> Dequantized:
+        """Return some images with a density, split over the devices, and log q of their noise.
+
+        Args:
+            images, indices, seed, draw: as of `batch`.
+            alpha, sigma: the coefficients of the process at its smallest time, for noise that is
+                the process's own.
+            dequantizer: the run's own, for config.data.dequantization=variational.
+
+        Raises:
+            ValueError: without the sigma or the dequantizer that config.data.dequantization needs.
+        """
+        how, rows = self.dequantization, self.parallel.fetch(indices)
+        stored, split = images[rows], self.parallel.split_rows
+        uniforms = batches.test_noise(images, rows, seed=seed, draw=draw)
+        if how.learned:
+            if dequantizer is None:
+                raise ValueError("dequantization='variational' needs the dequantizer of a run")
+            middle = self.scaler.forward(centers(self.quantizer, stored))
+            return dequantizer(split(middle), split(uniforms + np.float32(HALF_STEP)))
+        span = self.scaler.high - self.scaler.low
+        noise = how.noise(uniforms, self.quantizer.gray_levels * sigma / (alpha * span))
+        x = self.scaler.forward(self.quantizer.dequantize(stored, noise.u.astype(np.float32)))
+        if not how.at_t_min:
+            return Dequantized(split(x), split(noise.log_q.astype(np.float32)))
+        log_q = noise.log_q - self.size * math.log(alpha)  # the density of alpha x
+        return Dequantized(split(np.float32(alpha) * x), split(log_q.astype(np.float32)))
 
     def require_classes(
         self, labels: Int[np.ndarray, "count"] | None, num_classes: int, section: str
@@ -147,12 +210,12 @@ class Data:
     def from_unit_range(self, images: Float[Any, "..."]) -> Float[Any, "..."]:
         """Scale images in [0, 1] to the network's range; `to_uint8` inverts this."""
         levels = self.quantizer.gray_levels
-        if self.options.dequantize:  # the middle of the bin
+        if self.dequantization.in_bins:  # the middle of the bin
             images = (images * (levels - 1) + 0.5) / levels
         return self.scaler.forward(images)
 
     def to_uint8(self, x: Float[Any, "*count h w c"]) -> UInt8[np.ndarray, "*count h w c"]:
         """Convert from the network's range to 0..255, through the gray levels of the data."""
         unit = self.scaler.inverse(x)
-        levels = self.quantizer.quantize(unit, dequantized=self.options.dequantize)
+        levels = self.quantizer.quantize(unit, dequantized=self.dequantization.in_bins)
         return self.quantizer.to_uint8(levels)

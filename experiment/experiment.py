@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from bounds.continuous import ContinuousBoundOptions
+from bounds.dequantization import Dequantizer
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
 from errors import ConfigError
@@ -16,6 +17,7 @@ from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
     DenoiserOptions,
+    DequantizerOptions,
     DiagnosticsOptions,
     EvaluationOptions,
     LoggingOptions,
@@ -95,6 +97,28 @@ class ClassifierModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DequantizerModel:
+    """The dequantizer of a run, trained after its model for tighter likelihoods.
+
+    Attributes:
+        dequantizer: params -> Dequantizer.
+        trainer: makes its training states, from the frozen denoiser; None is enough for shapes.
+        options: how it is trained.
+    """
+
+    dequantizer: Callable[[Any], Dequantizer]
+    trainer: Callable[[Denoiser | None], Trainer]
+    options: DequantizerOptions
+
+    def check(self, data: Data) -> None:
+        """Raise ConfigError unless its batches divide over the devices, once it is trained."""
+        try:
+            data.parallel.check_batch(self.options.batch_size, "batch_size")
+        except ValueError as error:
+            raise ConfigError(f"config.dequantizer.{error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that `build` makes of a configuration.
 
@@ -124,6 +148,7 @@ class Experiment:
     discrete_bound: DiscreteBoundPlan
     analytic_dpm: AnalyticDPMOptions
     classifier: ClassifierModel
+    dequantizer: DequantizerModel
 
 
 def with_data_labels(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from data.datasets import RESIZES
+from data.dequantization import DEQUANTIZATIONS
 from denoising import CONDITIONINGS, require_parameterization
 from errors import SEEDS, require_choice, require_in
 
@@ -24,7 +25,8 @@ class DataOptions:
         resize: what happens to images of another size, a name in `data.datasets.RESIZES`.
         centered: scale images to [-1, 1]; otherwise to [0, 1].
         random_flip: mirror half of the training images.
-        dequantize: add uniform noise of one gray level in training.
+        dequantization: how gray levels become numbers, in training and for likelihoods; a name in
+            `data.dequantization.DEQUANTIZATIONS`.
 
     Raises:
         ValueError: for an unknown name or a number out of range.
@@ -37,11 +39,12 @@ class DataOptions:
     resize: str = "none"
     centered: bool = True
     random_flip: bool = False
-    dequantize: bool = True
+    dequantization: str = "uniform"
 
     def __post_init__(self) -> None:
         _require_all_in(self, "[1, inf)", "image_size", "channels")
         require_choice("resize", self.resize, RESIZES)
+        require_choice("dequantization", self.dequantization, DEQUANTIZATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,11 @@ class TrainingOptions:
 
     Args:
         batch_size: images per step, over all devices.
+        published_batch_size: the batch size of the configuration's published numbers; 0 for none.
         steps: number of steps.
+        accumulate: parts of a batch whose gradients are added up, to save memory.
+        steps_per_call: steps that the device runs without waiting for Python.
+        prefetch: batches, or groups of `steps_per_call`, made ahead by a thread; 0 for none.
         label_dropout: probability that a class-conditional network sees no class.
         log_every, checkpoint_every, sample_every: steps; sample_every=0 draws no samples.
         keep_checkpoints: number of checkpoints kept, the latest; 0 for all.
@@ -91,11 +98,16 @@ class TrainingOptions:
         init_from: RUN or RUN:STEP, the folder of a run whose parameters a new run starts with.
 
     Raises:
-        ValueError: for a number out of range.
+        ValueError: for a number out of range, or more steps per call than from one log, checkpoint
+            or sample to the next.
     """
 
     batch_size: int = 128
+    published_batch_size: int = 0
     steps: int = 1000
+    accumulate: int = 1
+    steps_per_call: int = 1
+    prefetch: int = 2
     label_dropout: float = 0.1
     log_every: int = 50
     checkpoint_every: int = 1000
@@ -108,7 +120,17 @@ class TrainingOptions:
         require_in("steps", self.steps, "[1, 2147483647]")  # counted in int32
         _require_all_in(self, "[1, inf)", "log_every", "checkpoint_every", "sample_count")
         _require_all_in(self, "[0, inf)", "keep_checkpoints", "sample_every")
+        require_in("published_batch_size", self.published_batch_size, "[0, inf)")
+        _require_all_in(self, "[1, inf)", "accumulate", "steps_per_call")
+        require_in("prefetch", self.prefetch, "[0, 1000]")
         require_in("label_dropout", self.label_dropout, "[0, 1)")
+        for name in ("log_every", "checkpoint_every", "sample_every"):
+            if 0 < getattr(self, name) < self.steps_per_call:
+                raise ValueError(
+                    f"steps_per_call={self.steps_per_call} is more than {name}="
+                    f"{getattr(self, name)}, and no call goes past such a step; lower "
+                    f"config.training.steps_per_call or raise config.training.{name}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,4 +316,27 @@ class ClassifierOptions:
     def __post_init__(self) -> None:
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
+        require_in("steps", self.steps, "[1, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DequantizerOptions:
+    """How the dequantizer of a run is trained.
+
+    Args:
+        lr: learning rate after warm-up; it decays to 0 by a cosine.
+        warmup: steps.
+        batch_size: images per step, over all devices.
+        steps: number of steps.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    lr: float = 1e-3
+    warmup: int = 50
+    batch_size: int = 64
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
         require_in("steps", self.steps, "[1, inf)")

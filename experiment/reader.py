@@ -86,7 +86,7 @@ class Reader:
         section = self.config[path]
         choices = [
             f"{field}={section[field]!r}"
-            for field in ("name", "predictor", "corrector")
+            for field in ("name", "schedule", "predictor", "corrector")
             if field in used and section.get(field)
         ]
         chosen = f" with {', '.join(choices)}" if choices else ""

@@ -33,6 +33,9 @@ def resolve(
         config = config.copy_and_resolve_references()
     resolved = _completed(to_builtin(config))
     _drop_superseded(resolved["sampling"], overrides)
+    for given, other in (("warmup", "warmup_images"), ("warmup_images", "warmup")):
+        if f"optim.{given}" in overrides and f"optim.{other}" not in overrides:
+            resolved["optim"][other] = None
     if resolved["sampling"]["discretization"] == "published":
         _settle_published(resolved["sampling"], resolved["sde"])
     task = resolved["task"]

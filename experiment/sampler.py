@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, UInt8
 from tqdm import tqdm
 
 import sampling
+from bounds.dequantization import Dequantizer
 from denoising import Clipping, Denoiser
 from experiment.class_guidance import Classes, GuidanceOptions
 from experiment.data import Data
@@ -39,16 +40,30 @@ class Checkpoint:
     Attributes:
         step: training step.
         denoiser: the network with averaged parameters.
+        average: the average's name, such as "length_0.08"; "" for the main one.
         moments: second moments of the network, for config.sampling.name=analytic.
         classifier: noise-conditional classifier, for config.guidance.name=classifier.
+        dequantizer: for bits/dim with config.data.dequantization=variational.
         digests: digests of `moments` and `classifier`, by name, for the protocol of results.
     """
 
     step: int
     denoiser: Denoiser
+    average: str = ""
     moments: EpsMoments | None = None
     classifier: Classifier | None = None
+    dequantizer: Dequantizer | None = None
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The start of the names of its files."""
+        return checkpoint_name(self.step, self.average)
+
+
+def checkpoint_name(step: int, average: str = "") -> str:
+    """Return the step, and an average other than the main one: "1000-length_0.08"."""
+    return f"{step}-{average}" if average else str(step)
 
 
 class ImageSamples(NamedTuple):

@@ -7,6 +7,7 @@ from denoising import Denoiser
 from experiment.experiment import Experiment, with_data_labels
 from experiment.randomness import base_key
 from jobs.cache import batches_of
+from sde_lib import SDE
 from solvers.moments import EpsMoments, moments_of, squared_noise
 from time_grids import Schedule
 
@@ -23,7 +24,7 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
     """
     data, options, seed = experiment.data, experiment.analytic_dpm, experiment.seed
     train = data.images.train
-    times = _times(experiment)
+    times = _times(experiment, denoiser.sde)
     count = min(options.num_images, len(train))
     chosen = np.random.default_rng(seed).choice(len(train), count, replace=False)
     key = base_key(seed, "moments")
@@ -31,16 +32,15 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
     with tqdm(total=count, desc="moments", dynamic_ncols=True, mininterval=0.5) as bar:
         for rows in batches_of(count, experiment.evaluation.batch_size):
             placed = experiment.parallel.place(chosen[rows])
-            x = data.batch(train, placed, seed=seed, draw=0, dequantize=data.options.dequantize)
+            x = data.batch(train, placed, seed=seed, draw=0)
             labelled = with_data_labels(experiment, denoiser, placed, data.images.train_labels)
             squares = squared_noise(key, labelled, x, times, placed)
             parts.append(experiment.parallel.fetch(squares)[:, : len(rows)])
             bar.update(len(rows))
-    return moments_of(experiment.model.sde, times, parts)
+    return moments_of(denoiser.sde, times, parts)
 
 
-def _times(experiment: Experiment) -> np.ndarray:
-    sde = experiment.model.sde
+def _times(experiment: Experiment, sde: SDE) -> np.ndarray:
     if getattr(sde, "num_timesteps", None):
         return Schedule(grid="timesteps").of(sde)
     steps = experiment.analytic_dpm.num_times - 1

@@ -32,6 +32,8 @@ def describe(experiment: Experiment) -> str:
         ("training", _epochs(experiment)),
         ("sampler", f"{sampler.name}: {cost}"),
     ]
+    if averages := _averages(experiment, _bytes(params)):
+        rows.append(("averages", averages))
     noise = leftover_noise(sampler, experiment.model.sde)
     if noise is not None:
         rows.append(("noise left in samples", f"{noise:.1f} gray levels of 256 (rms)"))
@@ -68,17 +70,30 @@ def _memory(experiment: Experiment) -> str:
     """Return the memory per device: state, gradients, activations kept for the backward pass."""
     trainer = experiment.trainer
     state, batch = trainer.abstract_state(), abstract_batch(experiment)
+    part = jax.ShapeDtypeStruct((len(batch) // trainer.accumulate, *batch.shape[1:]), batch.dtype)
 
     def kept(params: Any, key: jax.Array, batch: jax.Array) -> Any:
         return jax.vjp(partial(trainer.objective, key=key, batch=batch), params)[1]
 
-    activations = _bytes(jax.eval_shape(kept, state.params, jax.random.key(0), batch))
+    activations = _bytes(jax.eval_shape(kept, state.params, jax.random.key(0), part))
     activations = max(activations - _bytes(state.params), 0) / experiment.parallel.devices
-    static = _bytes(state) + _bytes(state.params)
+    gradients = 1 if trainer.accumulate == 1 else 2  # that of a part, and their sum
+    static = _bytes(state) + gradients * _bytes(state.params)
     return (
         f"about {(static + activations) / 1e9:.2f} GB per device "
         f"({static / 1e9:.2f} state and gradients, {activations / 1e9:.2f} activations at most)"
     )
+
+
+def _averages(experiment: Experiment, size: int) -> str:
+    """Return how many averages are kept besides the main one, and the disk that snapshots take."""
+    more, steps = experiment.trainer.more_averages, experiment.training.steps
+    stored, kept = len(more.powers), len(more.rates) + len(more.powers)
+    if not stored:
+        return f"{kept} besides the main one" if kept else ""
+    snapshots = -(-steps // more.snapshot_every)
+    total = snapshots * stored * size / 1e9
+    return f"{kept} besides the main one; {snapshots} snapshots of {stored}, {total:.2f} GB on disk"
 
 
 def _epochs(experiment: Experiment) -> str:

@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from bounds.dequantization import Dequantizer
 from denoising import Denoiser
 from errors import CheckpointError, ConfigError, WorkdirError
 from experiment.build import build
 from experiment.experiment import Experiment
-from experiment.sampler import Checkpoint
+from experiment.sampler import Checkpoint, checkpoint_name
 from files.writing import sha256_of
 from guidance.classifier import Classifier
 from jobs.workdir import Workdir
@@ -20,16 +21,23 @@ from solvers.moments import EpsMoments
 from training.checkpoints import Checkpoints, Restored
 
 
-def restore_state(experiment: Experiment, workdir: Workdir, step: int | None = None) -> Restored:
-    """Return the training state of a checkpoint, by default the latest good one.
+def restore_parameters(
+    experiment: Experiment, workdir: Workdir, step: int | None = None
+) -> Restored:
+    """Return the `Parameters` of a checkpoint, by default the latest good one.
 
     Raises:
         WorkdirError: if the run has another network.
         CheckpointError: if there is no such checkpoint.
     """
+    return _restore_part(experiment, workdir, experiment.trainer.abstract_parameters(), step)
+
+
+def _restore_part(
+    experiment: Experiment, workdir: Workdir, template: Any, step: int | None
+) -> Restored:
     workdir.check(experiment.config, training=False)
-    template = experiment.trainer.abstract_state()
-    restored = Checkpoints(workdir.checkpoints).restore(template, step)
+    restored = Checkpoints(workdir.checkpoints).restore(template, step, partial=True)
     if restored is None:
         raise CheckpointError(
             f"there is no checkpoint in --workdir={workdir.path} yet; run --mode=train or "
@@ -38,40 +46,107 @@ def restore_state(experiment: Experiment, workdir: Workdir, step: int | None = N
     return restored
 
 
+class Averaged(NamedTuple):
+    """The parameters of a network, averaged over training up to a step."""
+
+    step: int
+    params: Any
+
+
+class _OtherAverage(NamedTuple):
+    """The part of a training state that holds an average other than the main one."""
+
+    averages: dict[str, Any]
+
+
+def restore_average(
+    experiment: Experiment, workdir: Workdir, step: int | None = None, ema: str = ""
+) -> Averaged:
+    """Return an average of the parameters, by default the main one of the latest good checkpoint.
+
+    Args:
+        step: the step up to which it averages; None for the latest.
+        ema: "" for the main average, or the name of another, such as "rate_0.999" for one of
+            `config.ema.more_rates`, or "length_0.08" for one made by `--mode=ema`.
+
+    Raises:
+        ConfigError: if the run has no such average.
+        WorkdirError, CheckpointError: as `restore_parameters`.
+    """
+    checkpoints = checkpoints_of(experiment, workdir, ema)
+    if not ema:
+        found = restore_parameters(experiment, workdir, step)
+        return Averaged(found.step, found.state.ema_params)
+    state = experiment.trainer.abstract_state()
+    if ema in experiment.trainer.more_averages.rates:
+        template = _OtherAverage({ema: state.averages[ema]})
+        found = _restore_part(experiment, workdir, template, step)
+        return Averaged(found.step, found.state.averages[ema])
+    workdir.check(experiment.config, training=False)
+    made = checkpoints.restore(state.params, step)
+    assert made is not None
+    return Averaged(made.step, made.state)
+
+
+def checkpoints_of(experiment: Experiment, workdir: Workdir, ema: str = "") -> Checkpoints:
+    """Return the checkpoints that hold an average, as in `restore_average`.
+
+    Raises:
+        ConfigError: if the run has no such average.
+    """
+    rates = experiment.trainer.more_averages.rates
+    if not ema or ema in rates:
+        return Checkpoints(workdir.checkpoints)
+    made = {folder.name for folder in workdir.averages.glob("length_*")}
+    made = sorted(name for name in made if Checkpoints(workdir.averages / name).steps())
+    if ema not in made:
+        raise ConfigError(
+            f"--ema={ema} is no average of the run in {workdir.path}; it has: "
+            f"{', '.join([*rates, *made]) or 'only the main one'}. --mode=ema --length=0.08 makes "
+            "length_0.08, from the snapshots of a run with config.ema.snapshot_every"
+        )
+    return Checkpoints(workdir.averages / ema)
+
+
 def load_checkpoint(
-    experiment: Experiment, workdir: Workdir, step: int | None = None
+    experiment: Experiment, workdir: Workdir, step: int | None = None, ema: str = ""
 ) -> Checkpoint:
     """Return a checkpoint (by default the latest good one) with all that the sampler needs.
 
+    `ema` chooses the average of its parameters as in `restore_average`.
+
     Raises:
-        ConfigError: if the sampler needs moments or a classifier that the run does not have.
-        WorkdirError, CheckpointError: as `restore_state`.
+        ConfigError: if the sampler needs moments or a classifier that the run does not have, or
+            there is no such average.
+        WorkdirError, CheckpointError: as `restore_parameters`.
     """
-    restored = restore_state(experiment, workdir, step)
+    restored = restore_average(experiment, workdir, step, ema)
     moments, classifier, digests = None, None, {}
     if "moments" in experiment.sampler.needs:
-        moments = load_moments(workdir, restored.step)
-        digests["moments"] = sha256_of(workdir.moments / f"{restored.step}.npz")[:16]
+        name = checkpoint_name(restored.step, ema)
+        moments = load_moments(workdir, name)
+        digests["moments"] = sha256_of(workdir.moments / f"{name}.npz")[:16]
     if "classifier" in experiment.sampler.needs:
         classifier = load_classifier(experiment, workdir, "config.guidance.name")
         digests["classifier"] = digest(classifier.network.args)
     return Checkpoint(
         step=restored.step,
-        denoiser=experiment.model.denoiser(restored.state.ema_params),
+        denoiser=experiment.model.denoiser(restored.params),
+        average=ema,
         moments=moments,
         classifier=classifier,
         digests=digests,
     )
 
 
-def load_moments(workdir: Workdir, step: int) -> EpsMoments:
-    """Return the second moments measured for a checkpoint.
+def load_moments(workdir: Workdir, name: str) -> EpsMoments:
+    """Return the second moments measured for a checkpoint, by its name.
 
     Raises:
         ConfigError: if they are missing or damaged.
     """
     try:
-        return EpsMoments.load(workdir.moments / f"{step}.npz")
+        return EpsMoments.load(workdir.moments / f"{name}.npz")
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"config.sampling.name=analytic: {error}") from error
 
@@ -86,13 +161,33 @@ def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Cla
     model, folder = experiment.classifier, workdir.classifier
     model.check(experiment.data)
     folder.check(experiment.config, training=False)
-    restored = Checkpoints(folder.checkpoints).restore(model.trainer.abstract_state())
+    template = model.trainer.abstract_parameters()
+    restored = Checkpoints(folder.checkpoints).restore(template, partial=True)
     if restored is None:
         raise ConfigError(
             f"{field}='classifier', but there is none in {folder.path} yet; run "
             "--mode=train_classifier or --mode=import_classifier first, or choose another"
         )
     return model.classifier(experiment.parallel.fetch_tree(restored.state.ema_params))
+
+
+def load_dequantizer(experiment: Experiment, workdir: Workdir) -> Dequantizer:
+    """Return the latest dequantizer of a run.
+
+    Raises:
+        ConfigError: if there is none yet.
+        WorkdirError: if it was trained for another configuration.
+    """
+    model, folder = experiment.dequantizer, workdir.dequantizer
+    folder.check(experiment.config, training=False)
+    template = model.trainer(None).abstract_state()
+    restored = Checkpoints(folder.checkpoints).restore(template)
+    if restored is None:
+        raise ConfigError(
+            f"config.data.dequantization='variational', but there is no dequantizer in "
+            f"{folder.path} yet; run --mode=train_dequantizer first, or choose uniform"
+        )
+    return model.dequantizer(restored.state.ema_params)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,22 +215,24 @@ class TrainedModel:
         return self.experiment.data.from_unit_range(images)
 
 
-def load_model(path: str | Path, step: int | None = None) -> TrainedModel:
+def load_model(path: str | Path, step: int | None = None, ema: str = "") -> TrainedModel:
     """Load the model of a run from its folder.
 
     Args:
         path: the run's --workdir.
         step: step of the checkpoint; by default the latest good one.
+        ema: the average of its parameters, as in `restore_average`; by default the main one.
 
     Raises:
         WorkdirError, CheckpointError: if there is no run, or no such checkpoint.
+        ConfigError: if there is no such average.
     """
     workdir = Workdir(path)
     try:
         experiment = build(workdir.read_config())
     except ConfigError as error:
         raise WorkdirError(f"{workdir.config} does not describe a run: {error}") from error
-    checkpoint = load_checkpoint(experiment, workdir, step)
+    checkpoint = load_checkpoint(experiment, workdir, step, ema)
     return TrainedModel(
         denoiser=checkpoint.denoiser,
         shape=experiment.data.shape,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from errors import CheckpointError, WorkdirError
 from files.locks import locked
@@ -15,22 +15,55 @@ from training.checkpoints import Checkpoints
 # A run continues training with other values of these fields: they change how it trains, but not
 # what.
 _MAY_CHANGE = (
-    *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "diagnostics."),
-    *("discrete_bound.", "eval.", "guidance.", "likelihood.", "logging.", "optim.", "sampling."),
-    *("task.", "training."),
+    *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "dequantizer."),
+    "diagnostics.",
+    *("discrete_bound.", "ema.snapshot_every", "eval.", "guidance.", "likelihood.", "optim."),
+    "logging.",
+    *("sampling.", "task.", "training."),
 )
+# Except for these: where the run started, and what decides the state of its optimizer.
+_FIXED = ("training.init_from", "optim.name")
 # Of these, the result depends on the following, whose changes are reported and recorded.
-_CHANGES_RESULT = ("optim.", "training.batch_size", "training.label_dropout", "training.steps")
+_CHANGES_RESULT = (
+    "optim.",
+    *(f"training.{name}" for name in ("accumulate", "batch_size", "label_dropout", "steps")),
+)
 
 # What config.json and the records of checkpoints hold beside the configuration.
 _CHANGES, _IMAGES = "changes", "images"
 
 # Fields that describe a trained network: they must be those of the run to read its checkpoints.
 _DESCRIBE_NETWORK = ("data.", "denoiser.", "ema.", "model.", "sde.")
+# Of these, what a reader may change: where files lie, and which noise likelihoods have.
+_READER_MAY_CHANGE = ("data.dir", "data.dequantization")
 
-# The same for the classifier of a run; some fields of its section matter in training only.
-_DESCRIBE_CLASSIFIER = ("classifier.", "data.", "sde.")
-_CLASSIFIER_TRAINING = ("batch_size", "clean_fraction", "dropout", "lr", "steps", "warmup")
+
+class Part(NamedTuple):
+    """A network that is trained in a folder within a run's folder, beside the model.
+
+    Attributes:
+        describe: fields that describe it, as _DESCRIBE_NETWORK.
+        training: fields of its own section that matter in training only.
+        ignored: fields that it does not depend on at all.
+    """
+
+    describe: tuple[str, ...]
+    training: tuple[str, ...]
+    ignored: tuple[str, ...] = ("data.dir",)
+
+
+# By the section of the configuration, which names the folder too.
+PARTS = {
+    "classifier": Part(
+        describe=("classifier.", "data.", "sde."),
+        training=("batch_size", "clean_fraction", "dropout", "lr", "steps", "warmup"),
+    ),
+    "dequantizer": Part(
+        describe=("dequantizer.", "data.", "denoiser.", "model.", "sde."),
+        training=("batch_size", "lr", "steps", "t_min", "warmup"),
+        ignored=("data.dir", "data.dequantization"),
+    ),
+}
 
 
 class Workdir:
@@ -38,14 +71,14 @@ class Workdir:
 
     Args:
         path: the folder.
-        holds_classifier: whether it is the folder of a noise-conditional classifier.
+        part: the name in PARTS of what is trained in it; "" for the model.
 
     Raises:
         WorkdirError: if the path is a file or a URL.
     """
 
-    def __init__(self, path: str | Path, *, holds_classifier: bool = False) -> None:
-        self.path, self._holds_classifier = Path(path).expanduser(), holds_classifier
+    def __init__(self, path: str | Path, *, part: str = "") -> None:
+        self.path, self._part = Path(path).expanduser(), part
         self._recovered: dict[str, Any] | None = None  # what a checkpoint had of config.json
         self.config = self.path / "config.json"
         self.classes = self.path / "classes.json"
@@ -55,7 +88,10 @@ class Workdir:
         self.samples = self.path / "samples"
         self.eval = self.path / "eval"
         self.moments = self.path / "moments"
+        self.averages = self.path / "ema"
+        self.snapshots = self.averages / "snapshots"
         self.statistics = self.path / "statistics"
+        self.profile = self.path / "profile"
         if "://" in str(path):
             raise WorkdirError(f"--workdir={path}: mount the bucket and give a file system path")
         if self.path.exists() and not self.path.is_dir():
@@ -64,7 +100,12 @@ class Workdir:
     @property
     def classifier(self) -> "Workdir":
         """The folder of the run's classifier."""
-        return Workdir(self.path / "classifier", holds_classifier=True)
+        return Workdir(self.path / "classifier", part="classifier")
+
+    @property
+    def dequantizer(self) -> "Workdir":
+        """The folder of the run's dequantizer."""
+        return Workdir(self.path / "dequantizer", part="dequantizer")
 
     @contextmanager
     def locked(self, *, leads: bool = True) -> Iterator[None]:
@@ -138,12 +179,20 @@ class Workdir:
             raise WorkdirError(
                 f"--workdir={self.path} holds a run with another configuration: "
                 f"{'; '.join(refused)}. Give these values, or another --workdir"
-                f"{way_out if training and not self._holds_classifier else ''}"
+                f"{way_out if training and not self._part else ''}"
             )
         changed = [phrase for name, phrase in found if name.startswith(_CHANGES_RESULT)]
         old, new = flatten(saved, "."), flatten(config, ".")
         younger = [name for name in new if name not in old and new[name] is not None]
         return changed + [f"config.{name} is new, {new[name]!r}" for name in younger]
+
+    def misfits(self, config: dict[str, Any]) -> list[str]:
+        """Return a phrase for each field in which a saved `config` is that of another run."""
+        return [
+            phrase
+            for name, phrase in differences(config, self._read())
+            if not self._may_differ(name, training=True)
+        ]
 
     def check_images(self, fingerprint: str) -> None:
         """Raise WorkdirError unless the run was trained on the images with this fingerprint."""
@@ -160,14 +209,14 @@ class Workdir:
         return self.config.exists() or bool(Checkpoints(self.checkpoints).steps())
 
     def _may_differ(self, name: str, *, training: bool) -> bool:
-        if name == "data.dir":
-            return True
-        if self._holds_classifier:
-            trains_only = name.removeprefix("classifier.") in _CLASSIFIER_TRAINING
-            return not name.startswith(_DESCRIBE_CLASSIFIER) or (trains_only and not training)
+        if self._part:
+            part = PARTS[self._part]
+            trains_only = name.removeprefix(f"{self._part}.") in part.training
+            described = name.startswith(part.describe) and name not in part.ignored
+            return not described or (trains_only and not training)
         if not training:
-            return not name.startswith(_DESCRIBE_NETWORK)
-        return name.startswith(_MAY_CHANGE) and name != "training.init_from"
+            return name in _READER_MAY_CHANGE or not name.startswith(_DESCRIBE_NETWORK)
+        return name.startswith(_MAY_CHANGE) and name not in _FIXED
 
     def save_config(
         self,

@@ -1,15 +1,16 @@
 r"""Bits/dim from nats, without hidden constants, and the standard errors of the mean.
 
-Images hold gray levels k in {0, ..., L - 1}. Uniform dequantization y = a (k + u) / L + b with
-u ~ U[0, 1) turns a density of y into a lower bound on the probability of k (Theis et al. 2016,
-arXiv:1511.01844, Section 3.1):
+Images hold gray levels k in {0, ..., L - 1}. Dequantization y = a (k + u) / L + b with u ~ q(u | k)
+on [0, 1) turns a density of y into a lower bound on the probability of k (Theis et al. 2016,
+arXiv:1511.01844, Section 3.1, and Ho et al. 2019, arXiv:1902.00275, Section 3.2):
 
-    bits/dim = -(E_u log p(y) + log |dy / dk|) / (D log 2)
+    bits/dim = -(E_q [log p(y) - log q(u | k)] + log |dy / dk|) / (D log 2)
 
-where log |dy/dk| is the sum of the quantizer's and the scaler's log-determinants. With K draws of
-u, the mean of p(y) instead of log p(y) gives a tighter bound (Burda et al. 2016, arXiv:1509.00519):
+where log |dy/dk| is the sum of the quantizer's and the scaler's log-determinants, and log q = 0 for
+uniform noise. With r = p(y) / q(u | k) and K draws of u, the mean of r instead of log r gives a
+tighter bound (Burda et al. 2016, arXiv:1509.00519):
 
-    log P(k) >= E log (1 / K) sum_j p(y_j) + log |dy / dk| >= E_u log p(y) + log |dy / dk|
+    log P(k) >= E log (1 / K) sum_j r_j + log |dy / dk| >= E log r + log |dy / dk|
 """
 
 import math
@@ -25,7 +26,7 @@ def bits_per_dim(
     """Return bits/dim from the log-density of scaled, dequantized images.
 
     Args:
-        nats: log p(y), any shape.
+        nats: log p(y) - log q(u | k), any shape.
         log_det: log |dy / dk| in nats over all dimensions, for the network's input y and levels k.
         dims: dimensions per image, height x width x channels.
     """
@@ -33,7 +34,7 @@ def bits_per_dim(
 
 
 def importance_weighted(nats: Float[np.ndarray, "draws images"]) -> Float[np.ndarray, "images"]:
-    """Return log (1 / K) sum_j p(y_j) per image, from log p(y_j) of K draws.
+    """Return log (1 / K) sum_j r_j per image, from log r_j = log p(y_j) - log q(u_j) of K draws.
 
     This is a bound only if log p is exact: exp turns an estimate's noise into probability.
     """

@@ -47,12 +47,14 @@ from models.blocks.checks import (
 )
 from models.blocks.embeddings import LabelEmbedding, Labels, positional_embedding
 from models.blocks.layers import (
+    AugmentLabels,
     Embedding,
     FeatureMaps,
     GroupNorm,
     Images,
     ResampleConv,
     ResidualBlock,
+    augmentation_embedding,
     cast,
     conv3x3,
     dense,
@@ -146,9 +148,19 @@ class ADMEncoder(nn.Module):
     # The methods below create submodules in the scope of __call__, their only caller.
 
     @nn.nowrap
-    def _embed(self, cond: Float[Array, "batch"]) -> Embedding:
-        """Embed the noise level, without the last activation: (b,) -> (b, 4 features)."""
+    def _embed(
+        self,
+        cond: Float[Array, "batch"],
+        size: int = 0,
+        augment_labels: AugmentLabels | None = None,
+    ) -> Embedding:
+        """Embed the noise level and `size` augmentation labels, without the last activation.
+
+        The shapes are (b,), (b, size) -> (b, 4 features).
+        """
         e = positional_embedding(cond, self.features, endpoint=False)
+        if size:
+            e = e + augmentation_embedding(augment_labels, size, e, init_scale=0.0)
         e = nn.silu(dense(4 * self.features, name="embedding_0")(e))
         return dense(4 * self.features, name="embedding_1")(e)
 
@@ -216,6 +228,7 @@ class ADM(ADMEncoder):
 
     Attributes:
         num_classes: number of classes; 0 for an unconditional network.
+        augment_labels: number of augmentation labels; 0 for a network that does not see any.
         out_channels: channels of the prediction; None for the number of the input.
         learned_variance: double the channels of the output. The second half is v, of order -1 .. 1:
             (v + 1) / 2 interpolates the log variance between its lower and upper bound
@@ -223,6 +236,7 @@ class ADM(ADMEncoder):
     """
 
     num_classes: int = 0
+    augment_labels: int = 0
     out_channels: int | None = None
     learned_variance: bool = False
 
@@ -233,6 +247,7 @@ class ADM(ADMEncoder):
         cond: Float[Array, "batch"],
         labels: Labels | None = None,
         *,
+        augment_labels: AugmentLabels | None = None,
         train: bool,
     ) -> Float[Array, "batch height width channels_out"]:
         """Map images (b, n, n, c) of order 1 and cond (b,) to (b, n, n, out_channels).
@@ -241,13 +256,14 @@ class ADM(ADMEncoder):
         is the timestep 0 .. 999 in ADM, log(sigma) / 4 in EDM. `labels` (b,) are classes
         0 .. num_classes - 1, or num_classes for "no class", as None is everywhere. The vector of
         "no class" learns only from labels that training drops. Imported weights lack it, and have 0
-        there. The output has the dtype of x. Dropout in training draws from the stream "dropout".
+        there. `augment_labels` (b, augment_labels) describe how images were augmented; None is
+        zero. The output has the dtype of x. Dropout in training draws from the stream "dropout".
 
         Raises:
             ValueError: a field is invalid (`validate`), or the images are not square.
         """
         check_images(self, x)
-        e = self._embed(cond)
+        e = self._embed(cond, self.augment_labels, augment_labels)
         if self.num_classes:
             classes = LabelEmbedding(self.num_classes, e.shape[-1], name="classes")
             e = e + classes(labels, len(cond)).astype(e.dtype)
@@ -261,7 +277,7 @@ class ADM(ADMEncoder):
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
         """Check every field, as `ADMEncoder.validate` does."""
-        check_integers(self, num_classes=0, out_channels=1)
+        check_integers(self, num_classes=0, augment_labels=0, out_channels=1)
         super().validate(image_size, channels)
 
     @nn.nowrap

@@ -34,6 +34,8 @@ TINY = {
     "classifier.channel_multipliers": "(1,)",
     "classifier.head_width": 8,
     "classifier.steps": 2,
+    "dequantizer.features": 4,
+    "dequantizer.steps": 2,
     "eval.batch_size": 8,
     "eval.samples": 5,
     "eval.loss_repeats": 1,

@@ -20,6 +20,7 @@ from flax import linen as nn
 from test_architecture import OUTSIDE, module_of, sources
 
 from data import readers
+from data.dequantization import DEQUANTIZATIONS, Dequantization, Noise
 from data.readers import Item, Split
 from denoising import PARAMETERIZATIONS
 from errors import ConfigError
@@ -50,6 +51,8 @@ from solvers.ddim import DDIM
 from solvers.heun import SCALINGS, VARIABLES, Variable
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
 from time_grids import TIME_GRIDS, Grid
+from training.optimizers import OPTIMIZERS, SGD
+from training.schedules import SCHEDULES, Constant
 
 FIELDS = TINY | {"sampling.variant": None, "eval.samples": 8}
 
@@ -314,6 +317,36 @@ def test_loss(monkeypatch, tmp_path):
     assert found[1] == pytest.approx(found[0] / 2, rel=1e-6)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Uphill(SGD):
+    momentum: float = 0.0
+
+    def transformation(self, rate):
+        return super().transformation(lambda k: -rate(k))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubling(Constant):
+    def schedule(self, *, steps, batch_size):
+        return lambda k: self.lr * 2.0**k
+
+
+def test_optimizer_and_schedule(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "dummy", Uphill)
+    monkeypatch.setitem(SCHEDULES, "dummy", Doubling)
+    fields = {"name": "dummy", "schedule": "dummy", "lr": 1.0, "grad_clip": 0.0}
+    experiment = built(optim=fields)
+    assert experiment.config["optim"]["momentum"] == 0.0
+    optimizer, value = experiment.trainer.optimizer, jnp.zeros(1)
+    state = optimizer.init(value)
+    for _ in range(3):
+        value, state = optimizer.update(jnp.ones(1), state, value)
+    assert float(value[0]) == 1 + 2 + 4
+    message = r"optim\.beta1=0\.5 is not used with name='dummy', schedule='dummy'.*momentum, name"
+    with pytest.raises(ConfigError, match=message):
+        built(optim=fields | {"beta1": 0.5})
+
+
 def test_reader(monkeypatch):
     def read(name, data_dir):
         rng = np.random.default_rng(0)
@@ -330,6 +363,25 @@ def test_reader(monkeypatch):
     assert experiment.data.quantizer.gray_levels == 5
     assert (len(experiment.data.images.train), len(experiment.data.images.test)) == (12, 4)
     assert set(np.unique(drawn(experiment))) <= {0, 64, 128, 191, 255}
+
+
+def test_dequantization(monkeypatch):
+    """Noise in the lower half of each bin: of density 2 there, so that log q = D log 2."""
+    row = Dequantization(
+        training=lambda quantizer, stored, uniforms: quantizer.dequantize(stored, uniforms / 2),
+        noisy=True,
+        noise=lambda uniforms, width: Noise(uniforms / 2, np.full(len(uniforms), 64 * np.log(2))),
+    )
+    monkeypatch.setitem(DEQUANTIZATIONS, "dummy", row)
+    data = built(data={"dequantization": "dummy"}).data
+    levels, places = data.images.test[:4], jnp.arange(4)
+    trained = data.batch(levels, places, seed=0, draw=0)
+    x, log_q = data.dequantized(levels, places, seed=0, draw=0)
+    np.testing.assert_array_equal(x, trained)
+    np.testing.assert_allclose(log_q, 64 * np.log(2), rtol=1e-6)
+    position = np.asarray(data.scaler.inverse(x)) * 17 - levels
+    assert 0 <= position.min() < 0.02
+    assert 0.48 < position.max() < 0.5 + 1e-5
 
 
 _NEW_MODE = """
@@ -401,8 +453,11 @@ TABLES = {
     "NETWORKS": ("models", NETWORKS),
     "CLASSIFIERS": ("models", CLASSIFIERS),
     "LOSSES": ("losses", LOSSES),
+    "OPTIMIZERS": ("training.optimizers", OPTIMIZERS),
+    "SCHEDULES": ("training.schedules", SCHEDULES),
     "TIMES": ("objectives.times", TIMES),
     "WEIGHTS": ("objectives.weights", WEIGHTS),
+    "DEQUANTIZATIONS": ("data.dequantization", DEQUANTIZATIONS),
 }
 TABLES = {table: (module, set(rows)) for table, (module, rows) in TABLES.items()}
 OWNERS = {module for module, _ in TABLES.values()}  # tables of different things share names

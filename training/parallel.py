@@ -40,6 +40,11 @@ class DataParallel:
         """The sharding of an array whose rows are divided over the devices."""
         return NamedSharding(self.mesh, PartitionSpec("data"))
 
+    @cached_property
+    def split_second(self) -> NamedSharding:
+        """The sharding of stacked batches, whose rows are divided over the devices."""
+        return NamedSharding(self.mesh, PartitionSpec(None, "data"))
+
     @property
     def leads(self) -> bool:
         """Whether this process writes what one process of several should write."""
@@ -69,6 +74,31 @@ class DataParallel:
                 f"use a positive multiple, such as {' or '.join(map(str, remedy))}"
             )
 
+    def check_parts(self, batch_size: int, parts: int, field: str) -> None:
+        """Raise ValueError unless each device's rows of a batch divide into `parts`."""
+        rows = batch_size // self.devices
+        if parts < 1 or rows % parts:
+            fits = [str(number) for number in range(1, rows + 1) if rows % number == 0]
+            shown = ", ".join(fits if len(fits) < 9 else [*fits[:8], "..."])
+            raise ValueError(
+                f"{field}={parts} does not divide the {rows} images of each device: batch_size="
+                f"{batch_size} over {self.devices} device(s); use one of {shown}"
+            )
+
+    def part(self, rows: jax.Array, *, index: jax.Array, parts: int) -> jax.Array:
+        """Return part `index` of a batch under jit, an equal share of each device's rows."""
+        shares = rows.reshape(self.devices, parts, -1, *rows.shape[1:])
+        chosen = jax.lax.dynamic_index_in_dim(shares, index, axis=1, keepdims=False)
+        return self._constrained(chosen.reshape(-1, *rows.shape[1:]))
+
+    def joined(self, parts: jax.Array) -> jax.Array:
+        """Return the batch from all of its parts, stacked along a first axis; undoes `part`."""
+        shares = parts.reshape(len(parts), self.devices, -1, *parts.shape[2:])
+        return self._constrained(shares.swapaxes(0, 1).reshape(-1, *parts.shape[2:]))
+
+    def _constrained(self, rows: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(rows, self.split)
+
     def local_rows(self, batch_size: int) -> slice:
         """Return the rows of a global batch that this process provides."""
         rows = batch_size // jax.process_count()
@@ -77,6 +107,10 @@ class DataParallel:
     def put_batch(self, local: np.ndarray) -> jax.Array:
         """Return a global array split over the devices, from the rows of this process."""
         return jax.make_array_from_process_local_data(self.split, local)
+
+    def put_batches(self, local: np.ndarray) -> jax.Array:
+        """Return global batches, stacked along a first axis that is not split."""
+        return jax.make_array_from_process_local_data(self.split_second, local)
 
     def split_rows(self, everything: np.ndarray) -> jax.Array:
         """Return a global array split over the devices, from all of its rows."""

@@ -1,8 +1,8 @@
-"""One training step: the state, the optimizer chain, the moving average, and their jitted update.
+"""One training step: the state, and its jitted update.
 
     loss    L(params) = mean over the batch of losses(key, denoiser(params), x0)
-    params  <- params + Adam(clip(grad L))
-    ema     <- ema + (1 - rate) (params - ema)
+    params  <- params + optimizer(grad L)
+    averages of the parameters follow (`training.averages`)
 
 Randomness is `fold_in(base key, step)`. The state keeps no key, so a run resumed at step k equals
 the run that never stopped, bit for bit.
@@ -10,7 +10,7 @@ the run that never stopped, bit for bit.
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +18,24 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from errors import require_choice, require_in
+from training.accumulation import accumulated_gradient
+from training.averages import ExponentialAverage, MoreAverages
 from training.objective import FIRST, Context, Objective
+from training.optimizers import Optimizer
 from training.parallel import DataParallel
+
+# From a key and a batch to the augmented batch and its labels (batch, n).
+Augment = Callable[
+    [Key[Array, ""], Float[Array, "batch ..."]],
+    tuple[Float[Array, "batch ..."], Float[Array, "batch augment"]],
+]
 
 
 class TrainState(NamedTuple):
     """All that training changes; checkpoints hold it whole.
 
-    `objective` is the objective's own state, () if it keeps none.
+    `objective` is the objective's own state, () if it keeps none. `ema_params` is the main average
+    of the parameters; `averages` holds further ones by name.
     """
 
     step: Int[Array, ""]
@@ -34,75 +43,14 @@ class TrainState(NamedTuple):
     ema_params: Any
     opt_state: Any
     objective: Any
+    averages: dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """Adam with linear warm-up, optional decay, and clipping of the global gradient norm.
+class Parameters(NamedTuple):
+    """The part of a training state that every run with the same network has."""
 
-    Args:
-        lr: learning rate after warm-up.
-        warmup: steps over which the rate grows from 0 to `lr`.
-        decay: "constant", or "cosine" from `lr` to 0 at the last step of training.
-        grad_clip: largest global gradient norm; 0 for no clipping.
-        beta1: decay rate of the gradient's mean (Kingma & Ba 2015, arXiv:1412.6980).
-        beta2: decay rate of its mean square.
-        eps: added to the root of the mean square.
-    """
-
-    lr: float = 2e-4
-    warmup: int = 5000
-    decay: str = "constant"
-    grad_clip: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        require_in("lr", self.lr, "(0, inf)")
-        require_in("eps", self.eps, "(0, inf)")
-        require_in("warmup", self.warmup, "[0, inf]")
-        require_in("grad_clip", self.grad_clip, "[0, inf]")
-        require_in("beta1", self.beta1, "[0, 1)")
-        require_in("beta2", self.beta2, "[0, 1)")
-        require_choice("decay", self.decay, ("constant", "cosine"))
-
-    def chain(self, total_steps: int) -> optax.GradientTransformation:
-        """Return the optax chain; a cosine decay ends at `total_steps`."""
-        if self.decay == "cosine":
-            rate = optax.warmup_cosine_decay_schedule(
-                0.0, self.lr, self.warmup, max(total_steps, self.warmup + 1)
-            )
-        elif self.warmup:
-            rate = optax.linear_schedule(0.0, self.lr, self.warmup)
-        else:  # a schedule too, so that a run may change its warm-up and keep its state
-            rate = optax.constant_schedule(self.lr)
-        clip = optax.clip_by_global_norm(self.grad_clip) if self.grad_clip else optax.identity()
-        return optax.chain(clip, optax.adam(rate, b1=self.beta1, b2=self.beta2, eps=self.eps))
-
-
-@dataclass(frozen=True, kw_only=True)
-class MovingAverage:
-    """Exponential moving average of the parameters, used for sampling and evaluation.
-
-    Args:
-        rate: weight of the old average.
-        warmup: whether the rate at update n is min(rate, (1 + n) / (10 + n)), so that early
-            averages follow the network rather than remember its initialization.
-    """
-
-    rate: float = 0.9999
-    warmup: bool = True
-
-    def __post_init__(self) -> None:
-        require_in("rate", self.rate, "[0, 1)")
-
-    def update(self, average: Any, params: Any, step: Int[Array, ""]) -> Any:
-        """Return the average after update number `step`."""
-        rate = jnp.float32(self.rate)
-        if self.warmup:
-            rate = jnp.minimum(rate, (1.0 + step) / (10.0 + step))
-        return jax.tree.map(lambda a, p: a + (1 - rate).astype(a.dtype) * (p - a), average, params)
+    params: Any
+    ema_params: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,21 +61,27 @@ class Trainer:
         init: parameters from a key.
         denoiser: a Denoiser from (parameters, dropout key or None).
         loss: the objective, such as one of losses.LOSSES.
-        optimizer: an optax transformation.
-        average: the moving average of the parameters.
+        optimizer: the update rule with its learning rate.
+        average: the main average of the parameters, for sampling and evaluation.
+        more_averages: what is kept beside it.
         parallel: the devices.
         classes: number of classes of a class-conditional network, 0 for an unconditional one.
         label_dropout: probability of replacing a label by the null class, index `classes`.
+        augment: transforms the batch, and gives the labels for the denoiser; None for none.
+        accumulate: number of parts whose gradients are added up, to save memory.
     """
 
     init: Callable[[Key[Array, ""]], Any]
     denoiser: Callable[[Any, Key[Array, ""] | None], Any]
     loss: Objective
-    optimizer: optax.GradientTransformation
-    average: MovingAverage
+    optimizer: Optimizer
+    average: ExponentialAverage
     parallel: DataParallel
     classes: int = 0
     label_dropout: float = 0.1
+    augment: Augment | None = None
+    accumulate: int = 1
+    more_averages: MoreAverages = field(default_factory=MoreAverages)
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """Return a fresh state, made on the devices."""
@@ -137,9 +91,7 @@ class Trainer:
         """Return a state of parameters that were trained elsewhere, with a fresh optimizer."""
 
         def make(params: Any, ema_params: Any) -> TrainState:
-            opt_state = self.optimizer.init(params)
-            objective = self.loss.init_state()
-            return TrainState(jnp.int32(step), params, ema_params, opt_state, objective)
+            return self._first_state(jnp.int32(step), params, ema_params)
 
         return jax.jit(make, out_shardings=self.parallel.replicated)(params, ema_params)
 
@@ -147,15 +99,42 @@ class Trainer:
         """Return the state's shapes and shardings, without computing anything."""
         return self.parallel.abstract(jax.eval_shape(self._init_state, jax.random.key(0)))
 
+    def abstract_parameters(self) -> Parameters:
+        """Return the same of the parameters alone."""
+        state = self.abstract_state()
+        return Parameters(state.params, state.ema_params)
+
     def compiled_step(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
         """Return the jitted `step`, with labels if there are classes; it consumes the state."""
-        replicated, split = self.parallel.replicated, self.parallel.split
+        return self._compiled(self.step, self.parallel.split)
+
+    def compiled_steps(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+        """Return the jitted `steps`, likewise."""
+        return self._compiled(self.steps, self.parallel.split_second)
+
+    def _compiled(self, function: Callable, batch: Any) -> Callable:
+        replicated = self.parallel.replicated
         return jax.jit(
-            self.step,
-            in_shardings=(replicated, replicated, split, *([split] if self.classes else [])),
+            function,
+            in_shardings=(replicated, replicated, batch, *([batch] if self.classes else [])),
             out_shardings=(replicated, replicated),
             donate_argnums=1,
         )
+
+    def steps(
+        self,
+        base_key: Key[Array, ""],
+        state: TrainState,
+        batches: Float[Array, "steps batch ..."],
+        labels: Int[Array, "steps batch"] | None = None,
+    ) -> tuple[TrainState, dict[str, Float[Array, "steps"]]]:
+        """Update the state on one batch after the other; the scalars are those of each step."""
+
+        def one(state: TrainState, given: Any) -> tuple[TrainState, dict[str, Array]]:
+            return self.step(base_key, state, *given)
+
+        given = (batches,) if labels is None else (batches, labels)
+        return jax.lax.scan(one, state, given)
 
     def step(
         self,
@@ -164,16 +143,55 @@ class Trainer:
         batch: Float[Array, "batch ..."],
         labels: Int[Array, "batch"] | None = None,
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        """Update the state on a batch; the scalars are the batch's loss and the gradient's norm."""
+        """Update the state on a batch.
+
+        The scalars are the batch's loss, the norm of its gradient before clipping, and the
+        learning rate of the update.
+        """
         key = jax.random.fold_in(base_key, state.step)
         context = Context(step=state.step, state=state.objective)
-        gradient = jax.value_and_grad(self.objective, has_aux=True)
-        (loss, objective), grads = gradient(state.params, key, batch, labels, context)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = self.average.update(state.ema_params, params, state.step)
-        scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, ema_params, opt_state, objective), scalars
+        (loss, objective), grads = self.gradient(state.params, key, batch, labels, context)
+        rate = self.optimizer.current_rate(state.opt_state)
+        params, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        averaged = self.optimizer.evaluation_params(opt_state, params)
+        ema_params = self.average.update(state.ema_params, averaged, state.step)
+        averages = self.more_averages.update(state.averages, averaged, state.step)
+        scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate}
+        return TrainState(
+            state.step + 1, params, ema_params, opt_state, objective, averages
+        ), scalars
+
+    def gradient(
+        self,
+        params: Any,
+        key: Key[Array, ""],
+        batch: Float[Array, "batch ..."],
+        labels: Int[Array, "batch"] | None,
+        context: Context,
+    ) -> tuple[tuple[Float[Array, ""], Any], Any]:
+        """Return the batch's mean loss with the loss's state, and the gradient."""
+        if self.accumulate == 1:
+            gradient = jax.value_and_grad(self.objective, has_aux=True)
+            return gradient(params, key, batch, labels, context)
+        loss_key, dropout_key = jax.random.split(key)
+        batch, conditions = self._conditions(key, batch, labels)
+
+        def network(params: Any, part: Int[Array, ""], conditions: Any) -> Any:
+            # Counted from 1: number 0 is the key of the labels.
+            return self._network(params, jax.random.fold_in(dropout_key, part + 1), conditions)
+
+        losses, gradient = accumulated_gradient(
+            params,
+            loss=self.loss,
+            network=network,
+            key=loss_key,
+            batch=batch,
+            conditions=conditions,
+            context=context,
+            parts=self.accumulate,
+            parallel=self.parallel,
+        )
+        return (jnp.mean(losses.values), losses.state), gradient
 
     def objective(
         self,
@@ -185,18 +203,45 @@ class Trainer:
     ) -> tuple[Float[Array, ""], Any]:
         """Return the batch's mean loss, as a function of the parameters, and the loss's state."""
         loss_key, dropout_key = jax.random.split(key)
-        denoiser = self.denoiser(params, dropout_key)
-        if labels is not None:
-            label_key = jax.random.fold_in(dropout_key, 0)
-            dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
-            labels = jnp.where(dropped, self.classes, labels)
-            denoiser = dataclasses.replace(denoiser, labels=labels)
-        losses = self.loss(loss_key, denoiser, batch, context)
+        batch, conditions = self._conditions(key, batch, labels)
+        network = self._network(params, dropout_key, conditions)
+        losses = self.loss(loss_key, network, batch, context)
         return jnp.mean(losses.values), losses.state
+
+    def _conditions(
+        self, key: Key[Array, ""], batch: Float[Array, "batch ..."], labels: Any
+    ) -> tuple[Float[Array, "batch ..."], dict[str, Array]]:
+        """Return the batch, augmented, and the denoiser's fields that describe its images.
+
+        Some labels are replaced by the null class.
+        """
+        conditions = {}
+        if labels is not None:
+            label_key = jax.random.fold_in(jax.random.split(key)[1], 0)
+            dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
+            conditions["labels"] = jnp.where(dropped, self.classes, labels)
+        if self.augment is not None:
+            # `split` has taken the numbers 0 and 1 of this key.
+            augment_key = jax.random.fold_in(key, 2)
+            batch, conditions["augment_labels"] = self.augment(augment_key, batch)
+        return batch, conditions
+
+    def _network(self, params: Any, dropout_key: Key[Array, ""], conditions: Any) -> Any:
+        network = self.denoiser(params, dropout_key)
+        return dataclasses.replace(network, **conditions) if conditions else network
 
     def _init_state(self, key: Key[Array, ""]) -> TrainState:
         params = self.init(key)
         # The average has its own buffer, because a donated state must not hold one twice.
-        ema_params = jax.tree.map(jnp.copy, params)
-        opt_state, objective = self.optimizer.init(params), self.loss.init_state()
-        return TrainState(jnp.int32(0), params, ema_params, opt_state, objective)
+        return self._first_state(jnp.int32(0), params, jax.tree.map(jnp.copy, params))
+
+    def _first_state(self, step: Int[Array, ""], params: Any, ema_params: Any) -> TrainState:
+        """Return a state in which averages start from `ema_params`."""
+        return TrainState(
+            step=step,
+            params=params,
+            ema_params=ema_params,
+            opt_state=self.optimizer.init(params),
+            objective=self.loss.init_state(),
+            averages=self.more_averages.init(ema_params),
+        )

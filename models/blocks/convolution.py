@@ -3,7 +3,7 @@
     y[n, i, j, o] = sum over a, b, c of x[n, s i + d a - p, s j + d b - p, c] w[a, b, c, o]
 
 with strides s, dilation d of the kernel w, and padding p. `convolution_primitive.py` computes it by
-a primitive, which needs internals of JAX. Where these have moved, it is lax's own convolution: the
+primitives, which need internals of JAX. Where these have moved, it is lax's own convolution: the
 results agree to rounding, but gradients in loops on the CPU are slow.
 """
 

@@ -1,16 +1,18 @@
-"""A primitive of JAX for convolutions of images, whose gradients XLA:CPU compiles to fast code.
+"""Primitives of JAX for convolutions of images, whose gradients XLA:CPU compiles to fast code.
 
 The formula is that of `convolution.py`. Its transpose with respect to x spreads the pixels of y by
-the strides, and convolves them with w turned by 180 degrees, its channels exchanged.
+the strides, and convolves them with w turned by 180 degrees, its channels exchanged. Its transpose
+with respect to w convolves x with y, the channels of x in the place of its images:
+
+    w[a, b, c, o] = sum over n, i, j of x[n, s i + d a - p, s j + d b - p, c] y[n, i, j, o]
 
 In a loop or a conditional, XLA:CPU has fast code for a convolution only if its dimensions are
-ordered b01f, 01io, b01f and its input is not dilated. JAX's own transpose is neither, and takes 10
-to 60 times as long there (https://github.com/jax-ml/jax/issues/12868). Samplers are loops, and
-guidance and energy networks take gradients in each step. So this primitive turns the kernel and
-spreads the pixels before a convolution of the fast form. Its transpose with respect to x is the
-primitive again, so that derivatives of all orders are fast. Its transpose with respect to w is
-lax's, which is the faster one outside of loops, where networks are trained. Other platforms compile
-everything as lax does.
+ordered b01f, 01io, b01f and its input is not dilated. JAX's own transposes are neither, and take
+10 to 100 times as long there (https://github.com/jax-ml/jax/issues/12868). Samplers are loops, and
+guidance and energy networks take gradients in each step; so are training steps that accumulate
+gradients. So both transposes are primitives that order the dimensions first, and their own
+transposes are these primitives again: derivatives of all orders are fast. Outside of loops XLA:CPU
+makes the same code of both. Other platforms compile everything as lax does.
 """
 
 from functools import partial
@@ -66,12 +68,17 @@ def _as_lax(x: Array, kernel: Array, *, window: _Window) -> Array:
 
 
 def _as_fast_on_cpu(x: Array, kernel: Array, *, window: _Window) -> Array:
-    if window.spread != (1, 1):
-        rows, columns = ((0, 0, gap - 1) for gap in window.spread)
-        x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
     if window.turned:
         kernel = kernel[::-1, ::-1].swapaxes(2, 3)
-    return _as_lax(x, kernel, window=window._replace(spread=(1, 1), turned=False))
+    plain = window._replace(spread=(1, 1), turned=False)
+    return _as_lax(_spread(x, window), kernel, window=plain)
+
+
+def _spread(x: Array, window: _Window) -> Array:
+    if window.spread == (1, 1):
+        return x
+    rows, columns = ((0, 0, gap - 1) for gap in window.spread)
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
 
 
 def _abstract(x: ShapedArray, kernel: ShapedArray, *, window: _Window) -> ShapedArray:
@@ -104,8 +111,46 @@ def _transpose_image(y: Array, x: ad.UndefinedPrimal, kernel: Array, *, window: 
 
 
 def _transpose_kernel(y: Array, x: Array, kernel: ad.UndefinedPrimal, *, window: _Window) -> Array:
-    like = jax.ShapeDtypeStruct(kernel.aval.shape, kernel.aval.dtype)
+    return _kernel_primitive.bind(x, y, window=window, shape=kernel.aval.shape)
+
+
+def _kernel_as_lax(x: Array, y: Array, *, window: _Window, shape: tuple[int, ...]) -> Array:
+    like = jax.ShapeDtypeStruct(shape, y.dtype)
     return jax.linear_transpose(partial(_as_lax, x, window=window), like)(y)[0]
+
+
+def _kernel_as_fast_on_cpu(x: Array, y: Array, *, window: _Window, shape: tuple[int, ...]) -> Array:
+    x, padding = _spread(x, window), []
+    for axis in (0, 1):
+        low = window.padding[axis][0]
+        # As many pixels as the kernel's last row or column needs to meet those of y.
+        room = _extent(shape[axis], window.dilation[axis]) - 1
+        room += _extent(y.shape[1 + axis], window.strides[axis])
+        padding.append((low, room - x.shape[1 + axis] - low))
+    moved = _Window(window.dilation, tuple(padding), dilation=window.strides)
+    kernel = _as_lax(x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3), window=moved)
+    if window.turned:
+        return kernel.transpose(1, 2, 3, 0)[::-1, ::-1]
+    return kernel.transpose(1, 2, 0, 3)
+
+
+def _transpose_kernel_to_image(
+    kernel: Array, x: ad.UndefinedPrimal, y: Array, *, window: _Window, shape: tuple[int, ...]
+) -> Array:
+    return _transpose_image(y, x, kernel, window=window)
+
+
+def _transpose_kernel_to_result(
+    kernel: Array, x: Array, y: ad.UndefinedPrimal, *, window: _Window, shape: tuple[int, ...]
+) -> Array:
+    return _primitive.bind(x, kernel, window=window)
+
+
+def _batch_kernel(
+    arrays: tuple, axes: tuple, *, window: _Window, shape: tuple[int, ...]
+) -> tuple[Array, int]:
+    # One kernel for each image of a batch: a grouped convolution has no fast form.
+    return jax.vmap(partial(_kernel_as_lax, window=window, shape=shape), axes)(*arrays), 0
 
 
 def _batch(arrays: tuple, axes: tuple, *, window: _Window) -> tuple[Array, int]:
@@ -122,7 +167,18 @@ _primitive.def_impl(jax.jit(_primitive.bind, static_argnames="window"))
 _primitive.def_abstract_eval(_abstract)
 ad.defbilinear(_primitive, _transpose_image, _transpose_kernel)
 batching.primitive_batchers[_primitive] = _batch
-for _platform, _lowered in ((None, _as_lax), ("cpu", _as_fast_on_cpu)):
-    mlir.register_lowering(
-        _primitive, mlir.lower_fun(_lowered, multiple_results=False), platform=_platform
-    )
+
+_kernel_primitive = Primitive("image_convolution_kernel")
+_kernel_primitive.def_impl(jax.jit(_kernel_primitive.bind, static_argnames=("window", "shape")))
+_kernel_primitive.def_abstract_eval(lambda x, y, *, window, shape: ShapedArray(shape, y.dtype))
+ad.defbilinear(_kernel_primitive, _transpose_kernel_to_image, _transpose_kernel_to_result)
+batching.primitive_batchers[_kernel_primitive] = _batch_kernel
+
+for _platform, _lowered, _lowered_kernel in (
+    (None, _as_lax, _kernel_as_lax),
+    ("cpu", _as_fast_on_cpu, _kernel_as_fast_on_cpu),
+):
+    for _made, _rule in ((_primitive, _lowered), (_kernel_primitive, _lowered_kernel)):
+        mlir.register_lowering(
+            _made, mlir.lower_fun(_rule, multiple_results=False), platform=_platform
+        )

@@ -12,7 +12,7 @@ from data.scaling import ImageScaler, Quantizer
 
 
 def batches(images, **changes):
-    settings = {"batch_size": 8, "seed": 3, "random_flip": True, "dequantize": True}
+    settings = {"batch_size": 8, "seed": 3, "random_flip": True, "dequantization": "uniform"}
     return TrainingBatches(images=images, **{**settings, **changes})
 
 
@@ -36,9 +36,9 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert not np.array_equal(batches(images, seed=4).at(5), walked[5])
 
 
-@pytest.mark.parametrize("dequantize", [True, False])
-def test_the_rows_of_all_hosts_are_the_whole_batch(dequantize):
-    stream = batches(random_images(30, size=3), dequantize=dequantize)  # 27 numbers: a ragged word
+@pytest.mark.parametrize("name", ["uniform", "none"])
+def test_the_rows_of_all_hosts_are_the_whole_batch(name):
+    stream = batches(random_images(30, size=3), dequantization=name)  # 27 numbers: a ragged word
     parts = [stream.at(4, slice(k, k + 2)) for k in range(0, 8, 2)]
     np.testing.assert_array_equal(np.concatenate(parts), stream.at(4))
     assert stream.at(4, slice(8, 8)).shape == (0, 3, 3, 3)
@@ -47,7 +47,7 @@ def test_the_rows_of_all_hosts_are_the_whole_batch(dequantize):
 def test_batches_hold_the_images_flipped_half_the_time():
     images = random_images(200)
     kept = images.copy()
-    stream = batches(images, batch_size=500, dequantize=False, quantizer=Quantizer())
+    stream = batches(images, batch_size=500, dequantization="none", quantizer=Quantizer())
     flips = 0
     for step in range(4):
         x = stream.at(step)
@@ -59,7 +59,7 @@ def test_batches_hold_the_images_flipped_half_the_time():
         flips += mirrored.sum()
     assert abs(flips / 2000 - 0.5) < 5 * 0.5 / math.sqrt(2000)  # five standard deviations
     np.testing.assert_array_equal(images, kept)
-    plain = batches(images, dequantize=False, random_flip=False)
+    plain = batches(images, dequantization="none", random_flip=False)
     np.testing.assert_array_equal(
         Quantizer().quantize(plain.scaler.inverse(plain.at(3))), images[plain.indices(3)]
     )
@@ -93,7 +93,7 @@ def test_noise_of_a_test_image_does_not_depend_on_its_batch():
     assert (again != whole).mean() > 0.9
     for x in (whole, again):
         np.testing.assert_array_equal(Quantizer().quantize(x, dequantized=True), images)
-    clean = module.test_batch(images, [3], draw=0, dequantize=False, **settings)
+    clean = module.test_batch(images, [3], draw=0, dequantization="none", **settings)
     np.testing.assert_array_equal(Quantizer().quantize(clean), images[[3]])
     with pytest.raises(IndexError, match=r"0\.\.19"):
         module.test_batch(images, [-1], draw=0, **settings)
@@ -105,6 +105,7 @@ def test_noise_of_a_test_image_does_not_depend_on_its_batch():
         (lambda: batches(random_images(0)), "empty"),
         (lambda: batches(random_images(3), batch_size=0), r"config\.training\.batch_size=0"),
         (lambda: batches(random_images(3), seed=-1), r"config\.seed=-1"),
+        (lambda: batches(random_images(3), dequantization="normal"), "'normal' is unknown; choose"),
         (lambda: batches(random_images(3)).at(-1), "step=-1"),
         (lambda: batches(random_images(3)).at(0, slice(0, 8, 2)), "stride of 1"),
         (lambda: batches(random_images(3)).labels_at(0), "no labels"),

@@ -41,7 +41,10 @@ from sde_lib import SDES
 from solvers import ADAPTIVE, SOLVERS
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
 from time_grids import Schedule
-from training.step import MovingAverage, Optimizer
+from training.augmentation import Augmentation
+from training.averages import HalfLifeAverage, MoreAverages, MovingAverage
+from training.optimizers import OPTIMIZERS
+from training.schedules import SCHEDULES
 
 # section -> the classes that are built from it, and the fields by which they are chosen.
 OWNERS = {
@@ -51,9 +54,10 @@ OWNERS = {
     "loss": (LOSSES.values(), {"name"}),
     "times": (TIMES.values(), {"name"}),
     "weight": (WEIGHTS.values(), {"name"}),
-    "optim": ([Optimizer], set()),
-    "ema": ([MovingAverage], set()),
+    "optim": ([*OPTIMIZERS.values(), *SCHEDULES.values()], {"name", "schedule"}),
+    "ema": ([MovingAverage, HalfLifeAverage, MoreAverages], set()),
     "data": ([DataOptions], {"name"}),
+    "augmentation": ([Augmentation], set()),
     "training": ([TrainingOptions], set()),
     "diagnostics": ([DiagnosticsOptions], set()),
     "logging": ([LoggingOptions], set()),
@@ -85,6 +89,7 @@ NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments", "sde", "pixel_
 ELSEWHERE = {
     "loss": {"times", "weight"},
     "weight": {"sigma_data"},
+    "ema": {"batch_size"},
     "sampling": {"start"},
     "discrete_bound": {"final_step", "start"},
 }
@@ -154,14 +159,24 @@ def test_resolved_configuration_is_complete_plain_json(name):
         "sde": [SDES[resolved["sde"]["name"]]],
         "model": [NETWORKS[resolved["model"]["name"]]],
         "loss": [LOSSES[resolved["loss"]["name"]]],
+        "times": [TIMES[resolved["times"]["name"]]],
+        "weight": [WEIGHTS[resolved["weight"]["name"]]],
+        "optim": [
+            OPTIMIZERS[resolved["optim"]["name"]],
+            SCHEDULES[resolved["optim"]["schedule"]],
+        ],
         "classifier": [classifier, CrossEntropy, ClassifierOptions],
+        "ema": [MovingAverage, MoreAverages],
         "sampling": parts,
         "task": TASKS[resolved["task"]["name"]],
     }
     for path, (classes, choices) in OWNERS.items():
         own = {f.name for cls in chosen.get(path, classes) for f in dataclasses.fields(cls)}
         for field, value in resolved[path].items():
-            if field in {"rho", "quantile"} or (path, field) == ("guidance", "scale"):
+            if field in {"rho", "quantile", "warmup_images"} or (path, field) == (
+                "guidance",
+                "scale",
+            ):
                 assert value is None, f"{path}.{field} belongs to a choice not made"
             elif field in own - NOT_CHOSEN:
                 assert value is not None, f"{path}.{field} is chosen"

@@ -21,8 +21,11 @@ from models.adm_classifier import ADMClassifier
 from models.wide_resnet import WideResNet
 from numerics.arrays import normal_like, sample_keys
 from sde_lib import EDMSDE, VESDE, VPSDE, LinearPathSDE, SubVPSDE
+from training.averages import MovingAverage
+from training.optimizers import Optimizer
 from training.parallel import DataParallel
-from training.step import MovingAverage, Optimizer, Trainer
+from training.schedules import Constant
+from training.step import Trainer
 
 KEY = jax.random.key(0)
 PROCESSES = [
@@ -202,7 +205,7 @@ def test_trainer_trains_it_to_the_best_accuracy_at_every_time():
         init=lambda key: {"kernel": jnp.zeros((1, 2)), "bias": jnp.zeros(2)},
         denoiser=make,
         loss=CrossEntropy(),
-        optimizer=Optimizer(lr=0.2, warmup=0).chain(20),
+        optimizer=Optimizer(learning_rate=Constant(lr=0.2, warmup=0)),
         average=MovingAverage(),
         parallel=DataParallel(Mesh(jax.devices()[:1], ("data",), axis_types=(AxisType.Auto,))),
         classes=2,

@@ -58,7 +58,7 @@ def diagnostics_of(folder, fields=None, *, count=200):
 
 
 def state(scale=1.0):
-    return TrainState(jnp.int32(7), jnp.float32(scale), jnp.float32(scale), (), ())
+    return TrainState(jnp.int32(7), jnp.float32(scale), jnp.float32(scale), (), (), {})
 
 
 @pytest.fixture(scope="module")

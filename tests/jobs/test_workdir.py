@@ -11,9 +11,9 @@ from training.checkpoints import Checkpoints
 
 CONFIG = {
     "seed": 1,
-    "optim": {"decay": "constant", "lr": 0.5},
+    "optim": {"name": "adam", "lr": 0.5},
     "model": {"features": 8, "num_timesteps": (1, 2), "snr": None},
-    "data": {"dir": "", "name": "digits"},
+    "data": {"dequantization": "uniform", "dir": "", "name": "digits"},
     "sampling": {"steps": 10},
     "training": {"steps": 10, "log_every": 1, "batch_size": 4},
 }
@@ -63,10 +63,12 @@ def test_field_that_is_newer_than_the_run_is_no_difference_but_a_lost_one_is():
 RULES = [
     ("seed", 2, False, True),
     ("optim.lr", 0.25, True, True),
+    ("optim.name", "lion", False, True),
     ("model.features", 16, False, False),
     ("model.num_timesteps", (1, 2, 3), False, False),
     ("data.name", "mnist", False, False),
     ("data.dir", "/data", True, True),
+    ("data.dequantization", "variational", False, True),
     ("sampling.steps", 20, True, True),
     ("training.log_every", 5, True, True),
     ("training.batch_size", 8, True, True),
@@ -105,6 +107,30 @@ def test_which_fields_the_classifier_of_a_run_may_change(workdir, field, value, 
         else:
             with pytest.raises(WorkdirError, match=rf"config\.{field} was .*, is .*--workdir"):
                 folder.check(changed(field, value, CLASSIFIER), training=training)
+
+
+DEQUANTIZER = CONFIG | {"dequantizer": {"features": 8, "steps": 10}}
+DEQUANTIZER_RULES = [
+    ("dequantizer.features", 16, False, False),
+    ("dequantizer.steps", 20, False, True),
+    ("data.name", "mnist", False, False),
+    ("data.dequantization", "variational", True, True),
+    ("model.features", 16, False, False),
+    ("optim.lr", 0.25, True, True),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "train", "read"), DEQUANTIZER_RULES)
+def test_which_fields_the_dequantizer_of_a_run_may_change(workdir, field, value, train, read):
+    folder = workdir.dequantizer
+    assert folder.path == workdir.path / "dequantizer"
+    folder.save_config(DEQUANTIZER)
+    for training, allowed in ((True, train), (False, read)):
+        if allowed:
+            folder.check(changed(field, value, DEQUANTIZER), training=training)
+        else:
+            with pytest.raises(WorkdirError, match=rf"config\.{field} was .*, is .*--workdir"):
+                folder.check(changed(field, value, DEQUANTIZER), training=training)
 
 
 def test_saved_configuration_is_read_back(workdir, tmp_path):

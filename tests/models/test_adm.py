@@ -236,6 +236,7 @@ INVALID = [
 ]
 INVALID_ADM = [
     ({"num_classes": -1}, "an integer, 0 or more"),
+    ({"augment_labels": -1}, "an integer, 0 or more"),
     ({"out_channels": 0}, "an integer, 1 or more"),
 ]
 INVALID_CLASSIFIER = [

@@ -416,6 +416,8 @@ INVALID = [
     ({"out_channels": 0}, "an integer, 1 or more"),
     ({"num_classes": -1}, "an integer, 0 or more"),
     ({"num_classes": 3, "embedding": "none"}, "0 with embedding='none'"),
+    ({"augment_labels": -1}, "an integer, 0 or more"),
+    ({"augment_labels": 9, "embedding": "none"}, "0 with embedding='none'"),
     ({"compute_dtype": "float16"}, "choose one of: bfloat16, float32"),
     ({"activation": "gelu"}, "choose one of: elu, leaky_relu, relu, swish"),
     ({"decoder_attention": "all"}, "choose one of: block, resolution"),

@@ -131,7 +131,7 @@ LEARNED = {
 }
 FIELDS = {
     "sde.name": "ddpm",
-    "data.dequantize": False,
+    "data.dequantization": "none",
     "loss.name": "hybrid",
     "times.name": "timesteps",
     "denoiser.conditioning": "timestep",
@@ -148,7 +148,7 @@ FIELDS = {
             r"config\.loss\.name='vlb' and 'hybrid' .*choose config\.times\.name=timesteps or loss",
         ),
         (
-            FIELDS | LEARNED | {"data.dequantize": True},
+            FIELDS | LEARNED | {"data.dequantization": "uniform"},
             r"config\.loss\.name='hybrid' needs images on gray levels; set config\.data\.deq",
         ),
         (

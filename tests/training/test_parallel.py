@@ -1,5 +1,7 @@
 """Batches are divided over four devices, or refused with sizes that would divide."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,6 +26,29 @@ def test_batch_that_does_not_divide_is_refused_with_its_neighbors(size, remedy):
     message = rf"training.batch_size={size} does not divide over 4 .*, such as {remedy}$"
     with pytest.raises(ValueError, match=message):
         FOUR.check_batch(size, "training.batch_size")
+
+
+def test_parts_are_equal_shares_of_each_device_and_join_to_the_batch():
+    rows = np.arange(48.0).reshape(16, 3)
+    placed = FOUR.put_batch(rows)
+
+    @jax.jit
+    def split(rows):
+        parts = jnp.stack([FOUR.part(rows, index=jnp.int32(k), parts=2) for k in range(2)])
+        return parts, FOUR.joined(parts)
+
+    parts, joined = split(placed)
+    np.testing.assert_array_equal(joined, rows)
+    np.testing.assert_array_equal(parts[1], rows.reshape(4, 2, 2, 3)[:, 1].reshape(8, 3))
+    assert joined.sharding.is_equivalent_to(FOUR.split, 2)
+
+
+@pytest.mark.parametrize(("parts", "fits"), [(0, "1, 2, 3, 6"), (4, "1, 2, 3, 6"), (5, "1, 2")])
+def test_parts_that_do_not_divide_are_refused_with_those_that_do(parts, fits):
+    message = rf"accumulate={parts} does not divide the 6 images of each .*; use one of {fits}"
+    with pytest.raises(ValueError, match=message):
+        FOUR.check_parts(24, parts, "accumulate")
+    FOUR.check_parts(24, 3, "accumulate")
 
 
 def test_batch_that_divides_is_accepted():

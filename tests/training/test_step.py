@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import AxisType, Mesh
 from jax.tree_util import Partial
@@ -17,9 +16,12 @@ from denoising import Denoiser
 from losses import ScoreMatching
 from objectives.times import LossAwareBins
 from sde_lib import VPSDE
+from training.averages import MoreAverages, MovingAverage
 from training.objective import Objective
+from training.optimizers import Adam, Optimizer
 from training.parallel import DataParallel
-from training.step import MovingAverage, Optimizer, Trainer, TrainState
+from training.schedules import Constant
+from training.step import Trainer, TrainState
 
 KEY = jax.random.key(0)
 FOUR = DataParallel.over_all_devices()
@@ -52,12 +54,16 @@ class Plain(Objective):
         return self.function(key, model, x0)
 
 
+def adam(*, lr, **fields):
+    return Optimizer(rule=Adam(**fields), learning_rate=Constant(lr=lr, warmup=0))
+
+
 def make_trainer(*, parallel=ONE, optimizer=None, average=None, loss=None):
     return Trainer(
         init=first_params,
         denoiser=denoiser,
         loss=Plain(loss) if loss else ScoreMatching(),
-        optimizer=(optimizer or Optimizer(lr=1e-2, warmup=0)).chain(100),
+        optimizer=optimizer or adam(lr=1e-2),
         average=average or MovingAverage(),
         parallel=parallel,
     )
@@ -126,7 +132,7 @@ def test_step_is_hand_written_adam_with_the_gradients_clipped():
         (params,) = denoiser.network.args
         return 0.5 * jnp.sum((params["bias"][None] - batch) ** 2, axis=-1)
 
-    optimizer = Optimizer(lr=lr, warmup=0, grad_clip=clip, beta1=beta1, beta2=beta2, eps=eps)
+    optimizer = adam(lr=lr, grad_clip=clip, beta1=beta1, beta2=beta2, eps=eps)
     trainer = make_trainer(optimizer=optimizer, loss=quadratic)
     bias, m, v = np.zeros(DIMS), np.zeros(DIMS), np.zeros(DIMS)
     state, step = trainer.init_state(KEY), trainer.compiled_step()
@@ -142,13 +148,32 @@ def test_step_is_hand_written_adam_with_the_gradients_clipped():
         np.testing.assert_allclose(state.params["bias"], bias, rtol=1e-5)
         np.testing.assert_allclose(scalars["grad_norm"], norm, rtol=1e-5)
         np.testing.assert_allclose(scalars["loss"], loss, rtol=1e-5)
+        np.testing.assert_allclose(scalars["lr"], lr, rtol=1e-6)
         assert int(state.step) == k
+
+
+def test_the_augmented_batch_is_trained_on_with_its_labels():
+    seen = []
+
+    def augment(key, batch):
+        seen.append(key)
+        return -batch, jnp.arange(len(batch) * 2.0).reshape(-1, 2)
+
+    def loss(key, denoiser, batch):
+        np.testing.assert_array_equal(batch, -jnp.asarray(batch_of(0)))
+        np.testing.assert_array_equal(denoiser.augment_labels[:, 0], 2 * np.arange(len(batch)))
+        seen.append(key)
+        return jnp.zeros(len(batch))
+
+    trainer = dataclasses.replace(make_trainer(loss=loss), augment=augment)
+    trainer.objective({}, KEY, jnp.asarray(batch_of(0)))
+    bits = np.stack([jax.random.key_data(key) for key in (KEY, *jax.random.split(KEY), *seen)])
+    assert len(np.unique(bits, axis=0)) == 4, "the loss has the first half, the labels their own"
 
 
 def test_training_learns_the_best_linear_denoiser():
     """On N(0, I) the noise in x_t is best predicted by sigma x_t, and mostly by x_t."""
-    optimizer = Optimizer(lr=3e-2, warmup=0)
-    _, losses = run(make_trainer(optimizer=optimizer), 150)
+    _, losses = run(make_trainer(optimizer=adam(lr=3e-2)), 150)
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])
 
 
@@ -165,7 +190,7 @@ def test_step_is_a_function_of_key_step_and_batch():
 
 def test_each_step_draws_fresh_noise():
     """With the learning rate negligible and one batch, losses differ by their times and noise."""
-    trainer = make_trainer(optimizer=Optimizer(lr=1e-20, warmup=0))
+    trainer = make_trainer(optimizer=adam(lr=1e-20))
     state, step, losses = trainer.init_state(KEY), trainer.compiled_step(), []
     for _ in range(5):
         state, scalars = step(KEY, state, ONE.put_batch(batch_of(0)))
@@ -187,7 +212,7 @@ def test_objective_gives_loss_and_dropout_keys_of_their_own():
         init=first_params,
         denoiser=denoiser,
         loss=Plain(loss),
-        optimizer=optax.sgd(1.0),
+        optimizer=Optimizer(),
         average=MovingAverage(),
         parallel=ONE,
     )
@@ -248,88 +273,6 @@ def test_abstract_state_is_the_shape_of_the_first():
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (shape.shape, shape.dtype, shape.sharding)
 
 
-def step_sizes(optimizer, total, count):
-    """Adam moves by exactly the learning rate while the gradient is constant."""
-    chain, value = optimizer.chain(total), jnp.zeros(1)
-    state, sizes = chain.init(value), []
-    update = jax.jit(chain.update)
-    for _ in range(count):
-        change, state = update(jnp.ones(1), state, value)
-        sizes.append(-float(change[0]))
-    return np.array(sizes)
-
-
-def test_learning_rate_warms_up_linearly_and_stays():
-    sizes = step_sizes(Optimizer(lr=0.1, warmup=4), 100, 8)
-    np.testing.assert_allclose(sizes, 0.1 * np.minimum(np.arange(8) / 4, 1), rtol=1e-4, atol=1e-9)
-
-
-def test_learning_rate_without_warmup_is_full_from_the_start():
-    np.testing.assert_allclose(step_sizes(Optimizer(lr=0.1, warmup=0), 100, 3), 0.1, rtol=1e-4)
-
-
-@pytest.mark.parametrize("warmup", [0, 4])
-def test_cosine_decay_ends_at_zero_at_the_last_step(warmup):
-    sizes = step_sizes(Optimizer(lr=0.1, warmup=warmup, decay="cosine"), 20, 24)
-    step = np.arange(24)
-    progress = np.clip((step - warmup) / (20 - warmup), 0, 1)
-    cosine = 0.05 * (1 + np.cos(math.pi * progress))
-    expected = np.where(step < warmup, 0.1 * step / max(warmup, 1), cosine)
-    np.testing.assert_allclose(sizes, expected, rtol=1e-3, atol=1e-7)
-
-
-@pytest.mark.parametrize(("clip", "scale"), [(0.0, 1.0), (1.0, 0.2), (10.0, 1.0)])
-def test_gradients_are_clipped_by_their_global_norm(clip, scale):
-    """Seen through Adam's first moment, (1 - beta1) times the clipped gradient."""
-    optimizer = Optimizer(grad_clip=clip, warmup=0, beta1=0.5).chain(10)
-    gradients = {"a": jnp.array([3.0]), "b": jnp.array([4.0, 0.0])}
-    _, state = optimizer.update(gradients, optimizer.init(gradients), gradients)
-    moments = optax.tree_utils.tree_get(state, "mu")
-    np.testing.assert_allclose(moments["a"], [1.5 * scale], rtol=1e-6)
-    np.testing.assert_allclose(moments["b"], [2 * scale, 0], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"lr": 0.0}, r"lr=0\.0 must be above 0"),
-        ({"lr": math.inf}, "lr=inf must be above 0 and finite"),
-        ({"eps": math.nan}, "eps=nan must be above 0"),
-        ({"warmup": -1}, "warmup=-1 must be at least 0"),
-        ({"grad_clip": -1.0}, r"grad_clip=-1\.0 must be at least 0"),
-        ({"beta1": 1.0}, r"beta1=1\.0 must lie in \[0, 1\)"),
-        ({"beta2": -0.1}, r"beta2=-0\.1 must lie in \[0, 1\)"),
-        ({"decay": "no"}, "decay='no' is unknown; choose one of: constant, cosine"),
-    ],
-)
-def test_invalid_optimizer_field_is_named(fields, message):
-    with pytest.raises(ValueError, match=message):
-        Optimizer(**fields)
-
-
-def averaged(average, values):
-    current = jnp.zeros(1)
-    for step, value in enumerate(values):
-        current = average.update(current, jnp.full(1, value), jnp.int32(step))
-    return float(current[0])
-
-
-def test_average_is_the_geometric_sum():
-    values = np.random.default_rng(0).normal(size=20)
-    weights = 0.1 * 0.9 ** np.arange(19, -1, -1)
-    ours = averaged(MovingAverage(rate=0.9, warmup=False), values)
-    np.testing.assert_allclose(ours, weights @ values, rtol=1e-5)
-
-
-def test_average_warms_up():
-    values, expected = np.random.default_rng(0).normal(size=20), 0.0
-    for step, value in enumerate(values):
-        rate = min(0.6, (1 + step) / (10 + step))
-        expected = rate * expected + (1 - rate) * value
-    np.testing.assert_allclose(averaged(MovingAverage(rate=0.6), values), expected, rtol=1e-5)
-    assert (1 + 19) / (10 + 19) > 0.6 > 1 / 10  # both branches were met
-
-
 @pytest.mark.slow
 def test_step_averages_the_new_parameters():
     trainer = make_trainer(average=MovingAverage(rate=0.75, warmup=False))
@@ -340,15 +283,23 @@ def test_step_averages_the_new_parameters():
     jax.tree.map(compare, state.ema_params, expected)
 
 
-def test_average_keeps_the_type_of_its_leaves():
-    leaf = jnp.zeros(2, jnp.bfloat16)
-    assert MovingAverage().update(leaf, leaf + 1, jnp.int32(0)).dtype == jnp.bfloat16
-
-
-@pytest.mark.parametrize("rate", [-0.1, 1.0])
-def test_invalid_rate_is_named(rate):
-    with pytest.raises(ValueError, match=rf"rate={rate} must lie in \[0, 1\)"):
-        MovingAverage(rate=rate)
+@pytest.mark.slow
+def test_more_averages_change_nothing_else_and_resume_bit_for_bit():
+    more = MoreAverages(more_rates=(0.5,), snapshot_every=1)
+    trainer = dataclasses.replace(make_trainer(), more_averages=more)
+    whole, _ = run(trainer, 6)
+    halfway, _ = run(trainer, 3)
+    resumed, _ = run(trainer, 3, state=halfway)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert set(whole.averages) == {"rate_0.5", "length_0.05", "length_0.1"}
+    alone, _ = run(make_trainer(), 6)
+    assert alone.averages == {}
+    jax.tree.map(np.testing.assert_array_equal, whole._replace(averages={}), alone)
+    before, _ = run(trainer, 5)
+    before, step = before.averages["length_0.1"], jnp.int32(5)
+    expected = more.powers["length_0.1"].update(before, whole.params, step)
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(compare, whole.averages["length_0.1"], expected)
 
 
 def test_state_is_a_pytree_of_arrays():

@@ -1,0 +1,68 @@
+"""Build the dequantizer of a run, config.dequantizer: its network, objective and training."""
+
+from functools import cache, partial
+from typing import Any
+
+from jax.tree_util import Partial
+from jaxtyping import Array, Key
+
+from bounds.dequantization import DequantizationBound, DequantizedModel, Dequantizer
+from denoising import Denoiser
+from experiment.data import Data
+from experiment.experiment import DequantizerModel
+from experiment.options import DequantizerOptions
+from experiment.reader import Reader, config_errors
+from models.dequantizer import CouplingDequantizer, apply_dequantizer, init_dequantizer
+from training.averages import MovingAverage
+from training.optimizers import Optimizer
+from training.schedules import Cosine
+from training.step import Trainer
+
+
+def build_dequantizer(reader: Reader, data: Data, classes: int) -> DequantizerModel:
+    """Return the dequantizer that a configuration describes.
+
+    `classes` is the number of classes of the score model.
+
+    Raises:
+        ConfigError: for the first field that is wrong.
+    """
+    network, loss, options = reader.build_all(
+        "dequantizer", (CouplingDequantizer, DequantizationBound, DequantizerOptions)
+    )
+    with config_errors("dequantizer"):
+        network.validate()
+        optimizer = Optimizer(
+            learning_rate=Cosine(lr=options.lr, warmup=options.warmup), steps=options.steps
+        )
+    bin_width = (data.scaler.high - data.scaler.low) / data.quantizer.gray_levels
+
+    def dequantizer(params: Any) -> Dequantizer:
+        return Dequantizer(network=Partial(_function(network), params), bin_width=bin_width)
+
+    def trainer(denoiser: Denoiser | None) -> Trainer:
+        def model(params: Any, dropout: Key[Array, ""] | None = None) -> DequantizedModel:
+            assert denoiser is not None
+            return DequantizedModel(dequantizer=dequantizer(params), denoiser=denoiser)
+
+        return Trainer(
+            init=partial(init_dequantizer, network, data.shape),
+            denoiser=model,
+            loss=loss,
+            optimizer=optimizer,
+            average=MovingAverage(rate=0.99),
+            parallel=data.parallel,
+            classes=classes,
+            label_dropout=0.0,
+        )
+
+    return DequantizerModel(dequantizer=dequantizer, trainer=trainer, options=options)
+
+
+@cache
+def _function(network: CouplingDequantizer) -> Any:
+    """Return the function (params, images, noise) of a network, one for all who need it.
+
+    jit takes a Partial of the same function for the same program.
+    """
+    return partial(apply_dequantizer, network)
