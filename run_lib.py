@@ -83,11 +83,13 @@ def train(experiment: Experiment, workdir: Workdir, *, profile: str | None = Non
 
 def _require_plain_samples(experiment: Experiment) -> None:
     """Raise ConfigError for a sampler that needs more than a network in training."""
-    sampler = experiment.sampler
+    sampler, factor = experiment.sampler, experiment.model.upsampling
     for found, problem in (
+        (factor > 1, f"model.upsampling={factor} takes small images, which training has none of"),
         (sampler.task is not None, "task.name is for --mode=sample"),
         ("moments" in sampler.needs, "sampling.name=analytic needs moments of a trained network"),
         ("classifier" in sampler.needs, "guidance.name=classifier needs a trained classifier"),
+        ("bad_model" in sampler.needs, "guidance.name=autoguidance is for trained networks"),
     ):
         if found:
             raise ConfigError(
@@ -132,12 +134,13 @@ def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None
             f"config.task.name={task.name!r} is for --mode=sample; evaluate with "
             "config.task.name=generate"
         )
+    experiment.model.require_no_image("--mode=eval")
     workdir.check(experiment.config, training=False)
     model_job(experiment).batches()  # missing data are an error now
     steps = experiment.evaluation.checkpoints
     extractors = extractors_of(experiment, workdir)
     dequantizer = dequantizer_of(experiment, workdir)
-    checkpoints = checkpoints_of(experiment, workdir, ema)
+    checkpoints = checkpoints_of(workdir, ema)
     for step in steps:  # a missing checkpoint is an error before the others are evaluated
         checkpoints.config(step)
         if "moments" in experiment.sampler.needs:
@@ -205,6 +208,8 @@ def sample(
     """
     _check_count(experiment, num_samples)
     task = experiment.sampler.task
+    if task is None:
+        experiment.model.require_no_image("plain samples")
     if gif and task is not None and task.encodes:
         raise ConfigError(
             f"--gif animates samples, but config.task.name={task.name!r} draws none; leave it out"
@@ -241,6 +246,7 @@ def moments(
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
+    experiment.model.require_no_image("--mode=moments")
     workdir.check(experiment.config, training=False)
     model_job(experiment).batches()  # missing data are an error now
     restored = restore_average(experiment, workdir, checkpoint, ema)

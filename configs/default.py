@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
     model.heads = placeholder(int)
     model.head_width = placeholder(int)
     model.learned_variance = placeholder(bool)
+    model.upsampling = placeholder(int)  # adm: factor by which it enlarges a small image beside x
     model.patch_size = placeholder(int)
     model.depth = placeholder(int)
     model.mlp_ratio = placeholder(float)
@@ -272,16 +273,20 @@ def get_config() -> ConfigDict:
         float
     )  # dpm_adaptive: largest ratio of a step to the one before
 
-    # Guidance of samples toward their classes.
+    # Guidance of samples: toward their classes, or away from a bad model.
     config.guidance = guidance = ConfigDict()
-    guidance.name = "none"  # none, classifier, classifier_free
+    guidance.name = "none"  # none, classifier, classifier_free, autoguidance
     guidance.scale = placeholder(float)  # 1 samples the class; more trades diversity for accuracy
-    guidance.interval = placeholder(tuple)  # classifier_free: the times between which it acts
+    # classifier_free, autoguidance: the times between which they act
+    guidance.interval = placeholder(tuple)
+    # autoguidance: the bad model, RUN or RUN:STEP of another run, or :STEP of this one
+    guidance.run = placeholder(str)
 
     # What --mode=sample does with input images.
     config.task = task = ConfigDict()
     # generate (plain samples, no input); inverse problems: inpaint, colorize, super_resolve,
-    # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate
+    # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate;
+    # upsample: the small images of an upsampler
     task.name = "generate"
     # files, separated by commas (\, for a comma in a name); or test, test:3, test:0-7
     task.input = placeholder(str)

@@ -36,7 +36,7 @@ _SECTIONS = (
     "eval",
 )
 _BOUNDS = ("likelihood", "continuous_bound", "discrete_bound")
-# Fields that change no number: where files lie, what else is kept, and when to give up.
+# Fields that change no number: files of which digests are kept, what else is kept, when to give up.
 _IRRELEVANT = (
     "data.dir",
     "ema.lengths",
@@ -45,6 +45,7 @@ _IRRELEVANT = (
     "eval.checkpoints",
     "eval.inception_weights",
     "eval.reference",
+    "guidance.run",
     "likelihood.max_steps",
     "sampling.max_steps",
 )

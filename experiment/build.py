@@ -38,11 +38,13 @@ from experiment.options import (
 )
 from experiment.reader import Reader, config_errors
 from experiment.resolve import resolve
+from experiment.sampler import Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
 from losses import LOSSES, NoiseObjective
 from metrics.inception.network import RECIPES
 from models import CLASSIFIERS, NETWORKS, with_features
+from models.blocks.resample import average_downsample
 from models.energy import energy_gradient
 from numerics.ode import ODEOptions
 from objectives.times import TIMES
@@ -103,6 +105,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         label_dropout=training.label_dropout,
     )
     sampler = build_sampler(reader, sde, data, classes)
+    _check_upsampling(model, sampler)
     with config_errors("eval"):
         last = sampler.options.seed + evaluation.sampling_seeds - 1
         require_in("config.sampling.seed + config.eval.sampling_seeds - 1", last, SEEDS)
@@ -116,6 +119,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         parallel=parallel,
         classes=model.num_classes,
         label_dropout=training.label_dropout,
+        image=_shrinking(model.network),
         augment=_build_augmentation(reader, model.network),
         accumulate=training.accumulate,
     )
@@ -228,7 +232,18 @@ def abstract_params(network: nn.Module, shape: tuple[int, int, int]) -> Any:
 
 def _init_network(network: nn.Module, shape: tuple[int, ...], key: Key[Array, ""]) -> Any:
     images, condition = jnp.zeros((1, *shape)), jnp.zeros(1)
-    return network.init(key, images, condition, train=False)["params"]
+    shrunk = _shrinking(network)
+    image: dict[str, Any] = {} if shrunk is None else {"image": shrunk(images)}
+    return network.init(key, images, condition, **image, train=False)["params"]
+
+
+def _shrinking(network: nn.Module) -> Callable[[Array], Array] | None:
+    """Return the function from images to the small ones of an upsampler; None for other networks.
+
+    They are means over blocks of pixels, as in the published training.
+    """
+    factor = getattr(network, "upsampling", 1)
+    return None if factor == 1 else partial(average_downsample, factor=factor)
 
 
 def _build_model(reader: Reader, sde: SDE, loss: NoiseObjective, data: Data) -> Model:
@@ -244,6 +259,7 @@ def _build_model(reader: Reader, sde: SDE, loss: NoiseObjective, data: Data) -> 
         network=network,
         options=options,
         num_classes=getattr(network, "num_classes", 0),
+        upsampling=getattr(network, "upsampling", 1),
         denoiser=_denoiser_factory(sde, network, options),
     )
 
@@ -348,6 +364,28 @@ def _build_augmentation(reader: Reader, network: nn.Module) -> Augmentation | No
     return augmentation
 
 
+def _check_upsampling(model: Model, sampler: Sampler) -> None:
+    """Raise ConfigError unless the task suits a network that is an upsampler, or is none."""
+    task, factor = sampler.task, model.upsampling
+    if task is None:
+        return
+    if task.upsamples and factor == 1:
+        raise ConfigError(
+            "config.task.name='upsample' needs an upsampler, such as configs/adm_upsampler.py, but "
+            "config.model.upsampling=1; for this network choose config.task.name=super_resolve"
+        )
+    if not task.upsamples and factor > 1:
+        raise ConfigError(
+            f"config.task.name={task.name!r} has no small image for the upsampler of "
+            f"config.model.upsampling={factor}; choose config.task.name=upsample"
+        )
+    if task.upsamples and sampler.sample_classes and sampler.options.cycles:
+        raise ConfigError(
+            "config.task.name='upsample' needs the class of each input; set "
+            "config.sampling.label=CLASS, or config.sampling.labels=(CLASS,...) in their order"
+        )
+
+
 def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
     kind = reader.lookup("classifier", CLASSIFIERS)
     network, loss, options = reader.build_all(
@@ -412,12 +450,13 @@ def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBound
 def _evaluate_shapes(experiment: Experiment) -> None:
     """Trace the network abstractly, so that what it refuses shows before anything runs."""
     params = experiment.trainer.abstract_state().params
+
+    def predict(params: Any, x: Array) -> Any:
+        denoiser = experiment.trainer.with_image(experiment.model.denoiser(params), x)
+        return denoiser.predict(x, 0.5)
+
     with config_errors("denoiser"):
-        jax.eval_shape(
-            lambda params, x: experiment.model.denoiser(params).predict(x, 0.5),
-            params,
-            abstract_batch(experiment),
-        )
+        jax.eval_shape(predict, params, abstract_batch(experiment))
 
 
 def abstract_batch(experiment: Experiment) -> jax.ShapeDtypeStruct:

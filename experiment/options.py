@@ -204,6 +204,11 @@ class SamplingOptions:
         if self.labels and self.label != -1:
             raise ValueError(f"labels={self.labels} and label={self.label}: give one of the two")
 
+    @property
+    def cycles(self) -> bool:
+        """Whether the samples cycle through all classes."""
+        return self.label < 0 and not self.labels
+
     def check(self, *, classes: int, null_label: int | None, owner: str) -> None:
         """Raise ValueError for a label that is no class.
 

@@ -37,7 +37,7 @@ from jobs.diagnostics import Diagnostics
 from jobs.profile import ProfiledSteps, Profiler
 from jobs.stop_signals import stop_signals
 from jobs.training_report import Plots, conclude
-from jobs.workdir import Workdir
+from jobs.workdir import Workdir, run_and_step
 from training.checkpoints import Checkpoints
 from training.metrics_log import MetricsLog, last_step, read_log
 from training.prefetch import prefetched
@@ -65,9 +65,9 @@ class TrainingJob:
     trainer: Trainer
     options: TrainingOptions
     sampler: Sampler | None
+    dequantization: str = ""
     diagnostics: Diagnostics | None = None
     wandb: str = ""
-    dequantization: str = ""
 
     @property
     def rate_section(self) -> str:
@@ -90,11 +90,15 @@ class TrainingJob:
             dequantization=self.dequantization,
         )
 
+    @property
+    def measure_every(self) -> int:
+        """The steps between two measurements; 0 for none."""
+        return 0 if self.diagnostics is None else self.diagnostics.every
+
     def measures_at(self, step: int) -> bool:
         """Return whether the state after a step is measured; that of the last step always is."""
-        if self.diagnostics is None:
-            return False
-        return step == self.options.steps or _is_due(step, self.diagnostics.every)
+        ends = self.diagnostics is not None and step == self.options.steps
+        return ends or _is_due(step, self.measure_every)
 
 
 def model_job(experiment: Experiment, diagnostics: Diagnostics | None = None) -> TrainingJob:
@@ -213,7 +217,6 @@ def _train(
             "below config.%s.lr. Lower the warm-up, or train longer",
             *(warmup, last, job.rate_section),
         )
-    snapshots = Snapshots(workdir, job.trainer.more_averages, step)
     log = MetricsLog(
         workdir.path,
         step=step,
@@ -222,10 +225,9 @@ def _train(
         leads=job.data.parallel.leads,
     )
     finest = math.inf if job.diagnostics is None else job.diagnostics.finest_log_snr
-    plots, profiler = (
-        Plots(workdir.plots, workdir.path, finest),
-        Profiler(profiled, workdir.profile),
-    )
+    plots = Plots(workdir.plots, workdir.path, finest)
+    snapshots = Snapshots(workdir, job.trainer.more_averages, step)
+    profiler = Profiler(profiled, workdir.profile)
     with closing(log), closing(checkpoints), closing(snapshots), closing(profiler):
         with (
             stop_signals() as stop,
@@ -285,8 +287,7 @@ def _initial_state(
         )
     if not job.options.init_from:
         return job.trainer.init_state(base_key(job.seed, "init")), []
-    run, _, number = job.options.init_from.rpartition(":")
-    run, step = (run, int(number)) if run and number.isdecimal() else (job.options.init_from, None)
+    run, step = run_and_step(job.options.init_from)
     other = Checkpoints(Workdir(Path(run).expanduser()).checkpoints).restore(
         job.trainer.abstract_parameters(), step, partial=True
     )
@@ -336,7 +337,7 @@ class _Loop:
                 stores = self.snapshots.are_due(step, ends=step == last)
                 # Scalars are read one call late, so that the device never waits for Python; where
                 # something is about to be written, all of them are.
-                while len(pending) > (0 if logs or saves or samples or stores or measures else 1):
+                while len(pending) > (0 if logs or measures or saves or samples or stores else 1):
                     values = self._finite(*pending.popleft())
                 clock.count(len(steps) * options.batch_size)
                 self.bar.update(len(steps))
@@ -368,8 +369,7 @@ class _Loop:
         """
         options, several = self.job.options, self.job.options.steps_per_call
         cadences = (options.log_every, options.checkpoint_every, options.sample_every)
-        cadences += (self.job.trainer.more_averages.snapshot_every,)
-        cadences += () if self.job.diagnostics is None else (self.job.diagnostics.every,)
+        cadences += (self.job.trainer.more_averages.snapshot_every, self.job.measure_every)
         while done < options.steps:
             inside = range(done + 1, done + several)
             due = any(_is_due(step, every) for step in inside for every in cadences)

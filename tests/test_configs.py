@@ -73,6 +73,8 @@ ELSEWHERE = {
     "edm_ffhq_64:ddpmpp": DDPMPP + 9 * 128,
     "iddpm_cifar10": 52_546_438,
     "adm_imagenet:64": 295_904_454 + 4 * 192,
+    "adm_upsampler:64_256": 311_795_910 + 4 * 192,
+    "adm_upsampler:128_512": 308_835_270 + 4 * 192,
     "edm_imagenet_64:adm": 295_904_454 + 4 * 192,
 }
 

@@ -67,6 +67,7 @@ class Trainer:
         parallel: the devices.
         classes: number of classes of a class-conditional network, 0 for an unconditional one.
         label_dropout: probability of replacing a label by the null class, index `classes`.
+        image: the small images for an upsampler, from the batch; None for any other network.
         augment: transforms the batch, and gives the labels for the denoiser; None for none.
         accumulate: number of parts whose gradients are added up, to save memory.
     """
@@ -79,6 +80,7 @@ class Trainer:
     parallel: DataParallel
     classes: int = 0
     label_dropout: float = 0.1
+    image: Callable[[Float[Array, "batch ..."]], Float[Array, "batch ..."]] | None = None
     augment: Augment | None = None
     accumulate: int = 1
     more_averages: MoreAverages = field(default_factory=MoreAverages)
@@ -224,7 +226,13 @@ class Trainer:
             # `split` has taken the numbers 0 and 1 of this key.
             augment_key = jax.random.fold_in(key, 2)
             batch, conditions["augment_labels"] = self.augment(augment_key, batch)
+        if self.image is not None:
+            conditions["image"] = self.image(batch)
         return batch, conditions
+
+    def with_image(self, denoiser: Any, batch: Float[Array, "batch ..."]) -> Any:
+        """Return the denoiser of a batch; that of an upsampler has its small images."""
+        return dataclasses.replace(denoiser, image=self.image(batch)) if self.image else denoiser
 
     def _network(self, params: Any, dropout_key: Key[Array, ""], conditions: Any) -> Any:
         network = self.denoiser(params, dropout_key)
