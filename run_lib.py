@@ -42,6 +42,7 @@ from jobs.restore import (
     restore_parameters,
 )
 from jobs.sample import TaskRun, draw_plain
+from jobs.teacher import find_teacher
 from jobs.train import classifier_job, dequantizer_job, model_job
 from jobs.train import train as run_job
 from jobs.workdir import Workdir
@@ -410,12 +411,14 @@ def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) ->
     """Print what the configuration would do, on abstract shapes only.
 
     Raises:
-        ConfigError: if `sample` could not draw that many images, or the inputs of its task are
-            missing or do not fit.
+        ConfigError: if `sample` could not draw that many images, or the inputs of its task or the
+            teacher are missing or do not fit.
     """
     _check_count(experiment, num_samples)
     if (task := experiment.sampler.task) is not None:
         TaskRun(experiment, task, num_samples)
+    if experiment.loss.teacher:
+        find_teacher(experiment)
     print(describe(experiment))
 
 

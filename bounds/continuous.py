@@ -144,6 +144,7 @@ def continuous_bound(
     if pixel_levels is not None:
         pixel_levels.require(x0)
     x0 = require_batch(x0)
+    denoiser.require_mean("a bound on the likelihood")
     indices = sample_indices(key, x0.shape, indices)
     t, drawn = _diffusion(key, denoiser, x0, indices, options)
     require_finite(drawn, t)

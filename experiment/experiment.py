@@ -26,9 +26,9 @@ from experiment.options import (
 from experiment.sampler import Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
-from losses import NoiseObjective
 from numerics.ode import ODEOptions
 from sde_lib import SDE
+from training.objective import Objective
 from training.parallel import DataParallel
 from training.step import Trainer
 
@@ -147,7 +147,7 @@ class Experiment:
     data: Data
     model: Model
     sampler: Sampler
-    loss: NoiseObjective
+    loss: Objective
     trainer: Trainer
     training: TrainingOptions
     diagnostics: DiagnosticsOptions

@@ -55,7 +55,8 @@ class DenoiserOptions:
         parameterization: a name in PARAMETERIZATIONS.
         conditioning: a name in CONDITIONINGS.
         num_timesteps: number of timesteps that the conditionings with a timestep count.
-        sigma_data: standard deviation of the data, for parameterization "edm".
+        sigma_data: standard deviation of the data, for parameterizations "edm" and "consistency".
+        sigma_min: noise level sigma / alpha of a sample, for parameterization "consistency".
         energy: take the gradient of the network's output for its output (`models.energy`).
 
     Raises:
@@ -66,10 +67,13 @@ class DenoiserOptions:
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
     sigma_data: float = 0.5
+    sigma_min: float = 0.002
     energy: bool = False
 
     def __post_init__(self) -> None:
-        require_parameterization(self.parameterization, self.sigma_data)
+        require_parameterization(
+            self.parameterization, sigma_data=self.sigma_data, sigma_min=self.sigma_min
+        )
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
         if self.energy and self.parameterization == "eps_learned_variance":

@@ -101,9 +101,25 @@ class Diagnostics:
         denoiser = self.experiment.trainer.denoiser(state.ema_params, None)
         subject = _Subject(self.instruments, state, denoiser)
         values: dict[str, Any] = {}
-        for name in self.experiment.diagnostics.metrics:
+        for name in self.metrics:
             values |= DIAGNOSTICS[name](subject)
         return values
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured: of `config.diagnostics.metrics`, what the objective allows.
+
+        A map from noise to data has no score to measure, a distillation no loss without its
+        teacher, and an upsampler no samples without small images.
+        """
+        objective, impossible = self.experiment.loss, set()
+        if objective.samplers:
+            impossible |= {"noise_levels", "bits_per_dim", "frechet"}
+        if objective.teacher:
+            impossible |= {"loss"}
+        if self.experiment.trainer.image is not None:
+            impossible |= {"frechet"}
+        return tuple(n for n in self.experiment.diagnostics.metrics if n not in impossible)
 
     @property
     def finest_log_snr(self) -> float:
@@ -206,6 +222,7 @@ class _Subject:
                 stored, indices, seed=experiment.seed, draw=0, dequantization=dequantization
             )
             denoiser = with_data_labels(experiment, self.denoiser, indices, labels)
+            denoiser = experiment.trainer.with_image(denoiser, x0)
             results = compute(denoiser, x0, draws)
             fetched = (experiment.parallel.fetch(each) for each in results)
             parts.append([each[: count - first].astype(np.float64) for each in fetched])

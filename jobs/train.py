@@ -7,9 +7,8 @@ of the step, so the result equals that of a run that never stopped.
 import math
 import signal
 import sys
-import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -33,9 +32,11 @@ from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from files.writing import write_json
 from jobs.averages import Snapshots
+from jobs.clock import Clock
 from jobs.diagnostics import Diagnostics
 from jobs.profile import ProfiledSteps, Profiler
 from jobs.stop_signals import stop_signals
+from jobs.teacher import load_teacher, params_of_student
 from jobs.training_report import Plots, conclude
 from jobs.workdir import Workdir, run_and_step
 from training.checkpoints import Checkpoints
@@ -56,6 +57,7 @@ class TrainingJob:
         dequantization: how gray levels become numbers, by default config.data.dequantization.
         diagnostics: what is measured during training; None for nothing.
         wandb: a project of Weights & Biases; "" for none.
+        load_teacher: loads the frozen network of a distillation; None for other objectives.
     """
 
     config: dict[str, Any]
@@ -68,6 +70,7 @@ class TrainingJob:
     dequantization: str = ""
     diagnostics: Diagnostics | None = None
     wandb: str = ""
+    load_teacher: Callable[[], Denoiser | None] = lambda: None
 
     @property
     def rate_section(self) -> str:
@@ -113,6 +116,7 @@ def model_job(experiment: Experiment, diagnostics: Diagnostics | None = None) ->
         sampler=experiment.sampler if experiment.training.sample_every else None,
         diagnostics=diagnostics,
         wandb=experiment.logging.wandb,
+        load_teacher=partial(load_teacher, experiment),
     )
 
 
@@ -180,12 +184,12 @@ def train(job: TrainingJob, workdir: Workdir, profiled: ProfiledSteps | None = N
         ConfigError, WorkdirError, CheckpointError: before anything in the folder is touched.
         TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
     """
-    batches = job.batches()
+    batches, teacher = job.batches(), job.load_teacher()
     if job.diagnostics is not None:
         job.diagnostics.check()
     with workdir.locked(leads=job.data.parallel.leads):
         changes = workdir.check(job.config, training=True)
-        return _train(job, workdir, batches, changes, profiled)
+        return _train(job, workdir, batches, changes, profiled, teacher)
 
 
 def _train(
@@ -194,11 +198,12 @@ def _train(
     batches: TrainingBatches,
     changes: Sequence[str],
     profiled: ProfiledSteps | None,
+    teacher: Denoiser | None,
 ) -> bool:
     images = job.data.images.fingerprint
     workdir.check_images(images)
     checkpoints = Checkpoints(workdir.checkpoints, keep=job.options.keep_checkpoints)
-    state, origin = _initial_state(job, workdir, checkpoints)
+    state, origin = _initial_state(job, workdir, checkpoints, teacher)
     step, last = int(state.step), job.options.steps
     if step >= last:
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
@@ -236,7 +241,8 @@ def _train(
             ) as bar,
         ):
             loop = _Loop(
-                job, images, checkpoints, snapshots, log, plots, workdir, bar, stop, profiler
+                *(job, teacher, images, checkpoints, snapshots, log, plots, workdir, bar, stop),
+                profiler,
             )
             state = loop.run(batches, state)
         checkpoints.wait()
@@ -263,7 +269,7 @@ def _report_batch_size(options: TrainingOptions) -> None:
 
 
 def _initial_state(
-    job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints
+    job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints, teacher: Denoiser | None
 ) -> tuple[TrainState, list[str]]:
     """Return the state of the latest checkpoint, or else the first state of a new run.
 
@@ -286,6 +292,9 @@ def _initial_state(
             "another --workdir"
         )
     if not job.options.init_from:
+        if teacher is not None and (params := params_of_student(teacher, template.params)):
+            state = job.trainer.state_from_params(*params, 0)
+            return state, ["started with the parameters of the teacher"]
         return job.trainer.init_state(base_key(job.seed, "init")), []
     run, step = run_and_step(job.options.init_from)
     other = Checkpoints(Workdir(Path(run).expanduser()).checkpoints).restore(
@@ -303,6 +312,7 @@ class _Loop:
     """The training loop and what it writes to."""
 
     job: TrainingJob
+    teacher: Denoiser | None
     images: str
     checkpoints: Checkpoints
     snapshots: Snapshots
@@ -318,13 +328,16 @@ class _Loop:
         one, several = self.job.trainer.compiled_step(), self.job.trainer.compiled_steps()
         key = base_key(self.job.seed, "training")
         pending: deque[tuple[range, dict]] = deque()
-        clock = _Clock()
+        clock = Clock()
         calls = self._calls(int(state.step))
+        labels = () if self.job.trainer.classes else (None,)
+        frozen = () if self.teacher is None else (*labels, self.teacher)
         with prefetched(partial(self._inputs, batches), calls, ahead=options.prefetch) as inputs:
             for steps, arrays in inputs:
                 step = steps[-1]
                 self.profiler.before(steps[0], state)
-                state, scalars = (one if len(steps) == 1 else several)(key, state, *arrays)
+                advance = one if len(steps) == 1 else several
+                state, scalars = advance(key, state, *arrays, *frozen)
                 pending.append((steps, scalars))
                 self.profiler.after(step, state)
                 stopping = bool(self.stop)  # read once: a signal may come at any line of this loop
@@ -430,21 +443,3 @@ class _Loop:
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-class _Clock:
-    """Measures images per second since the last reading."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self._images, self._start = 0, time.perf_counter()
-
-    def count(self, images: int) -> None:
-        self._images += images
-
-    def rate(self) -> float:
-        rate = self._images / (time.perf_counter() - self._start)
-        self.restart()
-        return rate

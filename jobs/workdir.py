@@ -31,7 +31,11 @@ _CHANGES_RESULT = (
 _CHANGES, _IMAGES = "changes", "images"
 
 # Fields that describe a trained network: they must be those of the run to read its checkpoints.
-_DESCRIBE_NETWORK = ("data.", "denoiser.", "ema.", "model.", "sde.")
+# Of a student of progressive distillation, they include the only steps in which it can sample.
+_DESCRIBE_NETWORK = (
+    *("data.", "denoiser.", "ema.", "model.", "sde."),
+    *("loss.student_steps", "loss.grid", "loss.t_min"),
+)
 # Of these, what a reader may change: where files lie, which noise likelihoods have, and what else a
 # run keeps, which is read from its own configuration.
 _READER_MAY_CHANGE = (
