@@ -41,7 +41,9 @@ from numerics.arrays import Batch, expand_like, pytree
 from sde_lib import BETAS, SDE, Time, reverse_drift
 
 Coefficient = Float[Array, "..."]
-Network = Callable[..., Batch]  # of (input, condition), and of labels if the denoiser has labels
+# Of (input, condition), of labels if the denoiser has some, and by name of its `augment_labels` and
+# its `image`.
+Network = Callable[..., Batch]
 
 
 class Prediction(NamedTuple):
@@ -282,6 +284,9 @@ class Denoiser:
             `jax.tree_util.Partial(apply, params)`: the denoiser is then a pytree, and new
             parameters need no new compilation.
         labels: the class of each image of the batch, for a class-conditional network.
+        augment_labels: how each image of the batch was augmented, in training only; see
+            `training.augmentation`.
+        image: a small image per image of the batch, for an upsampler.
         parameterization: a name in PARAMETERIZATIONS.
         conditioning: a name in CONDITIONINGS.
         num_timesteps: length of the chain whose timesteps some conditionings count.
@@ -298,6 +303,8 @@ class Denoiser:
     sde: SDE
     network: Network
     labels: Int[Array, "batch"] | None = None
+    augment_labels: Float[Array, "batch augment"] | None = None
+    image: Batch | None = None
     parameterization: str = "eps"
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
@@ -321,16 +328,22 @@ class Denoiser:
     def batched_fields(self) -> Any:
         """The tree of all arrays with one entry per image of the batch; see `index`."""
         guided = [{name: getattr(g, name) for name in g.batched_fields} for g in self.guidances]
-        return self.labels, guided
+        return self._conditions, guided
 
     def index(self, entry: Any) -> "Denoiser":
         """Return the denoiser of a batch of one image, whose entry of `batched_fields` is given."""
-        labels, guided = jax.tree.map(lambda array: array[None], entry)
+        conditions, guided = jax.tree.map(lambda array: array[None], entry)
         guidances = tuple(
             dataclasses.replace(guidance, **fields)
             for guidance, fields in zip(self.guidances, guided, strict=True)
         )
-        return dataclasses.replace(self, labels=labels, guidances=guidances)
+        return dataclasses.replace(self, **conditions, guidances=guidances)
+
+    @property
+    def _conditions(self) -> dict[str, Array | None]:
+        """The fields that the network sees, with one entry per image."""
+        names = ("labels", "augment_labels", "image")
+        return {name: getattr(self, name) for name in names}
 
     def predict(self, x: Batch, t: Time | float) -> Prediction:
         """Predict (x0, eps) from x_t; t has shape () or (batch,)."""
@@ -348,7 +361,9 @@ class Denoiser:
         alpha, sigma = self.coefficients(x, t)
         labels = () if self.labels is None else (self.labels,)
         extra = (self.sigma_data,) if parameterization.uses_sigma_data else ()
-        output = self.network(parameterization.input(x, alpha, sigma, *extra), condition, *labels)
+        inputs = parameterization.input(x, alpha, sigma, *extra)
+        more = {k: v for k, v in self._conditions.items() if k != "labels" and v is not None}
+        output = self.network(inputs, condition, *labels, **more)
         expected = (*x.shape[:-1], parameterization.channels * x.shape[-1])
         if output.shape != expected:
             raise ValueError(

@@ -39,15 +39,16 @@ class Mode(NamedTuple):
 
 MODES = {
     "train": Mode("train", flags=("profile",)),
-    "eval": Mode("evaluate"),
-    "sample": Mode("sample", flags=("num_samples", "checkpoint", "gif", "png")),
+    "eval": Mode("evaluate", flags=("ema",)),
+    "sample": Mode("sample", flags=("num_samples", "checkpoint", "ema", "gif", "png")),
     "check": Mode("check", flags=("num_samples",)),
     "prepare": Mode("prepare"),
     "train_classifier": Mode("train_classifier"),
     "train_dequantizer": Mode("train_dequantizer"),
     "stats": Mode("stats", flags=("target",)),
     "compare": Mode("compare"),
-    "moments": Mode("moments", flags=("checkpoint",)),
+    "moments": Mode("moments", flags=("checkpoint", "ema")),
+    "ema": Mode("reconstruct_averages", flags=("length", "checkpoint"), required=("length",)),
     "import": Mode("import_checkpoint", flags=("source", "attention_order"), required=("source",)),
     "import_classifier": Mode(
         "import_classifier", flags=("source", "attention_order"), required=("source",)
@@ -61,7 +62,17 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default r
 _CACHE = flags.DEFINE_boolean(
     "compilation_cache", True, "Keep compiled programs in the user's cache folder."
 )
-flags.DEFINE_integer("checkpoint", None, "sample, moments, export: step; by default the latest.")
+flags.DEFINE_integer(
+    "checkpoint", None, "sample, moments, ema, export: step; by default the latest."
+)
+flags.DEFINE_string(
+    "ema",
+    "",
+    "sample, eval, moments: another average of the parameters, such as rate_0.999 or length_0.08.",
+)
+flags.DEFINE_string(
+    "length", None, "ema: sigma_rel of the average to make; several, 0.05,0.1, are evaluated too."
+)
 flags.DEFINE_string("source", None, "import, import_classifier: a published file or folder.")
 flags.DEFINE_enum(
     "attention_order",
@@ -143,7 +154,8 @@ def _mode_flags(mode: Mode) -> dict[str, Any]:
     values = {name: flags.FLAGS[name].value for name in mode.flags}
     for name in mode.required:
         if not values[name]:
-            sys.exit(f"error: --mode={_MODE.value} needs --{name}=FILE")
+            value = {"length": "0.08"}.get(name, "FILE")
+            sys.exit(f"error: --mode={_MODE.value} needs --{name}={value}")
     paths = ("source", "target")
     return {name: Path(v).expanduser() if name in paths and v else v for name, v in values.items()}
 

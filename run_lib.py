@@ -21,17 +21,25 @@ from evaluation.compare import compare as compare_files
 from evaluation.evaluate import dequantizer_of, extractors_of
 from evaluation.evaluate import evaluate as evaluate_checkpoint
 from evaluation.features import make_extractors
+from evaluation.lengths import compare_lengths
 from evaluation.protocol import samples_protocol
 from experiment.build import abstract_params, build_network
 from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
-from experiment.sampler import unconditioned
+from experiment.sampler import checkpoint_name, unconditioned
 from files.pictures import image_grid, write_gif, write_png, write_png_folder
 from files.writing import write_json, write_npz
+from jobs.averages import parse_lengths, reconstruct
 from jobs.moments import measure_moments
 from jobs.plan import describe
 from jobs.profile import ProfiledSteps
-from jobs.restore import load_checkpoint, load_moments, restore_parameters
+from jobs.restore import (
+    checkpoints_of,
+    load_checkpoint,
+    load_moments,
+    restore_average,
+    restore_parameters,
+)
 from jobs.sample import TaskRun, draw_plain
 from jobs.train import classifier_job, dequantizer_job, model_job
 from jobs.train import train as run_job
@@ -70,11 +78,13 @@ def train(experiment: Experiment, workdir: Workdir, *, profile: str | None = Non
 
 def _require_plain_samples(experiment: Experiment) -> None:
     """Raise ConfigError for a sampler that needs more than a network in training."""
-    sampler = experiment.sampler
+    sampler, factor = experiment.sampler, experiment.model.upsampling
     for found, problem in (
+        (factor > 1, f"model.upsampling={factor} takes small images, which training has none of"),
         (sampler.task is not None, "task.name is for --mode=sample"),
         ("moments" in sampler.needs, "sampling.name=analytic needs moments of a trained network"),
         ("classifier" in sampler.needs, "guidance.name=classifier needs a trained classifier"),
+        ("bad_model" in sampler.needs, "guidance.name=autoguidance is for trained networks"),
     ):
         if found:
             raise ConfigError(
@@ -105,8 +115,10 @@ def train_dequantizer(experiment: Experiment, workdir: Workdir) -> None:
         print("next: --mode=eval with --config.data.dequantization=variational")
 
 
-def evaluate(experiment: Experiment, workdir: Workdir) -> None:
+def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None:
     """Evaluate the checkpoints `config.eval.checkpoints`, by default the latest; each once.
+
+    `ema` chooses the average of the parameters, as in `jobs.restore.restore_average`.
 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
@@ -117,18 +129,19 @@ def evaluate(experiment: Experiment, workdir: Workdir) -> None:
             f"config.task.name={task.name!r} is for --mode=sample; evaluate with "
             "config.task.name=generate"
         )
+    experiment.model.require_no_image("--mode=eval")
     workdir.check(experiment.config, training=False)
     model_job(experiment).batches()  # missing data are an error now
     steps = experiment.evaluation.checkpoints
     extractors = extractors_of(experiment, workdir)
     dequantizer = dequantizer_of(experiment, workdir)
-    checkpoints = Checkpoints(workdir.checkpoints)
+    checkpoints = checkpoints_of(workdir, ema)
     for step in steps:  # a missing checkpoint is an error before the others are evaluated
         checkpoints.config(step)
         if "moments" in experiment.sampler.needs:
-            load_moments(workdir, step)
+            load_moments(workdir, checkpoint_name(step, ema))
     for step in steps or (None,):
-        checkpoint = load_checkpoint(experiment, workdir, step)
+        checkpoint = load_checkpoint(experiment, workdir, step, ema)
         checkpoint = replace(checkpoint, dequantizer=dequantizer)
         print(evaluate_checkpoint(experiment, checkpoint, workdir, extractors))
 
@@ -174,6 +187,7 @@ def sample(
     *,
     num_samples: int = 64,
     checkpoint: int | None = None,
+    ema: str = "",
     gif: bool = False,
     png: bool = False,
 ) -> None:
@@ -182,18 +196,20 @@ def sample(
     It holds samples.npz (uint8, NHWC, as `samples` and as `arr_0`, the name that ADM's evaluator
     reads), samples.png (a grid; with a task, the inputs beside their samples), and protocol.json.
     With `gif`, an animation shows the reverse process of the first samples. With `png`, a folder
-    holds each image as a file.
+    holds each image as a file. `ema` chooses the average of the parameters.
 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
     _check_count(experiment, num_samples)
     task = experiment.sampler.task
+    if task is None:
+        experiment.model.require_no_image("plain samples")
     if gif and task is not None and task.encodes:
         raise ConfigError(
             f"--gif animates samples, but config.task.name={task.name!r} draws none; leave it out"
         )
-    loaded = load_checkpoint(experiment, workdir, checkpoint)
+    loaded = load_checkpoint(experiment, workdir, checkpoint, ema)
     if task is None:
         run, condition, kind = None, unconditioned, experiment.sampler.name
         result = draw_plain(experiment, loaded, num_samples)
@@ -201,12 +217,12 @@ def sample(
         run, kind = TaskRun(experiment, task, num_samples), f"{experiment.sampler.name}-{task.name}"
         result, condition = run.run(loaded), run.condition
     protocol = samples_protocol(experiment, loaded, num_samples, run and run.inputs)
-    folder = workdir.samples / protocol.key(f"{loaded.step}-{kind}")
+    folder = workdir.samples / protocol.key(f"{loaded.name}-{kind}")
     arrays = {"samples": result.images, "arr_0": result.images, **result.arrays}
     write_npz(folder / "samples.npz", arrays, compress=True)
     write_png(folder / "samples.png", result.figure)
     write_json(folder / "protocol.json", protocol.tree | {"result": result.summary})
-    print(f"{len(result.images)} samples of step {loaded.step}, {result.summary}: {folder}")
+    print(f"{len(result.images)} samples of step {loaded.name}, {result.summary}: {folder}")
     if png:
         write_png_folder(folder / "png", result.images)
     if gif:
@@ -215,17 +231,22 @@ def sample(
         write_gif(folder / "samples.gif", [image_grid(frame) for frame in drawn.frames])
 
 
-def moments(experiment: Experiment, workdir: Workdir, *, checkpoint: int | None = None) -> None:
+def moments(
+    experiment: Experiment, workdir: Workdir, *, checkpoint: int | None = None, ema: str = ""
+) -> None:
     """Measure the second moments of a network, which config.sampling.name=analytic needs.
+
+    `ema` chooses the average of its parameters.
 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
+    experiment.model.require_no_image("--mode=moments")
     workdir.check(experiment.config, training=False)
     model_job(experiment).batches()  # missing data are an error now
-    restored = restore_parameters(experiment, workdir, checkpoint)
-    denoiser = experiment.model.denoiser(restored.state.ema_params)
-    file = workdir.moments / f"{restored.step}.npz"
+    restored = restore_average(experiment, workdir, checkpoint, ema)
+    denoiser = experiment.model.denoiser(restored.params)
+    file = workdir.moments / f"{checkpoint_name(restored.step, ema)}.npz"
     try:
         measured = measure_moments(experiment, denoiser)
     except ValueError as error:  # NaN of the network
@@ -235,6 +256,27 @@ def moments(experiment: Experiment, workdir: Workdir, *, checkpoint: int | None 
         f"moments of step {restored.step} at {len(measured.times)} times, standard errors up to "
         f"{measured.errors.max():.1e}: {file}; next: --config.sampling.name=analytic"
     )
+
+
+def reconstruct_averages(
+    experiment: Experiment, workdir: Workdir, *, length: str, checkpoint: int | None = None
+) -> None:
+    """Make averages of the parameters of any length from a run's snapshots.
+
+    Several lengths, separated by commas, are also evaluated and drawn in `eval/ema_lengths.png`.
+
+    Raises:
+        ConfigError, WorkdirError, CheckpointError: for a length that is no number or cannot be
+            made, and snapshots that are missing or damaged.
+        EvaluationError, IntegrationError, BoundError, SamplingError: as `evaluate`.
+    """
+    lengths = parse_lengths(length)
+    extractors = extractors_of(experiment, workdir) if len(lengths) > 1 else ()
+    made = [reconstruct(experiment, workdir, each, checkpoint) for each in lengths]
+    for each in made:
+        print(f"{each}: {workdir.averages / each.name}; next: --mode=sample --ema={each.name}")
+    if len(made) > 1:
+        print(compare_lengths(experiment, workdir, made, extractors))
 
 
 def import_checkpoint(

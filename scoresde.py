@@ -17,6 +17,7 @@ if __name__ == "__main__":  # python -m scoresde is the program, which imports w
 from denoising import Clipping, Denoiser, Prediction
 from experiment.build import build
 from experiment.configurations import load_configuration
+from guidance.autoguidance import Autoguidance
 from guidance.base import guide
 from guidance.classifier import Classifier, ClassifierGuidance
 from guidance.classifier_free import ClassifierFreeGuidance
@@ -50,6 +51,7 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "WEIGHTS",
+    "Autoguidance",
     "Classifier",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",

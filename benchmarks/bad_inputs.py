@@ -44,9 +44,22 @@ NAMES = ["vp", "ve", "edm", "ddpm", "smld", "pc", "ddim", "heun", "ode", "sde", 
 NAMES += ["inpaint", "mri", "sdedit", "interpolate", "classifier", "classifier_free", "ncsn", "dit"]
 NAMES += ["adm", "exact", "learned", "karras", "log_snr", "timesteps", "fourier", "inception"]
 FLAGS = ["config", "mode", "workdir", "checkpoint", "source", "target", "num_samples", "gif", "png"]
-MODES = ["train", "eval", "sample", "stats", "compare", "moments", "import", "export", "prepare"]
+MODES = [
+    "train",
+    "eval",
+    "sample",
+    "stats",
+    "compare",
+    "moments",
+    "import",
+    "export",
+    "prepare",
+    "ema",
+]
 FLAGS += [
     "attention_order",
+    "ema",
+    "length",
     "compilation_cache",
     "wokdir",
     "config.x",

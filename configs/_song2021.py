@@ -65,12 +65,18 @@ def _train(
     config: ConfigDict, *, steps: int, batch_size: int, checkpoint_every: int, evaluate: int
 ) -> None:
     config.training.steps = steps
-    config.training.batch_size = batch_size
+    published_batch(config, batch_size)
     config.training.checkpoint_every = checkpoint_every
     config.training.sample_every = 50_000
     config.eval.batch_size = evaluate
     config.eval.samples = 50_000
     config.eval.features = ("inception",)
+
+
+def published_batch(config: ConfigDict, batch_size: int) -> None:
+    """Set the batch size with which the published numbers were made; another one is reported."""
+    config.training.batch_size = batch_size
+    config.training.published_batch_size = batch_size
 
 
 def vp(config: ConfigDict, *, name: str = "vp", predictor: str = "euler_maruyama") -> None:

@@ -1,5 +1,6 @@
-r"""Published networks of ADM on ImageNet, Dhariwal and Nichol 2021 (arXiv:2105.05233).
+r"""ADM on ImageNet, Dhariwal and Nichol 2021 (arXiv:2105.05233).
 
+python main.py --config=configs/adm_imagenet.py:64 --mode=train
 python main.py --config=configs/adm_imagenet.py:256 --mode=import --source=FILE --workdir=runs/adm
 python main.py --config=configs/adm_imagenet.py:256 --mode=sample --workdir=runs/adm
 
@@ -19,8 +20,9 @@ python main.py --config=configs/adm_imagenet.py:256 --mode=sample --workdir=runs
   --config.guidance.name=classifier --config.guidance.scale=1.0 \
   --config.sampling.guidance_form=mean
 
-The figures are those published, with guidance; none was measured with this code. The hybrid
-objective, which trains the variances, is not implemented yet.
+Training is the published one: batch sizes, steps and learning rates are those of Appendix I there.
+The paper does not state the steps of `256_unconditional`; they are those of `256`. The figures are
+those published, with guidance; none was measured with this code.
 """
 
 from ml_collections import ConfigDict
@@ -39,6 +41,8 @@ def get_config(variant: str = "64") -> ConfigDict:
         adm(config, features=192, multipliers=(1, 2, 3, 4), blocks=3)
         adm_process(config, schedule="cosine")
         adm_classifier(config, blocks=4)
+        config.model.dropout = 0.1
+        adm_training(config, lr=3e-4, batch_size=2048, steps=540_000)
     else:
         multipliers = {
             "128": (1, 1, 2, 3, 4),
@@ -48,6 +52,8 @@ def get_config(variant: str = "64") -> ConfigDict:
         adm(config, features=256, multipliers=multipliers[size], blocks=2)
         adm_process(config, schedule="linear")
         adm_classifier(config, blocks=2)
+        steps = {"128": 4_360_000, "256": 1_980_000, "512": 1_940_000}
+        adm_training(config, lr=1e-4, batch_size=256, steps=steps[size])
     if size == "128":
         config.model.heads = 4
     if not unconditional:
@@ -86,3 +92,15 @@ def adm_process(config: ConfigDict, *, schedule: str) -> None:
     config.sampling.clip = "range"
     config.denoiser.parameterization = "eps_learned_variance"
     config.loss.name = "hybrid"
+
+
+def adm_training(config: ConfigDict, *, lr: float, batch_size: int, steps: int) -> None:
+    """Set the training of Improved DDPM and ADM: Adam without warm-up or clipping."""
+    config.optim.lr = lr
+    config.optim.warmup = 0
+    config.optim.grad_clip = 0.0
+    config.ema.rate = 0.9999
+    config.ema.warmup = False
+    config.training.label_dropout = 0.0
+    _song2021.published_batch(config, batch_size)
+    config.training.steps = steps

@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     model.embedding = placeholder(str)
     model.fourier_scale = placeholder(float)
     model.num_classes = placeholder(int)
+    model.augment_labels = placeholder(int)  # 9 for a network that sees config.augmentation
     model.activation = placeholder(str)
     model.skip_rescale = placeholder(bool)
     model.init_scale = placeholder(float)
@@ -50,6 +51,7 @@ def get_config() -> ConfigDict:
     model.heads = placeholder(int)
     model.head_width = placeholder(int)
     model.learned_variance = placeholder(bool)
+    model.upsampling = placeholder(int)  # adm: factor by which it enlarges a small image beside x
     model.patch_size = placeholder(int)
     model.depth = placeholder(int)
     model.mlp_ratio = placeholder(float)
@@ -132,6 +134,13 @@ def get_config() -> ConfigDict:
     config.ema = ema = ConfigDict()
     ema.rate = 0.9999  # per step
     ema.warmup = True  # min(rate, (1 + n) / (10 + n))
+    # instead of the rate, as EDM: images after which an old value counts half
+    ema.half_life_images = placeholder(float)
+    ema.ramp_up = placeholder(float)  # largest half-life, as a fraction of the images seen so far
+    ema.more_rates = ()  # further averages, chosen by --ema=rate_0.999
+    # Averages of any length after training, by --mode=ema --length=0.08, from snapshots:
+    ema.snapshot_every = 0  # steps; 0 for no snapshots
+    ema.lengths = (0.05, 0.1)  # of the averages stored: their spread over the time trained
 
     config.data = data = ConfigDict()
     # digits, a tensorflow-datasets name, or the path of an .npz file or an image folder
@@ -147,8 +156,21 @@ def get_config() -> ConfigDict:
     # bits/dim by --mode=train_dequantizer)
     data.dequantization = "uniform"
 
+    # Non-leaky augmentation of training images, whose labels the network sees; see
+    # training/augmentation.py. config.model.augment_labels=9 makes the input for them.
+    config.augmentation = augmentation = ConfigDict()
+    augmentation.probability = 0.0  # of each kind but x_flip, for each image; 0 for none
+    augmentation.x_flip = True  # of half of the images
+    augmentation.y_flip = True
+    augmentation.scale = 0.2  # standard deviation of log2 of the scale
+    augmentation.rotation = 1.0  # largest angle over half a turn
+    augmentation.anisotropy = 0.2  # standard deviation of log2 of the stretch
+    augmentation.translation = 0.125  # standard deviation over the image's size
+
     config.training = training = ConfigDict()
     training.batch_size = 128  # images, over all devices
+    # batch_size of the published numbers; training with another one says so. 0 for no numbers
+    training.published_batch_size = 0
     training.steps = 1000
     training.accumulate = 1  # parts of a batch whose gradients are added up, to save memory
     training.steps_per_call = 1  # steps that the device runs without waiting for Python
@@ -237,16 +259,20 @@ def get_config() -> ConfigDict:
         float
     )  # dpm_adaptive: largest ratio of a step to the one before
 
-    # Guidance of samples toward their classes.
+    # Guidance of samples: toward their classes, or away from a bad model.
     config.guidance = guidance = ConfigDict()
-    guidance.name = "none"  # none, classifier, classifier_free
+    guidance.name = "none"  # none, classifier, classifier_free, autoguidance
     guidance.scale = placeholder(float)  # 1 samples the class; more trades diversity for accuracy
-    guidance.interval = placeholder(tuple)  # classifier_free: the times between which it acts
+    # classifier_free, autoguidance: the times between which they act
+    guidance.interval = placeholder(tuple)
+    # autoguidance: the bad model, RUN or RUN:STEP of another run, or :STEP of this one
+    guidance.run = placeholder(str)
 
     # What --mode=sample does with input images.
     config.task = task = ConfigDict()
     # generate (plain samples, no input); inverse problems: inpaint, colorize, super_resolve,
-    # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate
+    # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate;
+    # upsample: the small images of an upsampler
     task.name = "generate"
     # files, separated by commas (\, for a comma in a name); or test, test:3, test:0-7
     task.input = placeholder(str)

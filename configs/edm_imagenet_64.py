@@ -1,5 +1,6 @@
-"""Published networks of EDM on ImageNet at 64 pixels, Karras et al. 2022 (arXiv:2206.00364).
+"""EDM on ImageNet at 64 pixels, Karras et al. 2022 (arXiv:2206.00364).
 
+python main.py --config=configs/edm_imagenet_64.py --mode=train
 python main.py --config=configs/edm_imagenet_64.py --mode=import --source=FILE --workdir=runs/edm
 python main.py --config=configs/edm_imagenet_64.py --mode=sample --workdir=runs/edm
 
@@ -7,13 +8,15 @@ python main.py --config=configs/edm_imagenet_64.py --mode=sample --workdir=runs/
     edm       edm-imagenet-64x64-cond-adm          295.9M   1.36   (the default)
     adm       baseline-imagenet-64x64-cond-adm     295.9M   1.55
 
-Both have 1000 classes. FILE is a state dict made from EDM's pickle, which is code
-(`published/edm.py` explains how). The figures are those published, with EDM's stochastic sampler;
-none was measured with this code. `edm` takes 511 network evaluations, as there.
+Both have 1000 classes. Training of `edm` is the published one, which has no augmentation. FILE is a
+state dict made from EDM's pickle, which is code (`published/edm.py` explains how). The figures are
+those published, with EDM's stochastic sampler; none was measured with this code. `edm` takes 511
+network evaluations, as there.
 
-`adm` is EDM's baseline: the network of ADM, 64x64_diffusion.pt, in EDM's code. It counts the 1000
-timesteps of its cosine chain. EDM's sampler meets noise levels between them, and the network is
-given the nearest timestep. EDM's code also rounds the levels themselves, which this one does not.
+`adm` is EDM's baseline: the network of ADM, 64x64_diffusion.pt, in EDM's code. It was trained by
+configs/adm_imagenet.py:64, and this one only samples from it. It counts the 1000 timesteps of its
+cosine chain. EDM's sampler meets noise levels between them, and the network is given the nearest
+timestep. EDM's code also rounds the levels themselves, which this one does not.
 
 ADM's classifier, 64x64_classifier.pt, can guide both.
 """
@@ -46,6 +49,16 @@ def get_config(variant: str = "edm") -> ConfigDict:
         config.sampling.s_churn = 80.0
         config.denoiser.parameterization = "iddpm"
         config.denoiser.conditioning = "iddpm"
+        config.training.published_batch_size = 0
     else:
         config.model.learned_variance = False
+        config.model.dropout = 0.1
+        edm_cifar10.edm_training(
+            config,
+            lr=1e-4,
+            batch_size=4096,
+            augmentation=0.0,
+            images=2500e6,
+            half_life_images=50e6,
+        )
     return config

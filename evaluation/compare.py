@@ -20,7 +20,7 @@ from files.kinds import require_file
 from files.text import table
 
 # Parts of the protocol whose differences the table lists.
-_SHOWN = ("data.dequantization", "sde.", "denoiser.", "ema.", "nfe", *SAMPLER_FIELDS)
+_SHOWN = ("data.dequantization", "sde.", "denoiser.", "ema.", "average", "nfe", *SAMPLER_FIELDS)
 
 
 def compare(first: Path, second: Path) -> str:

@@ -66,6 +66,8 @@ def evaluate(
 ) -> str:
     """Evaluate one checkpoint; write `<step>.json`, `.npz` and `.png`; return a small table.
 
+    Of another average than the main one, the name of the files has that of the average too.
+
     A finished evaluation with the same protocol is not repeated. One with another protocol is kept
     under another name.
 
@@ -75,10 +77,10 @@ def evaluate(
         WorkdirError: if another process evaluates this checkpoint.
     """
     protocol = protocol_of(experiment, checkpoint, extractors)
-    file = workdir.eval / f"{checkpoint.step}.json"
-    folder = file.with_suffix(".partial")
+    file = results_file(workdir, checkpoint)
+    folder = workdir.eval / f"{checkpoint.name}.partial"
     make_folder(folder)
-    lock = workdir.eval / f".{checkpoint.step}.lock"
+    lock = workdir.eval / f".{checkpoint.name}.lock"
     with locked(lock, folder, leads=experiment.parallel.leads):
         cache = ResultCache(folder)
         results = _finished_results(file, protocol)
@@ -89,6 +91,11 @@ def evaluate(
             results = _compute(evaluation, file)
         cache.remove()
     return f"{summary(results)}\n{file}"
+
+
+def results_file(workdir: Workdir, checkpoint: Checkpoint) -> Path:
+    """Return the file of a checkpoint's results."""
+    return workdir.eval / f"{checkpoint.name}.json"
 
 
 def _compute(evaluation: Evaluation, file: Path) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def _describe_samples(sets: SampleSets, figure: Path) -> dict[str, Any]:
         "seeds": sets.seeds,
         "nfe": float(np.concatenate(nfe).mean()),  # of adaptive samplers, the slowest per batch
         "rounding": f"to the {bins} of {data.quantizer.gray_levels} levels, these to 0..255",
-        "parameters": "moving average",
+        "parameters": sets.evaluation.checkpoint.average or "moving average",
     }
 
 

@@ -36,12 +36,16 @@ _SECTIONS = (
     "eval",
 )
 _BOUNDS = ("likelihood", "continuous_bound", "discrete_bound")
-# Fields that change no number: where files lie, and when to give up.
+# Fields that change no number: files of which digests are kept, what else is kept, when to give up.
 _IRRELEVANT = (
     "data.dir",
+    "ema.lengths",
+    "ema.more_rates",
+    "ema.snapshot_every",
     "eval.checkpoints",
     "eval.inception_weights",
     "eval.reference",
+    "guidance.run",
     "likelihood.max_steps",
     "sampling.max_steps",
 )
@@ -83,10 +87,7 @@ def protocol_of(
     Raises:
         ConfigError: if `config.eval.reference` cannot be read.
     """
-    tree = {name: dict(experiment.config[name]) for name in (*_SECTIONS, *_BOUNDS)}
-    for field in _IRRELEVANT:
-        section, name = field.split(".")
-        del tree[section][name]
+    tree = _sections(experiment, *_SECTIONS, *_BOUNDS)
     images, reference = experiment.data.images, experiment.evaluation.reference
     tree |= _checkpoint_fields(experiment, checkpoint)
     tree |= {
@@ -106,9 +107,7 @@ def samples_protocol(
     experiment: Experiment, checkpoint: Checkpoint, count: int, inputs: Any = None
 ) -> Protocol:
     """Return the protocol of `count` samples of `--mode=sample`; `inputs` are those of a task."""
-    sections = ("data", "sde", "denoiser", "ema", "sampling", "guidance", "task")
-    tree = {name: dict(experiment.config[name]) for name in sections}
-    del tree["data"]["dir"], tree["sampling"]["max_steps"]
+    tree = _sections(experiment, "data", "sde", "denoiser", "ema", "sampling", "guidance", "task")
     tree |= _checkpoint_fields(experiment, checkpoint)
     tree |= {
         "step": checkpoint.step,
@@ -119,13 +118,27 @@ def samples_protocol(
     return Protocol(json.loads(json.dumps(tree)))
 
 
+def _sections(experiment: Experiment, *names: str) -> dict[str, Any]:
+    """Return sections of the configuration, without the fields that change no number."""
+    return {
+        name: {
+            field: value
+            for field, value in experiment.config[name].items()
+            if f"{name}.{field}" not in _IRRELEVANT
+        }
+        for name in names
+    }
+
+
 def _checkpoint_fields(experiment: Experiment, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the fields that identify a checkpoint, and what a sampler needs beside it."""
     leaves = jax.tree.leaves(checkpoint.denoiser.network)
     params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    average = {"average": checkpoint.average} if checkpoint.average else {}
     return {
         "checkpoint": digest(experiment.parallel.fetch_tree(params)),
         "needs": checkpoint.digests,
+        **average,
     }
 
 

@@ -36,21 +36,25 @@ from experiment.options import (
 )
 from experiment.reader import Reader, config_errors
 from experiment.resolve import resolve
+from experiment.sampler import Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
 from losses import LOSSES, NoiseObjective
 from metrics.inception.network import RECIPES
 from models import CLASSIFIERS, NETWORKS, with_features
+from models.blocks.resample import average_downsample
 from models.energy import energy_gradient
 from numerics.ode import ODEOptions
 from objectives.times import TIMES
 from objectives.weights import WEIGHTS
 from sde_lib import SDE, SDES
 from time_grids import Schedule
+from training.augmentation import LABELS, Augmentation
+from training.averages import ExponentialAverage, HalfLifeAverage, MoreAverages, MovingAverage
 from training.optimizers import OPTIMIZERS, Optimizer
 from training.parallel import DataParallel
 from training.schedules import SCHEDULES, Cosine
-from training.step import MovingAverage, Trainer
+from training.step import Trainer
 
 # Held in memory for each sample: its features, at least so many bytes. Its image is on disk.
 FEATURE_BYTES = 256
@@ -92,13 +96,14 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         require_choice("inception_resize", evaluation.inception_resize, RECIPES)
     with config_errors("seed"):
         require_in("config.seed", reader.config["seed"], SEEDS)
-    average = reader.build("ema", MovingAverage)
+    average, more_averages = _build_averages(reader, training.batch_size)
     classes = Classes(
         network=model.num_classes,
         classifier=reader.config["classifier"]["num_classes"],
         label_dropout=training.label_dropout,
     )
     sampler = build_sampler(reader, sde, data, classes)
+    _check_upsampling(model, sampler)
     with config_errors("eval"):
         last = sampler.options.seed + evaluation.sampling_seeds - 1
         require_in("config.sampling.seed + config.eval.sampling_seeds - 1", last, SEEDS)
@@ -108,9 +113,12 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         loss=loss,
         optimizer=_build_optimizer(reader, training),
         average=average,
+        more_averages=more_averages,
         parallel=parallel,
         classes=model.num_classes,
         label_dropout=training.label_dropout,
+        image=_shrinking(model.network),
+        augment=_build_augmentation(reader, model.network),
         accumulate=training.accumulate,
     )
     likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions))
@@ -199,6 +207,18 @@ def build_network(
     return network, options.image_size, partial(abstract_params, shape=shape)
 
 
+def _build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage, MoreAverages]:
+    rate, half_life = (reader.config["ema"][name] for name in ("rate", "half_life_images"))
+    if half_life is not None and "ema.rate" in reader.overrides:
+        raise ConfigError(
+            f"config.ema.rate={rate} and config.ema.half_life_images={half_life} both say how long "
+            "the average remembers; leave out the rate, or set config.ema.half_life_images=None"
+        )
+    kind = MovingAverage if half_life is None else HalfLifeAverage
+    average, more = reader.build_all("ema", (kind, MoreAverages), fixed={"batch_size": batch_size})
+    return average, more
+
+
 @functools.cache
 def abstract_params(network: nn.Module, shape: tuple[int, int, int]) -> Any:
     """Return the shapes of a network's parameters for images (height, width, channels)."""
@@ -208,7 +228,18 @@ def abstract_params(network: nn.Module, shape: tuple[int, int, int]) -> Any:
 
 def _init_network(network: nn.Module, shape: tuple[int, ...], key: Key[Array, ""]) -> Any:
     images, condition = jnp.zeros((1, *shape)), jnp.zeros(1)
-    return network.init(key, images, condition, train=False)["params"]
+    shrunk = _shrinking(network)
+    image: dict[str, Any] = {} if shrunk is None else {"image": shrunk(images)}
+    return network.init(key, images, condition, **image, train=False)["params"]
+
+
+def _shrinking(network: nn.Module) -> Callable[[Array], Array] | None:
+    """Return the function from images to the small ones of an upsampler; None for other networks.
+
+    They are means over blocks of pixels, as in the published training.
+    """
+    factor = getattr(network, "upsampling", 1)
+    return None if factor == 1 else partial(average_downsample, factor=factor)
 
 
 def _build_model(reader: Reader, sde: SDE, loss: NoiseObjective, data: Data) -> Model:
@@ -224,6 +255,7 @@ def _build_model(reader: Reader, sde: SDE, loss: NoiseObjective, data: Data) -> 
         network=network,
         options=options,
         num_classes=getattr(network, "num_classes", 0),
+        upsampling=getattr(network, "upsampling", 1),
         denoiser=_denoiser_factory(sde, network, options),
     )
 
@@ -263,11 +295,13 @@ def _network_functions(network: nn.Module, energy: bool) -> tuple[Callable, Call
 
         return energy_gradient(of_x, x) if energy else of_x(x)
 
-    def apply(params: Any, x: Array, *conditions: Array) -> Array:
-        return output(params, x, *conditions, train=False)
+    def apply(params: Any, x: Array, *conditions: Array, **more: Array) -> Array:
+        return output(params, x, *conditions, **more, train=False)
 
-    def apply_with_dropout(params: Any, dropout: Array, x: Array, *conditions: Array) -> Array:
-        return output(params, x, *conditions, train=True, rngs={"dropout": dropout})
+    def apply_with_dropout(
+        params: Any, dropout: Array, x: Array, *conditions: Array, **more: Array
+    ) -> Array:
+        return output(params, x, *conditions, **more, train=True, rngs={"dropout": dropout})
 
     return apply, apply_with_dropout
 
@@ -302,6 +336,49 @@ def _check_timesteps(
             f"config.model.num_timesteps={embedded} needs config.denoiser.num_timesteps={embedded} "
             "and conditioning reversed_timestep or timestep, not num_timesteps="
             f"{denoiser.num_timesteps} and {denoiser.conditioning!r}"
+        )
+
+
+def _build_augmentation(reader: Reader, network: nn.Module) -> Augmentation | None:
+    """Return the augmentation of training images, None for none."""
+    augmentation = reader.build("augmentation", Augmentation)
+    if not augmentation.probability:
+        return None
+    labels = getattr(network, "augment_labels", None)
+    if labels != LABELS:
+        name = reader.config["model"]["name"]
+        able = [key for key, kind in NETWORKS.items() if hasattr(kind, "augment_labels")]
+        raise ConfigError(
+            f"config.augmentation.probability={augmentation.probability} makes {LABELS} labels, "
+            + (
+                f"which config.model.name={name!r} does not take; choose {' or '.join(able)}"
+                if labels is None
+                else f"config.model.augment_labels={labels} takes {labels}; set it to {LABELS}"
+            )
+            + ", or config.augmentation.probability=0"
+        )
+    return augmentation
+
+
+def _check_upsampling(model: Model, sampler: Sampler) -> None:
+    """Raise ConfigError unless the task suits a network that is an upsampler, or is none."""
+    task, factor = sampler.task, model.upsampling
+    if task is None:
+        return
+    if task.upsamples and factor == 1:
+        raise ConfigError(
+            "config.task.name='upsample' needs an upsampler, such as configs/adm_upsampler.py, but "
+            "config.model.upsampling=1; for this network choose config.task.name=super_resolve"
+        )
+    if not task.upsamples and factor > 1:
+        raise ConfigError(
+            f"config.task.name={task.name!r} has no small image for the upsampler of "
+            f"config.model.upsampling={factor}; choose config.task.name=upsample"
+        )
+    if task.upsamples and sampler.sample_classes and sampler.options.cycles:
+        raise ConfigError(
+            "config.task.name='upsample' needs the class of each input; set "
+            "config.sampling.label=CLASS, or config.sampling.labels=(CLASS,...) in their order"
         )
 
 
@@ -369,12 +446,13 @@ def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBound
 def _evaluate_shapes(experiment: Experiment) -> None:
     """Trace the network abstractly, so that what it refuses shows before anything runs."""
     params = experiment.trainer.abstract_state().params
+
+    def predict(params: Any, x: Array) -> Any:
+        denoiser = experiment.trainer.with_image(experiment.model.denoiser(params), x)
+        return denoiser.predict(x, 0.5)
+
     with config_errors("denoiser"):
-        jax.eval_shape(
-            lambda params, x: experiment.model.denoiser(params).predict(x, 0.5),
-            params,
-            abstract_batch(experiment),
-        )
+        jax.eval_shape(predict, params, abstract_batch(experiment))
 
 
 def abstract_batch(experiment: Experiment) -> jax.ShapeDtypeStruct:

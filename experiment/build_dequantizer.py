@@ -13,9 +13,10 @@ from experiment.experiment import DequantizerModel
 from experiment.options import DequantizerOptions
 from experiment.reader import Reader, config_errors
 from models.dequantizer import CouplingDequantizer, apply_dequantizer, init_dequantizer
+from training.averages import MovingAverage
 from training.optimizers import Optimizer
 from training.schedules import Cosine
-from training.step import MovingAverage, Trainer
+from training.step import Trainer
 
 
 def build_dequantizer(reader: Reader, data: Data, classes: int) -> DequantizerModel:

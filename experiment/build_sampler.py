@@ -39,15 +39,16 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
     else:
         options, solve = _fixed_steps(reader, chosen, data, task)
         evaluations = _count_evaluations(reader, solve, sde) * guidance.evaluations
+    section = "classifier" if guidance.needs == "classifier" else "model"
     with config_errors("sampling"):
         options.check(
             classes=sample_classes,
             null_label=classes.network if method is None and classes.network else None,
-            owner=f"config.{'classifier' if needs_classifier(guidance) else 'model'}.num_classes",
+            owner=f"config.{section}.num_classes",
         )
     if task is not None:
         _check_task(reader, task, solve)
-    needs = {"classifier"} if needs_classifier(guidance) else set()
+    needs = {guidance.needs} - {""}
     needs |= {"moments"} if chosen is AnalyticDPM else set()
     return Sampler(
         name=reader.config["sampling"]["name"],
@@ -61,11 +62,6 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         needs=frozenset(needs),
         data=data,
     )
-
-
-def needs_classifier(guidance: GuidanceOptions) -> bool:
-    """Return whether guidance uses the noise-conditional classifier of the run."""
-    return guidance.method is not None and guidance.method.needs_classifier
 
 
 def require_learned(reader: Reader, path: str) -> None:
@@ -191,6 +187,8 @@ def _check_task(reader: Reader, task: Task, solve: FixedSteps | Adaptive) -> Non
     if isinstance(task.options, SDEdit):
         if adaptive:
             raise ConfigError(f"config.task.name='sdedit' needs fixed steps, but {fixed}")
+        return
+    if task.upsamples:
         return
     problem = task.inverse_problem
     if problem is None:

@@ -1,15 +1,17 @@
-"""Guidance toward classes, by the name config.guidance.name.
+"""Guidance of plain samples, toward classes or quality, by the name config.guidance.name.
 
 Each method is a row of GUIDANCES. Adding one is a row and a function that makes the guidance.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Int
 
-from denoising import Guidance
+from denoising import Denoiser, Guidance
 from errors import require_choice, require_in
+from guidance.autoguidance import Autoguidance
 from guidance.base import require_interval
 from guidance.classifier import Classifier, ClassifierGuidance
 from guidance.classifier_free import ClassifierFreeGuidance
@@ -26,33 +28,34 @@ class Classes:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceMethod:
-    """One way to guide samples toward their classes.
+    """One way to guide samples.
 
     Attributes:
-        make: (options, classes, classifier or None, labels) -> guidance.
+        make: (options, classes, model that it needs or None, labels or None) -> guidance.
         sample_classes: number of classes of the samples. It raises ValueError where the method
             does not suit the networks.
         default_scale: the scale where none is given.
-        needs_classifier: whether it uses the noise-conditional classifier of the run.
+        neutral_scale: the scale at which samples are those without guidance, and none is applied.
+        needs: the second model that it uses: "classifier", the noise-conditional classifier of the
+            run; "bad_model", the network of config.guidance.run; or "".
         takes_interval: whether it may act between two times only.
         evaluations: network evaluations per prediction.
     """
 
-    make: "Callable[[GuidanceOptions, Classes, Classifier | None, Int[Array, ' b']], Guidance]"
+    make: "Callable[[GuidanceOptions, Classes, Any, Int[Array, ' b'] | None], Guidance]"
     sample_classes: Callable[[Classes], int]
     default_scale: float = 1.0
-    needs_classifier: bool = False
+    neutral_scale: float | None = None
+    needs: str = ""
     takes_interval: bool = False
     evaluations: int = 1
 
 
 def _classifier_free(
-    options: "GuidanceOptions", classes: Classes, classifier: Classifier | None, labels: Array
+    options: "GuidanceOptions", classes: Classes, model: None, labels: Array | None
 ) -> Guidance:
-    first, last = options.interval
-    interval = (float(first), float(last))
     return ClassifierFreeGuidance(
-        null_label=classes.network, scale=options.resolved_scale, interval=interval
+        null_label=classes.network, scale=options.resolved_scale, interval=options.times
     )
 
 
@@ -71,10 +74,10 @@ def _classifier_free_classes(classes: Classes) -> int:
 
 
 def _classifier(
-    options: "GuidanceOptions", classes: Classes, classifier: Classifier | None, labels: Array
+    options: "GuidanceOptions", classes: Classes, model: Classifier, labels: Array | None
 ) -> Guidance:
-    assert classifier is not None, "a checkpoint is loaded with the classifier that it needs"
-    return ClassifierGuidance(classifier=classifier, labels=labels, scale=options.resolved_scale)
+    assert labels is not None, "the samples have the classifier's classes"
+    return ClassifierGuidance(classifier=model, labels=labels, scale=options.resolved_scale)
 
 
 def _classifier_classes(classes: Classes) -> int:
@@ -86,10 +89,28 @@ def _classifier_classes(classes: Classes) -> int:
     return classes.classifier
 
 
+class BadModel(NamedTuple):
+    """The network that autoguidance leads away from, and whether it is class-conditional."""
+
+    denoiser: Denoiser
+    knows_classes: bool
+
+
+def _autoguidance(
+    options: "GuidanceOptions", classes: Classes, model: BadModel, labels: Array | None
+) -> Guidance:
+    return Autoguidance(
+        bad=model.denoiser,
+        bad_knows_classes=model.knows_classes,
+        scale=options.resolved_scale,
+        interval=options.times,
+    )
+
+
 GUIDANCES: dict[str, GuidanceMethod | None] = {
     "none": None,
     "classifier": GuidanceMethod(
-        make=_classifier, sample_classes=_classifier_classes, needs_classifier=True
+        make=_classifier, sample_classes=_classifier_classes, needs="classifier"
     ),
     "classifier_free": GuidanceMethod(
         make=_classifier_free,
@@ -98,18 +119,29 @@ GUIDANCES: dict[str, GuidanceMethod | None] = {
         takes_interval=True,
         evaluations=2,
     ),
+    "autoguidance": GuidanceMethod(
+        make=_autoguidance,
+        sample_classes=lambda classes: classes.network,
+        default_scale=2.0,
+        neutral_scale=1.0,
+        needs="bad_model",
+        takes_interval=True,
+        evaluations=2,
+    ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceOptions:
-    """How strongly samples are guided toward their classes.
+    """How samples are guided, and how strongly.
 
     Args:
         name: a name in GUIDANCES.
-        scale: 1 samples the class; more trades diversity for class accuracy. None for the default
-            of the method.
-        interval: the times between which classifier-free guidance acts.
+        scale: 1 samples the class; more trades diversity for class accuracy, or for autoguidance
+            leads away from the bad model. None for the default of the method.
+        interval: the times between which classifier-free guidance and autoguidance act.
+        run: the bad model of autoguidance: RUN or RUN:STEP, the folder of another run; or :STEP, a
+            step of the run itself.
 
     Raises:
         ValueError: for an unknown name, a number out of range, or a field that is not used.
@@ -118,31 +150,57 @@ class GuidanceOptions:
     name: str = "none"
     scale: float | None = None
     interval: tuple = (0.0, 1.0)
+    run: str = ""
 
     def __post_init__(self) -> None:
         require_choice("name", self.name, GUIDANCES)
-        if self.method is None and self.scale is not None:
+        row = GUIDANCES[self.name]
+        if row is None and self.scale is not None:
             methods = " or ".join(name for name, row in GUIDANCES.items() if row is not None)
             raise ValueError(f"scale={self.scale} is not used with name='none'; choose {methods}")
         require_in("scale", self.scale, "[0, inf)")
         require_interval("interval", self.interval)
-        takes_interval = self.method is not None and self.method.takes_interval
+        takes_interval = row is not None and row.takes_interval
         if not takes_interval and tuple(self.interval) != (0, 1):
             takers = (name for name, row in GUIDANCES.items() if row and row.takes_interval)
             raise ValueError(
                 f"interval={self.interval} is used with name={' or '.join(takers)}, not with "
                 f"{self.name!r}"
             )
+        takes_run = row is not None and row.needs == "bad_model"
+        if takes_run and not self.run:
+            raise ValueError(
+                f"run='' names no bad model for name={self.name!r}; give another run, as RUN or "
+                "RUN:STEP, or an earlier step of this one, as :STEP"
+            )
+        if self.run and not takes_run:
+            users = (name for name, row in GUIDANCES.items() if row and row.needs == "bad_model")
+            raise ValueError(
+                f"run={self.run!r} is used with name={' or '.join(users)}, not with {self.name!r}"
+            )
 
     @property
     def method(self) -> GuidanceMethod | None:
-        """The row of GUIDANCES."""
-        return GUIDANCES[self.name]
+        """The row of GUIDANCES; None where the scale makes it no guidance."""
+        row = GUIDANCES[self.name]
+        return None if row is None or self.resolved_scale == row.neutral_scale else row
+
+    @property
+    def needs(self) -> str:
+        """The second model that the method uses, as in `GuidanceMethod`."""
+        return "" if self.method is None else self.method.needs
+
+    @property
+    def times(self) -> tuple[float, float]:
+        """The interval as floats."""
+        first, last = self.interval
+        return float(first), float(last)
 
     @property
     def resolved_scale(self) -> float:
         """The scale, or the method's default."""
-        default = 1.0 if self.method is None else self.method.default_scale
+        row = GUIDANCES[self.name]
+        default = 1.0 if row is None else row.default_scale
         return default if self.scale is None else self.scale
 
     @property

@@ -42,6 +42,7 @@ class Model:
         network: the raw Flax module.
         options: how the network's output and time input are interpreted.
         num_classes: classes of a class-conditional network; 0 for any other.
+        upsampling: factor by which an upsampler enlarges its small image; 1 for any other network.
         denoiser: (params, dropout key or None) -> Denoiser.
     """
 
@@ -51,7 +52,17 @@ class Model:
     network: Any
     options: DenoiserOptions
     num_classes: int
+    upsampling: int
     denoiser: Callable[..., Denoiser]
+
+    def require_no_image(self, doing: str) -> None:
+        """Raise ConfigError for an upsampler, where there is no small image; `doing` names it."""
+        if self.upsampling > 1:
+            raise ConfigError(
+                f"config.model.upsampling={self.upsampling} makes an upsampler, which has no small "
+                f"image in {doing}; give it one by --mode=sample with config.task.name=upsample "
+                "and config.task.input=FILE"
+            )
 
 
 class DiscreteBoundPlan(NamedTuple):

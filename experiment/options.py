@@ -86,6 +86,7 @@ class TrainingOptions:
 
     Args:
         batch_size: images per step, over all devices.
+        published_batch_size: the batch size of the configuration's published numbers; 0 for none.
         steps: number of steps.
         accumulate: parts of a batch whose gradients are added up, to save memory.
         steps_per_call: steps that the device runs without waiting for Python.
@@ -102,6 +103,7 @@ class TrainingOptions:
     """
 
     batch_size: int = 128
+    published_batch_size: int = 0
     steps: int = 1000
     accumulate: int = 1
     steps_per_call: int = 1
@@ -118,6 +120,7 @@ class TrainingOptions:
         require_in("steps", self.steps, "[1, 2147483647]")  # counted in int32
         _require_all_in(self, "[1, inf)", "log_every", "checkpoint_every", "sample_count")
         _require_all_in(self, "[0, inf)", "keep_checkpoints", "sample_every")
+        require_in("published_batch_size", self.published_batch_size, "[0, inf)")
         _require_all_in(self, "[1, inf)", "accumulate", "steps_per_call")
         require_in("prefetch", self.prefetch, "[0, 1000]")
         require_in("label_dropout", self.label_dropout, "[0, 1)")
@@ -153,6 +156,11 @@ class SamplingOptions:
             raise ValueError(f"labels={self.labels} must be integers")
         if self.labels and self.label != -1:
             raise ValueError(f"labels={self.labels} and label={self.label}: give one of the two")
+
+    @property
+    def cycles(self) -> bool:
+        """Whether the samples cycle through all classes."""
+        return self.label < 0 and not self.labels
 
     def check(self, *, classes: int, null_label: int | None, owner: str) -> None:
         """Raise ValueError for a label that is no class.

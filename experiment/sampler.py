@@ -18,7 +18,7 @@ from tqdm import tqdm
 import sampling
 from bounds.dequantization import Dequantizer
 from denoising import Clipping, Denoiser
-from experiment.class_guidance import Classes, GuidanceOptions
+from experiment.class_guidance import BadModel, Classes, GuidanceOptions
 from experiment.data import Data
 from experiment.options import SamplingOptions
 from experiment.randomness import base_key
@@ -40,18 +40,33 @@ class Checkpoint:
     Attributes:
         step: training step.
         denoiser: the network with averaged parameters.
+        average: the average's name, such as "length_0.08"; "" for the main one.
         moments: second moments of the network, for config.sampling.name=analytic.
         classifier: noise-conditional classifier, for config.guidance.name=classifier.
         dequantizer: for bits/dim with config.data.dequantization=variational.
-        digests: digests of `moments` and `classifier`, by name, for the protocol of results.
+        bad_model: the network of config.guidance.run, for config.guidance.name=autoguidance.
+        digests: digests of `moments`, `classifier` and `bad_model`, by name, for the protocol of
+            results.
     """
 
     step: int
     denoiser: Denoiser
+    average: str = ""
     moments: EpsMoments | None = None
     classifier: Classifier | None = None
     dequantizer: Dequantizer | None = None
+    bad_model: BadModel | None = None
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The start of the names of its files."""
+        return checkpoint_name(self.step, self.average)
+
+
+def checkpoint_name(step: int, average: str = "") -> str:
+    """Return the step, and an average other than the main one: "1000-length_0.08"."""
+    return f"{step}-{average}" if average else str(step)
 
 
 class ImageSamples(NamedTuple):
@@ -167,7 +182,7 @@ class Sampler:
         task: what config.task asks for; None for plain samples.
         solve: runs the solver.
         evaluations: network evaluations per image; None for adaptive steps.
-        needs: what a checkpoint must come with: "moments", "classifier".
+        needs: what a checkpoint must come with: "moments", "classifier", "bad_model".
     """
 
     name: str
@@ -227,24 +242,27 @@ class Sampler:
         return isinstance(self.solve, FixedSteps) and self.solve.schedule.start < 1
 
     def with_classes(self, checkpoint: Checkpoint, indices: Int[Array, "batch"]) -> Denoiser:
-        """Return the denoiser of the samples with these indices, guided to their classes."""
-        denoiser, options = checkpoint.denoiser, self.options
-        if not self.sample_classes:
-            return denoiser
-        if options.labels:
-            labels = jnp.asarray(options.labels, indices.dtype)[indices % len(options.labels)]
-        elif options.label < 0:
-            labels = indices % self.sample_classes
-        else:
-            labels = jnp.full_like(indices, options.label)
+        """Return the guided denoiser of the samples with these indices and their classes."""
+        denoiser, labels = checkpoint.denoiser, self._labels(indices)
         if self.classes.network:
             denoiser = dataclasses.replace(denoiser, labels=labels)
         method = self.guidance.method
         if method is None:
             return denoiser
-        return guide(
-            denoiser, method.make(self.guidance, self.classes, checkpoint.classifier, labels)
-        )
+        model = getattr(checkpoint, method.needs) if method.needs else None
+        assert not method.needs or model is not None, "a checkpoint is loaded with what it needs"
+        return guide(denoiser, method.make(self.guidance, self.classes, model, labels))
+
+    def _labels(self, indices: Int[Array, "batch"]) -> Int[Array, "batch"] | None:
+        """Return the classes of the samples with these indices, if they have any."""
+        options = self.options
+        if not self.sample_classes:
+            return None
+        if options.labels:
+            return jnp.asarray(options.labels, indices.dtype)[indices % len(options.labels)]
+        if options.label < 0:
+            return indices % self.sample_classes
+        return jnp.full_like(indices, options.label)
 
 
 @contextmanager

@@ -232,6 +232,11 @@ class SDEdit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Upsample:
+    """Draw large images of small ones, by a network that was trained for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reconstruct:
     """Encode images as latents and decode them again."""
 
@@ -251,6 +256,7 @@ TASKS: dict[str, tuple[type, ...]] = {
     "compressed_sensing": (Input, InverseProblem, CompressedSensing),
     "mri": (Input, InverseProblem, MRI),
     "sdedit": (Input, SDEdit),
+    "upsample": (Input, Upsample),
     "reconstruct": (Input, Reconstruct),
     "interpolate": (Input, Interpolate),
 }
@@ -270,7 +276,7 @@ class Task:
 
     name: str
     input: str
-    options: Measurement | SDEdit | Reconstruct | Interpolate
+    options: Measurement | SDEdit | Upsample | Reconstruct | Interpolate
     inverse_problem: InverseProblem | None = None
     operator: LinearOperator | None = None
 
@@ -278,3 +284,8 @@ class Task:
     def encodes(self) -> bool:
         """Whether it maps images to latents and back, and draws no samples."""
         return isinstance(self.options, Reconstruct | Interpolate)
+
+    @property
+    def upsamples(self) -> bool:
+        """Whether it gives small images to an upsampler."""
+        return isinstance(self.options, Upsample)

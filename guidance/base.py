@@ -10,6 +10,7 @@ takes a denoiser and returns predictions of one, and so works with every sampler
 
     classifier.py        gradient of a classifier of noisy images
     classifier_free.py   difference of the scores with and without the class
+    autoguidance.py      difference of the scores of a network and of a worse one
     posterior.py         gradient of a loss or of a measurement's likelihood, at the predicted x0
 
 projection.py needs no gradient: it replaces the known part of x_t between the steps of a sampler.
@@ -29,7 +30,7 @@ from jaxtyping import Array, Float
 
 from denoising import Denoiser, Guidance, Prediction
 from guidance.operators import LinearOperator
-from numerics.arrays import Batch
+from numerics.arrays import Batch, expand_like
 from sde_lib import Time
 
 Number = float | Float[Array, ""]
@@ -45,6 +46,26 @@ def require_interval(name: str, interval: tuple) -> None:
     numbers = len(interval) == 2 and all(isinstance(t, int | float) for t in interval)
     if not numbers or not 0 <= interval[0] < interval[1] <= 1:
         raise ValueError(f"{name}={interval} must be two increasing times between 0 and 1")
+
+
+def inside_interval(
+    interval: tuple[float, float],
+    t: Time,
+    guided: Callable[[], Prediction],
+    plain: Callable[[], Prediction],
+) -> Prediction:
+    """Return the guided prediction at times within `interval`, and the plain one at others."""
+    if interval == (0.0, 1.0):
+        return guided()
+    first, last = interval
+    inside = (first <= t) & (t <= last)
+    if t.ndim == 0:
+        return jax.lax.cond(inside, guided, plain)
+    return jax.tree.map(
+        lambda guided, plain: jnp.where(expand_like(inside, guided), guided, plain),
+        guided(),
+        plain(),
+    )
 
 
 def require_measurement(operator: LinearOperator, measurement: Array) -> None:

@@ -22,8 +22,8 @@ from jaxtyping import Array, Int
 
 from denoising import Clipping, Denoiser, Prediction
 from errors import require_in
-from guidance.base import Number, require_interval
-from numerics.arrays import Batch, expand_like, pytree
+from guidance.base import Number, inside_interval, require_interval
+from numerics.arrays import Batch, pytree
 from sde_lib import Time
 
 
@@ -60,20 +60,11 @@ class ClassifierFreeGuidance:
                 "labels=None: classifier-free guidance needs a class-conditional network and the "
                 "class of each image"
             )
-        if self.interval == (0.0, 1.0):
-            return self._extrapolate(denoiser, x, t)
-        first, last = self.interval
-        inside = (first <= t) & (t <= last)
-        if t.ndim == 0:
-            return jax.lax.cond(
-                inside,
-                lambda: self._extrapolate(denoiser, x, t),
-                lambda: denoiser.predict(x, t),
-            )
-        return jax.tree.map(
-            lambda guided, plain: jnp.where(expand_like(inside, guided), guided, plain),
-            self._extrapolate(denoiser, x, t),
-            denoiser.predict(x, t),
+        return inside_interval(
+            self.interval,
+            t,
+            lambda: self._extrapolate(denoiser, x, t),
+            lambda: denoiser.predict(x, t),
         )
 
     def _extrapolate(self, denoiser: Denoiser, x: Batch, t: Time) -> Prediction:

@@ -32,6 +32,8 @@ def describe(experiment: Experiment) -> str:
         ("training", _epochs(experiment)),
         ("sampler", f"{sampler.name}: {cost}"),
     ]
+    if averages := _averages(experiment, _bytes(params)):
+        rows.append(("averages", averages))
     noise = leftover_noise(sampler, experiment.model.sde)
     if noise is not None:
         rows.append(("noise left in samples", f"{noise:.1f} gray levels of 256 (rms)"))
@@ -81,6 +83,17 @@ def _memory(experiment: Experiment) -> str:
         f"about {(static + activations) / 1e9:.2f} GB per device "
         f"({static / 1e9:.2f} state and gradients, {activations / 1e9:.2f} activations at most)"
     )
+
+
+def _averages(experiment: Experiment, size: int) -> str:
+    """Return how many averages are kept besides the main one, and the disk that snapshots take."""
+    more, steps = experiment.trainer.more_averages, experiment.training.steps
+    stored, kept = len(more.powers), len(more.rates) + len(more.powers)
+    if not stored:
+        return f"{kept} besides the main one" if kept else ""
+    snapshots = -(-steps // more.snapshot_every)
+    total = snapshots * stored * size / 1e9
+    return f"{kept} besides the main one; {snapshots} snapshots of {stored}, {total:.2f} GB on disk"
 
 
 def _epochs(experiment: Experiment) -> str:

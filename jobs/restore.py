@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -11,11 +11,13 @@ from bounds.dequantization import Dequantizer
 from denoising import Denoiser
 from errors import CheckpointError, ConfigError, WorkdirError
 from experiment.build import build
+from experiment.class_guidance import BadModel
 from experiment.experiment import Experiment
-from experiment.sampler import Checkpoint
+from experiment.sampler import Checkpoint, checkpoint_name
 from files.writing import sha256_of
 from guidance.classifier import Classifier
-from jobs.workdir import Workdir
+from jobs.averages import kept_averages
+from jobs.workdir import Workdir, run_and_step
 from numerics.arrays import digest
 from solvers.moments import EpsMoments
 from training.checkpoints import Checkpoints, Restored
@@ -30,8 +32,13 @@ def restore_parameters(
         WorkdirError: if the run has another network.
         CheckpointError: if there is no such checkpoint.
     """
+    return _restore_part(experiment, workdir, experiment.trainer.abstract_parameters(), step)
+
+
+def _restore_part(
+    experiment: Experiment, workdir: Workdir, template: Any, step: int | None
+) -> Restored:
     workdir.check(experiment.config, training=False)
-    template = experiment.trainer.abstract_parameters()
     restored = Checkpoints(workdir.checkpoints).restore(template, step, partial=True)
     if restored is None:
         raise CheckpointError(
@@ -41,40 +48,112 @@ def restore_parameters(
     return restored
 
 
+class Averaged(NamedTuple):
+    """The parameters of a network, averaged over training up to a step."""
+
+    step: int
+    params: Any
+
+
+class _OtherAverage(NamedTuple):
+    """The part of a training state that holds an average other than the main one."""
+
+    averages: dict[str, Any]
+
+
+def restore_average(
+    experiment: Experiment, workdir: Workdir, step: int | None = None, ema: str = ""
+) -> Averaged:
+    """Return an average of the parameters, by default the main one of the latest good checkpoint.
+
+    Args:
+        step: the step up to which it averages; None for the latest.
+        ema: "" for the main average, or the name of another, such as "rate_0.999" for one of
+            `config.ema.more_rates`, or "length_0.08" for one made by `--mode=ema`.
+
+    Raises:
+        ConfigError: if the run has no such average.
+        WorkdirError, CheckpointError: as `restore_parameters`.
+    """
+    checkpoints = checkpoints_of(workdir, ema)
+    if not ema:
+        found = restore_parameters(experiment, workdir, step)
+        return Averaged(found.step, found.state.ema_params)
+    params = experiment.trainer.abstract_state().params
+    if ema in kept_averages(workdir).rates:
+        template = _OtherAverage({ema: params})
+        found = _restore_part(experiment, workdir, template, step)
+        return Averaged(found.step, found.state.averages[ema])
+    workdir.check(experiment.config, training=False)
+    made = checkpoints.restore(params, step)
+    assert made is not None
+    return Averaged(made.step, made.state)
+
+
+def checkpoints_of(workdir: Workdir, ema: str = "") -> Checkpoints:
+    """Return the checkpoints that hold an average, as in `restore_average`.
+
+    Raises:
+        ConfigError: if the run has no such average.
+    """
+    if not ema or ema in (rates := kept_averages(workdir).rates):
+        return Checkpoints(workdir.checkpoints)
+    made = {folder.name for folder in workdir.averages.glob("length_*")}
+    made = sorted(name for name in made if Checkpoints(workdir.averages / name).steps())
+    if ema not in made:
+        raise ConfigError(
+            f"--ema={ema} is no average of the run in {workdir.path}; it has: "
+            f"{', '.join([*rates, *made]) or 'only the main one'}. --mode=ema --length=0.08 makes "
+            "length_0.08, from the snapshots of a run with config.ema.snapshot_every"
+        )
+    return Checkpoints(workdir.averages / ema)
+
+
 def load_checkpoint(
-    experiment: Experiment, workdir: Workdir, step: int | None = None
+    experiment: Experiment, workdir: Workdir, step: int | None = None, ema: str = ""
 ) -> Checkpoint:
     """Return a checkpoint (by default the latest good one) with all that the sampler needs.
 
+    `ema` chooses the average of its parameters as in `restore_average`.
+
     Raises:
-        ConfigError: if the sampler needs moments or a classifier that the run does not have.
+        ConfigError: if the sampler needs moments, a classifier or a bad model that is not there, or
+            there is no such average.
         WorkdirError, CheckpointError: as `restore_parameters`.
     """
-    restored = restore_parameters(experiment, workdir, step)
-    moments, classifier, digests = None, None, {}
+    restored = restore_average(experiment, workdir, step, ema)
+    moments, classifier, bad_model, digests = None, None, None, {}
     if "moments" in experiment.sampler.needs:
-        moments = load_moments(workdir, restored.step)
-        digests["moments"] = sha256_of(workdir.moments / f"{restored.step}.npz")[:16]
+        name = checkpoint_name(restored.step, ema)
+        moments = load_moments(workdir, name)
+        digests["moments"] = sha256_of(workdir.moments / f"{name}.npz")[:16]
     if "classifier" in experiment.sampler.needs:
         classifier = load_classifier(experiment, workdir, "config.guidance.name")
         digests["classifier"] = digest(classifier.network.args)
+    if "bad_model" in experiment.sampler.needs:
+        bad_model = load_bad_model(experiment, workdir, restored.step)
+        digests["bad_model"] = digest(
+            experiment.parallel.fetch_tree(bad_model.denoiser.network.args)
+        )
     return Checkpoint(
         step=restored.step,
-        denoiser=experiment.model.denoiser(restored.state.ema_params),
+        denoiser=experiment.model.denoiser(restored.params),
+        average=ema,
         moments=moments,
         classifier=classifier,
+        bad_model=bad_model,
         digests=digests,
     )
 
 
-def load_moments(workdir: Workdir, step: int) -> EpsMoments:
-    """Return the second moments measured for a checkpoint.
+def load_moments(workdir: Workdir, name: str) -> EpsMoments:
+    """Return the second moments measured for a checkpoint, by its name.
 
     Raises:
         ConfigError: if they are missing or damaged.
     """
     try:
-        return EpsMoments.load(workdir.moments / f"{step}.npz")
+        return EpsMoments.load(workdir.moments / f"{name}.npz")
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"config.sampling.name=analytic: {error}") from error
 
@@ -118,6 +197,59 @@ def load_dequantizer(experiment: Experiment, workdir: Workdir) -> Dequantizer:
     return model.dequantizer(restored.state.ema_params)
 
 
+def load_bad_model(experiment: Experiment, workdir: Workdir, step: int) -> BadModel:
+    """Return the network of `config.guidance.run`, for autoguidance of the run's network at `step`.
+
+    Raises:
+        ConfigError: if it is missing, is the same, or has another process, images or classes.
+    """
+    name = experiment.sampler.guidance.run
+    field, (run, bad_step) = f"config.guidance.run={name!r}", run_and_step(name)
+    if not run and bad_step == step:
+        raise ConfigError(f"{field} is the step to guide; give an earlier one, or another run")
+    try:
+        folder = Workdir(run) if run else workdir
+        other = experiment_of(folder) if run else experiment
+        if problem := mismatch(experiment, other):
+            raise ConfigError(f"{field} {problem}")
+        restored = restore_parameters(other, folder, bad_step)
+    except (WorkdirError, CheckpointError) as error:
+        raise ConfigError(f"{field}: {error}") from error
+    denoiser = other.model.denoiser(restored.state.ema_params)
+    return BadModel(denoiser, knows_classes=other.model.num_classes > 0)
+
+
+def mismatch(good: Experiment, bad: Experiment) -> str:
+    """Return why a network cannot be the bad model of another, or ""."""
+    for what, ours, theirs in (
+        ("the process", good.model.sde, bad.model.sde),
+        ("images of shape", good.data.shape, bad.data.shape),
+        ("images in the range", good.data.scaler, bad.data.scaler),
+        ("config.model.upsampling", good.model.upsampling, bad.model.upsampling),
+    ):
+        if ours != theirs:
+            return f"has {what} {theirs}, and the network to guide {ours}; give a run with the same"
+    ours, theirs = good.model.num_classes, bad.model.num_classes
+    if theirs not in (0, ours):
+        return (
+            f"has config.model.num_classes={theirs}, and the network to guide {ours}; give a run "
+            "with the same classes, or with none"
+        )
+    return ""
+
+
+def experiment_of(workdir: Workdir) -> Experiment:
+    """Return the experiment of a run.
+
+    Raises:
+        WorkdirError: if there is no run, or its configuration is not valid.
+    """
+    try:
+        return build(workdir.read_config())
+    except ConfigError as error:
+        raise WorkdirError(f"{workdir.config} does not describe a run: {error}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
     """A trained model for notebooks and scripts.
@@ -143,22 +275,21 @@ class TrainedModel:
         return self.experiment.data.from_unit_range(images)
 
 
-def load_model(path: str | Path, step: int | None = None) -> TrainedModel:
+def load_model(path: str | Path, step: int | None = None, ema: str = "") -> TrainedModel:
     """Load the model of a run from its folder.
 
     Args:
         path: the run's --workdir.
         step: step of the checkpoint; by default the latest good one.
+        ema: the average of its parameters, as in `restore_average`; by default the main one.
 
     Raises:
         WorkdirError, CheckpointError: if there is no run, or no such checkpoint.
+        ConfigError: if there is no such average.
     """
     workdir = Workdir(path)
-    try:
-        experiment = build(workdir.read_config())
-    except ConfigError as error:
-        raise WorkdirError(f"{workdir.config} does not describe a run: {error}") from error
-    checkpoint = load_checkpoint(experiment, workdir, step)
+    experiment = experiment_of(workdir)
+    checkpoint = load_checkpoint(experiment, workdir, step, ema)
     return TrainedModel(
         denoiser=checkpoint.denoiser,
         shape=experiment.data.shape,

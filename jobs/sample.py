@@ -3,6 +3,7 @@
 Inputs are cycled: sample k is conditioned on input k modulo their number.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
@@ -18,11 +19,12 @@ from errors import ConfigError
 from experiment.experiment import Experiment
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Condition, Conditioned, unconditioned
-from experiment.tasks import Interpolate, InverseProblem, Measurement, Reconstruct, SDEdit, Task
+from experiment.tasks import Interpolate, InverseProblem, Measurement, Reconstruct, Task
 from files.pictures import image_grid
 from guidance.base import guide
 from guidance.operators import LinearOperator
 from jobs.cache import batches_of
+from models.blocks.resample import average_downsample
 from numerics.arrays import normal_like, sample_keys
 from solvers.ode import interpolate
 
@@ -111,9 +113,13 @@ class TaskRun:
                 self._operator.measurement_shape,
                 self._measurement_options.keeps_range,
             )
+        if task.upsamples:
+            height, width, channels = data.shape
+            shape = height // self._factor, width // self._factor, channels
 
         def test_images() -> Float[np.ndarray, "n h w c"]:
-            return data.quantizer.to_uint8(data.images.test).astype(np.float32) / 255
+            images = data.quantizer.to_uint8(data.images.test).astype(np.float32) / 255
+            return np.asarray(average_downsample(jnp.asarray(images), self._factor))
 
         try:
             return read_images(
@@ -126,6 +132,11 @@ class TaskRun:
         except ValueError as error:
             raise ConfigError(f"config.task.{error}") from error
 
+    @property
+    def _factor(self) -> int:
+        """The factor between the sizes of samples and inputs."""
+        return self.experiment.model.upsampling
+
     def run(self, checkpoint: Checkpoint) -> TaskResult:
         """Draw the samples of the task; a reconstruction gives one per input.
 
@@ -134,17 +145,19 @@ class TaskRun:
         """
         if self.task.inverse_problem is not None:
             return self._solve_inverse_problem(checkpoint)
-        if isinstance(self.task.options, SDEdit):
-            images, nfe = draw_all(self.experiment, checkpoint, self.count, self.condition)
-            figure = self._figure([self._input_images], images)
-            return TaskResult(images, {}, figure, f"NFE {nfe}")
-        return self._through_latents(checkpoint)
+        if self.task.encodes:
+            return self._through_latents(checkpoint)
+        images, nfe = draw_all(self.experiment, checkpoint, self.count, self.condition)
+        figure = self._figure([self._input_images], images)
+        return TaskResult(images, {}, figure, f"NFE {nfe}")
 
     def condition(self, denoiser: Denoiser, indices: Int[Array, "batch"]) -> Conditioned:
         """Condition a batch of samples on their inputs."""
-        if isinstance(self.task.options, SDEdit):
-            source = self.experiment.data.from_unit_range(self.inputs)
-            return Conditioned(denoiser, source=self._rows(source, indices))
+        if self.task.inverse_problem is None:
+            x = self._rows(self.experiment.data.from_unit_range(self.inputs), indices)
+            if self.task.upsamples:
+                return Conditioned(dataclasses.replace(denoiser, image=x))
+            return Conditioned(denoiser, source=x)
         problem = self._problem
         measurement = self._rows(self._measurement, indices)
         guidance = problem.guidance(self._operator, measurement, self._noise)
@@ -257,7 +270,9 @@ class TaskRun:
 
     @property
     def _input_images(self) -> Images:
-        return np.rint(self.inputs * 255).astype(np.uint8)
+        """The inputs, in the size of the samples."""
+        images = np.rint(self.inputs * 255).astype(np.uint8)
+        return images.repeat(self._factor, axis=1).repeat(self._factor, axis=2)
 
     def _figure(self, columns: list[Images], images: Images) -> UInt8[np.ndarray, "h w c"]:
         """Return a row per input: what was given, then samples."""

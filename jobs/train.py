@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,9 @@ from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from files.writing import write_json
+from jobs.averages import Snapshots
 from jobs.profile import ProfiledSteps, Profiler
-from jobs.workdir import Workdir
+from jobs.workdir import Workdir, run_and_step
 from training.checkpoints import Checkpoints
 from training.metrics_log import MetricsLog, last_step
 from training.prefetch import prefetched
@@ -181,6 +182,7 @@ def _train(
     if step >= last:
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
         return False
+    _report_batch_size(job.options)
     if profiled is not None:
         profiled.check(step, last)
     for change in changes:
@@ -194,27 +196,35 @@ def _train(
             "below config.%s.lr. Lower the warm-up, or train longer",
             *(warmup, last, job.rate_section),
         )
+    snapshots = Snapshots(workdir, job.trainer.more_averages, step)
     log, profiler = MetricsLog(workdir.path, step=step), Profiler(profiled, workdir.profile)
-    try:
+    with closing(log), closing(checkpoints), closing(snapshots), closing(profiler):
         with (
             _stop_signals() as stop,
             tqdm(
                 total=last, initial=step, desc="training", dynamic_ncols=True, mininterval=0.5
             ) as bar,
         ):
-            loop = _Loop(job, images, checkpoints, log, workdir, bar, stop, profiler)
+            loop = _Loop(job, images, checkpoints, snapshots, log, workdir, bar, stop, profiler)
             state = loop.run(batches, state)
         checkpoints.wait()
-    finally:
-        profiler.close()
-        checkpoints.close()
-        log.close()
     if stop:
         name = signal.Signals(stop[0]).name
         print(f"stopped by {name} at step {int(state.step)}, saved; rerun the command to continue")
         sys.exit(128 + stop[0])
     print(f"trained {last} steps")
     return True
+
+
+def _report_batch_size(options: TrainingOptions) -> None:
+    """Warn of a batch size other than that of the published numbers."""
+    ours, published = options.batch_size, options.published_batch_size
+    if published and ours != published:
+        logging.warning(
+            "config.training.batch_size=%d, but the published numbers of this configuration were "
+            "made with %d; docs/recipes.md says what changes",
+            *(ours, published),
+        )
 
 
 def _initial_state(
@@ -242,8 +252,7 @@ def _initial_state(
         )
     if not job.options.init_from:
         return job.trainer.init_state(base_key(job.seed, "init")), []
-    run, _, number = job.options.init_from.rpartition(":")
-    run, step = (run, int(number)) if run and number.isdecimal() else (job.options.init_from, None)
+    run, step = run_and_step(job.options.init_from)
     other = Checkpoints(Workdir(Path(run).expanduser()).checkpoints).restore(
         job.trainer.abstract_parameters(), step, partial=True
     )
@@ -261,6 +270,7 @@ class _Loop:
     job: TrainingJob
     images: str
     checkpoints: Checkpoints
+    snapshots: Snapshots
     log: MetricsLog
     workdir: Workdir
     bar: tqdm
@@ -287,9 +297,10 @@ class _Loop:
                 saves = ends or _is_due(step, options.checkpoint_every)
                 samples = not stopping and options.sample_every > 0
                 samples = samples and (ends or _is_due(step, options.sample_every))
+                stores = self.snapshots.are_due(step, ends=step == last)
                 # Scalars are read one call late, so that the device never waits for Python; where
                 # something is about to be written, all of them are.
-                while len(pending) > (0 if logs or saves or samples else 1):
+                while len(pending) > (0 if logs or saves or samples or stores else 1):
                     values = self._finite(*pending.popleft())
                 clock.count(len(steps) * options.batch_size)
                 self.bar.update(len(steps))
@@ -298,14 +309,17 @@ class _Loop:
                     self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
                     if not stopping or _is_due(step, options.log_every):
                         self.log.write(step, {**values, "images_per_sec": round(rate, 1)})
+                record = self.job.config | {"images": self.images}
+                if stores:
+                    self.snapshots.save(step, state, record)
                 if saves:
-                    record = self.job.config | {"images": self.images}
+                    self.snapshots.close()  # a run that resumes here would not write them again
                     self.checkpoints.save(step, state, record)
                 if stopping:
                     break
                 if samples:
                     self._write_samples(state)
-                if saves or samples:
+                if saves or samples or stores:
                     clock.restart()
         return state
 
@@ -316,6 +330,7 @@ class _Loop:
         """
         options, several = self.job.options, self.job.options.steps_per_call
         cadences = (options.log_every, options.checkpoint_every, options.sample_every)
+        cadences += (self.job.trainer.more_averages.snapshot_every,)
         while done < options.steps:
             inside = range(done + 1, done + several)
             due = any(_is_due(step, every) for step in inside for every in cadences)

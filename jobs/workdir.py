@@ -16,8 +16,8 @@ from training.checkpoints import Checkpoints
 # what.
 _MAY_CHANGE = (
     *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "dequantizer."),
-    *("discrete_bound.", "eval.", "guidance.", "likelihood.", "optim.", "sampling."),
-    *("task.", "training."),
+    *("discrete_bound.", "ema.snapshot_every", "eval.", "guidance.", "likelihood.", "optim."),
+    *("sampling.", "task.", "training."),
 )
 # Except for these: where the run started, and what decides the state of its optimizer.
 _FIXED = ("training.init_from", "optim.name")
@@ -32,8 +32,12 @@ _CHANGES, _IMAGES = "changes", "images"
 
 # Fields that describe a trained network: they must be those of the run to read its checkpoints.
 _DESCRIBE_NETWORK = ("data.", "denoiser.", "ema.", "model.", "sde.")
-# Of these, what a reader may change: where files lie, and which noise likelihoods have.
-_READER_MAY_CHANGE = ("data.dir", "data.dequantization")
+# Of these, what a reader may change: where files lie, which noise likelihoods have, and what else a
+# run keeps, which is read from its own configuration.
+_READER_MAY_CHANGE = (
+    *("data.dir", "data.dequantization"),
+    *("ema.lengths", "ema.more_rates", "ema.snapshot_every"),
+)
 
 
 class Part(NamedTuple):
@@ -85,6 +89,8 @@ class Workdir:
         self.samples = self.path / "samples"
         self.eval = self.path / "eval"
         self.moments = self.path / "moments"
+        self.averages = self.path / "ema"
+        self.snapshots = self.averages / "snapshots"
         self.statistics = self.path / "statistics"
         self.profile = self.path / "profile"
         if "://" in str(path):
@@ -167,19 +173,30 @@ class Workdir:
             phrase for name, phrase in found if not self._may_differ(name, training=training)
         ]
         if refused:
-            way_out = (
-                ", or start from its checkpoint as a new run: --config.training.init_from="
-                f"{self.path} with a new --workdir"
-            )
+            way_out = ""
+            if self._part:
+                way_out = ", or remove this folder to train another one"
+            elif training:
+                way_out = (
+                    ", or start from its checkpoint as a new run: --config.training.init_from="
+                    f"{self.path} with a new --workdir"
+                )
             raise WorkdirError(
                 f"--workdir={self.path} holds a run with another configuration: "
-                f"{'; '.join(refused)}. Give these values, or another --workdir"
-                f"{way_out if training and not self._part else ''}"
+                f"{'; '.join(refused)}. Give these values, or another --workdir{way_out}"
             )
         changed = [phrase for name, phrase in found if name.startswith(_CHANGES_RESULT)]
         old, new = flatten(saved, "."), flatten(config, ".")
         younger = [name for name in new if name not in old and new[name] is not None]
         return changed + [f"config.{name} is new, {new[name]!r}" for name in younger]
+
+    def misfits(self, config: dict[str, Any]) -> list[str]:
+        """Return a phrase for each field in which a saved `config` is that of another run."""
+        return [
+            phrase
+            for name, phrase in differences(config, self._read())
+            if not self._may_differ(name, training=True)
+        ]
 
     def check_images(self, fingerprint: str) -> None:
         """Raise WorkdirError unless the run was trained on the images with this fingerprint."""
@@ -230,6 +247,12 @@ class Workdir:
             if self._content() == json.loads(json.dumps(content)):
                 return
         write_json(self.config, content)
+
+
+def run_and_step(name: str) -> tuple[str, int | None]:
+    """Split RUN:STEP; the step is None where there is none."""
+    run, colon, number = name.rpartition(":")
+    return (run, int(number)) if colon and number.isdecimal() else (name, None)
 
 
 def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[tuple[str, str]]:

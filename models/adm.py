@@ -24,7 +24,8 @@ the chosen resolutions. The published networks are settings of the same fields:
 GroupNorm has epsilon 1e-5. For c channels, EDM has min(c // 4, 32) groups, the default here. The
 other two have 32 (`num_groups`), which is the same from 128 channels on. Weights are initialized by
 DDPM's rule, as in the rest of this folder. PyTorch's rule, which the published codes use, has a
-third of its variance. With either, every block starts as its shortcut.
+third of its variance. With either, every block starts as its shortcut. Upsamplers see a small image
+beside x, enlarged to its size (`upsampling`).
 """
 
 import math
@@ -47,17 +48,20 @@ from models.blocks.checks import (
 )
 from models.blocks.embeddings import LabelEmbedding, Labels, positional_embedding
 from models.blocks.layers import (
+    AugmentLabels,
     Embedding,
     FeatureMaps,
     GroupNorm,
     Images,
     ResampleConv,
     ResidualBlock,
+    augmentation_embedding,
     cast,
     conv3x3,
     dense,
     rematerialized,
 )
+from models.blocks.resample import bilinear_upsample
 
 CHOICES: dict[str, tuple[str, ...]] = {"resample": ("block", "conv")}
 EPSILON = 1e-5  # of every GroupNorm
@@ -146,9 +150,19 @@ class ADMEncoder(nn.Module):
     # The methods below create submodules in the scope of __call__, their only caller.
 
     @nn.nowrap
-    def _embed(self, cond: Float[Array, "batch"]) -> Embedding:
-        """Embed the noise level, without the last activation: (b,) -> (b, 4 features)."""
+    def _embed(
+        self,
+        cond: Float[Array, "batch"],
+        size: int = 0,
+        augment_labels: AugmentLabels | None = None,
+    ) -> Embedding:
+        """Embed the noise level and `size` augmentation labels, without the last activation.
+
+        The shapes are (b,), (b, size) -> (b, 4 features).
+        """
         e = positional_embedding(cond, self.features, endpoint=False)
+        if size:
+            e = e + augmentation_embedding(augment_labels, size, e, init_scale=0.0)
         e = nn.silu(dense(4 * self.features, name="embedding_0")(e))
         return dense(4 * self.features, name="embedding_1")(e)
 
@@ -216,15 +230,20 @@ class ADM(ADMEncoder):
 
     Attributes:
         num_classes: number of classes; 0 for an unconditional network.
+        augment_labels: number of augmentation labels; 0 for a network that does not see any.
         out_channels: channels of the prediction; None for the number of the input.
+        upsampling: factor by which an upsampler enlarges a small image beside x, whose channels
+            then join those of x (arXiv:2105.05233, Section 5.2); 1 for any other network.
         learned_variance: double the channels of the output. The second half is v, of order -1 .. 1:
             (v + 1) / 2 interpolates the log variance between its lower and upper bound
             (arXiv:2102.09672, Eq. 15).
     """
 
     num_classes: int = 0
+    augment_labels: int = 0
     out_channels: int | None = None
     learned_variance: bool = False
+    upsampling: int = 1
 
     @nn.compact
     def __call__(
@@ -232,7 +251,9 @@ class ADM(ADMEncoder):
         x: Images,
         cond: Float[Array, "batch"],
         labels: Labels | None = None,
+        image: Images | None = None,
         *,
+        augment_labels: AugmentLabels | None = None,
         train: bool,
     ) -> Float[Array, "batch height width channels_out"]:
         """Map images (b, n, n, c) of order 1 and cond (b,) to (b, n, n, out_channels).
@@ -241,18 +262,26 @@ class ADM(ADMEncoder):
         is the timestep 0 .. 999 in ADM, log(sigma) / 4 in EDM. `labels` (b,) are classes
         0 .. num_classes - 1, or num_classes for "no class", as None is everywhere. The vector of
         "no class" learns only from labels that training drops. Imported weights lack it, and have 0
+        there. `augment_labels` (b, augment_labels) describe how images were augmented; None is
+        zero. `image` (b, n / upsampling, n / upsampling, c) is for upsamplers only, and is needed
         there. The output has the dtype of x. Dropout in training draws from the stream "dropout".
 
         Raises:
-            ValueError: a field is invalid (`validate`), or the images are not square.
+            ValueError: a field is invalid (`validate`), the images are not square, or `image` is
+                missing, superfluous, or has another shape.
         """
         check_images(self, x)
-        e = self._embed(cond)
+        self._check_image(x, image)
+        e = self._embed(cond, self.augment_labels, augment_labels)
         if self.num_classes:
             classes = LabelEmbedding(self.num_classes, e.shape[-1], name="classes")
             e = e + classes(labels, len(cond)).astype(e.dtype)
         e = cast(nn.silu(e).astype(x.dtype), self.compute_dtype)
-        h, skips = self._encode(cast(x, self.compute_dtype), e, train=train)
+        seen = x
+        if image is not None:
+            enlarged = bilinear_upsample(image.astype(x.dtype), self.upsampling)
+            seen = jnp.concatenate([x, enlarged], axis=-1)
+        h, skips = self._encode(cast(seen, self.compute_dtype), e, train=train)
         h = self._decode(h, skips, e, train=train).astype(x.dtype)
         h = nn.silu(GroupNorm(EPSILON, self.num_groups, name="output_norm")(h))
         outputs = (1 + self.learned_variance) * (self.out_channels or x.shape[-1])
@@ -261,8 +290,27 @@ class ADM(ADMEncoder):
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
         """Check every field, as `ADMEncoder.validate` does."""
-        check_integers(self, num_classes=0, out_channels=1)
+        check_integers(self, num_classes=0, augment_labels=0, out_channels=1, upsampling=1)
         super().validate(image_size, channels)
+        divides = image_size % self.upsampling == 0
+        valid = f"a divisor of config.data.image_size={image_size}"
+        check_field(self, "upsampling", divides, valid)
+
+    @nn.nowrap
+    def _check_image(self, x: Images, image: Images | None) -> None:
+        """Raise ValueError unless `image` is what `upsampling` needs beside x."""
+        factor = self.upsampling
+        batch, height, width, channels = x.shape
+        wanted = (batch, height // factor, width // factor, channels) if factor > 1 else None
+        found = None if image is None else image.shape
+        if found != wanted:
+            raise field_error(
+                self,
+                "upsampling",
+                f"a factor that fits the image beside x, which has shape {found}, not {wanted}",
+                "Sample an upsampler with config.task.name=upsample; in Python, give the image to "
+                "Denoiser(image=...).",
+            )
 
     @nn.nowrap
     def normalized_widths(self) -> set[int]:

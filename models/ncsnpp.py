@@ -43,6 +43,7 @@ from models.blocks.checks import (
 from models.blocks.embeddings import FourierEmbedding, LabelEmbedding, Labels, positional_embedding
 from models.blocks.layers import (
     ACTIVATIONS,
+    AugmentLabels,
     Embedding,
     FeatureMaps,
     GroupNorm,
@@ -50,6 +51,7 @@ from models.blocks.layers import (
     ResampleConv,
     ResidualBlock,
     at_least_float32,
+    augmentation_embedding,
     cast,
     conv3x3,
     dense,
@@ -93,6 +95,7 @@ class NCSNpp(nn.Module):
             for a network without dependence on cond.
         fourier_scale: standard deviation of the Fourier frequencies.
         num_classes: number of classes; 0 for an unconditional network.
+        augment_labels: number of augmentation labels; 0 for a network that does not see any.
         activation: a name in `layers.ACTIVATIONS`.
         skip_rescale: divide residual sums by sqrt 2.
         init_scale: initial variance scale of the last layer of every block and of the output.
@@ -118,6 +121,7 @@ class NCSNpp(nn.Module):
     embedding: str = "positional"
     fourier_scale: float = 16.0
     num_classes: int = 0
+    augment_labels: int = 0
     activation: str = "swish"
     skip_rescale: bool = True
     init_scale: float = 0.0
@@ -133,19 +137,21 @@ class NCSNpp(nn.Module):
         cond: Float[Array, "batch"],
         labels: Labels | None = None,
         *,
+        augment_labels: AugmentLabels | None = None,
         train: bool,
     ) -> Float[Array, "batch height width channels_out"]:
         """Map images (b, n, n, c) of order 1 and cond (b,) to (b, n, n, out_channels).
 
         `cond` is 999 t for the positional embedding, log sigma for the Fourier one. `labels` (b,)
         are classes 0 .. num_classes - 1, or num_classes for "no class", as None is everywhere.
+        `augment_labels` (b, augment_labels) describe how images were augmented; None is zero.
         The output has the dtype of x. Dropout in training draws from the stream "dropout".
 
         Raises:
             ValueError: a field is invalid (`validate`), or the images are not square.
         """
         check_images(self, x)
-        e = self._embed(cond, labels)
+        e = self._embed(cond, labels, augment_labels)
         e = None if e is None else cast(e.astype(x.dtype), self.compute_dtype)
         h, skips = self._encode(cast(x, self.compute_dtype), e, train=train)
         h = self._block("middle_block_0", h.shape[-1])(h, e, train)
@@ -164,12 +170,13 @@ class NCSNpp(nn.Module):
         check_unet(self, image_size, channels)
         integers = all(map(is_integer, self.channel_multipliers))
         check_field(self, "channel_multipliers", integers, "positive integers")
-        check_integers(self, num_classes=0, out_channels=1)
+        check_integers(self, num_classes=0, augment_labels=0, out_channels=1)
         check_numbers(self, fourier_scale="(0, inf)", init_scale="[0, inf)")
-        if self.num_classes and self.embedding == "none":
-            raise field_error(
-                self, "num_classes", "0 with embedding='none'", "Classes enter by the embedding."
-            )
+        for field in ("num_classes", "augment_labels"):
+            if getattr(self, field) and self.embedding == "none":
+                raise field_error(
+                    self, field, "0 with embedding='none'", "Labels enter by the embedding."
+                )
         normalize_kernel(self.fir_kernel)
         check_groups(self)
 
@@ -184,8 +191,13 @@ class NCSNpp(nn.Module):
     # The methods below create submodules in the scope of __call__, their only caller.
 
     @nn.nowrap
-    def _embed(self, cond: Float[Array, "batch"], labels: Labels | None) -> Embedding | None:
-        """Embed noise level and class, with activation: (b,), (b,) -> (b, 4 features)."""
+    def _embed(
+        self,
+        cond: Float[Array, "batch"],
+        labels: Labels | None,
+        augment_labels: AugmentLabels | None,
+    ) -> Embedding | None:
+        """Embed noise level and labels, with activation: (b,), (b,), (b, n) -> (b, 4 features)."""
         if self.embedding == "none":
             return None
         if self.embedding == "fourier":
@@ -195,6 +207,8 @@ class NCSNpp(nn.Module):
         if self.num_classes:
             classes = LabelEmbedding(self.num_classes, e.shape[-1], name="classes")
             e = e + classes(labels, len(cond)).astype(e.dtype)
+        if self.augment_labels:
+            e = e + augmentation_embedding(augment_labels, self.augment_labels, e)
         act = ACTIVATIONS[self.activation]
         e = act(dense(4 * self.features, name="embedding_0")(e))
         return act(dense(4 * self.features, name="embedding_1")(e))

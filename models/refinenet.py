@@ -47,7 +47,7 @@ from models.blocks.layers import (
     cast,
     follow_input,
 )
-from models.blocks.resample import ResampledImages, average_downsample
+from models.blocks.resample import average_downsample, bilinear_upsample
 
 Normalization = Callable[..., nn.Module]  # (name=...) makes a module that maps (x, timestep) to x
 
@@ -115,27 +115,6 @@ def _pool(x: Images, combine: Callable[[Images, Images], Images], outside: float
         padded, n = jnp.pad(x, margins, constant_values=outside), x.shape[axis]
         shifts = [lax.slice_in_dim(padded, i, i + n, axis=axis) for i in range(5)]
         x = functools.reduce(combine, shifts)
-    return x
-
-
-def bilinear_upsample(x: Images, *, align_corners: bool) -> ResampledImages:
-    """Double height and width by linear interpolation: (b, h, w, c) -> (b, 2h, 2w, c).
-
-    Outputs 2i and 2i + 1 are x[i] + w_i (x[i-1] - x[i]) and x[i] + w_{n-1-i} (x[i+1] - x[i]), with
-    w = 1/4. With `align_corners`, w_i = i / (2n - 1), which keeps the outermost pixels in place.
-    """
-    for axis in (1, 2):
-        n = x.shape[axis]
-        weight = jnp.arange(n) / (2 * n - 1) if align_corners else jnp.full(n, 0.25)
-        weight = weight.astype(x.dtype).reshape([n if a == axis else 1 for a in range(x.ndim)])
-        margins = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
-        padded = jnp.pad(x, margins, mode="edge")
-        before = lax.slice_in_dim(padded, 0, n, axis=axis)
-        after = lax.slice_in_dim(padded, 2, n + 2, axis=axis)
-        even = x + weight * (before - x)
-        odd = x + jnp.flip(weight, axis) * (after - x)
-        doubled = (*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
-        x = jnp.stack([even, odd], axis=axis + 1).reshape(doubled)
     return x
 
 

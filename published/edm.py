@@ -17,7 +17,8 @@ without its preconditioner. These differ besides names and layouts:
     embedding            [cos, sin] in DhariwalUNet; SongUNet swaps it to our order
 
 The file contains the fixed filters of resampling, so a network with other filters is refused even
-though its parameters fit. Augmentation labels are zero, as in EDM's sampling.
+though its parameters fit. A network that was trained with augmentation has a layer for its labels;
+so does ours with config.model.augment_labels=9.
 """
 
 import math
@@ -37,10 +38,12 @@ from published.mapping import (
     Imported,
     Template,
     Weight,
+    fields_to_set,
     translate,
 )
 from published.pytorch_layers import (
     AFTER_COSINE_FIRST,
+    TO_COSINE_FIRST,
     Tensors,
     affine,
     check_groups,
@@ -50,12 +53,12 @@ from published.pytorch_layers import (
     projections,
 )
 
-# Tensors without a parameter of ours: filters, the noise levels of the preconditioner "iDDPM", and
-# the layer for augmentation labels.
-UNUSED = ("*.resample_filter", "u", "map_augment.weight")
+# Tensors without a parameter of ours: filters, and the noise levels of the preconditioner "iDDPM".
+UNUSED = ("*.resample_filter", "u")
 _ORDER = "head channel part"
 _PREFIX = "model."
 _LABELS = "map_label.weight"
+_AUGMENT = "map_augment.weight"
 _FILTER = ".resample_filter"
 
 _SONG = {
@@ -93,7 +96,9 @@ def import_state(
         )
     rules, tensors = weights(network, image_size), _load(tree, source)
     _check_filters(network, tensors, source)
-    params = translate(rules, template, tensors, unused=UNUSED, source=source)
+    labels = np.shape(tensors.get(_AUGMENT, ()))[-1:] or (0,)
+    remedy = fields_to_set(network, {"augment_labels": labels[0]})
+    params = translate(rules, template, tensors, unused=UNUSED, source=source, remedy=remedy)
     return one_set(params)
 
 
@@ -162,6 +167,9 @@ def _unet(network: NCSNpp | ADM, image_size: int) -> Iterator[Weight]:
         yield IDENTICAL.weight("fourier/frequencies", "map_noise.freqs")
     yield from affine("embedding_0", "map_layer0", LINEAR if song else AFTER_COSINE_FIRST)
     yield from affine("embedding_1", "map_layer1", LINEAR)
+    if network.augment_labels:
+        layout = LINEAR if song else TO_COSINE_FIRST
+        yield layout.weight("augmentation/kernel", _AUGMENT)
     if network.num_classes:
         yield IDENTICAL.weight("classes/table", _LABELS)
     yield from affine("input_conv", f"enc.{image_size}x{image_size}_conv", CONV)

@@ -266,7 +266,7 @@ def _described(tree: Any) -> str:
     ]
     multiples = ", ".join(f"{width // features}" for width in widths)
     shown = [
-        f"images of {channels} channels",
+        f"an input of {channels} channels",
         f"{features} features times {multiples}",
         f"{classes[0]} classes" if classes else "no classes",
         f"{size / 1e6:.1f}M numbers",

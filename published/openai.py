@@ -1,7 +1,8 @@
 """Improved DDPM (arXiv:2102.09672) and ADM (arXiv:2105.05233) as OpenAI has published them.
 
     https://github.com/openai/improved-diffusion    UNetModel
-    https://github.com/openai/guided-diffusion      UNetModel, and EncoderUNetModel, its classifier
+    https://github.com/openai/guided-diffusion      UNetModel; SuperResModel, its upsampler;
+                                                    EncoderUNetModel, its classifier
 
 Their .pt files are state dicts, {name: tensor}, of averages alone, which become the parameters too,
 without a step. Names count the blocks of the encoder and decoder, "input_blocks.4.1.qkv.weight".
@@ -11,6 +12,7 @@ These differ besides names and layouts:
     embedding            [cos, sin]
     classes              no vector for "no class"; ours is 0 after the import, and never trained
     learned variance     twice the channels of the output, as in ours
+    SuperResModel        an upsampler, with twice the channels of the input, as in ours
 
 A file does not show the order. "legacy" is that of improved-diffusion, and of guided-diffusion
 without --use_new_attention_order: all published files except 64x64_diffusion.pt. Its classifier,
@@ -55,7 +57,6 @@ from published.pytorch_layers import (
 ATTENTION_ORDERS = {"legacy": "head part channel", "new": "part head channel"}
 _NAMES = ("time_embed.0.weight", "middle_block.0.in_layers.0.weight")  # in all their networks
 _DECODER = "output_blocks.0.0.in_layers.0.weight"  # not in classifiers
-_INPUT = "input_blocks.0.0.weight"
 _GROUPS = 32  # of every GroupNorm
 
 _CLASSES = Rearrangement(lambda w: np.concatenate([w, np.zeros_like(w[:1])]), lambda p: p[:-1])
@@ -80,15 +81,13 @@ def import_state(
     source: str,
     attention_order: str = "legacy",
 ) -> Imported:
-    """Translate the state dict of a UNetModel, averages.
+    """Translate the state dict of a UNetModel or SuperResModel, averages.
 
     `attention_order` is a name in ATTENTION_ORDERS; other arguments as in `published`.
     """
     _check_file(tree, source, "UNetModel", _DECODER)
     rules = weights(network, image_size, attention_order)
-    if not callable(template):
-        _check_input(tree, template, source)
-    advice = fields_to_set(network, openai_settings.of_unet(tree, image_size))
+    advice = fields_to_set(network, openai_settings.of_unet(tree, image_size, network.upsampling))
     return one_set(translate(rules, template, tree, source=source, remedy=advice))
 
 
@@ -114,19 +113,6 @@ def _check_file(tree: Any, source: str, kind: str, *names: str) -> None:
         raise FileError(
             f"{source}: it is not a state dict of a {kind} of improved-diffusion or "
             f"guided-diffusion, which has {missing[0]}. Use a .pt file of these projects"
-        )
-
-
-def _check_input(tree: Mapping[str, Any], template: Any, source: str) -> None:
-    """Raise FileError for an upsampler, whose input is x and another image beside it."""
-    if callable(template):  # of another configuration than the chosen one
-        return
-    channels = template["input_conv"]["kernel"].shape[2]
-    if _INPUT in tree and np.shape(tree[_INPUT])[1:2] == (2 * channels,):
-        raise FileError(
-            f"{source}: it is an upsampler of guided-diffusion (SuperResModel), whose input is x "
-            "and a small image beside it; upsamplers are not supported yet. Use the model of one "
-            "resolution, such as 256x256_diffusion.pt"
         )
 
 

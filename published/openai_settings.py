@@ -24,13 +24,18 @@ class _Block(NamedTuple):
     attends: bool
 
 
-def of_unet(tree: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    """Return fields of ADM for a UNetModel."""
+def of_unet(tree: Mapping[str, Any], image_size: int, upsampling: int = 1) -> dict[str, Any]:
+    """Return fields of ADM for a UNetModel, or for a SuperResModel of color images.
+
+    No file shows the factor of an upsampler: it is `upsampling`, or 4 as published.
+    """
     labels = _shape(tree, "label_emb.weight")
     found = _encoder(tree, image_size) | {"num_classes": labels[0] if labels else 0}
     inputs, outputs = _shape(tree, "input_blocks.0.0.weight"), _shape(tree, "out.2.weight")
     if len(inputs) == len(outputs) == 4:
-        found["learned_variance"] = outputs[0] == 2 * inputs[1]
+        factor = upsampling if upsampling > 1 else 4
+        channels, found["upsampling"] = (3, factor) if inputs[1] == 6 else (inputs[1], 1)
+        found["learned_variance"] = outputs[0] == 2 * channels
     return found
 
 

@@ -7,8 +7,9 @@ A layer is "a.b" in PyTorch and "a/b" here, and its parameters differ in layout 
     a.weight, a.bias    a/scale, a/bias     normalizations
 
 Two conventions need more. Some embed a noise level as [cos, sin], ours is [sin, cos]: then the
-halves of the next layer's rows are swapped (`AFTER_COSINE_FIRST`). Some have one layer for query,
-key and value: then each of ours is a part of it (`projections`).
+halves of the next layer's rows are swapped (`AFTER_COSINE_FIRST`), and the halves of the columns of
+a layer that adds to the embedding (`TO_COSINE_FIRST`). Some have one layer for query, key and
+value: then each of ours is a part of it (`projections`).
 """
 
 import copy
@@ -61,6 +62,7 @@ def _swapped(rows: Shaped[np.ndarray, "features _"]) -> Shaped[np.ndarray, "feat
 
 
 AFTER_COSINE_FIRST = Rearrangement(lambda w: _swapped(w.T), lambda p: _swapped(p).T)
+TO_COSINE_FIRST = Rearrangement(lambda w: _swapped(w).T, lambda p: _swapped(p.T))
 
 
 def one_set(params: dict[str, Any]) -> Imported:

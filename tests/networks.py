@@ -75,7 +75,9 @@ def named(tree):
 
 def evaluator(network):
     """Return the network without dropout, as a function of (params, x, cond, *labels)."""
-    return lambda params, *inputs: network.apply({"params": params}, *inputs, train=False)
+    return lambda params, *inputs, **named: network.apply(
+        {"params": params}, *inputs, **named, train=False
+    )
 
 
 @functools.cache

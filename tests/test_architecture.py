@@ -39,6 +39,7 @@ PACKAGES = {
     "diffrax": {"numerics"},
     "orbax": {"training"},
     "optax": {"training"},
+    "matplotlib": {"files.plots"},
 }
 _SHARDING = {"training.parallel"}
 WORDS = {

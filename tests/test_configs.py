@@ -3,9 +3,12 @@
 import functools
 import json
 import math
+import shlex
 
 import jax
+import numpy as np
 import pytest
+from command_line import flags, run, write_images
 
 import errors
 from experiment import build
@@ -61,14 +64,17 @@ PUBLISHED = {
     "vp_celebahq_256": 111_569_923,
 }
 
-# Of other papers. Ours have a row for "no class", and EDM's frequencies are parameters.
+# Of other papers. Ours have a row for "no class", and EDM's frequencies are parameters. The matrix
+# for EDM's 9 augmentation labels was counted apart.
 ELSEWHERE = {
-    "edm_cifar10:ddpmpp": 55_732_739,
-    "edm_cifar10:ddpmpp_conditional": 55_734_147,
-    "edm_cifar10:ncsnpp_conditional": 56_398_339 + 128,
-    "edm_ffhq_64:ddpmpp": DDPMPP,
+    "edm_cifar10:ddpmpp": 55_732_739 + 9 * 128,
+    "edm_cifar10:ddpmpp_conditional": 55_734_147 + 9 * 128,
+    "edm_cifar10:ncsnpp_conditional": 56_398_339 + 128 + 9 * 256,
+    "edm_ffhq_64:ddpmpp": DDPMPP + 9 * 128,
     "iddpm_cifar10": 52_546_438,
     "adm_imagenet:64": 295_904_454 + 4 * 192,
+    "adm_upsampler:64_256": 311_795_910 + 4 * 192,
+    "adm_upsampler:128_512": 308_835_270 + 4 * 192,
     "edm_imagenet_64:adm": 295_904_454 + 4 * 192,
 }
 
@@ -113,3 +119,121 @@ def test_network_has_the_published_size(name):
     config = load(name)
     model, data = (json.dumps(config[path].to_dict()) for path in ("model", "data"))
     assert count(model, config.data.image_size, data) == (PUBLISHED | ELSEWHERE)[name]
+
+
+# Training. A tiny network on tiny images; all else is as published.
+
+TINY = {
+    "data.image_size": 8,
+    "model.features": 8,
+    "model.channel_multipliers": (1,),
+    "model.blocks_per_resolution": 1,
+    "model.attention_resolutions": (),
+}
+# Compiling each takes seconds, so some are traced only.
+TRAINED = ("iddpm_cifar10:vlb", "iddpm_imagenet_64:conditional")
+TRACED = ("vp_cifar10:ddpm", "ve_cifar10:ncsnpp_continuous", "edm_imagenet_64:edm", "adm_imagenet")
+
+
+def tiny_trainer(name):
+    """The trainer of a configuration, with a tiny network and batches of 8."""
+    config = load(name)
+    fields = {"model.heads": 0, "model.head_width": 8, "model.num_groups": 0}
+    config.update_from_flattened_dict(TINY | fields | {"training.batch_size": 8})
+    return build.build(config).trainer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRACED)
+def test_a_step_of_a_published_recipe_keeps_the_form_of_the_state(name):
+    trainer, key = tiny_trainer(name), jax.random.key(1)
+    batch = [jax.ShapeDtypeStruct((8, 8, 8, 3), np.float32)]
+    if trainer.classes:
+        batch.append(jax.ShapeDtypeStruct((8,), np.int32))
+    first = jax.eval_shape(trainer._init_state, key)
+    second, scalars = jax.eval_shape(trainer.step, key, first, *batch)
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), first, second)
+    )
+    assert scalars["loss"].shape == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_published_recipe_trains(name):
+    trainer = tiny_trainer(name)
+    state, step = trainer.init_state(jax.random.key(0)), trainer.compiled_step()
+    before = jax.device_get(state.params)
+    levels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3))
+    batch = [trainer.parallel.put_batch((levels / 127.5 - 1).astype(np.float32))]
+    if trainer.classes:
+        batch.append(trainer.parallel.put_batch(np.arange(8, dtype=np.int32)))
+    for _ in range(2):
+        state, scalars = step(jax.random.key(1), state, *batch)
+    assert all(np.isfinite(value) for value in scalars.values())
+    assert int(state.step) == 2
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(jax.device_get(state.params)), strict=True)
+    moved = [bool(np.any(old != new)) for old, new in pairs]
+    assert np.mean(moved) > 0.9  # the class of no image has no gradient
+
+
+@pytest.mark.slow
+def test_main_trains_a_published_recipe_and_says_that_its_batch_is_smaller(tmp_path):
+    data = write_images(tmp_path / "images.npz", 16, 8, size=8, channels=3)
+    fields = {"data.name": data, "training.steps": 2, "training.sample_every": 0} | TINY
+    fields |= {"training.batch_size": 8, "training.checkpoint_every": 2}
+    call = run(*flags("train", tmp_path / "run", fields, "configs/edm_cifar10.py"))
+    assert call.status == 0, call.stderr
+    message = (
+        "config.training.batch_size=8, but the published numbers of this configuration were made "
+        "with 512; docs/recipes.md says what changes"
+    )
+    assert call.stderr.count(message) == 1
+    again = run(*flags("train", tmp_path / "run", fields, "configs/edm_cifar10.py"))
+    assert "is trained: step 2 of 2" in again.stdout
+    assert "batch_size" not in again.stderr, "nothing is trained"
+
+
+# Ours, and one that only samples.
+UNPUBLISHED = ("vp_digits", "subvp_mnist", "edm_imagenet_64.py:adm")
+
+
+def test_published_configurations_have_their_published_batch():
+    for name, config in known_configurations():
+        published = config.training.published_batch_size
+        assert published in (0, config.training.batch_size), name
+        assert published or name.split("/")[1].startswith(UNPUBLISHED), name
+
+
+# Options of EDM's train.py: its defaults, and those of the table in its README.
+EDM_DEFAULTS = "--duration=200 --batch=512 --lr=10e-4 --ema=0.5 --dropout=0.13 --augment=0.12"
+FACES = "--batch=256 --lr=2e-4 --dropout=0.05 --augment=0.15"
+EDM = {
+    "edm_cifar10:ddpmpp": "--cond=0",
+    "edm_cifar10:ncsnpp_conditional": "--cond=1",
+    "edm_ffhq_64:ddpmpp": f"--cond=0 {FACES}",
+    "edm_ffhq_64:ncsnpp": f"--cond=0 {FACES}",
+    "edm_afhqv2_64:ddpmpp": f"--cond=0 {FACES} --dropout=0.25",
+    "edm_imagenet_64:edm": "--cond=1 --duration=2500 --batch=4096 --lr=1e-4 --ema=50 "
+    "--dropout=0.10 --augment=0",
+}
+
+
+@pytest.mark.parametrize("name", EDM)
+def test_edm_trains_with_the_options_of_its_readme(name):
+    given = shlex.split(f"{EDM_DEFAULTS} {EDM[name]}")
+    options = {key: float(value) for key, _, value in (o[2:].partition("=") for o in given)}
+    config = load(name)
+    assert bool(config.model.num_classes) == bool(options["cond"])
+    assert config.training.batch_size == options["batch"]
+    images = config.training.steps * config.training.batch_size
+    assert 0 <= images - options["duration"] * 1e6 < options["batch"]
+    assert config.optim.lr == options["lr"]
+    assert config.optim.warmup_images == 10e6  # lr_rampup_kimg of training_loop.py
+    assert config.ema.half_life_images == options["ema"] * 1e6
+    assert config.ema.ramp_up == 0.05  # ema_rampup_ratio
+    assert config.model.dropout == options["dropout"]
+    assert config.augmentation.probability == options["augment"]
+    assert config.model.augment_labels == (9 if options["augment"] else None)
+    assert not config.data.random_flip
+    assert not config.data.dequantize

@@ -254,3 +254,24 @@ def test_clipped_prediction_lies_in_the_range_and_still_makes_x(x64, sde, clip, 
 def test_invalid_clipping_is_an_error(fields, message):
     with pytest.raises(ValueError, match=message):
         Clipping(**fields)
+
+
+def test_classes_and_small_images_travel_with_their_image():
+    """A batch of one, as adaptive samplers take it, has its own."""
+    rng = np.random.default_rng(0)
+    x, small = rng.normal(size=(3, 4, 4, 2)), rng.normal(size=(3, 2, 2, 2))
+
+    def network(x, condition, labels, image):
+        enlarged = image.repeat(2, axis=1).repeat(2, axis=2)
+        return x * labels[:, None, None, None] + enlarged
+
+    denoiser = Denoiser(
+        sde=VPSDE(), network=network, labels=jnp.arange(3), image=jnp.asarray(small)
+    )
+    eps = denoiser.predict(jnp.asarray(x), 0.5).eps
+    wanted = x * np.arange(3)[:, None, None, None] + small.repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_allclose(eps, wanted, atol=1e-5)
+    one_by_one = jax.vmap(lambda x, entry: denoiser.index(entry).predict(x[None], 0.5).eps[0])(
+        jnp.asarray(x), denoiser.batched_fields
+    )
+    np.testing.assert_allclose(one_by_one, wanted, atol=1e-5)

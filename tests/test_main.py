@@ -111,6 +111,8 @@ RANGES = [
     ("optim.grad_clip", -1.0, "at least 0"),
     ("optim.beta1", 1.0, r"\[0, 1\)"),
     ("ema.rate", 1.0, r"\[0, 1\)"),
+    ("ema.half_life_images", 0.0, "above 0"),
+    ("ema.lengths", (0.3,), r"\[0\.001, 0\.28\]"),
     ("model.features", 2**31, "at most 1048576"),
     ("model.blocks_per_resolution", 10**9, "at most 1000"),
     ("model.channel_multipliers", (10**9,), "at most 1048576 channels"),

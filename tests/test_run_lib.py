@@ -487,3 +487,14 @@ def test_classes_of_images_without_labels_are_refused(tmp_path):
     call = run(*flags("train", tmp_path / "run", fields))
     assert call.status == 1
     assert "has no labels; set config.model.num_classes=0" in call.stderr
+
+
+def test_an_upsampler_does_nothing_without_small_images(tmp_path):
+    fields = {"model.name": "adm", "model.head_width": 8, "model.upsampling": 2}
+    experiment = build(configuration(TINY | fields))
+    for mode in (run_lib.sample, run_lib.evaluate, run_lib.moments):
+        with pytest.raises(ConfigError, match=r"^config\.model\.upsampling=2 .*=upsample and"):
+            mode(experiment, Workdir(tmp_path))
+    watching = build(configuration(TINY | fields | {"training.sample_every": 5}))
+    with pytest.raises(ConfigError, match=r"training has none of; .*training\.sample_every=0$"):
+        run_lib.train(watching, Workdir(tmp_path))

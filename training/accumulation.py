@@ -26,7 +26,7 @@ def accumulated_gradient(
     network: Callable[[Any, Int[Array, ""], Any], Any],
     key: Key[Array, ""],
     batch: Float[Array, "batch ..."],
-    labels: Int[Array, "batch"] | None,
+    conditions: Any,
     context: Context,
     parts: int,
     parallel: DataParallel,
@@ -39,10 +39,10 @@ def accumulated_gradient(
     Args:
         params: the parameters.
         loss: the objective.
-        network: the network, such as a Denoiser, from (params, number of the part, its labels).
+        network: the network, such as a Denoiser, from (params, number of the part, its conditions).
         key: of the objective.
         batch: all images; each device's rows must divide by `parts`.
-        labels: their classes, or None.
+        conditions: what describes each image, such as its class: a tree of (batch, ...).
         context: what the objective depends on besides.
         parts: number of parts, k above.
         parallel: the devices, of which each has rows in each part.
@@ -50,7 +50,7 @@ def accumulated_gradient(
 
     def of_part(params: Any, index: Int[Array, ""]) -> tuple[Float[Array, ""], Any]:
         rows = partial(parallel.part, index=index, parts=parts)
-        model = network(params, index, jax.tree.map(rows, labels))
+        model = network(params, index, jax.tree.map(rows, conditions))
         # Inside the derivative, since a learned process may be part of what is drawn.
         drawn = jax.tree.map(rows, loss.draw(key, model, batch, context))
         further = jax.random.fold_in(key, index)
@@ -63,6 +63,6 @@ def accumulated_gradient(
 
     total, losses = lax.scan(add, jax.tree.map(jnp.zeros_like, params), jnp.arange(parts))
     gradient = jax.tree.map(lambda leaf: leaf / parts, total)
-    model = network(params, jnp.int32(0), labels)
+    model = network(params, jnp.int32(0), conditions)
     drawn = loss.draw(key, model, batch, context)
     return loss.weighted(drawn, parallel.joined(losses), model, context), gradient

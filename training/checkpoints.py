@@ -127,7 +127,7 @@ class Checkpoints:
             checkpointer.save(
                 self._directory / str(step),
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                    state=ocp.args.StandardSave(_filled(state)), record=ocp.args.JsonSave(record)
                 ),
             )
         except Exception as error:  # Orbax promises no type
@@ -229,7 +229,9 @@ class Checkpoints:
             # On a full disk the save must fail at once, or writers wait for a directory forever.
             create_directories_asynchronously=False,
         )
-        return ocp.AsyncCheckpointer(_handler(), async_options=options)
+        return ocp.AsyncCheckpointer(
+            _handler(ocp.StandardCheckpointHandler()), async_options=options
+        )
 
     def _load(self, step: int, like: Any, partial: bool) -> Restored:
         """Load and verify a checkpoint; raise _CorruptError, or CheckpointError on misfit."""
@@ -239,13 +241,14 @@ class Checkpoints:
         if partial:
             saved = {path: leaf for path, leaf in saved.items() if path in wanted}
         self._check_fit(step, saved, wanted)
-        ocp, template = _orbax(), jax.tree.map(_abstract, like)
+        ocp, template = _orbax(), jax.tree.map(_abstract, _filled(like))
         args = ocp.args.PyTreeRestore(
             template,
             ocp.checkpoint_utils.construct_restore_args(template),
             partial_restore=partial,
         )
         state = self._read(step, ocp.args.Composite(state=args))["state"]
+        state = like._replace(**state) if _is_named(like) else state
         self._corrupt.discard(step)
         return Restored(step, state, record["config"])
 
@@ -258,7 +261,9 @@ class Checkpoints:
     def _read(self, step: int, args: Any) -> Any:
         """Return the items of a checkpoint that `args` select; raise _CorruptError."""
         try:
-            with contextlib.closing(_orbax().Checkpointer(_reader())) as checkpointer:
+            ocp = _orbax()
+            reader = ocp.Checkpointer(_handler(ocp.PyTreeCheckpointHandler()))
+            with contextlib.closing(reader) as checkpointer:
                 return checkpointer.restore(self._directory / str(step), args=args)
         except Exception as error:  # Orbax promises no type
             raise self._corrupt_error(step, one_line(error)) from error
@@ -318,6 +323,12 @@ class Checkpoints:
                 (self._directory / str(step)).rename(aside)
         self._corrupt.clear()
 
+    def remove_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps: those of a run that starts anew from `step`."""
+        self.wait()
+        if jax.process_index() == 0:
+            self._delete([found for found in self.steps() if found > step])
+
     def _delete_superseded(self, step: int) -> None:
         """Delete all except the `keep` latest checkpoints up to `step`, the one just saved.
 
@@ -325,13 +336,16 @@ class Checkpoints:
         """
         if jax.process_index() != 0 or self._keep == 0:
             return
-        for old in [found for found in self.steps() if found <= step][: -self._keep]:
+        self._delete([found for found in self.steps() if found <= step][: -self._keep])
+
+    def _delete(self, steps: list[int]) -> None:
+        for old in steps:
             doomed = self._directory / f"{old}{_DELETING}"
             try:
                 (self._directory / str(old)).rename(doomed)
                 shutil.rmtree(doomed)
             except OSError as error:  # untidy, but no reason to stop a run
-                logging.warning("cannot delete superseded checkpoint %s: %s", old, error)
+                logging.warning("cannot delete checkpoint %s: %s", old, error)
 
     def _save_error(self, step: int, error: Exception) -> CheckpointError:
         """Remove the partial files of a failed save, and return the error to raise."""
@@ -362,6 +376,17 @@ class Checkpoints:
         return _CorruptError(reason)
 
 
+def _is_named(state: Any) -> bool:
+    return isinstance(state, tuple) and hasattr(state, "_fields")
+
+
+def _filled(state: Any) -> Any:
+    """Return a state without its empty fields, so that files need not know of them."""
+    if not _is_named(state):
+        return state
+    return {name: field for name, field in state._asdict().items() if jax.tree.leaves(field)}
+
+
 def _describe(tree: Any) -> dict[str, str]:
     """Return the leaves of a pytree: {".params['Conv_0']['kernel']": "float32[3,3,1,64]"}."""
     return {
@@ -390,20 +415,10 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _handler() -> Any:
-    """Return how Orbax writes the two items of a checkpoint."""
+def _handler(state: Any) -> Any:
+    """Return how Orbax writes or reads the two items of a checkpoint, given a handler of states."""
     ocp = _orbax()
-    return ocp.CompositeCheckpointHandler(
-        state=ocp.StandardCheckpointHandler(), record=ocp.JsonCheckpointHandler()
-    )
-
-
-def _reader() -> Any:
-    """Return how it reads them, the whole state or a part of it."""
-    ocp = _orbax()
-    return ocp.CompositeCheckpointHandler(
-        state=ocp.PyTreeCheckpointHandler(), record=ocp.JsonCheckpointHandler()
-    )
+    return ocp.CompositeCheckpointHandler(state=state, record=ocp.JsonCheckpointHandler())
 
 
 @functools.cache

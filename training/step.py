@@ -1,8 +1,8 @@
-"""One training step: the state, the moving average, and their jitted update.
+"""One training step: the state, and its jitted update.
 
     loss    L(params) = mean over the batch of losses(key, denoiser(params), x0)
     params  <- params + optimizer(grad L)
-    ema     <- ema + (1 - rate) (params - ema)
+    averages of the parameters follow (`training.averages`)
 
 Randomness is `fold_in(base key, step)`. The state keeps no key, so a run resumed at step k equals
 the run that never stopped, bit for bit.
@@ -10,7 +10,7 @@ the run that never stopped, bit for bit.
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -18,17 +18,24 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from errors import require_in
 from training.accumulation import accumulated_gradient
+from training.averages import ExponentialAverage, MoreAverages
 from training.objective import FIRST, Context, Objective
 from training.optimizers import Optimizer
 from training.parallel import DataParallel
+
+# From a key and a batch to the augmented batch and its labels (batch, n).
+Augment = Callable[
+    [Key[Array, ""], Float[Array, "batch ..."]],
+    tuple[Float[Array, "batch ..."], Float[Array, "batch augment"]],
+]
 
 
 class TrainState(NamedTuple):
     """All that training changes; checkpoints hold it whole.
 
-    `objective` is the objective's own state, () if it keeps none.
+    `objective` is the objective's own state, () if it keeps none. `ema_params` is the main average
+    of the parameters; `averages` holds further ones by name.
     """
 
     step: Int[Array, ""]
@@ -36,6 +43,7 @@ class TrainState(NamedTuple):
     ema_params: Any
     opt_state: Any
     objective: Any
+    averages: dict[str, Any]
 
 
 class Parameters(NamedTuple):
@@ -43,30 +51,6 @@ class Parameters(NamedTuple):
 
     params: Any
     ema_params: Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class MovingAverage:
-    """Exponential moving average of the parameters, used for sampling and evaluation.
-
-    Args:
-        rate: weight of the old average.
-        warmup: whether the rate at update n is min(rate, (1 + n) / (10 + n)), so that early
-            averages follow the network rather than remember its initialization.
-    """
-
-    rate: float = 0.9999
-    warmup: bool = True
-
-    def __post_init__(self) -> None:
-        require_in("rate", self.rate, "[0, 1)")
-
-    def update(self, average: Any, params: Any, step: Int[Array, ""]) -> Any:
-        """Return the average after update number `step`."""
-        rate = jnp.float32(self.rate)
-        if self.warmup:
-            rate = jnp.minimum(rate, (1.0 + step) / (10.0 + step))
-        return jax.tree.map(lambda a, p: a + (1 - rate).astype(a.dtype) * (p - a), average, params)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +62,13 @@ class Trainer:
         denoiser: a Denoiser from (parameters, dropout key or None).
         loss: the objective, such as one of losses.LOSSES.
         optimizer: the update rule with its learning rate.
-        average: the moving average of the parameters.
+        average: the main average of the parameters, for sampling and evaluation.
+        more_averages: what is kept beside it.
         parallel: the devices.
         classes: number of classes of a class-conditional network, 0 for an unconditional one.
         label_dropout: probability of replacing a label by the null class, index `classes`.
+        image: the small images for an upsampler, from the batch; None for any other network.
+        augment: transforms the batch, and gives the labels for the denoiser; None for none.
         accumulate: number of parts whose gradients are added up, to save memory.
     """
 
@@ -89,11 +76,14 @@ class Trainer:
     denoiser: Callable[[Any, Key[Array, ""] | None], Any]
     loss: Objective
     optimizer: Optimizer
-    average: MovingAverage
+    average: ExponentialAverage
     parallel: DataParallel
     classes: int = 0
     label_dropout: float = 0.1
+    image: Callable[[Float[Array, "batch ..."]], Float[Array, "batch ..."]] | None = None
+    augment: Augment | None = None
     accumulate: int = 1
+    more_averages: MoreAverages = field(default_factory=MoreAverages)
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """Return a fresh state, made on the devices."""
@@ -103,9 +93,7 @@ class Trainer:
         """Return a state of parameters that were trained elsewhere, with a fresh optimizer."""
 
         def make(params: Any, ema_params: Any) -> TrainState:
-            opt_state = self.optimizer.init(params)
-            objective = self.loss.init_state()
-            return TrainState(jnp.int32(step), params, ema_params, opt_state, objective)
+            return self._first_state(jnp.int32(step), params, ema_params)
 
         return jax.jit(make, out_shardings=self.parallel.replicated)(params, ema_params)
 
@@ -169,8 +157,11 @@ class Trainer:
         params, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         averaged = self.optimizer.evaluation_params(opt_state, params)
         ema_params = self.average.update(state.ema_params, averaged, state.step)
+        averages = self.more_averages.update(state.averages, averaged, state.step)
         scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate}
-        return TrainState(state.step + 1, params, ema_params, opt_state, objective), scalars
+        return TrainState(
+            state.step + 1, params, ema_params, opt_state, objective, averages
+        ), scalars
 
     def gradient(
         self,
@@ -185,10 +176,11 @@ class Trainer:
             gradient = jax.value_and_grad(self.objective, has_aux=True)
             return gradient(params, key, batch, labels, context)
         loss_key, dropout_key = jax.random.split(key)
+        batch, conditions = self._conditions(key, batch, labels)
 
-        def network(params: Any, part: Int[Array, ""], labels: Any) -> Any:
+        def network(params: Any, part: Int[Array, ""], conditions: Any) -> Any:
             # Counted from 1: number 0 is the key of the labels.
-            return self._network(params, jax.random.fold_in(dropout_key, part + 1), labels)
+            return self._network(params, jax.random.fold_in(dropout_key, part + 1), conditions)
 
         losses, gradient = accumulated_gradient(
             params,
@@ -196,7 +188,7 @@ class Trainer:
             network=network,
             key=loss_key,
             batch=batch,
-            labels=self._with_dropped(dropout_key, labels),
+            conditions=conditions,
             context=context,
             parts=self.accumulate,
             parallel=self.parallel,
@@ -213,25 +205,51 @@ class Trainer:
     ) -> tuple[Float[Array, ""], Any]:
         """Return the batch's mean loss, as a function of the parameters, and the loss's state."""
         loss_key, dropout_key = jax.random.split(key)
-        network = self._network(params, dropout_key, self._with_dropped(dropout_key, labels))
+        batch, conditions = self._conditions(key, batch, labels)
+        network = self._network(params, dropout_key, conditions)
         losses = self.loss(loss_key, network, batch, context)
         return jnp.mean(losses.values), losses.state
 
-    def _with_dropped(self, dropout_key: Key[Array, ""], labels: Any) -> Any:
-        """Return labels of which some are replaced by the null class; None stays None."""
-        if labels is None:
-            return None
-        label_key = jax.random.fold_in(dropout_key, 0)
-        dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
-        return jnp.where(dropped, self.classes, labels)
+    def _conditions(
+        self, key: Key[Array, ""], batch: Float[Array, "batch ..."], labels: Any
+    ) -> tuple[Float[Array, "batch ..."], dict[str, Array]]:
+        """Return the batch, augmented, and the denoiser's fields that describe its images.
 
-    def _network(self, params: Any, dropout_key: Key[Array, ""], labels: Any) -> Any:
+        Some labels are replaced by the null class.
+        """
+        conditions = {}
+        if labels is not None:
+            label_key = jax.random.fold_in(jax.random.split(key)[1], 0)
+            dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
+            conditions["labels"] = jnp.where(dropped, self.classes, labels)
+        if self.augment is not None:
+            # `split` has taken the numbers 0 and 1 of this key.
+            augment_key = jax.random.fold_in(key, 2)
+            batch, conditions["augment_labels"] = self.augment(augment_key, batch)
+        if self.image is not None:
+            conditions["image"] = self.image(batch)
+        return batch, conditions
+
+    def with_image(self, denoiser: Any, batch: Float[Array, "batch ..."]) -> Any:
+        """Return the denoiser of a batch; that of an upsampler has its small images."""
+        return dataclasses.replace(denoiser, image=self.image(batch)) if self.image else denoiser
+
+    def _network(self, params: Any, dropout_key: Key[Array, ""], conditions: Any) -> Any:
         network = self.denoiser(params, dropout_key)
-        return network if labels is None else dataclasses.replace(network, labels=labels)
+        return dataclasses.replace(network, **conditions) if conditions else network
 
     def _init_state(self, key: Key[Array, ""]) -> TrainState:
         params = self.init(key)
         # The average has its own buffer, because a donated state must not hold one twice.
-        ema_params = jax.tree.map(jnp.copy, params)
-        opt_state, objective = self.optimizer.init(params), self.loss.init_state()
-        return TrainState(jnp.int32(0), params, ema_params, opt_state, objective)
+        return self._first_state(jnp.int32(0), params, jax.tree.map(jnp.copy, params))
+
+    def _first_state(self, step: Int[Array, ""], params: Any, ema_params: Any) -> TrainState:
+        """Return a state in which averages start from `ema_params`."""
+        return TrainState(
+            step=step,
+            params=params,
+            ema_params=ema_params,
+            opt_state=self.optimizer.init(params),
+            objective=self.loss.init_state(),
+            averages=self.more_averages.init(ema_params),
+        )

@@ -36,6 +36,7 @@ from models.blocks.resample import (
 Images = Float[Array, "batch height width channels"]
 FeatureMaps = Float[Array, "batch _ _ _"]  # height, width and channels vary from layer to layer
 Embedding = Float[Array, "batch embedding"]
+AugmentLabels = Float[Array, "batch augment"]
 
 Block = TypeVar("Block", bound=nn.Module)
 
@@ -144,11 +145,26 @@ def conv3x3(
     )
 
 
-def dense(features: int, *, name: str, init_scale: float = 1.0) -> nn.Dense:
-    """Make a matrix product over channels, with bias; on images, it is the 1x1 convolution."""
+def dense(features: int, *, name: str, init_scale: float = 1.0, bias: bool = True) -> nn.Dense:
+    """Make a matrix product over channels; on images, it is the 1x1 convolution."""
     return nn.Dense(
-        features, kernel_init=default_init(init_scale), promote_dtype=follow_input, name=name
+        features,
+        use_bias=bias,
+        kernel_init=default_init(init_scale),
+        promote_dtype=follow_input,
+        name=name,
     )
+
+
+def augmentation_embedding(
+    labels: AugmentLabels | None, size: int, e: Embedding, *, init_scale: float = 1.0
+) -> Embedding:
+    """Embed `size` augmentation labels per image in a vector like `e`; None for zero labels.
+
+    A matrix without bias, as in EDM (Karras et al. 2022, arXiv:2206.00364): zero labels add zero.
+    """
+    matrix = dense(e.shape[-1], init_scale=init_scale, bias=False, name="augmentation")
+    return matrix(jnp.zeros((len(e), size), e.dtype) if labels is None else labels.astype(e.dtype))
 
 
 def residual_sum(x: Images, y: Images, *, rescale: bool) -> Images:

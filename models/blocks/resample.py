@@ -21,6 +21,7 @@ import operator
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -46,10 +47,42 @@ def nearest_upsample(x: Images) -> ResampledImages:
     return repeated.reshape(b, 2 * h, 2 * w, c)
 
 
-def average_downsample(x: Images) -> ResampledImages:
-    """Average blocks of 2x2 pixels: (b, h, w, c) -> (b, h/2, w/2, c); h and w even."""
+def average_downsample(x: Images, factor: int = 2) -> ResampledImages:
+    """Average blocks of pixels: (b, h, w, c) -> (b, h / factor, w / factor, c), without a rest."""
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+    return x.reshape(b, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
+
+
+def bilinear_upsample(
+    x: Images, factor: int = 2, *, align_corners: bool = False
+) -> ResampledImages:
+    """Interpolate linearly between pixels: (b, h, w, c) -> (b, factor h, factor w, c).
+
+    Output i lies at (i + 1/2) / factor - 1/2 of the n pixels of an axis. With `align_corners` it
+    lies at i (n - 1) / (factor n - 1), which keeps the outermost pixels in place. Beyond its
+    edges the image has its outermost pixels.
+    """
+    for axis in (1, 2):
+        n = x.shape[axis]
+        i = np.arange(factor * n).reshape(n, factor)
+        at = i * ((n - 1) / (factor * n - 1)) if align_corners else (i + 0.5) / factor - 0.5
+        shift = (at - np.arange(n)[:, None]).T.reshape(
+            factor, *(n if a == axis else 1 for a in range(x.ndim))
+        )
+        margins = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
+        padded = jnp.pad(x, margins, mode="edge")
+        before = lax.slice_in_dim(padded, 0, n, axis=axis)
+        after = lax.slice_in_dim(padded, 2, n + 2, axis=axis)
+        outputs = []
+        for weight in shift:
+            y = x
+            for neighbor, towards in ((before, -weight), (after, weight)):
+                if (towards > 0).any():
+                    y = y + jnp.asarray(towards.clip(0), x.dtype) * (neighbor - x)
+            outputs.append(y)
+        shape = (*x.shape[:axis], factor * n, *x.shape[axis + 1 :])
+        x = jnp.stack(outputs, axis=axis + 1).reshape(shape)
+    return x
 
 
 def fir_upsample(x: Images, kernel: FilterTaps, *, margin: int = 0) -> ResampledImages:

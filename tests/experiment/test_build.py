@@ -7,6 +7,7 @@ from command_line import TINY, configuration
 from configs import vp_cifar10
 from errors import ConfigError
 from experiment.build import build
+from training.averages import HalfLifeAverage, MovingAverage
 
 
 @pytest.mark.slow
@@ -52,6 +53,15 @@ def test_limits_of_the_classifier_bind_only_those_who_use_it():
             {"discrete_bound.variance": "learned"},
             r"config\.discrete_bound\.variance='learned' needs a network that predicts variances",
         ),
+        (
+            {"augmentation.probability": 0.1},
+            r"config\.augmentation\.probability=0\.1 makes 9 labels, config\.model\."
+            r"augment_labels=0 takes 0; set it to 9, or config\.augmentation\.probability=0$",
+        ),
+        (
+            {"augmentation.probability": 0.1, "model.name": "ddpm", "model.num_groups": 8},
+            r"which config\.model\.name='ddpm' does not take; choose adm or ncsnpp, or config",
+        ),
         ({"seed": -1}, r"config\.seed=-1 must lie in \[0, 4294967295\]"),
         ({"data.resize": "scale"}, r"config\.data\.resize='scale' is unknown; choose one of: crop"),
         (
@@ -84,3 +94,23 @@ def test_experiments_built_again_share_their_programs():
                 for experiment in (first, second)
             }
             assert len(structures) == 1
+
+
+def test_half_life_in_images_takes_the_place_of_the_rate_of_a_file():
+    experiment = build(configuration(TINY | {"ema.half_life_images": 5e4}))
+    assert experiment.trainer.average == HalfLifeAverage(half_life_images=5e4, batch_size=16)
+    ema = experiment.config["ema"]
+    assert (ema["rate"], ema["half_life_images"], ema["ramp_up"]) == (None, 5e4, 0.05)
+
+
+def test_rate_and_half_life_are_not_given_together_and_the_remedies_work():
+    config = configuration(TINY | {"ema.rate": 0.9, "ema.half_life_images": 5e4})
+    with pytest.raises(ConfigError, match=r"rate=0\.9 and config\.ema\.half_life_images=50000\.0 "):
+        build(config, overrides={"ema.rate", "ema.half_life_images"})
+    build(config, overrides={"ema.half_life_images"})
+    config.ema.half_life_images = None
+    average = build(config, overrides={"ema.rate", "ema.half_life_images"}).trainer.average
+    assert average == MovingAverage(rate=0.9)
+    config.ema.ramp_up = 0.1
+    with pytest.raises(ConfigError, match=r"config\.ema\.ramp_up=0\.1 is not used; .* used are: "):
+        build(config, overrides={"ema.ramp_up"})

@@ -39,9 +39,10 @@ from sde_lib import SDES
 from solvers import ADAPTIVE, SOLVERS
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS
 from time_grids import Schedule
+from training.augmentation import Augmentation
+from training.averages import HalfLifeAverage, MoreAverages, MovingAverage
 from training.optimizers import OPTIMIZERS
 from training.schedules import SCHEDULES
-from training.step import MovingAverage
 
 # section -> the classes that are built from it, and the fields by which they are chosen.
 OWNERS = {
@@ -52,8 +53,9 @@ OWNERS = {
     "times": (TIMES.values(), {"name"}),
     "weight": (WEIGHTS.values(), {"name"}),
     "optim": ([*OPTIMIZERS.values(), *SCHEDULES.values()], {"name", "schedule"}),
-    "ema": ([MovingAverage], set()),
+    "ema": ([MovingAverage, HalfLifeAverage, MoreAverages], set()),
     "data": ([DataOptions], {"name"}),
+    "augmentation": ([Augmentation], set()),
     "training": ([TrainingOptions], set()),
     "sampling": (
         [
@@ -83,6 +85,7 @@ NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments", "sde", "pixel_
 ELSEWHERE = {
     "loss": {"times", "weight"},
     "weight": {"sigma_data"},
+    "ema": {"batch_size"},
     "sampling": {"start"},
     "discrete_bound": {"final_step", "start"},
 }
@@ -152,11 +155,14 @@ def test_resolved_configuration_is_complete_plain_json(name):
         "sde": [SDES[resolved["sde"]["name"]]],
         "model": [NETWORKS[resolved["model"]["name"]]],
         "loss": [LOSSES[resolved["loss"]["name"]]],
+        "times": [TIMES[resolved["times"]["name"]]],
+        "weight": [WEIGHTS[resolved["weight"]["name"]]],
         "optim": [
             OPTIMIZERS[resolved["optim"]["name"]],
             SCHEDULES[resolved["optim"]["schedule"]],
         ],
         "classifier": [classifier, CrossEntropy, ClassifierOptions],
+        "ema": [MovingAverage, MoreAverages],
         "sampling": parts,
         "task": TASKS[resolved["task"]["name"]],
     }

@@ -31,14 +31,17 @@ def test_every_sampler_is_built_by_its_name(name):
         ("classifier", 0, {"classifier"}, 1),
         ("classifier", 10, {"classifier"}, 1),
         ("classifier_free", 10, set(), 2),
+        ("autoguidance", 0, {"bad_model"}, 2),
+        ("autoguidance", 10, {"bad_model"}, 2),
     ],
 )
 def test_guidance_says_what_it_needs_and_costs(guidance, classes, needs, factor):
     fields = {"guidance.name": guidance, "model.num_classes": classes}
+    fields |= {"guidance.run": "other"} if guidance == "autoguidance" else {}
     sampler = build(configuration(TINY | fields)).sampler
     assert sampler.needs == needs
     assert sampler.evaluations == factor * build(configuration()).sampler.evaluations
-    assert sampler.sample_classes == (classes if guidance == "none" else 10)
+    assert sampler.sample_classes == (classes if guidance in ("none", "autoguidance") else 10)
 
 
 def test_sdedit_walks_the_rest_of_the_grid():

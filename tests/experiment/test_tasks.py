@@ -51,12 +51,16 @@ UNUSED = [
     ),
     (
         CLASSIFIER | {"guidance.interval": (0.1, 0.9)},
-        r"config\.guidance\.interval=\(0\.1, 0\.9\) is used with name=classifier_free, not with",
+        r"config\.guidance\.interval=\(0\.1, 0\.9\) is used with name=classifier_free or autogu",
+    ),
+    (
+        CLASSIFIER | {"guidance.run": "runs/small"},
+        r"config\.guidance\.run='runs/small' is used with name=autoguidance, not with 'classifier'",
     ),
 ]
 VALUES = [
     ({"task.name": "paint"}, r"config\.task\.name='paint' is unknown; choose one of: colorize"),
-    ({"guidance.name": "clip"}, r"config\.guidance\.name='clip' is unknown; choose one of: class"),
+    ({"guidance.name": "clip"}, r"config\.guidance\.name='clip' is unknown; choose one of: autog"),
     ({"task.name": "inpaint", "task.mask": "left"}, r"config\.task\.input='' names no image; give"),
     (INPAINT, r"config\.task\.mask='' names no file; give a"),
     (
@@ -81,13 +85,30 @@ VALUES = [
         r"config\.task\.start=1\.0: sdedit adds noise .* below 1, such as config\.task\.start",
     ),
     (SDEDIT | {"task.start": 1e-4}, r"config\.task\.start=0\.0001 must be above t_min=0\.001"),
+    ({"guidance.name": "autoguidance"}, r"config\.guidance\.run='' names no bad model .*; give an"),
     (CLASSIFIER | {"guidance.scale": -1.0}, r"config\.guidance\.scale=-1\.0 must be at least 0"),
     *(
         (CLASSIFIER_FREE | {"guidance.interval": wrong}, "two increasing times between 0 and 1")
         for wrong in ((0.2,), (), (0.8, 0.2), (-1.0, 0.5), ("a", "b"))
     ),
 ]
+UPSAMPLE = {"task.name": "upsample", "task.input": "test"}
+UPSAMPLER = {"model.name": "adm", "model.upsampling": 2, "model.head_width": 8}
 TOGETHER = [
+    (
+        UPSAMPLE,
+        r"config\.task\.name='upsample' needs an upsampler, such as configs/adm_upsampler\.py, but "
+        r"config\.model\.upsampling=1; for this network choose config\.task\.name=super_resolve",
+    ),
+    (
+        MRI | UPSAMPLER,
+        r"config\.task\.name='mri' has no small image for the upsampler of "
+        r"config\.model\.upsampling=2; choose config\.task\.name=upsample",
+    ),
+    (
+        UPSAMPLE | UPSAMPLER | {"model.num_classes": 10},
+        r"config\.task\.name='upsample' needs the class of each input; set config\.sampling\.label",
+    ),
     (
         DEBLUR | {"task.method": "projection"},
         r"config\.task\.method='projection' is unstable with config\.task\.name='deblur'.*; choose",

@@ -21,10 +21,11 @@ from models.adm_classifier import ADMClassifier
 from models.wide_resnet import WideResNet
 from numerics.arrays import normal_like, sample_keys
 from sde_lib import EDMSDE, VESDE, VPSDE, LinearPathSDE, SubVPSDE
+from training.averages import MovingAverage
 from training.optimizers import Optimizer
 from training.parallel import DataParallel
 from training.schedules import Constant
-from training.step import MovingAverage, Trainer
+from training.step import Trainer
 
 KEY = jax.random.key(0)
 PROCESSES = [

@@ -39,3 +39,12 @@ def test_task_and_guidance_are_named_and_counted():
     assert rows["noise left in samples"] == "0.0 gray levels of 256 (rms)"
     assert rows["task"] == "mri"
     assert rows["guidance"] == "classifier_free"
+
+
+def test_averages_are_counted_with_the_disk_of_their_snapshots():
+    fields = TINY | {"ema.more_rates": (0.9,), "ema.snapshot_every": 4}  # 30 steps, 8 snapshots
+    experiment = build(configuration(fields))
+    count = sum(leaf.size for leaf in jax.tree.leaves(experiment.trainer.abstract_state().params))
+    size = f"{8 * 2 * 4 * count / 1e9:.2f} GB"
+    assert f"3 besides the main one; 8 snapshots of 2, {size}" in describe(experiment)
+    assert "averages " not in describe(build(configuration(TINY)))

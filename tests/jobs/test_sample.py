@@ -223,3 +223,37 @@ def test_classes_are_balanced_or_those_given(fields, labels):
     assert experiment.sampler.evaluations == 2 * 4
     # A checkpoint is a value: what is drawn with it leaves it as it was.
     assert dataclasses.replace(checkpoint).denoiser.labels is None
+
+
+UPSAMPLER = {
+    "model.name": "adm",
+    "model.head_width": 8,
+    "model.upsampling": 2,
+    "denoiser.parameterization": "x0",  # whatever it says is an image
+    "task.name": "upsample",
+    "task.input": "test:0-1",
+}
+
+
+@pytest.mark.slow
+def test_sample_k_is_of_small_image_k_modulo_their_number():
+    """In training and in a task, small images are means over blocks of pixels."""
+    experiment = built(UPSAMPLER)
+    params = experiment.trainer.init(jax.random.key(0))
+    kernel = params["output_conv"]["kernel"]  # it starts at 0
+    params["output_conv"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), kernel.shape)
+    checkpoint = Checkpoint(step=0, denoiser=experiment.model.denoiser(params))
+    run = TaskRun(experiment, experiment.sampler.task, 4)
+    images = experiment.data.quantizer.to_uint8(experiment.data.images.test[:2])
+    means = images.reshape(2, 4, 2, 4, 2, 1).mean(axis=(2, 4)) / 255
+    np.testing.assert_allclose(run.inputs, means, atol=1e-6)
+    x = experiment.data.from_unit_range(images.astype(np.float32) / 255)
+    trained = experiment.trainer.with_image(checkpoint.denoiser, jnp.asarray(x))
+    given = run.condition(checkpoint.denoiser, jnp.arange(4)).denoiser
+    np.testing.assert_allclose(given.image, np.tile(trained.image, (2, 1, 1, 1)), atol=1e-6)
+    found = run.run(checkpoint)
+    assert found.images.shape == (4, 8, 8, 1)
+    # The same noise beside the other input makes another image.
+    swapped = built(UPSAMPLER | {"task.input": "test:1,test:0"})
+    other = TaskRun(swapped, swapped.sampler.task, 4).run(checkpoint)
+    assert (found.images != other.images).any(axis=(1, 2, 3)).all()

@@ -236,6 +236,7 @@ INVALID = [
 ]
 INVALID_ADM = [
     ({"num_classes": -1}, "an integer, 0 or more"),
+    ({"augment_labels": -1}, "an integer, 0 or more"),
     ({"out_channels": 0}, "an integer, 1 or more"),
 ]
 INVALID_CLASSIFIER = [
@@ -271,3 +272,23 @@ def test_group_check_refuses_exactly_what_the_layers_refuse(features):
 def test_defaults_are_those_for_imagenet_64():
     ADM().validate(64, 3)
     ADMClassifier().validate(64, 3)
+
+
+@pytest.mark.parametrize(
+    ("upsampling", "size", "message"),
+    [
+        (2, None, r"has shape None, not \(2, 4, 4, 3\)\. .*config\.task\.name=upsample"),
+        (2, 8, r"has shape \(2, 8, 8, 3\), not \(2, 4, 4, 3\)"),
+        (1, 4, r"has shape \(2, 4, 4, 3\), not None"),
+    ],
+)
+def test_an_image_that_does_not_suit_an_upsampler_is_refused(upsampling, size, message):
+    network = ADM(**TINY, upsampling=upsampling)
+    image = {} if size is None else {"image": jnp.zeros((2, size, size, 3))}
+    with pytest.raises(ValueError, match=rf"^config\.model\.upsampling={upsampling}; .*{message}"):
+        network.init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), jnp.zeros(2), **image, train=False)
+
+
+@pytest.mark.parametrize("factor", [0, 3, 2.0])
+def test_the_factor_of_an_upsampler_divides_the_size_of_images(factor):
+    assert_refused(ADM(**TINY, upsampling=factor), "upsampling", "an integer|a divisor of")

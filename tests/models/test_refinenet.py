@@ -1,6 +1,5 @@
 """NCSN and NCSNv2 against the published ones, their layers against textbooks, and their laws."""
 
-import functools
 import math
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from models.refinenet import (
     SIZES,
     InstanceNormPlus,
     RefineNet,
-    bilinear_upsample,
     conv,
     max_pool,
     mean_pool,
@@ -125,23 +123,6 @@ def test_gradient_of_a_maximum_goes_to_where_it_is():
     windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(1, 2))
     wins = [np.sum(windows.max(axis=(-2, -1)) == value) for value in x.ravel()]
     np.testing.assert_array_equal(np.ravel(gradient), wins)
-
-
-def test_interpolation_is_linear_between_pixels():
-    x = np.random.default_rng(0).normal(size=(2, 3, 5, 2))
-
-    def interpolate(x, axis, *, align_corners):
-        n = x.shape[axis]
-        squares = (np.arange(2 * n) + 0.5) / 2 - 0.5
-        at = np.linspace(0, n - 1, 2 * n) if align_corners else squares
-        return np.apply_along_axis(lambda line: np.interp(at, np.arange(n), line), axis, x)
-
-    with jax.enable_x64(True):
-        for corners in (False, True):
-            rows = interpolate(x, 1, align_corners=corners)
-            expected = interpolate(rows, 2, align_corners=corners)
-            y = quick_jit(functools.partial(bilinear_upsample, align_corners=corners))(x)
-            np.testing.assert_allclose(y, expected, atol=1e-14)
 
 
 def test_kernels_and_biases_start_within_the_bound_of_pytorch():

@@ -34,6 +34,7 @@ from models.blocks.embeddings import FourierEmbedding, positional_embedding
 from models.blocks.layers import ACTIVATIONS, GroupNorm, ResidualBlock, default_init
 from models.blocks.resample import (
     average_downsample,
+    bilinear_upsample,
     downsample,
     fir_blur,
     fir_downsample,
@@ -135,6 +136,25 @@ def test_filter_of_two_equal_taps_is_plain_resampling():
     np.testing.assert_allclose(downsample(x, (1, 1)), average_downsample(x), atol=1e-6)
     np.testing.assert_allclose(nearest_upsample(x), x.repeat(2, axis=1).repeat(2, axis=2))
     np.testing.assert_allclose(average_downsample(nearest_upsample(x)), x, atol=1e-6)
+    thrice = x.repeat(3, axis=1).repeat(3, axis=2)
+    np.testing.assert_allclose(average_downsample(thrice, 3), x, atol=1e-6)
+
+
+def test_interpolation_is_linear_between_pixels():
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, 2))
+
+    def interpolate(x, axis, factor, *, align_corners):
+        n = x.shape[axis]
+        squares = (np.arange(factor * n) + 0.5) / factor - 0.5
+        at = np.linspace(0, n - 1, factor * n) if align_corners else squares
+        return np.apply_along_axis(lambda line: np.interp(at, np.arange(n), line), axis, x)
+
+    with jax.enable_x64(True):
+        for factor, corners in itertools.product((2, 3, 4), (False, True)):
+            rows = interpolate(x, 1, factor, align_corners=corners)
+            expected = interpolate(rows, 2, factor, align_corners=corners)
+            y = bilinear_upsample(x, factor, align_corners=corners)
+            np.testing.assert_allclose(y, expected, atol=1e-14)
 
 
 @pytest.mark.parametrize("kernel", [(1,), (), (1, -1), (1, -3, 1)])
@@ -416,6 +436,8 @@ INVALID = [
     ({"out_channels": 0}, "an integer, 1 or more"),
     ({"num_classes": -1}, "an integer, 0 or more"),
     ({"num_classes": 3, "embedding": "none"}, "0 with embedding='none'"),
+    ({"augment_labels": -1}, "an integer, 0 or more"),
+    ({"augment_labels": 9, "embedding": "none"}, "0 with embedding='none'"),
     ({"compute_dtype": "float16"}, "choose one of: bfloat16, float32"),
     ({"activation": "gelu"}, "choose one of: elu, leaky_relu, relu, swish"),
     ({"decoder_attention": "all"}, "choose one of: block, resolution"),

@@ -7,6 +7,10 @@ files as torch.save and diffusers write them.
     widths_names.json.gz    names and shapes at widths 32, 64 and 128, and config.json of diffusers
     widths_outputs.npz      outputs in float64, of EDM's networks without their preconditioners, and
                             of diffusers 0.14.0, those of NCSN++ times sigma
+    edm_training.npz        losses of the two images, and the gradient of their mean with respect to
+                            map_augment.weight, of EDMLoss, AugmentPipe and EDMPrecond in float64,
+                            with the random numbers
+    augmented_outputs.npz   outputs of EDM's networks alike, for the augmentation labels of the test
 
 For these, the generator computed embeddings, softmax and filters in float64 too, where the
 originals cast to float32.
@@ -21,18 +25,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import abstract_params, compiled
+from networks import abstract_params, compiled, evaluator, quick_jit
 from published_files import DATA, LABEL, SIZE, TIMES, TOLERANCE, drawn, images
 
 from denoising import Denoiser
 from errors import FileError
+from losses import Noise, ScoreMatching
 from models.adm import ADM
 from models.adm_classifier import ADMClassifier
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
+from objectives.weights import EDM as EDMWeight
 from published import diffusers, edm, openai
 from published.formats import read
-from sde_lib import VESDE, VPSDE
+from sde_lib import EDMSDE, VESDE, VPSDE
+from training.augmentation import Augmentation, Transform
+from training.objective import FIRST
 
 NAMES = json.loads(gzip.decompress((DATA / "families_names.json.gz").read_bytes()))
 
@@ -93,8 +101,8 @@ VP = Process(VPSDE(), "eps", "timestep_999")
 VE = Process(VESDE(sigma_min=0.01, sigma_max=50.0), "scaled_score", "log_sigma", centered=False)
 EDM = Process(VESDE(sigma_min=0.002, sigma_max=80.0), "edm", "edm")
 EDM_CASES = {
-    "edm_song": (VP, NCSNpp(**SONG, **SKIP, num_classes=3), [1, 3]),
-    "edm_adm": (EDM, ADM(**DHARIWAL, num_classes=3), [2, 3]),
+    "edm_song": (VP, NCSNpp(**SONG, **SKIP, num_classes=3, augment_labels=9), [1, 3]),
+    "edm_adm": (EDM, ADM(**DHARIWAL, num_classes=3, augment_labels=9), [2, 3]),
 }
 EDM_FILE = NCSNpp(**SONG | {"features": 8, "channel_multipliers": (1, 1)}, **NCSN)
 
@@ -127,6 +135,70 @@ def test_networks_of_edm_denoise_as_the_originals(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", EDM_CASES)
+def test_networks_of_edm_see_augmentation_as_the_originals(name):
+    content = {key.removeprefix("model."): value for key, value in tree(name).items()}
+    network = EDM_CASES[name][1]
+    params = imported(edm, content, network)
+    if "map_label.bias" in content:
+        params = params | {"classes": {"table": classes_in_float64(content)}}
+    labels = np.random.default_rng(9).normal(size=(2, 9))
+    with jax.enable_x64(True), np.load(DATA / "augmented_outputs.npz") as outputs:
+        given = (np.float64(images()), np.float64(LABEL), np.array([1, 2]))
+        params = jax.tree.map(np.float64, params)
+        y = compiled(network)(params, *given, augment_labels=labels)
+        assert np.max(np.abs(y - outputs[name])) < 1e-10 * np.max(np.abs(outputs[name]))
+        plain, zero = (
+            compiled(network)(params, *given, augment_labels=given_labels)
+            for given_labels in (None, np.zeros((2, 9)))
+        )
+        np.testing.assert_array_equal(plain, zero)
+
+
+@pytest.mark.slow
+def test_edm_trains_as_the_original():
+    """Augmentation, preconditioning, weight and labels: the loss of each image, and a gradient."""
+    network = EDM_CASES["edm_song"][1]
+    content = {key.removeprefix("model."): value for key, value in tree("edm_song").items()}
+    params = imported(edm, content, network) | {"classes": {"table": classes_in_float64(content)}}
+    loss = ScoreMatching(weight=EDMWeight(), reduction="sum")
+    with jax.enable_x64(True), np.load(DATA / "edm_training.npz") as theirs:
+        sde = EDMSDE(sigma_max=80.0)
+        transform = Transform(*(jnp.asarray(theirs[name]) for name in Transform._fields))
+        x0 = jax.vmap(Augmentation().apply)(jnp.float64(images()), transform)
+        drawn_noise = Noise(jnp.asarray(theirs["sigma"] / 80), jnp.asarray(theirs["eps"]))
+
+        def objective(augmentation, params):
+            denoiser = Denoiser(
+                sde=sde,
+                network=functools.partial(
+                    evaluator(network), params | {"augmentation": augmentation}
+                ),
+                labels=jnp.array([1, 2]),
+                augment_labels=transform.labels,
+                parameterization="edm",
+                conditioning="edm",
+            )
+            losses = loss.evaluate(jax.random.key(0), drawn_noise, denoiser, x0, FIRST)
+            return jnp.mean(losses), losses
+
+        params = jax.tree.map(np.float64, params)
+        gradient, losses = quick_jit(jax.grad(objective, has_aux=True))(
+            params["augmentation"], params
+        )
+        # Images of 8 pixels reach beyond the padding of theirs, by the filter's last taps.
+        np.testing.assert_allclose(losses, theirs["loss"], rtol=1e-8)
+        error = np.abs(gradient["kernel"] - theirs["gradient"])
+        assert error.max() < 1e-7 * np.abs(theirs["gradient"]).max()
+
+
+@pytest.mark.slow
+def test_a_network_trained_without_augmentation_has_no_input_for_its_labels():
+    with pytest.raises(ValueError, match=r"missing: map_augment.weight .*augment_labels=0'$"):
+        imported(edm, read.read(DATA / "edm.pt"), EDM_FILE.clone(augment_labels=9))
+
+
+@pytest.mark.slow
 def test_a_file_of_edm_denoises_as_the_original():
     params = imported(edm, read.read(DATA / "edm.pt"), EDM_FILE)
     assert_close(denoised(VE, EDM_FILE, params, None), "file_edm")
@@ -153,6 +225,7 @@ def test_labels_of_edm_that_do_not_fit_one_another_are_refused():
         ({"num_classes": 0}, r"surplus: map_label.weight \(4, 16\)"),
         ({"num_classes": 5}, r"map_label.weight \(4, 16\) for classes/table \(6, 16\)"),
         ({"progressive_input": "residual"}, "config.model.resample='plain'.*fir_kernel"),
+        ({"augment_labels": 0}, r"surplus: map_augment.weight \(16, 9\). Set '--.*labels=9'$"),
     ],
 )
 def test_settings_that_edm_does_not_have_are_refused(fields, message):

@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 from command_line import run, samples_of
 from networks import abstract_params, compiled, evaluator, quick_jit
+from PIL import Image
 from published_files import DATA, LABEL, SIZE, TOLERANCE, drawn, images
 
 from denoising import Denoiser
 from errors import ConfigError
+from experiment import build
 from experiment.build import build_network
 from experiment.configurations import load_configuration
 from models.adm import ADM
 from models.adm_classifier import ADMClassifier
+from models.blocks.resample import bilinear_upsample
 from published import edm, exchange, openai, openai_settings
 from published.formats.torch_writer import write_torch
 from sde_lib import EDMSDE
@@ -42,6 +45,10 @@ UNETS = {
     "unet_32_conditional": (ADM(**W32, **HEADS, num_classes=3, learned_variance=True), "legacy"),
     "unet_64_new": (ADM(**W64, **HEADS, num_classes=3, scale_shift=False), "new"),
     "unet_64_half": (ADM(**HALF, heads=4, learned_variance=True, resample="conv"), "legacy"),
+}
+UPSAMPLERS = {
+    "upsampler": UNETS["unet_32_conditional"][0].clone(upsampling=4),
+    "upsampler_unconditional": UNETS["unet_32"][0].clone(upsampling=2),
 }
 FIVE = {"num_classes": 5}
 CLASSIFIERS = {
@@ -74,6 +81,16 @@ def imported(name, network, order="legacy"):
     if isinstance(network, ADM):
         return openai.import_state(content, network, SIZE, template, **options).params
     return openai.import_classifier(content, network, SIZE, template, **options)
+
+
+def small(size):
+    """Small images, as the fixture's generator drew them."""
+    return np.random.default_rng(size).uniform(-1.0, 1.0, (2, size, size, 3)).astype(np.float32)
+
+
+def template(network):
+    """The abstract parameters of any network, upsamplers too."""
+    return build.abstract_params(network, (SIZE, SIZE, 3))
 
 
 def assert_close(ours, name):
@@ -149,7 +166,7 @@ def test_fields_are_read_from_names_and_shapes(name):
     unet = isinstance(network, ADM)
     read = openai_settings.of_unet if unet else openai_settings.of_classifier
     found = read(tree(name), SIZE)
-    assert len(found) == 8
+    assert len(found) == 8 + unet
     assert {field: getattr(network, field) for field in found} == found
 
 
@@ -190,10 +207,88 @@ def test_a_network_of_other_fields_names_them():
         imported("unet_32_conditional", network)
 
 
-def test_an_upsampler_is_refused_as_such():
-    network, _ = UNETS["unet_32_conditional"]
-    with pytest.raises(ValueError, match=r"^file: it is an upsampler .* not supported yet"):
-        imported("upsampler", network)
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_an_image_is_enlarged_as_by_the_original(factor):
+    with np.load(DATA / "guided_outputs.npz") as references, jax.enable_x64(True):
+        enlarged = bilinear_upsample(jnp.asarray(small(3)[:1], float), factor)
+        np.testing.assert_allclose(enlarged, references[f"bilinear_{factor}"], atol=1e-15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UPSAMPLERS)
+def test_an_upsampler_computes_as_the_original(name):
+    """In double precision, then in single."""
+    network = UPSAMPLERS[name]
+    labels = np.array([0, 2]) if network.num_classes else None
+    params = openai.import_state(tree(name), network, SIZE, template(network), source="file").params
+    with np.load(DATA / "guided_outputs.npz") as references:
+        theirs = references[name]
+    for x64, tolerance in ((True, 1e-10), (False, 1e-5)):
+        with jax.enable_x64(x64):
+            dtype = np.float64 if x64 else np.float32
+            inputs = dtype(images()), dtype(LABEL), labels, dtype(small(SIZE // network.upsampling))
+            ours = compiled(network)(jax.tree.map(dtype, params), *inputs)
+            assert ours.dtype == dtype
+            assert np.max(np.abs(ours - theirs)) < tolerance * np.max(np.abs(theirs))
+
+
+def test_upsamplers_and_other_networks_are_not_taken_for_each_other():
+    upsampler, plain = UPSAMPLERS["upsampler"], UNETS["unet_32_conditional"][0]
+    for name, network, factor in (
+        ("upsampler", plain, 4),
+        ("unet_32_conditional", upsampler, 1),
+    ):
+        with pytest.raises(ValueError, match=rf"Set '--config.model.upsampling={factor}'$"):
+            openai.import_state(tree(name), network, SIZE, template(network), source="file")
+    other = upsampler.clone(upsampling=2, learned_variance=False)
+    with pytest.raises(ValueError, match=r"Set '--config.model.learned_variance=True'$"):
+        openai.import_state(tree("upsampler"), other, SIZE, template(other), source="file")
+
+
+UPSAMPLER = {
+    "data.image_size": 8,
+    "model.features": 32,
+    "model.channel_multipliers": (1, 2),
+    "model.blocks_per_resolution": 1,
+    "model.attention_resolutions": (4,),
+    "model.num_classes": 3,
+    "model.heads": 0,
+    "model.head_width": 16,
+    "model.num_groups": 32,
+    "sampling.steps": 2,
+    "sampling.grid": "uniform",
+}
+
+
+@pytest.mark.slow
+def test_an_imported_upsampler_enlarges_small_images(tmp_path):
+    """From the command line: a file becomes a run, and two PNGs of 2x2 pixels become of 8x8."""
+    write_torch(tmp_path / "upsampler.pt", tree("upsampler"))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 2, 2, 3), np.uint8)
+    for name, image in zip("ab", pixels, strict=True):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+
+    def call(mode, *flags):
+        config = "--config=configs/adm_upsampler.py:64_256"
+        given = [f"--config.{name}={value}" for name, value in UPSAMPLER.items()]
+        return run(config, f"--mode={mode}", f"--workdir={tmp_path / 'run'}", *given, *flags)
+
+    done = call("import", f"--source={tmp_path / 'upsampler.pt'}")
+    assert done.status == 0, done.stderr
+    task = (
+        "--config.task.name=upsample",
+        f"--config.task.input={tmp_path / 'a.png'},{tmp_path / 'b.png'}",
+        "--config.sampling.labels=(2,0)",
+    )
+    folder = samples_of(call("sample", "--num_samples=4", *task))
+    with np.load(folder / "samples.npz") as file:
+        assert file["samples"].shape == (4, 8, 8, 3)
+    with Image.open(folder / "samples.png") as figure:  # two rows: an input, two samples
+        shown = np.asarray(figure).reshape(2 * 9 - 1, 5, 3 * 9 - 1, 5, 3)[:, 0, :, 0]
+    np.testing.assert_array_equal(shown[9:, :8], pixels[1].repeat(4, axis=0).repeat(4, axis=1))
+    refused = call("sample")
+    assert refused.status == 1
+    assert "has no small image in plain samples; give it one by --mode=sample" in refused.stderr
 
 
 def test_a_file_in_the_wrong_mode_names_the_right_one(tmp_path):

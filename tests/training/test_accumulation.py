@@ -14,11 +14,12 @@ from denoising import Denoiser
 from losses import ScoreMatching
 from objectives.times import LossAwareBins
 from sde_lib import VPSDE
+from training.averages import MovingAverage
 from training.objective import Context, Losses, Objective
 from training.optimizers import Lion, Optimizer, ScheduleFreeAdamW
 from training.parallel import DataParallel
 from training.schedules import Constant
-from training.step import MovingAverage, Trainer
+from training.step import Trainer
 
 KEY = jax.random.key(0)
 FOUR = DataParallel.over_all_devices()
@@ -26,8 +27,14 @@ ONE = DataParallel(Mesh(jax.devices()[:1], ("data",), axis_types=(AxisType.Auto,
 LOSS_AWARE = ScoreMatching(times=LossAwareBins(bins=3, history=2))
 
 
-def network(params, x, t, labels):
-    return x @ params["kernel"] + params["bias"][labels] + t[:, None] / 1000
+def network(params, x, t, labels, augment_labels):
+    return x @ params["kernel"] + params["bias"][labels] + augment_labels + t[:, None] / 1000
+
+
+def augment(key, x):
+    """Batches and labels that depend on the place in the batch."""
+    labels = jax.random.normal(key, x.shape, x.dtype)
+    return x + labels, labels
 
 
 def denoiser(params, dropout=None):
@@ -44,6 +51,7 @@ def make_trainer(parallel=ONE, **fields):
         parallel=parallel,
         classes=4,
         label_dropout=0.25,
+        augment=augment,
         **fields,
     )
 
@@ -71,7 +79,7 @@ def close(found, expected, rtol):
 @pytest.mark.slow
 @pytest.mark.parametrize(("parallel", "parts"), [(ONE, 8), (FOUR, 2)], ids=["one", "four"])
 def test_gradient_of_parts_is_that_of_the_batch(parallel, parts, x64):
-    """With times that adapt to the losses, and labels of which some are dropped."""
+    """With times that adapt to the losses, labels of which some are dropped, and augmentation."""
     whole = dataclasses.replace(make_trainer(parallel), loss=LOSS_AWARE)
     split = dataclasses.replace(whole, accumulate=parts)
     x, labels = (parallel.put_batch(each[0]) for each in batches(1))
@@ -101,7 +109,10 @@ class Echo(Objective):
 
 def test_dropout_differs_between_parts():
     trainer = dataclasses.replace(
-        make_trainer(accumulate=4), denoiser=lambda params, dropout: dropout, loss=Echo()
+        make_trainer(accumulate=4),
+        denoiser=lambda params, dropout: dropout,
+        loss=Echo(),
+        augment=None,
     )
     x, _ = batches(1)
     (_, losses), _ = trainer.gradient(jnp.zeros(1), KEY, jnp.asarray(x[0]), None, Context())

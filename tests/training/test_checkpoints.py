@@ -339,6 +339,34 @@ def test_misfit_names_the_parameter(tmp_path, like, message, step):
         checkpoints.restore(like(), step)
 
 
+class Extended(NamedTuple):
+    """A state with a field that older ones do not have."""
+
+    step: jax.Array
+    params: dict
+    ema_params: dict
+    opt_state: optax.OptState
+    more: dict
+
+
+def test_empty_field_leaves_no_trace_so_that_younger_states_load_older_files(tmp_path):
+    older, younger = make_state(1), Extended(*make_state(1), more={})
+    for number, saved, like in ((1, older, younger), (2, younger, older)):
+        checkpoints = Checkpoints(tmp_path / str(number))
+        checkpoints.save(1, saved, CONFIG)
+        checkpoints.close()
+        restored = checkpoints.restore(template(like), 1)
+        assert_same(restored.state, like)
+        assert type(restored.state) is type(like)
+
+
+def test_later_checkpoints_are_removed_where_a_run_starts_anew(tmp_path):
+    checkpoints = save_all(tmp_path, [1, 2, 3], keep=0)
+    checkpoints.remove_after(1)
+    assert sorted(os.listdir(tmp_path)) == ["1"]
+    Checkpoints(tmp_path / "none").remove_after(0)
+
+
 def test_missing_step_lists_what_there_is(tmp_path):
     checkpoints = save_all(tmp_path, [1, 2])
     with pytest.raises(CheckpointError, match=r"/5 cannot be loaded.* on disk: 1, 2"):

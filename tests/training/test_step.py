@@ -16,11 +16,12 @@ from denoising import Denoiser
 from losses import ScoreMatching
 from objectives.times import LossAwareBins
 from sde_lib import VPSDE
+from training.averages import MoreAverages, MovingAverage
 from training.objective import Objective
 from training.optimizers import Adam, Optimizer
 from training.parallel import DataParallel
 from training.schedules import Constant
-from training.step import MovingAverage, Trainer, TrainState
+from training.step import Trainer, TrainState
 
 KEY = jax.random.key(0)
 FOUR = DataParallel.over_all_devices()
@@ -151,6 +152,25 @@ def test_step_is_hand_written_adam_with_the_gradients_clipped():
         assert int(state.step) == k
 
 
+def test_the_augmented_batch_is_trained_on_with_its_labels():
+    seen = []
+
+    def augment(key, batch):
+        seen.append(key)
+        return -batch, jnp.arange(len(batch) * 2.0).reshape(-1, 2)
+
+    def loss(key, denoiser, batch):
+        np.testing.assert_array_equal(batch, -jnp.asarray(batch_of(0)))
+        np.testing.assert_array_equal(denoiser.augment_labels[:, 0], 2 * np.arange(len(batch)))
+        seen.append(key)
+        return jnp.zeros(len(batch))
+
+    trainer = dataclasses.replace(make_trainer(loss=loss), augment=augment)
+    trainer.objective({}, KEY, jnp.asarray(batch_of(0)))
+    bits = np.stack([jax.random.key_data(key) for key in (KEY, *jax.random.split(KEY), *seen)])
+    assert len(np.unique(bits, axis=0)) == 4, "the loss has the first half, the labels their own"
+
+
 def test_training_learns_the_best_linear_denoiser():
     """On N(0, I) the noise in x_t is best predicted by sigma x_t, and mostly by x_t."""
     _, losses = run(make_trainer(optimizer=adam(lr=3e-2)), 150)
@@ -253,29 +273,6 @@ def test_abstract_state_is_the_shape_of_the_first():
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (shape.shape, shape.dtype, shape.sharding)
 
 
-def averaged(average, values):
-    current = jnp.zeros(1)
-    for step, value in enumerate(values):
-        current = average.update(current, jnp.full(1, value), jnp.int32(step))
-    return float(current[0])
-
-
-def test_average_is_the_geometric_sum():
-    values = np.random.default_rng(0).normal(size=20)
-    weights = 0.1 * 0.9 ** np.arange(19, -1, -1)
-    ours = averaged(MovingAverage(rate=0.9, warmup=False), values)
-    np.testing.assert_allclose(ours, weights @ values, rtol=1e-5)
-
-
-def test_average_warms_up():
-    values, expected = np.random.default_rng(0).normal(size=20), 0.0
-    for step, value in enumerate(values):
-        rate = min(0.6, (1 + step) / (10 + step))
-        expected = rate * expected + (1 - rate) * value
-    np.testing.assert_allclose(averaged(MovingAverage(rate=0.6), values), expected, rtol=1e-5)
-    assert (1 + 19) / (10 + 19) > 0.6 > 1 / 10  # both branches were met
-
-
 @pytest.mark.slow
 def test_step_averages_the_new_parameters():
     trainer = make_trainer(average=MovingAverage(rate=0.75, warmup=False))
@@ -286,15 +283,23 @@ def test_step_averages_the_new_parameters():
     jax.tree.map(compare, state.ema_params, expected)
 
 
-def test_average_keeps_the_type_of_its_leaves():
-    leaf = jnp.zeros(2, jnp.bfloat16)
-    assert MovingAverage().update(leaf, leaf + 1, jnp.int32(0)).dtype == jnp.bfloat16
-
-
-@pytest.mark.parametrize("rate", [-0.1, 1.0])
-def test_invalid_rate_is_named(rate):
-    with pytest.raises(ValueError, match=rf"rate={rate} must lie in \[0, 1\)"):
-        MovingAverage(rate=rate)
+@pytest.mark.slow
+def test_more_averages_change_nothing_else_and_resume_bit_for_bit():
+    more = MoreAverages(more_rates=(0.5,), snapshot_every=1)
+    trainer = dataclasses.replace(make_trainer(), more_averages=more)
+    whole, _ = run(trainer, 6)
+    halfway, _ = run(trainer, 3)
+    resumed, _ = run(trainer, 3, state=halfway)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert set(whole.averages) == {"rate_0.5", "length_0.05", "length_0.1"}
+    alone, _ = run(make_trainer(), 6)
+    assert alone.averages == {}
+    jax.tree.map(np.testing.assert_array_equal, whole._replace(averages={}), alone)
+    before, _ = run(trainer, 5)
+    before, step = before.averages["length_0.1"], jnp.int32(5)
+    expected = more.powers["length_0.1"].update(before, whole.params, step)
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(compare, whole.averages["length_0.1"], expected)
 
 
 def test_state_is_a_pytree_of_arrays():

@@ -1,0 +1,74 @@
+"""Plots hold what they are given, and are PNG files, whole or not there."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from files.plots import COLORS, Panel, Series, shades, write_plot
+
+
+def panel(*series, **fields):
+    return Panel(title="a title", x_label="step", series=series, **fields)
+
+
+def picture(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def share_of(image, color):
+    """The fraction of pixels that have a color."""
+    distance = np.abs(image - ImageColor.getrgb(color)).max(axis=-1)
+    return np.mean(distance < 8)
+
+
+def test_every_series_is_drawn_in_its_color_and_error_bars_add_ink(tmp_path):
+    x, y = np.arange(5.0), np.linspace(0.1, 1, 5)
+    lines = [Series(label=f"series {k}", x=x, y=y + k) for k in range(3)]
+    write_plot(tmp_path / "lines.png", [panel(*lines)])
+    image = picture(tmp_path / "lines.png")
+    assert all(share_of(image, color) > 5e-4 for color in COLORS[:3])
+    assert share_of(image, COLORS[3]) == 0
+    with_bars = Series(label="series 0", x=x, y=y + 0.4, error=np.full(5, 0.4))
+    write_plot(tmp_path / "bars.png", [panel(with_bars, *lines[1:])])
+    assert share_of(picture(tmp_path / "bars.png"), COLORS[0]) > share_of(image, COLORS[0])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bars.png", "lines.png"]
+
+
+@pytest.mark.parametrize(("count", "columns", "shape"), [(1, None, (1, 1)), (5, 3, (2, 3))])
+def test_panels_fill_rows(tmp_path, count, columns, shape):
+    lines = Series(label="", x=[1, 10, 100], y=[1.0, np.nan, 3.0])
+    panels = [panel(lines, log_x=True, log_y=True, note="a note") for _ in range(count)]
+    write_plot(tmp_path / "a.png", panels, columns=columns)
+    height, width, _ = picture(tmp_path / "a.png").shape
+    assert (round(height / 407), round(width / 572)) == shape
+
+
+def test_panels_without_numbers_or_with_zeros_on_a_logarithmic_axis_are_drawn(tmp_path):
+    zero = Series(label="zero", x=[0, 1], y=[0.0, 1.0])
+    write_plot(tmp_path / "a.png", [panel(), panel(zero, log_x=True, log_y=True)], title="both")
+    assert share_of(picture(tmp_path / "a.png"), COLORS[0]) > 5e-4
+
+
+def test_shades_become_darker():
+    colors = [sum(ImageColor.getrgb(color)) for color in shades(6)]
+    assert colors == sorted(colors, reverse=True)
+    assert len(set(colors)) == 6
+    assert shades(1) == [shades(6)[-1]]
+
+
+def test_drawing_leaves_pyplot_alone(tmp_path):
+    loaded = "matplotlib.pyplot" in sys.modules
+    write_plot(tmp_path / "a.png", [panel()])
+    assert ("matplotlib.pyplot" in sys.modules) == loaded
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"series 'a' has x, y and error of unequal length"):
+        panel(Series(label="a", x=[1, 2], y=[1.0]))
+    with pytest.raises(ValueError, match="number of panels=0 must be at least 1"):
+        write_plot(tmp_path / "a.png", [])
+    with pytest.raises(ValueError, match=r"suffix='.jpg' is unknown; choose one of: .png"):
+        write_plot(tmp_path / "a.jpg", [panel()])
