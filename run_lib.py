@@ -135,7 +135,7 @@ def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None
     steps = experiment.evaluation.checkpoints
     extractors = extractors_of(experiment, workdir)
     dequantizer = dequantizer_of(experiment, workdir)
-    checkpoints = checkpoints_of(experiment, workdir, ema)
+    checkpoints = checkpoints_of(workdir, ema)
     for step in steps:  # a missing checkpoint is an error before the others are evaluated
         checkpoints.config(step)
         if "moments" in experiment.sampler.needs:

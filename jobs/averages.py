@@ -6,6 +6,7 @@
 Training writes the first, `--mode=ema` the second (`training.post_hoc` has the mathematics).
 """
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from errors import CheckpointError, ConfigError, WorkdirError, require_in
 from experiment.experiment import Experiment
+from experiment.reader import to_builtin
 from files.locks import locked
 from jobs.workdir import Workdir
 from training.averages import MoreAverages, length_name
@@ -65,6 +67,18 @@ class Snapshots:
             CheckpointError: if they cannot be written.
         """
         self._checkpoints.close()
+
+
+def kept_averages(workdir: Workdir) -> MoreAverages:
+    """Return what a run keeps beside its main average, from its own configuration.
+
+    Raises:
+        WorkdirError: if there is no run.
+    """
+    saved = workdir.read_config()["ema"]
+    names = [field.name for field in dataclasses.fields(MoreAverages)]
+    given: dict[str, Any] = {name: saved[name] for name in names if saved.get(name) is not None}
+    return MoreAverages(**to_builtin(given))
 
 
 class Reconstructed(NamedTuple):
@@ -119,21 +133,21 @@ def reconstruct(
         CheckpointError: if snapshots are damaged.
     """
     workdir.check(experiment.config, training=False)
-    stored = Checkpoints(workdir.snapshots, keep=0)
-    steps = _steps(experiment, workdir, stored, step)
+    stored, averages = Checkpoints(workdir.snapshots, keep=0), kept_averages(workdir)
+    steps = _steps(averages, workdir, stored, step)
     name, last = length_name(length), steps[-1]
-    found = _fit(experiment, steps, length)
+    found = _fit(averages, steps, length)
     kept = Checkpoints(workdir.averages / name, keep=0)
     with locked(workdir.averages / f".{name}.lock", leads=experiment.parallel.leads):
         if not _is_there(kept, last, experiment):
-            average = _combine(experiment, stored, steps, found)
-            kept.save(last, average, experiment.config | {"relative_error": found.error})
+            average = _combine(experiment, averages, stored, steps, found)
+            kept.save(last, average, workdir.read_config() | {"relative_error": found.error})
             kept.close()
     return Reconstructed(length, last, found.error, len(steps))
 
 
 def _steps(
-    experiment: Experiment, workdir: Workdir, stored: Checkpoints, step: int | None
+    averages: MoreAverages, workdir: Workdir, stored: Checkpoints, step: int | None
 ) -> list[int]:
     """Return the steps with snapshots up to `step`.
 
@@ -143,7 +157,7 @@ def _steps(
     """
     steps = list(stored.steps())
     if not steps:
-        every = experiment.trainer.more_averages.snapshot_every
+        every = averages.snapshot_every
         remedy = (
             f"train on: the first comes at step {every}"
             if every
@@ -170,8 +184,8 @@ def _steps(
     return steps
 
 
-def _fit(experiment: Experiment, steps: list[int], length: float) -> Fit:
-    lengths = experiment.trainer.more_averages.lengths
+def _fit(averages: MoreAverages, steps: list[int], length: float) -> Fit:
+    lengths = averages.lengths
     functions = [PowerFunction(step, each) for step in steps for each in lengths]
     found = fit(functions, PowerFunction(steps[-1], length))
     if found.error > _REFUSED:
@@ -193,21 +207,26 @@ def _is_there(kept: Checkpoints, step: int, experiment: Experiment) -> bool:
     return False
 
 
-def _combine(experiment: Experiment, stored: Checkpoints, steps: list[int], found: Fit) -> Any:
+def _combine(
+    experiment: Experiment,
+    averages: MoreAverages,
+    stored: Checkpoints,
+    steps: list[int],
+    found: Fit,
+) -> Any:
     """Return the sum of the snapshots, in double precision, as parameters."""
-    state = experiment.trainer.abstract_state()
-    names = list(experiment.trainer.more_averages.powers)
-    template = {name: state.averages[name] for name in names}
-    total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), state.params)
+    params = experiment.trainer.abstract_state().params
+    names = list(averages.powers)
+    total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
     coefficients = found.coefficients.reshape(len(steps), len(names))
     rows = zip(steps, coefficients, strict=True)
     for step, row in tqdm(rows, total=len(steps), desc="snapshots", dynamic_ncols=True):
         with _damage_has_a_remedy():
-            restored = stored.restore(template, step)
+            restored = stored.restore(dict.fromkeys(names, params), step)
         assert restored is not None
         parts = [experiment.parallel.fetch_tree(restored.state[name]) for name in names]
         total = jax.tree.map(partial(_add, row), total, *parts)
-    return jax.tree.map(lambda sum, leaf: sum.astype(leaf.dtype), total, state.params)
+    return jax.tree.map(lambda sum, leaf: sum.astype(leaf.dtype), total, params)
 
 
 @contextmanager

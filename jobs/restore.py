@@ -16,6 +16,7 @@ from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint, checkpoint_name
 from files.writing import sha256_of
 from guidance.classifier import Classifier
+from jobs.averages import kept_averages
 from jobs.workdir import Workdir, run_and_step
 from numerics.arrays import digest
 from solvers.moments import EpsMoments
@@ -74,29 +75,28 @@ def restore_average(
         ConfigError: if the run has no such average.
         WorkdirError, CheckpointError: as `restore_parameters`.
     """
-    checkpoints = checkpoints_of(experiment, workdir, ema)
+    checkpoints = checkpoints_of(workdir, ema)
     if not ema:
         found = restore_parameters(experiment, workdir, step)
         return Averaged(found.step, found.state.ema_params)
-    state = experiment.trainer.abstract_state()
-    if ema in experiment.trainer.more_averages.rates:
-        template = _OtherAverage({ema: state.averages[ema]})
+    params = experiment.trainer.abstract_state().params
+    if ema in kept_averages(workdir).rates:
+        template = _OtherAverage({ema: params})
         found = _restore_part(experiment, workdir, template, step)
         return Averaged(found.step, found.state.averages[ema])
     workdir.check(experiment.config, training=False)
-    made = checkpoints.restore(state.params, step)
+    made = checkpoints.restore(params, step)
     assert made is not None
     return Averaged(made.step, made.state)
 
 
-def checkpoints_of(experiment: Experiment, workdir: Workdir, ema: str = "") -> Checkpoints:
+def checkpoints_of(workdir: Workdir, ema: str = "") -> Checkpoints:
     """Return the checkpoints that hold an average, as in `restore_average`.
 
     Raises:
         ConfigError: if the run has no such average.
     """
-    rates = experiment.trainer.more_averages.rates
-    if not ema or ema in rates:
+    if not ema or ema in (rates := kept_averages(workdir).rates):
         return Checkpoints(workdir.checkpoints)
     made = {folder.name for folder in workdir.averages.glob("length_*")}
     made = sorted(name for name in made if Checkpoints(workdir.averages / name).steps())

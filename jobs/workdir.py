@@ -32,8 +32,12 @@ _CHANGES, _IMAGES = "changes", "images"
 
 # Fields that describe a trained network: they must be those of the run to read its checkpoints.
 _DESCRIBE_NETWORK = ("data.", "denoiser.", "ema.", "model.", "sde.")
-# Of these, what a reader may change: where files lie, and which noise likelihoods have.
-_READER_MAY_CHANGE = ("data.dir", "data.dequantization")
+# Of these, what a reader may change: where files lie, which noise likelihoods have, and what else a
+# run keeps, which is read from its own configuration.
+_READER_MAY_CHANGE = (
+    *("data.dir", "data.dequantization"),
+    *("ema.lengths", "ema.more_rates", "ema.snapshot_every"),
+)
 
 
 class Part(NamedTuple):

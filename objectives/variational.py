@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,9 +103,9 @@ class PixelLevels:
 class Steps(NamedTuple):
     """Coefficients of the step from t to s: SNR_s / SNR_t - 1, and log(sigma_t^2 / sigma_s^2)."""
 
-    t: Float[Array, "rows"]
-    growth: Float[Array, "rows"]
-    log_range: Float[Array, "rows"]
+    t: Float[Any, "rows"]
+    growth: Float[Any, "rows"]
+    log_range: Float[Any, "rows"]
 
 
 def bound_tables(

@@ -38,6 +38,13 @@ def experiment():
 
 
 @pytest.fixture(scope="module")
+def reader():
+    """The same without the fields of averages, which a run's own configuration has."""
+    left_out = ("ema.snapshot_every", "ema.more_rates")
+    return build(configuration({k: v for k, v in FIELDS.items() if k not in left_out}))
+
+
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("averages") / "run"
     call = run(*flags("train", path, FIELDS))
@@ -85,9 +92,9 @@ def test_run_killed_in_a_snapshot_ends_with_the_same_averages_and_snapshots(
 
 @pytest.mark.slow
 def test_averages_of_lengths_are_made_once_evaluated_and_chosen_by_name(
-    workdir, experiment, capsys
+    workdir, experiment, reader, capsys
 ):
-    reconstruct_averages(experiment, workdir, length="0.05,0.08")
+    reconstruct_averages(reader, workdir, length="0.05,0.08")
     rows = json.loads((workdir.eval / "ema_lengths.json").read_text())["averages"]
     assert [row["length"] for row in rows] == [0.05, 0.08]
     assert rows[0]["relative_error"] < 1e-6 < rows[1]["relative_error"] < 0.03
@@ -99,23 +106,23 @@ def test_averages_of_lengths_are_made_once_evaluated_and_chosen_by_name(
     assert (one["protocol"]["average"], one["loss"]["mean"]) == ("length_0.08", loss)
 
     stored = snapshot(experiment, workdir, STEPS)
-    made = restore_average(experiment, workdir, None, "length_0.05")
+    made = restore_average(reader, workdir, None, "length_0.05")
     compare = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9)
     jax.tree.map(compare, made.params, stored["length_0.05"])
-    made = restore_average(experiment, workdir, None, "length_0.08")
+    made = restore_average(reader, workdir, None, "length_0.08")
     # Between the two stored ones, since parameters move little and in one direction.
     near, far = stored["length_0.05"], stored["length_0.1"]
     across = distance(near, far)
     assert 0 < max(distance(near, made.params), distance(made.params, far)) < across
 
     shutil.rmtree(workdir.snapshots / "2")
-    assert reconstruct(experiment, workdir, 0.08).error != rows[1]["relative_error"]
-    loaded = load_checkpoint(experiment, workdir, STEPS, "length_0.08")
+    assert reconstruct(reader, workdir, 0.08).error != rows[1]["relative_error"]
+    loaded = load_checkpoint(reader, workdir, STEPS, "length_0.08")
     assert loaded.name == f"{STEPS}-length_0.08"
     assert_equal(loaded.denoiser.network.args[0], made.params)  # it was made already
-    reconstruct(experiment, workdir, 0.1, 8)
-    assert restore_average(experiment, workdir, None, "length_0.1").step == 8
-    rate = restore_average(experiment, workdir, 8, "rate_0.5")
+    reconstruct(reader, workdir, 0.1, 8)
+    assert restore_average(reader, workdir, None, "length_0.1").step == 8
+    rate = restore_average(reader, workdir, 8, "rate_0.5")
     assert_equal(rate.params, state_of(experiment, workdir, 8).averages["rate_0.5"])
 
 
