@@ -16,9 +16,14 @@ and `score` only. They do not depend on what the network was trained to output.
     score_centered_input  the score                      2 x - 1    NCSN
     edm                   (x0 - c_skip y) / c_out        c_in y     Karras et al., arXiv:2206.00364
     iddpm                 eps and a variance's channels  x / size   the same, for ADM's network
+    consistency           (x0 - c_skip y) / c_out        c_in y     Song et al., arXiv:2303.01469
 
 For edm, y = x / alpha has noise s = sigma / alpha, and with the data's deviation sigma_d, 0.5,
 c_skip = sigma_d^2 / (s^2 + sigma_d^2), c_out = s sigma_d c_in, c_in = 1 / sqrt(s^2 + sigma_d^2).
+
+For consistency, x0 is not a mean. It is the end of the ODE's path from x_t, at the noise sigma_min.
+With r = s - sigma_min, c_skip = sigma_d^2 / (r^2 + sigma_d^2) and c_out = r sigma_d c_in, so x0 = y
+at that noise (their Appendix C).
 
 For iddpm, size = sqrt(alpha^2 + sigma^2). It presents x_t of any process to a network of DDPM's
 chain, for which the size is 1. The variance is that of a step of the chain, and is not used.
@@ -110,8 +115,20 @@ def _from_edm(x: Batch, alpha: Batch, sigma: Batch, h: Batch, sigma_data: float)
     return Prediction(x0, s * gain**2 * y - sigma_data * gain * h)
 
 
-def _edm_input(x: Batch, alpha: Batch, sigma: Batch, sigma_data: float) -> Batch:
+def _edm_input(x: Batch, alpha: Batch, sigma: Batch, sigma_data: float, *_: float) -> Batch:
     return _edm_gain(sigma / alpha, sigma_data) * x / alpha
+
+
+def _from_consistency(
+    x: Batch, alpha: Batch, sigma: Batch, h: Batch, sigma_data: float, sigma_min: float
+) -> Prediction:
+    y, s = x / alpha, sigma / alpha
+    r = s - sigma_min
+    c_skip = 1 / (1 + (r / sigma_data) ** 2)
+    c_out = r * sigma_data * _edm_gain(s, sigma_data)
+    # (y - x0) / s without its cancellation at small s.
+    eps = ((r / sigma_data) ** 2 * c_skip * y - c_out * h) / s
+    return Prediction(c_skip * y + c_out * h, eps)
 
 
 def _edm_gain(s: Batch, sigma_data: float) -> Batch:
@@ -127,13 +144,15 @@ class Parameterization:
         predict: the map (x, alpha, sigma, output) -> Prediction.
         channels: channels of the output per channel of x.
         input: the map (x, alpha, sigma) -> input of the network.
-        uses_sigma_data: whether both maps have a last argument, the data's standard deviation.
+        uses: fields of the Denoiser, which are the last arguments of both maps.
+        predicts_mean: whether the predicted x0 is the mean of x0 given x_t, as scores need.
     """
 
     predict: Callable[..., Prediction]
     channels: int = 1
     input: Callable[..., Batch] = lambda x, alpha, sigma: x
-    uses_sigma_data: bool = False
+    uses: tuple[str, ...] = ()
+    predicts_mean: bool = True
 
 
 def _center(x: Batch, alpha: Batch, sigma: Batch) -> Batch:
@@ -154,7 +173,13 @@ PARAMETERIZATIONS = {
     "score_centered_input": Parameterization(
         predict=lambda x, a, s, h: _from_eps(x, a, s, -s * h), input=_center
     ),
-    "edm": Parameterization(predict=_from_edm, input=_edm_input, uses_sigma_data=True),
+    "edm": Parameterization(predict=_from_edm, input=_edm_input, uses=("sigma_data",)),
+    "consistency": Parameterization(
+        predict=_from_consistency,
+        input=_edm_input,
+        uses=("sigma_data", "sigma_min"),
+        predicts_mean=False,
+    ),
     "iddpm": Parameterization(
         predict=lambda x, a, s, h: _from_eps(x, a, s, jnp.split(h, 2, axis=-1)[0]),
         channels=2,
@@ -163,16 +188,21 @@ PARAMETERIZATIONS = {
 }
 
 
-def require_parameterization(name: str, sigma_data: float) -> None:
-    """Raise ValueError for an unknown parameterization, or a sigma_data that it cannot use."""
+# Fields that only some parameterizations use, and their defaults.
+_PARAMETERS = {"sigma_data": 0.5, "sigma_min": 0.002}
+
+
+def require_parameterization(name: str, **parameters: float) -> None:
+    """Raise ValueError for an unknown parameterization, or a parameter that it cannot use."""
     require_choice("parameterization", name, PARAMETERIZATIONS)
-    require_in("sigma_data", sigma_data, "(0, inf)")
-    users = [name for name, row in PARAMETERIZATIONS.items() if row.uses_sigma_data]
-    if sigma_data != 0.5 and name not in users:
-        raise ValueError(
-            f"sigma_data={sigma_data} is used with parameterization={' or '.join(users)}, not with "
-            f"{name!r}; leave it out"
-        )
+    for field, value in parameters.items():
+        require_in(field, value, "(0, inf)")
+        users = [name for name, row in PARAMETERIZATIONS.items() if field in row.uses]
+        if value != _PARAMETERS[field] and name not in users:
+            raise ValueError(
+                f"{field}={value} is used with parameterization={' or '.join(users)}, not with "
+                f"{name!r}; leave it out"
+            )
 
 
 def _nearest_timestep(sde: SDE, t: Time, n: int) -> Time:
@@ -272,7 +302,7 @@ class Guidance(Protocol):
         ...
 
 
-@pytree(static=("parameterization", "conditioning", "num_timesteps", "sigma_data", "clipping"))
+@pytree(static=("parameterization", "conditioning", "num_timesteps", *_PARAMETERS, "clipping"))
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """A network that predicts data and noise from noisy data at every noise level.
@@ -290,8 +320,10 @@ class Denoiser:
         parameterization: a name in PARAMETERIZATIONS.
         conditioning: a name in CONDITIONINGS.
         num_timesteps: length of the chain whose timesteps some conditionings count.
-        sigma_data: standard deviation of the data, for parameterization "edm". EDM takes 0.5 for
-            images in [-1, 1].
+        sigma_data: standard deviation of the data, for parameterizations "edm" and "consistency".
+            EDM takes 0.5 for images in [-1, 1].
+        sigma_min: for parameterization "consistency", the noise level sigma / alpha at which the
+            network's function is the identity.
         clipping: applied to the predicted x0; eps and the score are changed to match. Each
             guidance receives the clipped prediction, and may clip the guided one.
         guidances: changes of the predictions, applied in order.
@@ -309,11 +341,14 @@ class Denoiser:
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
     sigma_data: float = 0.5
+    sigma_min: float = 0.002
     clipping: Clipping = Clipping()
     guidances: tuple[Guidance, ...] = ()
 
     def __post_init__(self) -> None:
-        require_parameterization(self.parameterization, self.sigma_data)
+        require_parameterization(
+            self.parameterization, sigma_data=self.sigma_data, sigma_min=self.sigma_min
+        )
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
         if callable(self.network) and not isinstance(self.network, Partial):
@@ -360,7 +395,7 @@ class Denoiser:
         condition = CONDITIONINGS[self.conditioning](self.sde, t, self.num_timesteps)
         alpha, sigma = self.coefficients(x, t)
         labels = () if self.labels is None else (self.labels,)
-        extra = (self.sigma_data,) if parameterization.uses_sigma_data else ()
+        extra = [getattr(self, name) for name in parameterization.uses]
         inputs = parameterization.input(x, alpha, sigma, *extra)
         more = {k: v for k, v in self._conditions.items() if k != "labels" and v is not None}
         output = self.network(inputs, condition, *labels, **more)
@@ -399,6 +434,14 @@ class Denoiser:
         """Return alpha(t) and sigma(t) in shapes that broadcast against x."""
         t = jnp.asarray(t, x.dtype)
         return expand_like(self.sde.alpha(t), x), expand_like(self.sde.sigma(t), x)
+
+    def require_mean(self, what: str) -> None:
+        """Raise ValueError if x0 is no posterior mean, so that `what` has no scores."""
+        if not PARAMETERIZATIONS[self.parameterization].predicts_mean:
+            raise ValueError(
+                f"{what} needs scores, which parameterization={self.parameterization!r} does not "
+                "predict; choose a run with another one"
+            )
 
     def score(self, x: Batch, t: Time) -> Batch:
         """Return grad log p_t(x_t) = -eps / sigma."""

@@ -95,6 +95,7 @@ def log_prob(
         IntegrationError: if the solver fails for a sample.
     """
     x = require_batch(x)
+    denoiser.require_mean("a likelihood")
     indices = sample_indices(key, x.shape, indices)
     result, solution = _log_prob(key, denoiser, x, indices, options, ode)
     require_success(solution, "log-likelihood", ode)

@@ -39,6 +39,8 @@ from denoising import Denoiser
 from errors import require_choice, require_in
 from numerics.arrays import Batch, sum_per_sample
 from numerics.traces import PROBES, exact_trace
+from objectives.consistency import ConsistencyDistillation, ConsistencyTraining
+from objectives.distillation import ProgressiveDistillation
 from objectives.times import TimeDistribution, Times, Uniform
 from objectives.variational import DECODERS, VARIANCES, ChainBound, PixelLevels
 from objectives.weights import Sigma2, Weight
@@ -69,11 +71,6 @@ class NoiseObjective(Objective):
     """
 
     times: TimeDistribution = field(default_factory=Uniform)
-
-    @property
-    def trains_variance(self) -> bool:
-        """Whether a variance that the network predicts is trained."""
-        return False
 
     def init_state(self) -> Any:
         """Return the first state of the times."""
@@ -303,11 +300,14 @@ class Hybrid(VariationalBound):
         return simple + self.coefficient * self._bound.bits_per_dim(frozen, x0, t, eps)
 
 
-# The objectives by name.
-LOSSES: dict[str, type[NoiseObjective]] = {
+# The objectives by name: the estimators, the bounds, and those of networks for few steps.
+LOSSES: dict[str, type[Objective]] = {
     "denoising": ScoreMatching,
     "exact": ExactScoreMatching,
     "sliced": SlicedScoreMatching,
     "vlb": VariationalBound,
     "hybrid": Hybrid,
+    "consistency_training": ConsistencyTraining,
+    "consistency_distillation": ConsistencyDistillation,
+    "progressive_distillation": ProgressiveDistillation,
 }

@@ -20,7 +20,7 @@ from evaluation import references
 from evaluation.compare import compare as compare_files
 from evaluation.evaluate import dequantizer_of, extractors_of
 from evaluation.evaluate import evaluate as evaluate_checkpoint
-from evaluation.features import make_extractors
+from evaluation.features import diagnostics_extractor, make_extractors
 from evaluation.lengths import compare_lengths
 from evaluation.protocol import samples_protocol
 from experiment.build import abstract_params, build_network
@@ -30,6 +30,7 @@ from experiment.sampler import checkpoint_name, unconditioned
 from files.pictures import image_grid, write_gif, write_png, write_png_folder
 from files.writing import write_json, write_npz
 from jobs.averages import parse_lengths, reconstruct
+from jobs.diagnostics import Diagnostics
 from jobs.moments import measure_moments
 from jobs.plan import describe
 from jobs.profile import ProfiledSteps
@@ -41,6 +42,7 @@ from jobs.restore import (
     restore_parameters,
 )
 from jobs.sample import TaskRun, draw_plain
+from jobs.teacher import find_teacher
 from jobs.train import classifier_job, dequantizer_job, model_job
 from jobs.train import train as run_job
 from jobs.workdir import Workdir
@@ -72,7 +74,11 @@ def train(experiment: Experiment, workdir: Workdir, *, profile: str | None = Non
             "eps_learned_variance or edm"
         )
     profiled = ProfiledSteps.parse(profile) if profile is not None else None
-    if run_job(model_job(experiment), workdir, profiled):
+    diagnostics = None
+    if experiment.diagnostics.every:
+        extractor = diagnostics_extractor(experiment, workdir)
+        diagnostics = Diagnostics(experiment=experiment, extractor=extractor)
+    if run_job(model_job(experiment, diagnostics), workdir, profiled):
         print(f"samples are in {workdir.samples}; next: --mode=eval or --mode=sample")
 
 
@@ -405,12 +411,14 @@ def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) ->
     """Print what the configuration would do, on abstract shapes only.
 
     Raises:
-        ConfigError: if `sample` could not draw that many images, or the inputs of its task are
-            missing or do not fit.
+        ConfigError: if `sample` could not draw that many images, or the inputs of its task or the
+            teacher are missing or do not fit.
     """
     _check_count(experiment, num_samples)
     if (task := experiment.sampler.task) is not None:
         TaskRun(experiment, task, num_samples)
+    if experiment.loss.teacher:
+        find_teacher(experiment)
     print(describe(experiment))
 
 

@@ -144,6 +144,7 @@ def continuous_bound(
     if pixel_levels is not None:
         pixel_levels.require(x0)
     x0 = require_batch(x0)
+    denoiser.require_mean("a bound on the likelihood")
     indices = sample_indices(key, x0.shape, indices)
     t, drawn = _diffusion(key, denoiser, x0, indices, options)
     require_finite(drawn, t)
@@ -155,9 +156,7 @@ def continuous_bound(
         require_finite(decoder[None], jnp.full((1, len(x0)), options.t_min))
     else:
         step = decoder_step(key, denoiser, x0, t_min=options.t_min, indices=indices)
-        log_sigma = denoiser.sde.log_sigma(t_min)
-        entropy = x0[0].size * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
-        decoder = entropy - step.nats
+        decoder = _entropy(denoiser.sde, options.t_min, x0) - step.nats
     prior = prior_divergence(denoiser.sde, x0)
     total = prior + diffusion + decoder
     return ContinuousBound(total, prior, diffusion, decoder, error, options.num_times + 1)
@@ -185,6 +184,33 @@ def decoder_step(
     x, nats = _decoder_step(key, denoiser, x0, t, indices)
     require_finite(nats[None], jnp.broadcast_to(t, (1, len(x0))))
     return DecoderStep(x, nats)
+
+
+def decoder_term(
+    sde: SDE,
+    x0: Float[Array, "batch *shape"],
+    *,
+    t_min: float,
+    error: Float[Array, "batch"],
+    noise: Float[Array, "batch"],
+) -> Float[Array, "batch"]:
+    """Return one draw of the bound's last term, E[-log p(x0 | x_t)] at t_min, in nats.
+
+    Args:
+        sde: the process.
+        x0: the images.
+        t_min: the time.
+        error: ||eps - eps_hat||^2 of the draw.
+        noise: ||eps||^2 of the draw.
+    """
+    nats = x0[0].size * sde.log_alpha(jnp.asarray(t_min, x0.dtype)) + 0.5 * (noise - error)
+    return _entropy(sde, t_min, x0) - nats
+
+
+def _entropy(sde: SDE, t_min: float, x0: Batch) -> Float[Array, ""]:
+    """Return the entropy of q(x_t | x0) in nats."""
+    log_sigma = sde.log_sigma(jnp.asarray(t_min, x0.dtype))
+    return x0[0].size * (0.5 * math.log(2 * math.pi * math.e) + log_sigma)
 
 
 # Streams of a sample's random numbers; the noise of stratum i is stream _STRATA + i.

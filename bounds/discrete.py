@@ -116,6 +116,7 @@ def discrete_bound(
     table, decoder = bound_tables(denoiser.sde, times, options.decoder)
     pixel_levels.require(x0)
     x0 = require_batch(x0)
+    denoiser.require_mean("a bound on the likelihood")
     indices = sample_indices(key, x0.shape, indices)
     table = Steps(*(jnp.asarray(pad_to_block(column), x0.dtype) for column in table))
     decoder = jnp.asarray(decoder, x0.dtype)

@@ -63,18 +63,20 @@ def get_config() -> ConfigDict:
 
     config.denoiser = denoiser = ConfigDict()
     # Meaning of the network's output: eps, eps_learned_variance, score, x0, v, velocity,
-    # scaled_score, score_centered_input, edm, iddpm; see denoising.py.
+    # scaled_score, score_centered_input, edm, iddpm, consistency; see denoising.py.
     denoiser.parameterization = "eps"
     # Time input of the network: timestep_999, t, log_sigma, log_snr, edm, timestep,
     # rescaled_timestep, reversed_timestep, iddpm.
     denoiser.conditioning = "timestep_999"
     denoiser.num_timesteps = 1000  # length of the chain that a timestep counts
-    denoiser.sigma_data = 0.5  # edm: standard deviation of the data
+    denoiser.sigma_data = 0.5  # edm, consistency: standard deviation of the data
+    denoiser.sigma_min = 0.002  # consistency: noise level sigma / alpha of a sample
     denoiser.energy = False  # use the gradient of the network's output; see models/energy.py
 
     config.loss = loss = ConfigDict()
     # Estimators of the Fisher divergence: denoising, sliced, exact. Of the bound of a chain: vlb,
-    # or hybrid (denoising, and the bound for a learned variance).
+    # or hybrid (denoising, and the bound for a learned variance). For few steps:
+    # consistency_training, consistency_distillation, progressive_distillation.
     loss.name = "denoising"
     loss.reduction = "mean"  # over dimensions: mean, sum, half_sum
     # sliced:
@@ -85,6 +87,20 @@ def get_config() -> ConfigDict:
     loss.coefficient = placeholder(float)  # hybrid: of the bound in bits/dim
     loss.variance = placeholder(str)  # vlb: learned, small, large
     loss.decoder = placeholder(str)  # chain (as published), tweedie
+    # consistency_distillation, progressive_distillation:
+    loss.teacher = placeholder(str)  # RUN or RUN:STEP, the run whose network is the teacher
+    # consistency_training, consistency_distillation:
+    loss.first_intervals = placeholder(int)  # intervals of the noise at the first step
+    loss.last_intervals = placeholder(int)  # doubled until there are this many
+    loss.rho = placeholder(float)  # spacing of the noise levels, as sampling.rho
+    loss.level_mean = placeholder(float)  # of log(sigma / alpha) in training
+    loss.level_std = placeholder(float)
+    loss.huber = placeholder(float)  # the pseudo-Huber distance's c, per root of the dimension
+    loss.ode_step = placeholder(str)  # consistency_distillation: the teacher's step, heun, euler
+    # progressive_distillation: DDIM steps of the student; the teacher takes twice as many
+    loss.student_steps = placeholder(int)
+    loss.grid = placeholder(str)  # progressive_distillation: as sampling.grid
+    loss.t_min = placeholder(float)  # progressive_distillation: as sampling.t_min
 
     # Which times are trained: uniform, stratified, timesteps, log_snr, log_normal, logit_normal,
     # loss_aware, loss_aware_bins; see objectives/times.py.
@@ -100,7 +116,7 @@ def get_config() -> ConfigDict:
     times.uniform = placeholder(float)  # loss_aware, loss_aware_bins: share of uniform times
 
     # Weight of the squared error of the predicted noise: sigma2 (1), g2 (likelihood), x0, v,
-    # velocity, edm, min_snr, sigmoid; see objectives/weights.py.
+    # truncated_snr, velocity, edm, min_snr, sigmoid; see objectives/weights.py.
     config.weight = weight = ConfigDict()
     weight.name = "sigma2"
     weight.gamma = placeholder(float)  # min_snr: the largest SNR that counts
@@ -182,6 +198,20 @@ def get_config() -> ConfigDict:
     training.sample_every = 1000  # steps; 0 for never
     training.sample_count = 64  # images in the grid
     training.init_from = ""  # RUN or RUN:STEP whose parameters a new run starts with
+
+    # What is measured during training; plots are in the run's folder `plots`.
+    config.diagnostics = diagnostics = ConfigDict()
+    diagnostics.every = 1000  # steps; 0 for never
+    # some of loss, noise_levels, bits_per_dim, frechet, weights
+    diagnostics.metrics = ("loss", "noise_levels", "bits_per_dim", "frechet", "weights")
+    diagnostics.images = 0  # test images, and as many training images; 0 for 256, or all
+    diagnostics.levels = 16  # noise levels, equally long in log-SNR
+    diagnostics.samples = 128  # for the Frechet distance
+    diagnostics.sampling_steps = 10  # of these samples, by UniPC
+    diagnostics.features = "thumbnails"  # pixels, thumbnails (8 x 8 pixels), inception, classifier
+
+    config.logging = logging = ConfigDict()
+    logging.wandb = ""  # a project of Weights & Biases; empty for none
 
     config.sampling = sampling = ConfigDict()
     # Fixed steps: pc (Predictor-Corrector), ddim, dpm_solver, unipc, deis, heun, analytic,
@@ -381,7 +411,7 @@ def get_config() -> ConfigDict:
     evaluation.error_budget_images = 32  # for solver error and truncation
     evaluation.samples = 1500  # images per sampling seed
     evaluation.sampling_seeds = 1  # number of seeds, from sampling.seed on
-    evaluation.features = ("pixels",)  # some of pixels, inception, classifier
+    evaluation.features = ("pixels",)  # some of pixels, thumbnails, inception, classifier
     evaluation.reference = ""  # file of statistics; empty for those of the data
     evaluation.inception_weights = ""  # file; empty for the one in the user's cache
     evaluation.inception_resize = "tf1"  # tf1 (original FID, EDM), pytorch (pytorch-fid)

@@ -20,6 +20,7 @@ from evaluation.report import Evaluation
 from evaluation.samples import SampleSets
 from evaluation.table import samples_row
 from experiment.experiment import Experiment
+from experiment.few_steps import require_scores
 from experiment.sampler import Checkpoint
 from files.locks import locked
 from files.pictures import image_grid, write_png
@@ -41,6 +42,7 @@ def extractors_of(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, 
             to be had.
     """
     check_options(experiment.evaluation)
+    _check_scores(experiment)
     needed = any(METRICS[name].of_samples for name in experiment.evaluation.metrics)
     return make_extractors(experiment, workdir) if needed else ()
 
@@ -56,6 +58,16 @@ def dequantizer_of(experiment: Experiment, workdir: Workdir) -> Dequantizer | No
     if not (needed and experiment.data.dequantization.learned):
         return None
     return load_dequantizer(experiment, workdir)
+
+
+def _check_scores(experiment: Experiment) -> None:
+    """Raise ConfigError for metrics of likelihoods, where the objective trains no scores."""
+    names = experiment.evaluation.metrics
+    kept = tuple(name for name in names if METRICS[name].of_samples)
+    if kept != names:
+        what = f"config.eval.metrics={names!r}: {min(set(names) - set(kept))}"
+        remedy = f"give config.eval.metrics={kept or ('frechet',)!r}"
+        require_scores(experiment, what, remedy)
 
 
 def evaluate(

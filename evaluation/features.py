@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from errors import ConfigError
+from errors import ConfigError, require_choice
 from experiment.experiment import Experiment
 from guidance.classifier import Classifier
 from jobs.restore import load_classifier
 from jobs.workdir import Workdir
-from metrics.features import PIXELS, Extracted, Extractor, Images
+from metrics.features import PIXELS, THUMBNAILS, Extracted, Extractor, Images
 from metrics.inception.weights import inception_features, weights_file
 from numerics.arrays import digest
 
@@ -44,8 +44,29 @@ def make_extractors(experiment: Experiment, workdir: Workdir) -> tuple[Extractor
     return tuple(FEATURES[name].make(experiment, workdir) for name in names)
 
 
+def diagnostics_extractor(experiment: Experiment, workdir: Workdir) -> Extractor:
+    """Make the extractor that `config.diagnostics.features` names.
+
+    Raises:
+        ConfigError: for an unknown name, or weights that are neither at hand nor to be had.
+    """
+    name = experiment.diagnostics.features
+    try:
+        require_choice("config.diagnostics.features", name, FEATURES)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    try:
+        return FEATURES[name].make(experiment, workdir)
+    except ConfigError as error:  # which names the field of an evaluation
+        raise ConfigError(str(error).replace("config.eval.", "config.diagnostics.")) from error
+
+
 def _pixels(experiment: Experiment, workdir: Workdir) -> Extractor:
     return PIXELS
+
+
+def _thumbnails(experiment: Experiment, workdir: Workdir) -> Extractor:
+    return THUMBNAILS
 
 
 def _inception(experiment: Experiment, workdir: Workdir) -> Extractor:
@@ -85,4 +106,5 @@ FEATURES: dict[str, FeatureKind] = {
     "classifier": FeatureKind(make=_classifier, has_probabilities=True),
     "inception": FeatureKind(make=_inception, has_probabilities=True),
     "pixels": FeatureKind(make=_pixels),
+    "thumbnails": FeatureKind(make=_thumbnails),
 }

@@ -27,12 +27,15 @@ from experiment.build_sampler import build_sampler, require_learned
 from experiment.class_guidance import Classes
 from experiment.data import Data
 from experiment.experiment import ClassifierModel, DiscreteBoundPlan, Experiment, Model
+from experiment.few_steps import check_few_steps, require_used
 from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
     DataOptions,
     DenoiserOptions,
+    DiagnosticsOptions,
     EvaluationOptions,
+    LoggingOptions,
     TrainingOptions,
 )
 from experiment.reader import Reader, config_errors
@@ -40,7 +43,7 @@ from experiment.resolve import resolve
 from experiment.sampler import Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
-from losses import LOSSES, NoiseObjective
+from losses import LOSSES
 from metrics.inception.network import RECIPES
 from models import CLASSIFIERS, NETWORKS, with_features
 from models.blocks.resample import average_downsample
@@ -51,6 +54,7 @@ from objectives.weights import WEIGHTS
 from sde_lib import SDE, SDES
 from time_grids import Schedule
 from training.averages import ExponentialAverage, HalfLifeAverage, MoreAverages, MovingAverage
+from training.objective import Objective
 from training.optimizers import OPTIMIZERS, Optimizer
 from training.parallel import DataParallel
 from training.schedules import SCHEDULES, Cosine
@@ -132,6 +136,8 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         loss=loss,
         trainer=trainer,
         training=training,
+        diagnostics=reader.build("diagnostics", DiagnosticsOptions),
+        logging=reader.build("logging", LoggingOptions),
         evaluation=evaluation,
         likelihood=likelihood,
         ode=ode,
@@ -141,19 +147,22 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         classifier=_build_classifier(reader, sde, data),
         dequantizer=build_dequantizer(reader, data, model.num_classes),
     )
+    check_few_steps(experiment)
     _evaluate_shapes(experiment)
     return experiment
 
 
-def _build_loss(reader: Reader, sde: SDE, data: Data) -> NoiseObjective:
+def _build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
     times = reader.build_named("times", TIMES)
     parts = {"sigma_data": reader.config["denoiser"]["sigma_data"]}
     weight = reader.build_named("weight", WEIGHTS, fixed=parts)
+    require_used(reader, reader.lookup("loss", LOSSES))
     parts = {"times": times, "weight": weight, "sde": sde, "pixel_levels": data.pixel_levels}
+    parts["total_steps"] = reader.config["training"]["steps"]
     return reader.build_named("loss", LOSSES, fixed=parts)
 
 
-def _check_objective(reader: Reader, loss: NoiseObjective, data: Data) -> None:
+def _check_objective(reader: Reader, loss: Objective, data: Data) -> None:
     """Raise ConfigError unless the objective trains each output of the network on such data."""
     name = reader.config["loss"]["name"]
     parameterization = reader.config["denoiser"]["parameterization"]
@@ -242,7 +251,7 @@ def _shrinking(network: nn.Module) -> Callable[[Array], Array] | None:
     return None if factor == 1 else partial(average_downsample, factor=factor)
 
 
-def _build_model(reader: Reader, sde: SDE, loss: NoiseObjective, data: Data) -> Model:
+def _build_model(reader: Reader, sde: SDE, loss: Objective, data: Data) -> Model:
     network = reader.build_named("model", NETWORKS)
     options = reader.build("denoiser", DenoiserOptions)
     with config_errors("model"):
@@ -276,6 +285,7 @@ def _denoiser_factory(
             conditioning=options.conditioning,
             num_timesteps=options.num_timesteps,
             sigma_data=options.sigma_data,
+            sigma_min=options.sigma_min,
         )
 
     return denoiser
@@ -307,20 +317,21 @@ def _network_functions(network: nn.Module, energy: bool) -> tuple[Callable, Call
 
 
 def _check_timesteps(
-    reader: Reader, sde: SDE, network: nn.Module, loss: NoiseObjective, denoiser: DenoiserOptions
+    reader: Reader, sde: SDE, network: nn.Module, loss: Objective, denoiser: DenoiserOptions
 ) -> None:
     """Raise ConfigError unless process, objective and network count the same timesteps."""
     count = getattr(sde, "num_timesteps", None)
+    trained = getattr(getattr(loss, "times", None), "num_timesteps", None)
     counts = denoiser.conditioning in ("timestep", "rescaled_timestep", "reversed_timestep")
     for name, value, used in (
-        ("times.num_timesteps", loss.times.num_timesteps, loss.times.num_timesteps is not None),
+        ("times.num_timesteps", trained, trained is not None),
         ("denoiser.num_timesteps", denoiser.num_timesteps, counts),
     ):
         if count and used and value != count:
             raise ConfigError(
                 f"config.{name}={value}, but config.sde.num_timesteps={count}; set both to the same"
             )
-    if loss.times.num_timesteps is not None and not sde.sigma(jnp.zeros(())) > 0:
+    if trained is not None and not sde.sigma(jnp.zeros(())) > 0:
         raise ConfigError(
             f"config.times.name={reader.config['times']['name']!r} trains at t = 0 too, where "
             f"config.sde.name={reader.config['sde']['name']!r} has no noise; choose uniform or "

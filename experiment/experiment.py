@@ -18,15 +18,17 @@ from experiment.options import (
     ClassifierOptions,
     DenoiserOptions,
     DequantizerOptions,
+    DiagnosticsOptions,
     EvaluationOptions,
+    LoggingOptions,
     TrainingOptions,
 )
 from experiment.sampler import Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
-from losses import NoiseObjective
 from numerics.ode import ODEOptions
 from sde_lib import SDE
+from training.objective import Objective
 from training.parallel import DataParallel
 from training.step import Trainer
 
@@ -145,9 +147,11 @@ class Experiment:
     data: Data
     model: Model
     sampler: Sampler
-    loss: NoiseObjective
+    loss: Objective
     trainer: Trainer
     training: TrainingOptions
+    diagnostics: DiagnosticsOptions
+    logging: LoggingOptions
     evaluation: EvaluationOptions
     likelihood: LikelihoodOptions
     ode: ODEOptions

@@ -54,7 +54,7 @@ def leftover_noise(sampler: Sampler, sde: SDE) -> float | None:
     source = {"source": image} if sampler.starts_at_images else {}
     try:
         samples = sampler.solve(jax.random.key(0), denoiser, shape, None, **source)
-    except ScoreSDEError:
+    except (ScoreSDEError, ValueError):
         return None
     deviation = np.asarray(samples.x, np.float64) - np.asarray(image, np.float64)
     return 255 * float(np.sqrt(np.mean(deviation**2))) / (scaler.high - scaler.low)

@@ -55,7 +55,8 @@ class DenoiserOptions:
         parameterization: a name in PARAMETERIZATIONS.
         conditioning: a name in CONDITIONINGS.
         num_timesteps: number of timesteps that the conditionings with a timestep count.
-        sigma_data: standard deviation of the data, for parameterization "edm".
+        sigma_data: standard deviation of the data, for parameterizations "edm" and "consistency".
+        sigma_min: noise level sigma / alpha of a sample, for parameterization "consistency".
         energy: take the gradient of the network's output for its output (`models.energy`).
 
     Raises:
@@ -66,10 +67,13 @@ class DenoiserOptions:
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
     sigma_data: float = 0.5
+    sigma_min: float = 0.002
     energy: bool = False
 
     def __post_init__(self) -> None:
-        require_parameterization(self.parameterization, self.sigma_data)
+        require_parameterization(
+            self.parameterization, sigma_data=self.sigma_data, sigma_min=self.sigma_min
+        )
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
         if self.energy and self.parameterization == "eps_learned_variance":
@@ -131,6 +135,53 @@ class TrainingOptions:
                     f"{getattr(self, name)}, and no call goes past such a step; lower "
                     f"config.training.steps_per_call or raise config.training.{name}"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosticsOptions:
+    """What is measured during training, and how often; see `jobs.diagnostics`.
+
+    Args:
+        every: steps between measurements, of which the last step has one too; 0 for none.
+        metrics: names in `jobs.diagnostics.DIAGNOSTICS`.
+        images: test images, and as many training images; 0 for 256, or all test images if there
+            are fewer.
+        levels: number of noise levels, equally long in log-SNR.
+        samples: samples for the Frechet distance.
+        sampling_steps: steps of their sampler, UniPC.
+        features: features of the Frechet distance, a name in `evaluation.features.FEATURES`.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    every: int = 1000
+    metrics: tuple = ("loss", "noise_levels", "bits_per_dim", "frechet", "weights")
+    images: int = 0
+    levels: int = 16
+    samples: int = 128
+    sampling_steps: int = 10
+    features: str = "thumbnails"
+
+    def __post_init__(self) -> None:
+        require_in("every", self.every, "[0, inf)")
+        require_in("images", self.images, "[0, inf)")
+        if self.images == 1:
+            raise ValueError("images=1 has no standard error; give at least 2, or 0 for 256 or all")
+        require_in("levels", self.levels, "[2, inf)")
+        require_in("samples", self.samples, "[5, inf)")
+        require_in("sampling_steps", self.sampling_steps, "[4, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingOptions:
+    """Where the log of a training run goes, beside metrics.jsonl and TensorBoard.
+
+    Args:
+        wandb: a project of Weights & Biases; "" for none.
+    """
+
+    wandb: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

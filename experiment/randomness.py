@@ -16,6 +16,7 @@ _STREAMS = (
     "discrete_bound",
     "continuous_bound",
     "measurement",
+    "diagnostics",
 )
 
 

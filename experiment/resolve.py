@@ -13,6 +13,7 @@ from errors import ConfigError
 from experiment.configurations import default_configuration
 from experiment.reader import to_builtin
 from experiment.tasks import TASKS, InverseProblem
+from objectives.distillation import ProgressiveDistillation
 from sde_lib import SDES
 from time_grids import TIME_GRIDS
 
@@ -38,6 +39,7 @@ def resolve(
             resolved["optim"][other] = None
     if resolved["sampling"]["discretization"] == "published":
         _settle_published(resolved["sampling"], resolved["sde"])
+    _settle_few_steps(resolved, overrides)
     task = resolved["task"]
     inverse_problem = InverseProblem in TASKS.get(task["name"], ())
     if inverse_problem and task["method"] != "projection":
@@ -75,6 +77,22 @@ def _settle_published(sampling: dict[str, Any], sde: dict[str, Any]) -> None:
         defaults["steps"] = (sde["num_timesteps"] or default) - 1
     for field, value in defaults.items():
         if sampling[field] is None:
+            sampling[field] = value
+
+
+def _settle_few_steps(config: dict[str, Any], overrides: Collection[str]) -> None:
+    """Sample as the objective trains, where the command line leaves it open."""
+    sampling, loss = config["sampling"], config["loss"]
+    settled: dict[str, Any] = {}
+    if loss["name"] == "progressive_distillation":
+        settled = {"name": "ddim", "final_step": "none", "times": None}
+        for field, given in (("grid", "grid"), ("steps", "student_steps"), ("t_min", "t_min")):
+            default = getattr(ProgressiveDistillation, given)
+            settled[field] = default if loss[given] is None else loss[given]
+    elif sampling["name"] == "consistency" and sampling["final_step"] in (None, "denoise"):
+        settled = {"final_step": "mean"}  # the last prediction is the sample
+    for field, value in settled.items():
+        if f"sampling.{field}" not in overrides:
             sampling[field] = value
 
 

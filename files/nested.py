@@ -16,6 +16,12 @@ def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
     return flat
 
 
+def numbers(tree: Mapping[str, Any], separator: str = "/") -> dict[str, float]:
+    """Return the leaves of nested mappings that are single numbers, by path."""
+    flat = flatten(tree, separator)
+    return {path: value for path, value in flat.items() if isinstance(value, int | float)}
+
+
 def unflatten(flat: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
     """Return the nested dicts that `flatten` maps to `flat`."""
     tree: dict[str, Any] = {}

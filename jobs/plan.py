@@ -17,6 +17,7 @@ from experiment.build import abstract_batch
 from experiment.experiment import Experiment
 from experiment.leftover_noise import leftover_noise
 from files.text import table
+from training.objective import Context
 
 
 def describe(experiment: Experiment) -> str:
@@ -73,7 +74,11 @@ def _memory(experiment: Experiment) -> str:
     part = jax.ShapeDtypeStruct((len(batch) // trainer.accumulate, *batch.shape[1:]), batch.dtype)
 
     def kept(params: Any, key: jax.Array, batch: jax.Array) -> Any:
-        return jax.vjp(partial(trainer.objective, key=key, batch=batch), params)[1]
+        # A teacher is taken to have the network of its student.
+        teacher = experiment.model.denoiser(params) if experiment.loss.teacher else None
+        context = Context(teacher=jax.lax.stop_gradient(teacher))
+        objective = partial(trainer.objective, key=key, batch=batch, context=context)
+        return jax.vjp(objective, params)[1]
 
     activations = _bytes(jax.eval_shape(kept, state.params, jax.random.key(0), part))
     activations = max(activations - _bytes(state.params), 0) / experiment.parallel.devices

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,10 +33,13 @@ from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from files.writing import write_json
 from jobs.averages import Snapshots
+from jobs.diagnostics import Diagnostics
 from jobs.profile import ProfiledSteps, Profiler
+from jobs.teacher import load_teacher, params_of_student
+from jobs.training_report import Plots, conclude
 from jobs.workdir import Workdir, run_and_step
 from training.checkpoints import Checkpoints
-from training.metrics_log import MetricsLog, last_step
+from training.metrics_log import MetricsLog, last_step, read_log
 from training.prefetch import prefetched
 from training.step import Trainer, TrainState
 
@@ -51,6 +54,9 @@ class TrainingJob:
         section: "model" or a name in jobs.workdir.PARTS: what is trained.
         sampler: draws sample grids during training; None draws none.
         dequantization: how gray levels become numbers, by default config.data.dequantization.
+        diagnostics: what is measured during training; None for nothing.
+        wandb: a project of Weights & Biases; "" for none.
+        load_teacher: loads the frozen network of a distillation; None for other objectives.
     """
 
     config: dict[str, Any]
@@ -61,6 +67,9 @@ class TrainingJob:
     options: TrainingOptions
     sampler: Sampler | None
     dequantization: str = ""
+    diagnostics: Diagnostics | None = None
+    wandb: str = ""
+    load_teacher: Callable[[], Denoiser | None] = lambda: None
 
     @property
     def rate_section(self) -> str:
@@ -83,8 +92,18 @@ class TrainingJob:
             dequantization=self.dequantization,
         )
 
+    @property
+    def measure_every(self) -> int:
+        """The steps between two measurements; 0 for none."""
+        return 0 if self.diagnostics is None else self.diagnostics.every
 
-def model_job(experiment: Experiment) -> TrainingJob:
+    def measures_at(self, step: int) -> bool:
+        """Return whether the state after a step is measured; that of the last step always is."""
+        ends = self.diagnostics is not None and step == self.options.steps
+        return ends or _is_due(step, self.measure_every)
+
+
+def model_job(experiment: Experiment, diagnostics: Diagnostics | None = None) -> TrainingJob:
     """Return the job that trains an experiment's score model."""
     return TrainingJob(
         config=experiment.config,
@@ -94,6 +113,9 @@ def model_job(experiment: Experiment) -> TrainingJob:
         trainer=experiment.trainer,
         options=experiment.training,
         sampler=experiment.sampler if experiment.training.sample_every else None,
+        diagnostics=diagnostics,
+        wandb=experiment.logging.wandb,
+        load_teacher=partial(load_teacher, experiment),
     )
 
 
@@ -161,10 +183,12 @@ def train(job: TrainingJob, workdir: Workdir, profiled: ProfiledSteps | None = N
         ConfigError, WorkdirError, CheckpointError: before anything in the folder is touched.
         TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
     """
-    batches = job.batches()
+    batches, teacher = job.batches(), job.load_teacher()
+    if job.diagnostics is not None:
+        job.diagnostics.check()
     with workdir.locked(leads=job.data.parallel.leads):
         changes = workdir.check(job.config, training=True)
-        return _train(job, workdir, batches, changes, profiled)
+        return _train(job, workdir, batches, changes, profiled, teacher)
 
 
 def _train(
@@ -173,11 +197,12 @@ def _train(
     batches: TrainingBatches,
     changes: Sequence[str],
     profiled: ProfiledSteps | None,
+    teacher: Denoiser | None,
 ) -> bool:
     images = job.data.images.fingerprint
     workdir.check_images(images)
     checkpoints = Checkpoints(workdir.checkpoints, keep=job.options.keep_checkpoints)
-    state, origin = _initial_state(job, workdir, checkpoints)
+    state, origin = _initial_state(job, workdir, checkpoints, teacher)
     step, last = int(state.step), job.options.steps
     if step >= last:
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
@@ -196,8 +221,17 @@ def _train(
             "below config.%s.lr. Lower the warm-up, or train longer",
             *(warmup, last, job.rate_section),
         )
+    log = MetricsLog(
+        workdir.path,
+        step=step,
+        config=job.config,
+        wandb=job.wandb,
+        leads=job.data.parallel.leads,
+    )
+    finest = math.inf if job.diagnostics is None else job.diagnostics.finest_log_snr
+    plots = Plots(workdir.plots, workdir.path, finest)
     snapshots = Snapshots(workdir, job.trainer.more_averages, step)
-    log, profiler = MetricsLog(workdir.path, step=step), Profiler(profiled, workdir.profile)
+    profiler = Profiler(profiled, workdir.profile)
     with closing(log), closing(checkpoints), closing(snapshots), closing(profiler):
         with (
             _stop_signals() as stop,
@@ -205,7 +239,10 @@ def _train(
                 total=last, initial=step, desc="training", dynamic_ncols=True, mininterval=0.5
             ) as bar,
         ):
-            loop = _Loop(job, images, checkpoints, snapshots, log, workdir, bar, stop, profiler)
+            loop = _Loop(
+                *(job, teacher, images, checkpoints, snapshots, log, plots, workdir, bar, stop),
+                profiler,
+            )
             state = loop.run(batches, state)
         checkpoints.wait()
     if stop:
@@ -213,6 +250,9 @@ def _train(
         print(f"stopped by {name} at step {int(state.step)}, saved; rerun the command to continue")
         sys.exit(128 + stop[0])
     print(f"trained {last} steps")
+    if job.diagnostics is not None:
+        said = conclude(read_log(workdir.path), finest)
+        print(f"{said or 'measured'}; plots are in {workdir.plots}")
     return True
 
 
@@ -228,7 +268,7 @@ def _report_batch_size(options: TrainingOptions) -> None:
 
 
 def _initial_state(
-    job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints
+    job: TrainingJob, workdir: Workdir, checkpoints: Checkpoints, teacher: Denoiser | None
 ) -> tuple[TrainState, list[str]]:
     """Return the state of the latest checkpoint, or else the first state of a new run.
 
@@ -251,6 +291,9 @@ def _initial_state(
             "another --workdir"
         )
     if not job.options.init_from:
+        if teacher is not None and (params := params_of_student(teacher, template.params)):
+            state = job.trainer.state_from_params(*params, 0)
+            return state, ["started with the parameters of the teacher"]
         return job.trainer.init_state(base_key(job.seed, "init")), []
     run, step = run_and_step(job.options.init_from)
     other = Checkpoints(Workdir(Path(run).expanduser()).checkpoints).restore(
@@ -268,10 +311,12 @@ class _Loop:
     """The training loop and what it writes to."""
 
     job: TrainingJob
+    teacher: Denoiser | None
     images: str
     checkpoints: Checkpoints
     snapshots: Snapshots
     log: MetricsLog
+    plots: Plots
     workdir: Workdir
     bar: tqdm
     stop: list[int]
@@ -284,11 +329,14 @@ class _Loop:
         pending: deque[tuple[range, dict]] = deque()
         clock = _Clock()
         calls = self._calls(int(state.step))
+        labels = () if self.job.trainer.classes else (None,)
+        frozen = () if self.teacher is None else (*labels, self.teacher)
         with prefetched(partial(self._inputs, batches), calls, ahead=options.prefetch) as inputs:
             for steps, arrays in inputs:
                 step = steps[-1]
                 self.profiler.before(steps[0], state)
-                state, scalars = (one if len(steps) == 1 else several)(key, state, *arrays)
+                advance = one if len(steps) == 1 else several
+                state, scalars = advance(key, state, *arrays, *frozen)
                 pending.append((steps, scalars))
                 self.profiler.after(step, state)
                 stopping = bool(self.stop)  # read once: a signal may come at any line of this loop
@@ -297,10 +345,11 @@ class _Loop:
                 saves = ends or _is_due(step, options.checkpoint_every)
                 samples = not stopping and options.sample_every > 0
                 samples = samples and (ends or _is_due(step, options.sample_every))
+                measures = self.job.measures_at(step)
                 stores = self.snapshots.are_due(step, ends=step == last)
                 # Scalars are read one call late, so that the device never waits for Python; where
                 # something is about to be written, all of them are.
-                while len(pending) > (0 if logs or saves or samples or stores else 1):
+                while len(pending) > (0 if logs or measures or saves or samples or stores else 1):
                     values = self._finite(*pending.popleft())
                 clock.count(len(steps) * options.batch_size)
                 self.bar.update(len(steps))
@@ -309,6 +358,8 @@ class _Loop:
                     self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
                     if not stopping or _is_due(step, options.log_every):
                         self.log.write(step, {**values, "images_per_sec": round(rate, 1)})
+                if measures:  # before it is saved, so that a run that resumes here has it
+                    self._write_measurements(state)
                 record = self.job.config | {"images": self.images}
                 if stores:
                     self.snapshots.save(step, state, record)
@@ -319,7 +370,7 @@ class _Loop:
                     break
                 if samples:
                     self._write_samples(state)
-                if saves or samples or stores:
+                if saves or samples or stores or measures:
                     clock.restart()
         return state
 
@@ -330,7 +381,7 @@ class _Loop:
         """
         options, several = self.job.options, self.job.options.steps_per_call
         cadences = (options.log_every, options.checkpoint_every, options.sample_every)
-        cadences += (self.job.trainer.more_averages.snapshot_every,)
+        cadences += (self.job.trainer.more_averages.snapshot_every, self.job.measure_every)
         while done < options.steps:
             inside = range(done + 1, done + several)
             due = any(_is_due(step, every) for step in inside for every in cadences)
@@ -368,6 +419,14 @@ class _Loop:
                 f"Lower config.{self.job.rate_section}.lr, or look for NaN in the data"
             )
         return values
+
+    def _write_measurements(self, state: TrainState) -> None:
+        if self.job.diagnostics is None:
+            return
+        step = int(state.step)
+        self.log.write(step, self.job.diagnostics.measure(state))
+        if self.job.data.parallel.leads:
+            self.plots.draw(last=step == self.job.options.steps)
 
     def _write_samples(self, state: TrainState) -> None:
         sampler, step = self.job.sampler, int(state.step)

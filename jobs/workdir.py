@@ -16,8 +16,8 @@ from training.checkpoints import Checkpoints
 # what.
 _MAY_CHANGE = (
     *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "dequantizer."),
-    *("discrete_bound.", "ema.snapshot_every", "eval.", "guidance.", "likelihood.", "optim."),
-    *("sampling.", "task.", "training."),
+    *("diagnostics.", "discrete_bound.", "ema.snapshot_every", "eval.", "guidance."),
+    *("likelihood.", "logging.", "optim.", "sampling.", "task.", "training."),
 )
 # Except for these: where the run started, and what decides the state of its optimizer.
 _FIXED = ("training.init_from", "optim.name")
@@ -30,8 +30,12 @@ _CHANGES_RESULT = (
 # What config.json and the records of checkpoints hold beside the configuration.
 _CHANGES, _IMAGES = "changes", "images"
 
-# Fields that describe a trained network: they must be those of the run to read its checkpoints.
-_DESCRIBE_NETWORK = ("data.", "denoiser.", "ema.", "model.", "sde.")
+# Fields that describe a trained network: they must be those of the run to read its checkpoints. Of a
+# student of progressive distillation, they include the only steps in which it can sample.
+_DESCRIBE_NETWORK = (
+    *("data.", "denoiser.", "ema.", "model.", "sde."),
+    *("loss.student_steps", "loss.grid", "loss.t_min"),
+)
 # Of these, what a reader may change: where files lie, which noise likelihoods have, and what else a
 # run keeps, which is read from its own configuration.
 _READER_MAY_CHANGE = (
@@ -86,6 +90,7 @@ class Workdir:
         self.classes = self.path / "classes.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.plots = self.path / "plots"
         self.samples = self.path / "samples"
         self.eval = self.path / "eval"
         self.moments = self.path / "moments"

@@ -62,3 +62,21 @@ def _pixels(images: Images) -> Extracted:
 
 # The pixels themselves, in [0, 1], for tiny gray images.
 PIXELS = Extractor("pixels", "pixels", _pixels)
+
+_SIDE = 8  # of a thumbnail, in pixels
+
+
+def _thumbnails(images: Images) -> Extracted:
+    means = images.astype(np.float32) / np.float32(255)
+    for axis in (1, 2):
+        size = images.shape[axis]
+        edges = np.arange(min(size, _SIDE) + 1) * size // min(size, _SIDE)
+        sums = np.add.reduceat(means, edges[:-1], axis=axis)
+        shape = [-1 if each == axis else 1 for each in range(means.ndim)]
+        means = sums / np.diff(edges).astype(np.float32).reshape(shape)
+    return Extracted(means.reshape(len(images), -1), None)
+
+
+# Means over blocks, at most 8 x 8 per channel: few features for images of any size, so that few
+# images give a covariance.
+THUMBNAILS = Extractor("thumbnails", "thumbnails-8", _thumbnails)

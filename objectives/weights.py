@@ -68,6 +68,15 @@ class V(Weight):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TruncatedSNR(Weight):
+    """The weight max(SNR, 1) of x0's error (Salimans & Ho 2022, arXiv:2202.00512, Section 4)."""
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        """Return max(1, s^2)."""
+        return jnp.maximum(1.0, jnp.exp(-sde.log_snr(t)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Velocity(Weight):
     """The squared error of the velocity eps - x0 of a straight path (arXiv:2210.02747, Eq. 23)."""
 
@@ -143,6 +152,7 @@ WEIGHTS: dict[str, type[Weight]] = {
     "g2": G2,
     "x0": X0,
     "v": V,
+    "truncated_snr": TruncatedSNR,
     "velocity": Velocity,
     "edm": EDM,
     "min_snr": MinSNR,

@@ -7,6 +7,7 @@ samplers choose their own steps; each is a function with options of its own.
 from numerics.ode import ODEOptions
 from numerics.stochastic import SDEOptions
 from solvers.analytic_dpm import AnalyticDPM
+from solvers.consistency import ConsistencySampler
 from solvers.ddim import DDIM
 from solvers.deis import DEIS
 from solvers.dpm_adaptive import DPMAdaptive, sample_adaptive
@@ -21,6 +22,7 @@ from solvers.unipc import UniPC
 SOLVERS = {
     "pc": PredictorCorrector,
     "ddim": DDIM,
+    "consistency": ConsistencySampler,
     "dpm_solver": DPMSolver,
     "unipc": UniPC,
     "deis": DEIS,

@@ -42,6 +42,7 @@ TINY = {
     "training.log_every": 1,
     "training.checkpoint_every": 10,
     "training.sample_every": 0,
+    "diagnostics.every": 0,
     "sampling.name": "pc",
     "sampling.steps": 4,
     "eval.batch_size": 4,

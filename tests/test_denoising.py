@@ -30,7 +30,15 @@ OUTPUTS = {
     "edm": lambda x0, eps, alpha, sigma: edm_target(x0, eps, sigma / alpha),
     "eps_learned_variance": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
     "iddpm": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
+    "consistency": lambda x0, eps, alpha, sigma: consistency_target(x0, eps, sigma / alpha),
 }
+
+
+def consistency_target(x0, eps, s, sigma_data=0.5, sigma_min=0.002):
+    """(x0 - c_skip y) / c_out, coefficients of Song et al. 2023, arXiv:2303.01469, Appendix C."""
+    c_skip = sigma_data**2 / ((s - sigma_min) ** 2 + sigma_data**2)
+    c_out = sigma_data * (s - sigma_min) / np.sqrt(sigma_data**2 + s**2)
+    return (x0 - c_skip * (x0 + s * eps)) / c_out
 
 
 def edm_target(x0, eps, s, sigma_data=0.5):
@@ -54,6 +62,7 @@ INPUTS = {
     "score_centered_input": lambda x, alpha, sigma: 2 * x - 1,
     "edm": lambda x, alpha, sigma: x / alpha / np.sqrt((sigma / alpha) ** 2 + 0.5**2),
     "iddpm": lambda x, alpha, sigma: x / alpha / np.sqrt((sigma / alpha) ** 2 + 1),
+    "consistency": lambda x, alpha, sigma: x / alpha / np.sqrt((sigma / alpha) ** 2 + 0.5**2),
 }
 CONDITIONS = {
     "t": lambda sde, t: t,
@@ -113,15 +122,34 @@ def test_sigma_data_scales_the_edm_parameterization(x64, sde):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sigma_data": 0.7}, r"sigma_data=0\.7 is used with parameterization=edm, not with 'eps'"),
+        (
+            {"sigma_data": 0.7},
+            r"sigma_data=0\.7 is used with parameterization=edm or consistency, not with 'eps'",
+        ),
+        (
+            {"parameterization": "edm", "sigma_min": 0.1},
+            r"sigma_min=0\.1 is used with parameterization=consistency, not with 'edm'",
+        ),
         ({"parameterization": "edm", "sigma_data": 0.0}, r"sigma_data=0\.0 must be above 0"),
     ],
 )
-def test_sigma_data_that_is_not_used_is_refused(fields, message):
+def test_parameter_that_is_not_used_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Denoiser(sde=VPSDE(), network=lambda x, t: x, **fields)
     with pytest.raises(ValueError, match=message):
         DenoiserOptions(**fields)
+
+
+@every_process
+def test_consistency_function_is_the_identity_at_the_smallest_noise(x64, sde):
+    x, t = jax.random.normal(jax.random.key(0), (3, 2)), jnp.full(3, 0.2)
+    alpha = float(sde.alpha(t[0]))
+    s = float(sde.sigma(t[0])) / alpha
+    network = recording(jnp.ones((3, 2)), [])
+    fields = {"parameterization": "consistency", "sigma_min": s}
+    prediction = Denoiser(sde=sde, network=network, **fields).predict(x, t)
+    np.testing.assert_allclose(prediction.x0, x / alpha, rtol=1e-7)
+    np.testing.assert_allclose(prediction.eps, 0, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", CONDITIONINGS)

@@ -28,6 +28,7 @@ TINY = {
     "training.batch_size": 8,
     "training.steps": 2,
     "training.sample_every": 0,
+    "diagnostics.every": 0,
     "classifier.name": "adm_classifier",
     "classifier.features": 8,
     "classifier.channel_multipliers": "(1,)",

@@ -20,6 +20,13 @@ TIGHT = ODEOptions(rtol=1e-9, atol=1e-9)
 COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
 
 
+def test_consistency_model_has_no_likelihood():
+    model = Denoiser(sde=VPSDE(), network=lambda x, t: x, parameterization="consistency")
+    message = "a likelihood needs scores, which parameterization='consistency' does not predict"
+    with pytest.raises(ValueError, match=message):
+        log_prob(KEY, model, jnp.ones((2, 2)))
+
+
 @pytest.mark.parametrize(
     ("name", "t_min", "shape", "ode_variable"),
     [

@@ -34,6 +34,7 @@ from experiment.class_guidance import GUIDANCES, GuidanceMethod
 from experiment.sampler import Checkpoint
 from experiment.tasks import TASKS, Input, InverseProblem, Measurement
 from guidance import operators
+from jobs.diagnostics import DIAGNOSTICS
 from jobs.plan import describe
 from jobs.sample import TaskRun, draw_plain
 from jobs.workdir import Workdir
@@ -436,6 +437,7 @@ TABLES = {
     "READERS": ("data.readers", readers.READERS),
     "MODES": ("main", MODES),
     "METRICS": ("evaluation.metrics", METRICS),
+    "DIAGNOSTICS": ("jobs.diagnostics", DIAGNOSTICS),
     "FEATURES": ("evaluation.features", FEATURES),
     "TASKS": ("experiment.tasks", TASKS),
     "GUIDANCES": ("experiment.class_guidance", GUIDANCES),

@@ -6,7 +6,7 @@ so that a batch can be evaluated in parts with the numbers of the whole.
 """
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array, Float, Int, Key
 
@@ -36,7 +36,23 @@ class Losses(NamedTuple):
 
 
 class Objective(abc.ABC):
-    """Base of objectives."""
+    """Base of objectives.
+
+    Attributes:
+        parameterization: the one that the denoiser must have; None for any.
+        samplers: names of the only samplers of what it trains; () if it trains scores at all times,
+            as likelihoods and all other samplers need.
+        teacher: RUN or RUN:STEP, the run of `Context.teacher`; "" for none.
+    """
+
+    parameterization: ClassVar[str | None] = None
+    samplers: ClassVar[tuple[str, ...]] = ()
+    teacher: str = ""
+
+    @property
+    def trains_variance(self) -> bool:
+        """Whether a variance that the network predicts is trained."""
+        return False
 
     def init_state(self) -> Any:
         """Return the objective's first state, a tree of arrays; () if it keeps none."""

@@ -107,7 +107,10 @@ class Trainer:
         return Parameters(state.params, state.ema_params)
 
     def compiled_step(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-        """Return the jitted `step`, with labels if there are classes; it consumes the state."""
+        """Return the jitted `step`, with labels if there are classes; it consumes the state.
+
+        With a teacher it takes all arguments, perhaps None for the labels.
+        """
         return self._compiled(self.step, self.parallel.split)
 
     def compiled_steps(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
@@ -116,9 +119,10 @@ class Trainer:
 
     def _compiled(self, function: Callable, batch: Any) -> Callable:
         replicated = self.parallel.replicated
+        count = 5 if self.loss.teacher else 4 if self.classes else 3
         return jax.jit(
             function,
-            in_shardings=(replicated, replicated, batch, *([batch] if self.classes else [])),
+            in_shardings=(replicated, replicated, batch, batch, replicated)[:count],
             out_shardings=(replicated, replicated),
             donate_argnums=1,
         )
@@ -129,14 +133,14 @@ class Trainer:
         state: TrainState,
         batches: Float[Array, "steps batch ..."],
         labels: Int[Array, "steps batch"] | None = None,
+        teacher: Any = None,
     ) -> tuple[TrainState, dict[str, Float[Array, "steps"]]]:
         """Update the state on one batch after the other; the scalars are those of each step."""
 
         def one(state: TrainState, given: Any) -> tuple[TrainState, dict[str, Array]]:
-            return self.step(base_key, state, *given)
+            return self.step(base_key, state, *given, teacher)
 
-        given = (batches,) if labels is None else (batches, labels)
-        return jax.lax.scan(one, state, given)
+        return jax.lax.scan(one, state, (batches, labels))
 
     def step(
         self,
@@ -144,14 +148,15 @@ class Trainer:
         state: TrainState,
         batch: Float[Array, "batch ..."],
         labels: Int[Array, "batch"] | None = None,
+        teacher: Any = None,
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        """Update the state on a batch.
+        """Update the state on a batch; `teacher` is the frozen Denoiser of a distillation.
 
         The scalars are the batch's loss, the norm of its gradient before clipping, and the
         learning rate of the update.
         """
         key = jax.random.fold_in(base_key, state.step)
-        context = Context(step=state.step, state=state.objective)
+        context = Context(step=state.step, state=state.objective, teacher=teacher)
         (loss, objective), grads = self.gradient(state.params, key, batch, labels, context)
         rate = self.optimizer.current_rate(state.opt_state)
         params, opt_state = self.optimizer.update(grads, state.opt_state, state.params)

@@ -21,7 +21,9 @@ from experiment.options import (
     ClassifierOptions,
     DataOptions,
     DenoiserOptions,
+    DiagnosticsOptions,
     EvaluationOptions,
+    LoggingOptions,
     SamplingOptions,
     TrainingOptions,
 )
@@ -57,6 +59,8 @@ OWNERS = {
     "data": ([DataOptions], {"name"}),
     "augmentation": ([Augmentation], set()),
     "training": ([TrainingOptions], set()),
+    "diagnostics": ([DiagnosticsOptions], set()),
+    "logging": ([LoggingOptions], set()),
     "sampling": (
         [
             SamplingOptions,
@@ -82,6 +86,7 @@ OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS
 
 # Fields that no user chooses: Linen's own, and those that data, checkpoint or task decide.
 NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments", "sde", "pixel_levels"}
+NOT_CHOSEN |= {"total_steps"}
 ELSEWHERE = {
     "loss": {"times", "weight"},
     "weight": {"sigma_data"},

@@ -1,6 +1,6 @@
 """Nested dicts and their flat form."""
 
-from files.nested import flatten, unflatten
+from files.nested import flatten, numbers, unflatten
 
 
 def test_flatten_names_leaves_by_their_path_in_order():
@@ -13,3 +13,8 @@ def test_unflatten_is_the_inverse():
     tree = {"b": {"d": 1, "c": {"e": 2}}, "a": 3}
     for separator in "/.":
         assert unflatten(flatten(tree, separator), separator) == tree
+
+
+def test_numbers_are_the_leaves_that_are_no_lists_or_texts():
+    tree = {"loss": 1.0, "groups": [1.0, 2.0], "levels": {"test": {"-1.50": 0.25, "name": "a"}}}
+    assert numbers(tree) == {"loss": 1.0, "levels/test/-1.50": 0.25}

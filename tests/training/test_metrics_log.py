@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from training.metrics_log import MetricsLog
+from training.metrics_log import MetricsLog, read_log
 
 
 def written(folder):
@@ -44,3 +44,22 @@ def test_record_and_tensorboard_hold_the_same(tmp_path):
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
     assert all(tag in content for tag in (b"loss", b"grad_norm", b"samples"))
+
+
+def test_nested_numbers_are_kept_and_shown_by_path(tmp_path):
+    values = {"loss": 1.0, "groups": [1.0, 2.0], "levels": {"test": {"-1.50": 0.25}}}
+    log = MetricsLog(tmp_path, step=0)
+    log.write(3, values)
+    log.close()
+    assert read_log(tmp_path) == [{"step": 3, **values}]
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"levels/test/-1.50" in events.read_bytes()
+
+
+def test_one_of_several_hosts_writes(tmp_path):
+    log = MetricsLog(tmp_path, step=0, leads=False)
+    log.write(1, {"loss": 1.0})
+    log.image(1, "samples", np.zeros((4, 5, 1), np.uint8))
+    log.close()
+    assert not list(tmp_path.iterdir())
+    assert read_log(tmp_path) == []
