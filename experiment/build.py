@@ -20,6 +20,7 @@ from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
 from errors import SEEDS, ConfigError, require_choice, require_in, require_memory
+from experiment.build_augmentation import build_augmentation
 from experiment.build_dequantizer import build_dequantizer
 from experiment.build_sampler import build_sampler, require_learned
 from experiment.class_guidance import Classes
@@ -51,7 +52,6 @@ from objectives.times import TIMES
 from objectives.weights import WEIGHTS
 from sde_lib import SDE, SDES
 from time_grids import Schedule
-from training.augmentation import LABELS, Augmentation
 from training.averages import ExponentialAverage, HalfLifeAverage, MoreAverages, MovingAverage
 from training.objective import Objective
 from training.optimizers import OPTIMIZERS, Optimizer
@@ -121,7 +121,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         classes=model.num_classes,
         label_dropout=training.label_dropout,
         image=_shrinking(model.network),
-        augment=_build_augmentation(reader, model.network),
+        augment=build_augmentation(reader, model.network),
         accumulate=training.accumulate,
     )
     likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions))
@@ -347,27 +347,6 @@ def _check_timesteps(
             "and conditioning reversed_timestep or timestep, not num_timesteps="
             f"{denoiser.num_timesteps} and {denoiser.conditioning!r}"
         )
-
-
-def _build_augmentation(reader: Reader, network: nn.Module) -> Augmentation | None:
-    """Return the augmentation of training images, None for none."""
-    augmentation = reader.build("augmentation", Augmentation)
-    if not augmentation.probability:
-        return None
-    labels = getattr(network, "augment_labels", None)
-    if labels != LABELS:
-        name = reader.config["model"]["name"]
-        able = [key for key, kind in NETWORKS.items() if hasattr(kind, "augment_labels")]
-        raise ConfigError(
-            f"config.augmentation.probability={augmentation.probability} makes {LABELS} labels, "
-            + (
-                f"which config.model.name={name!r} does not take; choose {' or '.join(able)}"
-                if labels is None
-                else f"config.model.augment_labels={labels} takes {labels}; set it to {LABELS}"
-            )
-            + ", or config.augmentation.probability=0"
-        )
-    return augmentation
 
 
 def _check_upsampling(model: Model, sampler: Sampler) -> None:

@@ -236,4 +236,4 @@ def test_edm_trains_with_the_options_of_its_readme(name):
     assert config.augmentation.probability == options["augment"]
     assert config.model.augment_labels == (9 if options["augment"] else None)
     assert not config.data.random_flip
-    assert not config.data.dequantize
+    assert config.data.dequantization == "none"
