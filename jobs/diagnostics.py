@@ -101,9 +101,25 @@ class Diagnostics:
         denoiser = self.experiment.trainer.denoiser(state.ema_params, None)
         subject = _Subject(self.instruments, state, denoiser)
         values: dict[str, Any] = {}
-        for name in self.experiment.diagnostics.metrics:
+        for name in self.metrics:
             values |= DIAGNOSTICS[name](subject)
         return values
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured: of `config.diagnostics.metrics`, what the objective allows.
+
+        A map from noise to data has no score to measure, a distillation no loss without its
+        teacher, and an upsampler no samples without small images.
+        """
+        objective, impossible = self.experiment.loss, set()
+        if objective.samplers:
+            impossible |= {"noise_levels", "bits_per_dim", "frechet"}
+        if objective.teacher:
+            impossible |= {"loss"}
+        if self.experiment.trainer.image is not None:
+            impossible |= {"frechet"}
+        return tuple(n for n in self.experiment.diagnostics.metrics if n not in impossible)
 
     @property
     def finest_log_snr(self) -> float:
@@ -112,7 +128,7 @@ class Diagnostics:
         There is nothing to predict there.
         """
         data = self.experiment.data
-        if not data.options.dequantize:
+        if not data.dequantization.noisy:
             return float("inf")
         width = (data.scaler.high - data.scaler.low) / data.quantizer.gray_levels
         return float(np.log(12 / width**2))
@@ -188,7 +204,7 @@ class _Subject:
         return np.asarray(_times(self.denoiser.sde, u.ravel().astype(np.float32), self.t_min))
 
     def over_draws(
-        self, split: str, count: int, compute: Callable[..., Any], *, dequantize: bool
+        self, split: str, count: int, compute: Callable[..., Any], *, dequantization: str = ""
     ) -> tuple[np.ndarray, ...]:
         """Return compute(denoiser, x0, draws) for draws 0 .. count - 1, batch by batch.
 
@@ -203,9 +219,10 @@ class _Subject:
             draws = np.arange(first, first + size) % count
             indices = experiment.parallel.split_rows(chosen[draws % len(chosen)])
             x0 = experiment.data.batch(
-                stored, indices, seed=experiment.seed, draw=0, dequantize=dequantize
+                stored, indices, seed=experiment.seed, draw=0, dequantization=dequantization
             )
             denoiser = with_data_labels(experiment, self.denoiser, indices, labels)
+            denoiser = experiment.trainer.with_image(denoiser, x0)
             results = compute(denoiser, x0, draws)
             fetched = (experiment.parallel.fetch(each) for each in results)
             parts.append([each[: count - first].astype(np.float64) for each in fetched])
@@ -226,28 +243,27 @@ class _Subject:
         key = self.instruments.key
         return self.instruments.at_noise(key, denoiser, x0, noise, self.context)[:2]
 
-    def level_errors(self, split: str, *, dequantize: bool) -> Float[np.ndarray, "levels draws"]:
+    def level_errors(self, split: str, dequantization: str) -> Float[np.ndarray, "levels draws"]:
         """Return the squared errors per dimension at each level, less their known noise."""
-        if (found := self.found.get((split, dequantize))) is not None:
+        if (found := self.found.get((split, dequantization))) is not None:
             return found
         levels = self.experiment.diagnostics.levels
 
         def compute(denoiser: Denoiser, x0: Array, draws: Draws) -> tuple[Array, Array]:
             return self.squared_errors(denoiser, x0, self.times[draws], draws, _NOISE)
 
-        found = self.over_draws(split, len(self.times), compute, dequantize=dequantize)
+        found = self.over_draws(split, len(self.times), compute, dequantization=dequantization)
         errors, noise = (each.reshape(-1, levels).T / self.experiment.data.size for each in found)
         others = (errors.sum(axis=1, keepdims=True) - errors) / (errors.shape[1] - 1)
         controlled = errors - np.clip(others, 0, 1) * (noise - 1)
-        self.found[split, dequantize] = controlled
+        self.found[split, dequantization] = controlled
         return controlled
 
 
 def _loss(subject: _Subject) -> dict[str, Any]:
     """Measure the training objective on training and test images, with the same noise."""
-    experiment, instruments = subject.experiment, subject.instruments
+    instruments = subject.instruments
     key = jax.random.fold_in(instruments.key, _LOSS)
-    dequantize = experiment.data.options.dequantize
     count = len(instruments.chosen["test"])
     values: dict[str, Any] = {}
     for split in SPLITS:
@@ -256,7 +272,7 @@ def _loss(subject: _Subject) -> dict[str, Any]:
             batch_key = jax.random.fold_in(key, draws[0])
             return (instruments.losses(batch_key, denoiser, x0, subject.context),)
 
-        (found,) = subject.over_draws(split, count, compute, dequantize=dequantize)
+        (found,) = subject.over_draws(split, count, compute)
         # Neighbors have different times where these are stratified, so each group has all kinds.
         groups = np.array([found[first::_GROUPS].mean() for first in range(min(_GROUPS, count))])
         values |= {f"{split}_loss": float(found.mean()), f"{split}_loss_error": _error(groups)}
@@ -266,8 +282,8 @@ def _loss(subject: _Subject) -> dict[str, Any]:
 
 def _noise_levels(subject: _Subject) -> dict[str, Any]:
     """Measure the error of the predicted noise at each level, on training and test images."""
-    dequantize = subject.experiment.data.options.dequantize
-    train, test = (subject.level_errors(split, dequantize=dequantize) for split in SPLITS)
+    how = subject.experiment.data.options.dequantization
+    train, test = (subject.level_errors(split, how) for split in SPLITS)
     columns = {
         "train": (train.mean(axis=1), _errors(train)),
         "test": (test.mean(axis=1), _errors(test)),
@@ -285,10 +301,13 @@ def _noise_levels(subject: _Subject) -> dict[str, Any]:
 
 
 def _bits_per_dim(subject: _Subject) -> dict[str, Any]:
-    """Estimate the variational bound on bits/dim of test images; see `bounds.continuous`."""
+    """Estimate the variational bound on bits/dim of test images, with uniform dequantization.
+
+    See `bounds.continuous`.
+    """
     experiment, instruments = subject.experiment, subject.instruments
     sde, t_min, dims = subject.denoiser.sde, subject.t_min, experiment.data.size
-    errors = subject.level_errors("test", dequantize=True)
+    errors = subject.level_errors("test", "uniform")
     low, high = subject.log_snr_ends
     diffusion = 0.5 * (high - low) * dims * errors.mean(axis=1)
 
@@ -298,7 +317,7 @@ def _bits_per_dim(subject: _Subject) -> dict[str, Any]:
         return _decoder_term(sde, x0, t_min, squares, size), prior_divergence(sde, x0)
 
     count = len(instruments.chosen["test"])
-    decoder, prior = subject.over_draws("test", count, compute, dequantize=True)
+    decoder, prior = subject.over_draws("test", count, compute, dequantization="uniform")
     nats = -np.array([diffusion.mean() + decoder.mean() + prior.mean()])
     # The levels are strata: the variances of their means add up.
     of_diffusion = 0.5 * (high - low) * dims * np.sqrt(np.sum(_errors(errors) ** 2)) / len(errors)

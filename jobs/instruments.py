@@ -121,11 +121,11 @@ class Instruments:
     @cached_property
     def pixel_variances(self) -> Float[np.ndarray, "pixels"]:
         """The variance of every pixel over training images, in the network's range."""
-        data, dequantize = self.experiment.data, self.experiment.data.options.dequantize
+        data, how = self.experiment.data, self.experiment.data.dequantization
         stored = data.images.train[:_REFERENCE_IMAGES].astype(np.float32)
-        bins = data.quantizer.gray_levels - (not dequantize)
+        bins = data.quantizer.gray_levels - (not how.in_bins)
         gray = (data.scaler.high - data.scaler.low) / bins
-        return gray**2 * (stored.var(axis=0, dtype=np.float64).ravel() + dequantize / 12)
+        return gray**2 * (stored.var(axis=0, dtype=np.float64).ravel() + how.noisy / 12)
 
     @cached_property
     def sampler(self) -> Sampler:

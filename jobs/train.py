@@ -7,10 +7,9 @@ of the step, so the result equals that of a run that never stopped.
 import math
 import signal
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,8 +32,10 @@ from experiment.sampler import Checkpoint, Sampler
 from files.pictures import image_grid, write_png
 from files.writing import write_json
 from jobs.averages import Snapshots
+from jobs.clock import Clock
 from jobs.diagnostics import Diagnostics
 from jobs.profile import ProfiledSteps, Profiler
+from jobs.stop_signals import stop_signals
 from jobs.teacher import load_teacher, params_of_student
 from jobs.training_report import Plots, conclude
 from jobs.workdir import Workdir, run_and_step
@@ -234,7 +235,7 @@ def _train(
     profiler = Profiler(profiled, workdir.profile)
     with closing(log), closing(checkpoints), closing(snapshots), closing(profiler):
         with (
-            _stop_signals() as stop,
+            stop_signals() as stop,
             tqdm(
                 total=last, initial=step, desc="training", dynamic_ncols=True, mininterval=0.5
             ) as bar,
@@ -327,7 +328,7 @@ class _Loop:
         one, several = self.job.trainer.compiled_step(), self.job.trainer.compiled_steps()
         key = base_key(self.job.seed, "training")
         pending: deque[tuple[range, dict]] = deque()
-        clock = _Clock()
+        clock = Clock()
         calls = self._calls(int(state.step))
         labels = () if self.job.trainer.classes else (None,)
         frozen = () if self.teacher is None else (*labels, self.teacher)
@@ -377,7 +378,7 @@ class _Loop:
     def _calls(self, done: int) -> Iterator[range]:
         """Yield the steps of each call after step `done`, counted from 1.
 
-        A call runs `steps_per_call` steps, or one step if something is due before the last of them.
+        A call runs `steps_per_call` steps, or one if something is due before the last of them.
         """
         options, several = self.job.options, self.job.options.steps_per_call
         cadences = (options.log_every, options.checkpoint_every, options.sample_every)
@@ -442,41 +443,3 @@ class _Loop:
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-class _Clock:
-    """Measures images per second since the last reading."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self._images, self._start = 0, time.perf_counter()
-
-    def count(self, images: int) -> None:
-        self._images += images
-
-    def rate(self) -> float:
-        rate = self._images / (time.perf_counter() - self._start)
-        self.restart()
-        return rate
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and Ctrl-C in a list that the loop reads; a second one acts at once."""
-    received: list[int] = []
-    previous = {}
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-    for each in (signal.SIGTERM, signal.SIGINT):
-        previous[each] = signal.signal(each, note)
-    try:
-        yield received
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)

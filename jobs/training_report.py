@@ -6,7 +6,6 @@ value. Its standard error comes from groups of images.
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ _GAP = 0.1  # of the loss, below which training and test images count as equal
 _LEARNED = 0.8  # of the error without a network: a level is not learned if it is surely above
 _LEARNABLE = 0.01  # error without a network, below which the mean of the images says it all
 _GRAY = "#888888"
+_FIRST_PLOTS = 60.0  # seconds after the start, at the earliest
 
 
 class Levels(NamedTuple):
@@ -60,7 +60,7 @@ def noise_levels(rows: Rows) -> list[Levels]:
 class Plots:
     """Draws training.png and noise_levels.png of a run, again and again.
 
-    Drawing takes at most one percent of the time, apart from the first and the last plots.
+    Drawing takes at most one percent of the time, apart from the last plots.
 
     Args:
         folder: where the plots go.
@@ -70,7 +70,7 @@ class Plots:
 
     def __init__(self, folder: Path, workdir: Path, finest: float) -> None:
         self._folder, self._workdir, self._finest = folder, workdir, finest
-        self._next = -math.inf  # the time of the next plots
+        self._next = time.monotonic() + _FIRST_PLOTS
 
     def draw(self, *, last: bool = False) -> None:
         """Draw the plots if it is time for them, or for the last ones.

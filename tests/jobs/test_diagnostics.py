@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from denoising import Denoiser
 from errors import ConfigError
 from evaluation.features import diagnostics_extractor
 from experiment.build import build
-from jobs.diagnostics import Diagnostics
+from jobs.diagnostics import DIAGNOSTICS, Diagnostics
 from jobs.train import model_job, train
 from jobs.workdir import Workdir
 from metrics.features import PIXELS, THUMBNAILS
@@ -58,7 +59,7 @@ def diagnostics_of(folder, fields=None, *, count=200):
 
 
 def state(scale=1.0):
-    return TrainState(jnp.int32(7), jnp.float32(scale), jnp.float32(scale), (), ())
+    return TrainState(jnp.int32(7), jnp.float32(scale), jnp.float32(scale), (), (), {})
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,21 @@ def test_only_what_is_asked_for_is_measured(measured):
     moved = state()._replace(ema_params=jnp.float32(0.75), params=jnp.float32(1.0))
     found = with_options(measured[0], metrics=("weights",)).measure(moved)
     assert found == {"weight_norm": 1.0, "average_distance": 0.25}
+
+
+def test_what_the_objective_does_not_allow_is_left_out(measured):
+    experiment = measured[0].experiment
+    for samplers, teacher, left in (
+        (("consistency",), "", ("loss", "weights")),
+        (("ddim",), "runs/a", ("weights",)),
+    ):
+        loss = SimpleNamespace(samplers=samplers, teacher=teacher)
+        other = dataclasses.replace(experiment, loss=loss)
+        assert dataclasses.replace(measured[0], experiment=other).metrics == left
+    assert measured[0].metrics == tuple(DIAGNOSTICS)
+    upsampler = dataclasses.replace(experiment.trainer, image=lambda x: x)
+    other = dataclasses.replace(experiment, trainer=upsampler)
+    assert "frechet" not in dataclasses.replace(measured[0], experiment=other).metrics
 
 
 def test_what_the_data_cannot_give_is_refused(measured, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs import training_report
 from jobs.training_report import Plots, conclude, noise_levels
 
 LOG_SNR = np.arange(-9.0, 10.0, 2.0)
@@ -110,7 +111,8 @@ def write_log(folder, rows):
 
 
 @pytest.mark.slow
-def test_plots_are_drawn_from_any_log_and_rarely(tmp_path):
+def test_plots_are_drawn_from_any_log_and_rarely(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_report, "_FIRST_PLOTS", 0.0)
     plots = Plots(tmp_path / "plots", tmp_path, 4.0)
     files = tmp_path / "plots" / "training.png", tmp_path / "plots" / "noise_levels.png"
     plots.draw()
