@@ -95,7 +95,6 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         waiting = (training.prefetch + 1) * training.batch_size
         size = 4 * waiting * training.steps_per_call * data.size
         require_memory("steps_per_call", training.steps_per_call, size)
-    with config_errors("training"):
         require_memory("sample_count", training.sample_count, 4 * training.sample_count * data.size)
     with config_errors("eval"):
         require_memory("samples", evaluation.samples, evaluation.samples * FEATURE_BYTES)
