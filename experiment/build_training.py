@@ -1,7 +1,5 @@
 """Build what trains a network: objective, optimizer and averages."""
 
-import dataclasses
-
 from errors import ConfigError
 from experiment.data import Data
 from experiment.few_steps import require_used
@@ -47,7 +45,7 @@ def check_objective(reader: Reader, loss: Objective, data: Data) -> None:
             f"config.denoiser.parameterization={parameterization!r} does not predict; choose "
             "eps_learned_variance, or another loss"
         )
-    if data.dequantization.noisy and "pixel_levels" in {f.name for f in dataclasses.fields(loss)}:
+    if data.dequantization.noisy and hasattr(loss, "pixel_levels"):
         raise ConfigError(
             f"config.loss.name={name!r} needs images on gray levels; set "
             "config.data.dequantization=none or truncated_normal"
