@@ -45,8 +45,7 @@ from numerics.arrays import Batch, expand_like, pytree
 from sde_lib import BETAS, SDE, Time, reverse_drift
 
 Coefficient = Float[Array, "..."]
-# Of (input, condition), of labels if the denoiser has some, and by name of its `augment_labels` and
-# its `image`.
+# Of (input, condition), then of labels, and by name of `augment_labels` and `image`, where present.
 Network = Callable[..., Batch]
 
 
@@ -297,7 +296,6 @@ class Guidance(Protocol):
 
     def __call__(self, denoiser: "Denoiser", x: Batch, t: Time) -> Prediction:
         """Return the guided prediction of `denoiser`, which does not contain this guidance."""
-        ...
         ...
 
 

@@ -22,7 +22,8 @@ from denoising import Denoiser
 from errors import CheckpointError, ConfigError, TrainingError
 from experiment.build import build
 from jobs.profile import ProfiledSteps
-from jobs.train import model_job, train
+from jobs.train import train
+from jobs.training_job import model_job
 from jobs.workdir import Workdir
 from training.checkpoints import Checkpoints
 
