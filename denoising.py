@@ -20,7 +20,6 @@ and `score` only. They do not depend on what the network was trained to output.
 
 For edm, y = x / alpha has noise s = sigma / alpha, and with the data's deviation sigma_d, 0.5,
 c_skip = sigma_d^2 / (s^2 + sigma_d^2), c_out = s sigma_d c_in, c_in = 1 / sqrt(s^2 + sigma_d^2).
-
 For consistency, x0 is not a mean. It is the end of the ODE's path from x_t, at the noise sigma_min.
 With r = s - sigma_min, c_skip = sigma_d^2 / (r^2 + sigma_d^2) and c_out = r sigma_d c_in, so x0 = y
 at that noise (their Appendix C).
@@ -46,8 +45,7 @@ from numerics.arrays import Batch, expand_like, pytree
 from sde_lib import BETAS, SDE, Time, reverse_drift
 
 Coefficient = Float[Array, "..."]
-# Of (input, condition), of labels if the denoiser has some, and by name of its `augment_labels` and
-# its `image`.
+# Of (input, condition), then of labels, and by name of `augment_labels` and `image`, where present.
 Network = Callable[..., Batch]
 
 
@@ -299,7 +297,6 @@ class Guidance(Protocol):
     def __call__(self, denoiser: "Denoiser", x: Batch, t: Time) -> Prediction:
         """Return the guided prediction of `denoiser`, which does not contain this guidance."""
         ...
-        ...
 
 
 @pytree(static=("parameterization", "conditioning", "num_timesteps", *_PARAMETERS, "clipping"))
@@ -437,11 +434,8 @@ class Denoiser:
 
     def require_mean(self, what: str) -> None:
         """Raise ValueError if x0 is no posterior mean, so that `what` has no scores."""
-        if not PARAMETERIZATIONS[self.parameterization].predicts_mean:
-            raise ValueError(
-                f"{what} needs scores, which parameterization={self.parameterization!r} does not "
-                "predict; choose a run with another one"
-            )
+        if not PARAMETERIZATIONS[(name := self.parameterization)].predicts_mean:
+            raise ValueError(f"{what} needs scores, which parameterization={name!r} does not have")
 
     def score(self, x: Batch, t: Time) -> Batch:
         """Return grad log p_t(x_t) = -eps / sigma."""

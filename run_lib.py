@@ -43,8 +43,8 @@ from jobs.restore import (
 )
 from jobs.sample import TaskRun, draw_plain
 from jobs.teacher import find_teacher
-from jobs.train import classifier_job, dequantizer_job, model_job
 from jobs.train import train as run_job
+from jobs.training_job import classifier_job, dequantizer_job, model_job
 from jobs.workdir import Workdir
 from published import exchange, score_sde
 from published.exchange import Candidate

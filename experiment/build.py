@@ -4,7 +4,6 @@ Every name is looked up, every object built, and every shape evaluated abstractl
 computed or written. An error names the field and the remedy in one line.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -21,12 +20,19 @@ from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
 from errors import SEEDS, ConfigError, require_choice, require_in, require_memory
+from experiment.build_augmentation import build_augmentation
 from experiment.build_dequantizer import build_dequantizer
 from experiment.build_sampler import build_sampler, require_learned
+from experiment.build_training import (
+    build_averages,
+    build_loss,
+    build_optimizer,
+    check_objective,
+)
 from experiment.class_guidance import Classes
 from experiment.data import Data
 from experiment.experiment import ClassifierModel, DiscreteBoundPlan, Experiment, Model
-from experiment.few_steps import check_few_steps, require_used
+from experiment.few_steps import check_few_steps
 from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
@@ -42,22 +48,18 @@ from experiment.resolve import resolve
 from experiment.sampler import Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
-from losses import LOSSES
 from metrics.inception.network import RECIPES
 from models import CLASSIFIERS, NETWORKS, with_features
 from models.blocks.resample import average_downsample
 from models.energy import energy_gradient
 from numerics.ode import ODEOptions
-from objectives.times import TIMES
-from objectives.weights import WEIGHTS
 from sde_lib import SDE, SDES
 from time_grids import Schedule
-from training.augmentation import LABELS, Augmentation
-from training.averages import ExponentialAverage, HalfLifeAverage, MoreAverages, MovingAverage
+from training.averages import MovingAverage
 from training.objective import Objective
-from training.optimizers import OPTIMIZERS, Optimizer
+from training.optimizers import Optimizer
 from training.parallel import DataParallel
-from training.schedules import SCHEDULES, Cosine
+from training.schedules import Cosine
 from training.step import Trainer
 
 # Held in memory for each sample: its features, at least so many bytes. Its image is on disk.
@@ -79,9 +81,9 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     parallel = DataParallel.over_all_devices()
     sde = reader.build_named("sde", SDES)
     data = Data(reader.build("data", DataOptions), parallel)
-    loss = _build_loss(reader, sde, data)
+    loss = build_loss(reader, sde, data)
     model = _build_model(reader, sde, loss, data)
-    _check_objective(reader, loss, data)
+    check_objective(reader, loss, data)
     training = reader.build("training", TrainingOptions)
     evaluation = reader.build("eval", EvaluationOptions)
     for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
@@ -93,14 +95,13 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         waiting = (training.prefetch + 1) * training.batch_size
         size = 4 * waiting * training.steps_per_call * data.size
         require_memory("steps_per_call", training.steps_per_call, size)
-    with config_errors("training"):
         require_memory("sample_count", training.sample_count, 4 * training.sample_count * data.size)
     with config_errors("eval"):
         require_memory("samples", evaluation.samples, evaluation.samples * FEATURE_BYTES)
         require_choice("inception_resize", evaluation.inception_resize, RECIPES)
     with config_errors("seed"):
         require_in("config.seed", reader.config["seed"], SEEDS)
-    average, more_averages = _build_averages(reader, training.batch_size)
+    average, more_averages = build_averages(reader, training.batch_size)
     classes = Classes(
         network=model.num_classes,
         classifier=reader.config["classifier"]["num_classes"],
@@ -115,14 +116,14 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         init=partial(_init_network, model.network, data.shape),
         denoiser=model.denoiser,
         loss=loss,
-        optimizer=_build_optimizer(reader, training),
+        optimizer=build_optimizer(reader, training),
         average=average,
         more_averages=more_averages,
         parallel=parallel,
         classes=model.num_classes,
         label_dropout=training.label_dropout,
         image=_shrinking(model.network),
-        augment=_build_augmentation(reader, model.network),
+        augment=build_augmentation(reader, model.network),
         accumulate=training.accumulate,
     )
     likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions))
@@ -152,49 +153,6 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     return experiment
 
 
-def _build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
-    times = reader.build_named("times", TIMES)
-    parts = {"sigma_data": reader.config["denoiser"]["sigma_data"]}
-    weight = reader.build_named("weight", WEIGHTS, fixed=parts)
-    require_used(reader, reader.lookup("loss", LOSSES))
-    parts = {"times": times, "weight": weight, "sde": sde, "pixel_levels": data.pixel_levels}
-    parts["total_steps"] = reader.config["training"]["steps"]
-    return reader.build_named("loss", LOSSES, fixed=parts)
-
-
-def _check_objective(reader: Reader, loss: Objective, data: Data) -> None:
-    """Raise ConfigError unless the objective trains each output of the network on such data."""
-    name = reader.config["loss"]["name"]
-    parameterization = reader.config["denoiser"]["parameterization"]
-    learned = parameterization == "eps_learned_variance"
-    if learned and not loss.trains_variance:
-        raise ConfigError(
-            f"config.loss.name={name!r} does not train the variance that a network with "
-            f"config.denoiser.parameterization={parameterization!r} predicts; choose hybrid, "
-            "or vlb with variance=learned"
-        )
-    if loss.trains_variance and not learned:
-        raise ConfigError(
-            f"config.loss.name={name!r} trains a variance, which a network with "
-            f"config.denoiser.parameterization={parameterization!r} does not predict; choose "
-            "eps_learned_variance, or another loss"
-        )
-    if data.dequantization.noisy and "pixel_levels" in {f.name for f in dataclasses.fields(loss)}:
-        raise ConfigError(
-            f"config.loss.name={name!r} needs images on gray levels; set "
-            "config.data.dequantization=none or truncated_normal"
-        )
-
-
-def _build_optimizer(reader: Reader, training: TrainingOptions) -> Optimizer:
-    kinds = reader.lookup("optim", OPTIMIZERS), reader.lookup("optim", SCHEDULES, "schedule")
-    rule, rate = reader.build_all("optim", kinds, ignore={"name", "schedule"})
-    with config_errors("optim"):
-        return Optimizer(
-            rule=rule, learning_rate=rate, steps=training.steps, batch_size=training.batch_size
-        )
-
-
 def build_network(
     config: ConfigDict, section: str = "model"
 ) -> tuple[nn.Module, int, Callable[[nn.Module], Any]]:
@@ -214,18 +172,6 @@ def build_network(
     options = reader.build("data", DataOptions)
     shape = (options.image_size, options.image_size, options.channels)
     return network, options.image_size, partial(abstract_params, shape=shape)
-
-
-def _build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage, MoreAverages]:
-    rate, half_life = (reader.config["ema"][name] for name in ("rate", "half_life_images"))
-    if half_life is not None and "ema.rate" in reader.overrides:
-        raise ConfigError(
-            f"config.ema.rate={rate} and config.ema.half_life_images={half_life} both say how long "
-            "the average remembers; leave out the rate, or set config.ema.half_life_images=None"
-        )
-    kind = MovingAverage if half_life is None else HalfLifeAverage
-    average, more = reader.build_all("ema", (kind, MoreAverages), fixed={"batch_size": batch_size})
-    return average, more
 
 
 @functools.cache
@@ -348,27 +294,6 @@ def _check_timesteps(
             "and conditioning reversed_timestep or timestep, not num_timesteps="
             f"{denoiser.num_timesteps} and {denoiser.conditioning!r}"
         )
-
-
-def _build_augmentation(reader: Reader, network: nn.Module) -> Augmentation | None:
-    """Return the augmentation of training images, None for none."""
-    augmentation = reader.build("augmentation", Augmentation)
-    if not augmentation.probability:
-        return None
-    labels = getattr(network, "augment_labels", None)
-    if labels != LABELS:
-        name = reader.config["model"]["name"]
-        able = [key for key, kind in NETWORKS.items() if hasattr(kind, "augment_labels")]
-        raise ConfigError(
-            f"config.augmentation.probability={augmentation.probability} makes {LABELS} labels, "
-            + (
-                f"which config.model.name={name!r} does not take; choose {' or '.join(able)}"
-                if labels is None
-                else f"config.model.augment_labels={labels} takes {labels}; set it to {LABELS}"
-            )
-            + ", or config.augmentation.probability=0"
-        )
-    return augmentation
 
 
 def _check_upsampling(model: Model, sampler: Sampler) -> None:

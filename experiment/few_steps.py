@@ -167,8 +167,9 @@ def _check_teacher_objective(experiment: Experiment, teacher: Experiment) -> Non
     text, theirs, ours = experiment.loss.teacher, teacher.loss, experiment.loss
     if not theirs.samplers:
         return
-    both = isinstance(ours, ProgressiveDistillation) and isinstance(theirs, ProgressiveDistillation)
-    if not both:
+    if not (
+        isinstance(ours, ProgressiveDistillation) and isinstance(theirs, ProgressiveDistillation)
+    ):
         raise ConfigError(
             f"{TEACHER}={text!r} was trained by config.loss.name="
             f"{teacher.config['loss']['name']!r}, which gives no scores; give a run that has them"

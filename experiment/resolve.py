@@ -13,6 +13,7 @@ from errors import ConfigError
 from experiment.configurations import default_configuration
 from experiment.reader import to_builtin
 from experiment.tasks import TASKS, InverseProblem
+from losses import LOSSES
 from objectives.distillation import ProgressiveDistillation
 from sde_lib import SDES
 from time_grids import TIME_GRIDS
@@ -83,6 +84,9 @@ def _settle_published(sampling: dict[str, Any], sde: dict[str, Any]) -> None:
 def _settle_few_steps(config: dict[str, Any], overrides: Collection[str]) -> None:
     """Sample as the objective trains, where the command line leaves it open."""
     sampling, loss = config["sampling"], config["loss"]
+    trains_scores = not (loss["name"] in LOSSES and LOSSES[loss["name"]].samplers)
+    if not trains_scores and "diagnostics.metrics" not in overrides:
+        config["diagnostics"]["metrics"] = ("weights",)
     settled: dict[str, Any] = {}
     if loss["name"] == "progressive_distillation":
         settled = {"name": "ddim", "final_step": "none", "times": None}

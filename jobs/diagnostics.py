@@ -34,6 +34,7 @@ from bounds.discrete import prior_divergence
 from denoising import Denoiser
 from errors import ConfigError, SamplingError
 from experiment.experiment import Experiment, with_data_labels
+from experiment.few_steps import require_scores
 from experiment.sampler import Checkpoint
 from jobs.instruments import SPLITS, Instruments
 from losses import Noise
@@ -75,6 +76,11 @@ class Diagnostics:
                 f"config.diagnostics.metrics={options.metrics!r}: {problem}; choose some of: "
                 f"{', '.join(DIAGNOSTICS)}; or set config.diagnostics.every=0"
             )
+        needy = [name for name in options.metrics if name not in _WITHOUT_SCORES]
+        if needy:
+            what = f"config.diagnostics.metrics={options.metrics!r}: {needy[0]}"
+            remedy = f"give config.diagnostics.metrics={_WITHOUT_SCORES!r}"
+            require_scores(self.experiment, what, remedy)
         count = len(data.images.test)
         if count < 2:
             raise ConfigError(
@@ -384,3 +390,4 @@ DIAGNOSTICS: dict[str, Callable[[_Subject], dict[str, Any]]] = {
     "frechet": _frechet,
     "weights": _weights,
 }
+_WITHOUT_SCORES = ("weights",)  # of these, what suits networks for few steps too

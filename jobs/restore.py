@@ -187,8 +187,8 @@ def load_dequantizer(experiment: Experiment, workdir: Workdir) -> Dequantizer:
     """
     model, folder = experiment.dequantizer, workdir.dequantizer
     folder.check(experiment.config, training=False)
-    template = model.trainer(None).abstract_state()
-    restored = Checkpoints(folder.checkpoints).restore(template)
+    template = model.trainer(None).abstract_parameters()
+    restored = Checkpoints(folder.checkpoints).restore(template, partial=True)
     if restored is None:
         raise ConfigError(
             f"config.data.dequantization='variational', but there is no dequantizer in "

@@ -30,8 +30,8 @@ _CHANGES_RESULT = (
 # What config.json and the records of checkpoints hold beside the configuration.
 _CHANGES, _IMAGES = "changes", "images"
 
-# Fields that describe a trained network: they must be those of the run to read its checkpoints.
-# Of a student of progressive distillation, they include the only steps in which it can sample.
+# Fields that describe a trained network: they must be those of the run to read its checkpoints. Of
+# a student of progressive distillation, they include the only steps in which it can sample.
 _DESCRIBE_NETWORK = (
     *("data.", "denoiser.", "ema.", "model.", "sde."),
     *("loss.student_steps", "loss.grid", "loss.t_min"),

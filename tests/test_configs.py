@@ -194,8 +194,8 @@ def test_main_trains_a_published_recipe_and_says_that_its_batch_is_smaller(tmp_p
     assert "batch_size" not in again.stderr, "nothing is trained"
 
 
-# Ours, and one that only samples.
-UNPUBLISHED = ("vp_digits", "subvp_mnist", "edm_imagenet_64.py:adm")
+# Ours on digits, and one that only samples.
+UNPUBLISHED = ("vp_digits", "consistency_digits", "subvp_mnist", "edm_imagenet_64.py:adm")
 
 
 def test_published_configurations_have_their_published_batch():
@@ -236,4 +236,4 @@ def test_edm_trains_with_the_options_of_its_readme(name):
     assert config.augmentation.probability == options["augment"]
     assert config.model.augment_labels == (9 if options["augment"] else None)
     assert not config.data.random_flip
-    assert not config.data.dequantize
+    assert config.data.dequantization == "none"

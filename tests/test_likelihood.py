@@ -22,7 +22,7 @@ COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
 
 def test_consistency_model_has_no_likelihood():
     model = Denoiser(sde=VPSDE(), network=lambda x, t: x, parameterization="consistency")
-    message = "a likelihood needs scores, which parameterization='consistency' does not predict"
+    message = "a likelihood needs scores, which parameterization='consistency' does not have"
     with pytest.raises(ValueError, match=message):
         log_prob(KEY, model, jnp.ones((2, 2)))
 

@@ -138,7 +138,8 @@ class Trainer:
         """Update the state on one batch after the other; the scalars are those of each step."""
 
         def one(state: TrainState, given: Any) -> tuple[TrainState, dict[str, Array]]:
-            return self.step(base_key, state, *given, teacher)
+            batch, classes = given
+            return self.step(base_key, state, batch, classes, teacher)
 
         return jax.lax.scan(one, state, (batches, labels))
 

@@ -8,7 +8,7 @@ from command_line import TINY, configuration
 
 from errors import ConfigError
 from experiment.build import build
-from jobs.train import dequantizer_job
+from jobs.training_job import dequantizer_job
 
 
 @pytest.mark.parametrize(

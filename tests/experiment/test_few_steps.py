@@ -153,3 +153,8 @@ def test_weight_on_the_command_line_is_refused_where_the_objective_has_its_own()
 @pytest.mark.parametrize("variant", ["teacher", "training", "distillation", "progressive"])
 def test_configurations_of_the_digits_are_built(variant):
     build(load_configuration(f"configs/consistency_digits.py:{variant}"))
+
+
+def test_measurements_during_training_are_those_without_scores():
+    assert built(MODEL).diagnostics.metrics == ("weights",)
+    assert "bits_per_dim" in built({}).diagnostics.metrics

@@ -9,7 +9,11 @@ from solvers import ADAPTIVE, SOLVERS
 
 @pytest.mark.parametrize("name", [*SOLVERS, *ADAPTIVE])
 def test_every_sampler_is_built_by_its_name(name):
-    experiment = build(configuration(TINY | {"sampling.name": name, "sampling.steps": 6}))
+    fields = {"sampling.name": name, "sampling.steps": 6}
+    if name == "consistency":
+        fields["loss.name"] = "consistency_training"
+        fields["denoiser.parameterization"] = "consistency"
+    experiment = build(configuration(TINY | fields))
     sampler, resolved = experiment.sampler, experiment.config["sampling"]
     assert sampler.name == name
     assert (sampler.evaluations is None) == (name in ADAPTIVE)

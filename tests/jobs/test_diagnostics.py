@@ -16,7 +16,8 @@ from errors import ConfigError
 from evaluation.features import diagnostics_extractor
 from experiment.build import build
 from jobs.diagnostics import DIAGNOSTICS, Diagnostics
-from jobs.train import model_job, train
+from jobs.train import train
+from jobs.training_job import model_job
 from jobs.workdir import Workdir
 from metrics.features import PIXELS, THUMBNAILS
 from training.checkpoints import Checkpoints

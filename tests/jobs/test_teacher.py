@@ -13,7 +13,8 @@ from experiment.build import build
 from experiment.randomness import base_key
 from jobs.plan import describe
 from jobs.teacher import load_teacher
-from jobs.train import model_job, train
+from jobs.train import train
+from jobs.training_job import model_job
 from jobs.workdir import Workdir
 from models import NETWORKS
 from training.checkpoints import Checkpoints

@@ -168,6 +168,7 @@ def test_activations_are_those_of_one_part():
             init=lambda key: {"bias": jnp.ones((1, 1))},
             denoiser=denoiser,
             classes=0,
+            augment=None,
         )
         batch = jnp.zeros((64, 3))
         program = trainer.compiled_step().lower(KEY, trainer.abstract_state(), batch).compile()

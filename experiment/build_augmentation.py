@@ -1,0 +1,34 @@
+"""Build the augmentation of training images that config.augmentation describes."""
+
+from typing import Any
+
+from errors import ConfigError
+from experiment.reader import Reader
+from models import NETWORKS
+from training.augmentation import LABELS, Augmentation
+
+
+def build_augmentation(reader: Reader, network: Any) -> Augmentation | None:
+    """Return the augmentation of training images, None for none.
+
+    Raises:
+        ConfigError: for the first field that is wrong, or a network without an input for the
+            labels.
+    """
+    augmentation = reader.build("augmentation", Augmentation)
+    if not augmentation.probability:
+        return None
+    labels = getattr(network, "augment_labels", None)
+    if labels != LABELS:
+        name = reader.config["model"]["name"]
+        able = [key for key, kind in NETWORKS.items() if hasattr(kind, "augment_labels")]
+        raise ConfigError(
+            f"config.augmentation.probability={augmentation.probability} makes {LABELS} labels, "
+            + (
+                f"which config.model.name={name!r} does not take; choose {' or '.join(able)}"
+                if labels is None
+                else f"config.model.augment_labels={labels} takes {labels}; set it to {LABELS}"
+            )
+            + ", or config.augmentation.probability=0"
+        )
+    return augmentation

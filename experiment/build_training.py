@@ -1,0 +1,75 @@
+"""Build what trains a network: objective, optimizer and averages."""
+
+from errors import ConfigError
+from experiment.data import Data
+from experiment.few_steps import require_used
+from experiment.options import (
+    TrainingOptions,
+)
+from experiment.reader import Reader, config_errors
+from losses import LOSSES
+from objectives.times import TIMES
+from objectives.weights import WEIGHTS
+from sde_lib import SDE
+from training.averages import ExponentialAverage, HalfLifeAverage, MoreAverages, MovingAverage
+from training.objective import Objective
+from training.optimizers import OPTIMIZERS, Optimizer
+from training.schedules import SCHEDULES
+
+
+def build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
+    """Return the objective, with its times and weight."""
+    times = reader.build_named("times", TIMES)
+    parts = {"sigma_data": reader.config["denoiser"]["sigma_data"]}
+    weight = reader.build_named("weight", WEIGHTS, fixed=parts)
+    require_used(reader, reader.lookup("loss", LOSSES))
+    parts = {"times": times, "weight": weight, "sde": sde, "pixel_levels": data.pixel_levels}
+    parts["total_steps"] = reader.config["training"]["steps"]
+    return reader.build_named("loss", LOSSES, fixed=parts)
+
+
+def check_objective(reader: Reader, loss: Objective, data: Data) -> None:
+    """Raise ConfigError unless the objective trains each output of the network on such data."""
+    name = reader.config["loss"]["name"]
+    parameterization = reader.config["denoiser"]["parameterization"]
+    learned = parameterization == "eps_learned_variance"
+    if learned and not loss.trains_variance:
+        raise ConfigError(
+            f"config.loss.name={name!r} does not train the variance that a network with "
+            f"config.denoiser.parameterization={parameterization!r} predicts; choose hybrid, "
+            "or vlb with variance=learned"
+        )
+    if loss.trains_variance and not learned:
+        raise ConfigError(
+            f"config.loss.name={name!r} trains a variance, which a network with "
+            f"config.denoiser.parameterization={parameterization!r} does not predict; choose "
+            "eps_learned_variance, or another loss"
+        )
+    if data.dequantization.noisy and hasattr(loss, "pixel_levels"):
+        raise ConfigError(
+            f"config.loss.name={name!r} needs images on gray levels; set "
+            "config.data.dequantization=none or truncated_normal"
+        )
+
+
+def build_optimizer(reader: Reader, training: TrainingOptions) -> Optimizer:
+    """Return the update rule with its learning rate."""
+    kinds = reader.lookup("optim", OPTIMIZERS), reader.lookup("optim", SCHEDULES, "schedule")
+    rule, rate = reader.build_all("optim", kinds, ignore={"name", "schedule"})
+    with config_errors("optim"):
+        return Optimizer(
+            rule=rule, learning_rate=rate, steps=training.steps, batch_size=training.batch_size
+        )
+
+
+def build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage, MoreAverages]:
+    """Return the main average of the parameters, and what is kept beside it."""
+    rate, half_life = (reader.config["ema"][name] for name in ("rate", "half_life_images"))
+    if half_life is not None and "ema.rate" in reader.overrides:
+        raise ConfigError(
+            f"config.ema.rate={rate} and config.ema.half_life_images={half_life} both say how long "
+            "the average remembers; leave out the rate, or set config.ema.half_life_images=None"
+        )
+    kind = MovingAverage if half_life is None else HalfLifeAverage
+    average, more = reader.build_all("ema", (kind, MoreAverages), fixed={"batch_size": batch_size})
+    return average, more

@@ -1,0 +1,151 @@
+"""What is trained, on what, and how long: the score model, or a network beside it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from data.batches import TrainingBatches
+from data.dequantization import CENTERS
+from denoising import Denoiser
+from experiment.data import Data
+from experiment.experiment import Experiment
+from experiment.options import ClassifierOptions, DequantizerOptions, TrainingOptions
+from experiment.sampler import Sampler
+from jobs.diagnostics import Diagnostics
+from jobs.teacher import load_teacher
+from training.step import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What is trained, on what, and how long.
+
+    Attributes:
+        config: the resolved configuration, saved with every checkpoint.
+        seed: seed of initialization, noise and data order.
+        section: "model" or a name in jobs.workdir.PARTS: what is trained.
+        sampler: draws sample grids during training; None draws none.
+        dequantization: how gray levels become numbers, by default config.data.dequantization.
+        diagnostics: what is measured during training; None for nothing.
+        wandb: a project of Weights & Biases; "" for none.
+        load_teacher: loads the frozen network of a distillation; None for other objectives.
+    """
+
+    config: dict[str, Any]
+    seed: int
+    section: str
+    data: Data
+    trainer: Trainer
+    options: TrainingOptions
+    sampler: Sampler | None
+    dequantization: str = ""
+    diagnostics: Diagnostics | None = None
+    wandb: str = ""
+    load_teacher: Callable[[], Denoiser | None] = lambda: None
+
+    @property
+    def rate_section(self) -> str:
+        """The section of the configuration that holds the learning rate."""
+        return "optim" if self.section == "model" else self.section
+
+    def batches(self) -> TrainingBatches:
+        """Return the training stream.
+
+        Raises:
+            ConfigError: if data are missing, or have other classes than the network.
+        """
+        classes = self.trainer.classes
+        if classes:
+            self.data.require_classes(self.data.images.train_labels, classes, self.section)
+        return self.data.training_batches(
+            self.options.batch_size,
+            self.seed,
+            labels=bool(classes),
+            dequantization=self.dequantization,
+        )
+
+    @property
+    def measure_every(self) -> int:
+        """The steps between two measurements; 0 for none."""
+        return 0 if self.diagnostics is None else self.diagnostics.every
+
+    def measures_at(self, step: int) -> bool:
+        """Return whether the state after a step is measured; that of the last step always is."""
+        ends = self.diagnostics is not None and step == self.options.steps
+        return ends or is_due(step, self.measure_every)
+
+
+def model_job(experiment: Experiment, diagnostics: Diagnostics | None = None) -> TrainingJob:
+    """Return the job that trains an experiment's score model."""
+    return TrainingJob(
+        config=experiment.config,
+        seed=experiment.seed,
+        section="model",
+        data=experiment.data,
+        trainer=experiment.trainer,
+        options=experiment.training,
+        sampler=experiment.sampler if experiment.training.sample_every else None,
+        diagnostics=diagnostics,
+        wandb=experiment.logging.wandb,
+        load_teacher=partial(load_teacher, experiment),
+    )
+
+
+def classifier_job(experiment: Experiment) -> TrainingJob:
+    """Return the job that trains an experiment's noise-conditional classifier.
+
+    Raises:
+        ConfigError: if the classifier does not suit the images or the devices.
+    """
+    model = experiment.classifier
+    model.check(experiment.data)
+    return TrainingJob(
+        config=experiment.config,
+        seed=experiment.seed,
+        section="classifier",
+        data=experiment.data,
+        trainer=model.trainer,
+        options=_part_options(experiment, model.options),
+        sampler=None,
+    )
+
+
+def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
+    """Return the job that trains a dequantizer for a trained denoiser, which stays as it is.
+
+    Raises:
+        ConfigError: if its batches do not suit the devices.
+    """
+    model = experiment.dequantizer
+    model.check(experiment.data)
+    return TrainingJob(
+        config=experiment.config,
+        seed=experiment.seed,
+        section="dequantizer",
+        data=experiment.data,
+        trainer=model.trainer(denoiser),
+        options=_part_options(experiment, model.options),
+        sampler=None,
+        dequantization=CENTERS,
+    )
+
+
+def _part_options(
+    experiment: Experiment, options: ClassifierOptions | DequantizerOptions
+) -> TrainingOptions:
+    """Return the options that train a network beside the model."""
+    return TrainingOptions(
+        batch_size=options.batch_size,
+        steps=options.steps,
+        log_every=experiment.training.log_every,
+        checkpoint_every=options.steps,
+        keep_checkpoints=experiment.training.keep_checkpoints,
+        sample_every=0,
+        prefetch=experiment.training.prefetch,
+    )
+
+
+def is_due(step: int, every: int) -> bool:
+    """Return whether something that happens every so many steps is due; 0 for never."""
+    return every > 0 and step % every == 0
