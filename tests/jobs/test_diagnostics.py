@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from jobs.training_job import model_job
 from jobs.workdir import Workdir
 from metrics.features import PIXELS, THUMBNAILS
 from training.checkpoints import Checkpoints
+from training.objective import Objective
 from training.step import TrainState
 
 MEAN, STD = 0.1, 0.3
@@ -136,13 +136,32 @@ def test_only_what_is_asked_for_is_measured(measured):
     assert found == {"weight_norm": 1.0, "average_distance": 0.25}
 
 
+class Other(Objective):
+    """An objective that is no squared error of noise."""
+
+    def draw(self, key, model, x0, context):
+        return ()
+
+    def evaluate(self, key, drawn, model, x0, context):
+        return jnp.mean(x0**2, axis=(1, 2, 3)) * context.step
+
+
+def test_the_loss_of_any_objective_is_measured(measured):
+    experiment = dataclasses.replace(measured[0].experiment, loss=Other())
+    diagnostics = dataclasses.replace(measured[0], experiment=experiment)
+    found = with_options(diagnostics, metrics=("loss", "noise_levels")).measure(state())
+    assert found["test_loss"] == pytest.approx(7 * (MEAN**2 + STD**2), rel=0.1)
+    assert found["noise_levels"] == measured[1]["noise_levels"]
+
+
 def test_what_the_objective_does_not_allow_is_left_out(measured):
     experiment = measured[0].experiment
     for samplers, teacher, left in (
         (("consistency",), "", ("loss", "weights")),
         (("ddim",), "runs/a", ("weights",)),
     ):
-        loss = SimpleNamespace(samplers=samplers, teacher=teacher)
+        loss = Other()
+        loss.samplers, loss.teacher = samplers, teacher
         other = dataclasses.replace(experiment, loss=loss)
         assert dataclasses.replace(measured[0], experiment=other).metrics == left
     assert measured[0].metrics == tuple(DIAGNOSTICS)
