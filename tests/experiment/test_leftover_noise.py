@@ -24,6 +24,7 @@ from experiment.leftover_noise import leftover_noise
 from experiment.options import DataOptions
 from experiment.reader import Reader
 from experiment.resolve import resolve
+from losses import LOSSES
 from numerics.arrays import expand_like
 from sde_lib import SDES
 from training.parallel import DataParallel
@@ -45,6 +46,8 @@ def distinct():
     """One configuration for each sampler, process and range of the data."""
     found = {}
     for name, config in known_configurations():
+        if LOSSES[config.loss.name].samplers:  # they sample with their own networks only
+            continue
         sections = config.sde.to_dict(), config.sampling.to_dict(), config.data.centered
         found.setdefault(str(sections), name.removeprefix("configs/"))
     return tuple(found.values())

@@ -9,6 +9,7 @@ import pytest
 from command_line import ROOT, TINY, configuration
 
 from bounds.continuous import ContinuousBoundOptions
+from bounds.dequantization import DequantizationBound
 from bounds.discrete import DiscreteBoundOptions
 from configs import default
 from denoising import Clipping
@@ -21,6 +22,7 @@ from experiment.options import (
     ClassifierOptions,
     DataOptions,
     DenoiserOptions,
+    DequantizerOptions,
     DiagnosticsOptions,
     EvaluationOptions,
     LoggingOptions,
@@ -34,6 +36,7 @@ from jobs.workdir import differences
 from likelihood import LikelihoodOptions
 from losses import LOSSES
 from models import CLASSIFIERS, NETWORKS
+from models.dequantizer import CouplingDequantizer
 from numerics.ode import ODEOptions
 from objectives.times import TIMES
 from objectives.weights import WEIGHTS
@@ -80,6 +83,7 @@ OWNERS = {
     "discrete_bound": ([DiscreteBoundOptions, Clipping, Schedule], set()),
     "analytic_dpm": ([AnalyticDPMOptions], set()),
     "classifier": ([CrossEntropy, ClassifierOptions, *CLASSIFIERS.values()], {"name"}),
+    "dequantizer": ([CouplingDequantizer, DequantizationBound, DequantizerOptions], set()),
     "eval": ([EvaluationOptions], set()),
 }
 OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS.items()}
