@@ -156,24 +156,27 @@ def reduced(command, folder):
     return arguments
 
 
-@pytest.mark.slow
-@pages_with(commands)
-def test_commands_run(page, folder):
-    """A page may count on the runs that the README and the pages before it make."""
+@pytest.fixture(scope="module")
+def trained(folder):
+    """The folder, with the runs on which each page may count."""
     for needed in ("configs/vp_digits.py", "configs/vp_cifar10.py:ddpmpp"):
         done = run(*reduced(f"python main.py --config={needed} --mode=train", folder))
         assert done.status == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pages_with(commands)
+def test_commands_run(page, trained):
     for command in commands(page):
-        done = run(*reduced(command, folder))
+        done = run(*reduced(command, trained))
         assert done.status == 0, f"{command}\n{done.stderr[-2000:]}"
 
 
 @pytest.mark.slow
 @pages_with(lambda page: blocks(page, "python"))
-def test_code_runs(page, folder, monkeypatch):
-    done = run(*reduced("python main.py --config=configs/vp_digits.py --mode=train", folder))
-    assert done.status == 0, done.stderr
-    monkeypatch.chdir(folder)
+def test_code_runs(page, trained, monkeypatch):
+    monkeypatch.chdir(trained)
     for module, name in TABLES:
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
     for code in blocks(page, "python"):
