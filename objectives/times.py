@@ -261,8 +261,10 @@ class _LossAware(TimeDistribution):
         """Return the probability of the level, relative to that of uniform ones."""
         return self.levels * self.probabilities(state)[self._level(t)]
 
-    def updated(self, state: Any, t: Times, losses: Float[Array, "batch"]) -> LossHistory:
-        """Return the history with the losses of a batch, in its order."""
+    def updated(self, state: Any, t: Times, losses: Float[Array, "batch"]) -> Any:
+        """Return the history with the losses of a batch, in its order; without one, ()."""
+        if state == ():  # an evaluation keeps none
+            return ()
         level = self._level(t)
         same = level[:, None] == level[None, :]
         before = jnp.sum(jnp.tril(same, -1), axis=1)  # earlier ones of the batch at the same level

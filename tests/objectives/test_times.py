@@ -9,6 +9,8 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
+from denoising import Denoiser
+from losses import ScoreMatching
 from objectives.times import (
     LogitNormal,
     LogNormal,
@@ -119,6 +121,14 @@ def test_probabilities_are_uniform_until_each_level_is_full():
     t = drawn(times, VPSDE(), FULL)
     counts = np.bincount(np.rint(t * 7).astype(int), minlength=8)
     assert scipy.stats.chisquare(counts, expected / expected.sum() * MANY).pvalue > 1e-3
+
+
+def test_an_evaluation_draws_uniform_times_and_keeps_no_history():
+    loss = ScoreMatching(times=LossAwareBins(bins=4))
+    denoiser = Denoiser(sde=VPSDE(), network=lambda x, t: 0 * x, conditioning="t")
+    found = loss(KEY, denoiser, jnp.zeros((5, 2)))
+    assert found.state == ()
+    assert np.all(np.isfinite(found.values))
 
 
 def test_loss_aware_times_lower_the_variance_of_the_mean():
