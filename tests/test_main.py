@@ -239,6 +239,7 @@ def test_values_that_do_not_go_together(tmp_path, fields, pattern):
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_batches_must_divide_over_the_devices(tmp_path):
     for field in ("training.batch_size", "eval.batch_size"):
         call = run(*flags("train", tmp_path / "run", TINY | {field: 30}), devices=4)
@@ -345,6 +346,7 @@ def test_fields_of_other_choices_in_a_file_are_left_unused(tmp_path):
     assert '"sigma_max": null' in call.stdout
 
 
+@pytest.mark.slow
 def test_none_unsets_a_field_that_has_no_value_by_default(tmp_path):
     call = run(*flags("check", tmp_path, TINY | {"sampling.variant": "None"}))
     assert call.status == 0, call.stderr

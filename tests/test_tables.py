@@ -208,6 +208,7 @@ def test_guidance(monkeypatch):
         built(guidance={"scale": 2.0})
 
 
+@pytest.mark.slow
 def test_time_grid(monkeypatch):
     def cubic(sde, u, t_min, rho):
         return (1 + (np.cbrt(t_min) - 1) * u) ** 3
@@ -238,6 +239,7 @@ class Ancestral(DDIM):
     eta: float = 1.0
 
 
+@pytest.mark.slow
 def test_solver_of_fixed_steps(monkeypatch):
     monkeypatch.setitem(SOLVERS, "dummy", Ancestral)
     found, known = (
@@ -422,6 +424,7 @@ def test_mode(tmp_path):
     assert "--gif is only valid with --mode=sample, not dummy" in call("--gif").stderr
 
 
+@pytest.mark.slow
 def test_every_mode_is_a_function_of_run_lib():
     import run_lib
 

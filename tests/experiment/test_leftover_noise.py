@@ -136,6 +136,7 @@ def test_shipped_configuration_leaves_no_noise_and_the_published_moments(name):
         assert abs(width - 1) < (0.1 if config.sampling.variance == "learned" else 0.06)
 
 
+@pytest.mark.slow
 def test_noise_of_a_known_sampler_is_known():
     """The ancestral sampler keeps the marginals, so that at t_min the noise is sigma / alpha."""
     fields = {

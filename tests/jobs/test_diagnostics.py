@@ -69,6 +69,7 @@ def measured(tmp_path_factory):
     return diagnostics, diagnostics.measure(state())
 
 
+@pytest.mark.slow
 def test_errors_at_noise_levels_are_those_of_the_optimal_network(measured):
     table = measured[1]["noise_levels"]
     assert len(table["test"]) == 16
@@ -85,6 +86,7 @@ def test_errors_at_noise_levels_are_those_of_the_optimal_network(measured):
     assert table["test_error"][clean] < 0.01, "the known noise is taken out"
 
 
+@pytest.mark.slow
 def test_bits_per_dim_are_those_of_the_density(measured):
     diagnostics, values = measured
     data = diagnostics.experiment.data

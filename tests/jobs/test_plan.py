@@ -25,6 +25,7 @@ def test_memory_estimate_is_near_what_the_compiler_plans():
     assert estimate - 0.005e9 < planned * 2
 
 
+@pytest.mark.slow
 def test_task_and_guidance_are_named_and_counted():
     fields = {
         "model.num_classes": 10,
@@ -41,6 +42,7 @@ def test_task_and_guidance_are_named_and_counted():
     assert rows["guidance"] == "classifier_free"
 
 
+@pytest.mark.slow
 def test_averages_are_counted_with_the_disk_of_their_snapshots():
     fields = TINY | {"ema.more_rates": (0.9,), "ema.snapshot_every": 4}  # 30 steps, 8 snapshots
     experiment = build(configuration(fields))

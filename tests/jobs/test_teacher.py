@@ -191,6 +191,7 @@ def test_teacher_that_does_not_fit_is_one_line(teacher, tmp_path):
     load_teacher(experiment_of(STUDENT | {"loss.teacher": student, "loss.student_steps": 2}))
 
 
+@pytest.mark.slow
 def test_plan_of_a_distillation_needs_no_teacher(teacher):
     text = describe(experiment_of(STUDENT | {"loss.teacher": "runs/missing"}))
     assert "ddim: 4 network evaluations per image" in text

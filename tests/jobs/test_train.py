@@ -98,6 +98,7 @@ def test_stopped_run_with_several_steps_per_call_is_the_run_that_never_stopped(t
     assert not prefetching()
 
 
+@pytest.mark.slow
 def test_calls_end_where_something_is_due(tmp_path, monkeypatch):
     groups = []
     found = job(training__steps_per_call=3)
@@ -159,6 +160,7 @@ def test_every_step_of_a_call_is_checked(tmp_path):
         train(diverging, Workdir(tmp_path))
 
 
+@pytest.mark.slow
 def test_start_from_a_run_with_another_optimizer_is_recorded(tmp_path, capsys):
     """The parameters and their average are those of the other run; the optimizer is new."""
     old = job(optim__name="adam", training__steps=6)
@@ -192,6 +194,7 @@ def test_trace_of_no_steps_is_refused(text):
         ProfiledSteps.parse(text)
 
 
+@pytest.mark.slow
 def test_warmup_longer_than_training_is_reported(tmp_path, caplog):
     train(job(optim__warmup=99), Workdir(tmp_path))
     assert "warm-up of 99 steps is longer than the training of 12" in caplog.text

@@ -93,6 +93,7 @@ def test_intervals_have_the_published_ends_and_probabilities(sde):
     assert scipy.stats.chisquare(counts, draws * mass / mass.sum()).pvalue > 1e-4
 
 
+@pytest.mark.slow
 @every_process
 def test_loss_is_the_published_one(x64, sde):
     """The pseudo-Huber distance of two states with one noise, divided by the levels' difference."""
@@ -119,6 +120,7 @@ def test_loss_is_the_published_one(x64, sde):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_flows_through_the_noisier_state_only(x64):
     """With F = theta, the derivative is that of the distance in its first argument."""
     sde, key = VPSDE(), jax.random.key(0)
@@ -145,6 +147,7 @@ def test_gradient_flows_through_the_noisier_state_only(x64):
     np.testing.assert_allclose(jax.grad(total)(0.3), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_process
 def test_exact_function_has_no_distillation_loss_up_to_the_order_of_the_step(x64, sde):
     """Halving an interval divides the error of a step by 8 for Heun, by 4 for Euler."""

@@ -82,6 +82,7 @@ def test_every_step_of_the_student_is_trained_and_is_two_of_the_teacher(sde):
     np.testing.assert_allclose(drawn.end, teacher[2 * index + 2], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", ["uniform", "log_snr"])
 def test_perfect_student_samples_as_its_teacher_with_twice_the_steps(grid):
     """Its x0 is the target at each of its times, so its loss is 0 and its samples are the same."""

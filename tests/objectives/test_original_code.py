@@ -65,6 +65,7 @@ def level(index, count):
     return jnp.asarray((largest + index / count * (smallest - largest)) ** RHO)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "recorded"),
     [

@@ -68,6 +68,7 @@ def published_bound(eps, eps_hat, fraction):
     return kl.mean(axis=(1, 2)) / math.log(2)
 
 
+@pytest.mark.slow
 def test_bound_and_hybrid_are_the_published_ones_at_each_timestep(x64):
     output = OUTPUT.copy()
     output[..., :2] = EPS + 0.1 * output[..., :2]  # near the truth, as the decoder needs
@@ -98,6 +99,7 @@ def test_hybrid_trains_the_noise_by_the_first_term_and_the_variance_by_the_bound
     assert np.all(bound != 0)
 
 
+@pytest.mark.slow
 def test_best_learned_variance_is_that_of_the_reverse_of_gaussian_data(x64):
     """Its fraction has no slope where the variance of p(x_s | x_t) is the true one."""
     spread, t, s = 0.6, np.array([0.9, 0.5, 0.2]), np.array([0.8, 0.4, 0.1])

@@ -202,6 +202,7 @@ def candidate_of(family, name="given", **fields):
     return exchange.Candidate(name, *build_network(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_file_of_another_width_names_the_setting_or_the_configuration(family):
     """The file's width, features and classes come from its tensors."""

@@ -299,6 +299,7 @@ def test_ncsnpp_of_diffusers_computes_as_the_original():
     assert_close(compiled(LARGE)(params, x, np.log(SIGMA)), "diffusers_ncsnpp")
 
 
+@pytest.mark.slow
 def test_a_folder_of_diffusers_computes_as_the_original():
     network = LARGE.clone(features=8, channel_multipliers=(1, 1), attention_resolutions=())
     params = imported(diffusers, read.read(DATA / "diffusers"), network)

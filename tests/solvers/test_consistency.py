@@ -66,6 +66,7 @@ def test_noise_is_added_anew_between_steps():
     assert keys is not None
 
 
+@pytest.mark.slow
 def test_sample_k_depends_on_its_index_alone():
     whole = drawn(VPSDE(), 3, (6, 2)).x
     part = drawn(VPSDE(), 3, (2, 2), indices=jnp.array([4, 1])).x

@@ -167,6 +167,7 @@ def test_a_sample_does_not_depend_on_its_batch(x64):
     np.testing.assert_array_equal(one.x[2], other.x[1])
 
 
+@pytest.mark.slow
 def test_frames_lie_on_the_path(x64):
     """What is interpolated inside a step keeps its quantile too."""
     options = DPMAdaptive(rtol=1e-3, atol=1e-3, final_step="none", t_min=0.2)

@@ -66,6 +66,7 @@ def test_euler_maruyama_is_the_formula(x64, sde, churn):
     np.testing.assert_allclose(std, churn * np.sqrt(0.05 * g2), rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pc_step", "noise"),
     [

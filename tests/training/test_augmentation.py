@@ -107,6 +107,7 @@ def test_each_parameter_moves_a_smooth_image_as_it_says(fields, where):
     )  # the filter is not quite even
 
 
+@pytest.mark.slow
 def test_labels_are_zero_exactly_where_a_kind_is_absent():
     for kind in KINDS:
         one = dataclasses.replace(NONE, **{kind: getattr(ALWAYS, kind)})
@@ -133,6 +134,7 @@ def test_kinds_are_as_frequent_as_they_should_be():
     assert abs((stretched[:, 6] != 0).mean() - 0.5) < 4.5 * math.sqrt(0.25 / len(stretched))
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_its_key_and_place_alone():
     x = jnp.asarray(images(8, 8, 8), jnp.float32)
     augment, key = jax.jit(ALWAYS), jax.random.key(1)

@@ -177,6 +177,7 @@ def test_training_learns_the_best_linear_denoiser():
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_step_is_a_function_of_key_step_and_batch():
     trainer = make_trainer()
     through, losses = run(trainer, 6)
