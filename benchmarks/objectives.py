@@ -3,7 +3,7 @@
     python benchmarks/objectives.py [--seeds 3] [--steps 800] [--only NAME,NAME]
 
 Each run adds a line to benchmarks/results/objectives.jsonl, and runs that are there are not
-repeated. Prints the table of docs/training.md: bits/dim by the probability-flow ODE, the Frechet
+repeated. Prints a table: bits/dim by the probability-flow ODE, the Frechet
 distance between pixels of samples and of the training images at 20 network evaluations, and seconds
 per step, with standard deviations over the seeds. Times are of this machine, and only comparable
 with each other if nothing else runs.
