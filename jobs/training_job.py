@@ -9,8 +9,8 @@ from data.batches import TrainingBatches
 from data.dequantization import CENTERS
 from denoising import Denoiser
 from experiment.data import Data
-from experiment.experiment import Experiment
-from experiment.options import ClassifierOptions, DequantizerOptions, TrainingOptions
+from experiment.experiment import ClassifierModel, DequantizerModel, Experiment
+from experiment.options import TrainingOptions
 from experiment.sampler import Sampler
 from jobs.diagnostics import Diagnostics
 from jobs.teacher import load_teacher
@@ -99,16 +99,7 @@ def classifier_job(experiment: Experiment) -> TrainingJob:
         ConfigError: if the classifier does not suit the images or the devices.
     """
     model = experiment.classifier
-    model.check(experiment.data)
-    return TrainingJob(
-        config=experiment.config,
-        seed=experiment.seed,
-        section="classifier",
-        data=experiment.data,
-        trainer=model.trainer,
-        options=_part_options(experiment, model.options),
-        sampler=None,
-    )
+    return _part_job(experiment, "classifier", model, model.trainer)
 
 
 def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
@@ -118,31 +109,38 @@ def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
         ConfigError: if its batches do not suit the devices.
     """
     model = experiment.dequantizer
-    model.check(experiment.data)
-    return TrainingJob(
-        config=experiment.config,
-        seed=experiment.seed,
-        section="dequantizer",
-        data=experiment.data,
-        trainer=model.trainer(denoiser),
-        options=_part_options(experiment, model.options),
-        sampler=None,
-        dequantization=CENTERS,
+    return _part_job(
+        experiment, "dequantizer", model, model.trainer(denoiser), dequantization=CENTERS
     )
 
 
-def _part_options(
-    experiment: Experiment, options: ClassifierOptions | DequantizerOptions
-) -> TrainingOptions:
-    """Return the options that train a network beside the model."""
-    return TrainingOptions(
-        batch_size=options.batch_size,
-        steps=options.steps,
-        log_every=experiment.training.log_every,
-        checkpoint_every=options.steps,
-        keep_checkpoints=experiment.training.keep_checkpoints,
-        sample_every=0,
-        prefetch=experiment.training.prefetch,
+def _part_job(
+    experiment: Experiment,
+    section: str,
+    model: ClassifierModel | DequantizerModel,
+    trainer: Trainer,
+    dequantization: str = "",
+) -> TrainingJob:
+    """Return the job that trains a network beside the score model."""
+    model.check(experiment.data)
+    options = model.options
+    return TrainingJob(
+        config=experiment.config,
+        seed=experiment.seed,
+        section=section,
+        data=experiment.data,
+        trainer=trainer,
+        options=TrainingOptions(
+            batch_size=options.batch_size,
+            steps=options.steps,
+            log_every=experiment.training.log_every,
+            checkpoint_every=options.steps,
+            keep_checkpoints=experiment.training.keep_checkpoints,
+            sample_every=0,
+            prefetch=experiment.training.prefetch,
+        ),
+        sampler=None,
+        dequantization=dequantization,
     )
 
 

@@ -81,17 +81,41 @@ class TimeDistribution(abc.ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Uniform(TimeDistribution):
-    """Independent times, uniform on [t_min, 1].
-
-    Args:
-        t_min: the smallest time, in (0, 1); 1e-5 in Song et al. 2021 (arXiv:2011.13456).
-    """
+class _Continuous(TimeDistribution):
+    """Base of the distributions on [t_min, 1]."""
 
     t_min: float = 1e-5
 
     def __post_init__(self) -> None:
         require_in("t_min", self.t_min, "(0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfNormal(_Continuous):
+    """Base of the distributions in which a function of the time is normal."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    divide_density: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_in("mean", self.mean, "(-inf, inf)")
+        require_in("std", self.std, "(0, inf)")
+
+    def normal_density(self, value: Times) -> Times:
+        """Return the normal density of that function's values."""
+        z = (value - self.mean) / self.std
+        return jnp.exp(-(z**2) / 2) / (self.std * math.sqrt(2 * math.pi))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(_Continuous):
+    """Independent times, uniform on [t_min, 1].
+
+    Args:
+        t_min: the smallest time, in (0, 1); 1e-5 in Song et al. 2021 (arXiv:2011.13456).
+    """
 
     def draw(self, key: Key[Array, ""], batch: int, sde: SDE, state: Any = ()) -> Times:
         """Draw independent times."""
@@ -127,7 +151,7 @@ class Timesteps(TimeDistribution):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogSNR(TimeDistribution):
+class LogSNR(_Continuous):
     """Times whose log-SNR is uniform and stratified (Kingma et al. 2021, arXiv:2107.00630).
 
     Args:
@@ -138,11 +162,7 @@ class LogSNR(TimeDistribution):
             densities over the log-SNR, as in Kingma & Gao 2023 (arXiv:2303.00848).
     """
 
-    t_min: float = 1e-5
     divide_density: bool = True
-
-    def __post_init__(self) -> None:
-        require_in("t_min", self.t_min, "(0, 1)")
 
     def draw(self, key: Key[Array, ""], batch: int, sde: SDE, state: Any = ()) -> Times:
         """Draw times evenly spaced in log-SNR, with a random offset."""
@@ -155,7 +175,7 @@ class LogSNR(TimeDistribution):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogNormal(TimeDistribution):
+class LogNormal(_OfNormal):
     """Times at which log(sigma / alpha) is normal: EDM's choice (arXiv:2206.00364, Table 1).
 
     Noise levels outside the process's range are moved to its ends.
@@ -169,13 +189,6 @@ class LogNormal(TimeDistribution):
 
     mean: float = -1.2
     std: float = 1.2
-    t_min: float = 1e-5
-    divide_density: bool = False
-
-    def __post_init__(self) -> None:
-        require_in("mean", self.mean, "(-inf, inf)")
-        require_in("std", self.std, "(0, inf)")
-        require_in("t_min", self.t_min, "(0, 1)")
 
     def draw(self, key: Key[Array, ""], batch: int, sde: SDE, state: Any = ()) -> Times:
         """Draw independent times."""
@@ -184,13 +197,12 @@ class LogNormal(TimeDistribution):
 
     def density(self, sde: SDE, t: Times, state: Any = ()) -> Times:
         """Return the density inside the range; the mass at its ends has none."""
-        z = (-sde.log_snr(t) / 2 - self.mean) / self.std
-        normal = jnp.exp(-(z**2) / 2) / (self.std * math.sqrt(2 * math.pi))
+        normal = self.normal_density(-sde.log_snr(t) / 2)
         return (1 - self.t_min) * normal * log_snr_speed(sde, t) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitNormal(TimeDistribution):
+class LogitNormal(_OfNormal):
     """Times whose logit is normal: more of the middle (Esser et al. 2024, 2403.03206, Eq. 19).
 
     Args:
@@ -200,16 +212,6 @@ class LogitNormal(TimeDistribution):
         divide_density: keep the expectation of uniform times; off there.
     """
 
-    mean: float = 0.0
-    std: float = 1.0
-    t_min: float = 1e-5
-    divide_density: bool = False
-
-    def __post_init__(self) -> None:
-        require_in("mean", self.mean, "(-inf, inf)")
-        require_in("std", self.std, "(0, inf)")
-        require_in("t_min", self.t_min, "(0, 1)")
-
     def draw(self, key: Key[Array, ""], batch: int, sde: SDE, state: Any = ()) -> Times:
         """Draw independent times."""
         u = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (batch,)))
@@ -218,8 +220,7 @@ class LogitNormal(TimeDistribution):
     def density(self, sde: SDE, t: Times, state: Any = ()) -> Times:
         """Return the density of the squeezed logit-normal distribution."""
         u = (t - self.t_min) / (1 - self.t_min)
-        z = (jnp.log(u) - jnp.log1p(-u) - self.mean) / self.std
-        return jnp.exp(-(z**2) / 2) / (self.std * math.sqrt(2 * math.pi) * u * (1 - u))
+        return self.normal_density(jnp.log(u) - jnp.log1p(-u)) / (u * (1 - u))
 
 
 class LossHistory(NamedTuple):

@@ -94,21 +94,6 @@ CLASSIFIER_RULES = [
     ("model.features", 16, True, True),
     ("optim.lr", 0.25, True, True),
 ]
-
-
-@pytest.mark.parametrize(("field", "value", "train", "read"), CLASSIFIER_RULES)
-def test_which_fields_the_classifier_of_a_run_may_change(workdir, field, value, train, read):
-    folder = workdir.classifier
-    assert folder.path == workdir.path / "classifier"
-    folder.save_config(CLASSIFIER)
-    for training, allowed in ((True, train), (False, read)):
-        if allowed:
-            folder.check(changed(field, value, CLASSIFIER), training=training)
-        else:
-            with pytest.raises(WorkdirError, match=rf"config\.{field} was .*, is .*--workdir"):
-                folder.check(changed(field, value, CLASSIFIER), training=training)
-
-
 DEQUANTIZER = CONFIG | {"dequantizer": {"features": 8, "steps": 10}}
 DEQUANTIZER_RULES = [
     ("dequantizer.features", 16, False, False),
@@ -120,17 +105,22 @@ DEQUANTIZER_RULES = [
 ]
 
 
-@pytest.mark.parametrize(("field", "value", "train", "read"), DEQUANTIZER_RULES)
-def test_which_fields_the_dequantizer_of_a_run_may_change(workdir, field, value, train, read):
-    folder = workdir.dequantizer
-    assert folder.path == workdir.path / "dequantizer"
-    folder.save_config(DEQUANTIZER)
+PART_RULES = [("classifier", CLASSIFIER, *rule) for rule in CLASSIFIER_RULES] + [
+    ("dequantizer", DEQUANTIZER, *rule) for rule in DEQUANTIZER_RULES
+]
+
+
+@pytest.mark.parametrize(("part", "config", "field", "value", "train", "read"), PART_RULES)
+def test_which_fields_a_part_of_a_run_may_change(workdir, part, config, field, value, train, read):
+    folder = getattr(workdir, part)
+    assert folder.path == workdir.path / part
+    folder.save_config(config)
     for training, allowed in ((True, train), (False, read)):
         if allowed:
-            folder.check(changed(field, value, DEQUANTIZER), training=training)
+            folder.check(changed(field, value, config), training=training)
         else:
             with pytest.raises(WorkdirError, match=rf"config\.{field} was .*, is .*--workdir"):
-                folder.check(changed(field, value, DEQUANTIZER), training=training)
+                folder.check(changed(field, value, config), training=training)
 
 
 def test_saved_configuration_is_read_back(workdir, tmp_path):
