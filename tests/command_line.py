@@ -8,6 +8,7 @@ is told to compile quickly, as in conftest.py.
 
 import atexit
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -238,6 +239,7 @@ def _server():
 
 def _main(arguments, environment, folder, file_limit):
     """The life of a forked process."""
+    gc.freeze()  # what the server has imported outlives this process
     os.chdir(ROOT)
     os.environ.update(environment)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
