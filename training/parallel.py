@@ -4,8 +4,8 @@
 axis, and a mean over the batch is the mean over all devices. No other file of the project knows
 about devices.
 
-Today's jobs run on one host, since every process would write the same files and nothing calls
-`jax.distributed.initialize`. Batches are placed and fetched by process all the same.
+With several hosts (`training.hosts`) the axis is over the devices of all, and each host places its
+own rows of a batch.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -120,6 +121,14 @@ class DataParallel:
         """Split indices over the devices; the last one is repeated until they divide."""
         padded = np.pad(indices, (0, -len(indices) % self.devices), mode="edge")
         return self.split_rows(padded)
+
+    def largest(self, number: int) -> jax.Array:
+        """Return the largest of the numbers that the hosts give, before it is known."""
+        return self._largest(self.put_batch(np.full(jax.local_device_count(), number, np.int32)))
+
+    @cached_property
+    def _largest(self) -> Any:
+        return jax.jit(jnp.max, out_shardings=self.replicated)
 
     def fetch(self, array: jax.Array) -> np.ndarray:
         """Return the whole of a global array."""
