@@ -75,7 +75,8 @@ class HostOptions:
                 "--coordinator=HOST:PORT, --num_processes=N and --process_id=I belong together; "
                 "give all three, or none where hosts are detected (SLURM, Open MPI, TPU)"
             )
-        assert self.num_processes is not None and self.process_id is not None
+        assert self.num_processes is not None
+        assert self.process_id is not None
         if not 0 <= self.process_id < self.num_processes:
             raise HostsError(
                 f"--process_id={self.process_id} must lie in 0..{self.num_processes - 1} for "
@@ -111,6 +112,8 @@ def together(options: HostOptions) -> Iterator[None]:
     if _channel.index:
         _be_silent()
     try:
+        # Connects the devices now, since later one host may be half a minute behind another.
+        multihost_utils.sync_global_devices("the start")
         yield
         _part(_channel)
     except SystemExit as end:
@@ -293,7 +296,8 @@ def _is_cluster() -> bool:
 def _join_given(options: HostOptions) -> Channel:
     name, port = options.address
     count, index, timeout = options.num_processes, options.process_id, options.timeout
-    assert count is not None and index is not None
+    assert count is not None
+    assert index is not None
     # They meet before JAX does, whose own errors end the process with a page.
     if index == 0:
         channel = host_channel.open_first(port, count, timeout=timeout)
