@@ -233,7 +233,7 @@ class Sampler:
             samples = self.solve(key, denoiser, shape, checkpoint.moments, **options)
         images = self.data.to_uint8(parallel.fetch(samples.x)[: len(indices)])
         path = () if samples.trajectory is None else samples.trajectory
-        snapshots = [self.data.to_uint8(parallel.fetch(x)[: len(indices)]) for x in path]
+        snapshots = [self.data.to_uint8(x[: len(indices)]) for x in path]
         return ImageSamples(images, samples.nfe, snapshots)
 
     @property

@@ -288,4 +288,3 @@ def _keep_alive(connection: socket.socket) -> None:
     ):
         if hasattr(socket, name):  # not on every system
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-

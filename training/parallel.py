@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from numerics.arrays import whole
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class DataParallel:
 
     def fetch(self, array: jax.Array) -> np.ndarray:
         """Return the whole of a global array."""
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+        return whole(array)
 
     def fetch_tree(self, tree: Any) -> Any:
         """Return a replicated tree as NumPy arrays."""
