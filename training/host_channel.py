@@ -70,20 +70,22 @@ class Channel:
     def fail(self, reason: str) -> None:
         """End the other hosts, because this one fails."""
         self._failing = True
-        with contextlib.suppress(OSError):
-            self._send({"fails": reason})
+        self._send({"fails": reason})
 
     def close(self) -> None:
         """Part from hosts that have all finished."""
         self._closed = True
-        with contextlib.suppress(OSError):
-            self._send({"finished": True})
+        self._send({"finished": True})
+        for connection in self._peers.values():
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
 
     def _send(self, message: dict[str, Any]) -> None:
         line = json.dumps(message).encode() + b"\n"
         with self._sending:
             for peer, connection in self._peers.items():
-                if peer not in self._finished:
+                # What cannot be sent to a host that has ended is not missed.
+                with contextlib.suppress(OSError):
                     connection.sendall(line)
 
     def _listen(self) -> None:
@@ -99,6 +101,7 @@ class Channel:
                     self._take(peer, data)
                     continue
                 self._selector.unregister(connection)
+                connection.close()
                 if peer not in self._finished and not self._closed:
                     self._end(f"host {peer} {_CUT_OFF}", prints=True)
 
@@ -189,7 +192,7 @@ def accept(server: socket.socket, count: int, *, timeout: float, token: str = ""
         if not isinstance(error, TimeoutError):
             reason = str(error)
         for connection in peers.values():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), connection:
                 connection.sendall(json.dumps({"fails": reason}).encode() + b"\n")
         if isinstance(error, HostsError):
             raise
@@ -229,6 +232,7 @@ def open_other(
     except OSError:
         welcome, rest = None, b""
     if not welcome or "welcome" not in welcome:
+        connection.close()
         reason = (welcome or {}).get("fails", "it closes the connection")
         raise HostsError(f"the first host does not start: {reason}")
     return Channel(index, {0: connection}, {0: rest})

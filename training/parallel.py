@@ -71,8 +71,10 @@ class DataParallel:
         if batch_size < 1 or batch_size % self.devices:
             below = batch_size - batch_size % self.devices
             remedy = sorted({max(below, self.devices), max(below, 0) + self.devices})
+            hosts = jax.process_count()
+            where = f"{self.devices} device(s)" + (f" of {hosts} hosts" if hosts > 1 else "")
             raise ValueError(
-                f"{field}={batch_size} does not divide over {self.devices} device(s); "
+                f"{field}={batch_size} does not divide over {where}; "
                 f"use a positive multiple, such as {' or '.join(map(str, remedy))}"
             )
 
