@@ -17,8 +17,8 @@ the template is compared with the record:
     no checkpoint loads      -> CheckpointError, never a silent fresh start
     state of another shape   -> CheckpointError that names the parameter
 
-The directory lies on a local or mounted file system. Several hosts share it and make the same calls:
-each writes and reads its part, and the first decides, renames and deletes.
+The directory lies on a local or mounted file system. Several hosts share it and make the same
+calls: each writes and reads its part, and the first decides, renames and deletes.
 """
 
 import contextlib

@@ -83,7 +83,7 @@ class Channel:
     def _send(self, message: dict[str, Any]) -> None:
         line = json.dumps(message).encode() + b"\n"
         with self._sending:
-            for peer, connection in self._peers.items():
+            for connection in self._peers.values():
                 # What cannot be sent to a host that has ended is not missed.
                 with contextlib.suppress(OSError):
                     connection.sendall(line)
