@@ -7,6 +7,7 @@ others. When a host fails or is killed, the others end too (`training.host_chann
 A program on one host uses none of this: `agreed` then calls what it is given.
 """
 
+import atexit
 import contextlib
 import functools
 import json
@@ -117,38 +118,40 @@ def together(options: HostOptions) -> Iterator[None]:
         yield
         _part(_channel)
     except SystemExit as end:
-        if not isinstance(end.code, int):
-            _channel.fail(str(end.code))
-            raise
-        _part(_channel)  # with a status that all have
+        if end.code is None or isinstance(end.code, int):
+            _part(_channel)  # with a status that all have
+        else:
+            _end_others(_channel, str(end.code).removeprefix("error: "))
         raise
     except BaseException as error:
-        raise _failed(_channel, error) from error
+        shown = _explained(error)
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+        _end_others(_channel, str(shown) or type(shown).__name__, status)
+        if shown is error:
+            raise
+        raise shown from error
 
 
-def _failed(channel: Channel, error: BaseException) -> BaseException:
-    """End the other hosts, and return the error to raise."""
+def _explained(error: BaseException) -> BaseException:
+    """Return the error, or if it comes from the loss of another host, one that says so."""
     if not isinstance(error, ScoreSDEError | OSError | MemoryError | KeyboardInterrupt):
         text = " ".join(str(error).split())
         if any(word in text.lower() for word in _LOST):
             time.sleep(_GRACE)  # the channel ends this process if it knows why
             error = HostsError(f"another host was lost ({text[:200]}); run the command again")
-    channel.fail(" ".join(f"{error}".split()) or type(error).__name__)
-    # Leave in time: JAX would wait for the other hosts when the interpreter ends.
-    sys.stdout.flush()
-    _leave_at_exit(130 if isinstance(error, KeyboardInterrupt) else 1)
     return error
 
 
-def _leave_at_exit(status: int) -> None:
-    import atexit
+def _end_others(channel: Channel, reason: str, status: int = 1) -> None:
+    """End the other hosts for a reason, and this process as soon as it has printed it."""
+    channel.fail(" ".join(reason.split()))
 
     def leave() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
-    atexit.register(leave)  # before what JAX has registered
+    atexit.register(leave)  # comes before JAX's own, which would wait for the others
 
 
 def _part(channel: Channel) -> None:

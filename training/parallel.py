@@ -20,6 +20,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numerics.arrays import whole
 
 
+def in_order_of_hosts(devices: Any) -> list[Any]:
+    """Return devices host by host, as the rows of a batch are divided over the hosts.
+
+    Within a host they keep their order, which suits the network between them.
+    """
+    return sorted(devices, key=lambda device: device.process_index)
+
+
 @dataclass(frozen=True)
 class DataParallel:
     """A mesh of devices, and how arrays are placed on it."""
@@ -30,7 +38,9 @@ class DataParallel:
     def over_all_devices(cls) -> "DataParallel":
         """Return the mesh of all devices that jax finds."""
         count = jax.device_count()
-        return cls(jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,)))
+        mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
+        devices = np.array(in_order_of_hosts(mesh.devices))
+        return cls(Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types))
 
     @cached_property
     def replicated(self) -> NamedSharding:
