@@ -137,8 +137,9 @@ def _run(mode: Mode, files: list[str]) -> None:
         run_lib.compare([Path(file).expanduser() for file in files])
         return
     names = ("coordinator", "num_processes", "process_id")
-    where = {name: flags.FLAGS[name].value for name in names}
-    with together(HostOptions(**where, timeout=flags.FLAGS["hosts_timeout"].value)):
+    where: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+    where["timeout"] = flags.FLAGS["hosts_timeout"].value
+    with together(HostOptions(**where)):
         _run_mode(mode, options)
 
 
