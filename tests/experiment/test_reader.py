@@ -92,6 +92,7 @@ OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS
 NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments", "sde", "pixel_levels"}
 NOT_CHOSEN |= {"total_steps"}
 ELSEWHERE = {
+    "sde": {"steps"},  # trained with the network
     "loss": {"times", "weight"},
     "weight": {"sigma_data"},
     "ema": {"batch_size"},
