@@ -26,9 +26,10 @@ both ends.
 """
 
 import abc
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +101,14 @@ class SDE(abc.ABC):
     def squared_diffusion(self, t: Time) -> Time:
         """Return g(t)^2 = -sigma(t)^2 d log_snr / dt, for t > 0."""
         return -jnp.exp(2 * self.log_sigma(t)) * _derivative(self.log_snr, t)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what is trained with the network, a tree of arrays; {} for a fixed process."""
+        return {}
+
+    def with_parameters(self, parameters: Any) -> "SDE":
+        """Return the process with other values of `parameters()`."""
+        return dataclasses.replace(cast(Any, self), **parameters)
 
     def perturb(self, x0: Batch, t: Time, eps: Batch) -> Batch:
         """Return x_t = alpha(t) x0 + sigma(t) eps."""
@@ -286,6 +295,68 @@ class CosineVPSDE(_VariancePreserving):
         return -0.5 * jnp.log1p(noise_to_signal)
 
 
+def _even_steps(count: int = 32) -> dict[str, Float[np.ndarray, " count"]]:
+    """Return the first steps of `LearnedVPSDE`, evenly over [0, 1]: softplus gives 1/32 and 32."""
+    height, steepness = (np.log(np.expm1(value)) for value in (1 / count, count))
+    center = (np.arange(count) + 0.5) / count
+    steps = {"height": height, "steepness": steepness, "center": center}
+    return {name: np.float32(value + np.zeros(count)) for name, value in steps.items()}
+
+
+@pytree()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LearnedVPSDE(_VariancePreserving):
+    """A VP process whose log-SNR is trained (Kingma et al. 2021, arXiv:2107.00630, appendix H).
+
+    The log-SNR falls from log_snr_max to log_snr_min along a monotone network,
+
+        log_snr(t) = log_snr_max - (log_snr_max - log_snr_min) (h(t) - h(0)) / (h(1) - h(0))
+        h(t) = t + sum_k height_k sigmoid(steepness_k (t - center_k))
+
+    with positive heights and steepnesses, for any parameters and their averages.
+
+    Args:
+        log_snr_max, log_snr_min: at t = 0 and 1, before training.
+        steps: height, steepness (before softplus) and center; at first, h is nearly linear.
+    """
+
+    log_snr_max: Parameter = 13.3
+    log_snr_min: Parameter = -5.0
+    steps: Any = dataclasses.field(default_factory=_even_steps)
+
+    def __post_init__(self) -> None:
+        low, high = self.log_snr_min, self.log_snr_max
+        if isinstance(low, int | float) and not -math.inf < low < high < math.inf:
+            raise ValueError(f"log_snr_min={low} must be below log_snr_max={high}")
+
+    def parameters(self) -> dict[str, Any]:
+        """Return both ends and the steps between them."""
+        names = ("log_snr_max", "log_snr_min", "steps")
+        found = {name: getattr(self, name) for name in names}
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), found)
+
+    def log_snr(self, t: Time) -> Time:
+        start, now, end = (self._progress(time) for time in (0.0, t, 1.0))
+        fraction = (now - start) / (end - start)
+        return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * fraction
+
+    def log_alpha(self, t: Time) -> Time:
+        return 0.5 * jax.nn.log_sigmoid(self.log_snr(t))
+
+    def log_sigma(self, t: Time) -> Time:
+        return 0.5 * jax.nn.log_sigmoid(-self.log_snr(t))
+
+    def _progress(self, t: Any) -> Time:
+        """Return h(t)."""
+        height, steepness = (jax.nn.softplus(self.steps[name]) for name in ("height", "steepness"))
+
+        def of_one(t: Float[Array, ""]) -> Float[Array, ""]:
+            rises = jax.nn.sigmoid(steepness * (t - self.steps["center"]))
+            return t + jnp.sum(height * rises)
+
+        return jnp.vectorize(of_one)(t)
+
+
 @pytree()
 @dataclass(frozen=True, kw_only=True)
 class LinearPathSDE(SDE):
@@ -372,6 +443,7 @@ SDES = {
     "subvp": SubVPSDE,
     "cosine": CosineVPSDE,
     "linear": LinearPathSDE,
+    "learned": LearnedVPSDE,
     "edm": EDMSDE,
     "ddpm": DiscreteVPSDE,
     "smld": DiscreteVESDE,
