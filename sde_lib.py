@@ -295,50 +295,11 @@ class CosineVPSDE(_VariancePreserving):
         return -0.5 * jnp.log1p(noise_to_signal)
 
 
-def _even_steps(count: int = 32) -> dict[str, Float[np.ndarray, " count"]]:
-    """Return the first steps of `LearnedVPSDE`, evenly over [0, 1]: softplus gives 1/32 and 32."""
-    height, steepness = (np.log(np.expm1(value)) for value in (1 / count, count))
-    center = (np.arange(count) + 0.5) / count
-    steps = {"height": height, "steepness": steepness, "center": center}
-    return {name: np.float32(value + np.zeros(count)) for name, value in steps.items()}
+class _OfLogSNR(_VariancePreserving):
+    """Base of processes that define the log-SNR: alpha^2 = sigmoid(log_snr), and sigma^2 the rest.
 
-
-@pytree()
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LearnedVPSDE(_VariancePreserving):
-    """A VP process whose log-SNR is trained (Kingma et al. 2021, arXiv:2107.00630, appendix H).
-
-    The log-SNR falls from log_snr_max to log_snr_min along a monotone network,
-
-        log_snr(t) = log_snr_max - (log_snr_max - log_snr_min) (h(t) - h(0)) / (h(1) - h(0))
-        h(t) = t + sum_k height_k sigmoid(steepness_k (t - center_k))
-
-    with positive heights and steepnesses, for any parameters and their averages.
-
-    Args:
-        log_snr_max, log_snr_min: at t = 0 and 1, before training.
-        steps: height, steepness (before softplus) and center; at first, h is nearly linear.
+    -log_snr is gamma in Kingma et al. 2021 (arXiv:2107.00630, Section 3.2).
     """
-
-    log_snr_max: Parameter = 13.3
-    log_snr_min: Parameter = -5.0
-    steps: Any = dataclasses.field(default_factory=_even_steps)
-
-    def __post_init__(self) -> None:
-        low, high = self.log_snr_min, self.log_snr_max
-        if isinstance(low, int | float) and not -math.inf < low < high < math.inf:
-            raise ValueError(f"log_snr_min={low} must be below log_snr_max={high}")
-
-    def parameters(self) -> dict[str, Any]:
-        """Return both ends and the steps between them."""
-        names = ("log_snr_max", "log_snr_min", "steps")
-        found = {name: getattr(self, name) for name in names}
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), found)
-
-    def log_snr(self, t: Time) -> Time:
-        start, now, end = (self._progress(time) for time in (0.0, t, 1.0))
-        fraction = (now - start) / (end - start)
-        return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * fraction
 
     def log_alpha(self, t: Time) -> Time:
         return 0.5 * jax.nn.log_sigmoid(self.log_snr(t))
@@ -346,13 +307,72 @@ class LearnedVPSDE(_VariancePreserving):
     def log_sigma(self, t: Time) -> Time:
         return 0.5 * jax.nn.log_sigmoid(-self.log_snr(t))
 
-    def _progress(self, t: Any) -> Time:
+
+@pytree()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NoiseLevels(_OfLogSNR):
+    """One given log-SNR per image of a batch, whatever the time."""
+
+    levels: Float[Array, "batch"]
+
+    def log_snr(self, t: Time) -> Time:
+        return jnp.broadcast_to(self.levels, jnp.shape(t))
+
+
+def _almost_nothing(count: int = 32) -> dict[str, Float[np.ndarray, " count"]]:
+    """Return the first interior of `LearnedVPSDE`: low steps, evenly over [0, 1].
+
+    Heights of 0 would never be trained, because |height| has no slope there.
+    """
+    ones = np.ones(count, np.float32)
+    center = np.float32((np.arange(count) + 0.5) / count)
+    return {"height": 1e-6 * ones, "steepness": count * ones, "center": center}
+
+
+@pytree()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LearnedVPSDE(_OfLogSNR):
+    """A VP process whose log-SNR is trained (Kingma et al. 2021, arXiv:2107.00630, Appendix H).
+
+    A monotone network h takes the log-SNR from one end to the other,
+
+        log_snr(t) = log_snr_max - (log_snr_max - log_snr_min) (h(t) - h(0)) / (h(1) - h(0))
+        h(t) = t + sum_k |height_k| sigmoid(|steepness_k| (t - center_k))
+
+    It falls whatever the parameters are. So it does for their averages, too.
+
+    Args:
+        log_snr_max, log_snr_min: the ends, at t = 0 and 1, before training.
+        interior: height, steepness and center of each k. At first, h is linear.
+    """
+
+    log_snr_max: Parameter = 13.3
+    log_snr_min: Parameter = -5.0
+    interior: Any = dataclasses.field(default_factory=_almost_nothing)
+
+    def __post_init__(self) -> None:
+        low, high = self.log_snr_min, self.log_snr_max
+        if isinstance(low, int | float) and not -math.inf < low < high < math.inf:
+            raise ValueError(f"log_snr_min={low} must be below log_snr_max={high}")
+
+    def parameters(self) -> dict[str, Any]:
+        """Return both ends and the interior."""
+        names = ("log_snr_max", "log_snr_min", "interior")
+        found = {name: getattr(self, name) for name in names}
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), found)
+
+    def log_snr(self, t: Time) -> Time:
+        start, now, end = (self._h(time) for time in (0.0, t, 1.0))
+        fraction = (now - start) / (end - start)
+        return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * fraction
+
+    def _h(self, t: Any) -> Time:
         """Return h(t)."""
-        height, steepness = (jax.nn.softplus(self.steps[name]) for name in ("height", "steepness"))
+        height, steepness = (jnp.abs(self.interior[name]) for name in ("height", "steepness"))
 
         def of_one(t: Float[Array, ""]) -> Float[Array, ""]:
-            rises = jax.nn.sigmoid(steepness * (t - self.steps["center"]))
-            return t + jnp.sum(height * rises)
+            steps = jax.nn.sigmoid(steepness * (t - self.interior["center"]))
+            return t + jnp.sum(height * steps)
 
         return jnp.vectorize(of_one)(t)
 

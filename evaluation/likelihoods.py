@@ -306,8 +306,9 @@ def _mean_and_error(values: Float[np.ndarray, "images"]) -> dict[str, float | No
 def discrete_bound_bits(evaluation: Evaluation) -> Report:
     """Compute bits/dim by the variational bound of a chain: L_T, every L_t, and L_0."""
     experiment, data = evaluation.experiment, evaluation.experiment.data
-    options, times, clipping = experiment.discrete_bound
+    options, schedule, clipping = experiment.discrete_bound
     denoiser = dataclasses.replace(evaluation.checkpoint.denoiser, clipping=clipping)
+    times = schedule.of(denoiser.sde)
     key = base_key(experiment.evaluation.seed, "discrete_bound")
 
     def compute(batch: _Batch) -> dict[str, Array]:

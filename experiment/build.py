@@ -386,7 +386,7 @@ def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBound
     with config_errors("discrete_bound"):
         times = schedule.of(sde)
     reader.record("discrete_bound", steps=len(times) - (schedule.grid != "timesteps"))
-    return DiscreteBoundPlan(options, times, clipping)
+    return DiscreteBoundPlan(options, schedule, clipping)
 
 
 def _evaluate_shapes(experiment: Experiment) -> None:

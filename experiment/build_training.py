@@ -1,5 +1,6 @@
 """Build what trains a network: objective, optimizer and averages."""
 
+from denoising import sees_noise_alone
 from errors import ConfigError
 from experiment.data import Data
 from experiment.few_steps import require_used
@@ -35,6 +36,12 @@ def check_objective(reader: Reader, sde: SDE, loss: Objective, data: Data) -> No
         raise ConfigError(
             f"config.loss.name={name!r} does not go with config.sde.name={process!r}; "
             "config.sde.name=learned and config.loss.name=learned_schedule need each other"
+        )
+    conditioning = reader.config["denoiser"]["conditioning"]
+    if loss.trains_process and not sees_noise_alone(conditioning):
+        raise ConfigError(
+            f"config.denoiser.conditioning={conditioning!r} depends on the time, and "
+            f"config.loss.name={name!r} moves the noise of each time; choose log_snr"
         )
     parameterization = reader.config["denoiser"]["parameterization"]
     learned = parameterization == "eps_learned_variance"

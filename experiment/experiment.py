@@ -28,6 +28,7 @@ from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
 from numerics.ode import ODEOptions
 from sde_lib import SDE
+from time_grids import Schedule
 from training.objective import Objective
 from training.parallel import DataParallel
 from training.step import Trainer
@@ -76,10 +77,10 @@ class Model:
 
 
 class DiscreteBoundPlan(NamedTuple):
-    """The options of the discrete bound, the times of its chain, and how x0 is clipped."""
+    """The options of the discrete bound, the schedule of its chain, and how x0 is clipped."""
 
     options: DiscreteBoundOptions
-    times: np.ndarray
+    schedule: Schedule
     clipping: Clipping
 
 
