@@ -42,7 +42,7 @@ from jaxtyping import Array, Float, Int
 
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, pytree
-from sde_lib import BETAS, SDE, NoiseLevels, Time, reverse_drift
+from sde_lib import BETAS, SDE, Time, reverse_drift
 
 Coefficient = Float[Array, "..."]
 # Of (input, condition), then of labels, and by name of `augment_labels` and `image`, where present.
@@ -229,13 +229,6 @@ CONDITIONINGS: dict[str, Callable[[SDE, Time, int], Time]] = {
     "edm": lambda sde, t, n: -sde.log_snr(t) / 8,
     "iddpm": _nearest_timestep,
 }
-
-
-def sees_noise_alone(conditioning: str) -> bool:
-    """Return whether a network's time input depends on the log-SNR alone, not on the time."""
-    sde, times = NoiseLevels(levels=jnp.array([-2.0, 3.0])), jnp.array([0.25, 0.5])
-    earlier, later = (CONDITIONINGS[conditioning](sde, t, 1000) for t in (times, 1 - times / 2))
-    return bool(jnp.all(earlier == later))
 
 
 CLIPS = ("none", "range", "dynamic")

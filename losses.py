@@ -36,16 +36,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from denoising import Denoiser
+from denoising import CONDITIONINGS, Denoiser
 from errors import require_choice, require_in
-from numerics.arrays import Batch, sum_per_sample
+from numerics.arrays import Batch, pytree, sum_per_sample
 from numerics.traces import PROBES, exact_trace
 from objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from objectives.distillation import ProgressiveDistillation
 from objectives.times import TimeDistribution, Times, Uniform
 from objectives.variational import DECODERS, VARIANCES, ChainBound, PixelLevels
 from objectives.weights import Sigma2, Weight
-from sde_lib import SDE, NoiseLevels
+from sde_lib import SDE, OfLogSNR
 from training.objective import Context, Losses, Objective
 
 # From the sum over a sample's dimensions to its loss.
@@ -372,6 +372,25 @@ class LearnedSchedule(NoiseObjective):
     def _t_min(self) -> float:
         assert isinstance(self.times, Uniform)
         return self.times.t_min
+
+
+@pytree()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NoiseLevels(OfLogSNR):
+    """One given log-SNR per image of a batch, whatever the time."""
+
+    levels: Float[Array, "batch"]
+
+    def log_snr(self, t: Times) -> Times:
+        """Return the given ones."""
+        return jnp.broadcast_to(self.levels, jnp.shape(t))
+
+
+def sees_noise_alone(conditioning: str) -> bool:
+    """Return whether a network's time input depends on the log-SNR alone, not on the time."""
+    sde, times = NoiseLevels(levels=jnp.array([-2.0, 3.0])), jnp.array([0.25, 0.5])
+    earlier, later = (CONDITIONINGS[conditioning](sde, t, 1000) for t in (times, 1 - times / 2))
+    return bool(jnp.all(earlier == later))
 
 
 def _gamma(sde: SDE, t: Times) -> tuple[Times, Times]:

@@ -26,9 +26,8 @@ both ends.
 """
 
 import abc
-import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import jax
@@ -37,6 +36,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from errors import require_choice, require_in
+from numerics import monotone
 from numerics.arrays import Batch, expand_like, normal_like, pytree, sum_per_sample
 
 Time = Float[Array, "*batch"]
@@ -108,7 +108,7 @@ class SDE(abc.ABC):
 
     def with_parameters(self, parameters: Any) -> "SDE":
         """Return the process with other values of `parameters()`."""
-        return dataclasses.replace(cast(Any, self), **parameters)
+        return replace(cast(Any, self), **parameters)
 
     def perturb(self, x0: Batch, t: Time, eps: Batch) -> Batch:
         """Return x_t = alpha(t) x0 + sigma(t) eps."""
@@ -295,11 +295,8 @@ class CosineVPSDE(_VariancePreserving):
         return -0.5 * jnp.log1p(noise_to_signal)
 
 
-class _OfLogSNR(_VariancePreserving):
-    """Base of processes that define the log-SNR: alpha^2 = sigmoid(log_snr), and sigma^2 the rest.
-
-    -log_snr is gamma in Kingma et al. 2021 (arXiv:2107.00630, Section 3.2).
-    """
+class OfLogSNR(_VariancePreserving):
+    """Base of VP processes that define the log-SNR: alpha^2 = sigmoid(log_snr)."""
 
     def log_alpha(self, t: Time) -> Time:
         return 0.5 * jax.nn.log_sigmoid(self.log_snr(t))
@@ -310,45 +307,19 @@ class _OfLogSNR(_VariancePreserving):
 
 @pytree()
 @dataclass(frozen=True, kw_only=True, eq=False)
-class NoiseLevels(_OfLogSNR):
-    """One given log-SNR per image of a batch, whatever the time."""
-
-    levels: Float[Array, "batch"]
-
-    def log_snr(self, t: Time) -> Time:
-        return jnp.broadcast_to(self.levels, jnp.shape(t))
-
-
-def _almost_nothing(count: int = 32) -> dict[str, Float[np.ndarray, " count"]]:
-    """Return the first interior of `LearnedVPSDE`: low steps, evenly over [0, 1].
-
-    Heights of 0 would never be trained, because |height| has no slope there.
-    """
-    ones = np.ones(count, np.float32)
-    center = np.float32((np.arange(count) + 0.5) / count)
-    return {"height": 1e-6 * ones, "steepness": count * ones, "center": center}
-
-
-@pytree()
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LearnedVPSDE(_OfLogSNR):
+class LearnedVPSDE(OfLogSNR):
     """A VP process whose log-SNR is trained (Kingma et al. 2021, arXiv:2107.00630, Appendix H).
 
-    A monotone network h takes the log-SNR from one end to the other,
-
-        log_snr(t) = log_snr_max - (log_snr_max - log_snr_min) (h(t) - h(0)) / (h(1) - h(0))
-        h(t) = t + sum_k |height_k| sigmoid(|steepness_k| (t - center_k))
-
-    It falls whatever the parameters are. So it does for their averages, too.
+    Their gamma is -log_snr. It is linear before training.
 
     Args:
         log_snr_max, log_snr_min: the ends, at t = 0 and 1, before training.
-        interior: height, steepness and center of each k. At first, h is linear.
+        interior: the monotone network between them, parameters of `numerics.monotone`.
     """
 
     log_snr_max: Parameter = 13.3
     log_snr_min: Parameter = -5.0
-    interior: Any = dataclasses.field(default_factory=_almost_nothing)
+    interior: Any = field(default_factory=monotone.linear)
 
     def __post_init__(self) -> None:
         low, high = self.log_snr_min, self.log_snr_max
@@ -362,19 +333,8 @@ class LearnedVPSDE(_OfLogSNR):
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), found)
 
     def log_snr(self, t: Time) -> Time:
-        start, now, end = (self._h(time) for time in (0.0, t, 1.0))
-        fraction = (now - start) / (end - start)
-        return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * fraction
-
-    def _h(self, t: Any) -> Time:
-        """Return h(t)."""
-        height, steepness = (jnp.abs(self.interior[name]) for name in ("height", "steepness"))
-
-        def of_one(t: Float[Array, ""]) -> Float[Array, ""]:
-            steps = jax.nn.sigmoid(steepness * (t - self.interior["center"]))
-            return t + jnp.sum(height * steps)
-
-        return jnp.vectorize(of_one)(t)
+        fall = self.log_snr_max - self.log_snr_min
+        return self.log_snr_max - fall * monotone.fraction(self.interior, t)
 
 
 @pytree()

@@ -1,6 +1,5 @@
 """Build what trains a network: objective, optimizer and averages."""
 
-from denoising import sees_noise_alone
 from errors import ConfigError
 from experiment.data import Data
 from experiment.few_steps import require_used
@@ -8,7 +7,7 @@ from experiment.options import (
     TrainingOptions,
 )
 from experiment.reader import Reader, config_errors
-from losses import LOSSES
+from losses import LOSSES, sees_noise_alone
 from objectives.times import TIMES
 from objectives.weights import WEIGHTS
 from sde_lib import SDE

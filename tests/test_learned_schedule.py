@@ -16,10 +16,10 @@ from evaluation.protocol import samples_protocol
 from experiment.build import build
 from experiment.sampler import Checkpoint
 from jobs.plan import parameter_table
-from losses import LearnedSchedule, Noise
+from losses import LearnedSchedule, Noise, NoiseLevels
 from objectives.times import LogSNR, Stratified
 from objectives.variational import PixelLevels
-from sde_lib import LearnedVPSDE, NoiseLevels
+from sde_lib import LearnedVPSDE
 from training.objective import FIRST
 
 LEARNED = {
