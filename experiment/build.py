@@ -83,7 +83,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     data = Data(reader.build("data", DataOptions), parallel)
     loss = build_loss(reader, sde, data)
     model = _build_model(reader, sde, loss, data)
-    check_objective(reader, sde, loss, data)
+    check_objective(reader, sde, loss)
     training = reader.build("training", TrainingOptions)
     evaluation = reader.build("eval", EvaluationOptions)
     for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):

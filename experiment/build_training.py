@@ -28,8 +28,8 @@ def build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
     return reader.build_named("loss", LOSSES, fixed=parts)
 
 
-def check_objective(reader: Reader, sde: SDE, loss: Objective, data: Data) -> None:
-    """Raise ConfigError unless the objective trains all parameters and outputs on such data."""
+def check_objective(reader: Reader, sde: SDE, loss: Objective) -> None:
+    """Raise ConfigError unless the objective trains all parameters and outputs."""
     name, process = reader.config["loss"]["name"], reader.config["sde"]["name"]
     if loss.trains_process != bool(sde.parameters()):
         raise ConfigError(
@@ -55,11 +55,6 @@ def check_objective(reader: Reader, sde: SDE, loss: Objective, data: Data) -> No
             f"config.loss.name={name!r} trains a variance, which a network with "
             f"config.denoiser.parameterization={parameterization!r} does not predict; choose "
             "eps_learned_variance, or another loss"
-        )
-    if data.dequantization.noisy and hasattr(loss, "pixel_levels"):
-        raise ConfigError(
-            f"config.loss.name={name!r} needs images on gray levels; set "
-            "config.data.dequantization=none or truncated_normal"
         )
 
 

@@ -170,6 +170,23 @@ class Experiment:
     classifier: ClassifierModel
     dequantizer: DequantizerModel
 
+    @property
+    def trains_on_levels(self) -> bool:
+        """Whether the objective is the bound on the probability of gray levels."""
+        return hasattr(self.loss, "pixel_levels")
+
+    def require_trainable(self) -> None:
+        """Raise ConfigError for an objective on gray levels and images with other noise.
+
+        An evaluation may have such noise: likelihoods need it, and the objective does without.
+        """
+        if self.trains_on_levels and self.data.dequantization.noisy:
+            raise ConfigError(
+                f"config.data.dequantization={self.data.options.dequantization!r} adds noise, but "
+                f"config.loss.name={self.config['loss']['name']!r} needs images on gray levels; "
+                "train with config.data.dequantization=none or truncated_normal"
+            )
+
 
 def with_data_labels(
     experiment: Experiment,
