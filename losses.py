@@ -364,7 +364,9 @@ class LearnedSchedule(NoiseObjective):
         gap = 2 * sde.log_sigma(end)  # log sigma^2; the prior is N(0, I)
         prior = sum_per_sample((sde.alpha(end) * x0) ** 2) + x0[0].size * (jnp.expm1(gap) - gap)
         log_std = -sde.log_snr(start) / 2
-        noisy = x0 + jnp.exp(log_std) * jax.random.normal(key, x0.shape, x0.dtype)
+        # `split` has taken the numbers 0 and 1 of this key.
+        noise = jax.random.normal(jax.random.fold_in(key, 2), x0.shape, x0.dtype)
+        noisy = x0 + jnp.exp(log_std) * noise
         surprise = -self.pixel_levels.log_posterior(x0, noisy, log_std)
         return 0.5 * prior + sum_per_sample(surprise)
 

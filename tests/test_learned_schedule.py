@@ -174,7 +174,7 @@ def test_value_is_the_bound_and_gradients_are_those_of_the_paper(x64):
     drawn = grid(8)[1]
     rng, key = np.random.default_rng(0), jax.random.key(0)
     x0 = jnp.asarray(rng.choice(np.linspace(-0.8, 0.8, 5), (32, 1)))
-    noise = jax.random.normal(key, x0.shape, x0.dtype)
+    noise = jax.random.normal(jax.random.fold_in(key, 2), x0.shape, x0.dtype)
 
     def loss(parameters, gain):
         model = gaussian_model(LearnedVPSDE(**parameters), gain)
