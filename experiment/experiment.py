@@ -122,12 +122,12 @@ class DequantizerModel:
 
     Attributes:
         dequantizer: params -> Dequantizer.
-        trainer: makes its training states, from the frozen denoiser; None is enough for shapes.
+        trainer: makes its training states; the teacher of its steps is the frozen denoiser.
         options: how it is trained.
     """
 
     dequantizer: Callable[[Any], Dequantizer]
-    trainer: Callable[[Denoiser | None], Trainer]
+    trainer: Trainer
     options: DequantizerOptions
 
     def check(self, data: Data) -> None:
