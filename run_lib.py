@@ -66,6 +66,7 @@ def train(experiment: Experiment, workdir: Workdir, *, profile: str | None = Non
         ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
         TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
     """
+    experiment.require_trainable()
     if experiment.training.sample_every:
         _require_plain_samples(experiment)
     if (name := experiment.model.options.parameterization) == "iddpm":
@@ -424,6 +425,7 @@ def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) ->
         ConfigError: if `sample` could not draw that many images, or the inputs of its task or the
             teacher are missing or do not fit.
     """
+    experiment.require_trainable()
     _check_count(experiment, num_samples)
     if (task := experiment.sampler.task) is not None:
         TaskRun(experiment, task, num_samples)

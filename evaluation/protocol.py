@@ -132,7 +132,8 @@ def _sections(experiment: Experiment, *names: str) -> dict[str, Any]:
 
 def _checkpoint_fields(experiment: Experiment, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the fields that identify a checkpoint, and what a sampler needs beside it."""
-    leaves = jax.tree.leaves(checkpoint.denoiser.network)
+    denoiser = checkpoint.denoiser
+    leaves = jax.tree.leaves((denoiser.network, denoiser.sde))  # arrays, if the process is learned
     params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     average = {"average": checkpoint.average} if checkpoint.average else {}
     return {

@@ -83,7 +83,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     data = Data(reader.build("data", DataOptions), parallel)
     loss = build_loss(reader, sde, data)
     model = _build_model(reader, sde, loss, data)
-    check_objective(reader, sde, loss, data)
+    check_objective(reader, sde, loss)
     training = reader.build("training", TrainingOptions)
     evaluation = reader.build("eval", EvaluationOptions)
     for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
@@ -386,7 +386,7 @@ def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBound
     with config_errors("discrete_bound"):
         times = schedule.of(sde)
     reader.record("discrete_bound", steps=len(times) - (schedule.grid != "timesteps"))
-    return DiscreteBoundPlan(options, times, clipping)
+    return DiscreteBoundPlan(options, schedule, clipping)
 
 
 def _evaluate_shapes(experiment: Experiment) -> None:

@@ -47,10 +47,14 @@ def describe(experiment: Experiment) -> str:
 
 
 def parameter_table(params: Any) -> str:
-    """Return a table of the network's top-level blocks: arrays, parameters, share."""
+    """Return a table of the network's top-level blocks: arrays, parameters, share.
+
+    A process that is trained with the network is one block more.
+    """
     counts, arrays = Counter(), Counter()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        block = path[0].key
+        names = [part.key for part in path]
+        block = names[1] if names[0] == "network" else names[0]  # beside it is the process
         counts[block] += int(np.prod(leaf.shape))
         arrays[block] += 1
     total = sum(counts.values())

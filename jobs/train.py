@@ -153,7 +153,8 @@ def _initial_state(
             "another --workdir"
         )
     if not job.options.init_from:
-        if teacher is not None and (params := params_of_student(teacher, template.params)):
+        ours = teacher if job.section == "model" else None  # a dequantizer is another network
+        if ours is not None and (params := params_of_student(ours, template.params)):
             state = job.trainer.state_from_params(*params, 0)
             return state, ["started with the parameters of the teacher"]
         return job.trainer.init_state(base_key(job.seed, "init")), []
