@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--only", help="names, separated by semicolons")
     parser.add_argument("--timing", action="store_true", help="time steps instead")
-    parser.add_argument("--seconds", type=float, default=75, help="of --timing, without compiling")
+    parser.add_argument("--seconds", type=float, default=60, help="of --timing, without compiling")
     parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args()
     if options.timing:
