@@ -163,21 +163,20 @@ def table(lines: list[dict]) -> str:
     """
     rows = ["| objective | bits/dim | Frechet distance | time per step |", "|---|---|---|---|"]
     times = {line["name"]: line["cpu_ratio"][1] for line in TIMES.lines()}
-    complete = min(sum(line["name"] == name for line in lines) for name in RECIPES)
     runs = {
-        name: sorted((line for line in lines if line["name"] == name), key=lambda x: x["seed"])
-        for name in RECIPES
+        name: {line["seed"]: line for line in lines if line["name"] == name} for name in RECIPES
     }
+    seeds = sorted(set.intersection(*(set(found) for found in runs.values())))
     stars = {name: ["", ""] for name in RECIPES}
-    if complete > 1:
+    if len(seeds) > 1:
         for column, field in enumerate(("bits_per_dim", "frechet")):
-            groups = [np.log([run[field] for run in runs[name][:complete]]) for name in RECIPES]
+            groups = [np.log([runs[name][seed][field] for seed in seeds]) for name in RECIPES]
             baseline = groups[list(RECIPES).index(BASELINE)]
             for name, star in zip(RECIPES, different(groups, baseline), strict=True):
                 stars[name][column] = " *" if star else ""
     for name in RECIPES:
         bits, frechet = (
-            spread(run[field] for run in runs[name]) if runs[name] else ""
+            spread(run[field] for run in runs[name].values()) if runs[name] else ""
             for field in ("bits_per_dim", "frechet")
         )
         ratio = f"{times[name]:.2f}" if name in times else ""
