@@ -44,6 +44,14 @@ def make_extractors(experiment: Experiment, workdir: Workdir) -> tuple[Extractor
     return tuple(FEATURES[name].make(experiment, workdir) for name in names)
 
 
+def require_diagnostics_features(name: str) -> None:
+    """Raise ConfigError unless `config.diagnostics.features` is a name in FEATURES."""
+    try:
+        require_choice("config.diagnostics.features", name, FEATURES)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def diagnostics_extractor(experiment: Experiment, workdir: Workdir) -> Extractor:
     """Make the extractor that `config.diagnostics.features` names.
 
@@ -51,10 +59,7 @@ def diagnostics_extractor(experiment: Experiment, workdir: Workdir) -> Extractor
         ConfigError: for an unknown name, or weights that are neither at hand nor to be had.
     """
     name = experiment.diagnostics.features
-    try:
-        require_choice("config.diagnostics.features", name, FEATURES)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    require_diagnostics_features(name)
     try:
         return FEATURES[name].make(experiment, workdir)
     except ConfigError as error:  # which names the field of an evaluation
