@@ -20,11 +20,7 @@ from evaluation import references
 from evaluation.compare import compare as compare_files
 from evaluation.evaluate import dequantizer_of, extractors_of
 from evaluation.evaluate import evaluate as evaluate_checkpoint
-from evaluation.features import (
-    diagnostics_extractor,
-    make_extractors,
-    require_diagnostics_features,
-)
+from evaluation.features import check_measurements, diagnostics_extractor, make_extractors
 from evaluation.lengths import compare_lengths
 from evaluation.protocol import samples_protocol
 from experiment.build import abstract_params, build_network
@@ -34,7 +30,7 @@ from experiment.sampler import checkpoint_name, unconditioned
 from files.pictures import image_grid, write_gif, write_png, write_png_folder
 from files.writing import write_json, write_npz
 from jobs.averages import parse_lengths, reconstruct
-from jobs.diagnostics import Diagnostics, check_metrics
+from jobs.diagnostics import Diagnostics
 from jobs.moments import measure_moments
 from jobs.plan import describe
 from jobs.profile import ProfiledSteps
@@ -55,7 +51,6 @@ from published.exchange import Candidate
 from training.checkpoints import Checkpoints
 from training.hosts import agreed, leads, require_same
 from training.step import TrainState
-from training.wandb_log import require_wandb
 
 _ANIMATED = 100  # images that an animation shows
 _FRAMES = 40  # snapshots of an animation
@@ -434,11 +429,7 @@ def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) ->
         TaskRun(experiment, task, num_samples)
     if experiment.loss.teacher:
         find_teacher(experiment)
-    if experiment.diagnostics.every:
-        check_metrics(experiment.diagnostics)
-        require_diagnostics_features(experiment.diagnostics.features)
-    if experiment.logging.wandb:
-        require_wandb(experiment.logging.wandb)
+    check_measurements(experiment)
     print(describe(experiment))
 
 

@@ -168,11 +168,13 @@ class Trainer:
         ema_params = self.average.update(state.ema_params, averaged, state.step)
         averages = self.more_averages.update(state.averages, averaged, state.step)
         change = optax.tree.norm(optax.tree.sub(params, state.params))
+        ratio = change / jnp.maximum(optax.tree.norm(params), _TINY)
         scalars = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "lr": rate,
-            "update_ratio": change / jnp.maximum(optax.tree.norm(params), _TINY),
+            # Where norms overflow, all is update; the next loss then says what is wrong.
+            "update_ratio": jnp.nan_to_num(ratio, nan=1.0),
         }
         return TrainState(
             state.step + 1, params, ema_params, opt_state, objective, averages
