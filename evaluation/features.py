@@ -20,6 +20,7 @@ from jobs.workdir import Workdir
 from metrics.features import PIXELS, THUMBNAILS, Extracted, Extractor, Images
 from metrics.inception.weights import inception_features, weights_file
 from numerics.arrays import digest
+from training.wandb_log import require_wandb
 
 
 @dataclass(frozen=True, kw_only=True)
