@@ -15,7 +15,7 @@ six minutes on two cores. `--table` prints the tables of docs/ and draws its fig
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,17 @@ FEW = {
     "progressive distillation": (1, 2, 4),
 }
 ROUNDS = (8, 4, 2, 1)
+# Of one network each: part, values, the one that the others are compared with, what is measured.
+FRECHET = "Frechet distance to training images"
+CURVES = (
+    ("length", LENGTHS, 0.05, {"frechet": FRECHET, "bits_per_dim": "Bits/dim of test images"}),
+    ("autoguidance", SCALES, 1.0, {"frechet": FRECHET}),
+)
+AXES = {
+    "length": "length of the average, sigma_rel",
+    "autoguidance": "autoguidance scale; 1 is without guidance",
+}
+FIGURES = {"length": "ema_lengths.png", "autoguidance": "autoguidance.png"}
 
 
 class Seed:
@@ -150,61 +161,73 @@ def values_of(part: str, name: Any, field: str, steps: int) -> list[float]:
     return [line[field] for line in lines if all(line[k] == v for k, v in key.items())]
 
 
-def interval(groups: list[list[float]]) -> float:
-    """Return half the length of the 95% interval of a mean, with the spread that groups share."""
+def interval(values: Iterable[float]) -> float:
+    """Return half the length of the 95% interval of a mean, by Student's t; 0 for one value."""
     from scipy.stats import t
 
-    seeds = min(map(len, groups))
-    if seeds < 2:
+    array = np.array(list(values))
+    if len(array) < 2:
         return 0.0
-    variance = np.mean([np.var(group[:seeds], ddof=1) for group in groups])
-    return float(t.ppf(0.975, len(groups) * (seeds - 1)) * np.sqrt(variance / seeds))
+    error = array.std(ddof=1) / np.sqrt(len(array))
+    return float(t.ppf(0.975, len(array) - 1) * error)
 
 
 def tables(steps: int) -> Iterator[str]:
-    """Yield the Markdown tables: mean and standard deviation over seeds."""
+    """Yield the Markdown tables: mean and standard deviation over seeds.
+
+    Networks are the same for all lengths and scales. So differences by seed are more precise than
+    means; they have 95% intervals.
+    """
     columns = (1, 2, 4, 5, 8, 10, 20)
     yield f"| evaluations | {' | '.join(map(str, columns))} |"
     yield "|---|" + "---|" * len(columns)
     for part in FEW:
         found = (values_of(part, name, "frechet", steps) for name in columns)
         yield f"| {part} | {' | '.join(spread(each) if each else '' for each in found)} |"
-    yield ""
-    for part, names, fields in (
-        ("length", LENGTHS, ("frechet", "bits_per_dim")),
-        ("autoguidance", SCALES, ("frechet",)),
-    ):
+    for part, names, reference, fields in CURVES:
+        yield ""
         yield f"| {part} | {' | '.join(map(str, names))} |"
         yield "|---|" + "---|" * len(names)
-        for field in fields:
-            groups = [values_of(part, name, field, steps) for name in names]
-            if all(groups):
-                yield f"| {field} | {' | '.join(map(spread, groups))} |"
-                yield f"95% interval of a mean: +- {interval(groups):.4f}"
-        yield ""
+        for field, title in fields.items():
+            groups = [np.array(values_of(part, name, field, steps)) for name in names]
+            seeds = min(map(len, groups))
+            if not seeds:
+                continue
+            yield f"| {title} | {' | '.join(map(spread, groups))} |"
+            base = groups[names.index(reference)][:seeds]
+            differences = [group[:seeds] - base for group in groups]
+            cells = (f"{each.mean():+.3f} ± {interval(each):.3f}" for each in differences)
+            yield f"| minus that of {reference} | {' | '.join(cells)} |"
 
 
 def draw(steps: int) -> None:
-    """Draw the figures of docs/: metrics against length, Frechet against scale."""
+    """Draw the figures of docs/: differences against length and scale."""
     from files.plots import Panel, Series, write_plot
 
-    def panel(part: str, names: tuple[float, ...], field: str, title: str, x: str) -> Panel:
-        groups = [values_of(part, name, field, steps) for name in names]
-        means, half = [float(np.mean(group)) for group in groups], interval(groups)
-        series = Series(label="", x=names, y=means, error=[half] * len(means))
-        note = f"mean and 95% interval, {min(map(len, groups))} training seeds"
-        return Panel(title=title, x_label=x, series=(series,), note=note)
-
-    length, frechet = "length of the average, sigma_rel", "Frechet distance to training images"
-    assets = ROOT / "docs" / "assets"
-    panels = [
-        panel("length", LENGTHS, "frechet", frechet, length),
-        panel("length", LENGTHS, "bits_per_dim", "Bits/dim of test images", length),
-    ]
-    write_plot(assets / "ema_lengths.png", panels, columns=2)
-    scale = "autoguidance scale; 1 is without guidance"
-    panels = [panel("autoguidance", SCALES, "frechet", frechet, scale)]
-    write_plot(assets / "autoguidance.png", panels)
+    for part, names, reference, fields in CURVES:
+        panels = []
+        for field, title in fields.items():
+            groups = [np.array(values_of(part, name, field, steps)) for name in names]
+            seeds = min(map(len, groups))
+            if not seeds:
+                continue
+            differences = [each[:seeds] - groups[names.index(reference)][:seeds] for each in groups]
+            series = Series(
+                label="",
+                x=names,
+                y=[float(np.mean(each)) for each in differences],
+                error=[interval(each) for each in differences],
+            )
+            panel = Panel(
+                title=f"{title.partition(' to ')[0]}, minus that of {reference}",
+                x_label=AXES[part],
+                series=(series,),
+                levels=(("no difference", 0.0),),
+                note=f"mean and 95% interval of {seeds} training seeds; lower is better",
+            )
+            panels.append(panel)
+        if panels:
+            write_plot(ROOT / "docs" / "assets" / FIGURES[part], panels, columns=2)
 
 
 def main() -> None:
