@@ -9,8 +9,8 @@ measured by bits/dim of the probability-flow ODE on the 297 test images, and by 
 distance between pixels of 1500 samples in 20 network evaluations and the training images. A run
 takes about 45 seconds on two cores.
 
-`--timing` measures training steps of all recipes in turns, in one process and in two to three
-minutes, and writes results/objectives_timing.jsonl. `--table` prints the table of docs/training.md.
+`--timing` measures training steps of all recipes in turns, in one process, and writes
+results/objectives_timing.jsonl: a minute, and three more if nothing is compiled yet. `--table` prints the table of docs/training.md.
 """
 
 import argparse
