@@ -10,7 +10,8 @@ distance between pixels of 1500 samples in 20 network evaluations and the traini
 takes about 45 seconds on two cores.
 
 `--timing` measures training steps of all recipes in turns, in one process, and writes
-results/objectives_timing.jsonl: a minute, and three more if nothing is compiled yet. `--table` prints the table of docs/training.md.
+results/objectives_timing.jsonl: a minute, and three more if nothing is compiled yet. `--table`
+prints the table of docs/training.md.
 """
 
 import argparse
