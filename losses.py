@@ -234,7 +234,7 @@ class VariationalBound(NoiseObjective):
         if self.times.num_timesteps is None:
             raise ValueError(
                 "name='vlb' and 'hybrid' are bounds of a chain; choose config.times.name=timesteps "
-                "or loss_aware"
+                "or loss_aware, and a chain such as config.sde.name=ddpm"
             )
 
     @property

@@ -20,7 +20,7 @@ from evaluation import references
 from evaluation.compare import compare as compare_files
 from evaluation.evaluate import dequantizer_of, extractors_of
 from evaluation.evaluate import evaluate as evaluate_checkpoint
-from evaluation.features import diagnostics_extractor, make_extractors
+from evaluation.features import check_measurements, diagnostics_extractor, make_extractors
 from evaluation.lengths import compare_lengths
 from evaluation.protocol import samples_protocol
 from experiment.build import abstract_params, build_network
@@ -422,8 +422,8 @@ def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) ->
     """Print what the configuration would do, on abstract shapes only.
 
     Raises:
-        ConfigError: if `sample` could not draw that many images, or the inputs of its task or the
-            teacher are missing or do not fit.
+        ConfigError: if `sample` could not draw that many images, the inputs of its task or the
+            teacher are missing or do not fit, or what training would measure is unknown.
     """
     experiment.require_trainable()
     _check_count(experiment, num_samples)
@@ -431,6 +431,7 @@ def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) ->
         TaskRun(experiment, task, num_samples)
     if experiment.loss.teacher:
         find_teacher(experiment)
+    check_measurements(experiment)
     print(describe(experiment))
 
 

@@ -291,7 +291,7 @@ def _check_timesteps(
         raise ConfigError(
             f"config.times.name={reader.config['times']['name']!r} trains at t = 0 too, where "
             f"config.sde.name={reader.config['sde']['name']!r} has no noise; choose uniform or "
-            "stratified, or the sde ddpm, smld or ve"
+            "stratified, or the sde ddpm, smld or ve (vlb and hybrid need one of these)"
         )
     embedded = getattr(network, "num_timesteps", None)  # the network embeds an integer timestep
     fits = (

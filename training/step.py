@@ -31,6 +31,9 @@ Augment = Callable[
 ]
 
 
+_TINY = float(jnp.finfo(jnp.float32).tiny)  # a norm of 0 is no division by 0
+
+
 class TrainState(NamedTuple):
     """All that training changes; checkpoints hold it whole.
 
@@ -153,8 +156,8 @@ class Trainer:
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         """Update the state on a batch; `teacher` is the frozen Denoiser of a distillation.
 
-        The scalars are the batch's loss, the norm of its gradient before clipping, and the
-        learning rate of the update.
+        The scalars are the batch's loss, the norm of its gradient before clipping, the learning
+        rate of the update, and the norm of the update over that of the new parameters.
         """
         key = jax.random.fold_in(base_key, state.step)
         context = Context(step=state.step, state=state.objective, teacher=teacher)
@@ -164,7 +167,15 @@ class Trainer:
         averaged = self.optimizer.evaluation_params(opt_state, params)
         ema_params = self.average.update(state.ema_params, averaged, state.step)
         averages = self.more_averages.update(state.averages, averaged, state.step)
-        scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate}
+        change = optax.tree.norm(optax.tree.sub(params, state.params))
+        ratio = change / jnp.maximum(optax.tree.norm(params), _TINY)
+        scalars = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "lr": rate,
+            # Where norms overflow, all is update; the next loss then says what is wrong.
+            "update_ratio": jnp.nan_to_num(ratio, nan=1.0),
+        }
         return TrainState(
             state.step + 1, params, ema_params, opt_state, objective, averages
         ), scalars
