@@ -55,6 +55,12 @@ class DataParallel:
         """The number of devices."""
         return self.mesh.size
 
+    @property
+    def once(self) -> dict[str, int]:
+        """Options of XLA for a program that runs once: compilation takes longer than it."""
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        return {"xla_backend_optimization_level": 0} if on_cpu else {}
+
     def describe(self, batch_size: int) -> str:
         """Return one line about a batch's division, for people."""
         kind = jax.devices()[0].device_kind
