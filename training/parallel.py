@@ -59,7 +59,7 @@ class DataParallel:
     def once(self) -> dict[str, int]:
         """Options of XLA for a program that runs once: compilation takes longer than it."""
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        return {"xla_backend_optimization_level": 0} if on_cpu else {}
+        return {"xla_backend_optimization_level": 1} if on_cpu else {}
 
     def describe(self, batch_size: int) -> str:
         """Return one line about a batch's division, for people."""
