@@ -19,6 +19,15 @@ def test_batches_are_split_by_rows_and_fetched_whole():
     assert FOUR.describe(8).startswith("8 = 4 device(s) x 2 (")
 
 
+def test_level_of_optimization_in_the_flags_is_that_of_all_programs(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_other=1")
+    assert FOUR.once == {}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_other=1")
+    double = jax.jit(lambda x: 2 * x, compiler_options=FOUR.once)
+    assert double(3) == 6
+    assert len(FOUR.once) == 1
+
+
 @pytest.mark.parametrize(
     ("size", "remedy"), [(0, "4"), (-4, "4"), (3, "4"), (6, "4 or 8"), (9, "8 or 12")]
 )
