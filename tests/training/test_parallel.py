@@ -1,11 +1,13 @@
 """Batches are divided over four devices, or refused with sizes that would divide."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from training.parallel import DataParallel
+from training.parallel import DataParallel, in_order_of_hosts
 
 FOUR = DataParallel.over_all_devices()
 
@@ -26,6 +28,19 @@ def test_level_of_optimization_in_the_flags_is_that_of_all_programs(monkeypatch)
     double = jax.jit(lambda x: 2 * x, compiler_options=FOUR.once)
     assert double(3) == 6
     assert len(FOUR.once) == 1
+
+
+def test_devices_are_those_of_one_host_after_the_other():
+    class Device(NamedTuple):
+        process_index: int
+        id: int
+
+    ring = [Device(0, 0), Device(1, 3), Device(0, 2), Device(1, 1)]
+    assert [device.id for device in in_order_of_hosts(ring)] == [0, 2, 3, 1]
+
+
+def test_largest_number_of_the_hosts_is_found():
+    assert int(FOUR.largest(15)) == 15
 
 
 @pytest.mark.parametrize(
