@@ -1,8 +1,8 @@
 """Seconds from a command to its first training step, and to its end.
 
-    python benchmarks/start_up.py
-    python benchmarks/start_up.py --against=DIR    # another checkout, in turns
-    python benchmarks/start_up.py --imports        # the slowest modules instead
+    python benchmarks/start_up.py                            # two minutes
+    python benchmarks/start_up.py --against=DIR --turns=1    # another checkout, in turns
+    python benchmarks/start_up.py --imports                  # the slowest modules instead
 
 Cold: no cache of compiled programs. Warm: what an earlier run has compiled is on the disk. "first
 step" ends when the progress bar shows one step. "whole" is a run of one step with its measurements,
@@ -98,7 +98,7 @@ def slowest_imports(checkout: Path, count: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--against", type=Path, help="another checkout of the project")
     parser.add_argument("--imports", action="store_true")
     arguments = parser.parse_args()
@@ -114,6 +114,8 @@ def main() -> None:
         for _ in range(arguments.turns):
             for name, checkout in checkouts.items():
                 turns[name].append(measure(checkout, caches[name]))
+                found = (f"{row} {w:.1f} ({c:.1f})" for row, (w, c) in turns[name][-1].items())
+                print(f"{name}: {', '.join(found)}", file=sys.stderr, flush=True)
     finally:
         for cache in caches.values():
             shutil.rmtree(cache, ignore_errors=True)
