@@ -133,6 +133,8 @@ def _run(mode: Mode, files: list[str]) -> None:
     if _CACHE.value:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoresde"
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
+        # By default only programs that take over a second; there are a hundred shorter ones.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if _MODE.value == "compare":
         run_lib.compare([Path(file).expanduser() for file in files])
         return

@@ -53,7 +53,9 @@ TINY = {
 }
 
 # What processes import before they are forked; none of it starts a thread of JAX.
-_PRELOADED = ["run_lib", "orbax.checkpoint", "tensorboardX", "sklearn.datasets", "PIL.Image"]
+_PRELOADED = [
+    *("run_lib", "diffrax", "scipy.special", "orbax.checkpoint", "tensorboardX", "PIL.Image"),
+]
 
 
 class Call(NamedTuple):

@@ -11,6 +11,7 @@ the run that never stopped, bit for bit.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -90,7 +91,16 @@ class Trainer:
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """Return a fresh state, made on the devices."""
-        return jax.jit(self._init_state, out_shardings=self.parallel.replicated)(key)
+        return self._jitted_init(key)
+
+    @cached_property
+    def _jitted_init(self) -> Callable[[Key[Array, ""]], TrainState]:
+        # Made once, so that its shapes and its program share one trace of the network.
+        return jax.jit(
+            self._init_state,
+            out_shardings=self.parallel.replicated,
+            compiler_options=self.parallel.once,
+        )
 
     def state_from_params(self, params: Any, ema_params: Any, step: int) -> TrainState:
         """Return a state of parameters that were trained elsewhere, with a fresh optimizer."""
@@ -102,7 +112,7 @@ class Trainer:
 
     def abstract_state(self) -> TrainState:
         """Return the state's shapes and shardings, without computing anything."""
-        return self.parallel.abstract(jax.eval_shape(self._init_state, jax.random.key(0)))
+        return self.parallel.abstract(jax.eval_shape(self._jitted_init, jax.random.key(0)))
 
     def abstract_parameters(self) -> Parameters:
         """Return the same of the parameters alone."""
