@@ -30,6 +30,7 @@ from experiment.sampler import checkpoint_name, unconditioned
 from files.pictures import image_grid, write_gif, write_png, write_png_folder
 from files.writing import write_json, write_npz
 from jobs.averages import parse_lengths, reconstruct
+from jobs.compiled import describe_compiled
 from jobs.diagnostics import Diagnostics
 from jobs.moments import measure_moments
 from jobs.plan import describe
@@ -407,8 +408,12 @@ def _check_count(experiment: Experiment, num_samples: int) -> None:
         raise ConfigError(str(error)) from error
 
 
-def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) -> None:
+def check(
+    experiment: Experiment, workdir: Workdir, *, num_samples: int = 64, compile: bool = False
+) -> None:
     """Print what the configuration would do, on abstract shapes only.
+
+    With `compile` also what XLA says about its programs, and the accelerators that they fit.
 
     Raises:
         ConfigError: if `sample` could not draw that many images, or the inputs of its task or the
@@ -420,6 +425,8 @@ def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) ->
     if experiment.loss.teacher:
         find_teacher(experiment)
     print(describe(experiment))
+    if compile:
+        print(f"\n{describe_compiled(experiment)}")
 
 
 def prepare(experiment: Experiment, workdir: Workdir) -> None:

@@ -11,18 +11,14 @@ in another order. An array is divided along its largest dimension that the devic
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 
 from errors import require_choice, require_in
-from models.blocks.layers import CAST_WEIGHT
 from training.parallel import DataParallel
-
-_WHOLE = "whole_parameters"
 
 
 def _replicated(shape: tuple[int, ...], devices: int, least: int) -> PartitionSpec:
@@ -101,16 +97,29 @@ class Sharding:
                 return leaf
             # The first constraint is for the gradient, which is divided as soon as it is made.
             leaf = jax.lax.with_sharding_constraint(leaf, sharding)
-            leaf = jax.lax.with_sharding_constraint(leaf, parallel.replicated)
-            return checkpoint_name(leaf, _WHOLE)
+            return jax.lax.with_sharding_constraint(leaf, parallel.replicated)
 
         @wraps(function)
         def wrapped(params: Any, *arguments: Any, **named: Any) -> Any:
-            def of_divided(params: Any, *arguments: Any) -> Any:
-                params = jax.tree.map(whole, params, self.of(params, parallel))
-                return function(params, *arguments, **named)
+            shardings = self.of(params, parallel)
 
-            policy = jax.checkpoint_policies.save_anything_except_these_names(_WHOLE, CAST_WEIGHT)
+            def of_divided(params: Any, *arguments: Any) -> Any:
+                return function(jax.tree.map(whole, params, shardings), *arguments, **named)
+
+            leaves = zip(jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True)
+            divided = {leaf.shape for leaf, found in leaves if not found.is_fully_replicated}
+            policy = partial(_is_kept, frozenset(divided))
             return jax.checkpoint(of_divided, policy=policy)(params, *arguments)
 
         return wrapped
+
+
+def _is_kept(divided: frozenset, primitive: Any, *inputs: Any, **_: Any) -> bool:
+    """Return whether a backward pass keeps the result of an operation in the forward pass.
+
+    `divided` are the shapes of divided parameters. These put together, and casts of them, are not
+    kept.
+    """
+    if primitive.name == "convert_element_type":
+        return inputs[0].shape not in divided
+    return primitive.name != "sharding_constraint"

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from models.blocks.convolution import image_convolution
@@ -48,9 +47,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "leaky_relu": lambda x: nn.leaky_relu(x, 0.2),
 }
 
-# Names the casts of weights, for policies of `jax.checkpoint`: a backward pass need not keep them.
-CAST_WEIGHT = "cast_weight"
-
 # The dtype of a network's layers; None leaves the input's.
 COMPUTE_DTYPES: dict[str, Any] = {"float32": None, "bfloat16": jnp.bfloat16}
 
@@ -69,11 +65,7 @@ def at_least_float32(x: Array) -> Array:
 def follow_input(*arrays: Any, **_: Any) -> Any:
     """Cast weights to the dtype of the input, the first array; `promote_dtype` of Linen layers."""
     x, *weights = arrays
-    return [x, *(w if w is None or w.dtype == x.dtype else _cast(w, x.dtype) for w in weights)]
-
-
-def _cast(weight: Array, dtype: Any) -> Array:
-    return checkpoint_name(weight.astype(dtype), CAST_WEIGHT)
+    return [x, *(w if w is None else w.astype(x.dtype) for w in weights)]
 
 
 def default_init(scale: float = 1.0) -> nn.initializers.Initializer:
