@@ -18,9 +18,8 @@ from files.text import table
 from jobs.accelerators import ACCELERATORS, UTILIZATION, Accelerator
 from jobs.programs import Program, sampling_step, sampling_steps, train_step
 
-
-# XLA:CPU keeps what config.model.remat should drop, and adds up all gradients at once; compilers for
-# accelerators do neither. LLVM's optimization takes time, and changes no buffer.
+# XLA:CPU keeps what config.model.remat should drop, and adds up all gradients at once. Compilers
+# for accelerators do neither. LLVM takes time to optimize, and changes no buffer.
 _AS_ACCELERATORS = {
     "xla_disable_hlo_passes": "cse_barrier_expander,cpu-all-reduce-combiner",
     "xla_backend_optimization_level": 0,

@@ -83,6 +83,21 @@ class Sharding:
             *(tree, self.of(tree, parallel)),
         )
 
+    def note(self, tree: Any, parallel: DataParallel) -> str:
+        """Return why nothing of a tree is divided, though it is asked for; "" otherwise."""
+        divided = [
+            not found.is_fully_replicated for found in jax.tree.leaves(self.of(tree, parallel))
+        ]
+        if not self.divides or any(divided):
+            return ""
+        if parallel.devices == 1:
+            return f"config.parallel.shard={self.shard!r} divides nothing: there is 1 device"
+        return (
+            f"config.parallel.shard={self.shard!r} divides nothing: no array has "
+            f"config.parallel.min_size={self.min_size} elements and a dimension that "
+            f"{parallel.devices} devices divide; lower min_size"
+        )
+
     def with_whole_parameters(self, function: Callable, parallel: DataParallel) -> Callable:
         """Return a function of (parameters, ...) that puts divided parameters together.
 
