@@ -49,13 +49,13 @@ class Cost(NamedTuple):
         return self.kept + self.temporary
 
 
-def cost_of(program: Program, devices: int) -> Cost:
-    """Compile a program and return its costs."""
+def cost_of(program: Program, count: int) -> Cost:
+    """Compile a program for `count` devices, all there are, and return its costs."""
     lowered = program.lower()
     compiled = lowered.compile(_AS_ACCELERATORS if jax.default_backend() == "cpu" else None)
     memory = compiled.memory_analysis()
     return Cost(
-        flops=lowered.cost_analysis()["flops"] / devices,
+        flops=lowered.cost_analysis()["flops"] / count,
         traffic=compiled.cost_analysis()["bytes accessed"],
         kept=memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -67,14 +67,14 @@ def cost_of(program: Program, devices: int) -> Cost:
 
 def train_cost(experiment: Experiment) -> Cost:
     """Compile the training step and return its costs."""
-    trainer, devices = experiment.trainer, experiment.parallel.devices
-    cost = cost_of(train_step(experiment), devices)
+    trainer, count = experiment.trainer, experiment.parallel.devices
+    cost = cost_of(train_step(experiment), count)
     parts = trainer.accumulate
     if parts == 1:
         return cost
     # XLA counts the body of a loop once.
     whole = train_step(experiment, dataclasses.replace(trainer, accumulate=1)).lower()
-    flops = whole.cost_analysis()["flops"] / devices
+    flops = whole.cost_analysis()["flops"] / count
     return cost._replace(flops=flops, traffic=parts * cost.traffic - (parts - 1) * cost.kept)
 
 
@@ -155,13 +155,13 @@ class Attempts:
 
 def describe_compiled(experiment: Experiment) -> str:
     """Return what XLA says about a training step and a sampling step, and where they fit."""
-    devices = experiment.parallel.devices
+    count = experiment.parallel.devices
     training = train_cost(experiment)
-    sampling = cost_of(sampling_step(experiment), devices)
+    sampling = cost_of(sampling_step(experiment), count)
     steps = sampling_steps(experiment)
     rows = [
-        ("training step", _row(training, devices)),
-        ("one prediction" if steps is None else "sampling step", _row(sampling, devices)),
+        ("training step", _row(training, count)),
+        ("one prediction" if steps is None else "sampling step", _row(sampling, count)),
     ]
     dtype = getattr(experiment.model.network, "compute_dtype", "float32")
     attempts = Attempts(experiment, training)
@@ -171,7 +171,7 @@ def describe_compiled(experiment: Experiment) -> str:
         speed, fit = accelerator.speed, _fit(accelerator, training, attempts)
         trained = speed(flops=training.flops, traffic=training.traffic, dtype=dtype)
         drawn = speed(flops=sampling.flops, traffic=sampling.traffic, dtype=dtype)
-        drawn_per_second = "adaptive"
+        drawn_per_second = "not predicted"
         if steps is not None:
             per_second = sampling.batch_size / (drawn.seconds * steps)
             drawn_per_second = f"{_three_digits(per_second)} ({drawn.bound})"
@@ -186,14 +186,14 @@ def describe_compiled(experiment: Experiment) -> str:
             )
         )
     notes = (
-        f"on {devices} device(s) in {dtype}, at {UTILIZATION:.0%} of the peak or at the memory's "
+        f"on {count} device(s) in {dtype}, at {UTILIZATION:.0%} of the peak or at the memory's "
         "bandwidth, whichever is slower; communication is not counted"
     )
     return "\n\n".join([table(rows), table(lines), notes])
 
 
-def _row(cost: Cost, devices: int) -> str:
-    flops = cost.flops * devices / cost.batch_size
+def _row(cost: Cost, count: int) -> str:
+    flops = cost.flops * count / cost.batch_size
     return (
         f"{flops / 1e9:.4g} GFLOP per image; {cost.peak / 1e9:.2f} GB per device at batch "
         f"{cost.batch_size} ({cost.kept / 1e9:.2f} kept, {cost.temporary / 1e9:.2f} temporary)"

@@ -58,7 +58,7 @@ def train_step(experiment: Experiment, trainer: Trainer | None = None) -> Progra
 def sampling_step(experiment: Experiment) -> Program:
     """Return one step of the sampler with its guidance, for a batch of an evaluation.
 
-    The first step of a sampler with fixed steps; of others, one prediction. The bad model of
+    The first step of a sampler whose steps are known; of others, one prediction. The bad model of
     autoguidance is taken to have the network that it guides.
     """
     solve, needs = experiment.sampler.solve, experiment.sampler.needs
@@ -67,7 +67,7 @@ def sampling_step(experiment: Experiment) -> Program:
     if "classifier" in needs:
         classifier = experiment.classifier.trainer.abstract_parameters().ema_params
     plan = first = None
-    if isinstance(solve, FixedSteps) and "moments" not in needs:
+    if _has_a_plan(experiment):
         plan = solve.solver.plan(experiment.model.sde, _times(experiment))
         first = jax.tree.map(lambda leaf: np.float32(leaf[0]), plan.steps)
 
@@ -100,11 +100,15 @@ def _guided(experiment: Experiment, params: Any, classifier: Any, x: Batch) -> D
 
 
 def sampling_steps(experiment: Experiment) -> int | None:
-    """Return how often `sampling_step` runs for a batch of samples; None for adaptive steps."""
-    solve = experiment.sampler.solve
-    if not isinstance(solve, FixedSteps):
-        return None
-    return len(_times(experiment)) - 1
+    """Return how often `sampling_step` runs for a batch of samples; None where it is not known."""
+    return len(_times(experiment)) - 1 if _has_a_plan(experiment) else None
+
+
+def _has_a_plan(experiment: Experiment) -> bool:
+    """Return whether the steps of the sampler are known before there is a trained network."""
+    sampler = experiment.sampler
+    learned = bool(experiment.model.sde.parameters())
+    return isinstance(sampler.solve, FixedSteps) and "moments" not in sampler.needs and not learned
 
 
 def _times(experiment: Experiment) -> np.ndarray:

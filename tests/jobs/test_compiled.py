@@ -27,7 +27,8 @@ def invented(experiment):
     """64 GB are kept and 64 GB are temporary, before anything is saved."""
     trainer, remat = experiment.trainer, experiment.model.network.remat
     kept = 64 * GB / (experiment.parallel.devices if trainer.sharding.divides else 1)
-    return Cost(1.0, 1.0, kept, 64 * GB / trainer.accumulate / (4 if remat else 1), 16)
+    temporary = 64 * GB / trainer.accumulate / (4 if remat else 1)
+    return Cost(1.0, 1.0, int(kept), int(temporary), 16)
 
 
 @pytest.mark.slow
