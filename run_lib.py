@@ -30,7 +30,6 @@ from experiment.sampler import checkpoint_name, unconditioned
 from files.pictures import image_grid, write_gif, write_png, write_png_folder
 from files.writing import write_json, write_npz
 from jobs.averages import parse_lengths, reconstruct
-from jobs.compiled import describe_compiled
 from jobs.diagnostics import Diagnostics
 from jobs.moments import measure_moments
 from jobs.plan import describe
@@ -434,9 +433,7 @@ def check(
         TaskRun(experiment, task, num_samples)
     if experiment.loss.teacher:
         find_teacher(experiment)
-    print(describe(experiment))
-    if compile:
-        print(f"\n{describe_compiled(experiment)}")
+    print(describe(experiment, compiled=compile))
 
 
 def prepare(experiment: Experiment, workdir: Workdir) -> None:

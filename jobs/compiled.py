@@ -99,7 +99,7 @@ class Attempts:
 
     def __init__(self, experiment: Experiment, cost: Cost) -> None:
         self._experiment = experiment
-        self._costs = {(): cost}
+        self._costs: dict[tuple, Cost] = {(): cost}
 
     def fitting(self, limit: float) -> Attempt | None:
         """Return the first attempt of at most `limit` bytes per device; None if there is none."""
@@ -166,7 +166,7 @@ def describe_compiled(experiment: Experiment) -> str:
     dtype = getattr(experiment.model.network, "compute_dtype", "float32")
     attempts = Attempts(experiment, training)
     head = ("accelerator", "memory", "training images/s", "sampled images/s", "per device")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for name, accelerator in ACCELERATORS.items():
         speed, fit = accelerator.speed, _fit(accelerator, training, attempts)
         trained = speed(flops=training.flops, traffic=training.traffic, dtype=dtype)

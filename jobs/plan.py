@@ -18,11 +18,15 @@ from experiment.build import abstract_batch
 from experiment.experiment import Experiment
 from experiment.leftover_noise import leftover_noise
 from files.text import table
+from jobs.compiled import describe_compiled
 from training.objective import Context
 
 
-def describe(experiment: Experiment) -> str:
-    """Return the resolved configuration, the parameters, and the cost of training and sampling."""
+def describe(experiment: Experiment, *, compiled: bool = False) -> str:
+    """Return the resolved configuration, the parameters, and the cost of training and sampling.
+
+    With `compiled`, XLA's own numbers and the accelerators that fit come last.
+    """
     training, sampler = experiment.training, experiment.sampler
     params = experiment.trainer.abstract_state().params
     evaluations = sampler.evaluations
@@ -46,7 +50,8 @@ def describe(experiment: Experiment) -> str:
     if sampler.guidance.method is not None:
         rows.append(("guidance", sampler.guidance.name))
     config = json.dumps(experiment.config, indent=2)
-    return "\n\n".join([config, parameter_table(params), table(rows)])
+    parts = [config, parameter_table(params), table(rows)]
+    return "\n\n".join([*parts, describe_compiled(experiment)] if compiled else parts)
 
 
 def parameter_table(params: Any) -> str:

@@ -61,14 +61,14 @@ def sampling_step(experiment: Experiment) -> Program:
     The first step of a sampler whose steps are known; of others, one prediction. The bad model of
     autoguidance is taken to have the network that it guides.
     """
-    solve, needs = experiment.sampler.solve, experiment.sampler.needs
     params = experiment.trainer.abstract_parameters().ema_params
     classifier = None
-    if "classifier" in needs:
+    if "classifier" in experiment.sampler.needs:
         classifier = experiment.classifier.trainer.abstract_parameters().ema_params
     plan = first = None
-    if _has_a_plan(experiment):
-        plan = solve.solver.plan(experiment.model.sde, _times(experiment))
+    if (solve := _fixed_steps(experiment)) is not None:
+        sde = experiment.model.sde
+        plan = solve.solver.plan(sde, solve.schedule.of(sde))
         first = jax.tree.map(lambda leaf: np.float32(leaf[0]), plan.steps)
 
     def step(params: Any, classifier: Any, keys: Array, x: Batch, first: Any) -> Batch:
@@ -101,18 +101,17 @@ def _guided(experiment: Experiment, params: Any, classifier: Any, x: Batch) -> D
 
 def sampling_steps(experiment: Experiment) -> int | None:
     """Return how often `sampling_step` runs for a batch of samples; None where it is not known."""
-    return len(_times(experiment)) - 1 if _has_a_plan(experiment) else None
+    solve = _fixed_steps(experiment)
+    return None if solve is None else len(solve.schedule.of(experiment.model.sde)) - 1
 
 
-def _has_a_plan(experiment: Experiment) -> bool:
-    """Return whether the steps of the sampler are known before there is a trained network."""
-    sampler = experiment.sampler
+def _fixed_steps(experiment: Experiment) -> FixedSteps | None:
+    """Return the sampler's steps if they are known before there is a trained network."""
+    solve, needs = experiment.sampler.solve, experiment.sampler.needs
     learned = bool(experiment.model.sde.parameters())
-    return isinstance(sampler.solve, FixedSteps) and "moments" not in sampler.needs and not learned
-
-
-def _times(experiment: Experiment) -> np.ndarray:
-    return experiment.sampler.solve.schedule.of(experiment.model.sde)
+    if not isinstance(solve, FixedSteps) or "moments" in needs or learned:
+        return None
+    return solve
 
 
 def _key() -> Any:

@@ -79,12 +79,34 @@ def lowered(program):
     return exported.mlir_module()
 
 
+# Sections on which no program depends, beside the names of data, and the fields that are numbers.
+_ELSEWHERE = {"analytic_dpm", "classifier", "dequantizer", "diagnostics", "eval", "logging", "seed"}
+
+
+def code_of(config):
+    """What chooses the code of a reduced configuration: all but its floats and its data."""
+    fields = {
+        f"{section}.{name}": value
+        for section, given in config.items()
+        if section not in _ELSEWHERE
+        for name, value in given.items()
+        if not isinstance(value, float) and (section, name) not in (("data", "name"),)
+    }
+    steps = ("training.steps", "training.published_batch_size", "training.checkpoint_every")
+    return repr(sorted((name, repr(v)) for name, v in fields.items() if name not in steps))
+
+
 def main(names):
-    """Lower all programs of the configurations with one of these names in theirs."""
-    failed = []
+    """Lower all programs of the configurations with one of these names in theirs, each once."""
+    failed, seen = [], set()
     for name, config in known_configurations():
         if names and not any(part in name for part in names):
             continue
+        code = code_of(reduced(config, DTYPES[0]))
+        if code in seen:
+            print(f"{name}: as one before", flush=True)
+            continue
+        seen.add(code)
         for dtype in DTYPES:
             experiment = build(reduced(config, dtype))
             for kind, program in PROGRAMS.items():
