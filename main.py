@@ -41,7 +41,7 @@ MODES = {
     "train": Mode("train", flags=("profile",)),
     "eval": Mode("evaluate", flags=("ema",)),
     "sample": Mode("sample", flags=("num_samples", "checkpoint", "ema", "gif", "png")),
-    "check": Mode("check", flags=("num_samples",)),
+    "check": Mode("check", flags=("num_samples", "compile")),
     "prepare": Mode("prepare"),
     "train_classifier": Mode("train_classifier"),
     "train_dequantizer": Mode("train_dequantizer"),
@@ -90,6 +90,9 @@ flags.DEFINE_integer("num_processes", None, "Number of hosts; by default they ar
 flags.DEFINE_integer("process_id", None, "Number of this host, from 0.")
 flags.DEFINE_float("hosts_timeout", 300.0, "Seconds in which all hosts must have started.")
 flags.DEFINE_integer("num_samples", 64, "sample, check: number of images.")
+flags.DEFINE_boolean(
+    "compile", False, "check: also compile, for FLOP, memory, and the accelerators it fits."
+)
 flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
 flags.DEFINE_boolean("png", False, "sample: also write each image as a PNG.")
 

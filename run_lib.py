@@ -418,8 +418,12 @@ def _check_count(experiment: Experiment, num_samples: int) -> None:
         raise ConfigError(str(error)) from error
 
 
-def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) -> None:
+def check(
+    experiment: Experiment, workdir: Workdir, *, num_samples: int = 64, compile: bool = False
+) -> None:
     """Print what the configuration would do, on abstract shapes only.
+
+    With `compile` also what XLA says about its programs, and the accelerators that they fit.
 
     Raises:
         ConfigError: if `sample` could not draw that many images, the inputs of its task or the
@@ -432,7 +436,7 @@ def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) ->
     if experiment.loss.teacher:
         find_teacher(experiment)
     check_measurements(experiment)
-    print(describe(experiment))
+    print(describe(experiment, compiled=compile))
 
 
 def prepare(experiment: Experiment, workdir: Workdir) -> None:

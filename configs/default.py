@@ -186,6 +186,12 @@ def get_config() -> ConfigDict:
     augmentation.anisotropy = 0.2  # standard deviation of log2 of the stretch
     augmentation.translation = 0.125  # standard deviation over the image's size
 
+    # How several devices share the work, beside each taking its images; see training/sharding.py.
+    config.parallel = parallel = ConfigDict()
+    # What each device holds a part of: none, params (also averages and the optimizer's state)
+    parallel.shard = "none"
+    parallel.min_size = 65_536  # elements of the smallest array that is divided
+
     config.training = training = ConfigDict()
     training.batch_size = 128  # images, over all devices
     # batch_size of the published numbers; training with another one says so. 0 for no numbers

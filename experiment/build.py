@@ -60,6 +60,7 @@ from training.objective import Objective
 from training.optimizers import Optimizer
 from training.parallel import DataParallel
 from training.schedules import Cosine
+from training.sharding import Sharding
 from training.step import Trainer
 
 # Held in memory for each sample: its features, at least so many bytes. Its image is on disk.
@@ -82,7 +83,8 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     sde = reader.build_named("sde", SDES)
     data = Data(reader.build("data", DataOptions), parallel)
     loss = build_loss(reader, sde, data)
-    model = _build_model(reader, sde, loss, data)
+    sharding = reader.build("parallel", Sharding)
+    model = _build_model(reader, sde, loss, data, sharding)
     check_objective(reader, sde, loss)
     training = reader.build("training", TrainingOptions)
     evaluation = reader.build("eval", EvaluationOptions)
@@ -125,6 +127,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         image=_shrinking(model.network),
         augment=build_augmentation(reader, model.network),
         accumulate=training.accumulate,
+        sharding=sharding,
     )
     likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions))
     experiment = Experiment(
@@ -204,7 +207,9 @@ def _shrinking(network: nn.Module) -> Callable[[Array], Array] | None:
     return None if factor == 1 else partial(average_downsample, factor=factor)
 
 
-def _build_model(reader: Reader, sde: SDE, loss: Objective, data: Data) -> Model:
+def _build_model(
+    reader: Reader, sde: SDE, loss: Objective, data: Data, sharding: Sharding
+) -> Model:
     network = reader.build_named("model", NETWORKS)
     options = reader.build("denoiser", DenoiserOptions)
     with config_errors("model"):
@@ -218,15 +223,19 @@ def _build_model(reader: Reader, sde: SDE, loss: Objective, data: Data) -> Model
         options=options,
         num_classes=getattr(network, "num_classes", 0),
         upsampling=getattr(network, "upsampling", 1),
-        denoiser=_denoiser_factory(sde, network, options),
+        denoiser=_denoiser_factory(sde, network, options, sharding, data.parallel),
     )
 
 
 def _denoiser_factory(
-    sde: SDE, network: nn.Module, options: DenoiserOptions
+    sde: SDE,
+    network: nn.Module,
+    options: DenoiserOptions,
+    sharding: Sharding,
+    parallel: DataParallel,
 ) -> Callable[..., Denoiser]:
     """Return the function (params, dropout key or None) -> Denoiser."""
-    apply, apply_with_dropout = _network_functions(network, options.energy)
+    apply, apply_with_dropout = _network_functions(network, options.energy, sharding, parallel)
     learned = bool(sde.parameters())
 
     def denoiser(params: Any, dropout: Key[Array, ""] | None = None) -> Denoiser:
@@ -248,18 +257,22 @@ def _denoiser_factory(
 
 
 @functools.cache
-def _network_functions(network: nn.Module, energy: bool) -> tuple[Callable, Callable]:
+def _network_functions(
+    network: nn.Module, energy: bool, sharding: Sharding, parallel: DataParallel
+) -> tuple[Callable, Callable]:
     """Return the functions of a network without and with dropout.
 
     They are made once per network: jit takes a Partial of the same function for the same, and
     programs of other functions would pile up where experiments are built again and again.
     """
 
-    def output(params: Any, x: Array, *conditions: Array, **more: Any) -> Any:
+    def of_whole(params: Any, x: Array, *conditions: Array, **more: Any) -> Any:
         def of_x(x: Array) -> Any:
             return network.apply({"params": params}, x, *conditions, **more)
 
         return energy_gradient(of_x, x) if energy else of_x(x)
+
+    output = sharding.with_whole_parameters(of_whole, parallel)
 
     def apply(params: Any, x: Array, *conditions: Array, **more: Array) -> Array:
         return output(params, x, *conditions, **more, train=False)

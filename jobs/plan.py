@@ -5,6 +5,7 @@ Only the sampler runs, without a network, to measure the noise that it leaves.
 """
 
 import json
+import math
 from collections import Counter
 from functools import partial
 from typing import Any
@@ -17,11 +18,15 @@ from experiment.build import abstract_batch
 from experiment.experiment import Experiment
 from experiment.leftover_noise import leftover_noise
 from files.text import table
+from jobs.compiled import describe_compiled
 from training.objective import Context
 
 
-def describe(experiment: Experiment) -> str:
-    """Return the resolved configuration, the parameters, and the cost of training and sampling."""
+def describe(experiment: Experiment, *, compiled: bool = False) -> str:
+    """Return the resolved configuration, the parameters, and the cost of training and sampling.
+
+    With `compiled`, XLA's own numbers and the accelerators that fit come last.
+    """
     training, sampler = experiment.training, experiment.sampler
     params = experiment.trainer.abstract_state().params
     evaluations = sampler.evaluations
@@ -33,6 +38,8 @@ def describe(experiment: Experiment) -> str:
         ("training", _epochs(experiment)),
         ("sampler", f"{sampler.name}: {cost}"),
     ]
+    if experiment.trainer.sharding.divides:
+        rows.append(("sharding", _sharding(experiment)))
     if averages := _averages(experiment, _bytes(params)):
         rows.append(("averages", averages))
     noise = leftover_noise(sampler, experiment.model.sde)
@@ -43,7 +50,8 @@ def describe(experiment: Experiment) -> str:
     if sampler.guidance.method is not None:
         rows.append(("guidance", sampler.guidance.name))
     config = json.dumps(experiment.config, indent=2)
-    return "\n\n".join([config, parameter_table(params), table(rows)])
+    parts = [config, parameter_table(params), table(rows)]
+    return "\n\n".join([*parts, describe_compiled(experiment)] if compiled else parts)
 
 
 def parameter_table(params: Any) -> str:
@@ -71,6 +79,25 @@ def _bytes(tree: Any) -> int:
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def _bytes_per_device(tree: Any) -> int:
+    """Return the bytes that a device holds of a tree with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _sharding(experiment: Experiment) -> str:
+    """Return how much of the state each device holds, or why it holds all."""
+    trainer, state = experiment.trainer, experiment.trainer.abstract_state()
+    if note := trainer.sharding.note(state.params, experiment.parallel):
+        return note
+    return (
+        f"{trainer.sharding.shard}: each device holds {_bytes_per_device(state) / 1e9:.2f} of the "
+        f"state's {_bytes(state) / 1e9:.2f} GB"
+    )
+
+
 def _memory(experiment: Experiment) -> str:
     """Return the memory per device: state, gradients, activations kept for the backward pass."""
     trainer = experiment.trainer
@@ -87,7 +114,7 @@ def _memory(experiment: Experiment) -> str:
     activations = _bytes(jax.eval_shape(kept, state.params, jax.random.key(0), part))
     activations = max(activations - _bytes(state.params), 0) / experiment.parallel.devices
     gradients = 1 if trainer.accumulate == 1 else 2  # that of a part, and their sum
-    static = _bytes(state) + gradients * _bytes(state.params)
+    static = _bytes_per_device(state) + gradients * _bytes_per_device(state.params)
     return (
         f"about {(static + activations) / 1e9:.2f} GB per device "
         f"({static / 1e9:.2f} state and gradients, {activations / 1e9:.2f} activations at most)"

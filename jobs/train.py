@@ -70,6 +70,8 @@ def _train(
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
         return False
     _report_batch_size(job.options)
+    if note := job.trainer.sharding.note(state.params, job.data.parallel):
+        logging.warning("%s", note)
     if profiled is not None:
         profiled.check(step, last)
     for change in changes:

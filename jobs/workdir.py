@@ -18,7 +18,7 @@ from training.hosts import agreed
 _MAY_CHANGE = (
     *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "dequantizer."),
     *("diagnostics.", "discrete_bound.", "ema.snapshot_every", "eval.", "guidance."),
-    *("likelihood.", "logging.", "optim.", "sampling.", "task.", "training."),
+    *("likelihood.", "logging.", "optim.", "parallel.", "sampling.", "task.", "training."),
 )
 # Except for these: where the run started, and what decides the state of its optimizer.
 _FIXED = ("training.init_from", "optim.name")

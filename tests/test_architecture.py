@@ -42,7 +42,7 @@ PACKAGES = {
     "optax": {"training"},
     "matplotlib": {"files.plots"},
 }
-_SHARDING = {"training.parallel"}
+_SHARDING = {"training.parallel", "training.sharding"}
 WORDS = {
     "ConfigDict": {"main", "run_lib", "experiment", "jobs", "configs"},
     "Mesh": _SHARDING,

@@ -161,12 +161,11 @@ class DataParallel:
         return whole(array)
 
     def fetch_tree(self, tree: Any) -> Any:
-        """Return a replicated tree as NumPy arrays."""
-        return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), tree)
+        """Return a tree of global arrays as NumPy arrays; all processes must call it together."""
 
-    def abstract(self, tree: Any) -> Any:
-        """Return the shapes of `tree` with the replicated sharding: a template for restoring."""
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.replicated),
-            tree,
-        )
+        def whole(leaf: jax.Array) -> np.ndarray:
+            if leaf.is_fully_replicated:
+                return np.asarray(leaf.addressable_data(0))
+            return self.fetch(leaf)
+
+        return jax.tree.map(whole, tree)

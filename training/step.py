@@ -24,6 +24,7 @@ from training.averages import ExponentialAverage, MoreAverages
 from training.objective import FIRST, Context, Objective
 from training.optimizers import Optimizer
 from training.parallel import DataParallel
+from training.sharding import Sharding
 
 # From a key and a batch to the augmented batch and its labels (batch, n).
 Augment = Callable[
@@ -69,6 +70,7 @@ class Trainer:
         average: the main average of the parameters, for sampling and evaluation.
         more_averages: what is kept beside it.
         parallel: the devices.
+        sharding: how they divide the state.
         classes: number of classes of a class-conditional network, 0 for an unconditional one.
         label_dropout: probability of replacing a label by the null class, index `classes`.
         image: the small images for an upsampler, from the batch; None for any other network.
@@ -88,6 +90,7 @@ class Trainer:
     augment: Augment | None = None
     accumulate: int = 1
     more_averages: MoreAverages = field(default_factory=MoreAverages)
+    sharding: Sharding = field(default_factory=Sharding)
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """Return a fresh state, made on the devices."""
@@ -98,7 +101,7 @@ class Trainer:
         # Made once, so that its shapes and its program share one trace of the network.
         return jax.jit(
             self._init_state,
-            out_shardings=self.parallel.replicated,
+            out_shardings=self._state_sharding,
             compiler_options=self.parallel.once,
         )
 
@@ -108,11 +111,11 @@ class Trainer:
         def make(params: Any, ema_params: Any) -> TrainState:
             return self._first_state(jnp.int32(step), params, ema_params)
 
-        return jax.jit(make, out_shardings=self.parallel.replicated)(params, ema_params)
+        return jax.jit(make, out_shardings=self._state_sharding)(params, ema_params)
 
     def abstract_state(self) -> TrainState:
         """Return the state's shapes and shardings, without computing anything."""
-        return self.parallel.abstract(jax.eval_shape(self._jitted_init, jax.random.key(0)))
+        return self.sharding.abstract(self._shapes, self.parallel)
 
     def abstract_parameters(self) -> Parameters:
         """Return the same of the parameters alone."""
@@ -131,12 +134,12 @@ class Trainer:
         return self._compiled(self.steps, self.parallel.split_second)
 
     def _compiled(self, function: Callable, batch: Any) -> Callable:
-        replicated = self.parallel.replicated
+        replicated, state = self.parallel.replicated, self._state_sharding
         count = 5 if self.loss.teacher else 4 if self.classes else 3
         return jax.jit(
             function,
-            in_shardings=(replicated, replicated, batch, batch, replicated)[:count],
-            out_shardings=(replicated, replicated),
+            in_shardings=(replicated, state, batch, batch, None)[:count],  # a teacher has its own
+            out_shardings=(state, replicated),
             donate_argnums=1,
         )
 
@@ -264,6 +267,19 @@ class Trainer:
     def _network(self, params: Any, dropout_key: Key[Array, ""], conditions: Any) -> Any:
         network = self.denoiser(params, dropout_key)
         return dataclasses.replace(network, **conditions) if conditions else network
+
+    @cached_property
+    def _shapes(self) -> TrainState:
+        # A divided state needs its shapes before its program can be made.
+        init = self._init_state if self.sharding.divides else self._jitted_init
+        return jax.eval_shape(init, jax.random.key(0))
+
+    @property
+    def _state_sharding(self) -> Any:
+        """The sharding of each leaf of a state, or one for all."""
+        if not self.sharding.divides:
+            return self.parallel.replicated
+        return self.sharding.of(self._shapes, self.parallel)
 
     def _init_state(self, key: Key[Array, ""]) -> TrainState:
         params = self.init(key)
