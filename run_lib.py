@@ -422,14 +422,27 @@ def check(experiment: Experiment, workdir: Workdir, *, num_samples: int = 64) ->
     print(describe(experiment))
 
 
-def prepare(experiment: Experiment, workdir: Workdir) -> None:
+def prepare(
+    experiment: Experiment,
+    workdir: Workdir,
+    *,
+    target: Path | None = None,
+    skip_damaged: bool = False,
+) -> None:
     """Prepare the data set on disk, where it needs that.
 
+    With `target`, write its images, resized, into that folder as array_record files. Images that
+    cannot be read are listed, and left out only with `skip_damaged`.
+
     Raises:
-        ConfigError: if it can neither be found nor downloaded.
+        ConfigError: if it can neither be found nor downloaded, or images cannot be read.
     """
     options = experiment.data.options
+    if skip_damaged and target is None:
+        raise ConfigError("--skip_damaged is for --target=FOLDER, which is not given")
     try:
         print(readers.prepare(options.name, data_dir=options.dir))
+        if target is not None:
+            print(experiment.data.pack(target, skip_damaged=skip_damaged))
     except (ValueError, OSError, RuntimeError) as error:
         raise ConfigError(str(error)) from error

@@ -92,7 +92,13 @@ def _train(
     plots = Plots(workdir.plots, workdir.path, finest)
     snapshots = Snapshots(workdir, job.trainer.more_averages, step)
     profiler = Profiler(profiled, workdir.profile)
-    with closing(log), closing(checkpoints), closing(snapshots), closing(profiler):
+    with (
+        closing(batches),
+        closing(log),
+        closing(checkpoints),
+        closing(snapshots),
+        closing(profiler),
+    ):
         with (
             stop_signals() as stop,
             tqdm(
