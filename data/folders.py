@@ -98,7 +98,7 @@ class _Paths(Sequence[str]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderItems(Sequence[Item]):
+class FolderItems:
     """The images of a split, each read from its file when it is wanted.
 
     Args:
@@ -112,7 +112,7 @@ class FolderItems(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: int) -> Item:
         path = self.files.path(index)
         content = read_file(path, int(self.files.sizes[index]))
         image, more_pages = decode(io.BytesIO(content), path)

@@ -6,7 +6,6 @@ packed, as numpy.save and numpy.savez write it, each image is read when it is wa
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +37,7 @@ _AT_ONCE = 2**28  # bytes of an array up to which it is read at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrayItems(Sequence[Item]):
+class ArrayItems:
     """The images of an array in memory or in a file.
 
     Args:
@@ -60,7 +59,7 @@ class ArrayItems(Sequence[Item]):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: int) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: int) -> Item:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         if self.images is not None:

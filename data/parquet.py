@@ -128,7 +128,7 @@ def _one_line(where: str) -> Iterator[None]:
         raise FileError(f"{where}: it is missing, damaged or incomplete ({reason})") from error
 
 
-class ParquetItems(Sequence[Item]):
+class ParquetItems:
     """The images of parquet files, by groups of rows, of which the last one is kept.
 
     Args:
@@ -160,7 +160,7 @@ class ParquetItems(Sequence[Item]):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: int) -> Item:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         group = int(np.searchsorted(self._starts, index, side="right")) - 1

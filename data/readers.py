@@ -9,7 +9,7 @@ import difflib
 import io
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -98,7 +98,7 @@ def _read_tfds(name: str, data_dir: Directory) -> Splits:
     return found
 
 
-class TfdsItems(Sequence[Item]):
+class TfdsItems:
     """The images of a split that tensorflow-datasets has prepared, read without TensorFlow."""
 
     def __init__(self, name: str, data_dir: Directory, key: str, *, where: str) -> None:
@@ -119,7 +119,7 @@ class TfdsItems(Sequence[Item]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: int) -> Item:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         place, record = f"{self._where}[{index}]", self._record(index)

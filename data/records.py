@@ -26,16 +26,16 @@ from errors import FileError
 from files.arrays import read_array
 
 INDEX, FORMAT = "images.json", 1
-_SHARD = re.compile(r".+\.array_?record(-\d+-of-\d+)?")
+_SHARD = re.compile(r".+\.array_?record[-of\d*?]*")  # such as x.array_record-00000-of-00002
 _IMAGES, _LABELS = ("image", "image/encoded"), ("label", "image/class/label")
 
 
 def is_record_name(name: str) -> bool:
     """Return whether a name is that of array_record files; * and ? stand for several."""
-    return _SHARD.fullmatch(name.replace("*", "x")) is not None
+    return _SHARD.fullmatch(name) is not None
 
 
-class RecordItems(Sequence[Item]):
+class RecordItems:
     """The images of array_record files, in the order of the files.
 
     Args:
@@ -62,7 +62,7 @@ class RecordItems(Sequence[Item]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: int) -> Item:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         content, label, where = self.content(index)

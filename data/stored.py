@@ -4,10 +4,10 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -46,13 +46,28 @@ class Item(NamedTuple):
     encoded: bytes | None = None
 
 
+@runtime_checkable
+class Items(Protocol):
+    """Images by row, each read when it is indexed, by any thread.
+
+    What worker processes read can be pickled.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Item:
+        """Return an image; raise ValueError of one line if it cannot be read."""
+        ...
+
+
 @dataclass(frozen=True)
 class Split:
     """Images of a split in any order, each read and decoded when it is wanted.
 
     Args:
-        items: the images; `items[row]` reads one, in any thread. What worker processes read can be
-            pickled.
+        items: the images.
         labels: returns the labels of all images without their pixels; None where that is no faster
             than to read the images.
         fingerprint: returns text that differs for other images; None to take it from all pixels.
@@ -61,7 +76,7 @@ class Split:
         in_order: whether reading in another order than that of the rows is slow.
     """
 
-    items: Sequence[Item]
+    items: Items
     labels: Callable[[], Int32[np.ndarray, " n"] | None] | None = None
     fingerprint: Callable[[], str] | None = None
     notes: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """Images that are read when they are indexed, in the place of an array that memory cannot hold."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
 from data.fitting import Fit
-from data.stored import Item
+from data.stored import Item, Items
 from errors import FileError, ScoreSDEError
 
 _AT_ONCE = 8  # images that a thread reads in one call
@@ -36,7 +36,7 @@ class StreamedImages:
     ndim = 4
 
     def __init__(
-        self, items: Sequence[Item], fit: Fit, rows: Int64[np.ndarray, " n"] | None = None
+        self, items: Items, fit: Fit, rows: Int64[np.ndarray, " n"] | None = None
     ) -> None:
         self._items, self._fit, self._rows = items, fit, rows
 

@@ -35,7 +35,7 @@ _LARGEST = 2**28  # bytes of an image, unpacked
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZipItems(Sequence[Item]):
+class ZipItems:
     """The images of an archive.
 
     Args:
@@ -58,7 +58,7 @@ class ZipItems(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Item:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: int) -> Item:
         where = f"{self.path}/{self.names[index]}"
         content = self._content(index, where)
         image, more_pages = decode(io.BytesIO(content), where)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from stored_images import one_line, random_images, save_folder
+from stored_images import assert_streamed_is, one_line, random_images, save_folder
 
 from data.batches import TrainingBatches
 from data.datasets import load
@@ -33,26 +33,9 @@ def batches(data, **changes):
     return TrainingBatches(images=data.train, labels=labels, **settings | changes)
 
 
-def same(held, streamed):
-    for split in ("train", "test"):
-        images, labels = getattr(held, split), getattr(held, f"{split}_labels")
-        assert isinstance(images, np.ndarray)
-        read = getattr(streamed, split)
-        assert not isinstance(read, np.ndarray)
-        assert (read.shape, read.dtype, read.size) == (images.shape, images.dtype, images.size)
-        np.testing.assert_array_equal(read[:], images)
-        if labels is None:
-            assert getattr(streamed, f"{split}_labels") is None
-        else:
-            np.testing.assert_array_equal(getattr(streamed, f"{split}_labels"), labels)
-    assert held.class_names == streamed.class_names
-    assert held.fingerprint == streamed.fingerprint
-    assert held.fingerprints == streamed.fingerprints
-
-
 def test_a_streamed_folder_has_the_images_labels_and_fingerprints_of_one_in_memory(folder):
     held, streamed = loaded(folder, memory_gb=1), loaded(folder, memory_gb=0)
-    same(held, streamed)
+    assert_streamed_is(held, streamed)
     assert any("repeated to three channels: 1 of 60" in note for note in streamed.notes)
     assert streamed.notes == held.notes
     for key in (3, -1, np.int64(5), slice(2, 50, 3), np.array([9, 1, 1]), slice(0, 0)):
@@ -87,8 +70,7 @@ def test_batches_that_processes_read_are_the_same_and_their_errors_too(folder):
         np.testing.assert_array_equal(streamed.at(step), held.at(step))
     (folder / "0/00.png").unlink()
     with pytest.raises(FileError, match=r"00\.png: the file is gone since it was listed") as error:
-        for step in range(4, 20):
-            streamed.at(step)
+        list(map(streamed.at, range(4, 20)))
     assert one_line(error)
     streamed.close()
 
@@ -105,14 +87,15 @@ def test_a_file_that_changes_or_vanishes_is_named(folder, damage, message):
     stream = batches(loaded(folder, memory_gb=0), batch_size=54)
     damage(folder / "1/15.png")
     with pytest.raises(FileError, match=rf"15\.png:? {message}") as error:
-        for step in range(3):
-            stream.at(step)
+        list(map(stream.at, range(3)))
     assert one_line(error)
     stream.close()
 
 
 def test_the_first_images_are_looked_at_before_training(folder):
-    with pytest.raises(ValueError, match=r"image_size=4.* 6x6 .*choose config\.data\.resize='crop'"):
+    with pytest.raises(
+        ValueError, match=r"image_size=4.* 6x6 .*choose config\.data\.resize='crop'"
+    ):
         loaded(folder, memory_gb=0, resize="none")
     with pytest.raises(ValueError, match=r"channels=1, but .* has 3"):
         loaded(folder, memory_gb=0, channels=1)
