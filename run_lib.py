@@ -441,8 +441,9 @@ def prepare(
     if skip_damaged and target is None:
         raise ConfigError("--skip_damaged is for --target=FOLDER, which is not given")
     try:
-        print(readers.prepare(options.name, data_dir=options.dir))
+        line = readers.prepare(options.name, data_dir=options.dir)
         if target is not None:
-            print(experiment.data.pack(target, skip_damaged=skip_damaged))
+            line = experiment.data.pack(target, skip_damaged=skip_damaged)
+        print(line)
     except (ValueError, OSError, RuntimeError) as error:
         raise ConfigError(str(error)) from error

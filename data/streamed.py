@@ -35,9 +35,7 @@ class StreamedImages:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(
-        self, items: Items, fit: Fit, rows: Int64[np.ndarray, " n"] | None = None
-    ) -> None:
+    def __init__(self, items: Items, fit: Fit, rows: Int64[np.ndarray, " n"] | None = None) -> None:
         self._items, self._fit, self._rows = items, fit, rows
 
     def __len__(self) -> int:

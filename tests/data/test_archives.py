@@ -94,7 +94,10 @@ def test_a_zip_that_is_damaged_or_cut_short_is_one_line(tmp_path, damage, messag
     ("labels", "message"),
     [
         ([["00000/img00000000.png", 1]], "has no label for '00000/img00000001.png'"),
-        ([[f"{k // 10:05}/img{k:08}.png", 0.5] for k in range(COUNT)], "has labels that are no integers from 0"),
+        (
+            [[f"{k // 10:05}/img{k:08}.png", 0.5] for k in range(COUNT)],
+            "has labels that are no integers from 0",
+        ),
         (3, "is damaged"),
     ],
 )
