@@ -33,13 +33,23 @@ BATCH = 128
 
 
 def measured(batches, images):
-    """Images per second, after two batches in which the workers start."""
+    """Images per second, and per second of CPU, after two batches in which the workers start."""
     for _ in range(2):
         next(batches)
-    start, seen = time.perf_counter(), 0
+    start, used, seen = time.perf_counter(), cpu_seconds(), 0
     while seen < images:
         seen += len(next(batches))
-    return seen / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start, cpu_seconds() - used
+    print(seen / seconds[0], seen / seconds[1])
+
+
+def cpu_seconds():
+    """CPU time of this process and its workers: not changed by other programs' load."""
+    ticks = 0
+    for process in (os.getpid(), *children()):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def torch_side(arguments):
@@ -83,7 +93,7 @@ def torch_side(arguments):
         persistent_workers=True,
         drop_last=True,
     )
-    print(measured((x for _ in counted() for x in loader), arguments.images))
+    measured((x for _ in counted() for x in loader), arguments.images)
 
 
 def streamed(folder, size, workers, memory_gb=0.0, **changes):
@@ -99,7 +109,7 @@ def streamed(folder, size, workers, memory_gb=0.0, **changes):
 
 def ours_side(arguments):
     batches = streamed(arguments.folder, arguments.size, arguments.workers)
-    print(measured(map(batches.at, counted()), arguments.images))
+    measured(map(batches.at, counted()), arguments.images)
     batches.close()
 
 
@@ -125,14 +135,22 @@ def speed(arguments):
                 command = [python, __file__, f"{side}_side", f"--folder={source}"]
                 command += [f"--{name}={getattr(arguments, name)}" for name in FIELDS]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
-                rates[side].append(float(done.stdout.split()[-1]))
-        row = {side: round(statistics.median(found)) for side, found in rates.items()}
-        if "torch" in rates:
-            ratios = [a / b for a, b in zip(rates["ours"], rates["torch"], strict=True)]
-            row |= {"ratio": round(statistics.median(ratios), 2)}
-            row |= {"ratios": [round(ratio, 2) for ratio in sorted(ratios)]}
-        result[kind] = row
+                rates[side].append([float(rate) for rate in done.stdout.split()[-2:]])
+        result[kind] = {
+            per: summary({side: [rate[k] for rate in found] for side, found in rates.items()})
+            for k, per in enumerate(("per second", "per second of CPU"))
+        }
     print(json.dumps(result, indent=2))
+
+
+def summary(rates):
+    """Medians of the rates by side, and of the ratios of each turn."""
+    row = {side: round(statistics.median(found)) for side, found in rates.items()}
+    if "torch" in rates:
+        ratios = [a / b for a, b in zip(rates["ours"], rates["torch"], strict=True)]
+        row |= {"ratio": round(statistics.median(ratios), 2)}
+        row |= {"ratios": [round(ratio, 2) for ratio in sorted(ratios)]}
+    return row
 
 
 def resident():
