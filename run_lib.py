@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from data import readers
 from errors import ConfigError, WorkdirError, require_in, require_memory
 from evaluation import references
 from evaluation.compare import compare as compare_files
@@ -440,13 +439,9 @@ def prepare(
     Raises:
         ConfigError: if it can neither be found nor downloaded, or images cannot be read.
     """
-    options = experiment.data.options
     if skip_damaged and target is None:
         raise ConfigError("--skip_damaged is for --target=FOLDER, which is not given")
     try:
-        line = readers.prepare(options.name, data_dir=options.dir)
-        if target is not None:
-            line = experiment.data.pack(target, skip_damaged=skip_damaged)
-        print(line)
+        print(experiment.data.prepare(target, skip_damaged=skip_damaged))
     except (ValueError, OSError, RuntimeError) as error:
         raise ConfigError(str(error)) from error

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from bounds.dequantization import Dequantized, Dequantizer
-from data import batches, datasets, packing
+from data import batches, datasets, packing, readers
 from data.batches import Stored, TrainingBatches
 from data.datasets import ImageData
 from data.dequantization import CENTERS, DEQUANTIZATIONS, HALF_STEP, Dequantization, centers
@@ -77,9 +77,18 @@ class Data:
                 print(note)
         return found
 
-    def pack(self, target: Path, *, skip_damaged: bool) -> str:
-        """Write the images into a folder, as `data.packing.pack`."""
+    def prepare(self, target: Path | None, *, skip_damaged: bool) -> str:
+        """Prepare the data set where it needs that; return one line that says where it is.
+
+        With `target`, write its images into that folder, as `data.packing.pack`.
+
+        Raises:
+            As `data.readers.prepare` and `data.packing.pack`.
+        """
         options = self.options
+        line = readers.prepare(options.name, data_dir=options.dir)
+        if target is None:
+            return line
         _, splits, fit = datasets.open_splits(
             options.name,
             image_size=options.image_size,
