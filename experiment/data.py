@@ -86,6 +86,8 @@ class Data:
             As `data.readers.prepare` and `data.packing.pack`.
         """
         options = self.options
+        if skip_damaged and target is None:
+            raise ConfigError("--skip_damaged is for --target=FOLDER, which is not given")
         line = readers.prepare(options.name, data_dir=options.dir)
         if target is None:
             return line

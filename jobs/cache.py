@@ -16,6 +16,7 @@ from tqdm import tqdm
 from errors import FileError
 from files.arrays import read_arrays
 from files.writing import write_npz
+from training.hosts import agreed, leads, wait_for_all
 
 Arrays = dict[str, np.ndarray]
 Indices = Int[np.ndarray, "batch"]
@@ -38,8 +39,9 @@ class ResultCache:
         self._folder = folder
 
     def remove(self) -> None:
-        """Delete the folder."""
-        if self._folder.exists():
+        """Delete the folder, when no host reads in it anymore."""
+        wait_for_all("the cache")
+        if leads() and self._folder.exists():
             shutil.rmtree(self._folder)
 
     def get_or_compute(
@@ -50,10 +52,11 @@ class ResultCache:
         A file that is damaged is made again.
         """
         file = self._folder / f"{name}-{indices[0]}-{indices[-1]}.npz"
-        arrays = _read(file)
-        if arrays is None:
-            arrays = {key: np.asarray(value) for key, value in compute(indices).items()}
-            write_npz(file, arrays)
+        arrays = _read(file) if leads() else None
+        if agreed(lambda: arrays is not None):
+            return read_arrays(file, str(file)) if arrays is None else arrays
+        arrays = {key: np.asarray(value) for key, value in compute(indices).items()}
+        write_npz(file, arrays)
         return arrays
 
     def batches(

@@ -46,10 +46,12 @@ class Profiler:
     Args:
         steps: what to trace; None for nothing.
         folder: where the trace is written.
+        leads: whether this host traces; of several, the first does.
     """
 
     steps: ProfiledSteps | None
     folder: Path
+    leads: bool = True
     _runs: bool = False
 
     def is_edge(self, step: int) -> bool:
@@ -58,7 +60,7 @@ class Profiler:
 
     def before(self, step: int, state: Any) -> None:
         """Start the trace if `step` is its first, when the steps before have ended."""
-        if self.steps is not None and step == self.steps.first:
+        if self.leads and self.steps is not None and step == self.steps.first:
             jax.block_until_ready(state)
             jax.profiler.start_trace(str(self.folder))
             self._runs = True

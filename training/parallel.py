@@ -4,8 +4,8 @@
 axis, and a mean over the batch is the mean over all devices. No other file of the project knows
 about devices.
 
-Today's jobs run on one host, since every process would write the same files and nothing calls
-`jax.distributed.initialize`. Batches are placed and fetched by process all the same.
+With several hosts (`training.hosts`) the axis is over the devices of all, and each host places its
+own rows of a batch.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,19 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from numerics.arrays import whole
+
+
+def in_order_of_hosts(devices: Any) -> list[Any]:
+    """Return devices host by host, as the rows of a batch are divided over the hosts.
+
+    Within a host they keep their order, which suits the network between them.
+    """
+    return sorted(devices, key=lambda device: device.process_index)
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,9 @@ class DataParallel:
     def over_all_devices(cls) -> "DataParallel":
         """Return the mesh of all devices that jax finds."""
         count = jax.device_count()
-        return cls(jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,)))
+        mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
+        devices = np.array(in_order_of_hosts(mesh.devices))
+        return cls(Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types))
 
     @cached_property
     def replicated(self) -> NamedSharding:
@@ -69,8 +81,10 @@ class DataParallel:
         if batch_size < 1 or batch_size % self.devices:
             below = batch_size - batch_size % self.devices
             remedy = sorted({max(below, self.devices), max(below, 0) + self.devices})
+            hosts = jax.process_count()
+            where = f"{self.devices} device(s)" + (f" of {hosts} hosts" if hosts > 1 else "")
             raise ValueError(
-                f"{field}={batch_size} does not divide over {self.devices} device(s); "
+                f"{field}={batch_size} does not divide over {where}; "
                 f"use a positive multiple, such as {' or '.join(map(str, remedy))}"
             )
 
@@ -121,9 +135,17 @@ class DataParallel:
         padded = np.pad(indices, (0, -len(indices) % self.devices), mode="edge")
         return self.split_rows(padded)
 
+    def largest(self, number: int) -> jax.Array:
+        """Return the largest of the numbers that the hosts give, before it is known."""
+        return self._largest(self.put_batch(np.full(jax.local_device_count(), number, np.int32)))
+
+    @cached_property
+    def _largest(self) -> Any:
+        return jax.jit(jnp.max, out_shardings=self.replicated)
+
     def fetch(self, array: jax.Array) -> np.ndarray:
         """Return the whole of a global array."""
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+        return whole(array)
 
     def fetch_tree(self, tree: Any) -> Any:
         """Return a replicated tree as NumPy arrays."""

@@ -1,11 +1,13 @@
 """Batches are divided over four devices, or refused with sizes that would divide."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from training.parallel import DataParallel
+from training.parallel import DataParallel, in_order_of_hosts
 
 FOUR = DataParallel.over_all_devices()
 
@@ -17,6 +19,19 @@ def test_batches_are_split_by_rows_and_fetched_whole():
         np.testing.assert_array_equal(FOUR.fetch(placed), rows)
     assert FOUR.local_rows(8) == slice(0, 8)
     assert FOUR.describe(8).startswith("8 = 4 device(s) x 2 (")
+
+
+def test_devices_are_those_of_one_host_after_the_other():
+    class Device(NamedTuple):
+        process_index: int
+        id: int
+
+    ring = [Device(0, 0), Device(1, 3), Device(0, 2), Device(1, 1)]
+    assert [device.id for device in in_order_of_hosts(ring)] == [0, 2, 3, 1]
+
+
+def test_largest_number_of_the_hosts_is_found():
+    assert int(FOUR.largest(15)) == 15
 
 
 @pytest.mark.parametrize(
