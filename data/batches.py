@@ -22,6 +22,8 @@ from data.scaling import ImageScaler, Quantizer
 from data.streamed import StreamedImages
 from errors import SEEDS, require_choice, require_in
 
+_AT_ONCE = 2**15  # numbers of a batch that are scaled at a time
+
 Stored = np.ndarray | StreamedImages  # images in memory, or read when they are indexed
 
 # Independent random streams of one seed. Their numbers fix every batch: append, never reorder.
@@ -161,7 +163,15 @@ class TrainingBatches:
         how, shape, noise = DEQUANTIZATIONS[self.dequantization], stored.shape[1:], None
         if how.noisy:
             noise = _uniform(self.seed, _TRAIN_NOISE, step, first=first, count=count, shape=shape)
-        return self.scaler.forward(how.training(self.quantizer, stored, noise))
+        batch = np.empty(stored.shape, np.float32)
+        # A few rows at a time: what is computed on the way stays in the processor's cache, instead
+        # of in fresh memory of the size of a batch.
+        few = max(1, _AT_ONCE // max(1, math.prod(shape)))
+        for start in range(0, count, few):
+            part = slice(start, start + few)
+            drawn = None if noise is None else noise[part]
+            batch[part] = self.scaler.forward(how.training(self.quantizer, stored[part], drawn))
+        return batch
 
     def labels_at(self, step: int, rows: slice = slice(None)) -> Int32[np.ndarray, " rows"]:
         """Return the classes of the images `at(step, rows)`.

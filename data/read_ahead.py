@@ -8,6 +8,7 @@ Grain's own shuffle is not used. The order of images is that of `data.batches`, 
 change when a set outgrows the memory. It takes 8 bytes per image and epoch.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,9 @@ from jaxtyping import Int64, UInt8
 from data.streamed import StreamedImages, thread_count
 from errors import FileError
 
-_PART = 16  # images that a worker reads at a time
+# Images that a worker reads at a time, at most: a thread, and a process, which has to send them.
+_PART, _SENT = 16, 64
+_BYTES = 2**22  # of these images, at most, unless one alone is larger
 _LAST = 2**60  # positions, more than any training has
 
 
@@ -31,16 +34,17 @@ class _Part:
     step: int
     first: int
     count: int
+    size: int  # rows of a part, at most
 
     @property
     def parts(self) -> int:
         """The number of parts per batch."""
-        return -(-self.count // _PART)
+        return -(-self.count // self.size)
 
     def __call__(self, position: int) -> UInt8[np.ndarray, "part h w c"]:
         steps, part = divmod(int(position), self.parts)
-        first = self.first + part * _PART
-        stop = min(first + _PART, self.first + self.count)
+        first = self.first + part * self.size
+        stop = min(first + self.size, self.first + self.count)
         return self.images.read(self.indices(self.step + steps)[first:stop])
 
 
@@ -103,7 +107,9 @@ class ReadAhead:
     def _start(self, step: int, first: int, count: int) -> None:
         import grain
 
-        read = _Part(self._images, self._indices, step, first, count)
+        image = math.prod(self._images.shape[1:])
+        size = max(1, min(_SENT if self._processes else _PART, _BYTES // image))
+        read = _Part(self._images, self._indices, step, first, count, size)
         self._parts = read.parts
         positions = grain.MapDataset.range(0, _LAST).map(read)
         threads = 1 if self._processes else thread_count()
