@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from data import readers
 from errors import ConfigError, WorkdirError, require_in, require_memory
 from evaluation import references
 from evaluation.compare import compare as compare_files
@@ -439,14 +438,18 @@ def check(
     print(describe(experiment, compiled=compile))
 
 
-def prepare(experiment: Experiment, workdir: Workdir) -> None:
+def prepare(
+    experiment: Experiment, workdir: Workdir, *, target: Path | None, skip_damaged: bool
+) -> None:
     """Prepare the data set on disk, where it needs that.
 
+    With `target`, write its images, resized, into that folder as array_record files. Images that
+    cannot be read are listed, and left out only with `skip_damaged`.
+
     Raises:
-        ConfigError: if it can neither be found nor downloaded.
+        ConfigError: if it can neither be found nor downloaded, or images cannot be read.
     """
-    options = experiment.data.options
     try:
-        print(agreed(lambda: readers.prepare(options.name, data_dir=options.dir)))
+        print(agreed(lambda: experiment.data.prepare(target, skip_damaged=skip_damaged)))
     except (ValueError, OSError, RuntimeError) as error:
         raise ConfigError(str(error)) from error

@@ -96,7 +96,13 @@ def _train(
     plots = Plots(workdir.plots, workdir.path, finest)
     snapshots = Snapshots(workdir, job.trainer.more_averages, step)
     profiler = Profiler(profiled, workdir.profile, leads=job.data.parallel.leads)
-    with closing(log), closing(checkpoints), closing(snapshots), closing(profiler):
+    with (
+        closing(batches),
+        closing(log),
+        closing(checkpoints),
+        closing(snapshots),
+        closing(profiler),
+    ):
         with (
             stop_signals(job.data.parallel) as stop,
             tqdm(

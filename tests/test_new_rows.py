@@ -344,7 +344,7 @@ def test_reader(monkeypatch):
 
         def split(count):
             images = rng.integers(0, 5, (count, 8, 8, 1), np.uint8)
-            return Split(count, [Item(name, image, None) for image in images])
+            return Split([Item(name, image, None) for image in images])
 
         return {"train": split(12), "test": split(4)}
 
