@@ -420,13 +420,9 @@ def _check_count(experiment: Experiment, num_samples: int) -> None:
 def check(
     experiment: Experiment, workdir: Workdir, *, num_samples: int = 64, compile: bool = False
 ) -> None:
-    """Print what the configuration would do, on abstract shapes only.
+    """Print what the configuration would do; with `compile`, what XLA says about its programs too.
 
-    With `compile` also what XLA says about its programs, and the accelerators that they fit.
-
-    Raises:
-        ConfigError: if `sample` could not draw that many images, the inputs of its task or the
-            teacher are missing or do not fit, or what training would measure is unknown.
+    Raises a ConfigError if `train`, or `sample` of that many images, would refuse it.
     """
     experiment.require_trainable()
     _check_count(experiment, num_samples)
@@ -441,10 +437,9 @@ def check(
 def prepare(
     experiment: Experiment, workdir: Workdir, *, target: Path | None, skip_damaged: bool
 ) -> None:
-    """Prepare the data set on disk, where it needs that.
+    """Prepare the data set on disk; with `target`, write its images there as array_record files.
 
-    With `target`, write its images, resized, into that folder as array_record files. Images that
-    cannot be read are listed, and left out only with `skip_damaged`.
+    Images that cannot be read are listed, and left out only with `skip_damaged`.
 
     Raises:
         ConfigError: if it can neither be found nor downloaded, or images cannot be read.

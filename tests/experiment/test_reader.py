@@ -48,6 +48,7 @@ from training.augmentation import Augmentation
 from training.averages import HalfLifeAverage, MoreAverages, MovingAverage
 from training.optimizers import OPTIMIZERS
 from training.schedules import SCHEDULES
+from training.sharding import Sharding
 
 # section -> the classes that are built from it, and the fields by which they are chosen.
 OWNERS = {
@@ -85,6 +86,7 @@ OWNERS = {
     "classifier": ([CrossEntropy, ClassifierOptions, *CLASSIFIERS.values()], {"name"}),
     "dequantizer": ([CouplingDequantizer, DequantizationBound, DequantizerOptions], set()),
     "eval": ([EvaluationOptions], set()),
+    "parallel": ([Sharding], set()),
 }
 OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS.items()}
 
@@ -92,7 +94,6 @@ OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS
 NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments", "sde", "pixel_levels"}
 NOT_CHOSEN |= {"total_steps", "interior"}
 ELSEWHERE = {
-    "sde": {"steps"},  # trained with the network
     "loss": {"times", "weight"},
     "weight": {"sigma_data"},
     "ema": {"batch_size"},
