@@ -83,9 +83,14 @@ def require_in(name: str, value: Any, interval: str) -> None:
         raise ValueError(f"{name}={value} {condition}")
 
 
+def memory_bytes() -> int:
+    """Return the machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def require_memory(name: str, value: int, size: int) -> None:
     """Raise ValueError if the `size` bytes that a number asks for exceed the machine's memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = memory_bytes()
     if size > memory:
         raise ValueError(
             f"{name}={value} needs {size / 1e9:,.0f} GB of memory, and this machine has "

@@ -36,16 +36,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from denoising import Denoiser
+from denoising import CONDITIONINGS, Denoiser
 from errors import require_choice, require_in
-from numerics.arrays import Batch, sum_per_sample
+from numerics.arrays import Batch, pytree, sum_per_sample
 from numerics.traces import PROBES, exact_trace
 from objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from objectives.distillation import ProgressiveDistillation
-from objectives.times import TimeDistribution, Times, Uniform, log_snr_speed
+from objectives.times import TimeDistribution, Times, Uniform
 from objectives.variational import DECODERS, VARIANCES, ChainBound, PixelLevels
 from objectives.weights import Sigma2, Weight
-from sde_lib import SDE
+from sde_lib import SDE, OfLogSNR
 from training.objective import Context, Losses, Objective
 
 # From the sum over a sample's dimensions to its loss.
@@ -234,7 +234,7 @@ class VariationalBound(NoiseObjective):
         if self.times.num_timesteps is None:
             raise ValueError(
                 "name='vlb' and 'hybrid' are bounds of a chain; choose config.times.name=timesteps "
-                "or loss_aware"
+                "or loss_aware, and a chain such as config.sde.name=ddpm"
             )
 
     @property
@@ -305,17 +305,19 @@ class Hybrid(VariationalBound):
 class LearnedSchedule(NoiseObjective):
     r"""The variational bound in continuous time, with the noise schedule that makes it vary least.
 
-    Kingma et al. 2021, arXiv:2107.00630, Section 3 to 5, in bits/dim:
+    Kingma et al. 2021, arXiv:2107.00630, Section 3 to 5, in bits/dim, with gamma = -log_snr:
 
-        KL(q(x_1 | x0) || prior) + 1/2 E_t v(t) ||eps_hat - eps||^2 - log p(x0 | x_t_min)
+        L = KL(q(x_1 | x0) || prior) + E[-log p(x0 | x_0)] + E_t l_t
+        l_t = 1/2 gamma'(t) || eps_hat(x_t, gamma(t)) - eps ||^2
 
-    with v = -d log_snr / dt. The bound trains the network and both ends of the log-SNR. Between
-    the ends the schedule does not change the bound, only its variance over t. So the steps
-    between them are trained to lower the mean square of the term in the middle (appendix I.1).
-    This takes a second backward pass.
+    L trains the network and both ends of gamma. Between the ends, gamma does not change L, only how
+    much l_t varies (Section 5.1). So its interior eta is trained to minimize E l_t^2
+    (Appendix I), by the chain rule from one evaluation of the network:
 
-    p(x0 | x_t) is a Gaussian around x_t / alpha, integrated over the cell of each pixel's level.
-    Images must not be dequantized.
+        d l_t^2 / d eta = 2 l_t (dl_t / dgamma dgamma / deta + dl_t / dgamma' dgamma' / deta)
+
+    The decoder p(x0 | x_0) is q(x_0 | x0), normalized over the levels of each pixel (Section 3.3).
+    Images must not be dequantized. Times end at t_min, which takes the place of 0.
 
     Args:
         times: uniform or stratified.
@@ -336,40 +338,66 @@ class LearnedSchedule(NoiseObjective):
         self, key: Key[Array, ""], drawn: Noise, model: Denoiser, x0: Batch, context: Context
     ) -> Float[Array, "batch"]:
         """Return the bound of each image at its time and noise."""
-        nats = x0[0].size * math.log(2)
-        fixed = jax.lax.stop_gradient(model.sde.parameters())
-        learned = model.sde.parameters()
-        for_ends = model.sde.with_parameters(learned | {"steps": fixed["steps"]})
-        for_steps = model.sde.with_parameters(fixed | {"steps": learned["steps"]})
+        learned, frozen = model.sde.parameters(), jax.lax.stop_gradient(model.sde.parameters())
+        ends = model.sde.with_parameters(learned | {"interior": frozen["interior"]})
+        interior = model.sde.with_parameters(frozen | {"interior": learned["interior"]})
+        to_bits = 1 / (x0[0].size * math.log(2))
 
-        network = jax.tree.map(jax.lax.stop_gradient, model.network)
-        middle = self._middle(replace(model, sde=for_ends), x0, drawn) / nats
-        square = (
-            self._middle(replace(model, sde=for_steps, network=network), x0, drawn) / nats
-        ) ** 2
-        bound = middle + self._ends(key, for_ends, x0) / nats
+        def diffusion(gamma: Times, speed: Times) -> Float[Array, "batch"]:
+            at = replace(model, sde=NoiseLevels(levels=-gamma))
+            error = at.predict(at.sde.perturb(x0, *drawn), drawn.t).eps - drawn.eps
+            return 0.5 * (1 - self._t_min) * speed * sum_per_sample(error**2) * to_bits
+
+        gamma, speed = _gamma(ends, drawn.t)
+        along_gamma = (jnp.ones_like(gamma), jnp.zeros_like(speed))
+        loss, by_gamma = jax.jvp(diffusion, (gamma, speed), along_gamma)
+        by_gamma, by_speed = jax.lax.stop_gradient((by_gamma, loss / speed))
+        gamma, speed = _gamma(interior, drawn.t)
+        square = 2 * jax.lax.stop_gradient(loss) * (by_gamma * gamma + by_speed * speed)
+        bound = loss + self._at_ends(key, ends, x0) * to_bits
         # Adds the gradient of the square, and nothing to the value.
         return bound + square - jax.lax.stop_gradient(square)
 
-    def _middle(self, model: Denoiser, x0: Batch, drawn: Noise) -> Float[Array, "batch"]:
-        """Return the diffusion term, in nats."""
-        t, eps = drawn
-        error = model.predict(model.sde.perturb(x0, t, eps), t).eps - eps
-        return 0.5 * (1 - self._t_min) * log_snr_speed(model.sde, t) * sum_per_sample(error**2)
-
-    def _ends(self, key: Key[Array, ""], sde: SDE, x0: Batch) -> Float[Array, "batch"]:
-        """Return the prior's and the decoder's term, in nats."""
-        gap = 2 * sde.log_sigma(jnp.ones((), x0.dtype))  # log sigma^2; the prior is N(0, I)
-        scale = sde.alpha(jnp.ones((), x0.dtype))
-        prior = 0.5 * (sum_per_sample((scale * x0) ** 2) + x0[0].size * (jnp.expm1(gap) - gap))
-        log_std = -sde.log_snr(jnp.asarray(self._t_min, x0.dtype)) / 2
-        noisy = x0 + jnp.exp(log_std) * jax.random.normal(key, x0.shape, x0.dtype)
-        return prior - sum_per_sample(self.pixel_levels.log_prob(x0, noisy, log_std))
+    def _at_ends(self, key: Key[Array, ""], sde: SDE, x0: Batch) -> Float[Array, "batch"]:
+        """Return the terms of the prior and the decoder, in nats."""
+        end, start = jnp.ones((), x0.dtype), jnp.asarray(self._t_min, x0.dtype)
+        gap = 2 * sde.log_sigma(end)  # log sigma^2; the prior is N(0, I)
+        prior = sum_per_sample((sde.alpha(end) * x0) ** 2) + x0[0].size * (jnp.expm1(gap) - gap)
+        log_std = -sde.log_snr(start) / 2
+        # `split` has taken the numbers 0 and 1 of this key.
+        noise = jax.random.normal(jax.random.fold_in(key, 2), x0.shape, x0.dtype)
+        noisy = x0 + jnp.exp(log_std) * noise
+        surprise = -self.pixel_levels.log_posterior(x0, noisy, log_std)
+        return 0.5 * prior + sum_per_sample(surprise)
 
     @property
     def _t_min(self) -> float:
         assert isinstance(self.times, Uniform)
         return self.times.t_min
+
+
+@pytree()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NoiseLevels(OfLogSNR):
+    """One given log-SNR per image of a batch, whatever the time."""
+
+    levels: Float[Array, "batch"]
+
+    def log_snr(self, t: Times) -> Times:
+        """Return the given ones."""
+        return jnp.broadcast_to(self.levels, jnp.shape(t))
+
+
+def sees_noise_alone(conditioning: str) -> bool:
+    """Return whether a network's time input depends on the log-SNR alone, not on the time."""
+    sde, times = NoiseLevels(levels=jnp.array([-2.0, 3.0])), jnp.array([0.25, 0.5])
+    earlier, later = (CONDITIONINGS[conditioning](sde, t, 1000) for t in (times, 1 - times / 2))
+    return bool(jnp.all(earlier == later))
+
+
+def _gamma(sde: SDE, t: Times) -> tuple[Times, Times]:
+    """Return gamma = -log_snr and its derivative by time."""
+    return jax.jvp(lambda t: -sde.log_snr(t), (t,), (jnp.ones_like(t),))
 
 
 # The objectives by name: the estimators, the bounds, and those of networks for few steps.

@@ -42,7 +42,7 @@ MODES = {
     "eval": Mode("evaluate", flags=("ema",)),
     "sample": Mode("sample", flags=("num_samples", "checkpoint", "ema", "gif", "png")),
     "check": Mode("check", flags=("num_samples", "compile")),
-    "prepare": Mode("prepare"),
+    "prepare": Mode("prepare", flags=("target", "skip_damaged")),
     "train_classifier": Mode("train_classifier"),
     "train_dequantizer": Mode("train_dequantizer"),
     "stats": Mode("stats", flags=("target",)),
@@ -81,7 +81,12 @@ flags.DEFINE_enum(
     "import, import_classifier: how a file of OpenAI orders query, key and value; new for "
     "64x64_diffusion.pt alone.",
 )
-flags.DEFINE_string("target", None, "export: the .pth to write. stats: the .npz to write.")
+flags.DEFINE_string(
+    "target",
+    None,
+    "export: the .pth to write. stats: the .npz to write. prepare: the folder to write images to.",
+)
+flags.DEFINE_boolean("skip_damaged", False, "prepare: leave out images that cannot be read.")
 flags.DEFINE_string(
     "profile", None, "train: steps FIRST:LAST to trace with jax.profiler, into WORKDIR/profile."
 )
@@ -130,12 +135,14 @@ def _run(mode: Mode, files: list[str]) -> None:
     import jax
 
     import run_lib
+    from files.cache import cache_folder
     from training.hosts import HostOptions, together
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # from now on, modes clean up
     if _CACHE.value:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoresde"
-        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        # By default only programs that take over a second; there are a hundred shorter ones.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if _MODE.value == "compare":
         run_lib.compare([Path(file).expanduser() for file in files])
         return

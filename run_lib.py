@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from data import readers
 from errors import ConfigError, WorkdirError, require_in, require_memory
 from evaluation import references
 from evaluation.compare import compare as compare_files
 from evaluation.evaluate import dequantizer_of, extractors_of
 from evaluation.evaluate import evaluate as evaluate_checkpoint
-from evaluation.features import diagnostics_extractor, make_extractors
+from evaluation.features import check_measurements, diagnostics_extractor, make_extractors
 from evaluation.lengths import compare_lengths
 from evaluation.protocol import samples_protocol
 from experiment.build import abstract_params, build_network
@@ -66,6 +65,7 @@ def train(experiment: Experiment, workdir: Workdir, *, profile: str | None = Non
         ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
         TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
     """
+    experiment.require_trainable()
     if experiment.training.sample_every:
         _require_plain_samples(experiment)
     if (name := experiment.model.options.parameterization) == "iddpm":
@@ -425,25 +425,31 @@ def check(
     With `compile` also what XLA says about its programs, and the accelerators that they fit.
 
     Raises:
-        ConfigError: if `sample` could not draw that many images, or the inputs of its task or the
-            teacher are missing or do not fit.
+        ConfigError: if `sample` could not draw that many images, the inputs of its task or the
+            teacher are missing or do not fit, or what training would measure is unknown.
     """
+    experiment.require_trainable()
     _check_count(experiment, num_samples)
     if (task := experiment.sampler.task) is not None:
         TaskRun(experiment, task, num_samples)
     if experiment.loss.teacher:
         find_teacher(experiment)
+    check_measurements(experiment)
     print(describe(experiment, compiled=compile))
 
 
-def prepare(experiment: Experiment, workdir: Workdir) -> None:
+def prepare(
+    experiment: Experiment, workdir: Workdir, *, target: Path | None, skip_damaged: bool
+) -> None:
     """Prepare the data set on disk, where it needs that.
 
+    With `target`, write its images, resized, into that folder as array_record files. Images that
+    cannot be read are listed, and left out only with `skip_damaged`.
+
     Raises:
-        ConfigError: if it can neither be found nor downloaded.
+        ConfigError: if it can neither be found nor downloaded, or images cannot be read.
     """
-    options = experiment.data.options
     try:
-        print(agreed(lambda: readers.prepare(options.name, data_dir=options.dir)))
+        print(agreed(lambda: experiment.data.prepare(target, skip_damaged=skip_damaged)))
     except (ValueError, OSError, RuntimeError) as error:
         raise ConfigError(str(error)) from error

@@ -26,9 +26,8 @@ both ends.
 """
 
 import abc
-import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import jax
@@ -37,8 +36,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from errors import require_choice, require_in
+from numerics import monotone
 from numerics.arrays import Batch, expand_like, normal_like, pytree, sum_per_sample
-from numerics.monotone import even_steps, fraction
 
 Time = Float[Array, "*batch"]
 # A number. While JAX flattens and rebuilds an SDE, a tracer or a placeholder.
@@ -109,7 +108,7 @@ class SDE(abc.ABC):
 
     def with_parameters(self, parameters: Any) -> "SDE":
         """Return the process with other values of `parameters()`."""
-        return dataclasses.replace(cast(Any, self), **parameters)
+        return replace(cast(Any, self), **parameters)
 
     def perturb(self, x0: Batch, t: Time, eps: Batch) -> Batch:
         """Return x_t = alpha(t) x0 + sigma(t) eps."""
@@ -296,21 +295,31 @@ class CosineVPSDE(_VariancePreserving):
         return -0.5 * jnp.log1p(noise_to_signal)
 
 
+class OfLogSNR(_VariancePreserving):
+    """Base of VP processes that define the log-SNR: alpha^2 = sigmoid(log_snr)."""
+
+    def log_alpha(self, t: Time) -> Time:
+        return 0.5 * jax.nn.log_sigmoid(self.log_snr(t))
+
+    def log_sigma(self, t: Time) -> Time:
+        return 0.5 * jax.nn.log_sigmoid(-self.log_snr(t))
+
+
 @pytree()
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LearnedVPSDE(_VariancePreserving):
-    """A VP process whose log-SNR is trained (Kingma et al. 2021, arXiv:2107.00630, appendix H).
+class LearnedVPSDE(OfLogSNR):
+    """A VP process whose log-SNR is trained (Kingma et al. 2021, arXiv:2107.00630, Appendix H).
 
-    It falls from log_snr_max to log_snr_min along a trained function, `numerics.monotone`.
+    Their gamma is -log_snr. It is linear before training.
 
     Args:
-        log_snr_max, log_snr_min: at t = 0 and 1, before training.
-        steps: the function's parameters.
+        log_snr_max, log_snr_min: the ends, at t = 0 and 1, before training.
+        interior: the monotone network between them, parameters of `numerics.monotone`.
     """
 
     log_snr_max: Parameter = 13.3
     log_snr_min: Parameter = -5.0
-    steps: Any = dataclasses.field(default_factory=even_steps)
+    interior: Any = field(default_factory=monotone.linear)
 
     def __post_init__(self) -> None:
         low, high = self.log_snr_min, self.log_snr_max
@@ -318,20 +327,14 @@ class LearnedVPSDE(_VariancePreserving):
             raise ValueError(f"log_snr_min={low} must be below log_snr_max={high}")
 
     def parameters(self) -> dict[str, Any]:
-        """Return both ends and the steps between them."""
-        names = ("log_snr_max", "log_snr_min", "steps")
+        """Return both ends and the interior."""
+        names = ("log_snr_max", "log_snr_min", "interior")
         found = {name: getattr(self, name) for name in names}
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), found)
 
     def log_snr(self, t: Time) -> Time:
-        fallen = (self.log_snr_max - self.log_snr_min) * fraction(self.steps, t)
-        return self.log_snr_max - fallen
-
-    def log_alpha(self, t: Time) -> Time:
-        return 0.5 * jax.nn.log_sigmoid(self.log_snr(t))
-
-    def log_sigma(self, t: Time) -> Time:
-        return 0.5 * jax.nn.log_sigmoid(-self.log_snr(t))
+        fall = self.log_snr_max - self.log_snr_min
+        return self.log_snr_max - fall * monotone.fraction(self.interior, t)
 
 
 @pytree()

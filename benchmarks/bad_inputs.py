@@ -43,6 +43,9 @@ TEXTS += ["a" * 500, "test:-1", "test:0-1", "a,b", "1,2", "ddim10", "\n", "$HOME
 NAMES = ["vp", "ve", "edm", "ddpm", "smld", "pc", "ddim", "heun", "ode", "sde", "analytic", "unipc"]
 NAMES += ["inpaint", "mri", "sdedit", "interpolate", "classifier", "classifier_free", "ncsn", "dit"]
 NAMES += ["adm", "exact", "learned", "karras", "log_snr", "timesteps", "fourier", "inception"]
+NAMES += ["hybrid", "vlb", "consistency", "consistency_training", "consistency_distillation"]
+NAMES += ["progressive_distillation", "loss_aware", "log_normal", "min_snr", "sigmoid", "muon"]
+NAMES += ["schedule_free_adamw", "inverse_sqrt", "truncated_normal", "variational", "autoguidance"]
 FLAGS = ["config", "mode", "workdir", "checkpoint", "source", "target", "num_samples", "gif", "png"]
 MODES = [
     "train",

@@ -1,26 +1,31 @@
 """Objectives compared: one network on the digits, trained by each for equally many images.
 
-    python benchmarks/objectives.py [--seeds 3] [--steps 800] [--only NAME,NAME]
+    python benchmarks/objectives.py [--seeds=3] [--steps=600] [--only="EDM;v"]
+    python benchmarks/objectives.py --timing
+    python benchmarks/objectives.py --table
 
-Each run adds a line to benchmarks/results/objectives.jsonl, and runs that are there are not
-repeated. Prints a table: bits/dim by the probability-flow ODE, the Frechet
-distance between pixels of samples and of the training images at 20 network evaluations, and seconds
-per step, with standard deviations over the seeds. Times are of this machine, and only comparable
-with each other if nothing else runs.
+Each run adds a line to results/objectives.jsonl, and runs that are there are not repeated. They are
+measured by bits/dim of the probability-flow ODE on the 297 test images, and by the Frechet
+distance between pixels of 1500 samples in 20 network evaluations and the training images. A run
+takes about 45 seconds on two cores.
+
+`--timing` measures training steps of all recipes in turns, in one process, and writes
+results/objectives_timing.jsonl: a minute, and three more if nothing is compiled yet. `--table`
+prints the table of docs/training.md.
 """
 
 import argparse
-import json
-import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from runs import Results, different, evaluated, experiment_of, frechet_of, in_turns, spread, trained
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-RESULTS = ROOT / "benchmarks" / "results" / "objectives.jsonl"
+RESULTS = Results("objectives", ("name", "seed", "steps"))
+TIMES = Results("objectives_timing", ("name",))
+CONFIGURATION = "configs/vp_digits.py"
+BASELINE = "sigma2, stratified"
 
 CHAIN = {
     "sde.name": "ddpm",
@@ -74,87 +79,129 @@ RECIPES = {
 }
 
 
-def measure(name: str, seed: int, steps: int) -> dict:
-    """Train and evaluate one recipe with one seed."""
-    import run_lib
-    from experiment.build import build
-    from experiment.configurations import load_configuration
-    from jobs.workdir import Workdir
-
+def fields_of(name: str, seed: int, steps: int) -> dict:
+    """Return what a run of a recipe changes in the configuration."""
     fields = {
         "seed": seed,
         "training.steps": steps,
         "training.checkpoint_every": steps,
         "training.sample_every": 0,
+        "diagnostics.every": 0,
         "eval.dequantizations": 1,
         "eval.error_budget_images": 0,
         "eval.sampling_seeds": 1,
         "eval.metrics": ("bits_per_dim", "frechet"),
         "sampling.seed": seed,
     }
-    config = load_configuration("configs/vp_digits.py")
-    for path, value in (fields | RECIPES[name]).items():
-        section, _, field = path.rpartition(".")
-        node = config[section] if section else config
-        with node.unlocked():
-            node[field] = value
+    return fields | RECIPES[name]
+
+
+def measure(name: str, seed: int, steps: int) -> dict:
+    """Train and evaluate one recipe with one seed."""
+    fields = fields_of(name, seed, steps)
     with tempfile.TemporaryDirectory() as folder:
-        experiment, workdir = build(config), Workdir(folder)
-        start = time.perf_counter()
-        run_lib.train(experiment, workdir)
-        seconds = time.perf_counter() - start
-        run_lib.evaluate(experiment, workdir)
-        found = json.loads((workdir.eval / f"{steps}.json").read_text())
-        logged = [json.loads(line) for line in workdir.metrics.read_text().splitlines()]
-    rates = [line["images_per_sec"] for line in logged[1:] if "images_per_sec" in line]
-    batch = experiment.training.batch_size
+        seconds = trained(CONFIGURATION, fields, Path(folder))
+        found = evaluated(CONFIGURATION, fields, Path(folder))
     return {
         "name": name,
         "seed": seed,
         "steps": steps,
         "bits_per_dim": found["bits_per_dim"]["mean"],
-        "frechet": found["frechet"]["pixels"]["to_train"]["mean"],
-        "seconds_per_step": batch / float(np.median(rates)),
+        "frechet": frechet_of(found),
         "seconds": round(seconds, 1),
     }
 
 
+def stepping(name: str, count: int) -> Callable[[], None]:
+    """Return a call that takes training steps of a recipe, which is compiled."""
+    import jax
+
+    from experiment.randomness import base_key
+    from jobs.training_job import model_job
+
+    job = model_job(experiment_of(CONFIGURATION, fields_of(name, 0, 600)))
+    parallel, batches = job.data.parallel, job.batches()
+    rows = parallel.local_rows(job.options.batch_size)
+    batch = parallel.put_batch(batches.at(0, rows))
+    advance, key = job.trainer.compiled_step(), base_key(0, "training")
+    state = [job.trainer.init_state(base_key(0, "init"))]
+
+    def call() -> None:
+        for _ in range(count):
+            state[0], _ = advance(key, state[0], batch)
+        jax.block_until_ready(state[0])
+
+    call()
+    print(name, flush=True)
+    return call
+
+
+def time_steps(seconds: float) -> None:
+    """Measure seconds per step of all recipes in turns, and their ratios to the baseline."""
+    count = 10
+    found = in_turns({name: stepping(name, count) for name in RECIPES}, seconds)
+    lines = []
+    for name, times in found.items():
+        ratios = times / found[BASELINE]
+        lines.append(
+            {
+                "name": name,
+                "rounds": len(times),
+                "cpu_ms_per_step": 1000 * float(np.median(times[:, 0])) / count,
+                "ms_per_step": 1000 * float(np.median(times[:, 1])) / count,
+                "cpu_ratio": [float(q) for q in np.quantile(ratios[:, 0], [0.25, 0.5, 0.75])],
+                "ratio": [float(q) for q in np.quantile(ratios[:, 1], [0.25, 0.5, 0.75])],
+            }
+        )
+        print(lines[-1])
+    TIMES.replace(lines)
+
+
 def table(lines: list[dict]) -> str:
-    """Return the Markdown table of all runs."""
-    rows = ["| objective | bits/dim | Frechet, 20 evaluations | s per step | seeds |", "|---|" * 5]
-    rows[1] = "|---|---|---|---|---|"
+    """Return the Markdown table of runs with equally many steps.
+
+    A star marks a mean whose difference from the baseline is beyond its 95% interval.
+    """
+    rows = ["| objective | bits/dim | Frechet distance | time per step |", "|---|---|---|---|"]
+    times = {line["name"]: line["cpu_ratio"][1] for line in TIMES.lines()}
+    runs = {
+        name: {line["seed"]: line for line in lines if line["name"] == name} for name in RECIPES
+    }
+    seeds = sorted(set.intersection(*(set(found) for found in runs.values())))
+    stars = {name: ["", ""] for name in RECIPES}
+    if len(seeds) > 1:
+        for column, field in enumerate(("bits_per_dim", "frechet")):
+            groups = [np.log([runs[name][seed][field] for seed in seeds]) for name in RECIPES]
+            baseline = groups[list(RECIPES).index(BASELINE)]
+            for name, star in zip(RECIPES, different(groups, baseline), strict=True):
+                stars[name][column] = " *" if star else ""
     for name in RECIPES:
-        runs = [line for line in lines if line["name"] == name]
-        if not runs:
-            continue
-        cells = []
-        for field, digits in (("bits_per_dim", 3), ("frechet", 3), ("seconds_per_step", 4)):
-            values = np.array([run[field] for run in runs])
-            spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.{digits}f}{spread}")
-        rows.append(f"| {name} | {' | '.join(cells)} | {len(runs)} |")
+        bits, frechet = (
+            spread(run[field] for run in runs[name].values()) if runs[name] else ""
+            for field in ("bits_per_dim", "frechet")
+        )
+        ratio = f"{times[name]:.2f}" if name in times else ""
+        rows.append(f"| {name} | {bits}{stars[name][0]} | {frechet}{stars[name][1]} | {ratio} |")
     return "\n".join(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--only", help="names, separated by semicolons")
+    parser.add_argument("--timing", action="store_true", help="time steps instead")
+    parser.add_argument("--seconds", type=float, default=60, help="of --timing, without compiling")
+    parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args()
+    if options.timing:
+        time_steps(options.seconds)
     names = options.only.split(";") if options.only else list(RECIPES)
-    lines = (
-        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    )
-    done = {(line["name"], line["seed"], line["steps"]) for line in lines}
-    for seed in range(options.seeds):
+    for seed in () if options.timing or options.table else range(options.seeds):
         for name in names:
-            if (name, seed, options.steps) not in done:
-                lines.append(measure(name, seed, options.steps))
-                print(lines[-1], flush=True)
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(lines[-1]) + "\n")
-    print(table([line for line in lines if line["steps"] == options.steps]))
+            if not RESULTS.has(name=name, seed=seed, steps=options.steps):
+                RESULTS.add(measure(name, seed, options.steps))
+    print(table([line for line in RESULTS.lines() if line["steps"] == options.steps]))
 
 
 if __name__ == "__main__":

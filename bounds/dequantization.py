@@ -19,13 +19,12 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from denoising import Denoiser
 from errors import require_in
 from numerics.arrays import Batch, pytree, sum_per_sample
 from objectives.times import log_snr_range, log_snr_times
@@ -74,10 +73,9 @@ class Dequantizer:
 @pytree()
 @dataclass(frozen=True, kw_only=True)
 class DequantizedModel:
-    """A dequantizer in training, the frozen denoiser, and the images' classes if it has some."""
+    """A dequantizer in training, and the images' classes if the denoiser has some."""
 
     dequantizer: Dequantizer
-    denoiser: Denoiser
     labels: Int[Array, "batch"] | None = None
 
 
@@ -94,6 +92,8 @@ class DequantizationNoise(NamedTuple):
 class DequantizationBound(Objective):
     """The bound on -log2 P(image) per number, as a function of the dequantizer.
 
+    The frozen denoiser is the teacher of the context.
+
     Args:
         t_min: the smallest time, in (0, 1). Times cover the log-SNR evenly.
 
@@ -101,6 +101,7 @@ class DequantizationBound(Objective):
         ValueError: for a number out of range.
     """
 
+    teacher: ClassVar[str] = "the run itself"
     t_min: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -115,8 +116,8 @@ class DequantizationBound(Objective):
         uniforms = jax.random.uniform(uniform_key, x0.shape, x0.dtype, tiny, 1.0 - tiny)
         offset = jax.random.uniform(time_key, (), x0.dtype)
         strata = (offset + jnp.arange(len(x0)) / len(x0)).astype(x0.dtype) % 1.0
-        t = log_snr_times(model.denoiser.sde, strata, self.t_min)
-        low, high = log_snr_range(model.denoiser.sde, self.t_min, x0.dtype)
+        t = log_snr_times(context.teacher.sde, strata, self.t_min)
+        low, high = log_snr_range(context.teacher.sde, self.t_min, x0.dtype)
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
         return DequantizationNoise(uniforms, t, jnp.broadcast_to(high - low, t.shape), eps)
 
@@ -130,7 +131,7 @@ class DequantizationBound(Objective):
     ) -> Float[Array, "batch"]:
         """Return one draw of the bound of each image in bits/dim; x0 are the bins' centers."""
         uniforms, t, weight, eps = drawn
-        denoiser, dims = model.denoiser, x0[0].size
+        denoiser, dims = context.teacher, x0[0].size
         if model.labels is not None:
             denoiser = dataclasses.replace(denoiser, labels=model.labels)
         x, log_q = model.dequantizer(x0, uniforms)

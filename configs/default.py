@@ -162,7 +162,8 @@ def get_config() -> ConfigDict:
     ema.lengths = (0.05, 0.1)  # of the averages stored: their spread over the time trained
 
     config.data = data = ConfigDict()
-    # digits, a tensorflow-datasets name, or the path of an .npz file or an image folder
+    # digits, a tensorflow-datasets name, hf:NAME, or the path of an .npz, .npy, .zip or
+    # .array_record file, or of a folder of images or of parquet files; see docs/data.md
     data.name = "digits"
     data.dir = ""  # tensorflow-datasets directory; empty for its default, ~/tensorflow_datasets
     data.image_size = 8  # pixels
@@ -170,6 +171,10 @@ def get_config() -> ConfigDict:
     data.resize = "none"  # none, pad (with zeros), crop (to the center square, then resize)
     data.centered = True  # scale images to [-1, 1]; otherwise to [0, 1]
     data.random_flip = False
+    # 10^9 bytes of images up to which they are held in memory; a larger set is read during
+    # training, with the same batches. By default a quarter of the machine's memory; 0 always reads
+    data.memory_gb = placeholder(float)
+    data.workers = 0  # processes that read a large set; 0 for threads, one per core
     # How gray levels become numbers, in training and for bits/dim: none (uniform for bits/dim),
     # uniform, truncated_normal (no noise in training), variational (uniform in training, and for
     # bits/dim by --mode=train_dequantizer)

@@ -3,8 +3,8 @@
 python main.py --config=configs/vdm_digits.py --mode=train
 python main.py --config=configs/vdm_digits.py --mode=eval
 
-Kingma et al. 2021, arXiv:2107.00630. The network is that of vp_digits. The variant `fixed` keeps
-the first schedule, whose log-SNR falls almost linearly, and trains the network by the same bound.
+Kingma et al. 2021, arXiv:2107.00630. The network is that of vp_digits, and the first schedule has a
+log-SNR that falls linearly.
 """
 
 from ml_collections import ConfigDict

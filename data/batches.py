@@ -10,13 +10,21 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8, UInt64
 
 from data.dequantization import DEQUANTIZATIONS
+from data.read_ahead import ReadAhead
 from data.scaling import ImageScaler, Quantizer
+from data.streamed import StreamedImages
 from errors import SEEDS, require_choice, require_in
+
+_AT_ONCE = 2**15  # numbers of a batch that are scaled at a time
+
+Stored = np.ndarray | StreamedImages  # images in memory, or read when they are indexed
 
 # Independent random streams of one seed. Their numbers fix every batch: append, never reorder.
 HOLD_OUT, _SHUFFLE, _FLIP, _TRAIN_NOISE, _TEST_NOISE = range(5)
@@ -55,6 +63,25 @@ def _permutation(count: int, seed: int, epoch: int) -> Int64[np.ndarray, " count
     return order
 
 
+class Order(NamedTuple):
+    """Which of `count` images are in the global batch of each step."""
+
+    count: int
+    batch_size: int
+    seed: int
+
+    def indices(self, step: int) -> Int64[np.ndarray, " batch_size"]:
+        """Return the indices of the images in batch `step` (0, 1, ...), in order."""
+        require_in("step", step, "[0, inf)")
+        count = self.count
+        position = step * self.batch_size + np.arange(self.batch_size)
+        chosen = np.empty(self.batch_size, np.int64)
+        for epoch in range(position[0] // count, position[-1] // count + 1):
+            inside = position // count == epoch
+            chosen[inside] = _permutation(count, self.seed, epoch)[position[inside] % count]
+        return chosen
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingBatches:
     """The endless training stream: batch k is a pure function of (seed, k).
@@ -62,7 +89,8 @@ class TrainingBatches:
     Every epoch is a fresh permutation of all images; batches straddle epochs and drop nothing.
 
     Args:
-        images: all training images, as stored levels.
+        images: all training images, as stored levels. Those that are not in memory are read ahead
+            where steps follow one another, and give the same batches.
         batch_size: rows of the global batch.
         seed: decides order, flips and noise.
         random_flip: whether to mirror half of the images.
@@ -70,12 +98,13 @@ class TrainingBatches:
         quantizer: the map from stored levels to [0, 1].
         scaler: the map from [0, 1] to the network's range.
         labels: the images' classes, for networks with class labels.
+        workers: processes that read images ahead; 0 for threads.
 
     Raises:
         ValueError: for an empty data set, a batch size below 1, a negative seed or an unknown name.
     """
 
-    images: UInt8[np.ndarray, "n h w c"]
+    images: UInt8[Stored, "n h w c"]
     batch_size: int
     seed: int
     random_flip: bool
@@ -83,6 +112,7 @@ class TrainingBatches:
     quantizer: Quantizer = Quantizer()
     scaler: ImageScaler = ImageScaler()
     labels: Int32[np.ndarray, " n"] | None = None
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.images):
@@ -93,14 +123,22 @@ class TrainingBatches:
 
     def indices(self, step: int) -> Int64[np.ndarray, " batch_size"]:
         """Return the indices of the training images in batch `step` (0, 1, ...), in order."""
-        require_in("step", step, "[0, inf)")
-        count = len(self.images)
-        position = step * self.batch_size + np.arange(self.batch_size)
-        chosen = np.empty(self.batch_size, np.int64)
-        for epoch in range(position[0] // count, position[-1] // count + 1):
-            inside = position // count == epoch
-            chosen[inside] = _permutation(count, self.seed, epoch)[position[inside] % count]
-        return chosen
+        return self._order.indices(step)
+
+    @property
+    def _order(self) -> Order:
+        return Order(len(self.images), self.batch_size, self.seed)
+
+    @cached_property
+    def _ahead(self) -> ReadAhead | None:
+        if isinstance(self.images, np.ndarray):
+            return None
+        return ReadAhead(self.images, self._order.indices, processes=self.workers)
+
+    def close(self) -> None:
+        """End the workers that read images ahead; batches can be read afterwards."""
+        if self._ahead is not None:
+            self._ahead.close()
 
     def at(self, step: int, rows: slice = slice(None)) -> Float32[np.ndarray, "rows h w c"]:
         """Return rows `rows` of global batch `step`, in [scaler.low, scaler.high].
@@ -109,19 +147,31 @@ class TrainingBatches:
 
         Raises:
             ValueError: for a slice with a stride.
+            FileError: if an image cannot be read.
         """
         first, stop, stride = rows.indices(self.batch_size)
         if stride != 1:
             raise ValueError(f"rows={rows} must be consecutive; use a stride of 1")
         count = max(stop - first, 0)
-        stored = self.images[self.indices(step)[rows]]
+        if self._ahead is None:
+            stored = self.images[self.indices(step)[rows]]
+        else:
+            stored = self._ahead.rows(step, first, count)
         if self.random_flip:
             flipped = _bits(self.seed, _FLIP, step, skip=first, words=count) >> 63 == 1
             stored[flipped] = stored[flipped, :, ::-1]
         how, shape, noise = DEQUANTIZATIONS[self.dequantization], stored.shape[1:], None
         if how.noisy:
             noise = _uniform(self.seed, _TRAIN_NOISE, step, first=first, count=count, shape=shape)
-        return self.scaler.forward(how.training(self.quantizer, stored, noise))
+        batch = np.empty(stored.shape, np.float32)
+        # A few rows at a time: what is computed on the way stays in the processor's cache, instead
+        # of in fresh memory of the size of a batch.
+        few = max(1, _AT_ONCE // max(1, math.prod(shape)))
+        for start in range(0, count, few):
+            part = slice(start, start + few)
+            drawn = None if noise is None else noise[part]
+            batch[part] = self.scaler.forward(how.training(self.quantizer, stored[part], drawn))
+        return batch
 
     def labels_at(self, step: int, rows: slice = slice(None)) -> Int32[np.ndarray, " rows"]:
         """Return the classes of the images `at(step, rows)`.
@@ -135,7 +185,7 @@ class TrainingBatches:
 
 
 def test_batch(
-    images: UInt8[np.ndarray, "n h w c"],
+    images: UInt8[Stored, "n h w c"],
     indices: Sequence[int] | np.ndarray,
     *,
     seed: int,
@@ -171,7 +221,7 @@ def test_batch(
 
 
 def test_noise(
-    images: UInt8[np.ndarray, "n h w c"],
+    images: UInt8[Stored, "n h w c"],
     indices: Sequence[int] | np.ndarray,
     *,
     seed: int,
@@ -190,7 +240,7 @@ def test_noise(
 
 
 def _chosen(
-    images: UInt8[np.ndarray, "n h w c"], indices: Sequence[int] | np.ndarray
+    images: UInt8[Stored, "n h w c"], indices: Sequence[int] | np.ndarray
 ) -> UInt8[np.ndarray, "batch h w c"]:
     chosen = np.asarray(indices, np.int64)
     if np.any((chosen < 0) | (chosen >= len(images))):

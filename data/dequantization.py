@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from scipy.special import ndtr, ndtri
 
 from data.scaling import Quantizer
 from errors import require_in
@@ -82,6 +81,8 @@ def truncated_normal_noise(uniforms: Uniforms, width: float) -> Noise:
     Raises:
         ValueError: unless 0 < width < inf.
     """
+    from scipy.special import ndtr, ndtri  # a tenth of a second, for this dequantization alone
+
     require_in("width", width, "(0, inf)")
     tau, log_mass = _bounds(width)
     # The lower half of each bin is computed, and the upper half is its mirror image: the normal

@@ -7,12 +7,21 @@
 Every image file below the folder is either read or counted in a line for the user.
 """
 
+import io
 import os
+import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int32
+
+from data.bytes import read_file
+from data.fingerprints import fingerprint_of
+from data.listing import Files, Listing, Names, kept_listing
 from data.stored import SUFFIXES, Directory, Item, Split, Splits, decode
 
 TRAIN_NAMES = ("train", "training")
@@ -40,40 +49,103 @@ def read_folder(name: str, data_dir: Directory) -> Splits:
             "a file, but neither an .npz file" if os.path.exists(path) else "neither an .npz file"
         )
         raise FileNotFoundError(f"{where} is {found} nor a folder of images")
+    listing = kept_listing(path, partial(_list, where, path))
+    tables = {split: listing.files[split] for split in ("train", "test") if split in listing.files}
+    classes = {split: _classes(files.names) for split, files in tables.items()}
+    numbers = {label: number for number, label in enumerate(classes["train"])}
+    splits = {}
+    for split, files in tables.items():
+        notes, own = list(listing.facts[f"{split} notes"]), numbers
+        if split != "train" and numbers and not set(classes[split]) <= set(numbers):
+            own = {}
+            notes.append(f"{where}: the test images have other classes, so they have no labels")
+        elif split != "train" and not classes[split]:
+            own = {}
+        labels = np.array([own[_first(name)] for name in files.names], np.int32) if own else None
+        splits[split] = Split(
+            items=FolderItems(files=files, stored_labels=labels),
+            labels=partial(_same, labels),
+            fingerprint=partial(_fingerprint, files),
+            notes=notes,
+            class_names=tuple(classes["train"]) or None,
+        )
+    if beside := listing.facts["beside"]:
+        splits["train"].notes.append(f"{where}: not used: {', '.join(beside)}")
+    if classes["train"]:
+        splits["train"].notes.append(f"{where}: classes {_table(classes['train'])}")
+    return splits
+
+
+def _same(labels: Int32[np.ndarray, " n"] | None) -> Int32[np.ndarray, " n"] | None:
+    return labels
+
+
+def _fingerprint(files: Files) -> str:
+    return fingerprint_of(files.names, files.sizes, _Paths(files))
+
+
+class _Paths(Sequence[str]):
+    """The paths of files, made one by one."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._files.path(index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderItems:
+    """The images of a split, each read from its file when it is wanted.
+
+    Args:
+        files: the files, as they were listed.
+        stored_labels: of the files, where there are classes.
+    """
+
+    files: Files
+    stored_labels: Int32[np.ndarray, " n"] | None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Item:
+        path = self.files.path(index)
+        content = read_file(path, int(self.files.sizes[index]))
+        image, more_pages = decode(io.BytesIO(content), path)
+        label = None if self.stored_labels is None else int(self.stored_labels[index])
+        return Item(path, image, label, more_pages=more_pages, encoded=content)
+
+
+def _list(where: str, path: Path) -> Listing:
+    """Return what lies below a folder, by split.
+
+    Raises:
+        ValueError: if it holds no images, or could be read in several ways.
+    """
     roots, unused = _find_splits(where, path)
     # The test images come first: what they link to is never a training image.
     scan = _Scan(where, [path, *path.resolve().parents, *roots.values()])
+    scan.folders[str(path)] = path.stat().st_mtime_ns
     for root in unused:
         scan.mark(root)
     trees = {split: scan.read(root) for split, root in reversed(roots.items())}
     for split, tree in trees.items():
-        if not tree.files:
+        if not tree.sizes:
             others = f"; found {_counts(tree.others)}" if tree.others else ""
             raise ValueError(
                 f"{where}: no images below {roots[split]} ({' '.join(SUFFIXES)}){others}"
             )
-    classes = trees["train"].classes()
-    labels = {label: number for number, label in enumerate(classes)}
-    splits = {}
-    for split in roots:
-        tree, own = trees[split], labels
-        notes = tree.notes()
-        if split != "train" and labels and not set(tree.classes()) <= set(labels):
-            own = {}
-            notes.append(f"{where}: the test images have other classes, so they have no labels")
-        elif split != "train" and not tree.classes():
-            own = {}
-        items = _decode_files(tree, own, notes)
-        splits[split] = Split(len(tree.files), items, notes, tuple(classes) or None)
     beside = [f"{root.name}/" for root in unused]
     if roots["train"] != path:
         loose = [entry for entry in os.listdir(path) if Path(entry).suffix.lower() in SUFFIXES]
         beside += [f"images beside the splits ({len(loose)})"] if loose else []
-    if beside:
-        splits["train"].notes.append(f"{where}: not used: {', '.join(beside)}")
-    if classes:
-        splits["train"].notes.append(f"{where}: classes {_table(classes)}")
-    return splits
+    facts = {f"{split} notes": tree.notes() for split, tree in trees.items()} | {"beside": beside}
+    files = {split: tree.files() for split, tree in trees.items()}
+    return Listing(files=files, folders=scan.folders, facts=facts)
 
 
 def _find_splits(where: str, path: Path) -> tuple[dict[str, Path], list[Path]]:
@@ -148,32 +220,42 @@ def _refuse_inner_splits(where: str, path: Path, folders: Iterable[Path]) -> Non
             )
 
 
+def _first(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _classes(names: Names) -> list[str]:
+    """Return the names of the classes in order; none unless every image has one."""
+    firsts = {first if rest else "" for first, _, rest in (name.partition("/") for name in names)}
+    if len(firsts) < 2 or "" in firsts:
+        return []
+    if all(first.isascii() and first.isdecimal() for first in firsts):
+        return sorted(firsts, key=lambda first: (int(first), first))
+    return sorted(firsts)
+
+
 @dataclass
 class _Tree:
     """What lies below the folder of a split: its images, and what is not read."""
 
     root: Path
-    files: list[Path] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)  # by name relative to `root`
     others: Counter[str] = field(default_factory=Counter)
     known_links: list[Path] = field(default_factory=list)
 
-    def add_file(self, path: Path, *, is_file: bool) -> None:
+    def add_file(self, name: str, size: int | None) -> None:
         """Add a file, or what only has the name of one: a pipe, a device, a broken link."""
-        kind = path.suffix.lower() or "without a suffix"
-        if is_file and kind in SUFFIXES:
-            self.files.append(path)
+        kind = os.path.splitext(name)[1].lower() or "without a suffix"
+        if size is not None and kind in SUFFIXES:
+            self.sizes[name] = size
         else:
-            self.others[kind if is_file else f"{kind} (no file)"] += 1
+            self.others[kind if size is not None else f"{kind} (no file)"] += 1
 
-    def classes(self) -> list[str]:
-        """Return the names of the classes in order; none unless every image has one."""
-        parts = [file.relative_to(self.root).parts for file in self.files]
-        names = {first for first, *_ in parts}
-        if len(names) < 2 or any(len(path) < 2 for path in parts):
-            return []
-        if all(name.isascii() and name.isdecimal() for name in names):
-            return sorted(names, key=lambda name: (int(name), name))
-        return sorted(names)
+    def files(self) -> Files:
+        """Return the images in the order of the parts of their names."""
+        names = sorted(self.sizes, key=lambda name: name.split("/"))
+        sizes = np.array([self.sizes[name] for name in names], np.int64)
+        return Files(root=str(self.root), names=Names.of(names), sizes=sizes)
 
     def notes(self) -> list[str]:
         """Return a line for each kind of thing that is not read."""
@@ -183,10 +265,10 @@ class _Tree:
         if self.known_links:
             notes.append(
                 f"{self.root}: links to folders that are read or left out already: "
-                f"{len(self.known_links)}, the first is {self.known_links[0]}"
+                f"{len(self.known_links)}, the first is {min(self.known_links)}"
             )
-        loose = sum(file.parent == self.root for file in self.files)
-        if 0 < loose < len(self.files):
+        loose = sum("/" not in name for name in self.sizes)
+        if 0 < loose < len(self.sizes):
             notes.append(
                 f"{self.root}: images outside the subfolders: {loose}, so the subfolders are no "
                 "classes and there are no labels"
@@ -199,6 +281,7 @@ class _Scan:
 
     def __init__(self, where: str, known: Sequence[Path]) -> None:
         self._where = where
+        self.folders: dict[str, int] = {}  # those read, with the times of their last change
         self._known = {os.path.realpath(folder) for folder in known}
 
     def mark(self, folder: Path) -> None:
@@ -217,22 +300,20 @@ class _Scan:
                 continue
             folder = waiting.pop()
             try:
+                self.folders[str(folder)] = os.stat(folder).st_mtime_ns  # before it is read
                 with os.scandir(folder) as entries:
                     visible = [entry for entry in entries if not entry.name.startswith(".")]
             except OSError as error:
                 reason = error.strerror or error
                 raise ValueError(f"{self._where}: {folder} cannot be read ({reason})") from error
+            inside = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
             for entry in visible:
-                path = Path(entry.path)
                 if not _is_folder(entry):
-                    is_file = os.path.isfile(path) if entry.is_symlink() else entry.is_file()
-                    tree.add_file(path, is_file=is_file)
+                    tree.add_file(f"{inside}{entry.name}", _size(entry))
                 elif entry.is_symlink():
-                    links.append(path)
+                    links.append(Path(entry.path))
                 else:
-                    waiting += self._unless_known(path, tree)
-        tree.files.sort()
-        tree.known_links.sort()
+                    waiting += self._unless_known(Path(entry.path), tree)
         return tree
 
     def _unless_known(self, folder: Path, tree: _Tree) -> list[Path]:
@@ -243,6 +324,15 @@ class _Scan:
             return []
         self._known.add(real)
         return [folder]
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Return the size of a regular file in bytes; None for a pipe, a device or a broken link."""
+    try:
+        found = entry.stat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _counts(others: Counter[str]) -> str:
@@ -257,15 +347,3 @@ def _table(classes: Sequence[str]) -> str:
     shown = [f"{number} {name}" for number, name in enumerate(classes[:_SHOWN])]
     rest = len(classes) - len(shown)
     return ", ".join([*shown, f"and {rest} more"] if rest else shown)
-
-
-def _decode_files(tree: _Tree, labels: dict[str, int], notes: list[str]) -> Iterator[Item]:
-    """Yield the images; at the end add a line on files with several pages to `notes`."""
-    pages = 0
-    for file in tree.files:
-        label = labels[file.relative_to(tree.root).parts[0]] if labels else None
-        image, more_pages = decode(file, str(file))
-        pages += more_pages
-        yield Item(str(file), image, label)
-    if pages:
-        notes.append(f"{tree.root}: files with several pages: {pages}; only the first is read")

@@ -1,14 +1,24 @@
-"""The images of an .npz file, by the names that people give to its arrays."""
+"""The images of an .npz file, by the names that people give to its arrays, or of an .npy file.
 
-import itertools
+A small or packed array is read at once, and its checksum is compared. Of a large one that is not
+packed, as numpy.save and numpy.savez write it, each image is read when it is wanted.
+"""
+
+import math
 import os
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int32, UInt8
 
+from data.bytes import read_part
+from data.fingerprints import fingerprint_of
 from data.folders import HELD_OUT_NAMES
 from data.stored import Directory, Item, Split, Splits
-from files.arrays import Arrays, open_arrays
+from errors import require_memory
+from files.arrays import Array, Arrays, Header, array_place, open_arrays, read_array
 
 # Key of images -> key of their labels, which may be missing.
 _TRAIN = {
@@ -23,6 +33,43 @@ _HELD_OUT = {
     for name in HELD_OUT_NAMES
 }
 _LABELS = np.iinfo(np.int32)
+_AT_ONCE = 2**28  # bytes of an array up to which it is read at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayItems:
+    """The images of an array in memory or in a file.
+
+    Args:
+        where: the array's name for messages.
+        shape: (n, h, w) or (n, h, w, c).
+        images: the array; None for one in a file.
+        path: the file.
+        first: position of the array's first number in it.
+        numbers: the labels, where there are any.
+    """
+
+    where: str
+    shape: tuple[int, ...]
+    images: UInt8[np.ndarray, "..."] | None
+    path: str
+    first: int
+    numbers: Int32[np.ndarray, " n"] | None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> Item:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        if self.images is not None:
+            image = self.images[index]
+        else:
+            size = math.prod(self.shape[1:])
+            content = read_part(self.path, self.first + index * size, size)
+            image = np.frombuffer(content, np.uint8).reshape(self.shape[1:])
+        label = None if self.numbers is None else int(self.numbers[index])
+        return Item(f"{self.where}[{index}]", image if image.ndim == 3 else image[..., None], label)
 
 
 def read_npz(name: str, data_dir: Directory) -> Splits:
@@ -46,7 +93,7 @@ def read_npz(name: str, data_dir: Directory) -> Splits:
             if (test := _only(where, arrays, keys)) is not None:
                 chosen["test"] = (test, keys[test])
                 break
-        splits = {split: _read_split(where, arrays, *keys) for split, keys in chosen.items()}
+        splits = {split: _read_split(where, arrays, path, *keys) for split, keys in chosen.items()}
         used = {key for keys in chosen.values() for key in keys}
         if unused := sorted(set(arrays) - used):
             splits["train"].notes.append(f"{where}: not used: {', '.join(unused[:20])}")
@@ -65,9 +112,79 @@ def _only(where: str, arrays: Arrays, keys: dict[str, str]) -> str | None:
     return found[0] if found else None
 
 
-def _read_split(where: str, arrays: Arrays, key: str, labels_key: str) -> Split:
+def read_npy(name: str, data_dir: Directory) -> Splits:
+    """Return the images of an .npy, uint8 NHWC or NHW; NAME_labels.npy beside it has their labels.
+
+    Raises:
+        FileError: if it cannot be read.
+        ValueError: if it holds no images, or the labels do not fit.
+    """
+    path = Path(os.path.expanduser(name))
+    where = f"config.data.name={str(path)!r}"
+    header, first = array_place(path, where)
+    _check_images(where, header, "array")
+    beside, labels = path.with_name(f"{path.stem}_labels.npy"), None
+    if beside.exists():
+        found = read_array(beside, f"{where}: {beside}")
+        labels = _checked_labels(f"{beside}", found, header)
+    images = None
+    if header.bytes <= _AT_ONCE or header.columns_first:
+        images = read_array(path, where)
+    return {"train": _split(where, header, images, labels, path, first)}
+
+
+def _read_split(where: str, arrays: Arrays, path: Path, key: str, labels_key: str) -> Split:
     """Return the images `key` of an .npz and their labels `labels_key`, checked."""
-    place, (shape, dtype, _) = f"{where}[{key!r}]", arrays.header(key)
+    place, header = f"{where}[{key!r}]", arrays.header(key)
+    _check_images(place, header, key)
+    labels = None
+    if labels_key in arrays:
+        labels_place = f"{where}[{labels_key!r}]"
+        _check_labels(labels_place, arrays.header(labels_key), header)
+        labels = _checked_labels(labels_place, arrays[labels_key], header)
+    images, first = None, arrays.place(key)
+    if header.bytes <= _AT_ONCE or header.columns_first or first is None:
+        if header.bytes > _AT_ONCE:
+            require_memory(place, header.shape[0], header.bytes)
+        images = arrays[key]
+    return _split(place, header, images, labels, path, first or 0)
+
+
+def _split(
+    place: str,
+    header: Header,
+    images: Array | None,
+    labels: Int32[np.ndarray, " n"] | None,
+    path: Path,
+    first: int,
+) -> Split:
+    items = ArrayItems(
+        where=place,
+        shape=header.shape,
+        images=images,
+        path=str(path),
+        first=first,
+        numbers=labels,
+    )
+    return Split(
+        items=items,
+        labels=partial(_labels_of, items),
+        fingerprint=partial(_fingerprint, path, f"{path.suffix} {first} {header.shape}"),
+    )
+
+
+def _labels_of(items: ArrayItems) -> Int32[np.ndarray, " n"] | None:
+    return items.numbers
+
+
+def _fingerprint(path: Path, part: str) -> str:
+    sizes = np.array([path.stat().st_size], np.int64)
+    return fingerprint_of([part], sizes, [str(path)])
+
+
+def _check_images(place: str, header: Header, key: str) -> None:
+    """Raise ValueError unless an array may be images."""
+    shape, dtype, _ = header
     if dtype != np.uint8:
         raise ValueError(f"{place} is {dtype}; store levels 0..255 as uint8")
     if len(shape) not in (3, 4) or 0 in shape:
@@ -77,22 +194,17 @@ def _read_split(where: str, arrays: Arrays, key: str, labels_key: str) -> Split:
             f"{place} is {shape}, which is NCHW; expected NHWC, so transpose it: "
             f"{key}.transpose(0, 2, 3, 1)"
         )
-    labels = None
-    if labels_key in arrays:
-        found = arrays.header(labels_key)
-        if found.shape != shape[:1] or found.dtype.kind not in "iu":
-            raise ValueError(
-                f"{where}[{labels_key!r}] is {found.dtype} {found.shape}; "
-                f"expected {shape[0]} integers"
-            )
-        labels = arrays[labels_key]
-        if labels.min() < _LABELS.min or labels.max() > _LABELS.max:
-            raise ValueError(
-                f"{where}[{labels_key!r}] holds {labels.min()}..{labels.max()}; number the "
-                "classes from 0"
-            )
-    images = arrays[key]
-    places = (f"{place}[{row}]" for row in itertools.count())
-    stacked = images if images.ndim == 4 else images[..., None]
-    numbers = itertools.repeat(None) if labels is None else labels.tolist()
-    return Split(len(images), map(Item, places, stacked, numbers))
+
+
+def _check_labels(place: str, found: Header, images: Header) -> None:
+    if found.shape != images.shape[:1] or found.dtype.kind not in "iu":
+        raise ValueError(
+            f"{place} is {found.dtype} {found.shape}; expected {images.shape[0]} integers"
+        )
+
+
+def _checked_labels(place: str, labels: Array, images: Header) -> Int32[np.ndarray, " n"]:
+    _check_labels(place, Header(labels.shape, labels.dtype), images)
+    if labels.min() < _LABELS.min or labels.max() > _LABELS.max:
+        raise ValueError(f"{place} holds {labels.min()}..{labels.max()}; number the classes from 0")
+    return labels.astype(np.int32)

@@ -12,11 +12,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from data.stored import decode
+from data.streamed import Converted
 from errors import FileError
 from files.arrays import open_arrays, read_array
 from files.kinds import require_file
 
 Shape = tuple[int, ...]
+TestImages = Float[np.ndarray, "n h w c"] | Converted
 
 
 def _read(field: str, name: str) -> Float[np.ndarray, "..."]:
@@ -63,7 +65,7 @@ def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 def read_images(
     names: str,
     shape: Shape,
-    test_images: Callable[[], Float[np.ndarray, "n h w c"]] | None,
+    test_images: Callable[[], TestImages] | None,
     *,
     in_range: bool = True,
     convert: bool = True,
@@ -125,7 +127,7 @@ def _split(names: str) -> list[str]:
 
 
 def _chosen(
-    name: str, test_images: Callable[[], np.ndarray] | None
+    name: str, test_images: Callable[[], TestImages] | None
 ) -> Float[np.ndarray, "count h w c"]:
     """Return the test images of a name such as test:0-7."""
     if test_images is None:

@@ -109,6 +109,12 @@ def open_prepared(name: str, data_dir: str | os.PathLike[str]) -> Any:
     return builder
 
 
+def record_files(name: str, data_dir: str | os.PathLike[str], split: str) -> list[str]:
+    """Return the array_record files of a prepared split, in order."""
+    builder = open_prepared(name, data_dir)
+    return [os.fspath(path) for path in builder.info.splits[split].filepaths]
+
+
 def prepare(name: str, data_dir: str | os.PathLike[str], manual_dir: str | os.PathLike[str]) -> str:
     """Download a registered data set once, into records that are read without TensorFlow.
 

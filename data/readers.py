@@ -1,24 +1,33 @@
 """Readers of stored images, one row of `READERS` per kind of name.
 
-A reader returns the splits of a data set, "train" and perhaps "test", as streams of single images:
-uint8, height x width x channels, in their own sizes. `data.datasets` makes arrays of them. To add a
+A reader returns the splits of a data set, "train" and perhaps "test", as sequences of single images
+that are read when they are indexed: uint8, height x width x channels, in their own sizes. To add a
 reader, write one function and give it a row.
 """
 
 import difflib
+import importlib.util
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from data import preparation
+from data.fingerprints import fingerprint_of
 from data.folders import HELD_OUT_NAMES, read_folder
-from data.npz import read_npz
+from data.npz import read_npy, read_npz
+from data.parquet import HUB, is_parquet_folder, prepare_hub, read_hub, read_parquet
+from data.records import is_packed, is_record_name, read_packed, read_records
 from data.stored import Directory, Item, Split, Splits, decode
+from data.zips import read_zip
+from errors import FileError
 
 DIGITS = "digits"
 
@@ -44,13 +53,15 @@ class Reader:
 
 
 def _read_digits(name: str, data_dir: Directory) -> Splits:
-    """Read scikit-learn's handwritten digits."""
-    from sklearn.datasets import load_digits
-
-    digits: Any = load_digits()
-    images = digits.images.astype(np.uint8)[..., None]  # levels 0..16, stored as floats
-    items = map(Item, itertools.repeat(name), images, digits.target.tolist())
-    return {"train": Split(len(images), items)}
+    """Read scikit-learn's handwritten digits: rows of 64 levels from 0 to 16, and the class."""
+    # Without importing scikit-learn, which takes half a second.
+    package = importlib.util.find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError("the digits are part of scikit-learn: pip install scikit-learn")
+    folder = Path(package.submodule_search_locations[0], "datasets", "data")
+    table = np.loadtxt(folder / "digits.csv.gz", np.uint8, delimiter=",")
+    images = table[:, :-1].reshape(-1, 8, 8, 1)
+    return {"train": Split(list(map(Item, itertools.repeat(name), images, table[:, -1].tolist())))}
 
 
 def _is_folder(name: str) -> bool:
@@ -68,8 +79,6 @@ def _read_tfds(name: str, data_dir: Directory) -> Splits:
     """Read a prepared data set of tensorflow-datasets, without TensorFlow."""
     _check_registered(name)
     builder = preparation.open_prepared(name, data_dir)
-    from tensorflow_datasets.core.decode import SkipDecoding
-
     splits = builder.info.splits
     if "train" not in splits or "image" not in builder.info.features:
         raise ValueError(
@@ -79,23 +88,74 @@ def _read_tfds(name: str, data_dir: Directory) -> Splits:
     stored = {"train": "train"}
     if held := next((split for split in HELD_OUT_NAMES if split in splits), None):
         stored["test"] = held
-    # Pillow decodes the images, because tensorflow-datasets would warn that OpenCV is faster.
-    encoded = {"image": SkipDecoding()}
-    sources = {s: builder.as_data_source(key, decoders=encoded) for s, key in stored.items()}
     features = builder.info.features
     names = getattr(features["label"], "names", None) if "label" in features else None
-    classes = tuple(names) if names else None
-    return {
-        split: Split(len(source), _decode_records(f"{name} {split}", source), class_names=classes)
-        for split, source in sources.items()
-    }
+    found = {}
+    for split, key in stored.items():
+        items = TfdsItems(name, data_dir, key, where=f"{name} {split}")
+        found[split] = Split(
+            items=items,
+            labels=items.labels if "label" in features else _no_labels,
+            fingerprint=items.fingerprint,
+            class_names=tuple(names) if names else None,
+        )
+    return found
 
 
-def _decode_records(where: str, source: Sequence[dict[str, Any]]) -> Iterator[Item]:
-    for row, record in enumerate(source):
-        place, label = f"{where}[{row}]", record.get("label")
-        number = int(label) if isinstance(label, int | np.integer) else None
-        yield Item(place, decode(io.BytesIO(record["image"]), place).image, number)
+class TfdsItems:
+    """The images of a split that tensorflow-datasets has prepared, read without TensorFlow."""
+
+    def __init__(self, name: str, data_dir: Directory, key: str, *, where: str) -> None:
+        self._name, self._data_dir, self._key, self._where = name, data_dir, key, where
+        self._count = len(self._source)
+
+    @cached_property
+    def _source(self) -> Any:
+        from tensorflow_datasets.core.decode import SkipDecoding
+
+        builder = preparation.open_prepared(self._name, self._data_dir)
+        # Pillow decodes the images, because tensorflow-datasets would warn that OpenCV is faster.
+        return builder.as_data_source(self._key, decoders={"image": SkipDecoding()})
+
+    def __getstate__(self) -> dict[str, Any]:  # a process opens the files itself
+        return {key: value for key, value in self.__dict__.items() if key != "_source"}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Item:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        place, record = f"{self._where}[{index}]", self._record(index)
+        image, more_pages = decode(io.BytesIO(record["image"]), place)
+        return Item(place, image, _label(record), more_pages=more_pages, encoded=record["image"])
+
+    def _record(self, index: int) -> dict[str, Any]:
+        try:
+            return self._source[index]
+        except RuntimeError as error:  # of array_record, where a file is damaged
+            reason = " ".join(str(error).split())[:120]
+            raise FileError(f"{self._where}[{index}]: it is damaged ({reason})") from error
+
+    def labels(self) -> Int32[np.ndarray, " n"] | None:
+        """Return the labels, which takes a pass over all records; None if one has none."""
+        labels = [_label(self._record(index)) for index in range(len(self))]
+        return None if None in labels else np.array(labels, np.int32)
+
+    def fingerprint(self) -> str:
+        """Return text that differs for other records."""
+        paths = preparation.record_files(self._name, self._data_dir, self._key)
+        sizes = np.array([os.path.getsize(path) for path in paths], np.int64)
+        return fingerprint_of([os.path.basename(path) for path in paths], sizes, paths)
+
+
+def _label(record: dict[str, Any]) -> int | None:
+    label = record.get("label")
+    return int(label) if isinstance(label, int | np.integer) else None
+
+
+def _no_labels() -> None:
+    return None
 
 
 def _prepare_tfds(name: str, data_dir: Directory, manual_dir: Directory) -> str:
@@ -124,6 +184,16 @@ READERS: dict[str, Reader] = {
         accepts=lambda name: name == DIGITS, read=_read_digits, gray_levels=17, test_count=297
     ),
     "the path of an .npz": Reader(accepts=lambda name: name.endswith(".npz"), read=read_npz),
+    "an .npy": Reader(accepts=lambda name: name.endswith(".npy"), read=read_npy),
+    "a .zip of StyleGAN's or EDM's tools": Reader(
+        accepts=lambda name: name.lower().endswith(".zip"), read=read_zip
+    ),
+    "array_record files": Reader(accepts=is_record_name, read=read_records),
+    "a folder made by --mode=prepare": Reader(accepts=is_packed, read=read_packed),
+    "a folder of parquet files": Reader(accepts=is_parquet_folder, read=read_parquet),
+    "hf:NAME": Reader(
+        accepts=lambda name: name.startswith(HUB), read=read_hub, prepare=prepare_hub
+    ),
     "the path of a folder of images": Reader(accepts=_is_folder, read=read_folder),
     "a name of tensorflow-datasets": Reader(
         accepts=lambda name: True, read=_read_tfds, prepare=_prepare_tfds

@@ -1,15 +1,16 @@
-"""Stored images one by one: what a reader yields, and the decoding of image files."""
+"""Stored images one by one: what a reader gives, and the decoding of image files."""
 
 import io
 import os
+import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 from files.kinds import require_file
 
@@ -17,6 +18,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", "
 # Pillow's names of these formats. Left to itself it tries all that it knows, by content, and starts
 # Ghostscript for PostScript.
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+
+_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # an entry of `warnings.filters`
+
+# A phone's photo with its preview, MPO, counts as one.
+_ONE_PAGE = ("JPEG", "MPO", "BMP", "PPM")
+_TURNING = frozenset(("exif", "xmp"))  # where a JPEG file would say that it is to be turned
 
 # A file may have this many pixels in any case, and beyond that this many per byte. Photographs have
 # about 5 per byte.
@@ -26,28 +33,60 @@ Directory = str | os.PathLike[str]
 
 
 class Item(NamedTuple):
-    """One image (h, w, c) uint8 with its label, and where it came from, for messages."""
+    """One image (h, w, c) uint8 with its label, and where it came from, for messages.
+
+    `more_pages` is whether its file has further pages, which are not read; `encoded` are the bytes
+    of its file, where it has one.
+    """
 
     where: str
     image: np.ndarray
     label: int | None
+    more_pages: bool = False
+    encoded: bytes | None = None
+
+
+@runtime_checkable
+class Items(Protocol):
+    """Images by row, each read when it is indexed, by any thread.
+
+    What worker processes read can be pickled.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Item:
+        """Return an image; raise ValueError of one line if it cannot be read."""
+        ...
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images of a split, decoded one by one so that large originals never meet in memory.
+    """Images of a split in any order, each read and decoded when it is wanted.
 
     Args:
-        count: number of images.
-        items: the images in order.
+        items: the images.
+        labels: returns the labels of all images without their pixels; None where that is no faster
+            than to read the images.
+        fingerprint: returns text that differs for other images; None to take it from all pixels.
         notes: lines for the user, complete once the items are read.
         class_names: the name of label 0, 1, ...; None where labels have no names.
+        in_order: whether reading in another order than that of the rows is slow.
     """
 
-    count: int
-    items: Iterable[Item]
+    items: Items
+    labels: Callable[[], Int32[np.ndarray, " n"] | None] | None = None
+    fingerprint: Callable[[], str] | None = None
     notes: list[str] = field(default_factory=list)
     class_names: tuple[str, ...] | None = None
+    in_order: bool = False
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.items)
 
 
 Splits = dict[str, Split]
@@ -75,19 +114,20 @@ def decode(source: Path | io.BytesIO, where: str) -> Picture:
 
     if isinstance(source, Path):
         require_file(source, where)
+    _ignore_warnings()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, about odd metadata and many pixels
-            with Image.open(source, formats=_FORMATS) as opened:
-                problem = _problem(opened, _size(source))
-                if problem is None:
+        with Image.open(source, formats=_FORMATS) as opened:
+            problem = _problem(opened, _size(source))
+            if problem is None:
+                if _may_be_turned(opened):
                     ImageOps.exif_transpose(opened, in_place=True)
-                    if _is_transparent(opened):
-                        problem = "is transparent in places; flatten it onto a background"
-                if problem is None:
-                    gray = opened.mode in ("1", "L", "LA")
-                    image = np.atleast_3d(np.asarray(opened.convert("L" if gray else "RGB")))
-                    return Picture(image, _has_more_pages(opened))
+                if _is_transparent(opened):
+                    problem = "is transparent in places; flatten it onto a background"
+            if problem is None:
+                mode = "L" if opened.mode in ("1", "L", "LA") else "RGB"
+                pixels = np.asarray(opened if opened.mode == mode else opened.convert(mode))
+                image = pixels if pixels.ndim == 3 else pixels[..., None]
+                return Picture(image, _has_more_pages(opened))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{where} has too many pixels; make it smaller") from error
     except Image.UnidentifiedImageError as error:
@@ -102,6 +142,16 @@ def decode(source: Path | io.BytesIO, where: str) -> Picture:
     raise ValueError(f"{where} {problem}")
 
 
+def _ignore_warnings() -> None:
+    """Ignore Pillow's warnings, about odd metadata and many pixels, from now on.
+
+    `warnings.catch_warnings` would not do: threads that leave it in another order than they entered
+    it lose the filters of the program.
+    """
+    if _FILTER not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_FILTER[3].pattern)
+
+
 def _size(source: Path | io.BytesIO) -> int:
     return source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
 
@@ -114,6 +164,11 @@ def _problem(opened: Any, size: int) -> str | None:
     if _is_deep(opened):
         return "has more than 8 bits per channel; convert it to 8 bits"
     return None
+
+
+def _may_be_turned(opened: Any) -> bool:
+    """Return whether an image could state that it is to be turned; only JPEG is looked into."""
+    return opened.format != "JPEG" or not _TURNING.isdisjoint(opened.info)
 
 
 def _is_transparent(picture: Any) -> bool:
@@ -142,8 +197,8 @@ def _is_deep(opened: Any) -> bool:
 
 
 def _has_more_pages(opened: Any) -> bool:
-    """Return whether a second page can be reached; a phone's photo with its preview has one."""
-    if opened.format == "MPO":
+    """Return whether a second page can be reached."""
+    if opened.format in _ONE_PAGE:
         return False
     try:
         opened.seek(1)

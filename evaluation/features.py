@@ -14,11 +14,13 @@ from jaxtyping import Array, Float
 from errors import ConfigError, require_choice
 from experiment.experiment import Experiment
 from guidance.classifier import Classifier
+from jobs.diagnostics import check_metrics
 from jobs.restore import load_classifier
 from jobs.workdir import Workdir
 from metrics.features import PIXELS, THUMBNAILS, Extracted, Extractor, Images
 from metrics.inception.weights import inception_features, weights_file
 from numerics.arrays import digest
+from training.wandb_log import require_wandb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,22 @@ def make_extractors(experiment: Experiment, workdir: Workdir) -> tuple[Extractor
     return tuple(FEATURES[name].make(experiment, workdir) for name in names)
 
 
+def check_measurements(experiment: Experiment) -> None:
+    """Raise ConfigError for names that training would refuse to measure by, or to log to."""
+    if experiment.diagnostics.every:
+        check_metrics(experiment.diagnostics)
+        _require_features(experiment.diagnostics.features)
+    if experiment.logging.wandb:
+        require_wandb(experiment.logging.wandb)
+
+
+def _require_features(name: str) -> None:
+    try:
+        require_choice("config.diagnostics.features", name, FEATURES)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def diagnostics_extractor(experiment: Experiment, workdir: Workdir) -> Extractor:
     """Make the extractor that `config.diagnostics.features` names.
 
@@ -51,10 +69,7 @@ def diagnostics_extractor(experiment: Experiment, workdir: Workdir) -> Extractor
         ConfigError: for an unknown name, or weights that are neither at hand nor to be had.
     """
     name = experiment.diagnostics.features
-    try:
-        require_choice("config.diagnostics.features", name, FEATURES)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    _require_features(name)
     try:
         return FEATURES[name].make(experiment, workdir)
     except ConfigError as error:  # which names the field of an evaluation

@@ -134,7 +134,7 @@ def _draws(experiment: Experiment, stream: str) -> Iterator[tuple[int, Array]]:
 
 
 def test_loss(evaluation: Evaluation) -> Report:
-    """Compute the training objective on the test images.
+    """Compute the training objective on the test images, on gray levels if it is trained on them.
 
     Raises:
         EvaluationError: if a loss is NaN or infinite.
@@ -151,14 +151,17 @@ def test_loss(evaluation: Evaluation) -> Report:
             lambda key, x, entry: experiment.loss(key, denoiser.index(entry), x[None]).values[0]
         )(keys, x, denoiser.batched_fields)
 
-    def compute(batch: _Batch) -> dict[str, Array]:
+    def images(indices: Int[Array, "batch"], repeat: int) -> Float[Array, "batch h w c"]:
         data, seed = experiment.data, experiment.evaluation.seed
+        if experiment.trains_on_levels:
+            return data.noiseless(data.images.test, indices)
+        return data.batch(data.images.test, indices, seed=seed, draw=repeat)
+
+    def compute(batch: _Batch) -> dict[str, Array]:
+        indices = batch.indices
         return {
             str(repeat): losses(
-                jax.random.fold_in(base, repeat),
-                batch.denoiser,
-                data.batch(data.images.test, batch.indices, seed=seed, draw=repeat),
-                batch.indices,
+                jax.random.fold_in(base, repeat), batch.denoiser, images(indices, repeat), indices
             )
             for repeat in range(repeats)
         }
@@ -306,8 +309,9 @@ def _mean_and_error(values: Float[np.ndarray, "images"]) -> dict[str, float | No
 def discrete_bound_bits(evaluation: Evaluation) -> Report:
     """Compute bits/dim by the variational bound of a chain: L_T, every L_t, and L_0."""
     experiment, data = evaluation.experiment, evaluation.experiment.data
-    options, times, clipping = experiment.discrete_bound
+    options, schedule, clipping = experiment.discrete_bound
     denoiser = dataclasses.replace(evaluation.checkpoint.denoiser, clipping=clipping)
+    times = schedule.of(denoiser.sde)
     key = base_key(experiment.evaluation.seed, "discrete_bound")
 
     def compute(batch: _Batch) -> dict[str, Array]:

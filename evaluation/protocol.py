@@ -15,7 +15,6 @@ from files.kinds import require_file
 from files.nested import flatten
 from files.writing import sha256_of
 from metrics.features import Extractor
-from metrics.statistics_files import fingerprint
 from numerics.arrays import digest
 
 # The parts that describe the model and the data, on which every number depends.
@@ -39,6 +38,8 @@ _BOUNDS = ("likelihood", "continuous_bound", "discrete_bound")
 # Fields that change no number: files of which digests are kept, what else is kept, when to give up.
 _IRRELEVANT = (
     "data.dir",
+    "data.memory_gb",
+    "data.workers",
     "ema.lengths",
     "ema.more_rates",
     "ema.snapshot_every",
@@ -94,7 +95,7 @@ def protocol_of(
         "model": {"num_classes": experiment.model.num_classes},
         "dequantizer": {"digest": _digest_of_dequantizer(experiment, checkpoint)},
         "images": {
-            name: {"count": len(split), "sha256": fingerprint(split)[:16]}
+            name: {"count": len(split), "sha256": images.fingerprints[name][:16]}
             for name, split in (("train", images.train), ("test", images.test))
         },
         "extractors": {extractor.name: extractor.digest for extractor in extractors},
@@ -132,7 +133,8 @@ def _sections(experiment: Experiment, *names: str) -> dict[str, Any]:
 
 def _checkpoint_fields(experiment: Experiment, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the fields that identify a checkpoint, and what a sampler needs beside it."""
-    leaves = jax.tree.leaves(checkpoint.denoiser.network)
+    denoiser = checkpoint.denoiser
+    leaves = jax.tree.leaves((denoiser.network, denoiser.sde))  # arrays, if the process is learned
     params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     average = {"average": checkpoint.average} if checkpoint.average else {}
     return {

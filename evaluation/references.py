@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from data.batches import Stored
 from errors import ConfigError
 from experiment.data import Data
 from experiment.experiment import Experiment
@@ -30,7 +31,7 @@ class Reference(NamedTuple):
     origin: dict[str, Any]
 
 
-def _images(data: Data, split: str) -> UInt8[np.ndarray, "n h w c"]:
+def _images(data: Data, split: str) -> UInt8[Stored, "n h w c"]:
     """Return the stored gray levels of "train" or "test"."""
     return data.images.train if split == "train" else data.images.test
 
@@ -44,7 +45,7 @@ def _provenance(data: Data, split: str, extractor: Extractor) -> Provenance:
         image_size=options.image_size,
         resize=options.resize,
         count=len(images),
-        fingerprint=statistics_files.fingerprint(images),
+        fingerprint=data.images.fingerprints[split],
         extractor=extractor.name,
         extractor_digest=extractor.digest,
     )

@@ -85,7 +85,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     loss = build_loss(reader, sde, data)
     sharding = reader.build("parallel", Sharding)
     model = _build_model(reader, sde, loss, data, sharding)
-    check_objective(reader, sde, loss, data)
+    check_objective(reader, sde, loss)
     training = reader.build("training", TrainingOptions)
     evaluation = reader.build("eval", EvaluationOptions)
     for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
@@ -305,7 +305,7 @@ def _check_timesteps(
         raise ConfigError(
             f"config.times.name={reader.config['times']['name']!r} trains at t = 0 too, where "
             f"config.sde.name={reader.config['sde']['name']!r} has no noise; choose uniform or "
-            "stratified, or the sde ddpm, smld or ve"
+            "stratified, or the sde ddpm, smld or ve (vlb and hybrid need one of these)"
         )
     embedded = getattr(network, "num_timesteps", None)  # the network embeds an integer timestep
     fits = (
@@ -400,7 +400,7 @@ def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBound
     with config_errors("discrete_bound"):
         times = schedule.of(sde)
     reader.record("discrete_bound", steps=len(times) - (schedule.grid != "timesteps"))
-    return DiscreteBoundPlan(options, times, clipping)
+    return DiscreteBoundPlan(options, schedule, clipping)
 
 
 def _evaluate_shapes(experiment: Experiment) -> None:

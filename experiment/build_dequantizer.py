@@ -7,7 +7,6 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
 from bounds.dequantization import DequantizationBound, DequantizedModel, Dequantizer
-from denoising import Denoiser
 from experiment.data import Data
 from experiment.experiment import DequantizerModel
 from experiment.options import DequantizerOptions
@@ -40,22 +39,19 @@ def build_dequantizer(reader: Reader, data: Data, classes: int) -> DequantizerMo
     def dequantizer(params: Any) -> Dequantizer:
         return Dequantizer(network=Partial(_function(network), params), bin_width=bin_width)
 
-    def trainer(denoiser: Denoiser | None) -> Trainer:
-        def model(params: Any, dropout: Key[Array, ""] | None = None) -> DequantizedModel:
-            assert denoiser is not None
-            return DequantizedModel(dequantizer=dequantizer(params), denoiser=denoiser)
+    def model(params: Any, dropout: Key[Array, ""] | None = None) -> DequantizedModel:
+        return DequantizedModel(dequantizer=dequantizer(params))
 
-        return Trainer(
-            init=partial(init_dequantizer, network, data.shape),
-            denoiser=model,
-            loss=loss,
-            optimizer=optimizer,
-            average=MovingAverage(rate=0.99),
-            parallel=data.parallel,
-            classes=classes,
-            label_dropout=0.0,
-        )
-
+    trainer = Trainer(
+        init=partial(init_dequantizer, network, data.shape),
+        denoiser=model,
+        loss=loss,
+        optimizer=optimizer,
+        average=MovingAverage(rate=0.99),
+        parallel=data.parallel,
+        classes=classes,
+        label_dropout=0.0,
+    )
     return DequantizerModel(dequantizer=dequantizer, trainer=trainer, options=options)
 
 

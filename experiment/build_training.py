@@ -7,7 +7,7 @@ from experiment.options import (
     TrainingOptions,
 )
 from experiment.reader import Reader, config_errors
-from losses import LOSSES
+from losses import LOSSES, sees_noise_alone
 from objectives.times import TIMES
 from objectives.weights import WEIGHTS
 from sde_lib import SDE
@@ -28,13 +28,19 @@ def build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
     return reader.build_named("loss", LOSSES, fixed=parts)
 
 
-def check_objective(reader: Reader, sde: SDE, loss: Objective, data: Data) -> None:
-    """Raise ConfigError unless the objective trains all parameters and outputs on such data."""
+def check_objective(reader: Reader, sde: SDE, loss: Objective) -> None:
+    """Raise ConfigError unless the objective trains all parameters and outputs."""
     name, process = reader.config["loss"]["name"], reader.config["sde"]["name"]
     if loss.trains_process != bool(sde.parameters()):
         raise ConfigError(
             f"config.loss.name={name!r} does not go with config.sde.name={process!r}; "
             "config.sde.name=learned and config.loss.name=learned_schedule need each other"
+        )
+    conditioning = reader.config["denoiser"]["conditioning"]
+    if loss.trains_process and not sees_noise_alone(conditioning):
+        raise ConfigError(
+            f"config.denoiser.conditioning={conditioning!r} depends on the time, and "
+            f"config.loss.name={name!r} moves the noise of each time; choose log_snr"
         )
     parameterization = reader.config["denoiser"]["parameterization"]
     learned = parameterization == "eps_learned_variance"
@@ -49,11 +55,6 @@ def check_objective(reader: Reader, sde: SDE, loss: Objective, data: Data) -> No
             f"config.loss.name={name!r} trains a variance, which a network with "
             f"config.denoiser.parameterization={parameterization!r} does not predict; choose "
             "eps_learned_variance, or another loss"
-        )
-    if data.dequantization.noisy and hasattr(loss, "pixel_levels"):
-        raise ConfigError(
-            f"config.loss.name={name!r} needs images on gray levels; set "
-            "config.data.dequantization=none or truncated_normal"
         )
 
 

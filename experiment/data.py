@@ -3,14 +3,15 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from bounds.dequantization import Dequantized, Dequantizer
-from data import batches, datasets
-from data.batches import TrainingBatches
+from data import batches, datasets, packing, readers
+from data.batches import Stored, TrainingBatches
 from data.datasets import ImageData
 from data.dequantization import CENTERS, DEQUANTIZATIONS, HALF_STEP, Dequantization, centers
 from data.scaling import ImageScaler, Quantizer
@@ -22,7 +23,7 @@ from training.parallel import DataParallel
 
 @dataclass(frozen=True)
 class Data:
-    """A data set, read into memory at the first use of `images`.
+    """A data set, found at the first use of `images` and read into memory if it fits.
 
     Attributes:
         options: the fields of config.data.
@@ -67,6 +68,7 @@ class Data:
                 image_size=options.image_size,
                 channels=options.channels,
                 resize=options.resize,
+                memory_gb=options.memory_gb,
             )
         except (ValueError, OSError) as error:
             raise ConfigError(str(error)) from error
@@ -74,6 +76,29 @@ class Data:
             for note in found.notes:
                 print(note)
         return found
+
+    def prepare(self, target: Path | None, *, skip_damaged: bool) -> str:
+        """Prepare the data set where it needs that; return one line that says where it is.
+
+        With `target`, write its images into that folder, as `data.packing.pack`.
+
+        Raises:
+            As `data.readers.prepare` and `data.packing.pack`.
+        """
+        options = self.options
+        if skip_damaged and target is None:
+            raise ConfigError("--skip_damaged is for --target=FOLDER, which is not given")
+        line = readers.prepare(options.name, data_dir=options.dir)
+        if target is None:
+            return line
+        _, splits, fit = datasets.open_splits(
+            options.name,
+            image_size=options.image_size,
+            channels=options.channels,
+            data_dir=options.dir,
+            resize=options.resize,
+        )
+        return packing.pack(options.name, splits, fit, target, skip_damaged=skip_damaged)
 
     def training_batches(
         self, batch_size: int, seed: int, *, labels: bool, dequantization: str = ""
@@ -91,6 +116,7 @@ class Data:
             dequantization=dequantization or self.options.dequantization,
             quantizer=self.quantizer,
             scaler=self.scaler,
+            workers=self.options.workers,
         )
 
     @property
@@ -111,7 +137,7 @@ class Data:
 
     def batch(
         self,
-        images: UInt8[np.ndarray, "count h w c"],
+        images: UInt8[Stored, "count h w c"],
         indices: Int[Array, "batch"],
         *,
         seed: int,
@@ -135,7 +161,7 @@ class Data:
         return self.parallel.split_rows(found)
 
     def noiseless(
-        self, images: UInt8[np.ndarray, "count h w c"], indices: Int[Array, "batch"]
+        self, images: UInt8[Stored, "count h w c"], indices: Int[Array, "batch"]
     ) -> Float[Array, "batch h w c"]:
         """Return some images on the values of `pixel_levels`, split over the devices."""
         name = CENTERS if self.dequantization.at_t_min else "none"
@@ -143,7 +169,7 @@ class Data:
 
     def dequantized(
         self,
-        images: UInt8[np.ndarray, "count h w c"],
+        images: UInt8[Stored, "count h w c"],
         indices: Int[Array, "batch"],
         *,
         seed: int,

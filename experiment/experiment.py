@@ -28,6 +28,7 @@ from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
 from numerics.ode import ODEOptions
 from sde_lib import SDE
+from time_grids import Schedule
 from training.objective import Objective
 from training.parallel import DataParallel
 from training.step import Trainer
@@ -76,10 +77,10 @@ class Model:
 
 
 class DiscreteBoundPlan(NamedTuple):
-    """The options of the discrete bound, the times of its chain, and how x0 is clipped."""
+    """The options of the discrete bound, the schedule of its chain, and how x0 is clipped."""
 
     options: DiscreteBoundOptions
-    times: np.ndarray
+    schedule: Schedule
     clipping: Clipping
 
 
@@ -121,12 +122,12 @@ class DequantizerModel:
 
     Attributes:
         dequantizer: params -> Dequantizer.
-        trainer: makes its training states, from the frozen denoiser; None is enough for shapes.
+        trainer: makes its training states; the teacher of its steps is the frozen denoiser.
         options: how it is trained.
     """
 
     dequantizer: Callable[[Any], Dequantizer]
-    trainer: Callable[[Denoiser | None], Trainer]
+    trainer: Trainer
     options: DequantizerOptions
 
     def check(self, data: Data) -> None:
@@ -168,6 +169,23 @@ class Experiment:
     analytic_dpm: AnalyticDPMOptions
     classifier: ClassifierModel
     dequantizer: DequantizerModel
+
+    @property
+    def trains_on_levels(self) -> bool:
+        """Whether the objective is the bound on the probability of gray levels."""
+        return hasattr(self.loss, "pixel_levels")
+
+    def require_trainable(self) -> None:
+        """Raise ConfigError for an objective on gray levels and images with other noise.
+
+        An evaluation may have such noise: likelihoods need it, and the objective does without.
+        """
+        if self.trains_on_levels and self.data.dequantization.noisy:
+            raise ConfigError(
+                f"config.data.dequantization={self.data.options.dequantization!r} adds noise, but "
+                f"config.loss.name={self.config['loss']['name']!r} needs images on gray levels; "
+                "train with config.data.dequantization=none or truncated_normal"
+            )
 
 
 def with_data_labels(

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from data.datasets import RESIZES
 from data.dequantization import DEQUANTIZATIONS
+from data.fitting import RESIZES
 from denoising import CONDITIONINGS, require_parameterization
 from errors import SEEDS, require_choice, require_in
 
@@ -18,15 +18,18 @@ class DataOptions:
     """The data set and how images reach the network.
 
     Args:
-        name: "digits", a tensorflow-datasets name, or the path of an .npz file or image folder.
+        name: a name of one of the kinds in `data.readers.READERS`.
         dir: folder of tensorflow-datasets; "" for its default.
         image_size: height and width in pixels.
         channels: 1 for gray images, 3 for color images.
-        resize: what happens to images of another size, a name in `data.datasets.RESIZES`.
+        resize: what happens to images of another size, a name in `data.fitting.RESIZES`.
         centered: scale images to [-1, 1]; otherwise to [0, 1].
         random_flip: mirror half of the training images.
         dequantization: how gray levels become numbers, in training and for likelihoods; a name in
             `data.dequantization.DEQUANTIZATIONS`.
+        memory_gb: 10^9 bytes of images up to which they are held in memory; None for a quarter of
+            the machine's memory.
+        workers: processes that read images of a larger set; 0 for threads.
 
     Raises:
         ValueError: for an unknown name or a number out of range.
@@ -40,9 +43,13 @@ class DataOptions:
     centered: bool = True
     random_flip: bool = False
     dequantization: str = "uniform"
+    memory_gb: float | None = None
+    workers: int = 0
 
     def __post_init__(self) -> None:
         _require_all_in(self, "[1, inf)", "image_size", "channels")
+        _require_all_in(self, "[0, inf)", "memory_gb")
+        _require_all_in(self, "[0, 64]", "workers")
         require_choice("resize", self.resize, RESIZES)
         require_choice("dequantization", self.dequantization, DEQUANTIZATIONS)
 

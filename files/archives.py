@@ -6,6 +6,7 @@ unpack. None of that is in the files that this project reads.
 """
 
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from errors import FileError
 
 _LONGEST_DIRECTORY = 2**23  # bytes of the list of members, some 80,000 of them
 _LONGEST_NAME = 500  # characters
+HEADER = 30  # bytes of a member's header without its name
+_SIGNATURE = b"PK\3\4"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 1  # of a member's flags
 
@@ -50,8 +53,33 @@ def clear_errors(where: str) -> Iterator[None]:
         raise FileError(f"{where}: it is damaged or incomplete ({reason[:120]})") from error
 
 
+def member_start(path: Path, header: int) -> int:
+    """Return the position of a member's bytes in an archive, from that of its own header.
+
+    Raises:
+        zipfile.BadZipFile: if there is no member's header.
+    """
+    with path.open("rb") as file:
+        file.seek(header)
+        return header + header_length(file.read(HEADER))
+
+
+def header_length(header: bytes) -> int:
+    """Return the length of a member's header from its first `HEADER` bytes.
+
+    Raises:
+        zipfile.BadZipFile: if they are no member's header.
+    """
+    if len(header) < HEADER or header[:4] != _SIGNATURE:
+        raise zipfile.BadZipFile("a member is not where the list of members says")
+    name, extra = struct.unpack("<HH", header[26:30])
+    return HEADER + name + extra
+
+
 @contextmanager
-def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+def open_archive(
+    path: Path, *, longest_list: int = _LONGEST_DIRECTORY
+) -> Iterator[zipfile.ZipFile]:
     """Open a zip archive for reading; use it within `clear_errors`.
 
     Its members together take no more bytes of the archive than it has. They are stored, or packed
@@ -59,15 +87,18 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
     Args:
         path: the archive, a file by `require_file`.
+        longest_list: bytes of the list of members, at most.
 
     Raises:
         FileError: it is not such an archive; without its name.
         OSError, or an error in `DAMAGE`: it is damaged or cannot be read.
     """
-    with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
-        file.limit = None
-        _check_members(archive, path.stat().st_size)
-        yield archive
+    with _ShortReads(path) as file:
+        file.limit = longest_list
+        with zipfile.ZipFile(file) as archive:
+            file.limit = None
+            _check_members(archive, path.stat().st_size)
+            yield archive
 
 
 class _ShortReads(io.FileIO):

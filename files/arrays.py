@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from errors import FileError
-from files.archives import clear_errors, open_archive
+from files.archives import clear_errors, member_start, open_archive
 from files.kinds import require_file
 
 Array = Shaped[np.ndarray, "..."]
@@ -82,8 +82,9 @@ class Arrays:
     All methods raise FileError as `open_arrays`, and KeyError for a name that is not there.
     """
 
-    def __init__(self, archive: zipfile.ZipFile, size: int, where: str) -> None:
-        self._archive = archive
+    def __init__(self, archive: zipfile.ZipFile, path: Path, where: str) -> None:
+        size = path.stat().st_size
+        self._archive, self._path = archive, path
         self._members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         self._left = max(_UNPACKED, _FACTOR * size)
         self._where = where
@@ -106,6 +107,15 @@ class Arrays:
         member = self._members[name]
         with clear_errors(self._where), self._archive.open(member) as stream:
             return _read_header(stream, member.file_size, name)
+
+    def place(self, name: str) -> int | None:
+        """Return the position in the file of an array's first number; None if it is packed."""
+        member = self._members[name]
+        if member.compress_type != zipfile.ZIP_STORED:
+            return None
+        with clear_errors(self._where), self._archive.open(member) as stream:
+            _read_header(stream, member.file_size, name)
+            return member_start(self._path, member.header_offset) + stream.tell()
 
     def rows(self, name: str, count: int) -> Iterator[Array]:
         """Yield the rows of an array in blocks of at most `count`, so that it need not fit memory.
@@ -156,7 +166,7 @@ def open_arrays(path: Path, where: str) -> Iterator[Arrays]:
         with path.open("rb") as file:
             _check_start(file.read(len(_MAGIC)))
         archive = stack.enter_context(open_archive(path))
-        arrays = Arrays(archive, path.stat().st_size, where)
+        arrays = Arrays(archive, path, where)
         closing = stack.pop_all()
     with closing:
         yield arrays
@@ -190,6 +200,17 @@ def read_array(path: Path, where: str) -> Array:
     require_file(path, where)
     with clear_errors(where), path.open("rb") as file:
         return _read_array(file, _read_header(file, path.stat().st_size, path.stem))
+
+
+def array_place(path: Path, where: str) -> tuple[Header, int]:
+    """Return the header of an .npy, and the position of the first number.
+
+    Raises:
+        FileError: as `open_arrays`.
+    """
+    require_file(path, where)
+    with clear_errors(where), path.open("rb") as file:
+        return _read_header(file, path.stat().st_size, path.stem), file.tell()
 
 
 def _read_header(file: Stream, size: int, name: str) -> Header:

@@ -138,7 +138,9 @@ def write_plot(
 
 
 def _draw(axes: "Axes", panel: Panel) -> None:
-    axes.set_title(panel.title, fontsize=12, color=_TEXT, loc="left", pad=20 if panel.note else 7)
+    # At a given y: to look for room takes matplotlib a fifth of the time of drawing.
+    pad = 20 if panel.note else 7
+    axes.set_title(panel.title, fontsize=12, color=_TEXT, loc="left", y=1.0, pad=pad)
     if panel.note:
         axes.text(0, 1.025, panel.note, fontsize=9, color=_FAINT, transform=axes.transAxes)
     axes.set_xlabel(panel.x_label, fontsize=10, color=_TEXT)
@@ -189,13 +191,13 @@ def _draw_series(axes: "Axes", series: Series, number: int) -> None:
 
 def _label_plainly(axis: "Axis") -> None:
     """Write 0.06, not 6 x 10^-2, at the ticks of a logarithmic axis."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     low, high = axis.get_view_interval()
     subdivisions = (1, 2, 3, 5) if high < 100 * low else (1,)
     axis.set_major_locator(LogLocator(subs=subdivisions))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def _positive(values: Any) -> bool:

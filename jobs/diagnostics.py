@@ -34,6 +34,7 @@ from bounds.discrete import prior_divergence
 from denoising import Denoiser
 from errors import ConfigError, SamplingError
 from experiment.experiment import Experiment, with_data_labels
+from experiment.options import DiagnosticsOptions
 from experiment.sampler import Checkpoint
 from jobs.instruments import SPLITS, Instruments
 from losses import Noise
@@ -53,6 +54,17 @@ _MAX_FEATURES = 256  # above, the standard error of the Frechet distance would t
 _LOSS, _OFFSETS, _NOISE, _DECODER = range(4)
 
 
+def check_metrics(options: DiagnosticsOptions) -> None:
+    """Raise ConfigError unless `config.diagnostics.metrics` are names in DIAGNOSTICS."""
+    unknown = sorted(set(options.metrics) - set(DIAGNOSTICS))
+    if unknown or not options.metrics:
+        problem = f"{unknown[0]!r} is unknown" if unknown else "it is empty"
+        raise ConfigError(
+            f"config.diagnostics.metrics={options.metrics!r}: {problem}; choose some of: "
+            f"{', '.join(DIAGNOSTICS)}; or set config.diagnostics.every=0"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Diagnostics:
     """What is measured during training.
@@ -68,13 +80,7 @@ class Diagnostics:
     def check(self) -> None:
         """Raise ConfigError for measurements that cannot be had of these data."""
         options, data = self.experiment.diagnostics, self.experiment.data
-        unknown = sorted(set(options.metrics) - set(DIAGNOSTICS))
-        if unknown or not options.metrics:
-            problem = f"{unknown[0]!r} is unknown" if unknown else "it is empty"
-            raise ConfigError(
-                f"config.diagnostics.metrics={options.metrics!r}: {problem}; choose some of: "
-                f"{', '.join(DIAGNOSTICS)}; or set config.diagnostics.every=0"
-            )
+        check_metrics(options)
         count = len(data.images.test)
         if count < 2:
             raise ConfigError(

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from data.streamed import Converted
 from denoising import Denoiser
 from experiment.class_guidance import GuidanceOptions
 from experiment.experiment import Experiment
 from experiment.randomness import base_key
 from experiment.sampler import FixedSteps, Sampler
+from jobs.cache import batches_of
 from losses import Noise, NoiseObjective
 from metrics.features import Extractor
 from metrics.frechet import Accumulator, Statistics, frechet_distance
@@ -30,6 +32,7 @@ from training.objective import Context
 SPLITS = ("train", "test")
 _IMAGES = 256
 _PER_LEVEL = 8  # draws at each noise level, at least
+_BLOCK = 256  # images that are in memory at a time
 _REFERENCE_IMAGES = 10_000  # training images for the Frechet distance, at most
 
 
@@ -122,10 +125,15 @@ class Instruments:
     def pixel_variances(self) -> Float[np.ndarray, "pixels"]:
         """The variance of every pixel over training images, in the network's range."""
         data, how = self.experiment.data, self.experiment.data.dequantization
-        stored = data.images.train[:_REFERENCE_IMAGES].astype(np.float32)
+        count = min(_REFERENCE_IMAGES, len(data.images.train))
+        sums = np.zeros((2, *data.shape), np.int64)
+        for rows in batches_of(count, _BLOCK):
+            stored = data.images.train[rows].astype(np.int64)
+            sums += stored.sum(axis=0), (stored**2).sum(axis=0)
+        variances = (count * sums[1] - sums[0] ** 2) / count**2
         bins = data.quantizer.gray_levels - (not how.in_bins)
         gray = (data.scaler.high - data.scaler.low) / bins
-        return gray**2 * (stored.var(axis=0, dtype=np.float64).ravel() + how.noisy / 12)
+        return gray**2 * (variances.ravel() + how.noisy / 12)
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -159,14 +167,15 @@ class Instruments:
             self.experiment.diagnostics.samples,
         )
         train = rng.permutation(len(images.train))[:_REFERENCE_IMAGES]
-        statistics = self.accumulated(to_uint8(images.train[train])).statistics()
+        shown = Converted(images.train, train, to_uint8)
+        statistics = self.accumulated(shown).statistics()
         if len(images.test) < count:
             return statistics, None
         test = rng.permutation(len(images.test))[:count]
-        real = self.accumulated(to_uint8(images.test[test])).statistics()
+        real = self.accumulated(Converted(images.test, test, to_uint8)).statistics()
         return statistics, frechet_distance(statistics, real)
 
-    def accumulated(self, images: np.ndarray, *, groups: int = 1) -> Accumulator:
+    def accumulated(self, images: np.ndarray | Converted, *, groups: int = 1) -> Accumulator:
         """Return the features of uint8 images."""
         accumulator = Accumulator(len(images), groups=groups)
         size = self.experiment.evaluation.batch_size

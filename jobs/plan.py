@@ -19,6 +19,7 @@ from experiment.experiment import Experiment
 from experiment.leftover_noise import leftover_noise
 from files.text import table
 from jobs.compiled import describe_compiled
+from jobs.data_plan import describe_data
 from training.objective import Context
 
 
@@ -31,11 +32,13 @@ def describe(experiment: Experiment, *, compiled: bool = False) -> str:
     params = experiment.trainer.abstract_state().params
     evaluations = sampler.evaluations
     cost = "adaptive" if evaluations is None else f"{evaluations} network evaluations per image"
+    data = describe_data(experiment.data)
     rows = [
         ("parameters", f"{_count(params):,} ({_count(params) / 1e6:.1f}M)"),
         ("train step", _memory(experiment)),
         ("batch", experiment.parallel.describe(training.batch_size)),
-        ("training", _epochs(experiment)),
+        ("data", data.text),
+        ("training", _epochs(experiment, data.train_count)),
         ("sampler", f"{sampler.name}: {cost}"),
     ]
     if experiment.trainer.sharding.divides:
@@ -55,10 +58,14 @@ def describe(experiment: Experiment, *, compiled: bool = False) -> str:
 
 
 def parameter_table(params: Any) -> str:
-    """Return a table of the network's top-level blocks: arrays, parameters, share."""
+    """Return a table of the network's top-level blocks: arrays, parameters, share.
+
+    A process that is trained with the network is one block more.
+    """
     counts, arrays = Counter(), Counter()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        block = path[0].key
+        names = [part.key for part in path]
+        block = names[1] if names[0] == "network" else names[0]  # beside it is the process
         counts[block] += int(np.prod(leaf.shape))
         arrays[block] += 1
     total = sum(counts.values())
@@ -128,9 +135,9 @@ def _averages(experiment: Experiment, size: int) -> str:
     return f"{kept} besides the main one; {snapshots} snapshots of {stored}, {total:.2f} GB on disk"
 
 
-def _epochs(experiment: Experiment) -> str:
+def _epochs(experiment: Experiment, images: int | None) -> str:
     steps, batch_size = experiment.training.steps, experiment.training.batch_size
-    images = datasets.train_count(experiment.data.options.name)
+    images = images or datasets.train_count(experiment.data.options.name)
     if images is None:
         return f"{steps:,} steps (the length of an epoch is known once the data are read)"
     return f"{steps:,} steps, {images / batch_size:.1f} steps per epoch of {images:,} images"

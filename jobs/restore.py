@@ -193,7 +193,7 @@ def load_dequantizer(experiment: Experiment, workdir: Workdir) -> Dequantizer:
     """
     model, folder = experiment.dequantizer, workdir.dequantizer
     folder.check(experiment.config, training=False)
-    template = model.trainer(None).abstract_parameters()
+    template = model.trainer.abstract_parameters()
     restored = Checkpoints(folder.checkpoints).restore(template, partial=True)
     if restored is None:
         raise ConfigError(

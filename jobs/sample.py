@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from data.pictures import read_images
+from data.streamed import Converted
 from denoising import Denoiser
 from errors import ConfigError
 from experiment.experiment import Experiment
@@ -117,9 +118,12 @@ class TaskRun:
             height, width, channels = data.shape
             shape = height // self._factor, width // self._factor, channels
 
-        def test_images() -> Float[np.ndarray, "n h w c"]:
-            images = data.quantizer.to_uint8(data.images.test).astype(np.float32) / 255
+        def convert(stored: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n ..."]:
+            images = data.quantizer.to_uint8(stored).astype(np.float32) / 255
             return np.asarray(average_downsample(jnp.asarray(images), self._factor))
+
+        def test_images() -> Converted:
+            return Converted(data.images.test, np.arange(len(data.images.test)), convert)
 
         try:
             return read_images(

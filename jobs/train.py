@@ -96,7 +96,13 @@ def _train(
     plots = Plots(workdir.plots, workdir.path, finest)
     snapshots = Snapshots(workdir, job.trainer.more_averages, step)
     profiler = Profiler(profiled, workdir.profile, leads=job.data.parallel.leads)
-    with closing(log), closing(checkpoints), closing(snapshots), closing(profiler):
+    with (
+        closing(batches),
+        closing(log),
+        closing(checkpoints),
+        closing(snapshots),
+        closing(profiler),
+    ):
         with (
             stop_signals(job.data.parallel) as stop,
             tqdm(
@@ -155,7 +161,8 @@ def _initial_state(
             "another --workdir"
         )
     if not job.options.init_from:
-        if teacher is not None and (params := params_of_student(teacher, template.params)):
+        ours = teacher if job.section == "model" else None  # a dequantizer is another network
+        if ours is not None and (params := params_of_student(ours, template.params)):
             state = job.trainer.state_from_params(*params, 0)
             return state, ["started with the parameters of the teacher"]
         return job.trainer.init_state(base_key(job.seed, "init")), []

@@ -1,7 +1,7 @@
 """What is trained, on what, and how long: the score model, or a network beside it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ class TrainingJob:
         dequantization: how gray levels become numbers, by default config.data.dequantization.
         diagnostics: what is measured during training; None for nothing.
         wandb: a project of Weights & Biases; "" for none.
-        load_teacher: loads the frozen network of a distillation; None for other objectives.
+        load_teacher: loads the frozen network of a distillation or of a dequantizer, else None.
     """
 
     config: dict[str, Any]
@@ -99,8 +99,7 @@ def classifier_job(experiment: Experiment) -> TrainingJob:
         ConfigError: if the classifier does not suit the process, the images or the devices.
     """
     experiment.model.require_fixed_process("a classifier")
-    model = experiment.classifier
-    return _part_job(experiment, "classifier", model, model.trainer)
+    return _part_job(experiment, "classifier", experiment.classifier)
 
 
 def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
@@ -109,17 +108,14 @@ def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
     Raises:
         ConfigError: if its batches do not suit the devices.
     """
-    model = experiment.dequantizer
-    return _part_job(
-        experiment, "dequantizer", model, model.trainer(denoiser), dequantization=CENTERS
-    )
+    job = _part_job(experiment, "dequantizer", experiment.dequantizer, dequantization=CENTERS)
+    return replace(job, load_teacher=lambda: denoiser)
 
 
 def _part_job(
     experiment: Experiment,
     section: str,
     model: ClassifierModel | DequantizerModel,
-    trainer: Trainer,
     dequantization: str = "",
 ) -> TrainingJob:
     """Return the job that trains a network beside the score model."""
@@ -130,7 +126,7 @@ def _part_job(
         seed=experiment.seed,
         section=section,
         data=experiment.data,
-        trainer=trainer,
+        trainer=model.trainer,
         options=TrainingOptions(
             batch_size=options.batch_size,
             steps=options.steps,

@@ -84,7 +84,7 @@ class Plots:
         rows = read_log(self._workdir)
         step = rows[-1]["step"] if rows else 0
         title = f"{self._workdir.name}, step {step:,}"
-        write_plot(self._folder / "training.png", _training_panels(rows), columns=3, title=title)
+        write_plot(self._folder / "training.png", _training_panels(rows), columns=4, title=title)
         if levels := noise_levels(rows):
             panels = _level_panels(levels, self._finest)
             write_plot(self._folder / "noise_levels.png", panels, columns=2, title=title)
@@ -136,6 +136,18 @@ def _training_panels(rows: Rows) -> list[Panel]:
         panel("Gradient norm", _column(rows, "", "grad_norm"), log_y=True),
         panel("Learning rate", _column(rows, "", "lr")),
         panel("Norm of the parameters", _column(rows, "", "weight_norm")),
+        panel(
+            "Update over parameters",
+            _column(rows, "", "update_ratio"),
+            log_y=True,
+            note="their norms: how far one step moves",
+        ),
+        panel(
+            "Distance of the average",
+            _column(rows, "", "average_distance"),
+            log_y=True,
+            note="from the parameters, over their norm",
+        ),
     ]
 
 

@@ -13,10 +13,13 @@ from files.writing import make_folder, write_json
 from training.checkpoints import Checkpoints
 from training.hosts import agreed
 
+# Where images lie and how they are read: nothing depends on these.
+_READING = ("data.dir", "data.memory_gb", "data.workers")
+
 # A run continues training with other values of these fields: they change how it trains, but not
 # what.
 _MAY_CHANGE = (
-    *("analytic_dpm.", "classifier.", "continuous_bound.", "data.dir", "dequantizer."),
+    *("analytic_dpm.", "classifier.", "continuous_bound.", *_READING, "dequantizer."),
     *("diagnostics.", "discrete_bound.", "ema.snapshot_every", "eval.", "guidance."),
     *("likelihood.", "logging.", "optim.", "parallel.", "sampling.", "task.", "training."),
 )
@@ -40,7 +43,8 @@ _DESCRIBE_NETWORK = (
 # Of these, what a reader may change: where files lie, which noise likelihoods have, and what else a
 # run keeps, which is read from its own configuration.
 _READER_MAY_CHANGE = (
-    *("data.dir", "data.dequantization"),
+    *_READING,
+    "data.dequantization",
     *("ema.lengths", "ema.more_rates", "ema.snapshot_every"),
 )
 
@@ -56,7 +60,7 @@ class Part(NamedTuple):
 
     describe: tuple[str, ...]
     training: tuple[str, ...]
-    ignored: tuple[str, ...] = ("data.dir",)
+    ignored: tuple[str, ...] = _READING
 
 
 # By the section of the configuration, which names the folder too.
@@ -68,7 +72,7 @@ PARTS = {
     "dequantizer": Part(
         describe=("dequantizer.", "data.", "denoiser.", "model.", "sde."),
         training=("batch_size", "lr", "steps", "t_min", "warmup"),
-        ignored=("data.dir", "data.dequantization"),
+        ignored=(*_READING, "data.dequantization"),
     ),
 }
 

@@ -11,12 +11,10 @@ sigma, and those of score_sde with the features themselves (pool_3).
 """
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 from errors import FileError
 from files.arrays import Arrays, open_arrays
@@ -24,7 +22,7 @@ from files.writing import write_file
 from metrics.frechet import Accumulator, Statistics
 
 _FORMAT = 1
-_ROWS = 1024  # images or rows of features read at a time
+_ROWS = 1024  # rows of features read at a time
 _LARGEST = 4096  # features of an extractor; those in use have 2048 and fewer
 _ASYMMETRY = 1e-5  # of a covariance, over its largest entry: what float32 leaves
 _REMEDY = "write statistics anew with --mode=stats"
@@ -40,7 +38,7 @@ class Provenance:
         image_size: height and width of the stored images.
         resize: the rule that gave them that size.
         count: their number.
-        fingerprint: their `fingerprint`.
+        fingerprint: differs for other images, `data.datasets.ImageData.fingerprints`.
         extractor: name of the feature extractor.
         extractor_digest: differs between extractors of one name that compute other features.
     """
@@ -53,14 +51,6 @@ class Provenance:
     fingerprint: str
     extractor: str
     extractor_digest: str
-
-
-def fingerprint(images: UInt8[np.ndarray, "n h w c"]) -> str:
-    """Return the SHA-256 of the images' shape and bytes in C order, in hexadecimal digits."""
-    digest = hashlib.sha256(repr(tuple(map(int, images.shape))).encode())
-    for first in range(0, len(images), _ROWS):
-        digest.update(np.ascontiguousarray(images[first : first + _ROWS]).data)
-    return digest.hexdigest()
 
 
 def check(given: Provenance, wanted: Provenance) -> None:

@@ -1,11 +1,11 @@
 """A smooth increasing function on [0, 1], from 0 to 1, with parameters that can be trained.
 
-    fraction(t) = (h(t) - h(0)) / (h(1) - h(0)),
-    h(t) = t + sum_k height_k sigmoid(steepness_k (t - center_k))
+    fraction(t) = (h(t) - h(0)) / (h(1) - h(0))
+    h(t) = t + sum_k |height_k| sigmoid(|steepness_k| (t - center_k))
 
-The parameters are the centers, and what softplus turns into positive heights and steepnesses. So
-the function increases for any parameters, and for averages of them. It is the network of Kingma et
-al. 2021 (arXiv:2107.00630, appendix H), whose first layer only scales what is normalized here.
+It increases whatever the parameters are, and so it does for averages of them. It is the monotone
+network of Kingma et al. 2021 (arXiv:2107.00630, Appendix H). Its first layer is left out, because
+the division takes back what that does.
 """
 
 from typing import Any
@@ -15,23 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Steps = dict[str, Any]
+Monotone = dict[str, Any]  # height, steepness, center: (count,)
 
 
-def even_steps(count: int = 32) -> Steps:
-    """Return `count` equal steps, evenly over [0, 1]: the function is nearly t."""
-    height, steepness = (np.log(np.expm1(value)) for value in (1 / count, count))
-    center = (np.arange(count) + 0.5) / count
-    steps = {"height": height, "steepness": steepness, "center": center}
-    return {name: np.float32(value + np.zeros(count)) for name, value in steps.items()}
+def linear(count: int = 32) -> Monotone:
+    """Return parameters of fraction(t) = t, to 1e-6: low sigmoids, evenly over [0, 1].
+
+    Heights of 0 would never be trained, because |height| has no slope there.
+    """
+    ones = np.ones(count, np.float32)
+    center = np.float32((np.arange(count) + 0.5) / count)
+    return {"height": 1e-6 * ones, "steepness": count * ones, "center": center}
 
 
-def fraction(steps: Steps, t: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Return the function at t in [0, 1]; `steps` holds height, steepness and center."""
-    height, steepness = (jax.nn.softplus(steps[name]) for name in ("height", "steepness"))
+def fraction(parameters: Monotone, t: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Return the function at t in [0, 1]."""
+    height, steepness = (jnp.abs(parameters[name]) for name in ("height", "steepness"))
 
     def h(t: Any) -> Float[Array, ""]:
-        return t + jnp.sum(height * jax.nn.sigmoid(steepness * (t - steps["center"])))
+        sigmoids = jax.nn.sigmoid(steepness * (t - parameters["center"]))
+        return t + jnp.sum(height * sigmoids)
 
     start, end = h(0.0), h(1.0)
     return jnp.vectorize(lambda t: (h(t) - start) / (end - start))(t)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,14 +23,14 @@ class Method(NamedTuple):
     """A Runge-Kutta pair of diffrax.
 
     Attributes:
-        solver: its class.
+        solver: the name of its class.
         evaluations: evaluations of the field per step.
         first_same_as_last: whether the last stage of an accepted step is the first of the next.
             Before a step has been accepted there is nothing to reuse, so each step tried until
             then costs one more.
     """
 
-    solver: type[diffrax.AbstractSolver]
+    solver: str
     evaluations: int
     first_same_as_last: bool
 
@@ -39,13 +38,13 @@ class Method(NamedTuple):
 # Implicit solvers are missing: each of their steps needs the Jacobian of the network. So is
 # ReversibleHeun, whose advantage is in gradients through the solve.
 ODE_METHODS = {
-    "heun": Method(diffrax.Heun, 2, False),
-    "midpoint": Method(diffrax.Midpoint, 2, False),
-    "ralston": Method(diffrax.Ralston, 2, False),
-    "bosh3": Method(diffrax.Bosh3, 3, True),
-    "tsit5": Method(diffrax.Tsit5, 6, True),
-    "dopri5": Method(diffrax.Dopri5, 6, True),
-    "dopri8": Method(diffrax.Dopri8, 13, True),
+    "heun": Method("Heun", 2, False),
+    "midpoint": Method("Midpoint", 2, False),
+    "ralston": Method("Ralston", 2, False),
+    "bosh3": Method("Bosh3", 3, True),
+    "tsit5": Method("Tsit5", 6, True),
+    "dopri5": Method("Dopri5", 6, True),
+    "dopri8": Method("Dopri8", 13, True),
 }
 
 STEP_SIZE_CONTROLS = ("per_sample", "batch")
@@ -103,54 +102,10 @@ class Solution(NamedTuple):
     nonfinite: Bool[Array, "batch"]
 
 
-class NonFiniteGuard(diffrax.AbstractStepSizeController):
-    """Wraps a step-size controller and stops the solve when the state becomes non-finite.
-
-    diffrax alone would try until its step limit: at a state that is not finite, or with a step too
-    small to move the time. The guard's state also counts the steps tried before the first accepted
-    one.
-    """
-
-    controller: diffrax.AbstractStepSizeController
-
-    def wrap(self, direction: Any) -> "NonFiniteGuard":
-        return NonFiniteGuard(self.controller.wrap(direction))
-
-    def init(self, *args: Any, **kwargs: Any) -> tuple:
-        end, state = self.controller.init(*args, **kwargs)
-        return end, _GuardState(state, jnp.array(False), jnp.array(0), jnp.array(False))
-
-    def adapt_step_size(
-        self, t0: Any, t1: Any, y0: Any, y1: Any, args: Any, error: Any, order: Any, state: Any
-    ) -> tuple:
-        keep, start, end, jump, inner, result = self.controller.adapt_step_size(
-            t0, t1, y0, y1, args, error, order, state.inner
-        )
-        kept = jnp.asarray(keep)
-        stuck = (end <= start) | (result != diffrax.RESULTS.successful)
-        nonfinite = jnp.where(kept, ~all_finite(y1), stuck & ~all_finite(error))
-        result = diffrax.RESULTS.where(nonfinite, diffrax.RESULTS.dt_min_reached, result)
-        started = state.started | kept
-        guard = _GuardState(inner, started, state.retries + ~started, nonfinite)
-        return keep, start, end, jump, guard, result
-
-
-class _GuardState(NamedTuple):
-    inner: Any
-    started: Bool[Array, ""]
-    retries: Int[Array, ""]
-    nonfinite: Bool[Array, ""]
-
-
-def all_finite(tree: Any) -> Bool[Array, ""]:
-    """Return whether all numbers in a pytree are finite."""
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
 def solve(
     terms: Any,
-    solver: diffrax.AbstractSolver,
-    controller: diffrax.AbstractStepSizeController,
+    solver: Any,
+    controller: Any,
     y0: Any,
     args: Any,
     *,
@@ -164,7 +119,7 @@ def solve(
 
     Args:
         terms: diffrax's terms.
-        solver: the method.
+        solver: diffrax's method.
         controller: chooses the step sizes.
         y0: the state at time 0, a pytree.
         args: passed to the terms.
@@ -174,6 +129,10 @@ def solve(
         first_same_as_last: as in `Method`.
         frames: times at which `path` has the states.
     """
+    import diffrax
+
+    from numerics.step_control import NonFiniteGuard, all_finite
+
     ends = diffrax.SubSaveAt(t1=True)
     solution: Any = diffrax.diffeqsolve(  # whose type makes all it may save optional
         terms,
@@ -228,6 +187,8 @@ def integrate(
     Returns:
         A Solution that must be checked with `require_success`: a failed sample has `success` False.
     """
+    import diffrax  # a quarter of a second, which few programs need
+
     method = ODE_METHODS[options.solver]
     # The solver's own time goes from 0 to 1. diffrax would check the order of traced ends by a call
     # to Python, and programs with such calls are not kept in the compilation cache.
@@ -244,7 +205,7 @@ def integrate(
     def solved(field: Callable[..., Any], y: Any, arg: Any) -> Solution:
         solution = solve(
             diffrax.ODETerm(field),
-            method.solver(),
+            getattr(diffrax, method.solver)(),
             # The last two errors control the step, so that steps do not grow and shrink in turns:
             # along a network's ODE a third of all steps were rejected without.
             diffrax.PIDController(rtol=options.rtol, atol=options.atol, pcoeff=0.2, icoeff=0.6),

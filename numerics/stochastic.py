@@ -12,10 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
-import lineax
 from jaxtyping import Array, Float, Key
 
 from errors import require_choice, require_in
@@ -26,26 +24,26 @@ class StochasticMethod(NamedTuple):
     """A stochastic Runge-Kutta method of diffrax.
 
     Attributes:
-        solver: its class.
+        solver: the name of its class.
         evaluations: evaluations of the drift per step.
         strong_order: strong order for additive noise.
         estimates_error: whether it estimates its error, as adaptive steps need.
     """
 
-    solver: type[diffrax.AbstractSolver]
+    solver: str
     evaluations: int
     strong_order: float
     estimates_error: bool
 
 
 SDE_METHODS = {
-    "euler": StochasticMethod(diffrax.Euler, 1, 1.0, False),
-    "sea": StochasticMethod(diffrax.SEA, 1, 1.0, False),
-    "heun": StochasticMethod(diffrax.Heun, 2, 1.0, True),
-    "sra1": StochasticMethod(diffrax.SRA1, 2, 1.5, True),
-    "shark": StochasticMethod(diffrax.ShARK, 2, 1.5, True),
-    "slowrk": StochasticMethod(diffrax.SlowRK, 2, 1.5, False),
-    "spark": StochasticMethod(diffrax.SPaRK, 3, 1.5, True),
+    "euler": StochasticMethod("Euler", 1, 1.0, False),
+    "sea": StochasticMethod("SEA", 1, 1.0, False),
+    "heun": StochasticMethod("Heun", 2, 1.0, True),
+    "sra1": StochasticMethod("SRA1", 2, 1.5, True),
+    "shark": StochasticMethod("ShARK", 2, 1.5, True),
+    "slowrk": StochasticMethod("SlowRK", 2, 1.5, False),
+    "spark": StochasticMethod("SPaRK", 3, 1.5, True),
 }
 
 _FINEST = 2.0**-13  # the resolution of the Brownian tree
@@ -134,12 +132,15 @@ def integrate_sde(
     Returns:
         A Solution that must be checked with `require_success`.
     """
+    import diffrax
+    import lineax
+
     method = SDE_METHODS[options.solver]
     controller, first_step = _controller(options, method, frames)
     if frames is not None and not options.adaptive:
         frames = jnp.round(frames * options.count) / options.count
 
-    def spread(t: Any, y: Any, arg: Any) -> lineax.AbstractLinearOperator:
+    def spread(t: Any, y: Any, arg: Any) -> Any:
         return lineax.DiagonalLinearOperator(jnp.full(y.shape, diffusion(t), y.dtype))
 
     def solved(y: Any, arg: Any, key: Key[Array, ""]) -> Solution:
@@ -153,7 +154,7 @@ def integrate_sde(
         )
         return solve(
             diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(spread, path)),
-            method.solver(),
+            getattr(diffrax, method.solver)(),
             controller,
             y,
             arg,
@@ -168,8 +169,10 @@ def integrate_sde(
 
 def _controller(
     options: SDEOptions, method: StochasticMethod, frames: Float[Array, "frames"] | None
-) -> tuple[diffrax.AbstractStepSizeController, float]:
-    """Return the step-size controller, and the first step that is tried."""
+) -> tuple[Any, float]:
+    """Return diffrax's step-size controller, and the first step that is tried."""
+    import diffrax
+
     if options.rtol is None or options.atol is None:
         return diffrax.ConstantStepSize(), 1 / options.count
     # Calmer than for ODEs, since the errors of neighboring steps differ by chance.

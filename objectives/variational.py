@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import log_ndtr
+from jax.scipy.special import log_ndtr, logsumexp
 from jaxtyping import Array, Float
 
 from denoising import Prediction, learned_fraction
@@ -86,6 +86,19 @@ class PixelLevels:
         low, high = jnp.where(mirrored, -right, left), jnp.where(mirrored, -left, right)
         top = log_ndtr(high)
         return top + jnp.log(-jnp.expm1(log_ndtr(low) - top))
+
+    def log_posterior(self, x0: Batch, noisy: Batch, log_std: Float[Array, "..."]) -> Batch:
+        """Return log-probabilities in nats of the pixels' levels, given noisy ones.
+
+        Each is the density of x0 + exp(log_std) eps at the noisy pixel, normalized over the levels:
+        the decoder of Kingma et al. 2021 (arXiv:2107.00630, Section 3.3). In memory, this takes an
+        image per level.
+        """
+        levels = self.low + self.spacing * jnp.arange(self.gray_levels, dtype=x0.dtype)
+        precision = jnp.exp(-2 * log_std)
+        distances = noisy[..., None] - levels.reshape((1,) * noisy.ndim + (-1,))
+        others = -0.5 * precision * distances**2
+        return -0.5 * precision * (noisy - x0) ** 2 - logsumexp(others, axis=-1)
 
     def require(self, x0: Batch) -> None:
         """Raise ValueError unless all values of `x0` are pixel levels."""

@@ -8,6 +8,7 @@ is told to compile quickly, as in conftest.py.
 
 import atexit
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -52,7 +53,9 @@ TINY = {
 }
 
 # What processes import before they are forked; none of it starts a thread of JAX.
-_PRELOADED = ["run_lib", "orbax.checkpoint", "tensorboardX", "sklearn.datasets", "PIL.Image"]
+_PRELOADED = [
+    *("run_lib", "diffrax", "scipy.special", "orbax.checkpoint", "tensorboardX", "PIL.Image"),
+]
 
 
 class Call(NamedTuple):
@@ -261,6 +264,7 @@ def _server():
 
 def _main(arguments, environment, folder, file_limit):
     """The life of a forked process."""
+    gc.freeze()  # what the server has imported outlives this process
     os.chdir(ROOT)
     os.environ.update(environment)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):

@@ -7,6 +7,7 @@ JAX_COMPILATION_CACHE_DIR keeps compiled programs between runs; without it they 
 folder.
 """
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -23,6 +24,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # models/ is left out: its tests pass arrays and numbers of wrong types to read its own messages.
 UNCHECKED = {"configs", "models", "published"}
 ROOT = Path(__file__).resolve().parent.parent
+# Tracing makes many objects and leaves few behind; the usual thresholds walk through all of them
+# again and again.
+gc.set_threshold(200_000, 20, 100)
+
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} - UNCHECKED
 CHECKED = sorted({path.stem for path in ROOT.glob("*.py")} | PACKAGES)
 # To Python's typing rules (PEP 484) an int is a float, and so it is here.
@@ -31,6 +36,12 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook(CHECKED, CHECKER)
 
 pytest.register_assert_rewrite("networks")
+
+
+def pytest_collection_finish():
+    """Leave what is imported now to the end of the process."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

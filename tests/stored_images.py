@@ -97,3 +97,21 @@ def assert_same_images(data, splits):
         pairs = [(bytes(x), int(k)) for x, k in zip(images, labels, strict=True)]
         expected_pairs = [(bytes(x), int(k)) for x, k in zip(expected, numbers, strict=True)]
         assert sorted(pairs) == sorted(expected_pairs)
+
+
+def assert_streamed_is(held, streamed):
+    """Images that are read when they are indexed, beside the same in memory."""
+    for split in ("train", "test"):
+        images, labels = getattr(held, split), getattr(held, f"{split}_labels")
+        assert isinstance(images, np.ndarray)
+        read = getattr(streamed, split)
+        assert not isinstance(read, np.ndarray)
+        assert (read.shape, read.dtype, read.size) == (images.shape, images.dtype, images.size)
+        np.testing.assert_array_equal(read[:], images)
+        if labels is None:
+            assert getattr(streamed, f"{split}_labels") is None
+        else:
+            np.testing.assert_array_equal(getattr(streamed, f"{split}_labels"), labels)
+    assert held.class_names == streamed.class_names
+    assert held.fingerprint == streamed.fingerprint
+    assert held.fingerprints == streamed.fingerprints

@@ -4,6 +4,7 @@ Commands run in the order of their page, reduced: a tiny network, a few steps, r
 the place of data that would have to be downloaded.
 """
 
+import functools
 import re
 import shlex
 
@@ -36,11 +37,11 @@ TINY = {
     "classifier.steps": 2,
     "dequantizer.features": 4,
     "dequantizer.steps": 2,
-    "eval.batch_size": 8,
+    "eval.batch_size": 100,
     "eval.samples": 5,
     "eval.loss_repeats": 1,
     "eval.dequantizations": 1,
-    "eval.error_budget_images": 2,
+    "eval.error_budget_images": 0,
     "likelihood.rtol": 0.1,
     "likelihood.atol": 0.1,
 }
@@ -55,6 +56,12 @@ def blocks(page, language):
 def commands(page):
     lines = "\n".join(blocks(page, "sh")).splitlines()
     return [line for line in lines if line.startswith("python main.py")]
+
+
+@functools.cache
+def configurations():
+    """The names of all configurations, alone and with each of their variants."""
+    return frozenset(name for name, _ in known_configurations())
 
 
 def pages_with(found):
@@ -73,7 +80,7 @@ def test_relative_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_configurations_and_their_variants_exist(page):
-    known = {name for name, _ in known_configurations()} | set(configuration_names())
+    known = configurations() | set(configuration_names())
     for name in re.findall(r"configs/\w+\.py(?::\w+)?", page.read_text()):
         if "FILE" not in name and name != "configs/default.py":
             assert name in known, f"{page.name} names {name}"
@@ -91,7 +98,7 @@ def test_the_table_of_configurations_is_complete():
         for variant in re.findall(r"`(\w+)`", variants) or [""]
     }
     wanted = set()
-    for name, _ in known_configurations():
+    for name in configurations():
         file, _, variant = name.partition(":")
         wanted.add((file.removeprefix("configs/").removesuffix(".py"), variant))
     assert wanted <= listed
@@ -156,12 +163,18 @@ def reduced(command, folder):
     return arguments
 
 
+@functools.cache
+def succeeds(command, folder):
+    """Run the command, once for all pages that show it."""
+    done = run(*reduced(command, folder))
+    assert done.status == 0, f"{command}\n{done.stderr[-2000:]}"
+
+
 @pytest.fixture(scope="module")
 def trained(folder):
     """The folder, with the runs on which each page may count."""
     for needed in ("configs/vp_digits.py", "configs/vp_cifar10.py:ddpmpp"):
-        done = run(*reduced(f"python main.py --config={needed} --mode=train", folder))
-        assert done.status == 0, done.stderr
+        succeeds(f"python main.py --config={needed} --mode=train", folder)
     return folder
 
 
@@ -169,8 +182,7 @@ def trained(folder):
 @pages_with(commands)
 def test_commands_run(page, trained):
     for command in commands(page):
-        done = run(*reduced(command, trained))
-        assert done.status == 0, f"{command}\n{done.stderr[-2000:]}"
+        succeeds(command, trained)
 
 
 @pytest.mark.slow

@@ -300,3 +300,15 @@ def test_copy_of_a_run_is_a_run(tmp_path, trained):
     assert call.status == 0
     assert f"{workdir} is trained: step 30 of 30" in call.stdout
     assert Checkpoints(workdir / "checkpoints").steps() == (15, 30)
+
+
+@pytest.mark.slow
+def test_starting_imports_no_library_that_only_some_commands_need():
+    """They take from a tenth of a second to seconds, in every command."""
+    some = {"diffrax", "equinox", "lineax", "matplotlib", "orbax", "scipy", "sklearn"}
+    some |= {"tensorboardX", "tensorflow", "torch", "wandb"}
+    program = f"import sys, run_lib; print(*sorted({some!r} & sys.modules.keys()))"
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "\n"

@@ -208,7 +208,7 @@ def test_time_grid(monkeypatch):
     np.testing.assert_allclose(np.diff(np.cbrt(times), 2), 0, atol=1e-12)
     assert len(drawn(experiment)) == 4
     assert experiment.config["sampling"]["steps"] == TINY["sampling.steps"]
-    assert len(experiment.discrete_bound.times) == 1001
+    assert len(experiment.discrete_bound.schedule.of(experiment.model.sde)) == 1001
 
 
 def test_variable_and_scaling_of_heun(monkeypatch):
@@ -344,7 +344,7 @@ def test_reader(monkeypatch):
 
         def split(count):
             images = rng.integers(0, 5, (count, 8, 8, 1), np.uint8)
-            return Split(count, [Item(name, image, None) for image in images])
+            return Split([Item(name, image, None) for image in images])
 
         return {"train": split(12), "test": split(4)}
 

@@ -6,6 +6,7 @@ modules on its path. Images and numbers in the repository are those of the full 
 
 import ast
 import contextlib
+import functools
 import json
 import os
 import re
@@ -28,6 +29,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUN_TIME = re.compile(r"Run time: (\d+) seconds\.\n?")
 
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+@functools.cache
+def configurations():
+    return {name for name, _ in known_configurations()} | set(configuration_names())
 
 
 def code_cells(notebook):
@@ -121,9 +127,8 @@ def test_files_and_configurations_in_the_text_exist(path):
     files = re.findall(r"`((?:\w+/)*\w+\.(?:py|md|ipynb))(?::\w+)?`", text)
     places = (ROOT, ROOT / "configs")
     assert not [file for file in files if not any((place / file).exists() for place in places)]
-    known = {name for name, _ in known_configurations()} | set(configuration_names())
     named = re.findall(r"configs/\w+\.py(?::\w+\b(?!\*))?", text)
-    assert not set(named) - known - {"configs/default.py"}
+    assert not set(named) - configurations() - {"configs/default.py"}
 
 
 def experiments_of(path):

@@ -6,6 +6,7 @@ Runs that are stopped are in test_run_lib_stopped.py.
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -240,3 +241,24 @@ def test_an_upsampler_does_nothing_without_small_images(tmp_path):
     watching = build(configuration(TINY | fields | {"training.sample_every": 5}))
     with pytest.raises(ConfigError, match=r"training has none of; .*training\.sample_every=0$"):
         run_lib.train(watching, Workdir(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"diagnostics.metrics": ("loss", "fid")},
+            r"metrics=.*'fid' is unknown; choose some of: l",
+        ),
+        (
+            {"diagnostics.features": "fid"},
+            r"config\.diagnostics\.features='fid' is unknown; choose",
+        ),
+        ({"logging.wandb": "p"}, r"config\.logging\.wandb='p' needs .*pip install wandb"),
+    ],
+)
+def test_a_check_finds_what_training_would_refuse_to_measure(tmp_path, monkeypatch, fields, said):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    experiment = build(configuration(TINY | {"diagnostics.every": 1} | fields))
+    with pytest.raises(ConfigError, match=said):
+        run_lib.check(experiment, Workdir(tmp_path))

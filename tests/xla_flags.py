@@ -10,8 +10,13 @@ import sys
 from collections.abc import Sequence
 
 # Compiling the tests' programs takes far longer than running them. So LLVM does not optimize, and
-# XLA emits operations in its plain way, not through MLIR (until JAX 0.10).
-FAST_COMPILATION = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+# XLA emits operations in its plain way, not through MLIR (until JAX 0.10), and in one piece, as the
+# workers keep all cores busy.
+FAST_COMPILATION = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 _CHECKED = "SCORESDE_CHECKED_XLA_FLAGS"  # set for the processes that this one starts
 
 

@@ -17,7 +17,7 @@ class Context(NamedTuple):
     Attributes:
         step: number of the training step, from 0.
         state: the objective's own state; () for its first one.
-        teacher: the frozen network of a distillation, a Denoiser, or None.
+        teacher: the frozen network of a distillation or of a dequantizer, a Denoiser, or None.
     """
 
     step: int | Int[Array, ""] = 0
@@ -43,7 +43,7 @@ class Objective(abc.ABC):
         samplers: names of the only samplers of what it trains; () if it trains scores at all times,
             as likelihoods and all other samplers need.
         trains_process: whether it trains a process that has parameters, as no other does.
-        teacher: RUN or RUN:STEP, the run of `Context.teacher`; "" for none.
+        teacher: what `Context.teacher` is, such as RUN or RUN:STEP; "" for none.
     """
 
     parameterization: ClassVar[str | None] = None

@@ -33,6 +33,9 @@ Augment = Callable[
 ]
 
 
+_TINY = float(jnp.finfo(jnp.float32).tiny)  # a norm of 0 is no division by 0
+
+
 class TrainState(NamedTuple):
     """All that training changes; checkpoints hold it whole.
 
@@ -91,7 +94,16 @@ class Trainer:
 
     def init_state(self, key: Key[Array, ""]) -> TrainState:
         """Return a fresh state, made on the devices."""
-        return jax.jit(self._init_state, out_shardings=self._state_sharding)(key)
+        return self._jitted_init(key)
+
+    @cached_property
+    def _jitted_init(self) -> Callable[[Key[Array, ""]], TrainState]:
+        # Made once, so that its shapes and its program share one trace of the network.
+        return jax.jit(
+            self._init_state,
+            out_shardings=self._state_sharding,
+            compiler_options=self.parallel.once,
+        )
 
     def state_from_params(self, params: Any, ema_params: Any, step: int) -> TrainState:
         """Return a state of parameters that were trained elsewhere, with a fresh optimizer."""
@@ -157,8 +169,8 @@ class Trainer:
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         """Update the state on a batch; `teacher` is the frozen Denoiser of a distillation.
 
-        The scalars are the batch's loss, the norm of its gradient before clipping, and the
-        learning rate of the update.
+        The scalars are the batch's loss, the norm of its gradient before clipping, the learning
+        rate of the update, and the norm of the update over that of the new parameters.
         """
         key = jax.random.fold_in(base_key, state.step)
         context = Context(step=state.step, state=state.objective, teacher=teacher)
@@ -168,7 +180,15 @@ class Trainer:
         averaged = self.optimizer.evaluation_params(opt_state, params)
         ema_params = self.average.update(state.ema_params, averaged, state.step)
         averages = self.more_averages.update(state.averages, averaged, state.step)
-        scalars = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate}
+        change = optax.tree.norm(optax.tree.sub(params, state.params))
+        ratio = change / jnp.maximum(optax.tree.norm(params), _TINY)
+        scalars = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "lr": rate,
+            # Where norms overflow, all is update; the next loss then says what is wrong.
+            "update_ratio": jnp.nan_to_num(ratio, nan=1.0),
+        }
         return TrainState(
             state.step + 1, params, ema_params, opt_state, objective, averages
         ), scalars
@@ -250,7 +270,9 @@ class Trainer:
 
     @cached_property
     def _shapes(self) -> TrainState:
-        return jax.eval_shape(self._init_state, jax.random.key(0))
+        # A divided state needs its shapes before its program can be made.
+        init = self._init_state if self.sharding.divides else self._jitted_init
+        return jax.eval_shape(init, jax.random.key(0))
 
     @property
     def _state_sharding(self) -> Any:

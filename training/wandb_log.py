@@ -4,6 +4,7 @@ Steps are a value of each line, not the service's own counter, which refuses a s
 a resumed run repeats the steps after its checkpoint, with the same numbers.
 """
 
+import importlib.util
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,15 @@ from jaxtyping import UInt8
 from errors import ConfigError
 from files.nested import numbers
 from files.writing import write_file
+
+
+def require_wandb(project: str) -> None:
+    """Raise ConfigError unless the package is installed."""
+    if importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            f"config.logging.wandb={project!r} needs a package that is not installed; run: "
+            "pip install wandb, or leave the field empty"
+        )
 
 
 class WandbLog:
@@ -34,13 +44,9 @@ class WandbLog:
 
     def __init__(self, workdir: Path, project: str, config: Mapping[str, Any]) -> None:
         field = f"config.logging.wandb={project!r}"
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError(
-                f"{field} needs a package that is not installed; run: pip install wandb, or leave "
-                "the field empty"
-            ) from error
+        require_wandb(project)
+        import wandb
+
         self._picture = wandb.Image
         try:
             self._run = wandb.init(

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from bounds.dequantization import DequantizationBound, DequantizedModel, Dequantizer
 from models.dequantizer import CouplingDequantizer, apply_dequantizer, init_dequantizer
 from sde_lib import VPSDE
-from training.objective import FIRST
+from training.objective import Context
 
 KEY = jax.random.key(0)
 NETWORK = CouplingDequantizer(features=4, couplings=3)
@@ -99,7 +99,7 @@ def true_bits():
 
 def model_of(params):
     dequantizer = Dequantizer(network=Partial(flow, params), bin_width=BIN)
-    return DequantizedModel(dequantizer=dequantizer, denoiser=DATA.denoiser(SDE))
+    return DequantizedModel(dequantizer=dequantizer)
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_training_brings_bits_per_dim_from_those_of_uniform_noise_toward_the_tru
     optimizer = optax.adam(2e-2)
 
     def mean_loss(params, key):
-        values = loss(key, model_of(params), copies, FIRST).values
+        values = loss(key, model_of(params), copies, Context(teacher=DATA.denoiser(SDE))).values
         return values.mean(), values
 
     @jax.jit

@@ -154,8 +154,7 @@ def test_a_reader_is_one_row(monkeypatch):
 
     def read(name, data_dir):
         images = np.arange(40, dtype=np.uint8)[:, None, None, None] % 3
-        items = (readers.Item(name, image, 7) for image in images)
-        return {"train": readers.Split(40, items)}
+        return {"train": readers.Split([readers.Item(name, image, 7) for image in images])}
 
     row = readers.Reader(
         accepts=lambda name: name == "stripes", read=read, gray_levels=3, test_count=5

@@ -37,11 +37,12 @@ def test_job_trains_on_bin_centers_and_leaves_the_model_alone(classes):
     batches = job.batches()
     x = (batches.at(0) + 1) / 2 * 17 - 0.5
     np.testing.assert_allclose(x, np.rint(x), atol=1e-5)
-    labels = [jnp.asarray(batches.labels_at(0))] if classes else []
+    labels = jnp.asarray(batches.labels_at(0)) if classes else None
+    denoiser = job.load_teacher()
     state = job.trainer.abstract_state()
     assert {name.split("_")[0] for name in state.params} == {"conv"}, "not the model's"
     new, scalars = jax.eval_shape(
-        job.trainer.step, jax.random.key(0), state, jnp.asarray(batches.at(0)), *labels
+        job.trainer.step, jax.random.key(0), state, jnp.asarray(batches.at(0)), labels, denoiser
     )
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
     assert scalars["loss"].shape == ()

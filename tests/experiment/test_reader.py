@@ -90,8 +90,9 @@ OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS
 
 # Fields that no user chooses: Linen's own, and those that data, checkpoint or task decide.
 NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments", "sde", "pixel_levels"}
-NOT_CHOSEN |= {"total_steps"}
+NOT_CHOSEN |= {"total_steps", "interior"}
 ELSEWHERE = {
+    "sde": {"steps"},  # trained with the network
     "loss": {"times", "weight"},
     "weight": {"sigma_data"},
     "ema": {"batch_size"},

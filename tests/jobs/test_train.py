@@ -93,7 +93,7 @@ def test_stopped_run_with_several_steps_per_call_is_the_run_that_never_stopped(t
     jax.tree.map(close, through, alone)
     rows = record(tmp_path / "single")
     assert [row["step"] for row in rows] == [4, 8, 12]
-    assert {"loss", "grad_norm", "lr", "step"} == rows[0].keys()
+    assert {"loss", "grad_norm", "lr", "update_ratio", "step"} == rows[0].keys()
     assert rows[0]["lr"] == pytest.approx(configuration().optim.lr)
     assert not prefetching()
 

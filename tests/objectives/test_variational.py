@@ -150,10 +150,6 @@ FIELDS = {
             r"config\.loss\.name='vlb' and 'hybrid' .*choose config\.times\.name=timesteps or loss",
         ),
         (
-            FIELDS | LEARNED | {"data.dequantization": "uniform"},
-            r"config\.loss\.name='hybrid' needs images on gray levels; set config\.data\.deq",
-        ),
-        (
             FIELDS | LEARNED | {"sde.name": "vp"},
             r"config\.times\.name='timesteps' trains at t = 0 too, where config\.sde\.name='vp'",
         ),
@@ -167,3 +163,12 @@ FIELDS = {
 def test_objective_that_does_not_fit_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         build(configuration(TINY | fields))
+
+
+def test_bound_is_trained_on_gray_levels_and_evaluated_with_any_noise():
+    fields = TINY | FIELDS | {"loss.name": "vlb", "loss.variance": "small"}
+    noisy = build(configuration(fields | {"data.dequantization": "uniform"}))
+    with pytest.raises(ConfigError, match=r"'vlb' needs images on .*\.dequantization=none or"):
+        noisy.require_trainable()
+    for given in (fields, TINY):
+        build(configuration(given)).require_trainable()

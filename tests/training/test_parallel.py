@@ -21,6 +21,15 @@ def test_batches_are_split_by_rows_and_fetched_whole():
     assert FOUR.describe(8).startswith("8 = 4 device(s) x 2 (")
 
 
+def test_level_of_optimization_in_the_flags_is_that_of_all_programs(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_other=1")
+    assert FOUR.once == {}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_other=1")
+    double = jax.jit(lambda x: 2 * x, compiler_options=FOUR.once)
+    assert double(3) == 6
+    assert len(FOUR.once) == 1
+
+
 def test_devices_are_those_of_one_host_after_the_other():
     class Device(NamedTuple):
         process_index: int

@@ -143,13 +143,30 @@ def test_step_is_hand_written_adam_with_the_gradients_clipped():
         loss = 0.5 * np.sum((bias - batch) ** 2, axis=1).mean()
         clipped = gradient * min(1, clip / norm)
         m, v = beta1 * m + (1 - beta1) * clipped, beta2 * v + (1 - beta2) * clipped**2
-        bias = bias - lr * (m / (1 - beta1**k)) / (np.sqrt(v / (1 - beta2**k)) + eps)
+        change = lr * (m / (1 - beta1**k)) / (np.sqrt(v / (1 - beta2**k)) + eps)
+        bias = bias - change
         state, scalars = step(KEY, state, ONE.put_batch(batch))
         np.testing.assert_allclose(state.params["bias"], bias, rtol=1e-5)
         np.testing.assert_allclose(scalars["grad_norm"], norm, rtol=1e-5)
         np.testing.assert_allclose(scalars["loss"], loss, rtol=1e-5)
         np.testing.assert_allclose(scalars["lr"], lr, rtol=1e-6)
+        # The loss moves the bias alone.
+        parameters = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(state.params)])
+        ratio = np.linalg.norm(change) / np.linalg.norm(parameters)
+        np.testing.assert_allclose(scalars["update_ratio"], ratio, rtol=1e-4)
         assert int(state.step) == k
+
+
+def test_the_update_of_parameters_that_are_0_and_stay_so_is_0_of_them():
+    def nothing(key, denoiser, batch):
+        (params,) = denoiser.network.args
+        return jnp.sum(params["bias"][None] * 0 * batch, axis=-1)
+
+    trainer = make_trainer(optimizer=adam(lr=0.1), loss=nothing)
+    state = trainer.init_state(KEY)
+    state, scalars = trainer.compiled_step()(KEY, state, ONE.put_batch(batch_of(1)))
+    assert not np.any(state.params["bias"])
+    assert scalars["update_ratio"] == 0
 
 
 def test_the_augmented_batch_is_trained_on_with_its_labels():

@@ -1,0 +1,120 @@
+"""What the benchmarks of trained networks share: runs on the digits, and files of results."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+Line = dict[str, Any]
+
+
+class Results:
+    """Lines of JSON in benchmarks/results, one for each finished part of a benchmark."""
+
+    def __init__(self, name: str, keys: tuple[str, ...]) -> None:
+        self._path, self._keys = ROOT / "benchmarks" / "results" / f"{name}.jsonl", keys
+
+    def lines(self) -> list[Line]:
+        """Return what is there."""
+        if not self._path.exists():
+            return []
+        return [json.loads(line) for line in self._path.read_text().splitlines()]
+
+    def has(self, **key: Any) -> bool:
+        """Return whether there is a line of this key; other processes may have written it."""
+        return any(all(line[name] == key[name] for name in self._keys) for line in self.lines())
+
+    def add(self, line: Line) -> None:
+        """Append a line."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(line, flush=True)
+
+    def replace(self, lines: Iterable[Line]) -> None:
+        """Write the file anew."""
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def experiment_of(name: str, fields: dict[str, Any]) -> Any:
+    """Return the experiment of a configuration with some of its fields changed."""
+    from experiment.build import build
+    from experiment.configurations import load_configuration
+
+    config = load_configuration(name)
+    for path, value in fields.items():
+        section, _, field = path.rpartition(".")
+        node = config[section] if section else config
+        with node.unlocked():
+            node[field] = value
+    return build(config)
+
+
+def evaluated(name: str, fields: dict[str, Any], folder: Path, ema: str = "") -> dict[str, Any]:
+    """Evaluate the run in a folder with some fields changed; return the results."""
+    import run_lib
+    from evaluation.evaluate import results_file
+    from jobs.restore import load_checkpoint
+    from jobs.workdir import Workdir
+
+    experiment, workdir = experiment_of(name, fields), Workdir(folder)
+    run_lib.evaluate(experiment, workdir, ema=ema)
+    checkpoint = load_checkpoint(experiment, workdir, None, ema)
+    return json.loads(results_file(workdir, checkpoint).read_text())
+
+
+def trained(name: str, fields: dict[str, Any], folder: Path) -> float:
+    """Train in a folder, or continue there; return the seconds that it took."""
+    import run_lib
+    from jobs.workdir import Workdir
+
+    start = time.perf_counter()
+    run_lib.train(experiment_of(name, fields), Workdir(folder))
+    return time.perf_counter() - start
+
+
+def frechet_of(results: dict[str, Any]) -> float:
+    """Return the Frechet distance to the training images, of the 64 pixels."""
+    return results["frechet"]["pixels"]["to_train"]["mean"]
+
+
+def in_turns(calls: dict[str, Callable[[], None]], seconds: float) -> dict[str, np.ndarray]:
+    """Return the CPU and the wall seconds of calls in turns, by name: (rounds, 2)."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(found.values()))) < 3:
+        for name, call in calls.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            call()
+            found[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+    return {name: np.array(each) for name, each in found.items()}
+
+
+def spread(values: Iterable[float], digits: int = 3) -> str:
+    """Return mean and standard deviation of the values over seeds."""
+    array = np.array(list(values))
+    deviation = f" ± {array.std(ddof=1):.{digits}f}" if len(array) > 1 else ""
+    return f"{array.mean():.{digits}f}{deviation}"
+
+
+def different(groups: list[np.ndarray], baseline: np.ndarray) -> Iterator[bool]:
+    """Yield for each group whether it differs from the baseline; values are paired by seed.
+
+    A 95% interval of Student's t. The spread is the larger of the group's own and a typical one:
+    the median of the groups' variances, over that of chi^2 / 2 with 2 degrees of freedom.
+    """
+    from scipy.stats import t
+
+    differences = [group - baseline for group in groups]
+    variances = [each.var(ddof=1) for each in differences if np.any(each)]
+    typical = np.median(variances) / np.log(2)
+    for each in differences:
+        error = np.sqrt(max(each.var(ddof=1), typical) / len(each))
+        freedom = 2 * len(variances) if each.var(ddof=1) < typical else len(each) - 1
+        yield bool(np.any(each) and abs(each.mean()) > t.ppf(0.975, freedom) * error)

@@ -1,0 +1,72 @@
+"""Describe the data for `--mode=check`: their size, where images are, how fast they are read."""
+
+import time
+from typing import NamedTuple
+
+from data import datasets
+from data.batches import Order
+from data.datasets import Size
+from data.read_ahead import ReadAhead
+from data.streamed import StreamedImages, thread_count
+from experiment.data import Data
+
+_SECONDS = 1.0  # of reading
+_BATCH = 64
+
+
+class DataPlan(NamedTuple):
+    """A line about the data, and the number of training images; None if they are not found."""
+
+    text: str
+    train_count: int | None
+
+
+def describe_data(data: Data) -> DataPlan:
+    """Return a line about the data, with the images per second of a short trial."""
+    options = data.options
+    try:
+        reader, splits, fit = datasets.open_splits(
+            options.name,
+            image_size=options.image_size,
+            channels=options.channels,
+            data_dir=options.dir,
+            resize=options.resize,
+        )
+        size = datasets.size_of(splits, fit, options.memory_gb)
+        train = size.counts["train"]
+        if "test" not in splits:
+            train -= datasets.held_out_count(reader, train)
+        images = StreamedImages(splits["train"].items, fit)
+        rate = _trial(images, options.workers)
+    except (ValueError, OSError) as error:
+        return DataPlan(f"cannot be read: {error}", None)
+    return DataPlan(f"{_line(size, data)}; {rate}", train)
+
+
+def _line(size: Size, data: Data) -> str:
+    counts = " + ".join(f"{count:,} {split}" for split, count in size.counts.items())
+    shape = "x".join(map(str, data.shape))
+    place = "held in memory" if size.held else "read during training"
+    return (
+        f"{counts} images of {shape}, {size.bytes / 1e9:.2f} GB: {place} "
+        f"(limit {size.budget / 1e9:.2f} GB)"
+    )
+
+
+def _trial(images: StreamedImages, workers: int) -> str:
+    """Read images in training's order for a second, or each once; return the speed."""
+    order = Order(len(images), _BATCH, 0)
+    ahead = ReadAhead(images, order.indices, processes=workers)
+    try:
+        count, step = 0, 0
+        for step in range(2):  # the first is read at once, the second starts the workers
+            ahead.rows(step, 0, _BATCH)
+        start = time.perf_counter()
+        while count < len(images) and time.perf_counter() < start + _SECONDS:
+            step += 1
+            count += len(ahead.rows(step, 0, _BATCH))
+        seconds = time.perf_counter() - start
+    finally:
+        ahead.close()
+    by = f"{workers} processes" if workers else f"{thread_count()} threads"
+    return f"{count / seconds:,.0f} images/s read by {by}"
