@@ -272,7 +272,8 @@ def _network_functions(
 
         return energy_gradient(of_x, x) if energy else of_x(x)
 
-    output = sharding.with_whole_parameters(of_whole, parallel)
+    keep = getattr(network, "remat", False)
+    output = sharding.with_whole_parameters(of_whole, parallel, keep=keep)
 
     def apply(params: Any, x: Array, *conditions: Array, **more: Array) -> Array:
         return output(params, x, *conditions, **more, train=False)

@@ -98,11 +98,15 @@ class Sharding:
             f"{parallel.devices} devices divide; lower min_size"
         )
 
-    def with_whole_parameters(self, function: Callable, parallel: DataParallel) -> Callable:
+    def with_whole_parameters(
+        self, function: Callable, parallel: DataParallel, *, keep: bool = False
+    ) -> Callable:
         """Return a function of (parameters, ...) that puts divided parameters together.
 
         Its derivative puts them together again, so that the memory holds them whole for as long as
-        a layer needs them. What else the derivative needs is kept as always.
+        a layer needs them. What else the derivative needs is kept as always. With `keep`, whole
+        parameters are kept from the forward to the backward pass. Functions with `jax.checkpoint`
+        inside need that: from outside, what is kept of them would be everything.
         """
         if not self.divides or parallel.devices == 1:
             return function
@@ -121,6 +125,8 @@ class Sharding:
             def of_divided(params: Any, *arguments: Any) -> Any:
                 return function(jax.tree.map(whole, params, shardings), *arguments, **named)
 
+            if keep:
+                return of_divided(params, *arguments)
             leaves = zip(jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True)
             divided = {leaf.shape for leaf, found in leaves if not found.is_fully_replicated}
             policy = partial(_is_kept, frozenset(divided))

@@ -118,12 +118,13 @@ def test_backward_pass_puts_parameters_together_again():
     params = PARTS.abstract(jax.eval_shape(first_params, jax.random.key(0)), FOUR)
     x = jax.ShapeDtypeStruct((8, WIDTH), np.float32)
 
-    def counted(sharding):
-        function = sharding.with_whole_parameters(network, FOUR)
+    def counted(sharding, keep=False):
+        function = sharding.with_whole_parameters(network, FOUR, keep=keep)
         gradient = jax.grad(lambda params, x: jnp.sum(function(params, x, 0.5) ** 2))
         return str(jax.make_jaxpr(gradient)(params, x)).count("sharding_constraint[")
 
     assert counted(Sharding()) == 0
+    assert counted(PARTS, keep=True) == 4 * 3
     # Of each: two forward, two for its gradient, and for all that the gradient needs two again.
     assert counted(PARTS) >= 4 * 3 + 2 * 2
 
