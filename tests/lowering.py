@@ -114,9 +114,10 @@ def main(names):
                     lowered(program(experiment))
                 except Exception as error:  # of any kind; all are listed
                     failed.append(f"{name} {dtype} {kind}: {type(error).__name__}: {error}"[:300])
+                    print(failed[-1], flush=True)
         print(name, flush=True)
     if failed:
-        sys.exit("\n".join(failed))
+        sys.exit(f"{len(failed)} programs cannot be lowered")
 
 
 if __name__ == "__main__":
