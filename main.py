@@ -136,7 +136,8 @@ def _run(mode: Mode, files: list[str]) -> None:
 
     import run_lib
     from files.cache import cache_folder
-    from training.hosts import HostOptions, together
+    from training.hosts import together
+    from training.joining import HostOptions
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # from now on, modes clean up
     if _CACHE.value:

@@ -111,7 +111,7 @@ class Size(NamedTuple):
     """The size of a data set in memory.
 
     Attributes:
-        counts: images by split, as stored.
+        counts: images by split, after some are held out where there is no test split.
         bytes: of all images, fitted.
         budget: bytes up to which images are held in memory.
     """
@@ -160,7 +160,7 @@ def load(
     reader, splits, fit = open_splits(
         name, image_size=image_size, channels=channels, data_dir=data_dir, resize=resize
     )
-    size = size_of(splits, fit, memory_gb)
+    size = size_of(reader, splits, fit, memory_gb)
     loaded, notes, class_names = {}, [], None
     for split, source in splits.items():
         read = _collect if size.held else _stream
@@ -221,9 +221,12 @@ def open_splits(
     return reader, splits, fit
 
 
-def size_of(splits: Mapping[str, Split], fit: Fit, memory_gb: float | None) -> Size:
+def size_of(reader: Reader, splits: Mapping[str, Split], fit: Fit, memory_gb: float | None) -> Size:
     """Return the size of the images in memory, and the budget; `memory_gb` as in `load`."""
     counts = {split: source.count for split, source in splits.items()}
+    if "test" not in counts:
+        held = _held_out_count(reader, counts["train"])
+        counts = {"train": counts["train"] - held, "test": held}
     budget = _SHARE * memory_bytes() if memory_gb is None else memory_gb * 1e9
     return Size(counts, sum(counts.values()) * math.prod(fit.shape), int(budget))
 
@@ -347,7 +350,7 @@ def _note_on_levels(images: UInt8[Stored, "n h w c"]) -> str | None:
     )
 
 
-def held_out_count(reader: Reader, count: int) -> int:
+def _held_out_count(reader: Reader, count: int) -> int:
     """Return how many of `count` images are held out where there is no test split."""
     return reader.test_count or max(1, round(count * _HELD_OUT_FRACTION))
 
@@ -356,7 +359,7 @@ def _hold_out(name: str, reader: Reader, loaded: _Loaded, split_seed: int) -> di
     """Split one set into train and test by a seeded draw, each in the original order."""
     images, labels, source = loaded
     count = len(images)
-    held = held_out_count(reader, count)
+    held = _held_out_count(reader, count)
     if held >= count:
         raise ValueError(f"config.data.name={name!r} has {count} image; train and test need two")
     sequence = np.random.SeedSequence(split_seed, spawn_key=(HOLD_OUT,))

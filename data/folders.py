@@ -7,7 +7,6 @@
 Every image file below the folder is either read or counted in a line for the user.
 """
 
-import io
 import os
 import stat
 from collections import Counter
@@ -22,7 +21,7 @@ from jaxtyping import Int32
 from data.bytes import read_file
 from data.fingerprints import fingerprint_of
 from data.listing import Files, Listing, Names, kept_listing
-from data.stored import SUFFIXES, Directory, Item, Split, Splits, decode
+from data.stored import SUFFIXES, Directory, ImageFile, ImageFiles, Split, Splits
 
 TRAIN_NAMES = ("train", "training")
 # Names of a split that is held out, in any capitals. The first that is there is the test split.
@@ -98,7 +97,7 @@ class _Paths(Sequence[str]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderItems:
+class FolderItems(ImageFiles):
     """The images of a split, each read from its file when it is wanted.
 
     Args:
@@ -112,12 +111,11 @@ class FolderItems:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Item:
+    def file(self, index: int) -> ImageFile:
+        """Return the file of an image."""
         path = self.files.path(index)
-        content = read_file(path, int(self.files.sizes[index]))
-        image, more_pages = decode(io.BytesIO(content), path)
         label = None if self.stored_labels is None else int(self.stored_labels[index])
-        return Item(path, image, label, more_pages=more_pages, encoded=content)
+        return ImageFile(read_file(path, int(self.files.sizes[index])), label, path)
 
 
 def _list(where: str, path: Path) -> Listing:

@@ -7,13 +7,13 @@ A column holds image files, as bytes or as {bytes, path}; another may hold label
 by groups of rows, so that single images in any order are slow: pack it by --mode=prepare.
 """
 
-import io
 import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from jaxtyping import Int32
 
 from data.fingerprints import fingerprint_of
 from data.folders import HELD_OUT_NAMES, TRAIN_NAMES
-from data.stored import Directory, Item, Split, Splits, decode
+from data.stored import Directory, ImageFile, ImageFiles, Split, Splits
 from errors import FileError
 
 HUB = "hf:"
@@ -128,7 +128,17 @@ def _one_line(where: str) -> Iterator[None]:
         raise FileError(f"{where}: it is missing, damaged or incomplete ({reason})") from error
 
 
-class ParquetItems:
+@dataclass
+class _Kept:
+    """The group of rows that was read last."""
+
+    lock: Any = field(default_factory=threading.Lock)
+    group: int = -1
+    images: list = field(default_factory=list)
+    labels: list = field(default_factory=list)
+
+
+class ParquetItems(ImageFiles):
     """The images of parquet files, by groups of rows, of which the last one is kept.
 
     Args:
@@ -149,35 +159,30 @@ class ParquetItems:
     ) -> None:
         self.paths, self.column, self.label = tuple(paths), column, label
         self._starts, self._groups = starts, groups
-        self._lock, self._kept = threading.Lock(), (-1, [], [])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_kept")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _kept=(-1, [], []))
+    @cached_property
+    def _source(self) -> "_Kept":
+        return _Kept()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Item:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+    def file(self, index: int) -> ImageFile:
+        """Return the file of an image."""
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         where = f"{self.paths[self._groups[group][0]]}[{index}]"
-        with self._lock:
-            if self._kept[0] != group:
-                self._kept = (group, *self._read(group, where))
-            _, images, labels = self._kept
+        with self._source.lock:
+            if self._source.group != group:
+                self._source.images, self._source.labels = self._read(group, where)
+                self._source.group = group
+            images, labels = self._source.images, self._source.labels
         row = index - int(self._starts[group])
         content, label = images[row], labels[row]
         if isinstance(content, dict):
             content = content.get("bytes")
         if not isinstance(content, bytes):
             raise FileError(f"{where}: its column {self.column!r} holds no bytes of an image file")
-        image, more_pages = decode(io.BytesIO(content), where)
-        number = int(label) if isinstance(label, int) else None
-        return Item(where, image, number, more_pages=more_pages, encoded=content)
+        return ImageFile(content, int(label) if isinstance(label, int) else None, where)
 
     def _read(self, group: int, where: str) -> tuple[list, list]:
         file, inside = self._groups[group]

@@ -7,7 +7,6 @@ reader, write one function and give it a row.
 
 import difflib
 import importlib.util
-import io
 import itertools
 import os
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from data.folders import HELD_OUT_NAMES, read_folder
 from data.npz import read_npy, read_npz
 from data.parquet import HUB, is_parquet_folder, prepare_hub, read_hub, read_parquet
 from data.records import is_packed, is_record_name, read_packed, read_records
-from data.stored import Directory, Item, Split, Splits, decode
+from data.stored import Directory, ImageFile, ImageFiles, Item, Split, Splits
 from data.zips import read_zip
 from errors import FileError
 
@@ -102,7 +101,7 @@ def _read_tfds(name: str, data_dir: Directory) -> Splits:
     return found
 
 
-class TfdsItems:
+class TfdsItems(ImageFiles):
     """The images of a split that tensorflow-datasets has prepared, read without TensorFlow."""
 
     def __init__(self, name: str, data_dir: Directory, key: str, *, where: str) -> None:
@@ -117,18 +116,13 @@ class TfdsItems:
         # Pillow decodes the images, because tensorflow-datasets would warn that OpenCV is faster.
         return builder.as_data_source(self._key, decoders={"image": SkipDecoding()})
 
-    def __getstate__(self) -> dict[str, Any]:  # a process opens the files itself
-        return {key: value for key, value in self.__dict__.items() if key != "_source"}
-
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> Item:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        place, record = f"{self._where}[{index}]", self._record(index)
-        image, more_pages = decode(io.BytesIO(record["image"]), place)
-        return Item(place, image, _label(record), more_pages=more_pages, encoded=record["image"])
+    def file(self, index: int) -> ImageFile:
+        """Return the file of an image."""
+        record = self._record(index)
+        return ImageFile(record["image"], _label(record), f"{self._where}[{index}]")
 
     def _record(self, index: int) -> dict[str, Any]:
         try:

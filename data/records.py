@@ -8,7 +8,6 @@ the same for all images, and with the labels as .npy.
 """
 
 import glob
-import io
 import json
 import os
 import re
@@ -21,7 +20,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from data.fingerprints import fingerprint_of
-from data.stored import Directory, Item, Split, Splits, decode
+from data.stored import Directory, ImageFile, ImageFiles, Split, Splits
 from errors import FileError
 from files.arrays import read_array
 
@@ -35,7 +34,7 @@ def is_record_name(name: str) -> bool:
     return _SHARD.fullmatch(name) is not None
 
 
-class RecordItems:
+class RecordItems(ImageFiles):
     """The images of array_record files, in the order of the files.
 
     Args:
@@ -56,36 +55,26 @@ class RecordItems:
 
         return ArrayRecordDataSource(list(self.paths))
 
-    def __getstate__(self) -> dict[str, Any]:  # a process opens the files itself
-        return {key: value for key, value in self.__dict__.items() if key != "_source"}
-
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> Item:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        content, label, where = self.content(index)
-        image, more_pages = decode(io.BytesIO(content), where)
-        return Item(where, image, label, more_pages=more_pages, encoded=content)
-
-    def content(self, index: int) -> tuple[bytes, int | None, str]:
-        """Return the image file in a record, its label, and its place for messages."""
+    def file(self, index: int) -> ImageFile:
+        """Return the image file in a record."""
         where = f"{self.paths[0]}[{index}]"
         content = self._checked(where, lambda: self._source[index])
         label = None if self.numbers is None else int(self.numbers[index])
         if content[:1] == b"\n":  # the first field of an Example; no image begins so
             content, own = _example(content, where)
             label = own if label is None else label
-        return content, label, where
+        return ImageFile(content, label, where)
 
     def labels(self) -> Int32[np.ndarray, " n"] | None:
         """Return the labels, from all records unless they are known; None if one has none."""
         if self.numbers is not None:
             return self.numbers
-        if self.content(0)[1] is None:
+        if self.file(0).label is None:
             return None
-        labels = [self.content(row)[1] for row in range(len(self))]
+        labels = [self.file(row).label for row in range(len(self))]
         return None if None in labels else np.array(labels, np.int32)
 
     @staticmethod

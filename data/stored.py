@@ -1,5 +1,6 @@
 """Stored images one by one: what a reader gives, and the decoding of image files."""
 
+import abc
 import io
 import os
 import re
@@ -60,6 +61,39 @@ class Items(Protocol):
     def __getitem__(self, index: int, /) -> Item:
         """Return an image; raise ValueError of one line if it cannot be read."""
         ...
+
+
+class ImageFile(NamedTuple):
+    """The bytes of an image file, the label, and where it came from, for messages."""
+
+    content: bytes
+    label: int | None
+    where: str
+
+
+class ImageFiles(abc.ABC):
+    """Base of `Items` that are image files, each on its own or within larger files.
+
+    What has to be opened for all of them is `_source`, which each process opens for itself.
+    """
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    @abc.abstractmethod
+    def file(self, index: int) -> ImageFile:
+        """Return the file of an image, 0 <= index < len(self)."""
+
+    def __getitem__(self, index: int) -> Item:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        content, label, where = self.file(index)
+        image, more_pages = decode(io.BytesIO(content), where)
+        return Item(where, image, label, more_pages=more_pages, encoded=content)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_source"}
 
 
 @dataclass(frozen=True)

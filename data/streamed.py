@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,12 +128,12 @@ class Converted:
         return self.convert(self.images[self.rows[key]])
 
 
-class _one_line_errors:
-    """Turns a ValueError of reading an image into the FileError that is printed as one line."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError) and not isinstance(error, ScoreSDEError):
-            raise FileError(str(error)) from error
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn a ValueError of reading an image into the FileError that is printed as one line."""
+    try:
+        yield
+    except ScoreSDEError:
+        raise
+    except ValueError as error:
+        raise FileError(str(error)) from error

@@ -7,7 +7,6 @@ Images are read by their position in the archive, in any thread or process. An a
 shows by a member's header or checksum.
 """
 
-import io
 import json
 import os
 import struct
@@ -24,7 +23,7 @@ from jaxtyping import Int32, Int64, UInt32
 from data.bytes import read_part
 from data.fingerprints import fingerprint_of
 from data.listing import Names
-from data.stored import SUFFIXES, Directory, Item, Split, Splits, decode
+from data.stored import SUFFIXES, Directory, ImageFile, ImageFiles, Split, Splits
 from errors import FileError
 from files.archives import HEADER, clear_errors, header_length, open_archive
 from files.kinds import require_file
@@ -35,7 +34,7 @@ _LARGEST = 2**28  # bytes of an image, unpacked
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZipItems:
+class ZipItems(ImageFiles):
     """The images of an archive.
 
     Args:
@@ -58,12 +57,11 @@ class ZipItems:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Item:
+    def file(self, index: int) -> ImageFile:
+        """Return the file of an image."""
         where = f"{self.path}/{self.names[index]}"
-        content = self._content(index, where)
-        image, more_pages = decode(io.BytesIO(content), where)
         label = None if self.numbers is None else int(self.numbers[index])
-        return Item(where, image, label, more_pages=more_pages, encoded=content)
+        return ImageFile(self._content(index, where), label, where)
 
     def _content(self, index: int, where: str) -> bytes:
         start, packed, size = (

@@ -28,6 +28,7 @@ from experiment.build_training import (
     build_loss,
     build_optimizer,
     check_objective,
+    part_trainer,
 )
 from experiment.class_guidance import Classes
 from experiment.data import Data
@@ -55,11 +56,8 @@ from models.energy import energy_gradient
 from numerics.ode import ODEOptions
 from sde_lib import SDE, SDES
 from time_grids import Schedule
-from training.averages import MovingAverage
 from training.objective import Objective
-from training.optimizers import Optimizer
 from training.parallel import DataParallel
-from training.schedules import Cosine
 from training.sharding import Sharding
 from training.step import Trainer
 
@@ -347,11 +345,6 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
     network, loss, options = reader.build_all(
         "classifier", (kind, CrossEntropy, ClassifierOptions), ignore={"name"}
     )
-    with config_errors("classifier"):
-        optimizer = Optimizer(
-            learning_rate=Cosine(lr=options.lr, warmup=options.warmup), steps=options.steps
-        )
-
     output = _classifier_function(network)
 
     def classifier(params: Any, dropout: Key[Array, ""] | None = None) -> Classifier:
@@ -363,15 +356,14 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
             scale_input=options.scale_input,
         )
 
-    trainer = Trainer(
+    trainer = part_trainer(
+        "classifier",
+        options,
+        data,
         init=partial(_init_network, network, data.shape),
-        denoiser=classifier,
+        model=classifier,
         loss=loss,
-        optimizer=optimizer,
-        average=MovingAverage(rate=0.99),
-        parallel=data.parallel,
         classes=network.num_classes,
-        label_dropout=0.0,
     )
     return ClassifierModel(
         network=network, classifier=classifier, loss=loss, trainer=trainer, options=options

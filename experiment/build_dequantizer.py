@@ -7,15 +7,12 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
 from bounds.dequantization import DequantizationBound, DequantizedModel, Dequantizer
+from experiment.build_training import part_trainer
 from experiment.data import Data
 from experiment.experiment import DequantizerModel
 from experiment.options import DequantizerOptions
 from experiment.reader import Reader, config_errors
 from models.dequantizer import CouplingDequantizer, apply_dequantizer, init_dequantizer
-from training.averages import MovingAverage
-from training.optimizers import Optimizer
-from training.schedules import Cosine
-from training.step import Trainer
 
 
 def build_dequantizer(reader: Reader, data: Data, classes: int) -> DequantizerModel:
@@ -31,9 +28,6 @@ def build_dequantizer(reader: Reader, data: Data, classes: int) -> DequantizerMo
     )
     with config_errors("dequantizer"):
         network.validate()
-        optimizer = Optimizer(
-            learning_rate=Cosine(lr=options.lr, warmup=options.warmup), steps=options.steps
-        )
     bin_width = (data.scaler.high - data.scaler.low) / data.quantizer.gray_levels
 
     def dequantizer(params: Any) -> Dequantizer:
@@ -42,15 +36,14 @@ def build_dequantizer(reader: Reader, data: Data, classes: int) -> DequantizerMo
     def model(params: Any, dropout: Key[Array, ""] | None = None) -> DequantizedModel:
         return DequantizedModel(dequantizer=dequantizer(params))
 
-    trainer = Trainer(
+    trainer = part_trainer(
+        "dequantizer",
+        options,
+        data,
         init=partial(init_dequantizer, network, data.shape),
-        denoiser=model,
+        model=model,
         loss=loss,
-        optimizer=optimizer,
-        average=MovingAverage(rate=0.99),
-        parallel=data.parallel,
         classes=classes,
-        label_dropout=0.0,
     )
     return DequantizerModel(dequantizer=dequantizer, trainer=trainer, options=options)
 

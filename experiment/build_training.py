@@ -1,11 +1,14 @@
 """Build what trains a network: objective, optimizer and averages."""
 
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, Key
+
 from errors import ConfigError
 from experiment.data import Data
 from experiment.few_steps import require_used
-from experiment.options import (
-    TrainingOptions,
-)
+from experiment.options import ClassifierOptions, DequantizerOptions, TrainingOptions
 from experiment.reader import Reader, config_errors
 from losses import LOSSES, sees_noise_alone
 from objectives.times import TIMES
@@ -14,7 +17,8 @@ from sde_lib import SDE
 from training.averages import ExponentialAverage, HalfLifeAverage, MoreAverages, MovingAverage
 from training.objective import Objective
 from training.optimizers import OPTIMIZERS, Optimizer
-from training.schedules import SCHEDULES
+from training.schedules import SCHEDULES, Cosine
+from training.step import Trainer
 
 
 def build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
@@ -79,3 +83,39 @@ def build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage,
     kind = MovingAverage if half_life is None else HalfLifeAverage
     average, more = reader.build_all("ema", (kind, MoreAverages), fixed={"batch_size": batch_size})
     return average, more
+
+
+def part_trainer(
+    section: str,
+    options: ClassifierOptions | DequantizerOptions,
+    data: Data,
+    *,
+    init: Callable[[Key[Array, ""]], Any],
+    model: Callable[..., Any],
+    loss: Objective,
+    classes: int,
+) -> Trainer:
+    """Return the trainer of a network beside the model: a cosine schedule, one average.
+
+    Args:
+        section: of the configuration, for errors.
+        options: how long and how fast it is trained.
+        data: where its batches come from.
+        init: parameters from a key.
+        model: what `loss` takes, from (parameters, dropout key or None).
+        loss: the objective.
+        classes: number of classes of the labels that it sees; 0 for none.
+    """
+    with config_errors(section):
+        schedule = Cosine(lr=options.lr, warmup=options.warmup)
+        optimizer = Optimizer(learning_rate=schedule, steps=options.steps)
+    return Trainer(
+        init=init,
+        denoiser=model,
+        loss=loss,
+        optimizer=optimizer,
+        average=MovingAverage(rate=0.99),
+        parallel=data.parallel,
+        classes=classes,
+        label_dropout=0.0,
+    )

@@ -14,7 +14,10 @@ from data import batches, datasets, packing, readers
 from data.batches import Stored, TrainingBatches
 from data.datasets import ImageData
 from data.dequantization import CENTERS, DEQUANTIZATIONS, HALF_STEP, Dequantization, centers
+from data.fitting import Fit
+from data.readers import Reader
 from data.scaling import ImageScaler, Quantizer
+from data.stored import Splits
 from errors import ConfigError
 from experiment.options import DataOptions
 from objectives.variational import PixelLevels
@@ -77,6 +80,21 @@ class Data:
                 print(note)
         return found
 
+    def open_splits(self) -> tuple[Reader, Splits, Fit]:
+        """Return the reader, the splits before any image is read, and how images fit.
+
+        Raises:
+            As `data.datasets.load`.
+        """
+        options = self.options
+        return datasets.open_splits(
+            options.name,
+            image_size=options.image_size,
+            channels=options.channels,
+            data_dir=options.dir,
+            resize=options.resize,
+        )
+
     def prepare(self, target: Path | None, *, skip_damaged: bool) -> str:
         """Prepare the data set where it needs that; return one line that says where it is.
 
@@ -91,13 +109,7 @@ class Data:
         line = readers.prepare(options.name, data_dir=options.dir)
         if target is None:
             return line
-        _, splits, fit = datasets.open_splits(
-            options.name,
-            image_size=options.image_size,
-            channels=options.channels,
-            data_dir=options.dir,
-            resize=options.resize,
-        )
+        _, splits, fit = self.open_splits()
         return packing.pack(options.name, splits, fit, target, skip_damaged=skip_damaged)
 
     def training_batches(

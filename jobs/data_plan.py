@@ -25,22 +25,13 @@ def describe_data(data: Data) -> DataPlan:
     """Return a line about the data, with the images per second of a short trial."""
     options = data.options
     try:
-        reader, splits, fit = datasets.open_splits(
-            options.name,
-            image_size=options.image_size,
-            channels=options.channels,
-            data_dir=options.dir,
-            resize=options.resize,
-        )
-        size = datasets.size_of(splits, fit, options.memory_gb)
-        train = size.counts["train"]
-        if "test" not in splits:
-            train -= datasets.held_out_count(reader, train)
+        reader, splits, fit = data.open_splits()
+        size = datasets.size_of(reader, splits, fit, options.memory_gb)
         images = StreamedImages(splits["train"].items, fit)
         rate = _trial(images, options.workers)
     except (ValueError, OSError) as error:
         return DataPlan(f"cannot be read: {error}", None)
-    return DataPlan(f"{_line(size, data)}; {rate}", train)
+    return DataPlan(f"{_line(size, data)}; {rate}", size.counts["train"])
 
 
 def _line(size: Size, data: Data) -> str:

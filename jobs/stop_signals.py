@@ -22,7 +22,7 @@ class Stop:
     def __init__(self, parallel: DataParallel) -> None:
         self.received: list[int] = []
         self._parallel = parallel
-        self._asked: jax.Array | None = None
+        self._latest: jax.Array | None = None
         self._agreed = 0
 
     @property
@@ -33,14 +33,14 @@ class Stop:
         return self.received[0] if self.received else 0
 
     def after_call(self) -> int:
-        """Return `signal` after a call of the training step; the loop asks once for each.
+        """Return `signal` after a call of the training step; the loop calls this after each.
 
-        With several hosts, the answer is what their signals were one call before. So nothing waits:
-        by now the devices have it.
+        With several hosts, it is the signal of the call before, which the devices have by now. So
+        nothing waits.
         """
         if several():
             mine = max(self.received, default=0)
-            before, self._asked = self._asked, self._parallel.largest(mine)
+            before, self._latest = self._latest, self._parallel.largest(mine)
             if before is not None:
                 self._agreed = int(np.asarray(before))
         return self.signal

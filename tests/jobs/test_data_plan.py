@@ -23,8 +23,8 @@ def described(path, **options):
 def test_size_place_and_speed_are_stated(tmp_path, memory_gb, place):
     save_folder(tmp_path / "set", [f"{k}.png" for k in range(20)], random_images(20))
     text, count = described(tmp_path / "set", memory_gb=memory_gb)
-    assert count == 18  # two are held out
-    assert text.startswith(f"20 train images of 4x4x3, 0.00 GB: {place}")
+    assert count == 18
+    assert text.startswith(f"18 train + 2 test images of 4x4x3, 0.00 GB: {place}")
     assert (
         float(re.search(r"; ([\d,]+) images/s read by \d+ threads$", text)[1].replace(",", "")) > 0
     )

@@ -4,7 +4,7 @@ import pytest
 
 from errors import ConfigError, HostsError, WorkdirError
 from training import hosts
-from training.hosts import HostOptions, agreed, require_same, wait_for_all
+from training.hosts import agreed, require_same, wait_for_all
 
 
 class Recorded:
@@ -29,56 +29,6 @@ def channel(monkeypatch):
         return made
 
     return put
-
-
-@pytest.mark.parametrize(
-    ("given", "problem"),
-    [
-        ({"coordinator": "a:1"}, "belong together; give all three"),
-        ({"num_processes": 2, "process_id": 0}, "belong together"),
-        ({"num_processes": 2}, "belong together"),
-        (
-            {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
-            r"--process_id=2 must lie in 0..1 for --num_processes=2",
-        ),
-        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "must be HOST:PORT"),
-        ({"coordinator": "a:0", "num_processes": 2, "process_id": 0}, "must be HOST:PORT"),
-        ({"coordinator": "a:99999", "num_processes": 2, "process_id": 0}, "must be HOST:PORT"),
-        ({"timeout": 0.0}, "--hosts_timeout=0 must be above 0 and finite"),
-        ({"timeout": float("nan")}, "--hosts_timeout=nan must be above 0 and finite"),
-    ],
-)
-def test_options_that_do_not_fit_together_are_refused(given, problem):
-    with pytest.raises(HostsError, match=problem):
-        HostOptions(**given)
-
-
-def test_addresses_of_both_kinds_are_read():
-    given = {"num_processes": 2, "process_id": 1}
-    assert HostOptions(coordinator="node-1:1234", **given).address == ("node-1", 1234)
-    assert HostOptions(coordinator="[fe80::1]:1234", **given).address == ("fe80::1", 1234)
-
-
-@pytest.mark.parametrize(
-    ("environment", "found"),
-    [
-        ({}, False),
-        ({"SLURM_STEP_NODELIST": "a[1-2]", "SLURM_NTASKS": "2"}, True),
-        ({"SLURM_STEP_NODELIST": "a1", "SLURM_NTASKS": "1"}, False),
-        ({"SLURM_NTASKS": "2"}, False),  # in a batch script, outside of srun
-        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "1"}, False),
-    ],
-)
-def test_clusters_with_several_tasks_are_joined(monkeypatch, environment, found):
-    monkeypatch.setattr(hosts.os, "environ", {"JAX_PLATFORMS": "cpu"} | environment)
-    assert hosts._is_cluster() == found
-
-
-def test_open_mpi_that_jax_does_not_know_has_a_remedy(monkeypatch):
-    monkeypatch.setattr(hosts.os, "environ", {"OMPI_COMM_WORLD_SIZE": "2"})
-    with pytest.raises(HostsError, match=r"--process_id=\$OMPI_COMM_WORLD_RANK"):
-        hosts._is_cluster()
 
 
 def test_one_host_decides_alone():
