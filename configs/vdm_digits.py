@@ -16,6 +16,6 @@ def get_config() -> ConfigDict:
     config = vp_digits.get_config()
     config.sde.name = "learned"
     config.loss.name = "learned_schedule"
-    config.sde.log_snr_max = 8.0  # noise of 1 / 7 of a gray level
+    config.sde.log_snr_max = 8.0  # noise of 1 / 6 of a gray level
     config.data.dequantization = "truncated_normal"
     return config

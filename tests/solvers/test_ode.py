@@ -103,7 +103,7 @@ def test_latents_are_the_closed_form_and_decode_to_the_images():
 
 
 @pytest.mark.slow
-def test_a_batch_may_take_common_steps():
+def test_a_batch_may_take_common_steps(x64):
     """Its samples then agree with those of separate steps to within the tolerance."""
     sde, options = PROCESSES["vp"], FlowOptions(ode_variable="angle", final_step="none")
     own, common = (

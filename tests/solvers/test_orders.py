@@ -17,7 +17,7 @@ from analytic import assert_samples_follow, standardized_mixture
 from denoising import Denoiser
 from numerics.arrays import fold_in_each, in_float64, normal_like, sample_keys
 from sampling import run, sample
-from sde_lib import SDES
+from sde_lib import SDES, LearnedVPSDE
 from solvers import SOLVERS
 from solvers.analytic_dpm import AnalyticDPM
 from solvers.ddim import DDIM, decode, encode
@@ -32,6 +32,7 @@ from time_grids import Schedule
 
 KEY = jax.random.key(0)
 PROCESSES = {name: cls() for name, cls in SDES.items()}
+PROCESSES["learned"] = LearnedVPSDE(log_snr_min=-8.0)  # whose noise reaches S_MAX
 VP = PROCESSES["vp"]
 every_process = pytest.mark.parametrize("sde", PROCESSES.values(), ids=PROCESSES)
 PLANE = standardized_mixture(dims=2)
