@@ -211,6 +211,7 @@ def test_time_grid(monkeypatch):
     assert len(experiment.discrete_bound.schedule.of(experiment.model.sde)) == 1001
 
 
+@pytest.mark.slow
 def test_variable_and_scaling_of_heun(monkeypatch):
     """Twice sigma and a constant scaling take the same steps as sigma and none."""
     double = Variable(lambda s: 2 * s, lambda u: u / 2, lambda s: 0.5)
@@ -279,6 +280,7 @@ class Tiny(nn.Module):
         return nn.Dense(x.shape[-1])(nn.gelu(hidden))
 
 
+@pytest.mark.slow
 def test_network(monkeypatch):
     monkeypatch.setitem(NETWORKS, "dummy", Tiny)
     experiment = built(model={"name": "dummy", "features": 6})

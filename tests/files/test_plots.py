@@ -2,6 +2,7 @@
 
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
@@ -73,3 +74,9 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         write_plot(tmp_path / "a.png", [])
     with pytest.raises(ValueError, match=r"suffix='.jpg' is unknown; choose one of: .png"):
         write_plot(tmp_path / "a.jpg", [panel()])
+
+
+def test_layout_of_the_users_figures_changes_nothing(tmp_path, recwarn):
+    with matplotlib.rc_context({"figure.constrained_layout.use": True}):
+        write_plot(tmp_path / "a.png", [panel(Series(label="", x=[1.0, 2.0], y=[1.0, 2.0]))])
+    assert not recwarn.list
