@@ -249,7 +249,7 @@ def _environment(devices):
         "OPENBLAS_NUM_THREADS": "1",  # a process with threads should not be forked
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": os.environ.get("JAX_COMPILATION_CACHE_DIR") or _scratch(),
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
     }
 
 
