@@ -67,7 +67,8 @@ def outcome(workdir: Path) -> dict[str, object]:
 def killed(workdir: Path, kills: int, draw: random.Random, hosts: int) -> int:
     """Run all modes to their ends, with up to this many kills; return their number.
 
-    Evaluation and sampling may end before they have had their share. Of several hosts, one or all are killed; the others must end by themselves.
+    Evaluation and sampling may end before they have had their share. Of several hosts, one or all
+    are killed; the others must end by themselves.
     """
     done = 0
     for number, mode in enumerate(COMMANDS):

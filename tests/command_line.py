@@ -243,13 +243,14 @@ def _scratch():
 
 def _environment(devices):
     """One cache of compiled programs for all; the suite's own, where that is to be kept."""
+    given = os.environ.get("XLA_FLAGS", "")
     return {
         "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "OPENBLAS_NUM_THREADS": "1",  # a process with threads should not be forked
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": os.environ.get("JAX_COMPILATION_CACHE_DIR") or _scratch(),
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{given} --xla_force_host_platform_device_count={devices}",
     }
 
 
