@@ -124,8 +124,8 @@ def write_plot(
     top = _TOP + (_LABEL if title else 0)
     width = columns * (left + _SIZE[0]) + _RIGHT
     height = rows * _SIZE[1] + (rows - 1) * _BETWEEN + top + _BOTTOM
-    # Whatever layout the user's own figures have: the boxes are given.
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout="none")
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    figure.set_layout_engine("none")  # the boxes are given, whatever layout the user's figures have
     canvas = FigureCanvasAgg(figure)
     for number, panel in enumerate(panels):
         row, column = divmod(number, columns)
