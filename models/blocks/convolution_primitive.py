@@ -15,11 +15,13 @@ transposes are these primitives again: derivatives of all orders are fast. Outsi
 makes the same code of both. Other platforms compile everything as lax does.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
@@ -27,6 +29,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 Pair = tuple[int, int]
+WIDE = 64
 
 
 class _Window(NamedTuple):
@@ -68,10 +71,62 @@ def _as_lax(x: Array, kernel: Array, *, window: _Window) -> Array:
 
 
 def _as_fast_on_cpu(x: Array, kernel: Array, *, window: _Window) -> Array:
+    pixels, products = math.prod(x.shape[:3]), math.prod(kernel.shape[:3])
+    if window.turned and pixels <= products and _has_fast_products(x, window):
+        return _sum_of_moved_products(x, kernel, window)
     if window.turned:
         kernel = kernel[::-1, ::-1].swapaxes(2, 3)
     plain = window._replace(spread=(1, 1), turned=False)
     return _as_lax(_spread(x, window), kernel, window=plain)
+
+
+def _has_fast_products(x: Array, window: _Window) -> bool:
+    return window.strides == window.spread == (1, 1) and jnp.finfo(x.dtype).bits >= 32
+
+
+def _moved(x: Array, axis: int, by: int, length: int) -> Array:
+    """Return the `length` entries of x from `by` on along an axis, zeros where x has none."""
+    borders = [(0, 0, 0)] * x.ndim
+    borders[axis] = (-by, length - x.shape[axis] + by, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), borders)
+
+
+def _sum_of_moved_products(x: Array, kernel: Array, window: _Window) -> Array:
+    """Convolve with a turned kernel by one matrix product, of x with the kernel as it lies."""
+    rows, columns, features, channels = kernel.shape
+    flat = lax.dot_general(
+        x.reshape(-1, channels), kernel.reshape(-1, channels), (((1,), (1,)), ((), ()))
+    )
+    of_pixels = flat.reshape(*x.shape[:3], rows, columns, features)
+    _, height, width, _ = _abstract(x, kernel, window=window).shape
+    (down, right), ((above, _), (left, _)) = window.dilation, window.padding
+    total = jnp.zeros((), x.dtype)
+    for a, b in np.ndindex(rows, columns):
+        part = _moved(of_pixels[..., a, b, :], 1, down * (rows - 1 - a) - above, height)
+        total += _moved(part, 2, right * (columns - 1 - b) - left, width)
+    return total
+
+
+def _kernel_by_products(x: Array, y: Array, window: _Window, rows: int, columns: int) -> Array:
+    """Compute w of the module docstring for s = 1 by one matrix product per column of w.
+
+    The sum over i becomes one over i' = i + d a - p. Then y moves with a, and x with b.
+    """
+    (down, right), ((above, _), (left, _)) = window.dilation, window.padding
+    channels, features = x.shape[3], y.shape[3]
+    moved = jnp.concatenate(
+        [_moved(y, 1, above - down * a, x.shape[1]) for a in range(rows)], axis=3
+    ).reshape(-1, rows * features)
+    products = [
+        lax.dot_general(
+            _moved(x, 2, right * b - left, y.shape[2]).reshape(-1, channels),
+            moved,
+            (((0,), (0,)), ((), ())),
+        )
+        for b in range(columns)
+    ]
+    kernel = jnp.stack(products).reshape(columns, channels, rows, features)
+    return kernel.transpose(2, 0, 1, 3)
 
 
 def _spread(x: Array, window: _Window) -> Array:
@@ -120,6 +175,9 @@ def _kernel_as_lax(x: Array, y: Array, *, window: _Window, shape: tuple[int, ...
 
 
 def _kernel_as_fast_on_cpu(x: Array, y: Array, *, window: _Window, shape: tuple[int, ...]) -> Array:
+    if min(x.shape[3], y.shape[3]) >= WIDE and _has_fast_products(x, window):
+        kernel = _kernel_by_products(x, y, window, *shape[:2])
+        return kernel[::-1, ::-1].swapaxes(2, 3) if window.turned else kernel
     x, padding = _spread(x, window), []
     for axis in (0, 1):
         low = window.padding[axis][0]

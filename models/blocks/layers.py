@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float
 
 from models.blocks.convolution import image_convolution
@@ -119,7 +120,7 @@ class GroupNorm(nn.Module):
         centered = precise - group_mean(precise)
         scale = self.param("scale", nn.initializers.ones, (c,)).astype(precise.dtype)
         bias = self.param("bias", nn.initializers.zeros, (c,)).astype(precise.dtype)
-        inverse_std = jax.lax.rsqrt(group_mean(jnp.square(centered)) + self.epsilon)
+        inverse_std = lax.rsqrt(group_mean(jnp.square(centered)) + self.epsilon)
         y = centered * (inverse_std * scale[None, None, None, :]) + bias[None, None, None, :]
         return y.astype(x.dtype)
 
@@ -145,6 +146,15 @@ def conv3x3(
     )
 
 
+def product_of_rows(x: Array, kernel: Array, dimensions: Any, precision: Any = None) -> Array:
+    """Compute x @ kernel as the product of two matrices; `dot_general` of Linen's dense layers.
+
+    So the gradient of the kernel is one as well. With more axes, XLA:CPU transposes y first.
+    """
+    y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), precision)
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
 def dense(features: int, *, name: str, init_scale: float = 1.0, bias: bool = True) -> nn.Dense:
     """Make a matrix product over channels; on images, it is the 1x1 convolution."""
     return nn.Dense(
@@ -152,6 +162,7 @@ def dense(features: int, *, name: str, init_scale: float = 1.0, bias: bool = Tru
         use_bias=bias,
         kernel_init=default_init(init_scale),
         promote_dtype=follow_input,
+        dot_general=product_of_rows,
         name=name,
     )
 
