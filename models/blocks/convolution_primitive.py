@@ -11,8 +11,13 @@ ordered b01f, 01io, b01f and its input is not dilated. JAX's own transposes are 
 10 to 100 times as long there (https://github.com/jax-ml/jax/issues/12868). Samplers are loops, and
 guidance and energy networks take gradients in each step; so are training steps that accumulate
 gradients. So both transposes are primitives that order the dimensions first, and their own
-transposes are these primitives again: derivatives of all orders are fast. Outside of loops XLA:CPU
-makes the same code of both. Other platforms compile everything as lax does.
+transposes are these primitives again: derivatives of all orders are fast.
+
+Matrix products are faster still in two cases, at stride 1 and in float32 or wider. The transpose
+with respect to w is one product per column of w where the images have at least WIDE channels. The
+transpose with respect to x is one product where w has more rows, columns and channels than x has
+pixels: then turning w takes longer than adding the products. `benchmarks/results/convolution.md`
+has the times of both. Other platforms compile everything as lax does.
 """
 
 import math
@@ -29,7 +34,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 Pair = tuple[int, int]
-WIDE = 64
+WIDE = 64  # channels; with fewer, the products are narrow and no faster than a convolution
 
 
 class _Window(NamedTuple):
@@ -71,8 +76,8 @@ def _as_lax(x: Array, kernel: Array, *, window: _Window) -> Array:
 
 
 def _as_fast_on_cpu(x: Array, kernel: Array, *, window: _Window) -> Array:
-    pixels, products = math.prod(x.shape[:3]), math.prod(kernel.shape[:3])
-    if window.turned and pixels <= products and _has_fast_products(x, window):
+    pixels, results = math.prod(x.shape[:3]), math.prod(kernel.shape[:3])
+    if window.turned and pixels <= results and _has_fast_products(x, window):
         return _sum_of_moved_products(x, kernel, window)
     if window.turned:
         kernel = kernel[::-1, ::-1].swapaxes(2, 3)
@@ -81,6 +86,7 @@ def _as_fast_on_cpu(x: Array, kernel: Array, *, window: _Window) -> Array:
 
 
 def _has_fast_products(x: Array, window: _Window) -> bool:
+    # In half precision, sums of several products would be rounded several times.
     return window.strides == window.spread == (1, 1) and jnp.finfo(x.dtype).bits >= 32
 
 
@@ -92,7 +98,11 @@ def _moved(x: Array, axis: int, by: int, length: int) -> Array:
 
 
 def _sum_of_moved_products(x: Array, kernel: Array, window: _Window) -> Array:
-    """Convolve with a turned kernel by one matrix product, of x with the kernel as it lies."""
+    """Convolve with a turned kernel by one matrix product, of x with the kernel as it lies.
+
+    It multiplies each pixel with every pixel of the kernel. The results are moved to the pixels to
+    which they belong, and added.
+    """
     rows, columns, features, channels = kernel.shape
     flat = lax.dot_general(
         x.reshape(-1, channels), kernel.reshape(-1, channels), (((1,), (1,)), ((), ()))

@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax

@@ -5,6 +5,7 @@ import re
 import sys
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,6 +29,12 @@ CASES = {
     "wide padding": ((3, 4), (1, 3), (1, 1), ((2, 1), (3, 4)), (1, 1)),
     "dilated": ((9, 7), (3, 3), (1, 2), "SAME", (2, 3)),
 }
+# Those whose gradients are matrix products on the CPU, where channels are many and pixels few.
+WIDE_CASES = {
+    "3x3": ((3, 2), (3, 3), (1, 1), "SAME", (1, 1)),
+    "1x1": ((2, 3), (1, 1), (1, 1), "SAME", (1, 1)),
+    "unread and dilated": ((5, 4), (2, 3), (1, 1), ((2, -1), (0, 3)), (2, 1)),
+}
 
 
 def ours(case):
@@ -42,11 +49,12 @@ def stock(case):
     )
 
 
-def inputs(case, dtype, count=2):
+def inputs(case, dtype, count=2, channels=(3, 2)):
     """As many images and kernels, of which the first is what a single call takes."""
     rng = np.random.default_rng(0)
     size, kernel, *_ = case
-    x, w = rng.normal(size=(count, 2, *size, 3)), rng.normal(size=(count, *kernel, 3, 2))
+    x = rng.normal(size=(count, 2, *size, channels[0]))
+    w = rng.normal(size=(count, *kernel, *channels))
     return x.astype(dtype), w.astype(dtype)
 
 
@@ -95,13 +103,15 @@ def transformed(convolve):
     return compute
 
 
-def assert_equal_to_lax(compute, case):
-    arrays = inputs(case, np.float64)
+def assert_equal_to_lax(compute, case, **sizes):
+    arrays = inputs(case, np.float64, **sizes)
     made, expected = (quick_jit(compute(f(case)))(*arrays) for f in (ours, stock))
     for key, truth in expected.items():
         assert all(np.any(leaf) for leaf in jax.tree.leaves(truth)), key
         jax.tree.map(
-            lambda a, b, key=key: np.testing.assert_allclose(a, b, atol=1e-11, err_msg=key),
+            lambda a, b, key=key: np.testing.assert_allclose(
+                a, b, rtol=1e-7, atol=1e-11 * max(1.0, np.abs(b).max()), err_msg=key
+            ),
             made[key],
             truth,
         )
@@ -111,6 +121,11 @@ def assert_equal_to_lax(compute, case):
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradients_are_those_of_lax(name, x64):
     assert_equal_to_lax(first_and_second_order, CASES[name])
+
+
+@pytest.mark.parametrize("name", WIDE_CASES)
+def test_gradients_by_matrix_products_are_those_of_lax(name, x64):
+    assert_equal_to_lax(first_and_second_order, WIDE_CASES[name], channels=(64, 65))
 
 
 @pytest.mark.slow
@@ -154,18 +169,54 @@ def test_gradients_in_loops_are_compiled_to_the_fast_form(name):
     assert not fast(others)
 
 
-def test_rows_stay_on_their_devices():
+@pytest.mark.parametrize(
+    ("channels", "size", "of_image", "of_kernel"),
+    [
+        ((64, 64), (3, 2), "dot_general", "dot_general"),
+        ((64, 64), (18, 17), "convolution", "dot_general"),  # more pixels than 9 x 64
+        ((64, 8), (3, 2), "dot_general", "convolution"),
+    ],
+)
+def test_gradients_are_matrix_products_on_the_cpu_where_these_are_faster(
+    channels, size, of_image, of_kernel
+):
+    convolve = ours((size, (3, 3), (1, 1), "SAME", (1, 1)))
+    x, w = jnp.zeros((2, *size, channels[0])), jnp.zeros((3, 3, *channels))
+
+    def operations(platform, dtype):
+        found = []
+        for argument in (0, 1):
+            arrays = [x.astype(dtype), w.astype(dtype)]
+
+            def gradient(y, argument=argument, arrays=arrays):
+                return jax.vjp(convolve, *arrays)[1](y)[argument]
+
+            y = jnp.zeros((2, *size, channels[1]), dtype)
+            text = str(jax.export.export(jax.jit(gradient), platforms=[platform])(y).mlir_module())
+            found.append(set(re.findall(r"stablehlo.(dot_general|convolution)", text)))
+        return found
+
+    assert operations("cpu", jnp.float32) == [{of_image}, {of_kernel}]
+    for platform, dtype in (("cpu", jnp.bfloat16), ("cuda", jnp.float32), ("tpu", jnp.float32)):
+        assert operations(platform, dtype) == [{"convolution"}, {"convolution"}]
+
+
+@pytest.mark.parametrize(
+    ("case", "channels"), [(CASES["stride 2 even"], (3, 2)), (WIDE_CASES["3x3"], (64, 64))]
+)
+def test_rows_stay_on_their_devices(case, channels):
     """The gradient of a batch split over four devices is split, and that of one device."""
-    parallel, case = DataParallel.over_all_devices(), CASES["stride 2 even"]
+    parallel = DataParallel.over_all_devices()
     assert parallel.devices == 4
     rng = np.random.default_rng(1)
-    x = rng.normal(size=(8, 6, 8, 3)).astype(np.float32)
-    w = inputs(case, np.float32)[1][0]
+    x = rng.normal(size=(8, 6, 8, channels[0])).astype(np.float32)
+    w = inputs(case, np.float32, channels=channels)[1][0]
     of_both = jax.jit(jax.grad(lambda x, w: jnp.sum(ours(case)(x, w) ** 2), argnums=(0, 1)))
     alone, together = of_both(x, w), of_both(parallel.split_rows(x), w)
     assert together[0].sharding.is_equivalent_to(parallel.split, 4)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *(alone, together)
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(a).max()),
+        *(alone, together),
     )
 
 
