@@ -125,6 +125,7 @@ def _run(mode: Mode, files: list[str]) -> None:
     import run_lib
     from evaluation.metrics import check_options
     from experiment.build import build
+    from files.paths import as_path
     from jobs.workdir import Workdir
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # from now on, modes clean up
@@ -132,7 +133,7 @@ def _run(mode: Mode, files: list[str]) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoresde"
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
     if _MODE.value == "compare":
-        run_lib.compare([Path(file).expanduser() for file in files])
+        run_lib.compare([as_path(file) for file in files])
         return
     config, overrides = _configuration()
     experiment = build(config, overrides=overrides)
@@ -142,6 +143,8 @@ def _run(mode: Mode, files: list[str]) -> None:
 
 def _mode_flags(mode: Mode) -> dict[str, Any]:
     """Return the values of the mode's own flags; exit for a flag that it does not take."""
+    from files.paths import as_path
+
     for name in sorted({name for other in MODES.values() for name in other.flags}):
         if flags.FLAGS[name].present and name not in mode.flags:
             takers = ", ".join(taker for taker, other in MODES.items() if name in other.flags)
@@ -157,7 +160,7 @@ def _mode_flags(mode: Mode) -> dict[str, Any]:
             value = {"length": "0.08"}.get(name, "FILE")
             sys.exit(f"error: --mode={_MODE.value} needs --{name}={value}")
     paths = ("source", "target")
-    return {name: Path(v).expanduser() if name in paths and v else v for name, v in values.items()}
+    return {name: as_path(v) if name in paths and v else v for name, v in values.items()}
 
 
 def _configuration() -> tuple[ConfigDict, frozenset[str]]:

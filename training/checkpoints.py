@@ -7,18 +7,18 @@ A checkpoint is a directory, `<directory>/<step>/`:
     SHA256SUMS    checksums of all these files, in the format of `sha256sum --check`
 
 Orbax writes under a temporary name and renames it when complete. So a directory whose name is a
-number is a finished save, and a killed process leaves older checkpoints untouched. Orbax does not
-notice later damage: it loads array data with a flipped bit without complaint, and it confuses a
-damaged file with a state of another shape. So the files are verified before Orbax reads any, and
-the template is compared with the record:
+number is a finished save, and a killed process leaves older checkpoints untouched. (In a bucket, a
+finished save is marked instead.) Orbax does not notice later damage: it loads array data with a
+flipped bit without complaint, and it confuses a damaged file with a state of another shape. So the
+files are verified before Orbax reads any, and the template is compared with the record:
 
     power cut                -> nothing older is deleted before the new checkpoint is on the disk
     damaged checkpoint       -> skipped with a warning, the last good one is loaded
     no checkpoint loads      -> CheckpointError, never a silent fresh start
     state of another shape   -> CheckpointError that names the parameter
 
-The directory lies on a local or mounted file system. Several processes may share it if all make the
-same calls; process 0 alone renames and deletes.
+The directory lies on a file system or in a bucket (`checkpoint_files.py` has the difference).
+Several processes may share it if all make the same calls; process 0 alone renames and deletes.
 """
 
 import contextlib
@@ -26,28 +26,18 @@ import functools
 import json
 import logging as std_logging
 import os
-import shutil
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, final
 
 import jax
 from absl import logging
 
-from errors import CheckpointError, require_in
+from errors import BucketError, CheckpointError, require_in
+from files.paths import AnyPath, as_path, in_bucket
 from files.text import one_line
-from files.writing import make_folder, sha256_of, sync, sync_tree
-
-# Orbax appends the first to the name of an unfinished save. We append the others to a checkpoint
-# that is being deleted (a rename is atomic, the removal of a tree is not) or did not load.
-_UNFINISHED = ".orbax-checkpoint-tmp"
-_DELETING = ".deleting"
-_CORRUPT = ".corrupt"
-_CHECKSUMS = "SHA256SUMS"
-
-
-class _CorruptError(Exception):
-    """The files of one checkpoint are damaged or missing."""
+from files.writing import make_folder, sync
+from training import checkpoint_files
+from training.checkpoint_files import DamagedError
 
 
 class Restored(NamedTuple):
@@ -77,26 +67,21 @@ class Checkpoints:
         keep: number of latest checkpoints that stay on disk, 0 for all.
 
     Raises:
-        ValueError: if `keep` is negative, or `directory` is a URL.
+        ValueError: if `keep` is negative.
+        BucketError: if `directory` is a URL that cannot be used.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3) -> None:
+    def __init__(self, directory: str | AnyPath, *, keep: int = 3) -> None:
         require_in("keep", keep, "[0, inf)")
-        if "://" in os.fspath(directory):
-            raise ValueError(f"directory={directory}: mount the bucket and give a file system path")
-        self._directory = Path(directory).absolute()
+        path = as_path(directory)
+        self._directory = path if in_bucket(path) else path.absolute()
         self._keep = keep
         self._pending: _PendingSave | None = None
         self._corrupt: set[int] = set()
 
     def steps(self) -> tuple[int, ...]:
         """Return the steps of the finished checkpoints on disk, ascending."""
-        try:
-            with os.scandir(self._directory) as entries:
-                names = [entry.name for entry in entries if entry.is_dir()]
-        except (FileNotFoundError, NotADirectoryError):
-            return ()
-        return tuple(sorted(int(name) for name in names if name.isdecimal()))
+        return checkpoint_files.finished_steps(self._directory)
 
     def save(self, step: int, state: Any, config: dict) -> None:
         """Write a checkpoint in the background; the caller may donate `state` when this returns.
@@ -159,7 +144,7 @@ class Checkpoints:
         """
         try:
             return self._read_record(step)["config"]
-        except _CorruptError as error:
+        except DamagedError as error:
             raise self._load_error(step, error) from error
 
     def restore(
@@ -184,7 +169,7 @@ class Checkpoints:
         if step is not None:
             try:
                 return self._load(step, like, partial)
-            except _CorruptError as error:
+            except DamagedError as error:
                 raise self._load_error(step, error) from error
         tried: dict[int, str] = {}
         # List anew each time, because a training process may add and delete checkpoints.
@@ -192,7 +177,7 @@ class Checkpoints:
             latest = untried[-1]
             try:
                 return self._load(latest, like, partial)
-            except _CorruptError as error:
+            except DamagedError as error:
                 tried[latest] = str(error)
                 logging.warning(
                     "checkpoint %s is skipped: %s", self._directory / str(latest), error
@@ -219,10 +204,8 @@ class Checkpoints:
 
         def before_commit() -> None:
             # Orbax calls this in the background, on process 0, when all files of all processes are
-            # written and before the rename that makes the checkpoint visible.
-            unfinished = self._directory / f"{step}{_UNFINISHED}"
-            _write_checksums(unfinished)
-            sync_tree(unfinished)
+            # written and before the rename, or the mark, that makes the checkpoint visible.
+            checkpoint_files.seal(self._directory, step)
 
         options = ocp.options.AsyncOptions(
             post_finalization_callback=before_commit,
@@ -234,7 +217,7 @@ class Checkpoints:
         )
 
     def _load(self, step: int, like: Any, partial: bool) -> Restored:
-        """Load and verify a checkpoint; raise _CorruptError, or CheckpointError on misfit."""
+        """Load and verify a checkpoint; raise DamagedError, or CheckpointError on misfit."""
         self._verify(step)
         record = self._read_record(step)
         wanted, saved = _describe(like), record["leaves"]
@@ -253,42 +236,38 @@ class Checkpoints:
         return Restored(step, state, record["config"])
 
     def _read_record(self, step: int) -> dict:
-        """Return the record of a checkpoint, verified; raise _CorruptError."""
+        """Return the record of a checkpoint, verified; raise DamagedError."""
         self._verify(step, "record/")
         ocp = _orbax()
         return self._read(step, ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
 
     def _read(self, step: int, args: Any) -> Any:
-        """Return the items of a checkpoint that `args` select; raise _CorruptError."""
+        """Return the items of a checkpoint that `args` select; raise DamagedError."""
         try:
             ocp = _orbax()
             reader = ocp.Checkpointer(_handler(ocp.PyTreeCheckpointHandler()))
             with contextlib.closing(reader) as checkpointer:
                 return checkpointer.restore(self._directory / str(step), args=args)
         except Exception as error:  # Orbax promises no type
+            if in_bucket(self._directory):  # the files were verified: the network is to blame
+                path = self._directory / str(step)
+                raise CheckpointError(
+                    f"checkpoint {path} cannot be read: {one_line(error)}. Run again"
+                ) from error
             raise self._corrupt_error(step, one_line(error)) from error
 
     def _verify(self, step: int, prefix: str = "") -> None:
-        """Raise _CorruptError unless the files below `prefix` are those that were written.
+        """Raise DamagedError unless the files below `prefix` are those that were written.
 
         Every process reads every file, so that all reach the same verdict.
         """
         path = self._directory / str(step)
         if not path.is_dir():
-            raise _CorruptError("there is no such checkpoint")
+            raise DamagedError("there is no such checkpoint")
         try:
-            lines = (path / _CHECKSUMS).read_text().splitlines()
-            checksums = {name: checksum for checksum, name in map(str.split, lines)}
-            if unlisted := [name for name in _files(path) if name not in checksums]:
-                raise self._corrupt_error(step, f"{_CHECKSUMS} does not list {unlisted[0]}")
-            for name, checksum in checksums.items():
-                if name.startswith(prefix) and sha256_of(path / name) != checksum:
-                    raise self._corrupt_error(step, f"{name} fails its checksum")
-        except FileNotFoundError as error:
-            missing = Path(error.filename).relative_to(path)
-            raise self._corrupt_error(step, f"{missing} is missing") from error
-        except (OSError, ValueError) as error:  # ValueError: the list itself is damaged
-            raise self._corrupt_error(step, one_line(error)) from error
+            checkpoint_files.verify(path, prefix)
+        except DamagedError as error:
+            raise self._corrupt_error(step, str(error)) from error
 
     def _check_fit(self, step: int, saved: dict[str, str], wanted: dict[str, str]) -> None:
         """Raise CheckpointError unless the template has the leaves that were saved."""
@@ -308,19 +287,9 @@ class Checkpoints:
             )
 
     def _tidy(self) -> None:
-        """Remove what killed saves and deletions left, and set damaged checkpoints aside.
-
-        A damaged checkpoint is renamed, not deleted, since someone may want to salvage it. In its
-        place it would count as one of the latest and push good ones out.
-        """
-        if jax.process_index() == 0 and self._directory.is_dir():
-            for path in self._directory.iterdir():
-                if _UNFINISHED in path.name or path.name.endswith(_DELETING):
-                    shutil.rmtree(path, ignore_errors=True)
-            for step in self._corrupt.intersection(self.steps()):
-                aside = self._directory / f"{step}{_CORRUPT}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self._directory / str(step)).rename(aside)
+        """Remove what killed saves and deletions left, and set damaged checkpoints aside."""
+        if jax.process_index() == 0:
+            checkpoint_files.tidy(self._directory, self._corrupt)
         self._corrupt.clear()
 
     def remove_after(self, step: int) -> None:
@@ -340,18 +309,13 @@ class Checkpoints:
 
     def _delete(self, steps: list[int]) -> None:
         for old in steps:
-            doomed = self._directory / f"{old}{_DELETING}"
-            try:
-                (self._directory / str(old)).rename(doomed)
-                shutil.rmtree(doomed)
-            except OSError as error:  # untidy, but no reason to stop a run
-                logging.warning("cannot delete checkpoint %s: %s", old, error)
+            checkpoint_files.delete(self._directory, old)
 
     def _save_error(self, step: int, error: Exception) -> CheckpointError:
         """Remove the partial files of a failed save, and return the error to raise."""
         try:
             self._tidy()
-        except OSError as obstacle:
+        except (OSError, BucketError) as obstacle:
             logging.warning("cannot clean up %s: %s", self._directory, obstacle)
         return CheckpointError(
             f"saving checkpoint {self._directory / str(step)} failed: {one_line(error)}. "
@@ -359,7 +323,7 @@ class Checkpoints:
             "again to resume"
         )
 
-    def _load_error(self, step: int, error: _CorruptError) -> CheckpointError:
+    def _load_error(self, step: int, error: DamagedError) -> CheckpointError:
         """Return the error to raise when the requested checkpoint does not load."""
         return CheckpointError(
             f"checkpoint {self._directory / str(step)} cannot be loaded: {error}. {self._on_disk()}"
@@ -368,12 +332,12 @@ class Checkpoints:
     def _on_disk(self) -> str:
         return f"Checkpoints on disk: {', '.join(map(str, self.steps())) or 'none'}"
 
-    def _corrupt_error(self, step: int, reason: str) -> _CorruptError:
+    def _corrupt_error(self, step: int, reason: str) -> DamagedError:
         """Remember that `step` is damaged, unless a training process has just deleted it."""
         if not (self._directory / str(step)).is_dir():
-            return _CorruptError("it was deleted while it was read")
+            return DamagedError("it was deleted while it was read")
         self._corrupt.add(step)
-        return _CorruptError(reason)
+        return DamagedError(reason)
 
 
 def _is_named(state: Any) -> bool:
@@ -393,18 +357,6 @@ def _describe(tree: Any) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def _files(path: Path) -> list[str]:
-    """Return the items' files below `path`, except hidden ones, which file systems may add."""
-    files = (file for file in path.glob("*/**/*") if file.is_file())
-    return sorted(file.relative_to(path).as_posix() for file in files if file.name[0] != ".")
-
-
-def _write_checksums(path: Path) -> None:
-    """List the files below `path` with their checksums, in the format of sha256sum."""
-    lines = [f"{sha256_of(path / name)}  {name}\n" for name in _files(path)]
-    (path / _CHECKSUMS).write_text("".join(lines))
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
