@@ -208,6 +208,7 @@ def sample(
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
     _check_count(experiment, num_samples)
+    workdir.require_writable()
     task = experiment.sampler.task
     if task is None:
         experiment.model.require_no_image("plain samples")
@@ -248,6 +249,7 @@ def moments(
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
     experiment.model.require_no_image("--mode=moments")
+    workdir.require_writable()
     workdir.check(experiment.config, training=False)
     model_job(experiment).batches()  # missing data are an error now
     restored = restore_average(experiment, workdir, checkpoint, ema)

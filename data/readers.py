@@ -19,6 +19,8 @@ from data import preparation
 from data.folders import HELD_OUT_NAMES, read_folder
 from data.npz import read_npz
 from data.stored import Directory, Item, Split, Splits, decode
+from files.buckets import local_input
+from files.paths import in_bucket
 
 DIGITS = "digits"
 
@@ -98,6 +100,14 @@ def _decode_records(where: str, source: Sequence[dict[str, Any]]) -> Iterator[It
         yield Item(place, decode(io.BytesIO(record["image"]), place).image, number)
 
 
+def _read_copy(name: str, data_dir: Directory) -> Splits:
+    """Read what lies in a bucket from a copy in the user's cache."""
+    copy = str(local_input(name))
+    if not os.path.exists(copy):
+        raise ValueError(f"config.data.name={name!r}: there is no such file or folder")
+    return reader_of(copy).read(copy, data_dir)
+
+
 def _prepare_tfds(name: str, data_dir: Directory, manual_dir: Directory) -> str:
     _check_registered(name)
     return preparation.prepare(name, data_dir, manual_dir)
@@ -123,6 +133,7 @@ READERS: dict[str, Reader] = {
     DIGITS: Reader(
         accepts=lambda name: name == DIGITS, read=_read_digits, gray_levels=17, test_count=297
     ),
+    "a path in a bucket, gs://BUCKET/PATH": Reader(accepts=in_bucket, read=_read_copy),
     "the path of an .npz": Reader(accepts=lambda name: name.endswith(".npz"), read=read_npz),
     "the path of a folder of images": Reader(accepts=_is_folder, read=read_folder),
     "a name of tensorflow-datasets": Reader(

@@ -71,7 +71,8 @@ def _read(file: AnyPath) -> dict:
     try:
         require_file(file, "it")
         with bucket_errors(file):
-            results = json.loads(file.read_text())
+            content = file.read_text()
+        results = json.loads(content)
         if not isinstance(results, dict) or "protocol" not in results:
             raise ValueError("it has no protocol")
     except (OSError, ValueError, RecursionError) as error:

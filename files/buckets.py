@@ -38,9 +38,10 @@ def require_access(path: AnyPath, *, writes: bool = False) -> None:
         except (FileNotFoundError, NotADirectoryError):  # of the folder, or of the bucket
             if not bucket_exists(path):
                 raise missing_bucket(path) from None
-        if writes:
-            probe = path / ".writable"
-            write_object(probe, b"")
+    if writes:
+        probe = path / ".writable"
+        write_object(probe, b"")
+        with bucket_errors(probe):
             probe.unlink()
 
 

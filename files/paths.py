@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import BucketError
+from errors import BucketError, ScoreSDEError
 
 if TYPE_CHECKING:
     AnyPath = Path
@@ -86,14 +86,14 @@ def bucket_errors(path: AnyPath) -> Iterator[None]:
         return
     try:
         yield
-    except (FileNotFoundError, BucketError):
+    except (FileNotFoundError, ScoreSDEError):
         raise
     except Exception as error:  # of gcsfs, aiohttp and google.auth
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BucketError(
             f"{path} cannot be used ({reason}). Log in by `gcloud auth application-default login`, "
-            "or give the machine's account the role Storage Object User on "
-            f"{bucket_of(path)} (docs/clusters.md)"
+            "or give this machine's account the roles storage.objectUser and "
+            f"storage.legacyBucketReader on {bucket_of(path)} (docs/clusters.md)"
         ) from error
 
 
@@ -101,6 +101,7 @@ def missing_bucket(path: AnyPath) -> BucketError:
     """Return the error for a bucket that does not exist."""
     bucket = bucket_of(path)
     return BucketError(
-        f"{path}: there is no bucket {bucket}. Check the name, or create it by `gcloud storage "
-        f"buckets create {bucket}`"
+        f"{path}: there is no bucket {bucket}, or this machine's account may not see it. Check the "
+        f"name, create it by `gcloud storage buckets create {bucket}`, or give the account the "
+        "roles of docs/clusters.md"
     )

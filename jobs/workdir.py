@@ -127,6 +127,13 @@ class Workdir:
         with locked(self.path / ".lock", leads=leads):
             yield
 
+    def require_writable(self) -> None:
+        """Raise BucketError unless results can be written, before they are computed.
+
+        It checks buckets only.
+        """
+        require_access(self.path, writes=True)
+
     def read_config(self) -> dict[str, Any]:
         """Return the saved configuration.
 
@@ -162,7 +169,8 @@ class Workdir:
 
     def _content(self) -> Any:
         with bucket_errors(self.config):
-            return json.loads(self.config.read_bytes())
+            content = self.config.read_bytes()
+        return json.loads(content)
 
     def check(self, config: dict[str, Any], *, training: bool) -> list[str]:
         """Raise WorkdirError unless `config` fits the run in the folder, if there is one.
