@@ -3,7 +3,8 @@
 A lease is an object that names its holder, who renews it all the time. Whoever finds one watches
 it. If it is renewed, the folder is in use. If it is not, its holder is gone, and it is taken over.
 No clocks are compared. Of two processes that write a lease at once, the later write stays, and
-each reads it after a pause: so one of them has it, if a write takes less than the pause.
+each reads it after a pause: so one of them has it, if a write takes less than the pause. If it
+takes longer, the earlier one sees at its next renewal that it has lost the lease, and stops.
 """
 
 import json
