@@ -8,6 +8,7 @@ is told to compile quickly, as in conftest.py.
 
 import atexit
 import functools
+import json
 import multiprocessing
 import os
 import re
@@ -166,6 +167,40 @@ def snapshot(path):
         str(file.relative_to(path)): None if file.is_dir() else file.read_bytes()
         for file in path.rglob("*")
     }
+
+
+def assert_rejected(call, pattern):
+    """One line on standard error that matches, and nothing else."""
+    assert call.status not in (0, None), call
+    assert "Traceback" not in call.stderr, call.stderr
+    assert re.fullmatch(rf"error: .*{pattern}.*\n", call.stderr), call.stderr
+    assert call.stdout == ""
+
+
+def record(workdir):
+    """The record without the one number that is no function of the configuration."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row.pop("images_per_sec") > 0
+    return rows
+
+
+def assert_one_error(call, pattern):
+    """Failure in one line that says why, below the progress bar."""
+    assert call.status == 1, call
+    assert "Traceback" not in call.stderr, call.stderr
+    said = [line for line in call.stderr.splitlines() if not re.fullmatch(r"|\w+: .*%\|.*", line)]
+    assert len(said) == 1, call.stderr
+    assert re.fullmatch(f"error: .*{pattern}.*", said[0]), said
+
+
+def draw(workdir, count, *arguments, devices=1):
+    """The images that --mode=sample draws."""
+    call = run(*flags("sample", workdir), f"--num_samples={count}", *arguments, devices=devices)
+    with np.load(samples_of(call) / "samples.npz") as file:
+        assert file.files == ["samples", "arr_0"]
+        np.testing.assert_array_equal(file["samples"], file["arr_0"])
+        return file["samples"]
 
 
 def write_images(path, count, test_count, *, size=8, channels=1, seed=0):

@@ -8,6 +8,7 @@ folder.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -51,3 +52,21 @@ def x64():
     """Double precision for the test that asks for it, and for no other."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The finished run of main.py with command_line.TINY; no test may change it."""
+    from command_line import TINY, flags, run
+
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    call = run(*flags("train", workdir))
+    assert call.status == 0, call.stderr
+    assert f"trained {TINY['training.steps']} steps" in call.stdout
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def sampled(finished, tmp_path_factory):
+    """A copy of it, in which samples may be written."""
+    return shutil.copytree(finished, tmp_path_factory.mktemp("sampled") / "run")

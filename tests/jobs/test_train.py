@@ -1,6 +1,6 @@
 """The training loop with a network of two numbers: calls, prefetch, signals, profile, origin.
 
-Runs that are killed, and real networks, are in tests/test_run_lib.py.
+Runs that are killed are in tests/test_run_lib_stopped.py, real networks in tests/test_run_lib.py.
 """
 
 import dataclasses
