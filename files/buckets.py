@@ -142,7 +142,8 @@ def remove(path: AnyPath, *, first: str = "") -> None:
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             list(pool.map(lambda each: each.unlink(missing_ok=True), objects))
         if names and path.is_dir():  # a bucket that keeps empty folders
-            path.rmtree(missing_ok=True)
+            folder: Any = path
+            folder.rmtree(missing_ok=True)
 
 
 def move(path: AnyPath, target: AnyPath, *, last: str = "") -> None:

@@ -63,12 +63,12 @@ def _load_client(text: str) -> None:
         raise BucketError(
             f"{text}: a bucket needs a package that is not installed; run: pip install gcsfs"
         )
-    import fsspec
+    from fsspec.config import conf
 
     # TensorFlow, where it is installed, would read buckets in its stead, with its own errors.
     os.environ.setdefault("EPATH_USE_TF", "0")
     # Orbax writes objects by another library, so that lists which are kept would lack them.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 
 @contextmanager
