@@ -26,8 +26,9 @@ These forms need the smoothness that noise gives: t_min well above 0.
 """
 
 import abc
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ from numerics.arrays import Batch, sum_per_sample
 from numerics.traces import PROBES, exact_trace
 from objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from objectives.distillation import ProgressiveDistillation
-from objectives.times import TimeDistribution, Times, Uniform
+from objectives.times import TimeDistribution, Times, Uniform, log_snr_speed
 from objectives.variational import DECODERS, VARIANCES, ChainBound, PixelLevels
 from objectives.weights import Sigma2, Weight
 from sde_lib import SDE
@@ -300,6 +301,77 @@ class Hybrid(VariationalBound):
         return simple + self.coefficient * self._bound.bits_per_dim(frozen, x0, t, eps)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LearnedSchedule(NoiseObjective):
+    r"""The variational bound in continuous time, with the noise schedule that makes it vary least.
+
+    Kingma et al. 2021, arXiv:2107.00630, Section 3 to 5, in bits/dim:
+
+        KL(q(x_1 | x0) || prior) + 1/2 E_t v(t) ||eps_hat - eps||^2 - log p(x0 | x_t_min)
+
+    with v = -d log_snr / dt. The bound trains the network and both ends of the log-SNR. Between
+    the ends the schedule does not change the bound, only its variance over t. So the steps
+    between them are trained to lower the mean square of the term in the middle (appendix I.1).
+    This takes a second backward pass.
+
+    p(x0 | x_t) is a Gaussian around x_t / alpha, integrated over the cell of each pixel's level.
+    Images must not be dequantized.
+
+    Args:
+        times: uniform or stratified.
+        pixel_levels: the values of pixels.
+    """
+
+    trains_process = True
+    pixel_levels: PixelLevels
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.times, Uniform):
+            raise ValueError(
+                "name='learned_schedule' learns which noise levels are drawn; choose "
+                "config.times.name=stratified or uniform"
+            )
+
+    def evaluate(
+        self, key: Key[Array, ""], drawn: Noise, model: Denoiser, x0: Batch, context: Context
+    ) -> Float[Array, "batch"]:
+        """Return the bound of each image at its time and noise."""
+        nats = x0[0].size * math.log(2)
+        fixed = jax.lax.stop_gradient(model.sde.parameters())
+        learned = model.sde.parameters()
+        for_ends = model.sde.with_parameters(learned | {"steps": fixed["steps"]})
+        for_steps = model.sde.with_parameters(fixed | {"steps": learned["steps"]})
+
+        network = jax.tree.map(jax.lax.stop_gradient, model.network)
+        middle = self._middle(replace(model, sde=for_ends), x0, drawn) / nats
+        square = (
+            self._middle(replace(model, sde=for_steps, network=network), x0, drawn) / nats
+        ) ** 2
+        bound = middle + self._ends(key, for_ends, x0) / nats
+        # Adds the gradient of the square, and nothing to the value.
+        return bound + square - jax.lax.stop_gradient(square)
+
+    def _middle(self, model: Denoiser, x0: Batch, drawn: Noise) -> Float[Array, "batch"]:
+        """Return the diffusion term, in nats."""
+        t, eps = drawn
+        error = model.predict(model.sde.perturb(x0, t, eps), t).eps - eps
+        return 0.5 * (1 - self._t_min) * log_snr_speed(model.sde, t) * sum_per_sample(error**2)
+
+    def _ends(self, key: Key[Array, ""], sde: SDE, x0: Batch) -> Float[Array, "batch"]:
+        """Return the prior's and the decoder's term, in nats."""
+        gap = 2 * sde.log_sigma(jnp.ones((), x0.dtype))  # log sigma^2; the prior is N(0, I)
+        scale = sde.alpha(jnp.ones((), x0.dtype))
+        prior = 0.5 * (sum_per_sample((scale * x0) ** 2) + x0[0].size * (jnp.expm1(gap) - gap))
+        log_std = -sde.log_snr(jnp.asarray(self._t_min, x0.dtype)) / 2
+        noisy = x0 + jnp.exp(log_std) * jax.random.normal(key, x0.shape, x0.dtype)
+        return prior - sum_per_sample(self.pixel_levels.log_prob(x0, noisy, log_std))
+
+    @property
+    def _t_min(self) -> float:
+        assert isinstance(self.times, Uniform)
+        return self.times.t_min
+
+
 # The objectives by name: the estimators, the bounds, and those of networks for few steps.
 LOSSES: dict[str, type[Objective]] = {
     "denoising": ScoreMatching,
@@ -307,6 +379,7 @@ LOSSES: dict[str, type[Objective]] = {
     "sliced": SlicedScoreMatching,
     "vlb": VariationalBound,
     "hybrid": Hybrid,
+    "learned_schedule": LearnedSchedule,
     "consistency_training": ConsistencyTraining,
     "consistency_distillation": ConsistencyDistillation,
     "progressive_distillation": ProgressiveDistillation,

@@ -302,6 +302,7 @@ def import_checkpoint(
             f"--workdir={workdir.path} holds a run already; give a new folder to import to"
         )
     trainer, model = experiment.trainer, experiment.model
+    model.require_fixed_process("--mode=import")
     template = partial(abstract_params, shape=experiment.data.shape)
     candidate = Candidate(model.name, model.network, experiment.data.shape[0], template)
     project, imported = exchange.import_state(
@@ -329,6 +330,7 @@ def import_classifier(
         ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
     """
     workdir.check(experiment.config, training=False)
+    experiment.model.require_fixed_process("a classifier")
     folder, model = workdir.classifier, experiment.classifier
     if Checkpoints(folder.checkpoints).steps() or folder.metrics.exists():
         raise WorkdirError(
@@ -382,6 +384,7 @@ def export_checkpoint(
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is written.
     """
+    experiment.model.require_fixed_process("--mode=export")
     restored = restore_parameters(experiment, workdir, checkpoint)
     if target.exists():
         raise ConfigError(f"--target={target} exists already; give the name of a new file")

@@ -26,9 +26,10 @@ both ends.
 """
 
 import abc
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, normal_like, pytree, sum_per_sample
+from numerics.monotone import even_steps, fraction
 
 Time = Float[Array, "*batch"]
 # A number. While JAX flattens and rebuilds an SDE, a tracer or a placeholder.
@@ -100,6 +102,14 @@ class SDE(abc.ABC):
     def squared_diffusion(self, t: Time) -> Time:
         """Return g(t)^2 = -sigma(t)^2 d log_snr / dt, for t > 0."""
         return -jnp.exp(2 * self.log_sigma(t)) * _derivative(self.log_snr, t)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what is trained with the network, a tree of arrays; {} for a fixed process."""
+        return {}
+
+    def with_parameters(self, parameters: Any) -> "SDE":
+        """Return the process with other values of `parameters()`."""
+        return dataclasses.replace(cast(Any, self), **parameters)
 
     def perturb(self, x0: Batch, t: Time, eps: Batch) -> Batch:
         """Return x_t = alpha(t) x0 + sigma(t) eps."""
@@ -287,6 +297,44 @@ class CosineVPSDE(_VariancePreserving):
 
 
 @pytree()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LearnedVPSDE(_VariancePreserving):
+    """A VP process whose log-SNR is trained (Kingma et al. 2021, arXiv:2107.00630, appendix H).
+
+    It falls from log_snr_max to log_snr_min along a trained function, `numerics.monotone`.
+
+    Args:
+        log_snr_max, log_snr_min: at t = 0 and 1, before training.
+        steps: the function's parameters.
+    """
+
+    log_snr_max: Parameter = 13.3
+    log_snr_min: Parameter = -5.0
+    steps: Any = dataclasses.field(default_factory=even_steps)
+
+    def __post_init__(self) -> None:
+        low, high = self.log_snr_min, self.log_snr_max
+        if isinstance(low, int | float) and not -math.inf < low < high < math.inf:
+            raise ValueError(f"log_snr_min={low} must be below log_snr_max={high}")
+
+    def parameters(self) -> dict[str, Any]:
+        """Return both ends and the steps between them."""
+        names = ("log_snr_max", "log_snr_min", "steps")
+        found = {name: getattr(self, name) for name in names}
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), found)
+
+    def log_snr(self, t: Time) -> Time:
+        fallen = (self.log_snr_max - self.log_snr_min) * fraction(self.steps, t)
+        return self.log_snr_max - fallen
+
+    def log_alpha(self, t: Time) -> Time:
+        return 0.5 * jax.nn.log_sigmoid(self.log_snr(t))
+
+    def log_sigma(self, t: Time) -> Time:
+        return 0.5 * jax.nn.log_sigmoid(-self.log_snr(t))
+
+
+@pytree()
 @dataclass(frozen=True, kw_only=True)
 class LinearPathSDE(SDE):
     """Straight path from data to noise: alpha = 1 - (1 - alpha_min) t, sigma = t.
@@ -372,6 +420,7 @@ SDES = {
     "subvp": SubVPSDE,
     "cosine": CosineVPSDE,
     "linear": LinearPathSDE,
+    "learned": LearnedVPSDE,
     "edm": EDMSDE,
     "ddpm": DiscreteVPSDE,
     "smld": DiscreteVESDE,

@@ -15,13 +15,15 @@ def get_config() -> ConfigDict:
     config.seed = 42  # for initialization, training noise and data order
 
     config.sde = sde = ConfigDict()
-    sde.name = "vp"  # vp, subvp, cosine, linear, ve, edm; chains ddpm, smld
+    sde.name = "vp"  # vp, subvp, cosine, linear, learned, ve, edm; chains ddpm, smld
     sde.beta_min = placeholder(float)  # vp, subvp: beta(0)
     sde.beta_max = placeholder(float)  # vp, subvp: beta(1)
     sde.sigma_min = placeholder(float)  # ve, smld: noise of the data
     sde.sigma_max = placeholder(float)  # ve, smld, edm: noise of the prior
     sde.offset = placeholder(float)  # cosine: keeps the first noise from vanishing
     sde.alpha_min = placeholder(float)  # cosine, linear: signal left at t = 1
+    sde.log_snr_max = placeholder(float)  # learned: at t = 0, before training
+    sde.log_snr_min = placeholder(float)  # learned: at t = 1, before training
     sde.schedule = placeholder(str)  # ddpm: linear, cosine
     sde.num_timesteps = placeholder(int)  # ddpm, smld: length of the chain
 
@@ -75,7 +77,8 @@ def get_config() -> ConfigDict:
 
     config.loss = loss = ConfigDict()
     # Estimators of the Fisher divergence: denoising, sliced, exact. Of the bound of a chain: vlb,
-    # or hybrid (denoising, and the bound for a learned variance). For few steps:
+    # or hybrid (denoising, and the bound for a learned variance). For the sde learned:
+    # learned_schedule. For few steps:
     # consistency_training, consistency_distillation, progressive_distillation.
     loss.name = "denoising"
     loss.reduction = "mean"  # over dimensions: mean, sum, half_sum

@@ -83,7 +83,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     data = Data(reader.build("data", DataOptions), parallel)
     loss = build_loss(reader, sde, data)
     model = _build_model(reader, sde, loss, data)
-    check_objective(reader, loss, data)
+    check_objective(reader, sde, loss, data)
     training = reader.build("training", TrainingOptions)
     evaluation = reader.build("eval", EvaluationOptions)
     for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
@@ -113,7 +113,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         last = sampler.options.seed + evaluation.sampling_seeds - 1
         require_in("config.sampling.seed + config.eval.sampling_seeds - 1", last, SEEDS)
     trainer = Trainer(
-        init=partial(_init_network, model.network, data.shape),
+        init=partial(_init_model, model, data.shape),
         denoiser=model.denoiser,
         loss=loss,
         optimizer=build_optimizer(reader, training),
@@ -181,6 +181,13 @@ def abstract_params(network: nn.Module, shape: tuple[int, int, int]) -> Any:
     return jax.eval_shape(partial(_init_network, network, shape), jax.random.key(0))
 
 
+def _init_model(model: Model, shape: tuple[int, ...], key: Key[Array, ""]) -> Any:
+    """Return the parameters of the network; with those of a process, if that has some."""
+    network = _init_network(model.network, shape, key)
+    process = model.sde.parameters()
+    return {"network": network, "process": process} if process else network
+
+
 def _init_network(network: nn.Module, shape: tuple[int, ...], key: Key[Array, ""]) -> Any:
     images, condition = jnp.zeros((1, *shape)), jnp.zeros(1)
     shrunk = _shrinking(network)
@@ -220,10 +227,13 @@ def _denoiser_factory(
 ) -> Callable[..., Denoiser]:
     """Return the function (params, dropout key or None) -> Denoiser."""
     apply, apply_with_dropout = _network_functions(network, options.energy)
+    learned = bool(sde.parameters())
 
     def denoiser(params: Any, dropout: Key[Array, ""] | None = None) -> Denoiser:
+        process = sde.with_parameters(params["process"]) if learned else sde
+        params = params["network"] if learned else params
         return Denoiser(
-            sde=sde,
+            sde=process,
             network=Partial(apply, params)
             if dropout is None
             else Partial(apply_with_dropout, params, dropout),

@@ -28,9 +28,14 @@ def build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
     return reader.build_named("loss", LOSSES, fixed=parts)
 
 
-def check_objective(reader: Reader, loss: Objective, data: Data) -> None:
-    """Raise ConfigError unless the objective trains each output of the network on such data."""
-    name = reader.config["loss"]["name"]
+def check_objective(reader: Reader, sde: SDE, loss: Objective, data: Data) -> None:
+    """Raise ConfigError unless the objective trains all parameters and outputs on such data."""
+    name, process = reader.config["loss"]["name"], reader.config["sde"]["name"]
+    if loss.trains_process != bool(sde.parameters()):
+        raise ConfigError(
+            f"config.loss.name={name!r} does not go with config.sde.name={process!r}; "
+            "config.sde.name=learned and config.loss.name=learned_schedule need each other"
+        )
     parameterization = reader.config["denoiser"]["parameterization"]
     learned = parameterization == "eps_learned_variance"
     if learned and not loss.trains_variance:

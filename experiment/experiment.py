@@ -66,6 +66,14 @@ class Model:
                 "and config.task.input=FILE"
             )
 
+    def require_fixed_process(self, doing: str) -> None:
+        """Raise ConfigError for a process that is trained with the network; `doing` names what."""
+        if self.sde.parameters():
+            raise ConfigError(
+                f"config.sde.name={self.process!r} is trained with the network, and {doing} needs "
+                "a process that the configuration fixes, such as config.sde.name=vp"
+            )
+
 
 class DiscreteBoundPlan(NamedTuple):
     """The options of the discrete bound, the times of its chain, and how x0 is clipped."""

@@ -204,6 +204,7 @@ def load_bad_model(experiment: Experiment, workdir: Workdir, step: int) -> BadMo
         ConfigError: if it is missing, is the same, or has another process, images or classes.
     """
     name = experiment.sampler.guidance.run
+    experiment.model.require_fixed_process("config.guidance.name=autoguidance")
     field, (run, bad_step) = f"config.guidance.run={name!r}", run_and_step(name)
     if not run and bad_step == step:
         raise ConfigError(f"{field} is the step to guide; give an earlier one, or another run")

@@ -96,8 +96,9 @@ def classifier_job(experiment: Experiment) -> TrainingJob:
     """Return the job that trains an experiment's noise-conditional classifier.
 
     Raises:
-        ConfigError: if the classifier does not suit the images or the devices.
+        ConfigError: if the classifier does not suit the process, the images or the devices.
     """
+    experiment.model.require_fixed_process("a classifier")
     model = experiment.classifier
     return _part_job(experiment, "classifier", model, model.trainer)
 

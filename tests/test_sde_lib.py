@@ -202,7 +202,8 @@ def test_prior_is_a_gaussian_of_the_stated_width(sde):
 @pytest.mark.parametrize("name", SDES)
 def test_prior_of_the_published_processes_is_the_noise_at_the_end(name):
     sde = SDES[name]()
-    np.testing.assert_allclose(sde.prior_std, sde.sigma(jnp.float32(1)), rtol=1e-4)
+    rtol = 4e-3 if name == "learned" else 1e-4  # a log-SNR of -5 at t = 1, as published
+    np.testing.assert_allclose(sde.prior_std, sde.sigma(jnp.float32(1)), rtol=rtol)
 
 
 @pytest.mark.parametrize(("churn", "share"), [(0.0, 0.5), (1.0, 1.0), (2.0, 2.5)])

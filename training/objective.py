@@ -42,11 +42,13 @@ class Objective(abc.ABC):
         parameterization: the one that the denoiser must have; None for any.
         samplers: names of the only samplers of what it trains; () if it trains scores at all times,
             as likelihoods and all other samplers need.
+        trains_process: whether it trains a process that has parameters, as no other does.
         teacher: RUN or RUN:STEP, the run of `Context.teacher`; "" for none.
     """
 
     parameterization: ClassVar[str | None] = None
     samplers: ClassVar[tuple[str, ...]] = ()
+    trains_process: ClassVar[bool] = False
     teacher: str = ""
 
     @property
