@@ -54,6 +54,10 @@ class EvaluationError(ScoreSDEError):
     """A metric is NaN or infinite."""
 
 
+class HostsError(ScoreSDEError):
+    """Several hosts cannot work together."""
+
+
 SEEDS = "[0, 4294967295]"  # JAX uses 32 bits of a seed, and would drop the others
 
 

@@ -85,6 +85,10 @@ flags.DEFINE_string("target", None, "export: the .pth to write. stats: the .npz 
 flags.DEFINE_string(
     "profile", None, "train: steps FIRST:LAST to trace with jax.profiler, into WORKDIR/profile."
 )
+flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several hosts.")
+flags.DEFINE_integer("num_processes", None, "Number of hosts; by default they are detected.")
+flags.DEFINE_integer("process_id", None, "Number of this host, from 0.")
+flags.DEFINE_float("hosts_timeout", 300.0, "Seconds in which all hosts must have started.")
 flags.DEFINE_integer("num_samples", 64, "sample, check: number of images.")
 flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
 flags.DEFINE_boolean("png", False, "sample: also write each image as a PNG.")
@@ -123,10 +127,8 @@ def _run(mode: Mode, files: list[str]) -> None:
     import jax
 
     import run_lib
-    from evaluation.metrics import check_options
-    from experiment.build import build
     from files.paths import as_path
-    from jobs.workdir import Workdir
+    from training.hosts import HostOptions, together
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # from now on, modes clean up
     if _CACHE.value:
@@ -135,10 +137,33 @@ def _run(mode: Mode, files: list[str]) -> None:
     if _MODE.value == "compare":
         run_lib.compare([as_path(file) for file in files])
         return
+    names = ("coordinator", "num_processes", "process_id")
+    where = {name: flags.FLAGS[name].value for name in names}
+    with together(HostOptions(**where, timeout=flags.FLAGS["hosts_timeout"].value)):
+        _run_mode(mode, options)
+
+
+def _run_mode(mode: Mode, options: dict[str, Any]) -> None:
+    import jax
+
+    import run_lib
+    from evaluation.metrics import check_options
+    from experiment.build import build
+    from files.nested import flatten
+    from files.paths import in_bucket
+    from jobs.workdir import Workdir
+    from training.hosts import require_same
+
     config, overrides = _configuration()
     experiment = build(config, overrides=overrides)
     check_options(experiment.evaluation)
-    getattr(run_lib, mode.function)(experiment, Workdir(_workdir()), **options)
+    workdir, given = _workdir(), {f"--{name}": str(value) for name, value in options.items()}
+    place = workdir if in_bucket(workdir) else str(Path(workdir).absolute())
+    given |= {"--mode": _MODE.value, "--workdir": place}
+    given |= {"jax": jax.__version__, "devices of a host": jax.local_device_count()}
+    fields = {f"config.{name}": value for name, value in flatten(experiment.config, ".").items()}
+    require_same("the command", given | fields)
+    getattr(run_lib, mode.function)(experiment, Workdir(workdir), **options)
 
 
 def _mode_flags(mode: Mode) -> dict[str, Any]:

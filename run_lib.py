@@ -49,6 +49,7 @@ from jobs.workdir import Workdir
 from published import exchange, score_sde
 from published.exchange import Candidate
 from training.checkpoints import Checkpoints
+from training.hosts import agreed, leads, require_same
 from training.step import TrainState
 
 _ANIMATED = 100  # images that an animation shows
@@ -217,13 +218,15 @@ def sample(
             f"--gif animates samples, but config.task.name={task.name!r} draws none; leave it out"
         )
     loaded = load_checkpoint(experiment, workdir, checkpoint, ema)
-    if task is None:
-        run, condition, kind = None, unconditioned, experiment.sampler.name
+    run = None if task is None else TaskRun(experiment, task, num_samples)
+    protocol = samples_protocol(experiment, loaded, num_samples, run and run.inputs)
+    require_same("the inputs or the checkpoint", protocol.fields)
+    if run is None:
+        condition, kind = unconditioned, experiment.sampler.name
         result = draw_plain(experiment, loaded, num_samples)
     else:
-        run, kind = TaskRun(experiment, task, num_samples), f"{experiment.sampler.name}-{task.name}"
-        result, condition = run.run(loaded), run.condition
-    protocol = samples_protocol(experiment, loaded, num_samples, run and run.inputs)
+        condition, kind = run.condition, f"{experiment.sampler.name}-{run.task.name}"
+        result = run.run(loaded)
     folder = workdir.samples / protocol.key(f"{loaded.name}-{kind}")
     arrays = {"samples": result.images, "arr_0": result.images, **result.arrays}
     write_npz(folder / "samples.npz", arrays, compress=True)
@@ -297,7 +300,7 @@ def import_checkpoint(
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
     """
-    if Checkpoints(workdir.checkpoints).steps() or workdir.metrics.exists():
+    if agreed(lambda: _holds_checkpoints(workdir) or workdir.metrics.exists()):
         raise WorkdirError(
             f"--workdir={workdir.path} holds a run already; give a new folder to import to"
         )
@@ -332,7 +335,7 @@ def import_classifier(
     workdir.check(experiment.config, training=False)
     experiment.model.require_fixed_process("a classifier")
     folder, model = workdir.classifier, experiment.classifier
-    if Checkpoints(folder.checkpoints).steps() or folder.metrics.exists():
+    if agreed(lambda: _holds_checkpoints(folder) or folder.metrics.exists()):
         raise WorkdirError(
             f"{folder.path} holds a classifier already; remove that folder, or give another "
             "--workdir"
@@ -359,7 +362,7 @@ def _save_first(workdir: Workdir, state: TrainState, config: dict[str, Any]) -> 
         WorkdirError: if another process works in the folder, or has just filled it.
     """
     checkpoints = Checkpoints(workdir.checkpoints)
-    with workdir.locked():
+    with workdir.locked(leads=leads()):
         if checkpoints.steps():
             raise WorkdirError(f"{workdir.path} holds a run already; give a new folder")
         try:
@@ -368,6 +371,10 @@ def _save_first(workdir: Workdir, state: TrainState, config: dict[str, Any]) -> 
         finally:
             checkpoints.close()
         workdir.save_config(config)  # last: until then, the same command starts again
+
+
+def _holds_checkpoints(workdir: Workdir) -> bool:
+    return bool(Checkpoints(workdir.checkpoints).steps())
 
 
 def _candidates(section: str) -> Iterator[Candidate]:
@@ -386,7 +393,7 @@ def export_checkpoint(
     """
     experiment.model.require_fixed_process("--mode=export")
     restored = restore_parameters(experiment, workdir, checkpoint)
-    if target.exists():
+    if agreed(target.exists):
         raise ConfigError(f"--target={target} exists already; give the name of a new file")
     try:
         score_sde.export_pytorch(
@@ -435,6 +442,6 @@ def prepare(experiment: Experiment, workdir: Workdir) -> None:
     """
     options = experiment.data.options
     try:
-        print(readers.prepare(options.name, data_dir=options.dir))
+        print(agreed(lambda: readers.prepare(options.name, data_dir=options.dir)))
     except (ValueError, OSError, RuntimeError) as error:
         raise ConfigError(str(error)) from error

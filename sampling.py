@@ -24,6 +24,7 @@ from numerics.arrays import (
     pad_to_block,
     sample_indices,
     sample_keys,
+    whole,
 )
 from sde_lib import SDE, Time
 from time_grids import Schedule
@@ -239,7 +240,7 @@ def run(
     )
     # Made of x, so that it is spread over the devices as x is.
     progressed = _Progress(plan.function.start(x), jnp.where(_is_finite(x), -1, 0))
-    snapshots = {0: np.asarray(x)} if 0 in marks else {}
+    snapshots = {0: whole(x)} if 0 in marks else {}
     pauses = sorted({*marks, *np.linspace(0, count, min(count, 10) + 1).astype(int).tolist()} - {0})
     for first, last in zip([0, *pauses], pauses, strict=False):
         progressed = _advance(
@@ -249,7 +250,7 @@ def run(
         if progress is not None:
             progress(last, count)
         if last in marks and last != count:
-            snapshots[last] = np.asarray(progressed.state.x)
+            snapshots[last] = whole(progressed.state.x)
     x, extra = _finish(denoiser, projection, progressed.state, plan, final_step)
     if not jnp.isfinite(x).all():
         raise SamplingError("the last evaluation, which denoises the samples, is NaN or infinite")
@@ -257,7 +258,7 @@ def run(
     if not marks:
         return Samples(x, nfe)
     if count in marks:
-        snapshots[count] = np.asarray(x)
+        snapshots[count] = whole(x)
     return Samples(x, nfe, np.stack([snapshots[mark] for mark in marks]), plan.times[marks])
 
 

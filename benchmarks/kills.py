@@ -1,6 +1,7 @@
 """Kill runs at random moments, and start two at once: the results must be those of one quiet run.
 
     python benchmarks/kills.py --kills=60 --pairs=20
+    python benchmarks/kills.py --kills=20 --pairs=0 --hosts=2
 
 Training, evaluation and sampling of a tiny network are started and killed (SIGKILL) until they end
 by themselves. Then pairs of the same command start together in one folder. Files with numbers must
@@ -23,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from command_line import TINY, configuration, flags, run, start
+from command_line import TINY, Running, configuration, flags, run, start, start_hosts
 
 from experiment.build import build
 from files.nested import flatten
@@ -63,21 +64,28 @@ def outcome(workdir: Path) -> dict[str, object]:
     return found
 
 
-def killed(workdir: Path, kills: int, draw: random.Random) -> int:
-    """Run all modes to their ends, with at least this many kills; return their number."""
+def killed(workdir: Path, kills: int, draw: random.Random, hosts: int) -> int:
+    """Run all modes to their ends, with at least this many kills; return their number.
+
+    Of several hosts, one or all are killed; the others must end by themselves.
+    """
     done = 0
     for number, mode in enumerate(COMMANDS):
         wanted = kills * (number + 1) // len(COMMANDS)
         while True:
-            running = start(*command(mode, workdir))
+            running = started(mode, workdir, hosts)
+            doomed: list[Running] = []
             if done < wanted:
-                time.sleep(draw.uniform(0.2, 3.0))
-                if running.process.is_alive():
-                    running.send(signal.SIGKILL)
-                    done += 1
-            call = running.wait()
-            if call.status != -signal.SIGKILL:
-                assert call.status == 0, call
+                time.sleep(draw.uniform(0.2, 3.0) * hosts)
+                doomed = running if draw.random() < 1 / (hosts + 1) else [draw.choice(running)]
+                doomed = [each for each in doomed if each.process.is_alive()]
+                for each in doomed:
+                    each.send(signal.SIGKILL)
+                done += bool(doomed)
+            # Hosts that are left must end within a minute.
+            calls = [each.wait(60 if doomed else 1200) for each in running]
+            if not any(call.status == -signal.SIGKILL for call in calls):
+                assert not any(call.status for call in calls), calls
                 if done >= wanted or mode != "train":
                     break
                 # It ended before its share of kills: again from the start.
@@ -85,6 +93,13 @@ def killed(workdir: Path, kills: int, draw: random.Random) -> int:
                     remove(file)
         done = max(done, wanted) if mode == "train" else done
     return done
+
+
+def started(mode: str, workdir: Path, hosts: int) -> list[Running]:
+    """Start a mode on several hosts of one device, or on one with as many devices."""
+    if hosts == 1:
+        return [start(*command(mode, workdir))]
+    return start_hosts(*command(mode, workdir), hosts=hosts)
 
 
 def remove(path: Path) -> None:
@@ -115,15 +130,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--hosts", type=int, default=1, help="as many processes, of one device")
     given = parser.parse_args()
     draw = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         quiet, disturbed = Path(name, "quiet"), Path(name, "disturbed")
         for mode in COMMANDS:
-            call = run(*command(mode, quiet))
+            call = run(*command(mode, quiet), devices=given.hosts)
             assert call.status == 0, call
         expected = outcome(quiet)
-        kills = killed(disturbed, given.kills, draw)
+        kills = killed(disturbed, given.kills, draw, given.hosts)
         found = outcome(disturbed)
         differing = [key for key in expected if found.get(key) != expected[key]]
         print(f"{kills} kills; {differing if differing else 'all numbers equal'}", flush=True)

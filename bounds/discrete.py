@@ -32,6 +32,7 @@ from numerics.arrays import (
     sample_indices,
     sample_keys,
     sum_per_sample,
+    whole,
 )
 from objectives.variational import (
     DECODERS,
@@ -146,11 +147,11 @@ def require_finite(
     terms: Float[Array, "terms batch"], times: Float[np.ndarray | Array, "terms batch"]
 ) -> None:
     """Raise BoundError unless all terms are finite; the message names the latest time."""
-    bad = ~np.isfinite(np.asarray(terms))
+    bad = ~np.isfinite(whole(terms))
     if bad.any():
         raise BoundError(
             f"{bad.any(axis=0).sum()} of {bad.shape[1]} samples have a term of the bound that is "
-            f"NaN or infinite, the first at t={np.asarray(times)[bad].max():.4g}; check the "
+            f"NaN or infinite, the first at t={whole(times)[bad].max():.4g}; check the "
             "network's output there"
         )
 

@@ -31,6 +31,7 @@ from jobs.cache import ResultCache
 from jobs.restore import load_dequantizer
 from jobs.workdir import Workdir
 from metrics.features import Extractor
+from training.hosts import agreed, require_same
 
 _FIGURE_SAMPLES = 100
 
@@ -90,13 +91,14 @@ def evaluate(
         WorkdirError: if another process evaluates this checkpoint.
     """
     protocol = protocol_of(experiment, checkpoint, extractors)
+    require_same("the data or the checkpoint", protocol.fields)
     file = results_file(workdir, checkpoint)
     folder = workdir.eval / f"{checkpoint.name}.partial"
     make_folder(folder)
     lock = workdir.eval / f".{checkpoint.name}.lock"
     with locked(lock, folder, leads=experiment.parallel.leads):
         cache = ResultCache(folder)
-        results = _finished_results(file, protocol)
+        results = agreed(lambda: _finished_results(file, protocol))
         if results is None:
             evaluation = Evaluation(
                 experiment, checkpoint, extractors, protocol, cache, workdir.statistics

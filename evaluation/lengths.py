@@ -14,6 +14,7 @@ from jobs.averages import Reconstructed
 from jobs.restore import load_checkpoint
 from jobs.workdir import Workdir
 from metrics.features import Extractor
+from training.hosts import agreed
 
 
 class Value(NamedTuple):
@@ -40,7 +41,8 @@ def compare_lengths(
     for average in averages:
         checkpoint = load_checkpoint(experiment, workdir, average.step, average.name)
         evaluate(experiment, checkpoint, workdir, extractors)
-        results = json.loads(results_file(workdir, checkpoint).read_text())
+        file = results_file(workdir, checkpoint)
+        results = agreed(lambda file=file: json.loads(file.read_text()))
         found.append(list(values_of(results)))
     rows = [
         {

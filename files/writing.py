@@ -24,7 +24,14 @@ import numpy as np
 from files.buckets import remove, upload
 from files.paths import AnyPath, bucket_errors, in_bucket
 
+_writes = True  # this process; see `write_nothing`
 _WRITER = socket.gethostname()  # in the names of unfinished files, with the process
+
+
+def write_nothing() -> None:
+    """Let this process write no files from now on; of several hosts, the first writes for all."""
+    global _writes
+    _writes = False
 
 
 def write_file(path: AnyPath, write: Callable[[Path], Any]) -> None:
@@ -34,8 +41,9 @@ def write_file(path: AnyPath, write: Callable[[Path], Any]) -> None:
         OSError: if the file cannot be written; the error names `path`.
         BucketError: if `path` is in a bucket that cannot be used.
     """
-    with unfinished(path) as temporary:
-        write(temporary)
+    if _writes:
+        with unfinished(path) as temporary:
+            write(temporary)
 
 
 @contextmanager
@@ -48,11 +56,12 @@ def unfinished(path: AnyPath) -> Iterator[Path]:
         OSError: if it cannot be written; the error names `path`.
         BucketError: if `path` is in a bucket that cannot be used.
     """
-    if in_bucket(path):
+    if in_bucket(path) or not _writes:
         with tempfile.TemporaryDirectory(prefix="scoresde-") as folder:
             temporary = Path(folder, path.name)
             yield temporary
-            upload(temporary, path)
+            if _writes:
+                upload(temporary, path)
         return
     temporary = path.with_name(f".{path.stem}.{_WRITER}-{os.getpid()}.partial{path.suffix}")
     try:
@@ -90,7 +99,7 @@ def is_running(process: int) -> bool:
 
 def make_folder(path: AnyPath) -> None:
     """Make a folder and its parents, and write their entries to the disk; buckets need none."""
-    if not in_bucket(path) and not path.is_dir():
+    if _writes and not in_bucket(path) and not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
         sync(path.parent)

@@ -16,6 +16,7 @@ from files.arrays import read_arrays
 from files.buckets import remove
 from files.paths import AnyPath
 from files.writing import write_npz
+from training.hosts import agreed, leads, wait_for_all
 
 Arrays = dict[str, np.ndarray]
 Indices = Int[np.ndarray, "batch"]
@@ -38,8 +39,10 @@ class ResultCache:
         self._folder = folder
 
     def remove(self) -> None:
-        """Delete the folder."""
-        remove(self._folder)
+        """Delete the folder, when no host reads in it anymore."""
+        wait_for_all("the cache")
+        if leads():
+            remove(self._folder)
 
     def get_or_compute(
         self, name: str, indices: Indices, compute: Callable[[Indices], Arrays]
@@ -49,10 +52,11 @@ class ResultCache:
         A file that is damaged is made again.
         """
         file = self._folder / f"{name}-{indices[0]}-{indices[-1]}.npz"
-        arrays = _read(file)
-        if arrays is None:
-            arrays = {key: np.asarray(value) for key, value in compute(indices).items()}
-            write_npz(file, arrays)
+        arrays = _read(file) if leads() else None
+        if agreed(lambda: arrays is not None):
+            return read_arrays(file, str(file)) if arrays is None else arrays
+        arrays = {key: np.asarray(value) for key, value in compute(indices).items()}
+        write_npz(file, arrays)
         return arrays
 
     def batches(

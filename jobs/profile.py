@@ -47,10 +47,12 @@ class Profiler:
     Args:
         steps: what to trace; None for nothing.
         folder: where the trace is written.
+        leads: whether this host traces; of several, the first does.
     """
 
     steps: ProfiledSteps | None
     folder: AnyPath
+    leads: bool = True
     _staged: StagedFolder | None = None  # while the trace runs
 
     def is_edge(self, step: int) -> bool:
@@ -59,7 +61,7 @@ class Profiler:
 
     def before(self, step: int, state: Any) -> None:
         """Start the trace if `step` is its first, when the steps before have ended."""
-        if self.steps is not None and step == self.steps.first:
+        if self.leads and self.steps is not None and step == self.steps.first:
             jax.block_until_ready(state)
             self._staged = StagedFolder(self.folder)
             jax.profiler.start_trace(str(self._staged.path))

@@ -21,6 +21,7 @@ from jobs.workdir import Workdir, run_and_step
 from numerics.arrays import digest
 from solvers.moments import EpsMoments
 from training.checkpoints import Checkpoints, Restored
+from training.hosts import agreed
 
 
 def restore_parameters(
@@ -98,8 +99,7 @@ def checkpoints_of(workdir: Workdir, ema: str = "") -> Checkpoints:
     """
     if not ema or ema in (rates := kept_averages(workdir).rates):
         return Checkpoints(workdir.checkpoints)
-    made = {folder.name for folder in workdir.averages.glob("length_*")}
-    made = sorted(name for name in made if Checkpoints(workdir.averages / name).steps())
+    made = agreed(lambda: _made_averages(workdir))
     if ema not in made:
         raise ConfigError(
             f"--ema={ema} is no average of the run in {workdir.path}; it has: "
@@ -107,6 +107,12 @@ def checkpoints_of(workdir: Workdir, ema: str = "") -> Checkpoints:
             "length_0.08, from the snapshots of a run with config.ema.snapshot_every"
         )
     return Checkpoints(workdir.averages / ema)
+
+
+def _made_averages(workdir: Workdir) -> list[str]:
+    """Return the names of the averages that --mode=ema has made."""
+    names = {folder.name for folder in workdir.averages.glob("length_*")}
+    return sorted(name for name in names if Checkpoints(workdir.averages / name).steps())
 
 
 def load_checkpoint(

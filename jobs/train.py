@@ -28,6 +28,7 @@ from jobs.training_loop import Loop
 from jobs.training_report import Plots, conclude
 from jobs.workdir import Workdir, run_and_step
 from training.checkpoints import Checkpoints
+from training.hosts import agreed, require_same
 from training.metrics_log import MetricsLog, last_step, read_log
 from training.step import TrainState
 
@@ -59,6 +60,7 @@ def _train(
     teacher: Denoiser | None,
 ) -> bool:
     images = job.data.images.fingerprint
+    require_same("the data", {"config.data": images})
     workdir.check_images(images)
     checkpoints = Checkpoints(workdir.checkpoints, keep=job.options.keep_checkpoints)
     state, origin = _initial_state(job, workdir, checkpoints, teacher)
@@ -90,10 +92,10 @@ def _train(
     finest = math.inf if job.diagnostics is None else job.diagnostics.finest_log_snr
     plots = Plots(workdir.plots, workdir.path, finest)
     snapshots = Snapshots(workdir, job.trainer.more_averages, step)
-    profiler = Profiler(profiled, workdir.profile)
+    profiler = Profiler(profiled, workdir.profile, leads=job.data.parallel.leads)
     with closing(log), closing(checkpoints), closing(snapshots), closing(profiler):
         with (
-            stop_signals() as stop,
+            stop_signals(job.data.parallel) as stop,
             tqdm(
                 total=last, initial=step, desc="training", dynamic_ncols=True, mininterval=0.5
             ) as bar,
@@ -104,10 +106,10 @@ def _train(
             )
             state = loop.run(batches, state)
         checkpoints.wait()
-    if stop:
-        name = signal.Signals(stop[0]).name
+    if stop.signal:
+        name = signal.Signals(stop.signal).name
         print(f"stopped by {name} at step {int(state.step)}, saved; rerun the command to continue")
-        sys.exit(128 + stop[0])
+        sys.exit(128 + stop.signal)
     print(f"trained {last} steps")
     if job.diagnostics is not None:
         said = conclude(read_log(workdir.path), finest)
@@ -142,7 +144,7 @@ def _initial_state(
     if restored is not None:
         print(f"continuing from the checkpoint at step {restored.step}")
         return restored.state, []
-    logged = last_step(workdir.path)
+    logged = agreed(lambda: last_step(workdir.path))
     if logged >= 2 * job.options.checkpoint_every:
         raise WorkdirError(
             f"{workdir.metrics} reaches step {logged}, but {workdir.checkpoints} holds no "

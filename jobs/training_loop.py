@@ -19,6 +19,7 @@ from files.pictures import image_grid, write_png
 from jobs.averages import Snapshots
 from jobs.clock import Clock
 from jobs.profile import Profiler
+from jobs.stop_signals import Stop
 from jobs.training_job import TrainingJob, is_due
 from jobs.training_report import Plots
 from jobs.workdir import Workdir
@@ -41,7 +42,7 @@ class Loop:
     plots: Plots
     workdir: Workdir
     bar: tqdm
-    stop: list[int]
+    stop: Stop
     profiler: Profiler
 
     def run(self, batches: TrainingBatches, state: TrainState) -> TrainState:
@@ -61,7 +62,7 @@ class Loop:
                 state, scalars = advance(key, state, *arrays, *frozen)
                 pending.append((steps, scalars))
                 self.profiler.after(step, state)
-                stopping = bool(self.stop)  # read once: a signal may come at any line of this loop
+                stopping = bool(self.stop.after_call())  # read once: signals come at any line
                 ends = stopping or step == last
                 logs = ends or is_due(step, options.log_every)
                 saves = ends or is_due(step, options.checkpoint_every)

@@ -12,6 +12,7 @@ from files.nested import flatten
 from files.paths import AnyPath, as_path, bucket_errors
 from files.writing import make_folder, write_json
 from training.checkpoints import Checkpoints
+from training.hosts import agreed
 
 # A run continues training with other values of these fields: they change how it trains, but not
 # what.
@@ -135,12 +136,13 @@ class Workdir:
         require_access(self.path, writes=True)
 
     def read_config(self) -> dict[str, Any]:
-        """Return the saved configuration.
+        """Return the saved configuration; the first of several hosts reads it.
 
         Raises:
             WorkdirError: if it is missing or damaged, and no checkpoint has it.
         """
-        return {k: v for k, v in self._read().items() if k not in (_CHANGES, _IMAGES)}
+        saved = agreed(self._read)
+        return {k: v for k, v in saved.items() if k not in (_CHANGES, _IMAGES)}
 
     def _read(self) -> dict[str, Any]:
         """Return the content of config.json, or where that is lost, of a checkpoint's record."""
@@ -180,6 +182,9 @@ class Workdir:
         Returns:
             For each field that differs and that results depend on, a phrase with both values.
         """
+        return agreed(lambda: self._check(config, training))
+
+    def _check(self, config: dict[str, Any], training: bool) -> list[str]:
         if not self._holds_run():
             return []
         saved = self.read_config()
@@ -209,12 +214,15 @@ class Workdir:
         """Return a phrase for each field in which a saved `config` is that of another run."""
         return [
             phrase
-            for name, phrase in differences(config, self._read())
+            for name, phrase in differences(config, agreed(self._read))
             if not self._may_differ(name, training=True)
         ]
 
     def check_images(self, fingerprint: str) -> None:
         """Raise WorkdirError unless the run was trained on the images with this fingerprint."""
+        agreed(lambda: self._check_images(fingerprint))
+
+    def _check_images(self, fingerprint: str) -> None:
         if self._holds_run():
             saved = self._read().get(_IMAGES, fingerprint)
             if saved != fingerprint:
@@ -253,6 +261,11 @@ class Workdir:
             changes: the result of `check`, recorded as changes at `step`.
             step: the step from which `config` applies.
         """
+        agreed(lambda: self._save_config(config, images, changes, step))
+
+    def _save_config(
+        self, config: dict[str, Any], images: str | None, changes: Sequence[str], step: int
+    ) -> None:
         saved = self._read() if self._holds_run() else {}
         extra: dict[str, Any] = {_CHANGES: saved.get(_CHANGES, [])}
         extra[_CHANGES] = [*extra[_CHANGES], *({"step": step, "change": each} for each in changes)]

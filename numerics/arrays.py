@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental import multihost_utils
 from jax.tree_util import GetAttrKey, register_pytree_with_keys
 from jaxtyping import Array, Float, Int, Key, Shaped
 
@@ -111,6 +112,15 @@ def pad_to_block(rows: np.ndarray, *, fill: float = 0) -> np.ndarray:
     """
     padding = [(0, -len(rows) % 1024), *[(0, 0)] * (rows.ndim - 1)]
     return np.pad(rows, padding, constant_values=fill)
+
+
+def whole(array: Any) -> np.ndarray:
+    """Return an array as NumPy, on all hosts, though each may hold a part; all must call this."""
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    ):
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def in_float64(function: Callable[[Array], Any], values: Any) -> Any:

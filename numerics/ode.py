@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from errors import IntegrationError, require_choice, require_in
-from numerics.arrays import pytree
+from numerics.arrays import pytree, whole
 
 
 class Method(NamedTuple):
@@ -275,10 +275,10 @@ def require_success(solution: Solution, name: str, options: Any) -> None:
 
     `name` is the name of the solve in messages; `options` has the limits max_steps, rtol and atol.
     """
-    failed, times = ~np.asarray(solution.success), np.asarray(solution.t_stopped)
+    failed, times = ~whole(solution.success), whole(solution.t_stopped)
     if not failed.any():
         return
-    nonfinite = np.asarray(solution.nonfinite)
+    nonfinite = whole(solution.nonfinite)
     failed = nonfinite if nonfinite.any() else failed
     high, low = f"{np.max(times[failed]):.4g}", f"{np.min(times[failed]):.4g}"
     at = f"at t={high}" if low == high else f"between t={high} and t={low}"

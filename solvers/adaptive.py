@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from denoising import Denoiser
 from errors import SamplingError, require_choice, require_in
-from numerics.arrays import Batch, expand_like, fold_in_each, in_float64
+from numerics.arrays import Batch, expand_like, fold_in_each, in_float64, whole
 from numerics.ode import Solution, require_success
 from probability_flow import Coordinates
 from sampling import Samples
@@ -107,7 +107,7 @@ def checked_samples(
     nfe *= denoiser.evaluations
     if not len(times):
         return Samples(x, nfe)
-    trajectory = np.moveaxis(np.asarray(solution.path), 1, 0).copy()
+    trajectory = np.moveaxis(whole(solution.path), 1, 0).copy()
     if times[-1] == options.t_min:
         trajectory[-1] = x
     return Samples(x, nfe, trajectory, times)

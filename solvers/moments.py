@@ -24,7 +24,7 @@ from denoising import Denoiser
 from files.arrays import open_arrays
 from files.paths import AnyPath
 from files.writing import write_npz
-from numerics.arrays import Batch, normal_like, sample_keys, sum_per_sample
+from numerics.arrays import Batch, normal_like, sample_keys, sum_per_sample, whole
 from sampling import Scalar
 from sde_lib import SDE
 from solvers.tables import Coefficients, coefficients_at
@@ -149,7 +149,7 @@ def _measured(
     first = 0
     for x in batches:
         indices = first + jnp.arange(len(x))
-        yield np.asarray(squared_noise(key, denoiser, x, times, indices))
+        yield whole(squared_noise(key, denoiser, x, times, indices))
         first += len(x)
 
 

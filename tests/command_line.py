@@ -15,6 +15,7 @@ import re
 import resource
 import runpy
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -111,6 +112,28 @@ def start(*arguments, devices=1, file_limit=None, buckets=None):
     process = _server().Process(target=_main, args=given)
     process.start()
     return Running(process, folder)
+
+
+def start_hosts(*arguments, hosts=2, devices=1, more=()):
+    """Start main.py on several hosts; `more` are flags of the last one alone."""
+    coordinator = f"--coordinator=127.0.0.1:{_free_port()}"
+    ours = [*arguments, coordinator, f"--num_processes={hosts}", "--hosts_timeout=60"]
+    return [
+        start(*ours, f"--process_id={i}", *(more if i == hosts - 1 else ()), devices=devices)
+        for i in range(hosts)
+    ]
+
+
+def run_hosts(*arguments, hosts=2, devices=1, more=()):
+    """Run main.py on several hosts to their ends."""
+    return [
+        each.wait() for each in start_hosts(*arguments, hosts=hosts, devices=devices, more=more)
+    ]
+
+
+def _free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def run(*arguments, devices=1, file_limit=None, buckets=None):

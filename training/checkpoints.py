@@ -18,26 +18,27 @@ files are verified before Orbax reads any, and the template is compared with the
     state of another shape   -> CheckpointError that names the parameter
 
 The directory lies on a file system or in a bucket (`checkpoint_files.py` has the difference).
-Several processes may share it if all make the same calls; process 0 alone renames and deletes.
+Several hosts share it and make the same calls: each writes and reads its part, and the first
+decides, renames and deletes.
 """
 
 import contextlib
-import functools
 import json
-import logging as std_logging
-import os
-from types import ModuleType
 from typing import Any, NamedTuple, final
 
 import jax
 from absl import logging
 
 from errors import BucketError, CheckpointError, require_in
-from files.paths import AnyPath, as_path, in_bucket
+from files.paths import AnyPath, as_path, bucket_errors, in_bucket
 from files.text import one_line
 from files.writing import make_folder, sync
 from training import checkpoint_files
 from training.checkpoint_files import DamagedError
+from training.hosts import agreed, several
+from training.quiet_orbax import orbax
+
+_RECORD = "record/metadata"
 
 
 class Restored(NamedTuple):
@@ -81,6 +82,10 @@ class Checkpoints:
 
     def steps(self) -> tuple[int, ...]:
         """Return the steps of the finished checkpoints on disk, ascending."""
+        return tuple(agreed(self._steps))
+
+    def _steps(self) -> tuple[int, ...]:
+        """Return what this host finds; only the first uses it."""
         return checkpoint_files.finished_steps(self._directory)
 
     def save(self, step: int, state: Any, config: dict) -> None:
@@ -101,10 +106,10 @@ class Checkpoints:
             TypeError: if `config` is not made of JSON types.
         """
         self.wait()
-        if step in self.steps() and step not in self._corrupt:
+        if agreed(lambda: step in self._steps() and step not in self._corrupt):
             return
         record = {"config": json.loads(json.dumps(config)), "leaves": _describe(state)}
-        ocp = _orbax()
+        ocp = orbax()
         checkpointer = self._make_checkpointer(step)
         try:
             make_folder(self._directory)
@@ -142,6 +147,9 @@ class Checkpoints:
         Raises:
             CheckpointError: if there is no such checkpoint, or its record is damaged.
         """
+        return agreed(lambda: self._config(step))
+
+    def _config(self, step: int) -> dict:
         try:
             return self._read_record(step)["config"]
         except DamagedError as error:
@@ -166,29 +174,46 @@ class Checkpoints:
             CheckpointError: if `step` is missing or damaged, if checkpoints exist and all are
                 damaged, or if the checkpoint has other leaves, shapes or dtypes than `like`.
         """
+        tried: dict[int, str] = {}
+        while (found := agreed(lambda: self._verified(like, step, partial, tried))) is not None:
+            chosen, config = found
+            try:
+                return Restored(chosen, self._load(chosen, like, partial), config)
+            except DamagedError as error:
+                if step is not None or several():  # others may have read what this host could not
+                    raise self._load_error(chosen, error) from error
+                self._skip(chosen, error, tried)
+        return None
+
+    def _verified(
+        self, like: Any, step: int | None, partial: bool, tried: dict[int, str]
+    ) -> tuple[int, dict] | None:
+        """Return the step to load, undamaged and fitting, with its config; None if there is none.
+
+        Adds to `tried`, which has the damage of steps that did not load.
+        """
         if step is not None:
             try:
-                return self._load(step, like, partial)
+                return step, self._verify_all(step, like, partial)
             except DamagedError as error:
                 raise self._load_error(step, error) from error
-        tried: dict[int, str] = {}
         # List anew each time, because a training process may add and delete checkpoints.
-        while untried := [found for found in self.steps() if found not in tried]:
-            latest = untried[-1]
+        while untried := [found for found in self._steps() if found not in tried]:
             try:
-                return self._load(latest, like, partial)
+                return untried[-1], self._verify_all(untried[-1], like, partial)
             except DamagedError as error:
-                tried[latest] = str(error)
-                logging.warning(
-                    "checkpoint %s is skipped: %s", self._directory / str(latest), error
-                )
-        if damaged := [found for found in self.steps() if found in tried]:
+                self._skip(untried[-1], error, tried)
+        if damaged := [found for found in self._steps() if found in tried]:
             reasons = "; ".join(f"{found}: {tried[found]}" for found in damaged)
             raise CheckpointError(
                 f"no checkpoint in {self._directory} can be loaded ({reasons}). Put back a good "
                 "copy, or move the directory away to start afresh"
             )
         return None
+
+    def _skip(self, step: int, error: DamagedError, tried: dict[int, str]) -> None:
+        tried[step] = str(error)
+        logging.warning("checkpoint %s is skipped: %s", self._directory / str(step), error)
 
     def close(self) -> None:
         """Wait for the background save. The object may be used again.
@@ -200,7 +225,7 @@ class Checkpoints:
 
     def _make_checkpointer(self, step: int) -> Any:
         """Return the Orbax object that runs one save."""
-        ocp = _orbax()
+        ocp = orbax()
 
         def before_commit() -> None:
             # Orbax calls this in the background, on process 0, when all files of all processes are
@@ -216,51 +241,58 @@ class Checkpoints:
             _handler(ocp.StandardCheckpointHandler()), async_options=options
         )
 
-    def _load(self, step: int, like: Any, partial: bool) -> Restored:
-        """Load and verify a checkpoint; raise DamagedError, or CheckpointError on misfit."""
+    def _verify_all(self, step: int, like: Any, partial: bool) -> dict:
+        """Verify a checkpoint; return its config.
+
+        Raises:
+            DamagedError: if it is damaged.
+            CheckpointError: if it does not fit `like`.
+        """
         self._verify(step)
         record = self._read_record(step)
         wanted, saved = _describe(like), record["leaves"]
         if partial:
             saved = {path: leaf for path, leaf in saved.items() if path in wanted}
         self._check_fit(step, saved, wanted)
-        ocp, template = _orbax(), jax.tree.map(_abstract, _filled(like))
+        return record["config"]
+
+    def _load(self, step: int, like: Any, partial: bool) -> Any:
+        """Return the state in a verified checkpoint; raise DamagedError."""
+        ocp, template = orbax(), jax.tree.map(_abstract, _filled(like))
         args = ocp.args.PyTreeRestore(
             template,
             ocp.checkpoint_utils.construct_restore_args(template),
             partial_restore=partial,
         )
-        state = self._read(step, ocp.args.Composite(state=args))["state"]
+        try:
+            reader = ocp.Checkpointer(_handler(ocp.PyTreeCheckpointHandler()))
+            with contextlib.closing(reader) as checkpointer:
+                folder, items = self._directory / str(step), ocp.args.Composite(state=args)
+                state = checkpointer.restore(folder, args=items)["state"]
+        except Exception as error:  # Orbax promises no type
+            if in_bucket(self._directory):  # the files were verified: the network is to blame
+                folder = self._directory / str(step)
+                raise CheckpointError(
+                    f"checkpoint {folder} cannot be read: {one_line(error)}. Run again"
+                ) from error
+            raise self._corrupt_error(step, one_line(error)) from error
         state = like._replace(**state) if _is_named(like) else state
         self._corrupt.discard(step)
-        return Restored(step, state, record["config"])
+        return state
 
     def _read_record(self, step: int) -> dict:
         """Return the record of a checkpoint, verified; raise DamagedError."""
-        self._verify(step, "record/")
-        ocp = _orbax()
-        return self._read(step, ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-
-    def _read(self, step: int, args: Any) -> Any:
-        """Return the items of a checkpoint that `args` select; raise DamagedError."""
-        try:
-            ocp = _orbax()
-            reader = ocp.Checkpointer(_handler(ocp.PyTreeCheckpointHandler()))
-            with contextlib.closing(reader) as checkpointer:
-                return checkpointer.restore(self._directory / str(step), args=args)
-        except Exception as error:  # Orbax promises no type
-            if in_bucket(self._directory):  # the files were verified: the network is to blame
-                path = self._directory / str(step)
-                raise CheckpointError(
-                    f"checkpoint {path} cannot be read: {one_line(error)}. Run again"
-                ) from error
+        self._verify(step, _RECORD)
+        file = self._directory / str(step) / _RECORD
+        try:  # without Orbax, which would wait for other hosts
+            with bucket_errors(file):
+                content = file.read_bytes()
+            return json.loads(content)
+        except (OSError, ValueError) as error:
             raise self._corrupt_error(step, one_line(error)) from error
 
     def _verify(self, step: int, prefix: str = "") -> None:
-        """Raise DamagedError unless the files below `prefix` are those that were written.
-
-        Every process reads every file, so that all reach the same verdict.
-        """
+        """Raise DamagedError unless the files below `prefix` are those that were written."""
         path = self._directory / str(step)
         if not path.is_dir():
             raise DamagedError("there is no such checkpoint")
@@ -296,7 +328,7 @@ class Checkpoints:
         """Delete the checkpoints of later steps: those of a run that starts anew from `step`."""
         self.wait()
         if jax.process_index() == 0:
-            self._delete([found for found in self.steps() if found > step])
+            self._delete([found for found in self._steps() if found > step])
 
     def _delete_superseded(self, step: int) -> None:
         """Delete all except the `keep` latest checkpoints up to `step`, the one just saved.
@@ -305,7 +337,7 @@ class Checkpoints:
         """
         if jax.process_index() != 0 or self._keep == 0:
             return
-        self._delete([found for found in self.steps() if found <= step][: -self._keep])
+        self._delete([found for found in self._steps() if found <= step][: -self._keep])
 
     def _delete(self, steps: list[int]) -> None:
         for old in steps:
@@ -330,7 +362,7 @@ class Checkpoints:
         )
 
     def _on_disk(self) -> str:
-        return f"Checkpoints on disk: {', '.join(map(str, self.steps())) or 'none'}"
+        return f"Checkpoints on disk: {', '.join(map(str, self._steps())) or 'none'}"
 
     def _corrupt_error(self, step: int, reason: str) -> DamagedError:
         """Remember that `step` is damaged, unless a training process has just deleted it."""
@@ -369,30 +401,5 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _handler(state: Any) -> Any:
     """Return how Orbax writes or reads the two items of a checkpoint, given a handler of states."""
-    ocp = _orbax()
+    ocp = orbax()
     return ocp.CompositeCheckpointHandler(state=state, record=ocp.JsonCheckpointHandler())
-
-
-@functools.cache
-def _orbax() -> ModuleType:
-    """Import Orbax when first needed (half a second), and silence it."""
-    import orbax.checkpoint as ocp
-
-    root = os.path.dirname(ocp.__file__)
-
-    def from_elsewhere(record: std_logging.LogRecord) -> bool:
-        return not record.pathname.startswith(root)
-
-    # Orbax shares absl's logger with everyone and logs a page per save. What matters it raises too,
-    # and we repeat it in one line. The program sets the verbosity; this only filters by origin.
-    logging.get_absl_logger().addFilter(from_elsewhere)
-
-    # After a failed save asyncio reports, at any later time, the futures and tasks that Orbax has
-    # abandoned. A task's report names its file; a future's does not.
-    def not_abandoned(record: std_logging.LogRecord) -> bool:
-        text = record.getMessage()
-        task_of_orbax = text.startswith("Task exception was never retrieved") and root in text
-        return not (task_of_orbax or text.startswith("Future exception was never retrieved"))
-
-    std_logging.getLogger("asyncio").addFilter(not_abandoned)
-    return ocp

@@ -4,8 +4,8 @@
 axis, and a mean over the batch is the mean over all devices. No other file of the project knows
 about devices.
 
-Today's jobs run on one host, since every process would write the same files and nothing calls
-`jax.distributed.initialize`. Batches are placed and fetched by process all the same.
+With several hosts (`training.hosts`) the axis is over the devices of all, and each host places its
+own rows of a batch.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from numerics.arrays import whole
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,10 @@ class DataParallel:
         if batch_size < 1 or batch_size % self.devices:
             below = batch_size - batch_size % self.devices
             remedy = sorted({max(below, self.devices), max(below, 0) + self.devices})
+            hosts = jax.process_count()
+            where = f"{self.devices} device(s)" + (f" of {hosts} hosts" if hosts > 1 else "")
             raise ValueError(
-                f"{field}={batch_size} does not divide over {self.devices} device(s); "
+                f"{field}={batch_size} does not divide over {where}; "
                 f"use a positive multiple, such as {' or '.join(map(str, remedy))}"
             )
 
@@ -121,9 +125,17 @@ class DataParallel:
         padded = np.pad(indices, (0, -len(indices) % self.devices), mode="edge")
         return self.split_rows(padded)
 
+    def largest(self, number: int) -> jax.Array:
+        """Return the largest of the numbers that the hosts give, before it is known."""
+        return self._largest(self.put_batch(np.full(jax.local_device_count(), number, np.int32)))
+
+    @cached_property
+    def _largest(self) -> Any:
+        return jax.jit(jnp.max, out_shardings=self.replicated)
+
     def fetch(self, array: jax.Array) -> np.ndarray:
         """Return the whole of a global array."""
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+        return whole(array)
 
     def fetch_tree(self, tree: Any) -> Any:
         """Return a replicated tree as NumPy arrays."""

@@ -243,15 +243,15 @@ def test_damaged_checkpoints_are_set_aside_by_the_next_save(tmp_path):
 
 def test_checkpoint_deleted_by_the_trainer_while_it_is_read(tmp_path, monkeypatch):
     save_all(tmp_path, [1, 2])
-    read = Checkpoints._read
+    load = Checkpoints._load
 
-    def read_too_late(self, step, args):
+    def load_too_late(self, step, like, partial):
         if step == 2:
             shutil.rmtree(tmp_path / "2")
             (tmp_path / "1").rename(tmp_path / "3")
-        return read(self, step, args)
+        return load(self, step, like, partial)
 
-    monkeypatch.setattr(Checkpoints, "_read", read_too_late)
+    monkeypatch.setattr(Checkpoints, "_load", load_too_late)
     assert Checkpoints(tmp_path).restore(make_state()).step == 3
 
 

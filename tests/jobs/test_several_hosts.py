@@ -1,0 +1,132 @@
+"""Two processes as two hosts: the numbers of one process with two devices, whatever happens."""
+
+import json
+import re
+import shutil
+import signal
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from command_line import (
+    TINY,
+    configuration,
+    flags,
+    run,
+    run_hosts,
+    samples_of,
+    start_hosts,
+    write_images,
+)
+
+from experiment.build import build
+from numerics.arrays import digest
+from training.checkpoints import Checkpoints
+
+# Few images, so that one batch is evaluated; one shape for all programs.
+FIELDS = TINY | {
+    "training.steps": 120,
+    "training.checkpoint_every": 10,
+    "eval.batch_size": 16,
+    "eval.samples": 16,
+    "eval.sampling_seeds": 1,
+    "eval.metrics": ("loss", "frechet"),
+    "sampling.steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    images = write_images(tmp_path_factory.mktemp("images") / "images.npz", 40, 16)
+    return FIELDS | {"data.name": str(images)}
+
+
+@pytest.fixture(scope="module")
+def alone(fields, tmp_path_factory):
+    """A run of one process with two devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    call = run(*flags("train", workdir, fields), devices=2)
+    assert call.status == 0, call.stderr
+    return workdir
+
+
+def state(workdir, fields):
+    """The last training state of a run, in its leaves."""
+    like = build(configuration(fields)).trainer.abstract_state()
+    restored = Checkpoints(workdir / "checkpoints").restore(like)
+    assert restored.step == 120
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restored.state)]
+
+
+def log(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) | {"images_per_sec": 0} for line in lines]
+
+
+def names(workdir):
+    """The files of a run, without those of TensorBoard and the parts of checkpoints."""
+    files = (file.relative_to(workdir) for file in workdir.rglob("*") if file.is_file())
+    kept = [file for file in files if file.parts[0] not in ("tensorboard", "checkpoints")]
+    return sorted([*map(str, kept), *(path.name for path in workdir.glob("checkpoints/*"))])
+
+
+def has_steps(workdir, count):
+    file = workdir / "metrics.jsonl"
+    return file.exists() and file.read_text().count("\n") >= count
+
+
+@pytest.mark.slow
+def test_killed_and_preempted_hosts_end_together_and_their_run_ends_as_that_of_one_process(
+    fields, alone, tmp_path
+):
+    workdir = tmp_path / "run"
+    command = flags("train", workdir, fields)
+    hosts = start_hosts(*command)
+    hosts[0].until(lambda: has_steps(workdir, 25))
+    hosts[1].send(signal.SIGKILL)
+    calls = [host.wait() for host in hosts]
+    assert [call.status for call in calls] == [1, -signal.SIGKILL]
+    assert "error: host 1 was killed or cut off; run the same command" in calls[0].stderr
+
+    hosts = start_hosts(*command)
+    hosts[0].until(lambda: has_steps(workdir, 60))
+    hosts[1].send(signal.SIGTERM)
+    calls = [host.wait() for host in hosts]
+    assert [call.status for call in calls] == [128 + signal.SIGTERM] * 2, calls
+    resumed, stopped = re.search(
+        r"at step (\d+)\nstopped by SIGTERM at step (\d+), saved", calls[0].stdout
+    ).groups()
+    assert int(resumed) in (10, 20, 30)
+    assert (workdir / "checkpoints" / stopped).is_dir()
+    assert not calls[1].stdout, "the first host prints"
+
+    call = run(*command, devices=2)
+    assert call.status == 0, call.stderr
+    assert f"continuing from the checkpoint at step {stopped}" in call.stdout
+    assert digest(state(workdir, fields)) == digest(state(alone, fields))
+    assert log(workdir) == log(alone)
+    assert names(workdir) == names(alone), "every file is written once, and nothing is left"
+
+
+@pytest.mark.slow
+def test_samples_and_results_of_two_hosts_are_those_of_one_process(fields, alone, tmp_path):
+    workdir = shutil.copytree(alone, tmp_path / "run")
+    sample, evaluate = (partial(flags, mode, fields=fields) for mode in ("sample", "eval"))
+    calls = run_hosts(*sample(workdir), "--num_samples=16")
+    ours, theirs = (
+        samples_of(calls[0]),
+        samples_of(run(*sample(alone), "--num_samples=16", devices=2)),
+    )
+    assert ours.name == theirs.name, "the protocol is the same"
+    with np.load(ours / "samples.npz") as first, np.load(theirs / "samples.npz") as second:
+        np.testing.assert_array_equal(first["samples"], second["samples"])
+
+    calls = [*run_hosts(*evaluate(workdir)), run(*evaluate(alone), devices=2)]
+    assert [call.status for call in calls] == [0] * 3, calls
+    first, second = (
+        json.loads((folder / "eval" / "120.json").read_text()) for folder in (workdir, alone)
+    )
+    for name in ("loss", "frechet", "samples"):
+        assert first[name] == second[name]
+    assert names(workdir) == names(alone)
