@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from errors import require_choice, require_in
+from files.buckets import local_input
 from files.downloads import download
 from files.kinds import require_file
 from files.writing import sha256_of
@@ -66,12 +67,13 @@ def weights_file(
         ValueError: if the cached or downloaded file has another SHA-256.
     """
     if path:
-        if not Path(path).expanduser().is_file():
+        given = local_input(path)
+        if not given.is_file():
             raise FileNotFoundError(
                 f"config.eval.inception_weights={path!r} is not a file; download it from {url}, or "
                 "set the field to '' for an automatic download"
             )
-        return Path(path).expanduser()
+        return given
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     cached = cache / "scoresde" / url.rpartition("/")[-1]
     remedy = (
