@@ -195,7 +195,13 @@ def test_main_trains_a_published_recipe_and_says_that_its_batch_is_smaller(tmp_p
 
 
 # Ours on digits, and one that only samples.
-UNPUBLISHED = ("vp_digits", "consistency_digits", "vdm_digits", "subvp_mnist", "edm_imagenet_64.py:adm")
+UNPUBLISHED = (
+    "vp_digits",
+    "consistency_digits",
+    "vdm_digits",
+    "subvp_mnist",
+    "edm_imagenet_64.py:adm",
+)
 
 
 def test_published_configurations_have_their_published_batch():
