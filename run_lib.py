@@ -26,8 +26,7 @@ from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
 from experiment.sampler import checkpoint_name, unconditioned
 from files.paths import AnyPath
-from files.pictures import image_grid, write_gif, write_png, write_png_folder
-from files.writing import write_json, write_npz
+from files.pictures import image_grid, write_gif, write_png_folder
 from jobs.averages import parse_lengths, reconstruct
 from jobs.diagnostics import Diagnostics
 from jobs.moments import measure_moments
@@ -228,10 +227,7 @@ def sample(
         condition, kind = run.condition, f"{experiment.sampler.name}-{run.task.name}"
         result = run.run(loaded)
     folder = workdir.samples / protocol.key(f"{loaded.name}-{kind}")
-    arrays = {"samples": result.images, "arr_0": result.images, **result.arrays}
-    write_npz(folder / "samples.npz", arrays, compress=True)
-    write_png(folder / "samples.png", result.figure)
-    write_json(folder / "protocol.json", protocol.tree | {"result": result.summary})
+    result.write(folder, protocol.tree)
     print(f"{len(result.images)} samples of step {loaded.name}, {result.summary}: {folder}")
     if png:
         write_png_folder(folder / "png", result.images)
@@ -437,7 +433,7 @@ def check(
 
 
 def prepare(
-    experiment: Experiment, workdir: Workdir, *, target: Path | None, skip_damaged: bool
+    experiment: Experiment, workdir: Workdir, *, target: AnyPath | None, skip_damaged: bool
 ) -> None:
     """Prepare the data set on disk; with `target`, write its images there as array_record files.
 

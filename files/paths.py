@@ -37,7 +37,7 @@ def as_path(name: str | os.PathLike[str]) -> AnyPath:
                 f"{text}: give the path of a folder or file, or gs://BUCKET/PATH; mount other "
                 "stores as a file system"
             )
-        return Path(name).expanduser()
+        return Path(os.path.expanduser(text))  # pathlib's raises for an unknown user
     if not text.removeprefix(_BUCKET).strip("/"):
         raise BucketError(f"{text}: name a bucket and a path in it, such as gs://BUCKET/PATH")
     _load_client(text)
