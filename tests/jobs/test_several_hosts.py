@@ -24,7 +24,7 @@ from experiment.build import build
 from numerics.arrays import digest
 from training.checkpoints import Checkpoints
 
-# Few images, so that one batch is evaluated; one shape for all programs. Each host holds half of the
+# Few images, so that one batch is evaluated; one shape for all programs. Each host holds half the
 # parameters.
 FIELDS = TINY | {
     "parallel.shard": "params",
