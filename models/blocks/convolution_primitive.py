@@ -13,11 +13,11 @@ guidance and energy networks take gradients in each step; so are training steps 
 gradients. So both transposes are primitives that order the dimensions first, and their own
 transposes are these primitives again: derivatives of all orders are fast.
 
-Matrix products are faster still in two cases, at stride 1 and in float32 or wider. The transpose
-with respect to w is one product per column of w where the images have at least WIDE channels. The
-transpose with respect to x is one product where w has more rows, columns and channels than x has
-pixels: then turning w takes longer than adding the products. `benchmarks/results/convolution.md`
-has the times of both. Other platforms compile everything as lax does.
+With stride 1, float32 or wider and at least WIDE channels, matrix products are faster still. The
+transpose with respect to w is one product per column of w. The transpose with respect to x is one
+product where the batch has few pixels, at most the rows times columns times channels of w: then
+turning w takes longer than adding products. `benchmarks/results/convolution.md` has the times.
+Other platforms compile everything as lax does.
 """
 
 import math
@@ -76,8 +76,8 @@ def _as_lax(x: Array, kernel: Array, *, window: _Window) -> Array:
 
 
 def _as_fast_on_cpu(x: Array, kernel: Array, *, window: _Window) -> Array:
-    pixels, results = math.prod(x.shape[:3]), math.prod(kernel.shape[:3])
-    if window.turned and pixels <= results and _has_fast_products(x, window):
+    few_pixels = math.prod(x.shape[:3]) <= math.prod(kernel.shape[:3])
+    if window.turned and few_pixels and _has_fast_products(x, kernel.shape, window):
         return _sum_of_moved_products(x, kernel, window)
     if window.turned:
         kernel = kernel[::-1, ::-1].swapaxes(2, 3)
@@ -85,9 +85,10 @@ def _as_fast_on_cpu(x: Array, kernel: Array, *, window: _Window) -> Array:
     return _as_lax(_spread(x, window), kernel, window=plain)
 
 
-def _has_fast_products(x: Array, window: _Window) -> bool:
+def _has_fast_products(x: Array, kernel_shape: tuple[int, ...], window: _Window) -> bool:
     # In half precision, sums of several products would be rounded several times.
-    return window.strides == window.spread == (1, 1) and jnp.finfo(x.dtype).bits >= 32
+    precise, close = jnp.finfo(x.dtype).bits >= 32, window.strides == window.spread == (1, 1)
+    return precise and close and min(kernel_shape[2:]) >= WIDE
 
 
 def _moved(x: Array, axis: int, by: int, length: int) -> Array:
@@ -108,7 +109,7 @@ def _sum_of_moved_products(x: Array, kernel: Array, window: _Window) -> Array:
         x.reshape(-1, channels), kernel.reshape(-1, channels), (((1,), (1,)), ((), ()))
     )
     of_pixels = flat.reshape(*x.shape[:3], rows, columns, features)
-    _, height, width, _ = _abstract(x, kernel, window=window).shape
+    height, width = jax.eval_shape(partial(_as_lax, window=window), x, kernel).shape[1:3]
     (down, right), ((above, _), (left, _)) = window.dilation, window.padding
     total = jnp.zeros((), x.dtype)
     for a, b in np.ndindex(rows, columns):
@@ -185,7 +186,7 @@ def _kernel_as_lax(x: Array, y: Array, *, window: _Window, shape: tuple[int, ...
 
 
 def _kernel_as_fast_on_cpu(x: Array, y: Array, *, window: _Window, shape: tuple[int, ...]) -> Array:
-    if min(x.shape[3], y.shape[3]) >= WIDE and _has_fast_products(x, window):
+    if _has_fast_products(x, shape, window):
         kernel = _kernel_by_products(x, y, window, *shape[:2])
         return kernel[::-1, ::-1].swapaxes(2, 3) if window.turned else kernel
     x, padding = _spread(x, window), []

@@ -33,6 +33,7 @@ CASES = {
 WIDE_CASES = {
     "3x3": ((3, 2), (3, 3), (1, 1), "SAME", (1, 1)),
     "1x1": ((2, 3), (1, 1), (1, 1), "SAME", (1, 1)),
+    "larger than the image": ((1, 2), (5, 3), (1, 1), "SAME", (1, 1)),
     "unread and dilated": ((5, 4), (2, 3), (1, 1), ((2, -1), (0, 3)), (2, 1)),
 }
 
@@ -174,7 +175,7 @@ def test_gradients_in_loops_are_compiled_to_the_fast_form(name):
     [
         ((64, 64), (3, 2), "dot_general", "dot_general"),
         ((64, 64), (18, 17), "convolution", "dot_general"),  # more pixels than 9 x 64
-        ((64, 8), (3, 2), "dot_general", "convolution"),
+        ((64, 63), (3, 2), "convolution", "convolution"),
     ],
 )
 def test_gradients_are_matrix_products_on_the_cpu_where_these_are_faster(
