@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from networks import quick_jit
 
 from models.blocks.attention import SelfAttention, attend
 from models.blocks.embeddings import FourierEmbedding, positional_embedding
-from models.blocks.layers import GroupNorm, ResidualBlock, default_init
+from models.blocks.layers import GroupNorm, ResidualBlock, default_init, dense
 from models.blocks.resample import (
     average_downsample,
     bilinear_upsample,
@@ -138,6 +139,28 @@ def test_default_init_has_the_variance_it_promises(scale):
     variance = (scale or 1e-10) / (9 * (32 + 64) / 2)
     assert np.var(kernel) == pytest.approx(variance, rel=0.05)
     assert np.max(np.abs(kernel)) <= math.sqrt(3 * variance)
+
+
+def test_gradient_of_a_dense_layer_copies_no_image():
+    """On the CPU the product takes both matrices as they lie, and the layer is that of Flax."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=size).astype(np.float32) for size in ((2, 4, 4, 8), (8, 6)))
+    ours = dense(6, bias=False, name="ours")
+
+    def gradient(layer):
+        def value(w, x):
+            return jnp.sum(jnp.sin(layer.apply({"params": {"kernel": w}}, x)))
+
+        compiled = jax.jit(jax.grad(value)).lower(w, x).compile()
+        return compiled(w, x), re.findall(r"contracting_dims={(\d)}", compiled.as_text())[-2:]
+
+    (made, dimensions), (expected, others) = (
+        gradient(layer) for layer in (ours, ours.copy(dot_general=None))
+    )
+    np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-6)
+    assert dimensions == ["0", "0"]
+    # Flax's own transposes y, which is why ours exists; when this fails, it can go.
+    assert others == ["0", "1"]
 
 
 def test_block_starts_as_its_shortcut():
