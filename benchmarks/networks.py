@@ -2,6 +2,7 @@
 
     pip install torch diffusers
     python benchmarks/networks.py                          # CPU: DDPM and DDPM++ of CIFAR-10
+    taskset -c 0 python benchmarks/networks.py --processor_time   # on a machine that others use
     python benchmarks/networks.py --suite=edm --edm=DIR    # GPU: EDM's DDPM++, batch 512, bfloat16
 
 The CPU suite compares with the U-Nets of diffusers in the same architecture, as far as they can
@@ -155,26 +156,31 @@ def theirs(name: str, batch: int, edm: str | None) -> tuple[dict, dict]:
     return {"forward": forward, "train": train}, facts
 
 
-def worker(connection, side: str, arguments: tuple) -> None:
-    """Reply to each name of a call with its seconds, and to "end" with the facts."""
+def worker(connection, side: str, clock: str, arguments: tuple) -> None:
+    """Reply to each name of a call with its seconds by a clock of `time`, to "end" with facts."""
+    now = getattr(time, clock)
     calls, facts = {"ours": ours, "theirs": theirs}[side](*arguments)
     connection.send("ready")
     while (kind := connection.recv()) != "end":
-        start = time.perf_counter()
+        start = now()
         calls[kind]()
-        connection.send(time.perf_counter() - start)
+        connection.send(now() - start)
     facts["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     connection.send(facts)
 
 
-def compare(name: str, batch: int, repeats: int, precision: str, edm: str | None) -> dict:
+def compare(
+    name: str, batch: int, repeats: int, precision: str, edm: str | None, clock: str
+) -> dict:
     """Return the seconds of both programs, in turns."""
     context = multiprocessing.get_context("spawn")
     arguments = {"ours": (name, batch, precision), "theirs": (name, batch, edm)}
     ends = {}
     for side in arguments:
         ends[side], other = context.Pipe()
-        process = context.Process(target=worker, args=(other, side, arguments[side]), daemon=True)
+        process = context.Process(
+            target=worker, args=(other, side, clock, arguments[side]), daemon=True
+        )
         process.start()
         other.close()
         ends[side].recv()
@@ -194,6 +200,7 @@ def compare(name: str, batch: int, repeats: int, precision: str, edm: str | None
         "network": name,
         "batch": batch,
         "precision": precision,
+        "clock": clock,
         "facts": facts,
         "seconds": seconds,
     }
@@ -252,7 +259,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="default: 16 on the CPU, 512 for edm")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--edm", help="a checkout of NVlabs/edm, for --suite=edm")
+    parser.add_argument(
+        "--processor_time", action="store_true", help="seconds of the processor, for one core"
+    )
     options = parser.parse_args()
+    clock = "process_time" if options.processor_time else "perf_counter"
     if options.suite == "edm" and not (Path(options.edm or "") / "training/networks.py").is_file():
         sys.exit(f"error: --edm={options.edm!r} is not a checkout of NVlabs/edm; give its folder")
     names = ["edm"] if options.suite == "edm" else options.networks.split(",")
@@ -260,7 +271,7 @@ def main() -> None:
     precision = "bfloat16" if options.suite == "edm" else "float32"
     results = []
     for name in names:
-        results.append(compare(name, batch, options.repeats, precision, options.edm))
+        results.append(compare(name, batch, options.repeats, precision, options.edm, clock))
         print(report(results[-1]), flush=True)
     made = provenance(results[0]["facts"]["ours"]["device"])
     kind = made["device"].replace(" ", "_").lower()
