@@ -39,10 +39,10 @@ from denoising import Denoiser
 from errors import CodecError
 from numerics.arrays import Batch, in_float64, whole
 from numerics.entropy_coder import (
+    STATE,
     WORD_BITS,
     Bins,
     Levels,
-    Numbers,
     Stack,
     Words,
     library,
@@ -51,12 +51,13 @@ from numerics.entropy_coder import (
 from objectives.variational import VARIANCES, PixelLevels, bound_tables
 
 Rows = Float64[np.ndarray, "images dims"]
-Images = Int64[np.ndarray, "images *shape"]
+Images = Int64[np.ndarray, "_ ..."]
 Progress = Callable[[Sequence[int]], Iterable[int]]
 
 _BINS = 16  # in a standard deviation; more would save no bits
 _SPREAD = 10.0  # standard deviations that a window holds on either side
 _LONGEST = 2**15  # bins of a window on either side; the coder rounds probabilities to 2**-24
+_ENTROPY = math.sqrt(2 * math.pi * math.e)  # 2 to the entropy of a standard normal, in bits
 _RANDOM_WORDS = 4  # for a dimension: many times those of one z; what is not read is not kept
 
 
@@ -109,11 +110,11 @@ class _Chain:
         prior = np.full((2, 1), np.log(self.prior_std))
         return np.concatenate([np.stack([log_b - steps, log_b]), prior], axis=1)
 
-    def reverse_mean(self, i: int, z: Numbers, eps: Numbers) -> Numbers:
+    def reverse_mean(self, i: int, z: Rows, eps: Rows) -> Rows:
         """Return the mean of p(z_(i-1) | z_i), by the predicted eps."""
         return (z - self.std[i] ** 2 * np.exp(-self.log_sigma[i]) * eps) / self.scale[i]
 
-    def reverse_std(self, i: int, fraction: Numbers) -> Numbers:
+    def reverse_std(self, i: int, fraction: Rows) -> Rows:
         """Return the deviation of p(z_(i-1) | z_i), by the predicted v."""
         low, high = self.reverse_log_std[:, i - 1]
         return np.exp(low + fraction * (high - low))
@@ -286,8 +287,14 @@ class ImageCodec:
         return np.where(ended[:, None], guesses, z), bool(ended.any())
 
     def _mix(self, stacks: list[Stack], start: int, i: int) -> None:
+        """Mix the words that the next reading takes in encoding, of z_(i+1) or another image."""
+        following = (i + 1) % len(self.times)
+        entropy = np.log2(
+            _ENTROPY * self._chain.std[following] / self._chain.forward[following].width
+        )
+        count = math.ceil(1.2 * entropy * self._dims / WORD_BITS) + STATE
         for image, stack in enumerate(stacks, start):
-            stack.mix(self._dims, image, i + 1)  # more words than a reading takes
+            stack.mix(count, image, i + 1)
 
     def _reverse(self, i: int, values: Rows) -> tuple[Rows, Rows, Rows]:
         """Return mean and deviation of p(z_(i-1) | z_i), or for i = 0 of p(x0 | z_0), and x0.

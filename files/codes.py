@@ -18,7 +18,7 @@ from files.kinds import require_file
 from files.paths import AnyPath
 from files.writing import write_file
 
-Words = UInt32[np.ndarray, "words"]
+Words = UInt32[np.ndarray, "_"]
 
 _FORMAT = "scoresde code 1"
 _LONGEST_HEADER = 2**16  # bytes

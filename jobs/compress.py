@@ -126,20 +126,20 @@ def decompress(
         )
     if preview:
         groups = list(codec.preview(stacks, about["images"], _progress("previewing")))
-        levels = np.concatenate(groups)
+        levels = np.concatenate(groups).astype(np.uint8)
     else:
         levels = _decoded(codec, stacks, about, where)
-    images = experiment.data.quantizer.to_uint8(levels.astype(np.uint8))
+    images = experiment.data.quantizer.to_uint8(levels)
     write_npz(target, {"samples": images}, compress=True)
     write_png(target.with_suffix(".png"), image_grid(images[:_SHOWN]))
     print(f"{len(images)} of {about['images']} images: {target}, {target.with_suffix('.png')}")
 
 
-def _decoded(codec: ImageCodec, stacks: list[Any], about: dict[str, Any], where: str) -> np.ndarray:
+def _decoded(codec: ImageCodec, stacks: list[Any], about: dict[str, Any], where: str) -> Images:
     """Return the gray levels of a whole file, compared with what was compressed."""
     codes = list(zip(stacks, about["unread"], strict=True))
     try:
-        levels = codec.decode(codes, about["images"], _progress("decompressing"))
+        levels = codec.decode(codes, about["images"], _progress("decompressing")).astype(np.uint8)
         if digest(levels) == about["sha256_images"]:
             return levels
         problem = "the images differ from those that were compressed"

@@ -14,12 +14,12 @@ from jaxtyping import Float64, Int64, UInt32
 
 from errors import CodecError
 
-Words = UInt32[np.ndarray, "words"]
+Words = UInt32[np.ndarray, "_"]
 Numbers = Float64[np.ndarray, "dims"]
 Whole = Int64[np.ndarray, "dims"]
 
 WORD_BITS = 32
-_STATE = 2  # words of the coder's state
+STATE = 2  # words of the coder's state
 _HALF_WORD = 2**16
 
 
@@ -41,7 +41,7 @@ class Stack:
     @property
     def is_spent(self) -> bool:
         """Whether what was read last may have been incomplete."""
-        return self._coder.num_words() <= _STATE
+        return self._coder.num_words() <= STATE
 
     def read(self, family: Any, *parameters: Any) -> Whole:
         """Return symbols by their probabilities; this takes their bits from the top."""
