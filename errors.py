@@ -22,6 +22,10 @@ class WorkdirError(ScoreSDEError):
     """The working directory does not fit the command."""
 
 
+class BucketError(ScoreSDEError):
+    """A path in a bucket cannot be used."""
+
+
 class CheckpointError(ScoreSDEError):
     """A checkpoint cannot be written or read."""
 

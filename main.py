@@ -136,6 +136,7 @@ def _run(mode: Mode, files: list[str]) -> None:
 
     import run_lib
     from files.cache import cache_folder
+    from files.paths import as_path
     from training.hosts import together
     from training.joining import HostOptions
 
@@ -145,7 +146,7 @@ def _run(mode: Mode, files: list[str]) -> None:
         # By default only programs that take over a second; there are a hundred shorter ones.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if _MODE.value == "compare":
-        run_lib.compare([Path(file).expanduser() for file in files])
+        run_lib.compare([as_path(file) for file in files])
         return
     names = ("coordinator", "num_processes", "process_id")
     where: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
@@ -161,6 +162,7 @@ def _run_mode(mode: Mode, options: dict[str, Any]) -> None:
     from evaluation.metrics import check_options
     from experiment.build import build
     from files.nested import flatten
+    from files.paths import in_bucket
     from jobs.workdir import Workdir
     from training.hosts import require_same
 
@@ -168,7 +170,8 @@ def _run_mode(mode: Mode, options: dict[str, Any]) -> None:
     experiment = build(config, overrides=overrides)
     check_options(experiment.evaluation)
     workdir, given = _workdir(), {f"--{name}": str(value) for name, value in options.items()}
-    given |= {"--mode": _MODE.value, "--workdir": str(Path(workdir).absolute())}
+    place = workdir if in_bucket(workdir) else str(Path(workdir).absolute())
+    given |= {"--mode": _MODE.value, "--workdir": place}
     given |= {"jax": jax.__version__, "devices of a host": jax.local_device_count()}
     fields = {f"config.{name}": value for name, value in flatten(experiment.config, ".").items()}
     require_same("the command", given | fields)
@@ -177,6 +180,8 @@ def _run_mode(mode: Mode, options: dict[str, Any]) -> None:
 
 def _mode_flags(mode: Mode) -> dict[str, Any]:
     """Return the values of the mode's own flags; exit for a flag that it does not take."""
+    from files.paths import as_path
+
     for name in sorted({name for other in MODES.values() for name in other.flags}):
         if flags.FLAGS[name].present and name not in mode.flags:
             takers = ", ".join(taker for taker, other in MODES.items() if name in other.flags)
@@ -192,7 +197,7 @@ def _mode_flags(mode: Mode) -> dict[str, Any]:
             value = {"length": "0.08"}.get(name, "FILE")
             sys.exit(f"error: --mode={_MODE.value} needs --{name}={value}")
     paths = ("source", "target")
-    return {name: Path(v).expanduser() if name in paths and v else v for name, v in values.items()}
+    return {name: as_path(v) if name in paths and v else v for name, v in values.items()}
 
 
 def _configuration() -> tuple[ConfigDict, frozenset[str]]:

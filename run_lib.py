@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ from experiment.build import abstract_params, build_network
 from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
 from experiment.sampler import checkpoint_name, unconditioned
-from files.pictures import image_grid, write_gif, write_png, write_png_folder
-from files.writing import write_json, write_npz
+from files.paths import AnyPath
+from files.pictures import image_grid, write_gif, write_png_folder
 from jobs.averages import parse_lengths, reconstruct
 from jobs.diagnostics import Diagnostics
 from jobs.moments import measure_moments
@@ -153,7 +152,7 @@ def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None
         print(evaluate_checkpoint(experiment, checkpoint, workdir, extractors))
 
 
-def stats(experiment: Experiment, workdir: Workdir, *, target: Path | None = None) -> None:
+def stats(experiment: Experiment, workdir: Workdir, *, target: AnyPath | None = None) -> None:
     """Write the statistics of the training images by each extractor of `config.eval.features`.
 
     They go to `target`, or to where evaluations of this run look for them.
@@ -174,7 +173,7 @@ def stats(experiment: Experiment, workdir: Workdir, *, target: Path | None = Non
         print(f"statistics of {found.count} images, {found.mean.size} {extractor.name}: {file}")
 
 
-def compare(files: list[Path]) -> None:
+def compare(files: list[AnyPath]) -> None:
     """Print two results of --mode=eval side by side.
 
     Raises:
@@ -209,6 +208,7 @@ def sample(
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
     _check_count(experiment, num_samples)
+    workdir.require_writable()
     task = experiment.sampler.task
     if task is None:
         experiment.model.require_no_image("plain samples")
@@ -227,10 +227,7 @@ def sample(
         condition, kind = run.condition, f"{experiment.sampler.name}-{run.task.name}"
         result = run.run(loaded)
     folder = workdir.samples / protocol.key(f"{loaded.name}-{kind}")
-    arrays = {"samples": result.images, "arr_0": result.images, **result.arrays}
-    write_npz(folder / "samples.npz", arrays, compress=True)
-    write_png(folder / "samples.png", result.figure)
-    write_json(folder / "protocol.json", protocol.tree | {"result": result.summary})
+    result.write(folder, protocol.tree)
     print(f"{len(result.images)} samples of step {loaded.name}, {result.summary}: {folder}")
     if png:
         write_png_folder(folder / "png", result.images)
@@ -251,6 +248,7 @@ def moments(
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
     experiment.model.require_no_image("--mode=moments")
+    workdir.require_writable()
     workdir.check(experiment.config, training=False)
     model_job(experiment).batches()  # missing data are an error now
     restored = restore_average(experiment, workdir, checkpoint, ema)
@@ -289,7 +287,7 @@ def reconstruct_averages(
 
 
 def import_checkpoint(
-    experiment: Experiment, workdir: Workdir, *, source: Path, attention_order: str = "legacy"
+    experiment: Experiment, workdir: Workdir, *, source: AnyPath, attention_order: str = "legacy"
 ) -> None:
     """Make a published checkpoint the first one of a new run, for all other modes.
 
@@ -321,7 +319,7 @@ def import_checkpoint(
 
 
 def import_classifier(
-    experiment: Experiment, workdir: Workdir, *, source: Path, attention_order: str = "legacy"
+    experiment: Experiment, workdir: Workdir, *, source: AnyPath, attention_order: str = "legacy"
 ) -> None:
     """Make a published classifier of noisy images that of the run, as if it was trained here.
 
@@ -382,7 +380,7 @@ def _candidates(section: str) -> Iterator[Candidate]:
 
 
 def export_checkpoint(
-    experiment: Experiment, workdir: Workdir, *, target: Path, checkpoint: int | None = None
+    experiment: Experiment, workdir: Workdir, *, target: AnyPath, checkpoint: int | None = None
 ) -> None:
     """Write a checkpoint of the run as a file that score_sde_pytorch restores.
 
@@ -435,7 +433,7 @@ def check(
 
 
 def prepare(
-    experiment: Experiment, workdir: Workdir, *, target: Path | None, skip_damaged: bool
+    experiment: Experiment, workdir: Workdir, *, target: AnyPath | None, skip_damaged: bool
 ) -> None:
     """Prepare the data set on disk; with `target`, write its images there as array_record files.
 

@@ -6,7 +6,6 @@ an .npz beside it, and samples into a .png.
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,9 @@ from evaluation.table import samples_row
 from experiment.experiment import Experiment
 from experiment.few_steps import require_scores
 from experiment.sampler import Checkpoint
+from files.buckets import move
 from files.locks import locked
+from files.paths import AnyPath
 from files.pictures import image_grid, write_png
 from files.text import table
 from files.writing import make_folder, write_json, write_npz
@@ -107,12 +108,12 @@ def evaluate(
     return f"{summary(results)}\n{file}"
 
 
-def results_file(workdir: Workdir, checkpoint: Checkpoint) -> Path:
+def results_file(workdir: Workdir, checkpoint: Checkpoint) -> AnyPath:
     """Return the file of a checkpoint's results."""
     return workdir.eval / f"{checkpoint.name}.json"
 
 
-def _compute(evaluation: Evaluation, file: Path) -> dict[str, Any]:
+def _compute(evaluation: Evaluation, file: AnyPath) -> dict[str, Any]:
     start = time.perf_counter()
     sets = SampleSets(evaluation)
     names = evaluation.experiment.evaluation.metrics
@@ -146,7 +147,7 @@ def _check_image_counts(experiment: Experiment) -> None:
             )
 
 
-def _describe_samples(sets: SampleSets, figure: Path) -> dict[str, Any]:
+def _describe_samples(sets: SampleSets, figure: AnyPath) -> dict[str, Any]:
     """Write the figure of samples; return what the results say about them."""
     first, nfe = [], []
     for seed in sets.seeds:
@@ -166,7 +167,7 @@ def _describe_samples(sets: SampleSets, figure: Path) -> dict[str, Any]:
     }
 
 
-def _finished_results(file: Path, protocol: Protocol) -> dict[str, Any] | None:
+def _finished_results(file: AnyPath, protocol: Protocol) -> dict[str, Any] | None:
     """Return the results in a file if they have this protocol; otherwise rename the file."""
     if not file.exists():
         return None
@@ -183,7 +184,7 @@ def _finished_results(file: Path, protocol: Protocol) -> dict[str, Any] | None:
     print(f"{file} was made with another protocol; keeping it as {kept.name}")
     for suffix in (".npz", ".png", ".json"):
         if (old := file.with_suffix(suffix)).exists():
-            old.rename(kept.with_suffix(suffix))
+            move(old, kept.with_suffix(suffix))
     return None
 
 

@@ -16,6 +16,7 @@ from data.batches import Stored
 from errors import ConfigError
 from experiment.data import Data
 from experiment.experiment import Experiment
+from files.paths import AnyPath
 from files.writing import sha256_of
 from jobs.cache import batches_of
 from metrics import statistics_files
@@ -51,13 +52,13 @@ def _provenance(data: Data, split: str, extractor: Extractor) -> Provenance:
     )
 
 
-def statistics_file(data: Data, split: str, extractor: Extractor, folder: Path) -> Path:
+def statistics_file(data: Data, split: str, extractor: Extractor, folder: AnyPath) -> AnyPath:
     """Return the file in which a run keeps the statistics of a split."""
     return folder / f"{Path(data.options.name).stem}-{split}-{extractor.name}.npz"
 
 
 def compute_statistics(
-    experiment: Experiment, split: str, extractor: Extractor, file: Path
+    experiment: Experiment, split: str, extractor: Extractor, file: AnyPath
 ) -> Statistics:
     """Compute the statistics of all images of a split and write them to `file`.
 
@@ -82,7 +83,7 @@ def compute_statistics(
 
 
 def reference_of_split(
-    experiment: Experiment, split: str, extractor: Extractor, folder: Path
+    experiment: Experiment, split: str, extractor: Extractor, folder: AnyPath
 ) -> Reference:
     """Return the statistics of a split: those in `folder` if they fit, or new ones."""
     file = statistics_file(experiment.data, split, extractor, folder)

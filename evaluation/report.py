@@ -1,7 +1,6 @@
 """What a metric returns, and what it computes from."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from evaluation.protocol import Protocol
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
+from files.paths import AnyPath
 from jobs.cache import ResultCache
 from metrics.features import Extractor
 
@@ -37,4 +37,4 @@ class Evaluation:
     extractors: tuple[Extractor, ...]
     protocol: Protocol
     cache: ResultCache
-    statistics: Path
+    statistics: AnyPath

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from errors import ConfigError
 from evaluation.protocol import MODEL_FIELDS, SAMPLER_FIELDS
 from evaluation.references import Reference, reference_of_file, reference_of_split
 from evaluation.report import Evaluation, Report
+from files.buckets import local_input
 from jobs.cache import Arrays
 from metrics.features import Extractor
 from metrics.frechet import Accumulator, frechet_distance, frechet_interval
@@ -97,7 +97,7 @@ class SampleSets:
         found = {}
         for extractor in evaluation.extractors:
             if file:
-                given = reference_of_file(experiment, extractor, Path(file).expanduser())
+                given = reference_of_file(experiment, extractor, local_input(file))
                 found[extractor.name] = {"reference": given}
             else:
                 found[extractor.name] = {

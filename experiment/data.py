@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from data.scaling import ImageScaler, Quantizer
 from data.stored import Splits
 from errors import ConfigError
 from experiment.options import DataOptions
+from files.paths import AnyPath, in_bucket
 from objectives.variational import PixelLevels
 from training.parallel import DataParallel
 
@@ -95,7 +95,7 @@ class Data:
             resize=options.resize,
         )
 
-    def prepare(self, target: Path | None, *, skip_damaged: bool) -> str:
+    def prepare(self, target: AnyPath | None, *, skip_damaged: bool) -> str:
         """Prepare the data set where it needs that; return one line that says where it is.
 
         With `target`, write its images into that folder, as `data.packing.pack`.
@@ -106,6 +106,11 @@ class Data:
         options = self.options
         if skip_damaged and target is None:
             raise ConfigError("--skip_damaged is for --target=FOLDER, which is not given")
+        if target is not None and in_bucket(target):
+            raise ConfigError(
+                f"--target={str(target)!r} is in a bucket; give a folder of this machine, and copy "
+                f"it by `gcloud storage cp --recursive FOLDER {target.parent}/`"
+            )
         line = readers.prepare(options.name, data_dir=options.dir)
         if target is None:
             return line

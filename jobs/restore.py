@@ -1,7 +1,6 @@
 """Read a run: its experiment, and what a checkpoint of it holds."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from experiment.build import build
 from experiment.class_guidance import BadModel
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint, checkpoint_name
+from files.paths import AnyPath
 from files.writing import sha256_of
 from guidance.classifier import Classifier
 from jobs.averages import kept_averages
@@ -282,7 +282,7 @@ class TrainedModel:
         return self.experiment.data.from_unit_range(images)
 
 
-def load_model(path: str | Path, step: int | None = None, ema: str = "") -> TrainedModel:
+def load_model(path: str | AnyPath, step: int | None = None, ema: str = "") -> TrainedModel:
     """Load the model of a run from its folder.
 
     Args:

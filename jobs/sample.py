@@ -6,7 +6,7 @@ Inputs are cycled: sample k is conditioned on input k modulo their number.
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,9 @@ from experiment.experiment import Experiment
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Condition, Conditioned, unconditioned
 from experiment.tasks import Interpolate, InverseProblem, Measurement, Reconstruct, Task
-from files.pictures import image_grid
+from files.paths import AnyPath
+from files.pictures import image_grid, write_png
+from files.writing import write_json, write_npz
 from guidance.base import guide
 from guidance.operators import LinearOperator
 from jobs.cache import batches_of
@@ -44,6 +46,16 @@ class TaskResult(NamedTuple):
     arrays: dict[str, np.ndarray]
     figure: UInt8[np.ndarray, "h w c"]
     summary: str
+
+    def write(self, folder: AnyPath, protocol: dict[str, Any]) -> None:
+        """Write samples.npz, samples.png and protocol.json.
+
+        The samples are stored twice: as arr_0 too, the name that ADM's evaluator reads.
+        """
+        arrays = {"samples": self.images, "arr_0": self.images, **self.arrays}
+        write_npz(folder / "samples.npz", arrays, compress=True)
+        write_png(folder / "samples.png", self.figure)
+        write_json(folder / "protocol.json", protocol | {"result": self.summary})
 
 
 def draw_all(

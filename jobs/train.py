@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 
 from absl import logging
 from tqdm import tqdm
@@ -167,7 +166,7 @@ def _initial_state(
             return state, ["started with the parameters of the teacher"]
         return job.trainer.init_state(base_key(job.seed, "init")), []
     run, step = run_and_step(job.options.init_from)
-    other = Checkpoints(Workdir(Path(run).expanduser()).checkpoints).restore(
+    other = Checkpoints(Workdir(run).checkpoints).restore(
         job.trainer.abstract_parameters(), step, partial=True
     )
     if other is None:

@@ -88,6 +88,7 @@ class Loop:
                     self.snapshots.save(step, state, record)
                 if saves:
                     self.snapshots.close()  # a run that resumes here would not write them again
+                    self.log.flush()  # nor these
                     self.checkpoints.save(step, state, record)
                 if stopping:
                     break
@@ -148,6 +149,7 @@ class Loop:
             return
         step = int(state.step)
         self.log.write(step, self.job.diagnostics.measure(state))
+        self.log.flush()  # the plots are drawn from it
         if self.job.data.parallel.leads:
             self.plots.draw(last=step == self.job.options.steps)
 

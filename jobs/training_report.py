@@ -8,12 +8,12 @@ value. Its standard error comes from groups of images.
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from files.paths import AnyPath
 from files.plots import COLORS, Panel, Series, shades, write_plot
 from training.metrics_log import read_log
 
@@ -68,7 +68,7 @@ class Plots:
         finest: the log-SNR above which there is nothing to learn.
     """
 
-    def __init__(self, folder: Path, workdir: Path, finest: float) -> None:
+    def __init__(self, folder: AnyPath, workdir: AnyPath, finest: float) -> None:
         self._folder, self._workdir, self._finest = folder, workdir, finest
         self._next = time.monotonic() + _FIRST_PLOTS
 

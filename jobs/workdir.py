@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import CheckpointError, WorkdirError
+from files.buckets import require_access
 from files.locks import locked
 from files.nested import flatten
+from files.paths import AnyPath, as_path, bucket_errors
 from files.writing import make_folder, write_json
 from training.checkpoints import Checkpoints
 from training.hosts import agreed
@@ -78,18 +79,19 @@ PARTS = {
 
 
 class Workdir:
-    """Paths of a run's files and its saved configuration. Construction touches no file.
+    """Paths of a run's files and its saved configuration. Construction writes nothing.
 
     Args:
-        path: the folder.
+        path: the folder, on this machine or in a bucket.
         part: the name in PARTS of what is trained in it; "" for the model.
 
     Raises:
-        WorkdirError: if the path is a file or a URL.
+        WorkdirError: if the path is a file.
+        BucketError: if its bucket cannot be used, or it is another URL.
     """
 
-    def __init__(self, path: str | Path, *, part: str = "") -> None:
-        self.path, self._part = Path(path).expanduser(), part
+    def __init__(self, path: str | AnyPath, *, part: str = "") -> None:
+        self.path, self._part = as_path(path), part
         self._recovered: dict[str, Any] | None = None  # what a checkpoint had of config.json
         self.config = self.path / "config.json"
         self.classes = self.path / "classes.json"
@@ -103,8 +105,7 @@ class Workdir:
         self.snapshots = self.averages / "snapshots"
         self.statistics = self.path / "statistics"
         self.profile = self.path / "profile"
-        if "://" in str(path):
-            raise WorkdirError(f"--workdir={path}: mount the bucket and give a file system path")
+        require_access(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise WorkdirError(f"--workdir={path} is a file; give a folder")
 
@@ -130,6 +131,13 @@ class Workdir:
         make_folder(self.path)
         with locked(self.path / ".lock", leads=leads):
             yield
+
+    def require_writable(self) -> None:
+        """Raise BucketError unless results can be written, before they are computed.
+
+        It checks buckets only.
+        """
+        require_access(self.path, writes=True)
 
     def read_config(self) -> dict[str, Any]:
         """Return the saved configuration; the first of several hosts reads it.
@@ -166,7 +174,9 @@ class Workdir:
         raise WorkdirError(f"{problem}; restore it, or use another --workdir") from lost
 
     def _content(self) -> Any:
-        return json.loads(self.config.read_bytes())
+        with bucket_errors(self.config):
+            content = self.config.read_bytes()
+        return json.loads(content)
 
     def check(self, config: dict[str, Any], *, training: bool) -> list[str]:
         """Raise WorkdirError unless `config` fits the run in the folder, if there is one.
