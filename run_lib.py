@@ -26,7 +26,7 @@ from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
 from experiment.sampler import checkpoint_name, unconditioned
 from files.paths import AnyPath
-from files.pictures import image_grid, write_gif, write_png_folder
+from files.pictures import write_gif, write_png_folder
 from jobs.averages import parse_lengths, reconstruct
 from jobs.diagnostics import Diagnostics
 from jobs.moments import measure_moments
@@ -50,7 +50,6 @@ from training.checkpoints import Checkpoints
 from training.hosts import agreed, leads, require_same
 from training.step import TrainState
 
-_ANIMATED = 100  # images that an animation shows
 _FRAMES = 40  # snapshots of an animation
 
 
@@ -228,13 +227,13 @@ def sample(
         result = run.run(loaded)
     folder = workdir.samples / protocol.key(f"{loaded.name}-{kind}")
     result.write(folder, protocol.tree)
-    print(f"{len(result.images)} samples of step {loaded.name}, {result.summary}: {folder}")
+    print(f"{len(result.samples)} samples of step {loaded.name}, {result.summary}: {folder}")
     if png:
-        write_png_folder(folder / "png", result.images)
+        write_png_folder(folder / "png", result.samples)
     if gif:
-        shown = np.arange(min(num_samples, _ANIMATED))
+        shown = np.arange(min(num_samples, experiment.data.kind.shown))
         drawn = experiment.sampler.draw(loaded, shown, frames=_FRAMES, condition=condition)
-        write_gif(folder / "samples.gif", [image_grid(frame) for frame in drawn.frames])
+        write_gif(folder / "samples.gif", experiment.data.pictures(drawn.frames))
 
 
 def moments(

@@ -163,8 +163,19 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     # digits, a tensorflow-datasets name, hf:NAME, or the path of an .npz, .npy, .zip or
-    # .array_record file, or of a folder of images or of parquet files; see docs/data.md
+    # .array_record file, or of a folder of images or of parquet files; see docs/data.md. Points and
+    # series: points:swiss_roll, series:waves, an .npz or .npy of floats; see docs/points.md
     data.name = "digits"
+    data.kind = placeholder(str)  # images, points, series; by default as the name or file says
+    # points, series:
+    data.samples = placeholder(int)  # number of generated rows, of which a tenth is held out
+    data.seed = placeholder(int)  # of generated rows, and of which rows are held out
+    data.shape = placeholder(tuple)  # of a point or series; by default that of the data
+    # of each coordinate or channel, for the network to see mean 0 and standard deviation 1; by
+    # default those of the training rows
+    data.mean = placeholder(tuple)
+    data.std = placeholder(tuple)
+    # images:
     data.dir = ""  # tensorflow-datasets directory; empty for its default, ~/tensorflow_datasets
     data.image_size = 8  # pixels
     data.channels = 1
@@ -216,13 +227,15 @@ def get_config() -> ConfigDict:
     # What is measured during training; plots are in the run's folder `plots`.
     config.diagnostics = diagnostics = ConfigDict()
     diagnostics.every = 1000  # steps; 0 for never
-    # some of loss, noise_levels, bits_per_dim, frechet, weights
-    diagnostics.metrics = ("loss", "noise_levels", "bits_per_dim", "frechet", "weights")
+    # some of loss, noise_levels, bits_per_dim (images), nats_per_dim, frechet, weights;
+    # by default all, with the likelihood in the unit of the data
+    diagnostics.metrics = placeholder(tuple)
     diagnostics.images = 0  # test images, and as many training images; 0 for 256, or all
     diagnostics.levels = 16  # noise levels, equally long in log-SNR
     diagnostics.samples = 128  # for the Frechet distance
     diagnostics.sampling_steps = 10  # of these samples, by UniPC
-    diagnostics.features = "thumbnails"  # pixels, thumbnails (8 x 8 pixels), inception, classifier
+    # pixels, thumbnails (8 x 8 pixels), inception, classifier, raw; by default thumbnails or raw
+    diagnostics.features = placeholder(str)
 
     config.logging = logging = ConfigDict()
     logging.wandb = ""  # a project of Weights & Biases; empty for none
@@ -416,8 +429,9 @@ def get_config() -> ConfigDict:
     config.eval = evaluation = ConfigDict()
     evaluation.checkpoints = ()  # steps; empty for the latest
     # loss, bits_per_dim, continuous_bound, discrete_bound; of samples: frechet, kid,
-    # precision_recall, inception_score
-    evaluation.metrics = ("loss", "bits_per_dim", "frechet")
+    # precision_recall, inception_score; of points and series nats_per_dim, sliced_wasserstein, mmd.
+    # By default loss, the likelihood in the unit of the data, and distances
+    evaluation.metrics = placeholder(tuple)
     evaluation.batch_size = 128  # images, over all devices
     evaluation.seed = 0  # for noise, probes, dequantization
     evaluation.loss_repeats = 10  # times and noises per test image
@@ -425,7 +439,9 @@ def get_config() -> ConfigDict:
     evaluation.error_budget_images = 32  # for solver error and truncation
     evaluation.samples = 1500  # images per sampling seed
     evaluation.sampling_seeds = 1  # number of seeds, from sampling.seed on
-    evaluation.features = ("pixels",)  # some of pixels, thumbnails, inception, classifier
+    # some of pixels, thumbnails, inception, classifier, raw; by default pixels, of points and
+    # series raw
+    evaluation.features = placeholder(tuple)
     evaluation.reference = ""  # file of statistics; empty for those of the data
     evaluation.inception_weights = ""  # file; empty for the one in the user's cache
     evaluation.inception_resize = "tf1"  # tf1 (original FID, EDM), pytorch (pytorch-fid)

@@ -21,6 +21,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from errors import require_in
+
 # NumPy or JAX floats of any shape: what comes in decides what comes out.
 Floats = TypeVar("Floats", Float[np.ndarray, "*shape"], Float[jax.Array, "*shape"])
 
@@ -141,3 +143,46 @@ class ImageScaler:
     def log_det(self, dims: int) -> float:
         """Return log |d forward / dx| for `dims` numbers: dims log(high - low), in nats."""
         return dims * math.log(self.high - self.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardizer:
+    """The affine map from numbers in the data's units to mean 0 and standard deviation 1.
+
+    Each entry of the last axis has its own: a coordinate of points, a channel of series.
+
+    Args:
+        mean: by entry of the last axis.
+        std: the same, above 0.
+
+    Raises:
+        ValueError: for lengths that differ, or numbers out of range.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} numbers and std {len(self.std)}; give one of each per "
+                "coordinate or channel"
+            )
+        for value in self.mean:
+            require_in("mean", value, "(-inf, inf)")
+        for value in self.std:
+            require_in("std", value, "(0, inf)")
+
+    def forward(self, x: Floats) -> Floats:
+        """Return (x - mean) / std, of the type of x (NumPy or JAX)."""
+        mean, std = (np.asarray(values, x.dtype) for values in (self.mean, self.std))
+        return (x - mean) / std
+
+    def inverse(self, y: Floats) -> Floats:
+        """Return mean + std y, of the type of y (NumPy or JAX)."""
+        mean, std = (np.asarray(values, y.dtype) for values in (self.mean, self.std))
+        return mean + std * y
+
+    def log_det(self, dims: int) -> float:
+        """Return log |d forward / dx| for `dims` numbers: -sum log std, in nats."""
+        return -dims / len(self.std) * sum(map(math.log, self.std))

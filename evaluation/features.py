@@ -13,11 +13,12 @@ from jaxtyping import Array, Float
 
 from errors import ConfigError, require_choice
 from experiment.experiment import Experiment
+from experiment.kinds import Kind
 from guidance.classifier import Classifier
 from jobs.diagnostics import check_metrics
 from jobs.restore import load_classifier
 from jobs.workdir import Workdir
-from metrics.features import PIXELS, THUMBNAILS, Extracted, Extractor, Images
+from metrics.features import PIXELS, RAW, THUMBNAILS, Extracted, Extractor, Images
 from metrics.inception.weights import inception_features, weights_file
 from numerics.arrays import digest
 from training.wandb_log import require_wandb
@@ -30,10 +31,12 @@ class FeatureKind:
     Attributes:
         make: (experiment, workdir) -> extractor. It raises ConfigError for missing weights.
         has_probabilities: whether it predicts classes too, as the Inception Score needs.
+        kinds: the kinds of data that it takes, names in `experiment.kinds.KINDS`.
     """
 
     make: Callable[[Experiment, Workdir], Extractor]
     has_probabilities: bool = False
+    kinds: tuple[str, ...] = ("images",)
 
 
 def make_extractors(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, ...]:
@@ -49,17 +52,27 @@ def make_extractors(experiment: Experiment, workdir: Workdir) -> tuple[Extractor
 def check_measurements(experiment: Experiment) -> None:
     """Raise ConfigError for names that training would refuse to measure by, or to log to."""
     if experiment.diagnostics.every:
-        check_metrics(experiment.diagnostics)
-        _require_features(experiment.diagnostics.features)
+        check_metrics(experiment.diagnostics, experiment.data.kind)
+        _require_features(experiment.diagnostics.features, experiment.data.kind)
     if experiment.logging.wandb:
         require_wandb(experiment.logging.wandb)
 
 
-def _require_features(name: str) -> None:
+def _require_features(name: str, kind: Kind) -> None:
     try:
         require_choice("config.diagnostics.features", name, FEATURES)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    require_features_of("config.diagnostics.features", name, kind)
+
+
+def require_features_of(field: str, name: str, kind: Kind) -> None:
+    """Raise ConfigError unless features suit the kind of data; `field` names them."""
+    if kind.name not in FEATURES[name].kinds:
+        able = [other for other, row in FEATURES.items() if kind.name in row.kinds]
+        raise ConfigError(
+            f"{field}={name!r} is not for {kind.name}; choose some of: {', '.join(able)}"
+        )
 
 
 def diagnostics_extractor(experiment: Experiment, workdir: Workdir) -> Extractor:
@@ -69,7 +82,7 @@ def diagnostics_extractor(experiment: Experiment, workdir: Workdir) -> Extractor
         ConfigError: for an unknown name, or weights that are neither at hand nor to be had.
     """
     name = experiment.diagnostics.features
-    _require_features(name)
+    _require_features(name, experiment.data.kind)
     try:
         return FEATURES[name].make(experiment, workdir)
     except ConfigError as error:  # which names the field of an evaluation
@@ -82,6 +95,10 @@ def _pixels(experiment: Experiment, workdir: Workdir) -> Extractor:
 
 def _thumbnails(experiment: Experiment, workdir: Workdir) -> Extractor:
     return THUMBNAILS
+
+
+def _raw(experiment: Experiment, workdir: Workdir) -> Extractor:
+    return RAW
 
 
 def _inception(experiment: Experiment, workdir: Workdir) -> Extractor:
@@ -121,5 +138,6 @@ FEATURES: dict[str, FeatureKind] = {
     "classifier": FeatureKind(make=_classifier, has_probabilities=True),
     "inception": FeatureKind(make=_inception, has_probabilities=True),
     "pixels": FeatureKind(make=_pixels),
+    "raw": FeatureKind(make=_raw, kinds=("points", "series")),
     "thumbnails": FeatureKind(make=_thumbnails),
 }

@@ -23,6 +23,8 @@ class DataPlan(NamedTuple):
 
 def describe_data(data: Data) -> DataPlan:
     """Return a line about the data, with the images per second of a short trial."""
+    if not data.kind.quantized:
+        return _describe_rows(data)
     options = data.options
     try:
         reader, splits, fit = data.open_splits()
@@ -32,6 +34,14 @@ def describe_data(data: Data) -> DataPlan:
     except (ValueError, OSError) as error:
         return DataPlan(f"cannot be read: {error}", None)
     return DataPlan(f"{_line(size, data)}; {rate}", size.counts["train"])
+
+
+def _describe_rows(data: Data) -> DataPlan:
+    """Return a line about points or series, which are always held in memory."""
+    train, test = data.images.train, data.images.test
+    counts = f"{len(train):,} train + {len(test):,} test {data.kind.name}"
+    shape, size = "x".join(map(str, data.shape)), (train.nbytes + test.nbytes) / 1e9
+    return DataPlan(f"{counts} of {shape}, {size:.2f} GB: held in memory", len(train))
 
 
 def _line(size: Size, data: Data) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 from tqdm import tqdm
 
 from data.pictures import read_images
@@ -33,7 +33,6 @@ from solvers.ode import interpolate
 
 Images = UInt8[np.ndarray, "_ height width channels"]
 _ROWS, _COLUMNS = 16, 8  # inputs, and samples per input, that a figure shows
-_GRID = 100  # plain samples that a figure shows
 
 
 class TaskResult(NamedTuple):
@@ -42,7 +41,7 @@ class TaskResult(NamedTuple):
     In a row of the figure, the input comes first.
     """
 
-    images: Images
+    samples: Shaped[np.ndarray, "count ..."]
     arrays: dict[str, np.ndarray]
     figure: UInt8[np.ndarray, "h w c"]
     summary: str
@@ -52,7 +51,7 @@ class TaskResult(NamedTuple):
 
         The samples are stored twice: as arr_0 too, the name that ADM's evaluator reads.
         """
-        arrays = {"samples": self.images, "arr_0": self.images, **self.arrays}
+        arrays = {"samples": self.samples, "arr_0": self.samples, **self.arrays}
         write_npz(folder / "samples.npz", arrays, compress=True)
         write_png(folder / "samples.png", self.figure)
         write_json(folder / "protocol.json", protocol | {"result": self.summary})
@@ -63,7 +62,7 @@ def draw_all(
     checkpoint: Checkpoint,
     count: int,
     condition: Condition = unconditioned,
-) -> tuple[Images, int]:
+) -> tuple[Shaped[np.ndarray, "count ..."], int]:
     """Draw samples 0 .. count - 1; return them and the most network evaluations of one.
 
     Raises:
@@ -73,7 +72,7 @@ def draw_all(
     with tqdm(total=count, desc="sampling", dynamic_ncols=True, mininterval=0.5) as bar:
         for indices in batches_of(count, experiment.evaluation.batch_size):
             drawn = experiment.sampler.draw(checkpoint, indices, condition=condition)
-            parts.append(drawn.images)
+            parts.append(drawn.samples)
             nfe = max(nfe, drawn.nfe)
             bar.update(len(indices))
     return np.concatenate(parts), nfe
@@ -81,8 +80,8 @@ def draw_all(
 
 def draw_plain(experiment: Experiment, checkpoint: Checkpoint, count: int) -> TaskResult:
     """Draw samples without a task; raise as `draw_all`."""
-    images, nfe = draw_all(experiment, checkpoint, count)
-    return TaskResult(images, {}, image_grid(images[:_GRID]), f"NFE {nfe}")
+    samples, nfe = draw_all(experiment, checkpoint, count)
+    return TaskResult(samples, {}, *experiment.data.pictures([samples]), f"NFE {nfe}")
 
 
 class TaskRun:

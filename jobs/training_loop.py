@@ -15,7 +15,7 @@ from denoising import Denoiser
 from errors import TrainingError
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint
-from files.pictures import image_grid, write_png
+from files.pictures import write_png
 from jobs.averages import Snapshots
 from jobs.clock import Clock
 from jobs.profile import Profiler
@@ -159,7 +159,7 @@ class Loop:
             return
         denoiser = self.job.trainer.denoiser(state.ema_params, None)
         checkpoint = Checkpoint(step=step, denoiser=denoiser)
-        images = sampler.draw(checkpoint, np.arange(self.job.options.sample_count)).images
-        grid = image_grid(images)
+        samples = sampler.draw(checkpoint, np.arange(self.job.options.sample_count)).samples
+        (grid,) = self.job.data.pictures([samples])
         write_png(self.workdir.samples / f"step_{step}.png", grid)
         self.log.image(step, "samples", grid)

@@ -1,6 +1,6 @@
 """Raw networks: Flax Linen modules `network(x, cond, labels, *, train)` without SDE or config.
 
-Networks with a field `augment_labels` take augmentation labels by that name too, and upsamplers a
+A network takes images unless it says otherwise by KINDS. Networks with a field `augment_labels` take augmentation labels by that name too, and upsamplers a
 small image per image, `image`.
 
 Classifiers, `network(x, cond, *, train)`, return logits, and sow the input of their last matrix as
@@ -16,17 +16,19 @@ from models.adm import ADM
 from models.adm_classifier import ADMClassifier
 from models.ddpm import DDPM
 from models.dit import DiT
+from models.mlp import MLP
 from models.ncsn import NCSN
 from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSNv2
 from models.wide_resnet import WideResNet
 
-__all__ = ["CLASSIFIERS", "NETWORKS", "with_features"]
+__all__ = ["CLASSIFIERS", "NETWORKS", "kinds_of", "with_features"]
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "adm": ADM,
     "ddpm": DDPM,
     "dit": DiT,
+    "mlp": MLP,
     "ncsn": NCSN,
     "ncsnpp": NCSNpp,
     "ncsnv2": NCSNv2,
@@ -36,6 +38,11 @@ CLASSIFIERS: dict[str, type[nn.Module]] = {
     "adm_classifier": ADMClassifier,
     "wide_resnet": WideResNet,
 }
+
+
+def kinds_of(network: type[nn.Module] | nn.Module) -> tuple[str, ...]:
+    """Return the kinds of data that a network takes, by their names in `experiment.kinds`."""
+    return getattr(network, "KINDS", ("images",))
 
 
 def with_features(
