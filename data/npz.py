@@ -204,6 +204,7 @@ def _check_labels(place: str, found: Header, images: Header) -> None:
 
 
 def checked_labels(place: str, labels: Array, images: Header) -> Int32[np.ndarray, " n"]:
+    """Return labels as int32; raise ValueError unless they are integers, one per image."""
     _check_labels(place, Header(labels.shape, labels.dtype), images)
     if labels.min() < _LABELS.min or labels.max() > _LABELS.max:
         raise ValueError(f"{place} holds {labels.min()}..{labels.max()}; number the classes from 0")

@@ -218,8 +218,9 @@ def _read(name: str, kind: str) -> tuple[dict[str, _Split], tuple[str, ...]]:
         return {_TRAIN: _Split(_floats(where, read_array(path, where)), labels)}, ()
     with open_arrays(path, where) as arrays:
         keys = {_TRAIN: TRAIN_KEYS}
-        held = (keys for keys in HELD_OUT_KEYS.values() if only_key(where, arrays, keys))
-        keys |= {_TEST: found for found in [next(held, None)] if found}
+        held = [names for names in HELD_OUT_KEYS.values() if only_key(where, arrays, names)]
+        if held:
+            keys[_TEST] = held[0]
         splits, used = {}, set()
         for split, names in keys.items():
             key = only_key(where, arrays, names)

@@ -37,7 +37,7 @@ def settle_kind(reader: Reader) -> Kind:
         with config_errors("data"):
             section["kind"] = kind_of(section["name"])
     kind = reader.lookup("data", KINDS, "kind")
-    for path, fields in kind.measurements.items():
+    for path, fields in kind.measurements.fields.items():
         for name, value in fields.items():
             if reader.config[path][name] is None:
                 reader.config[path][name] = value

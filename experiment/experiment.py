@@ -13,6 +13,7 @@ from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
 from errors import ConfigError
 from experiment.data import Data
+from experiment.kinds import require_kind
 from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
@@ -24,7 +25,6 @@ from experiment.options import (
     TrainingOptions,
 )
 from experiment.sampler import Sampler
-from experiment.kinds import require_kind
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
 from models import CLASSIFIERS

@@ -20,6 +20,40 @@ Pictures = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """What is measured where a configuration leaves it open.
+
+    Attributes:
+        likelihood: its metric.
+        features: features of an evaluation.
+        thumbnails: features during training.
+        of_samples: further metrics of an evaluation.
+        in_training: measurements during training beside the likelihood.
+    """
+
+    likelihood: str
+    features: str
+    thumbnails: str
+    of_samples: tuple[str, ...] = ()
+    in_training: tuple[str, ...] = ("loss", "noise_levels", "frechet", "weights")
+
+    @property
+    def fields(self) -> dict[str, dict[str, Any]]:
+        """The values of the fields of a configuration, by section and name."""
+        before, after = self.in_training[:2], self.in_training[2:]
+        return {
+            "eval": {
+                "metrics": ("loss", self.likelihood, "frechet", *self.of_samples),
+                "features": (self.features,),
+            },
+            "diagnostics": {
+                "metrics": (*before, self.likelihood, *after),
+                "features": self.thumbnails,
+            },
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Kind:
     """A kind of data.
 
@@ -30,8 +64,7 @@ class Kind:
         unit: the unit of likelihoods.
         pictures: from frames of samples to a picture (h, w, c) of each, all with the same axes.
         shown: samples that a picture shows.
-        measurements: fields of the sections eval and diagnostics, where a configuration leaves
-            them open.
+        measurements: what is measured where a configuration leaves it open.
     """
 
     name: str
@@ -40,7 +73,7 @@ class Kind:
     unit: Unit
     pictures: Pictures
     shown: int
-    measurements: dict[str, dict[str, Any]]
+    measurements: Measurements
 
     def require_images(self, what: str, remedy: str) -> None:
         """Raise ConfigError unless the data are images, which `what` needs."""
@@ -52,20 +85,12 @@ def _image_grids(frames: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [image_grid(frame) for frame in frames]
 
 
-def _measured(likelihood: str, features: str, diagnosed: str, *more: str) -> dict[str, Any]:
-    return {
-        "eval": {
-            "metrics": ("loss", likelihood, "frechet", *more),
-            "features": (features,),
-        },
-        "diagnostics": {
-            "metrics": ("loss", "noise_levels", likelihood, "frechet", "weights"),
-            "features": diagnosed,
-        },
-    }
-
-
-_OF_ROWS = _measured("nats_per_dim", "raw", "raw", "sliced_wasserstein", "mmd")
+_OF_ROWS = Measurements(
+    likelihood=NATS.metric,
+    features="raw",
+    thumbnails="raw",
+    of_samples=("sliced_wasserstein", "mmd"),
+)
 
 KINDS: dict[str, Kind] = {
     "images": Kind(
@@ -75,7 +100,9 @@ KINDS: dict[str, Kind] = {
         unit=BITS,
         pictures=_image_grids,
         shown=100,
-        measurements=_measured("bits_per_dim", "pixels", "thumbnails"),
+        measurements=Measurements(
+            likelihood=BITS.metric, features="pixels", thumbnails="thumbnails"
+        ),
     ),
     "points": Kind(
         name="points",

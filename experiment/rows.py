@@ -11,7 +11,6 @@ from bounds.dequantization import Dequantized, Dequantizer
 from data.dequantization import DEQUANTIZATIONS, Dequantization
 from data.rows import RowBatches, RowData, load_rows, shape_of, standardizer_of
 from data.scaling import Standardizer
-from errors import ConfigError
 from experiment.data import Data
 from experiment.kinds import KINDS, Kind
 from experiment.options import RowOptions

@@ -1,7 +1,7 @@
 """Raw networks: Flax Linen modules `network(x, cond, labels, *, train)` without SDE or config.
 
-A network takes images unless it says otherwise by KINDS. Networks with a field `augment_labels` take augmentation labels by that name too, and upsamplers a
-small image per image, `image`.
+A network takes images unless it says otherwise by KINDS. Networks with a field `augment_labels`
+take augmentation labels by that name too, and upsamplers a small image per image, `image`.
 
 Classifiers, `network(x, cond, *, train)`, return logits, and sow the input of their last matrix as
 features. To add a network, write its module in a file of this folder and name it below.

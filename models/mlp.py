@@ -6,8 +6,8 @@ With the time input and the class embedded in e,
     block      h <- h + W_1 silu(norm(W_0 silu(norm(h))) (1 + s) + b),   (s, b) = W e
     output     W silu(norm(h))
 
-where norm is layer normalization without parameters. The matrices W_1 of the blocks and that of the output start at
-zero, so that the network starts as zero.
+where norm is layer normalization without parameters. The matrices W_1 of the blocks and that of
+the output start at zero, so that the network starts as zero.
 """
 
 import math
