@@ -198,8 +198,9 @@ def sample(
 ) -> None:
     """Write images of a checkpoint into a folder of their protocol, `samples/STEP-SAMPLER-DIGEST`.
 
-    It holds samples.npz (uint8, NHWC, as `samples` and as `arr_0`, the name that ADM's evaluator
-    reads), samples.png (a grid; with a task, the inputs beside their samples), and protocol.json.
+    It holds samples.npz (uint8, NHWC, or floats in the units of the data, as `samples` and as
+    `arr_0`, the name that ADM's evaluator reads), samples.png (a grid, scatter or lines; with a
+    task, the inputs beside their samples), protocol.json, and processes.png of points.
     With `gif`, an animation shows the reverse process of the first samples. With `png`, a folder
     holds each image as a file. `ema` chooses the average of the parameters.
 
@@ -209,6 +210,8 @@ def sample(
     _check_count(experiment, num_samples)
     workdir.require_writable()
     task = experiment.sampler.task
+    if png:
+        experiment.data.kind.require_images("--png", "leave it out; samples.npz has all")
     if task is None:
         experiment.model.require_no_image("plain samples")
     if gif and task is not None and task.encodes:

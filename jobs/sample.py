@@ -27,6 +27,7 @@ from files.writing import write_json, write_npz
 from guidance.base import guide
 from guidance.operators import LinearOperator
 from jobs.cache import batches_of
+from jobs.processes import draw_processes
 from models.blocks.resample import average_downsample
 from numerics.arrays import normal_like, sample_keys
 from solvers.ode import interpolate
@@ -38,22 +39,26 @@ _ROWS, _COLUMNS = 16, 8  # inputs, and samples per input, that a figure shows
 class TaskResult(NamedTuple):
     """Samples, arrays to save beside them, a figure, and a one-line summary.
 
-    In a row of the figure, the input comes first.
+    In a row of the figure, the input comes first. Points of the plane have a picture of their
+    processes too.
     """
 
     samples: Shaped[np.ndarray, "count ..."]
     arrays: dict[str, np.ndarray]
     figure: UInt8[np.ndarray, "h w c"]
     summary: str
+    processes: UInt8[np.ndarray, "h w c"] | None = None
 
     def write(self, folder: AnyPath, protocol: dict[str, Any]) -> None:
-        """Write samples.npz, samples.png and protocol.json.
+        """Write samples.npz, samples.png, protocol.json, and processes.png if there is one.
 
         The samples are stored twice: as arr_0 too, the name that ADM's evaluator reads.
         """
         arrays = {"samples": self.samples, "arr_0": self.samples, **self.arrays}
         write_npz(folder / "samples.npz", arrays, compress=True)
         write_png(folder / "samples.png", self.figure)
+        if self.processes is not None:
+            write_png(folder / "processes.png", self.processes)
         write_json(folder / "protocol.json", protocol | {"result": self.summary})
 
 
@@ -81,7 +86,9 @@ def draw_all(
 def draw_plain(experiment: Experiment, checkpoint: Checkpoint, count: int) -> TaskResult:
     """Draw samples without a task; raise as `draw_all`."""
     samples, nfe = draw_all(experiment, checkpoint, count)
-    return TaskResult(samples, {}, *experiment.data.pictures([samples]), f"NFE {nfe}")
+    (figure,) = experiment.data.pictures([samples])
+    processes = draw_processes(experiment, checkpoint)
+    return TaskResult(samples, {}, figure, f"NFE {nfe}", processes)
 
 
 class TaskRun:
