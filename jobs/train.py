@@ -166,9 +166,15 @@ def _initial_state(
             return state, ["started with the parameters of the teacher"]
         return job.trainer.init_state(base_key(job.seed, "init")), []
     run, step = run_and_step(job.options.init_from)
-    other = Checkpoints(Workdir(run).checkpoints).restore(
-        job.trainer.abstract_parameters(), step, partial=True
-    )
+    source, template = Workdir(run), job.trainer.abstract_parameters()
+    try:
+        other = Checkpoints(source.checkpoints).restore(template, step, partial=True)
+    except CheckpointError as error:
+        differing = "; ".join(source.network_differences(job.config)) or "no field of the network"
+        raise CheckpointError(
+            f"config.training.init_from={job.options.init_from!r}: {error}. Between that run and "
+            f"this one differs: {differing}"
+        ) from error
     if other is None:
         raise CheckpointError(f"config.training.init_from={run!r} holds no checkpoint")
     print(f"starting with the parameters of {run} at step {other.step}")

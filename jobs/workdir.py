@@ -222,6 +222,12 @@ class Workdir:
             if not self._may_differ(name, training=True)
         ]
 
+    def network_differences(self, config: dict[str, Any]) -> list[str]:
+        """Return a phrase for each field of a saved network that `config` has otherwise."""
+        fields = ("denoiser.", "model.", "sde.")
+        found = differences(agreed(self._read), config)
+        return [phrase for name, phrase in found if name.startswith(fields)]
+
     def check_images(self, fingerprint: str) -> None:
         """Raise WorkdirError unless the run was trained on the images with this fingerprint."""
         agreed(lambda: self._check_images(fingerprint))
