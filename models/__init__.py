@@ -20,6 +20,7 @@ from models.mlp import MLP
 from models.ncsn import NCSN
 from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSNv2
+from models.unet1d import UNet1D
 from models.wide_resnet import WideResNet
 
 __all__ = ["CLASSIFIERS", "NETWORKS", "kinds_of", "with_features"]
@@ -32,6 +33,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "ncsn": NCSN,
     "ncsnpp": NCSNpp,
     "ncsnv2": NCSNv2,
+    "unet1d": UNet1D,
 }
 
 CLASSIFIERS: dict[str, type[nn.Module]] = {
