@@ -291,9 +291,8 @@ def get_config() -> ConfigDict:
     sampling.scaling = placeholder(str)  # of the state in which steps are straight: none, vp
     sampling.final_euler = placeholder(bool)  # end with an Euler step to noise 0
     sampling.s_churn = placeholder(float)  # total fresh noise, S_churn of EDM
-    sampling.churn_min = placeholder(
-        float
-    )  # noise levels sigma / alpha between which noise is added
+    # noise levels sigma / alpha between which noise is added
+    sampling.churn_min = placeholder(float)
     sampling.churn_max = placeholder(float)
     sampling.churn_noise = placeholder(float)  # scale of the fresh noise
     sampling.churn_all_levels = placeholder(bool)  # also at the first and last, as published
@@ -312,9 +311,8 @@ def get_config() -> ConfigDict:
     sampling.max_steps = placeholder(int)
     sampling.first_step = placeholder(float)  # dpm_adaptive: length in log(alpha / sigma)
     sampling.safety = placeholder(float)  # dpm_adaptive
-    sampling.max_growth = placeholder(
-        float
-    )  # dpm_adaptive: largest ratio of a step to the one before
+    # dpm_adaptive: largest ratio of a step to the one before
+    sampling.max_growth = placeholder(float)
 
     # Guidance of samples: toward their classes, or away from a bad model.
     config.guidance = guidance = ConfigDict()
@@ -392,6 +390,7 @@ def get_config() -> ConfigDict:
     classifier.blocks_per_resolution = 1
     classifier.attention_resolutions = ()
     classifier.dropout = 0.0
+    classifier.depth = placeholder(int)  # mlp_classifier
     classifier.heads = placeholder(int)
     classifier.head_width = 16
     classifier.scale_shift = placeholder(bool)

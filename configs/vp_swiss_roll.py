@@ -25,6 +25,11 @@ def get_config(variant: str = "unconditional") -> ConfigDict:
     if variant == "conditional":
         config.data.name = "points:moons"
         config.model.num_classes = 2
+        config.classifier.name = "mlp_classifier"
+        config.classifier.features = 64
+        config.classifier.num_classes = 2
+        config.classifier.conditioning = "log_snr"
+        config.classifier.batch_size = 512
 
     # The network's own output is small, however far from the data x is.
     config.denoiser.parameterization = "edm"

@@ -173,7 +173,7 @@ def _generator(name: str) -> Generator | None:
     kind, colon, formula = name.partition(":")
     if not colon or kind not in GENERATORS:
         return None
-    require_choice(f"config.data.name={kind}: the generator", formula, GENERATORS[kind])
+    require_choice("config.data.name", name, [f"{kind}:{each}" for each in GENERATORS[kind]])
     return GENERATORS[kind][formula]
 
 

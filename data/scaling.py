@@ -165,8 +165,8 @@ class Standardizer:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
             raise ValueError(
-                f"mean has {len(self.mean)} numbers and std {len(self.std)}; give one of each per "
-                "coordinate or channel"
+                f"mean has length {len(self.mean)} and std {len(self.std)}; give a number of each "
+                "per coordinate or channel"
             )
         for value in self.mean:
             require_in("mean", value, "(-inf, inf)")

@@ -5,6 +5,7 @@ Adding one is a row of FEATURES and a function that makes it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from guidance.classifier import Classifier
 from jobs.diagnostics import check_metrics
 from jobs.restore import load_classifier
 from jobs.workdir import Workdir
-from metrics.features import PIXELS, RAW, THUMBNAILS, Extracted, Extractor, Images
+from metrics.features import PIXELS, RAW, THUMBNAILS, Extracted, Extractor
 from metrics.inception.weights import inception_features, weights_file
 from numerics.arrays import digest
 from training.wandb_log import require_wandb
@@ -118,24 +119,28 @@ def _inception(experiment: Experiment, workdir: Workdir) -> Extractor:
 
 def _classifier(experiment: Experiment, workdir: Workdir) -> Extractor:
     classifier = load_classifier(experiment, workdir, "config.eval.features")
-    t_min, scaler = experiment.classifier.loss.t_min, experiment.data.scaler
+    t_min, data = experiment.classifier.loss.t_min, experiment.data
+    quantized = data.kind.quantized
     identity = digest((classifier.network.args, np.float64(t_min)))
 
     @jax.jit
-    def extract(classifier: Classifier, x: Float[Array, "batch h w c"]) -> tuple[Array, Array]:
+    def extract(classifier: Classifier, x: Float[Array, "batch ..."]) -> tuple[Array, Array]:
         output = classifier.outputs(x, t_min)
         return output.features, jax.nn.softmax(output.logits)
 
-    def compute(images: Images) -> Extracted:
-        x = scaler.forward(jnp.asarray(images, jnp.float32) / 255)
+    def compute(images: Any) -> Extracted:
+        unit = jnp.asarray(images, jnp.float32) / 255
+        x = data.scaler.forward(unit) if quantized else data.encode(images)
         features, probabilities = extract(classifier, jnp.asarray(x))
         return Extracted(np.asarray(features), np.asarray(probabilities))
 
-    return Extractor("classifier", identity, compute)
+    return Extractor("classifier", identity, compute, of_images=quantized)
 
 
 FEATURES: dict[str, FeatureKind] = {
-    "classifier": FeatureKind(make=_classifier, has_probabilities=True),
+    "classifier": FeatureKind(
+        make=_classifier, has_probabilities=True, kinds=("images", "points", "series")
+    ),
     "inception": FeatureKind(make=_inception, has_probabilities=True),
     "pixels": FeatureKind(make=_pixels),
     "raw": FeatureKind(make=_raw, kinds=("points", "series")),

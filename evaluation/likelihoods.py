@@ -151,7 +151,7 @@ def test_loss(evaluation: Evaluation) -> Report:
             lambda key, x, entry: experiment.loss(key, denoiser.index(entry), x[None]).values[0]
         )(keys, x, denoiser.batched_fields)
 
-    def images(indices: Int[Array, "batch"], repeat: int) -> Float[Array, "batch h w c"]:
+    def images(indices: Int[Array, "batch"], repeat: int) -> Float[Array, "batch ..."]:
         data, seed = experiment.data, experiment.evaluation.seed
         if experiment.trains_on_levels:
             return data.noiseless(data.images.test, indices)

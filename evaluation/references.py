@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 from tqdm import tqdm
 
-from data.batches import Stored
 from errors import ConfigError
 from experiment.data import Data
 from experiment.experiment import Experiment
@@ -32,8 +30,8 @@ class Reference(NamedTuple):
     origin: dict[str, Any]
 
 
-def _images(data: Data, split: str) -> UInt8[Stored, "n h w c"]:
-    """Return the stored gray levels of "train" or "test"."""
+def _images(data: Data, split: str) -> Any:
+    """Return the stored rows of "train" or "test"."""
     return data.images.train if split == "train" else data.images.test
 
 

@@ -125,7 +125,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         classes=model.num_classes,
         label_dropout=training.label_dropout,
         image=_shrinking(model.network),
-        augment=build_augmentation(reader, model.network),
+        augment=build_augmentation(reader, model.network, data.kind),
         accumulate=training.accumulate,
         sharding=sharding,
     )

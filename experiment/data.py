@@ -185,7 +185,7 @@ class Data(abc.ABC):
         """Return samples, as `decode` gives them, in the network's range."""
 
     @abc.abstractmethod
-    def decode(self, x: Float[Any, "*count h w c"]) -> Shaped[np.ndarray, "*count h w c"]:
+    def decode(self, x: Float[Any, "..."]) -> Shaped[np.ndarray, "..."]:
         """Return rows in the network's range as users see them: uint8, or in the data's units."""
 
     @abc.abstractmethod

@@ -49,8 +49,8 @@ class Rows(Data):
             found = Standardizer(mean=options.mean or of_rows.mean, std=options.std or of_rows.std)
         if len(found.mean) != entries:
             raise ValueError(
-                f"mean and std have {len(found.mean)} numbers, and name={options.name!r} has "
-                f"{entries} coordinates or channels; give one number for each, or leave them out"
+                f"mean and std have length {len(found.mean)}, and name={options.name!r} has "
+                f"{entries} coordinates or channels; give a number for each, or leave them out"
             )
         return found
 

@@ -16,8 +16,8 @@ from files.plots import COLORS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Picture = UInt8[np.ndarray, "h w 3"]
-Points = Float[np.ndarray, "n d"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
+Points = Float[np.ndarray, "_ d"]
 
 _DPI, _SIDE = 100, 4.0  # inches
 _SERIES = 16  # series that a figure shows

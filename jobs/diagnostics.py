@@ -42,6 +42,7 @@ from losses import Noise
 from metrics.bits_per_dim import UNITS
 from metrics.features import Extractor
 from metrics.frechet import frechet_distance, frechet_interval
+from numerics.arrays import Batch
 from objectives.times import log_snr_range, log_snr_times
 from sde_lib import SDE
 from training.objective import Context
@@ -164,7 +165,7 @@ def _times(sde: SDE, u: Float[Array, "draws"], t_min: float) -> Float[Array, "dr
 @partial(jax.jit, static_argnames="t_min")
 def _decoder_term(
     sde: SDE,
-    x0: Float[Array, "batch h w c"],
+    x0: Batch,
     t_min: float,
     squares: Float[Array, "batch"],
     size: Float[Array, "batch"],

@@ -47,6 +47,7 @@ class Loop:
 
     def run(self, batches: TrainingBatches, state: TrainState) -> TrainState:
         options, last = self.job.options, self.job.options.steps
+        rows = self.job.data.kind.name
         one, several = self.job.trainer.compiled_step(), self.job.trainer.compiled_steps()
         key = base_key(self.job.seed, "training")
         pending: deque[tuple[range, dict]] = deque()
@@ -78,7 +79,7 @@ class Loop:
                 self.bar.update(len(steps))
                 if logs:
                     rate = clock.rate()
-                    self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
+                    self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} {rows}/s")
                     if not stopping or is_due(step, options.log_every):
                         self.log.write(step, {**values, "images_per_sec": round(rate, 1)})
                 if measures:  # before it is saved, so that a run that resumes here has it

@@ -19,7 +19,7 @@ _MOST = 2000  # points of a set whose pairs are compared
 
 def mmd_squared(
     x: Float[np.ndarray, "n features"],
-    y: Float[np.ndarray, "m features"],
+    y: Float[np.ndarray, "m _"],
     *,
     widths: tuple[float, ...] = (),
 ) -> float:

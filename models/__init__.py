@@ -16,7 +16,7 @@ from models.adm import ADM
 from models.adm_classifier import ADMClassifier
 from models.ddpm import DDPM
 from models.dit import DiT
-from models.mlp import MLP
+from models.mlp import MLP, MLPClassifier
 from models.ncsn import NCSN
 from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSNv2
@@ -38,6 +38,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
 
 CLASSIFIERS: dict[str, type[nn.Module]] = {
     "adm_classifier": ADMClassifier,
+    "mlp_classifier": MLPClassifier,
     "wide_resnet": WideResNet,
 }
 

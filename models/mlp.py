@@ -143,3 +143,56 @@ class MLP(nn.Module):
         check_numbers(self, dropout="[0, 1)", mlp_ratio="(0, inf)")
         fits = 1 <= self.mlp_ratio * self.features <= MOST
         check_field(self, "mlp_ratio", fits, f"at least 1 number and at most {MOST} in a block")
+
+
+class MLPClassifier(nn.Module):
+    """Classifier of noisy points or series: the blocks of the module docstring, then logits.
+
+    Attributes:
+        features: width of the residual stream.
+        depth: number of blocks, twice as wide inside.
+        dropout: probability of dropping a hidden number, in training only.
+        num_classes: number of classes.
+        compute_dtype: "float32", or "bfloat16" except for parameters, statistics and output.
+    """
+
+    KINDS: ClassVar[tuple[str, ...]] = ("points", "series")
+    SECTION: ClassVar[str] = "classifier"
+
+    features: int = 64
+    depth: int = 2
+    dropout: float = 0.0
+    num_classes: int = 2
+    compute_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Rows, cond: Float[Array, "batch"], *, train: bool
+    ) -> Float[Array, "batch {self.num_classes}"]:
+        """Map rows (b, ...) and noise levels cond (b,) to logits (b, num_classes).
+
+        Raises:
+            ValueError: a field is invalid (`validate`).
+        """
+        self.validate(*x.shape[1:])
+        e = positional_embedding(cond, 2 * self.features)
+        e = nn.silu(dense(self.features, name="embedding_0")(e)).astype(x.dtype)
+        e = cast(e, self.compute_dtype)
+        h = dense(self.features, name="input")(cast(x.reshape(len(x), -1), self.compute_dtype))
+        for i in range(self.depth):
+            h = MLPBlock(2 * self.features, self.dropout, name=f"block_{i}")(h, e, train)
+        h = nn.silu(normalized(h)).astype(x.dtype)
+        self.sow("intermediates", "features", h)  # see `models.with_features`
+        return dense(self.num_classes, name="output")(h)
+
+    @nn.nowrap
+    def validate(self, *sizes: int) -> None:
+        """Check every field for rows of these sizes, without parameters.
+
+        Raises:
+            ValueError: a field is invalid; the message names the field and what is valid.
+        """
+        check_choices(self, {})
+        check_integers(self, features=2, num_classes=1)
+        check_integers(self, most=MOST_BLOCKS, depth=1)
+        check_numbers(self, dropout="[0, 1)")
