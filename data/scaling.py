@@ -175,14 +175,17 @@ class Standardizer:
 
     def forward(self, x: Floats) -> Floats:
         """Return (x - mean) / std, of the type of x (NumPy or JAX)."""
-        mean, std = (np.asarray(values, x.dtype) for values in (self.mean, self.std))
-        return (x - mean) / std
+        return (x - _along_last_axis(self.mean, x)) / _along_last_axis(self.std, x)
 
     def inverse(self, y: Floats) -> Floats:
         """Return mean + std y, of the type of y (NumPy or JAX)."""
-        mean, std = (np.asarray(values, y.dtype) for values in (self.mean, self.std))
-        return mean + std * y
+        return y * _along_last_axis(self.std, y) + _along_last_axis(self.mean, y)
 
     def log_det(self, dims: int) -> float:
         """Return log |d forward / dx| for `dims` numbers: -sum log std, in nats."""
         return -dims / len(self.std) * sum(map(math.log, self.std))
+
+
+def _along_last_axis(values: tuple[float, ...], x: Floats) -> np.ndarray:
+    """Return values with the rank and the dtype of x."""
+    return np.asarray(values, x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -32,12 +32,12 @@ class FeatureKind:
     Attributes:
         make: (experiment, workdir) -> extractor. It raises ConfigError for missing weights.
         has_probabilities: whether it predicts classes too, as the Inception Score needs.
-        kinds: the kinds of data that it takes, names in `experiment.kinds.KINDS`.
+        kinds: the kinds of data that it takes, names in `experiment.kinds.KINDS`; () for all.
     """
 
     make: Callable[[Experiment, Workdir], Extractor]
     has_probabilities: bool = False
-    kinds: tuple[str, ...] = ("images",)
+    kinds: tuple[str, ...] = ()
 
 
 def make_extractors(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, ...]:
@@ -69,8 +69,8 @@ def _require_features(name: str, kind: Kind) -> None:
 
 def require_features_of(field: str, name: str, kind: Kind) -> None:
     """Raise ConfigError unless features suit the kind of data; `field` names them."""
-    if kind.name not in FEATURES[name].kinds:
-        able = [other for other, row in FEATURES.items() if kind.name in row.kinds]
+    if not kind.is_among(FEATURES[name].kinds):
+        able = [other for other, row in FEATURES.items() if kind.is_among(row.kinds)]
         raise ConfigError(
             f"{field}={name!r} is not for {kind.name}; choose some of: {', '.join(able)}"
         )
@@ -138,11 +138,9 @@ def _classifier(experiment: Experiment, workdir: Workdir) -> Extractor:
 
 
 FEATURES: dict[str, FeatureKind] = {
-    "classifier": FeatureKind(
-        make=_classifier, has_probabilities=True, kinds=("images", "points", "series")
-    ),
-    "inception": FeatureKind(make=_inception, has_probabilities=True),
-    "pixels": FeatureKind(make=_pixels),
+    "classifier": FeatureKind(make=_classifier, has_probabilities=True),
+    "inception": FeatureKind(make=_inception, has_probabilities=True, kinds=("images",)),
+    "pixels": FeatureKind(make=_pixels, kinds=("images",)),
     "raw": FeatureKind(make=_raw, kinds=("points", "series")),
-    "thumbnails": FeatureKind(make=_thumbnails),
+    "thumbnails": FeatureKind(make=_thumbnails, kinds=("images",)),
 }

@@ -24,6 +24,7 @@ from errors import EvaluationError
 from evaluation.protocol import MODEL_FIELDS
 from evaluation.report import Evaluation, Report
 from experiment.experiment import Experiment, with_data_labels
+from experiment.images import as_images
 from experiment.randomness import base_key
 from jobs.cache import Arrays
 from likelihood import log_prob
@@ -154,7 +155,7 @@ def test_loss(evaluation: Evaluation) -> Report:
     def images(indices: Int[Array, "batch"], repeat: int) -> Float[Array, "batch ..."]:
         data, seed = experiment.data, experiment.evaluation.seed
         if experiment.trains_on_levels:
-            return data.noiseless(data.images.test, indices)
+            return as_images(data).noiseless(data.images.test, indices)
         return data.batch(data.images.test, indices, seed=seed, draw=repeat)
 
     def compute(batch: _Batch) -> dict[str, Array]:
@@ -310,7 +311,7 @@ def _mean_and_error(values: Float[np.ndarray, "images"]) -> dict[str, float | No
 
 def discrete_bound_likelihood(evaluation: Evaluation) -> Report:
     """Compute bits/dim by the variational bound of a chain: L_T, every L_t, and L_0."""
-    experiment, data = evaluation.experiment, evaluation.experiment.data
+    experiment, data = evaluation.experiment, as_images(evaluation.experiment.data)
     options, schedule, clipping = experiment.discrete_bound
     denoiser = dataclasses.replace(evaluation.checkpoint.denoiser, clipping=clipping)
     times = schedule.of(denoiser.sde)
@@ -369,7 +370,7 @@ def continuous_bound_likelihood(evaluation: Evaluation) -> Report:
 
         def compute(batch: _Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
             if discrete:
-                x = data.noiseless(data.images.test, batch.indices)
+                x = as_images(data).noiseless(data.images.test, batch.indices)
                 log_q = jnp.zeros(len(x), x.dtype)
             else:
                 x, log_q = _dequantized(evaluation, batch.indices, draw, options.t_min)

@@ -40,7 +40,7 @@ class Metric:
         min_samples: number of samples that it needs.
         min_images: number of training images that it needs.
         needs_probabilities: whether its features must come with class probabilities.
-        kinds: the kinds of data that it suits, names in `experiment.kinds.KINDS`.
+        kinds: the kinds of data that it suits, names in `experiment.kinds.KINDS`; () for all.
     """
 
     compute: Callable[[Any], Report]
@@ -51,7 +51,7 @@ class Metric:
     min_samples: int = 0
     min_images: int = 0
     needs_probabilities: bool = False
-    kinds: tuple[str, ...] = ("images", "points", "series")
+    kinds: tuple[str, ...] = ()
 
 
 METRICS: dict[str, Metric] = {
@@ -154,8 +154,8 @@ def check_options(options: EvaluationOptions, kind: Kind) -> None:
     for name in options.features:
         require_features_of("config.eval.features", name, kind)
     for name in options.metrics:
-        if kind.name not in METRICS[name].kinds:
-            able = [other for other, row in METRICS.items() if kind.name in row.kinds]
+        if not kind.is_among(METRICS[name].kinds):
+            able = [other for other, row in METRICS.items() if kind.is_among(row.kinds)]
             raise ConfigError(
                 f"config.eval.metrics={options.metrics!r}: {name} is not for {kind.name}; choose "
                 f"some of: {', '.join(able)}"

@@ -25,6 +25,8 @@ from files.paths import AnyPath
 from objectives.variational import PixelLevels
 from training.parallel import DataParallel
 
+Batches = TrainingBatches | RowBatches
+
 
 @dataclass(frozen=True)
 class Data(abc.ABC):
@@ -104,7 +106,7 @@ class Data(abc.ABC):
     @abc.abstractmethod
     def training_batches(
         self, batch_size: int, seed: int, *, labels: bool, dequantization: str = ""
-    ) -> TrainingBatches | RowBatches:
+    ) -> Batches:
         """Return the training stream; batch k depends on the seed and k alone.
 
         `dequantization` is a name in DEQUANTIZATIONS, by default config.data.dequantization.

@@ -266,3 +266,14 @@ class Images(Data):
     @property
     def noise_unit(self) -> tuple[float, str]:
         return (self.scaler.high - self.scaler.low) / 255, "gray levels of 256 (rms)"
+
+
+def as_images(data: Data) -> Images:
+    """Return data of which the caller knows that they are images.
+
+    Raises:
+        TypeError: if they are not.
+    """
+    if not isinstance(data, Images):
+        raise TypeError(f"the data are {data.kind.name}, not images")
+    return data

@@ -4,7 +4,7 @@ A kind says what a row of the data is, in which unit its likelihood is reported,
 shown, and which measurements suit it where a configuration names none.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,10 @@ class Kind:
     pictures: Pictures
     shown: int
     measurements: Measurements
+
+    def is_among(self, names: Collection[str]) -> bool:
+        """Return whether it is one of the kinds named, where none stands for all."""
+        return not names or self.name in names
 
     def require_images(self, what: str, remedy: str) -> None:
         """Raise ConfigError unless the data are images, which `what` needs."""

@@ -45,7 +45,7 @@ class Rows(Data):
         if options.mean and options.std:
             found = Standardizer(mean=options.mean, std=options.std)
         else:
-            of_rows = standardizer_of(options.name, self.images.train)
+            of_rows = standardizer_of(options.name, self._rows.train)
             found = Standardizer(mean=options.mean or of_rows.mean, std=options.std or of_rows.std)
         if len(found.mean) != entries:
             raise ValueError(
@@ -61,6 +61,12 @@ class Rows(Data):
     @property
     def log_det(self) -> float:
         return self.scaler.log_det(self.size)
+
+    @property
+    def _rows(self) -> RowData:
+        found = self.images
+        assert isinstance(found, RowData)
+        return found
 
     def _load(self) -> RowData:
         options = self.options
@@ -87,8 +93,8 @@ class Rows(Data):
     ) -> RowBatches:
         """Return the training stream; batch k depends on the seed and k alone."""
         return RowBatches(
-            rows=self.images.train,
-            labels=self.images.train_labels if labels else None,
+            rows=self._rows.train,
+            labels=self._rows.train_labels if labels else None,
             batch_size=batch_size,
             seed=seed,
             scaler=self.scaler,
@@ -139,7 +145,7 @@ class Rows(Data):
 
     def variances(self, count: int) -> Float[np.ndarray, "numbers"]:
         """Return the variance of every number over the first `count` training rows."""
-        rows = self.scaler.forward(self.images.train[:count].astype(np.float64))
+        rows = self.scaler.forward(self._rows.train[:count].astype(np.float64))
         return rows.var(axis=0).ravel()
 
     def encode(self, samples: Float[Any, "..."]) -> Float[Any, "..."]:

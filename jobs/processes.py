@@ -54,13 +54,17 @@ def _drift(
     """Return the drift at places of the plane around some points, in the units of the data."""
     data, places = experiment.data, grid_of(points)
     x = data.encode(places)
-    arrows = data.decode(x + np.asarray(_reverse_drift(denoiser, x, t))) - places
+    arrows = (
+        data.decode(x + np.asarray(_reverse_drift(denoiser, x, jnp.asarray(t, jnp.float32))))
+        - places
+    )
     lengths = np.linalg.norm(arrows, axis=1)
     longest = _LONGEST * max(np.median(lengths), 1e-12)
     return Drift(places, arrows * np.minimum(1, longest / np.maximum(lengths, 1e-12))[:, None])
 
 
 @jax.jit
-def _reverse_drift(denoiser: Denoiser, x: Float[Array, "k 2"], t: float) -> Float[Array, "k 2"]:
-    t = jnp.asarray(t, x.dtype)
+def _reverse_drift(
+    denoiser: Denoiser, x: Float[Array, "k 2"], t: Float[Array, ""]
+) -> Float[Array, "k 2"]:
     return -reverse_drift(denoiser.sde, denoiser.score(x, t), x, t)

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from data.batches import TrainingBatches
 from denoising import Denoiser
 from errors import TrainingError
+from experiment.data import Batches
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint
 from files.pictures import write_png
@@ -45,7 +45,7 @@ class Loop:
     stop: Stop
     profiler: Profiler
 
-    def run(self, batches: TrainingBatches, state: TrainState) -> TrainState:
+    def run(self, batches: Batches, state: TrainState) -> TrainState:
         options, last = self.job.options, self.job.options.steps
         rows = self.job.data.kind.name
         one, several = self.job.trainer.compiled_step(), self.job.trainer.compiled_steps()
@@ -115,7 +115,7 @@ class Loop:
             yield range(done + 1, done + count + 1)
             done += count
 
-    def _inputs(self, batches: TrainingBatches, steps: range) -> tuple[range, list[jax.Array]]:
+    def _inputs(self, batches: Batches, steps: range) -> tuple[range, list[jax.Array]]:
         """Return the steps of a call with their batches, and labels if any, on the devices."""
         parallel = self.job.data.parallel
         rows = parallel.local_rows(self.job.options.batch_size)

@@ -62,7 +62,7 @@ def _squared_distances(
 def _kernel(
     squares: Float[np.ndarray, "n m"], widths: tuple[float, ...]
 ) -> Float[np.ndarray, "n m"]:
-    return sum(np.exp(-squares / (2 * width**2)) for width in widths) / len(widths)
+    return np.mean([np.exp(-squares / (2 * width**2)) for width in widths], axis=0)
 
 
 def _mean_of_pairs(kernel: Float[np.ndarray, "n n"]) -> float:

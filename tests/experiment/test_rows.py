@@ -37,7 +37,7 @@ def test_the_likelihood_of_a_mixture_is_its_closed_form_in_the_units_of_the_data
     seen = Mixture(weights, (means - mean) @ scale, scale @ covariances @ scale)
     rows = truth.sample(0, 30)
     with jax.enable_x64(True):
-        sde = VPSDE()
+        sde = VPSDE(beta_max=60.0)  # p_1 is the prior
         x = jnp.asarray(data.scaler.forward(rows))
         options = LikelihoodOptions(trace="exact", t_min=1e-6)
         ode = ODEOptions(rtol=1e-8, atol=1e-8)
