@@ -30,6 +30,10 @@ class CheckpointError(ScoreSDEError):
     """A checkpoint cannot be written or read."""
 
 
+class MisfitError(CheckpointError):
+    """A checkpoint holds the parameters of another network."""
+
+
 class TrainingError(ScoreSDEError):
     """Training cannot go on, for example after a loss that is not finite."""
 

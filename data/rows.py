@@ -21,6 +21,8 @@ from data.npz import HELD_OUT_KEYS, TRAIN_KEYS, checked_labels, only_key
 from data.scaling import Standardizer
 from errors import SEEDS, require_choice, require_in, require_memory
 from files.arrays import Header, array_place, open_arrays, read_array
+from files.buckets import local_input
+from files.paths import in_bucket
 
 GENERATORS: Mapping[str, Mapping[str, Generator]] = {"points": POINTS, "series": SERIES}
 RANKS = {"points": 2, "series": 3}  # of an array of rows, by the kind of the data
@@ -61,12 +63,13 @@ class RowData:
 def kind_of(name: str) -> str:
     """Return the kind of a data set from its name, or from the header of its file.
 
-    An array of floats holds points or series, and what is neither is images.
+    An array of floats holds points or series, and what is neither is images. Files in buckets are
+    taken for images.
     """
     for kind in GENERATORS:
         if name.startswith(f"{kind}:"):
             return kind
-    header = _header(name)
+    header = None if in_bucket(name) else _header(name)  # which might be a long way to read
     if header is None or header.dtype.kind != "f":
         return "images"
     ranks = {rank: kind for kind, rank in RANKS.items()}
@@ -177,11 +180,19 @@ def _generator(name: str) -> Generator | None:
     return GENERATORS[kind][formula]
 
 
+def _path(name: str) -> Path | None:
+    """Return the file of arrays that a name chooses, of a bucket its copy; None for no such name.
+
+    Raises:
+        BucketError: if a bucket cannot be read.
+    """
+    return local_input(os.path.expanduser(name)) if name.endswith((".npy", ".npz")) else None
+
+
 def _header(name: str) -> Header | None:
     """Return the header of the training rows in a file; None if it is no file of arrays."""
-    path = Path(os.path.expanduser(name))
-    where = f"config.data.name={str(path)!r}"
-    if path.suffix not in (".npy", ".npz") or not path.is_file():
+    path, where = _path(name), f"config.data.name={name!r}"
+    if path is None or not path.is_file():
         return None
     if path.suffix == ".npy":
         return array_place(path, where)[0]
@@ -207,8 +218,9 @@ def _check(where: str, header: Header, kind: str) -> None:
 
 def _read(name: str, kind: str) -> tuple[dict[str, _Split], tuple[str, ...]]:
     """Return the splits of a file, and notes on what was not read."""
-    path = Path(os.path.expanduser(name))
-    where = f"config.data.name={str(path)!r}"
+    path, where = _path(name), f"config.data.name={name!r}"
+    if path is None or not path.is_file():
+        raise ValueError(f"{where}: there is no such file")
     if path.suffix == ".npy":
         header, _ = array_place(path, where)
         _check(where, header, kind)

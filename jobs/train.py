@@ -14,7 +14,7 @@ from absl import logging
 from tqdm import tqdm
 
 from denoising import Denoiser
-from errors import CheckpointError, WorkdirError
+from errors import CheckpointError, MisfitError, WorkdirError
 from experiment.data import Batches
 from experiment.options import TrainingOptions
 from experiment.randomness import base_key
@@ -169,11 +169,11 @@ def _initial_state(
     source, template = Workdir(run), job.trainer.abstract_parameters()
     try:
         other = Checkpoints(source.checkpoints).restore(template, step, partial=True)
-    except CheckpointError as error:
-        differing = "; ".join(source.network_differences(job.config)) or "no field of the network"
+    except MisfitError as error:
+        differing = source.network_differences(job.config) or [str(error)]
         raise CheckpointError(
-            f"config.training.init_from={job.options.init_from!r}: {error}. Between that run and "
-            f"this one differs: {differing}"
+            f"config.training.init_from={job.options.init_from!r} holds another network: "
+            f"{'; '.join(differing)}. Give these values, or another run"
         ) from error
     if other is None:
         raise CheckpointError(f"config.training.init_from={run!r} holds no checkpoint")

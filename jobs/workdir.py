@@ -148,8 +148,11 @@ class Workdir:
         saved = agreed(self._read)
         return {k: v for k, v in saved.items() if k not in (_CHANGES, _IMAGES)}
 
-    def _read(self) -> dict[str, Any]:
-        """Return the content of config.json, or where that is lost, of a checkpoint's record."""
+    def _read(self, *, announces: bool = True) -> dict[str, Any]:
+        """Return the content of config.json, or where that is lost, of a checkpoint's record.
+
+        The latter is printed, where it `announces`.
+        """
         try:
             if isinstance(saved := self._content(), dict):
                 return saved
@@ -164,7 +167,8 @@ class Workdir:
         for step in reversed(checkpoints.steps()):
             with suppress(CheckpointError):
                 self._recovered = checkpoints.config(step)
-                print(f"{problem}; using the configuration in the checkpoint of step {step}")
+                if announces:
+                    print(f"{problem}; using the configuration in the checkpoint of step {step}")
                 return self._recovered
         if isinstance(lost, FileNotFoundError):
             raise WorkdirError(
@@ -276,7 +280,7 @@ class Workdir:
     def _save_config(
         self, config: dict[str, Any], images: str | None, changes: Sequence[str], step: int
     ) -> None:
-        saved = self._read() if self._holds_run() else {}
+        saved = self._read(announces=False) if self._holds_run() else {}
         extra: dict[str, Any] = {_CHANGES: saved.get(_CHANGES, [])}
         extra[_CHANGES] = [*extra[_CHANGES], *({"step": step, "change": each} for each in changes)]
         extra[_IMAGES] = images or saved.get(_IMAGES)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, final
 import jax
 from absl import logging
 
-from errors import BucketError, CheckpointError, require_in
+from errors import BucketError, CheckpointError, MisfitError, require_in
 from files.paths import AnyPath, as_path, bucket_errors, in_bucket
 from files.text import one_line
 from files.writing import make_folder, sync
@@ -312,7 +312,7 @@ class Checkpoints:
         ]
         if misfits:
             more = f" (and {len(misfits) - 3} more)" if len(misfits) > 3 else ""
-            raise CheckpointError(
+            raise MisfitError(
                 f"checkpoint {self._directory / str(step)} does not fit this model: "
                 f"{'; '.join(misfits[:3])}{more}. Use the config it was saved with, or another "
                 "directory"

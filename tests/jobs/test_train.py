@@ -177,9 +177,6 @@ def test_start_from_a_run_with_another_optimizer_is_recorded(tmp_path, capsys):
     missing = job(**fields, training__init_from=f"{tmp_path / 'old'}:5")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         train(missing, Workdir(tmp_path / "missing"))
-    wider = job(**fields, model__features=16, training__init_from=str(tmp_path / "old"))
-    with pytest.raises(CheckpointError, match=r"differs: config\.model\.features was 8, is 16$"):
-        train(wider, Workdir(tmp_path / "wider"))
 
 
 @pytest.mark.slow
