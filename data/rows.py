@@ -93,7 +93,10 @@ def shape_of(name: str, kind: str) -> tuple[int, ...]:
         if not name.startswith(f"{kind}:"):
             raise ValueError(f"kind={kind!r} does not fit name={name!r}; leave it out")
         return generator.shape
-    header = _header(name)
+    header, path = _header(name), _path(name)
+    if header is None and path is not None:
+        missing = "holds no array train" if path.is_file() else "is missing"
+        raise ValueError(f"name={name!r}: the file {missing}; give rows {_AXES[kind]} in it")
     if header is None:
         raise ValueError(
             f"name={name!r} is not {kind}; give {kind}:{f' or {kind}:'.join(GENERATORS[kind])}, or "

@@ -99,6 +99,7 @@ def test_standardized_rows_have_mean_0_and_deviation_1_and_the_density_changes_b
     [
         (lambda f: shape_of("points:spiral", "points"), "'points:spiral' is unknown.*points:moons"),
         (lambda f: shape_of("digits", "points"), "name='digits' is not points; give points:"),
+        (lambda f: shape_of("none.npy", "points"), "the file is missing; give rows"),
         (lambda f: shape_of("points:moons", "series"), "kind='series' does not fit"),
         (lambda f: kind_of(f(floats(4, 2, 2, 2))), r"expected points \(n, coordinates\), series"),
         (lambda f: kind_of(f(floats(4))), "holds float32 of shape"),
