@@ -164,9 +164,7 @@ def reduced(command, folder):
     fields = dict(POINTS if of_points else TINY)
     if "cifar10" in file:
         fields["data.name"] = folder / "cifar10.npz"
-    sampler = given.get(
-        "config.sampling.name", "unipc" if "digits" in file or of_points else "pc"
-    )
+    sampler = given.get("config.sampling.name", "unipc" if "digits" in file or of_points else "pc")
     adaptive = sampler in solvers.ADAPTIVE
     for name, value in SAMPLING.items():
         if (name != "steps") == adaptive and sampler != "sde":

@@ -17,11 +17,11 @@ def test_it_is_the_closed_form_between_gaussians():
     shift, s, r = np.array([0.7, -0.4]), 1.0, 0.6
     found = [
         mmd_squared(
-            s * rng.standard_normal((600, dims)),
-            shift + r * rng.standard_normal((600, dims)),
+            s * rng.standard_normal((300, dims)),
+            shift + r * rng.standard_normal((300, dims)),
             widths=widths,
         )
-        for _ in range(20)
+        for _ in range(16)
     ]
     zero = np.zeros(dims)
     truth = np.mean(
@@ -34,7 +34,7 @@ def test_it_is_the_closed_form_between_gaussians():
     )
     error = np.std(found, ddof=1) / np.sqrt(len(found))
     assert abs(np.mean(found) - truth) < 4 * error
-    assert error < 0.05 * truth
+    assert error < 0.1 * truth
 
 
 def test_it_has_mean_0_for_equal_distributions_and_may_be_negative():
