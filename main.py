@@ -189,7 +189,7 @@ def _run_mode(mode: Mode, options: dict[str, Any]) -> None:
 
     config, overrides = _configuration()
     experiment = build(config, overrides=overrides)
-    check_options(experiment.evaluation)
+    check_options(experiment.evaluation, experiment.data.kind)
     workdir, given = _workdir(), {f"--{name}": str(value) for name, value in options.items()}
     place = workdir if in_bucket(workdir) else str(Path(workdir).absolute())
     given |= {"--mode": _MODE.value, "--workdir": place}

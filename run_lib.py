@@ -19,7 +19,7 @@ from evaluation.protocol import samples_protocol
 from experiment.experiment import Experiment
 from experiment.sampler import checkpoint_name, unconditioned
 from files.paths import AnyPath
-from files.pictures import image_grid, write_gif, write_png_folder
+from files.pictures import write_gif, write_png_folder
 from jobs.averages import parse_lengths, reconstruct
 from jobs.compress import compress as compress
 from jobs.compress import decompress as decompress
@@ -43,7 +43,6 @@ from jobs.training_job import classifier_job, dequantizer_job, model_job
 from jobs.workdir import Workdir
 from training.hosts import agreed, require_same
 
-_ANIMATED = 100  # images that an animation shows
 _FRAMES = 40  # snapshots of an animation
 
 
@@ -192,8 +191,9 @@ def sample(
 ) -> None:
     """Write images of a checkpoint into a folder of their protocol, `samples/STEP-SAMPLER-DIGEST`.
 
-    It holds samples.npz (uint8, NHWC, as `samples` and as `arr_0`, the name that ADM's evaluator
-    reads), samples.png (a grid; with a task, the inputs beside their samples), and protocol.json.
+    It holds samples.npz (uint8, NHWC, or floats in the units of the data, as `samples` and as
+    `arr_0`, the name that ADM's evaluator reads), samples.png (a grid, scatter or lines; with a
+    task, the inputs beside their samples), protocol.json, and processes.png of points.
     With `gif`, an animation shows the reverse process of the first samples. With `png`, a folder
     holds each image as a file. `ema` chooses the average of the parameters.
 
@@ -203,6 +203,8 @@ def sample(
     _check_count(experiment, num_samples)
     workdir.require_writable()
     task = experiment.sampler.task
+    if png:
+        experiment.data.kind.require_images("--png", "leave it out; samples.npz has all")
     if task is None:
         experiment.model.require_no_image("plain samples")
     if gif and task is not None and task.encodes:
@@ -221,13 +223,13 @@ def sample(
         result = run.run(loaded)
     folder = workdir.samples / protocol.key(f"{loaded.name}-{kind}")
     result.write(folder, protocol.tree)
-    print(f"{len(result.images)} samples of step {loaded.name}, {result.summary}: {folder}")
+    print(f"{len(result.samples)} samples of step {loaded.name}, {result.summary}: {folder}")
     if png:
-        write_png_folder(folder / "png", result.images)
+        write_png_folder(folder / "png", result.samples)
     if gif:
-        shown = np.arange(min(num_samples, _ANIMATED))
+        shown = np.arange(min(num_samples, experiment.data.kind.shown))
         drawn = experiment.sampler.draw(loaded, shown, frames=_FRAMES, condition=condition)
-        write_gif(folder / "samples.gif", [image_grid(frame) for frame in drawn.frames])
+        write_gif(folder / "samples.gif", experiment.data.pictures(drawn.frames))
 
 
 def moments(

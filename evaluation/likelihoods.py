@@ -24,6 +24,7 @@ from errors import EvaluationError
 from evaluation.protocol import MODEL_FIELDS
 from evaluation.report import Evaluation, Report
 from experiment.experiment import Experiment, with_data_labels
+from experiment.images import as_images
 from experiment.randomness import base_key
 from jobs.cache import Arrays
 from likelihood import log_prob
@@ -68,7 +69,7 @@ def _tau(evaluation: Evaluation, t_min: float) -> float | None:
     if not data.dequantization.at_t_min:
         return None
     alpha, sigma = _coefficients(evaluation, t_min)
-    return alpha * (data.scaler.high - data.scaler.low) / (2 * data.quantizer.gray_levels * sigma)
+    return alpha * data.bin_width / (2 * sigma)
 
 
 def _batches(
@@ -110,16 +111,15 @@ def _batches(
     return evaluation.cache.concatenate(key, len(chosen), batch_size, computed)
 
 
-def _in_bits(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the map from log p(x) - log q of dequantized images in nats to bits/dim."""
-    data, dims = experiment.data, int(np.prod(experiment.data.shape))
-    log_det = data.quantizer.log_det(dims) + data.scaler.log_det(dims)
-    return lambda nats: bits.bits_per_dim(nats, log_det=log_det, dims=dims)
+def _in_units(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the map from log p(x) - log q of rows with a density, in nats, to the data's unit."""
+    data = experiment.data
+    return lambda nats: data.kind.unit.per_dim(nats, log_det=data.log_det, dims=data.size)
 
 
-def _nats_to_bits(experiment: Experiment) -> float:
-    """Return the factor from nats per image to bits/dim."""
-    return 1 / (int(np.prod(experiment.data.shape)) * np.log(2))
+def _nats_to_units(experiment: Experiment) -> float:
+    """Return the factor from nats per row to the data's unit, per dimension."""
+    return experiment.data.kind.unit.of(1.0, experiment.data.size)
 
 
 def _seconds(parts: list[Arrays]) -> float:
@@ -127,9 +127,10 @@ def _seconds(parts: list[Arrays]) -> float:
 
 
 def _draws(experiment: Experiment, stream: str) -> Iterator[tuple[int, Array]]:
-    """Yield each dequantization draw with its key."""
+    """Yield each dequantization draw with its key; a single one of data that have a density."""
     base = base_key(experiment.evaluation.seed, stream)
-    for draw in range(experiment.evaluation.dequantizations):
+    quantized = experiment.data.kind.quantized
+    for draw in range(experiment.evaluation.dequantizations if quantized else 1):
         yield draw, jax.random.fold_in(base, draw)
 
 
@@ -151,10 +152,10 @@ def test_loss(evaluation: Evaluation) -> Report:
             lambda key, x, entry: experiment.loss(key, denoiser.index(entry), x[None]).values[0]
         )(keys, x, denoiser.batched_fields)
 
-    def images(indices: Int[Array, "batch"], repeat: int) -> Float[Array, "batch h w c"]:
+    def images(indices: Int[Array, "batch"], repeat: int) -> Float[Array, "batch ..."]:
         data, seed = experiment.data, experiment.evaluation.seed
         if experiment.trains_on_levels:
-            return data.noiseless(data.images.test, indices)
+            return as_images(data).noiseless(data.images.test, indices)
         return data.batch(data.images.test, indices, seed=seed, draw=repeat)
 
     def compute(batch: _Batch) -> dict[str, Array]:
@@ -187,10 +188,10 @@ def test_loss(evaluation: Evaluation) -> Report:
     )
 
 
-def ode_bits_per_dim(evaluation: Evaluation) -> Report:
-    """Compute bits/dim by the probability-flow ODE, over dequantization draws and trace probes."""
+def ode_likelihood(evaluation: Evaluation) -> Report:
+    """Compute -log p per dimension by the probability-flow ODE, over draws and trace probes."""
     experiment, t_min = evaluation.experiment, evaluation.experiment.likelihood.t_min
-    in_bits, to_bits, parts = _in_bits(experiment), _nats_to_bits(experiment), []
+    in_units, to_units, parts = _in_units(experiment), _nats_to_units(experiment), []
     for draw, key in _draws(experiment, "likelihood"):
 
         def compute(batch: _Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
@@ -206,16 +207,17 @@ def ode_bits_per_dim(evaluation: Evaluation) -> Report:
     exact = experiment.likelihood.trace == "exact"
     importance_weighted = None
     if exact and len(parts) > 1:
-        importance_weighted = float(in_bits(bits.importance_weighted(nats[..., 0])).mean())
+        importance_weighted = float(in_units(bits.importance_weighted(nats[..., 0])).mean())
     draws, images, probes = nats.shape
     summary = {
-        **bits.estimate(in_bits(nats), exact=exact)._asdict(),
+        **bits.estimate(in_units(nats), exact=exact)._asdict(),
         # The mean is the sum of the three: the prior's density of the latents with the width of the
         # bins, the divergence along the paths, and the density of the noise.
-        "prior": float(in_bits(prior).mean()),
-        "divergence": -_mean(nats.mean(axis=2) + log_q - prior) * to_bits,
-        "dequantization": _mean(log_q) * to_bits,
+        "prior": float(in_units(prior).mean()),
+        "divergence": -_mean(nats.mean(axis=2) + log_q - prior) * to_units,
+        "dequantization": _mean(log_q) * to_units,
         "tau": _tau(evaluation, t_min),
+        "nats": _mean(nats) + experiment.data.log_det,  # of log p of a whole row
         "draws": draws,
         "images": images,
         "probes": None if exact else probes,
@@ -223,9 +225,10 @@ def ode_bits_per_dim(evaluation: Evaluation) -> Report:
         "nfe": float(nfe.mean()),
         "nfe_of_slowest": int(nfe.max()),
         "seconds": _seconds(parts),
-        **_error_budget(evaluation, in_bits(parts[0]["nats"].mean(axis=1))),
+        **_error_budget(evaluation, in_units(parts[0]["nats"].mean(axis=1))),
     }
-    per_image = {"bits_per_dim": in_bits(nats), "dequantization": log_q * to_bits, "nfe": nfe}
+    name = experiment.data.kind.unit.metric
+    per_image = {name: in_units(nats), "dequantization": log_q * to_units, "nfe": nfe}
     return Report(summary, per_image)
 
 
@@ -261,7 +264,7 @@ def _error_budget(
     )
     if not count:
         return {}
-    images, in_bits = len(experiment.data.images.test), _in_bits(experiment)
+    images, in_units = len(experiment.data.images.test), _in_units(experiment)
     chosen = np.unique(np.linspace(0, images - 1, count).astype(int))
     tight = dataclasses.replace(ode, rtol=ode.rtol / 10, atol=ode.atol / 10)
     _, key = next(_draws(experiment, "likelihood"))
@@ -286,13 +289,13 @@ def _error_budget(
     depends_on = ("eval.error_budget_images", "likelihood.", "dequantizer.")
     found = _batches(evaluation, "error-budget", compute, depends_on=depends_on, chosen=chosen)
     used = first_draw[chosen]
-    solver = in_bits(found["tight"]) - used
-    truncation = _mean_and_error(in_bits(found["bound"]) - used) if truncates else None
+    solver = in_units(found["tight"]) - used
+    truncation = _mean_and_error(in_units(found["bound"]) - used) if truncates else None
     return {
         "solver_error": _mean_and_error(solver)
         | {"largest": float(np.abs(solver).max()), "rtol": tight.rtol, "nfe": _mean(found["nfe"])},
         "truncation": truncation,
-        "prior_mismatch": _mean(found["prior"]) * _nats_to_bits(experiment),
+        "prior_mismatch": _mean(found["prior"]) * _nats_to_units(experiment),
         "error_budget_images": len(chosen),
     }
 
@@ -306,9 +309,9 @@ def _mean_and_error(values: Float[np.ndarray, "images"]) -> dict[str, float | No
     return {"mean": estimate.mean, "standard_error": estimate.over_images}
 
 
-def discrete_bound_bits(evaluation: Evaluation) -> Report:
+def discrete_bound_likelihood(evaluation: Evaluation) -> Report:
     """Compute bits/dim by the variational bound of a chain: L_T, every L_t, and L_0."""
-    experiment, data = evaluation.experiment, evaluation.experiment.data
+    experiment, data = evaluation.experiment, as_images(evaluation.experiment.data)
     options, schedule, clipping = experiment.discrete_bound
     denoiser = dataclasses.replace(evaluation.checkpoint.denoiser, clipping=clipping)
     times = schedule.of(denoiser.sde)
@@ -333,8 +336,8 @@ def discrete_bound_bits(evaluation: Evaluation) -> Report:
         depends_on=("discrete_bound.",),
         denoiser=denoiser,
     )
-    to_bits = _nats_to_bits(experiment)
-    terms, prior, decoder = (found[name] * to_bits for name in ("terms", "prior", "decoder"))
+    to_units = _nats_to_units(experiment)
+    terms, prior, decoder = (found[name] * to_units for name in ("terms", "prior", "decoder"))
     total = prior + terms.sum(axis=1) + decoder
     summary = {
         "mean": _mean(total),
@@ -354,7 +357,7 @@ def discrete_bound_bits(evaluation: Evaluation) -> Report:
     return Report(summary, per_image)
 
 
-def continuous_bound_bits(evaluation: Evaluation) -> Report:
+def continuous_bound_likelihood(evaluation: Evaluation) -> Report:
     """Compute bits/dim by the variational bound in continuous time, over dequantization draws.
 
     Images whose noise is that of the process itself are bin centers, and the last step gives the
@@ -362,12 +365,12 @@ def continuous_bound_bits(evaluation: Evaluation) -> Report:
     """
     experiment, data = evaluation.experiment, evaluation.experiment.data
     options, discrete = experiment.continuous_bound, data.dequantization.at_t_min
-    in_bits, to_bits, parts = _in_bits(experiment), _nats_to_bits(experiment), []
+    in_units, to_units, parts = _in_units(experiment), _nats_to_units(experiment), []
     for draw, key in _draws(experiment, "continuous_bound"):
 
         def compute(batch: _Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
             if discrete:
-                x = data.noiseless(data.images.test, batch.indices)
+                x = as_images(data).noiseless(data.images.test, batch.indices)
                 log_q = jnp.zeros(len(x), x.dtype)
             else:
                 x, log_q = _dequantized(evaluation, batch.indices, draw, options.t_min)
@@ -390,17 +393,17 @@ def continuous_bound_bits(evaluation: Evaluation) -> Report:
         for name in ("prior", "diffusion", "decoder", "log_q")
     )
     terms = prior + diffusion + decoder + log_q
-    values = terms * to_bits if discrete else in_bits(-terms)
+    values = terms * to_units if discrete else in_units(-terms)
     estimate = bits.estimate(values[..., None], exact=True)
-    last = decoder * to_bits if discrete else in_bits(-decoder)  # with the width of the bins
+    last = decoder * to_units if discrete else in_units(-decoder)  # with the width of the bins
     summary = {
         "mean": estimate.mean,
         "over_images": estimate.over_images,
         "over_draws": estimate.over_draws,  # over dequantization, times and noise
-        "prior": _mean(prior) * to_bits,
-        "diffusion": _mean(diffusion) * to_bits,
+        "prior": _mean(prior) * to_units,
+        "diffusion": _mean(diffusion) * to_units,
         "decoder": _mean(last),
-        "dequantization": _mean(log_q) * to_bits,
+        "dequantization": _mean(log_q) * to_units,
         "draws": len(parts),
         "images": values.shape[1],
         "nfe": options.num_times + 1,

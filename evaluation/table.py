@@ -40,6 +40,14 @@ def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
     yield "  network evaluations", f"{result['nfe']:.0f}", seconds
 
 
+def nats_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of -log p in nats/dim by the probability-flow ODE, with the error budget."""
+    name, value, note = next(rows := ode_rows(result))
+    yield name.replace("bits", "nats"), value, note
+    yield "log-likelihood in nats", f"{result['nats']:.4f}", "mean over the test rows"
+    yield from rows
+
+
 def continuous_bound_rows(result: dict[str, Any]) -> Iterator[Row]:
     """Yield the row of the bound in continuous time."""
     yield _bound_row("continuous", result, ("prior", "diffusion", "decoder", "dequantization"))
@@ -82,6 +90,22 @@ def kid_rows(result: dict[str, Any]) -> Iterator[Row]:
         yield "KID", *_over_seeds(found["mean"], note)
 
 
+def sliced_wasserstein_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of sliced Wasserstein distances by each extractor."""
+    yield from _baseline_rows("sliced Wasserstein", result)
+
+
+def mmd_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of squared maximum mean discrepancies by each extractor."""
+    yield from _baseline_rows("MMD squared", result)
+
+
+def _baseline_rows(name: str, result: dict[str, Any]) -> Iterator[Row]:
+    for features, found in result.items():
+        yield name, *_over_seeds(found, features, digits=5)
+        yield "  data to data", f"{found['baseline']:.5f}", "two halves of the data, for scale"
+
+
 def precision_recall_rows(result: dict[str, Any]) -> Iterator[Row]:
     """Yield the rows of precision and recall by each extractor."""
     for features, found in result.items():
@@ -100,11 +124,11 @@ def _error(value: float | None, source: str = "") -> str:
     return "" if value is None else f"+- {value:.4f}" + f" ({source})" * bool(source)
 
 
-def _over_seeds(value: dict[str, Any], features: str) -> tuple[str, str]:
+def _over_seeds(value: dict[str, Any], features: str, digits: int = 4) -> tuple[str, str]:
     note = features
     if value["std"] is not None:
         note = f"{_error(value['std'], 'std over seeds')}, {note}"
     if "interval" in value:
         low, high = value["interval"]
         note += f", 95% interval of the first [{low:.4f}, {high:.4f}]"
-    return f"{value['mean']:.4f}", note
+    return f"{value['mean']:.{digits}f}", note
