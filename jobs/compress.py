@@ -24,6 +24,8 @@ from data.streamed import Converted
 from denoising import Denoiser
 from errors import CodecError, ConfigError, FileError
 from experiment.experiment import Experiment
+from experiment.images import Images as ImageData
+from experiment.images import as_images
 from files.codes import read_code, write_code
 from files.nested import flatten
 from files.paths import AnyPath
@@ -129,7 +131,7 @@ def decompress(
         levels = np.concatenate(groups).astype(np.uint8)
     else:
         levels = _decoded(codec, stacks, about, where)
-    images = experiment.data.quantizer.to_uint8(levels)
+    images = _images_of(experiment).quantizer.to_uint8(levels)
     write_npz(target, {"samples": images}, compress=True)
     write_png(target.with_suffix(".png"), image_grid(images[:_SHOWN]))
     print(f"{len(images)} of {about['images']} images: {target}, {target.with_suffix('.png')}")
@@ -152,6 +154,12 @@ def _decoded(codec: ImageCodec, stacks: list[Any], about: dict[str, Any], where:
     )
 
 
+def _images_of(experiment: Experiment) -> ImageData:
+    data = experiment.data
+    data.kind.require_images("compression", "take a model of images")
+    return as_images(data)
+
+
 def _codec(
     experiment: Experiment, workdir: Workdir, lanes: int, checkpoint: int | None, ema: str
 ) -> ImageCodec:
@@ -168,7 +176,7 @@ def _codec(
     return ImageCodec(
         denoiser=denoiser,
         times=schedule.of(denoiser.sde),
-        pixel_levels=experiment.data.pixel_levels,
+        pixel_levels=_images_of(experiment).pixel_levels,
         options=options,
         shape=experiment.data.shape,
         lanes=lanes,
@@ -177,7 +185,7 @@ def _codec(
 
 def _model(experiment: Experiment, denoiser: Denoiser) -> dict[str, Any]:
     """Return what compression and decompression must have in common, as it reads from JSON."""
-    levels, config = experiment.data.pixel_levels, experiment.config
+    levels, config = _images_of(experiment).pixel_levels, experiment.config
     leaves = jax.tree.leaves((denoiser.network, denoiser.sde))  # the latter, if it is learned
     params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     found = {
@@ -190,7 +198,7 @@ def _model(experiment: Experiment, denoiser: Denoiser) -> dict[str, Any]:
 
 
 def _read_levels(experiment: Experiment, source: str) -> Images:
-    data = experiment.data
+    data = _images_of(experiment)
 
     def convert(stored: Images) -> np.ndarray:
         return data.quantizer.to_uint8(stored).astype(np.float32) / 255
@@ -213,9 +221,8 @@ def _read_levels(experiment: Experiment, source: str) -> Images:
 
 
 def _software() -> dict[str, str]:
-    device = jax.devices()[0]
     names = ("jax", "jaxlib", "numpy", "constriction")
-    return {name: metadata.version(name) for name in names} | {"device": device.device_kind}
+    return {name: metadata.version(name) for name in names} | {"device": jax.default_backend()}
 
 
 def _phrase(software: dict[str, str]) -> str:
