@@ -281,8 +281,8 @@ class ImageCodec:
             below = np.stack([bins.read(stack, *row) for stack, *row in rows])
             ended |= [stack.is_spent for stack in stacks]
             values = self._to_numbers(below) if i == 0 else chain.forward[i - 1].width * below
-            for stack, *step in zip(stacks, z, chain.scale[i] * values, strict=True):
-                chain.forward[i].write(stack, *step, chain.std[i])
+            for stack, value, mean in zip(stacks, z, chain.scale[i] * values, strict=True):
+                chain.forward[i].write(stack, value, mean, chain.std[i])
             z = below
         return np.where(ended[:, None], guesses, z), bool(ended.any())
 

@@ -26,6 +26,7 @@ from evaluation.report import Evaluation, Report
 from experiment.experiment import Experiment, with_data_labels
 from experiment.images import as_images
 from experiment.randomness import base_key
+from files.plots import Panel, Series
 from jobs.cache import Arrays
 from likelihood import log_prob
 from metrics import bits_per_dim as bits
@@ -311,32 +312,8 @@ def _mean_and_error(values: Float[np.ndarray, "images"]) -> dict[str, float | No
 
 def discrete_bound_likelihood(evaluation: Evaluation) -> Report:
     """Compute bits/dim by the variational bound of a chain: L_T, every L_t, and L_0."""
-    experiment, data = evaluation.experiment, as_images(evaluation.experiment.data)
-    options, schedule, clipping = experiment.discrete_bound
-    denoiser = dataclasses.replace(evaluation.checkpoint.denoiser, clipping=clipping)
-    times = schedule.of(denoiser.sde)
-    key = base_key(experiment.evaluation.seed, "discrete_bound")
-
-    def compute(batch: _Batch) -> dict[str, Array]:
-        found = discrete_bound(
-            key,
-            batch.denoiser,
-            data.noiseless(data.images.test, batch.indices),
-            times=times,
-            pixel_levels=data.pixel_levels,
-            options=options,
-            indices=batch.indices,
-        )
-        return {"prior": found.prior, "terms": found.terms.T, "decoder": found.decoder}
-
-    found = _batches(
-        evaluation,
-        "discrete-bound",
-        compute,
-        depends_on=("discrete_bound.",),
-        denoiser=denoiser,
-    )
-    to_units = _nats_to_units(experiment)
+    found, times = _discrete_bound(evaluation)
+    to_units = _nats_to_units(evaluation.experiment)
     terms, prior, decoder = (found[name] * to_units for name in ("terms", "prior", "decoder"))
     total = prior + terms.sum(axis=1) + decoder
     summary = {
@@ -355,6 +332,61 @@ def discrete_bound_likelihood(evaluation: Evaluation) -> Report:
         "discrete_bound_times": times,
     }
     return Report(summary, per_image)
+
+
+def rate_distortion(evaluation: Evaluation) -> Report:
+    """Compute what is known of an image after a part of its bits (Ho et al. 2020, Section 4.3).
+
+    When the steps to time t are sent, L_T and the terms L_i so far are paid, and the receiver
+    predicts x0 from x_t. The distortion is the root mean square over all images, of 255.
+    """
+    found, times = _discrete_bound(evaluation)
+    data = as_images(evaluation.experiment.data)
+    sent = np.concatenate([found["prior"][:, None], found["terms"]], axis=1)
+    rate = np.cumsum(sent, axis=1).mean(axis=0) * _nats_to_units(evaluation.experiment)
+    gray = 255 / (data.pixel_levels.high - data.pixel_levels.low)
+    distortion = gray * np.sqrt(found["squares"].mean(axis=0))
+    panel = Panel(
+        title="rate and distortion",
+        x_label="bits/dim",
+        y_label="error of the predicted image (rms, of 255)",
+        series=[Series(label="predicted x0", x=rate, y=distortion)],
+        from_zero=True,
+        note="without the last bits, which make it exact",
+    )
+    curve = {"times": times.tolist(), "rate": rate.tolist(), "distortion": distortion.tolist()}
+    return Report(curve | {"images": len(sent)}, {}, (panel,))
+
+
+def _discrete_bound(evaluation: Evaluation) -> tuple[Arrays, Float[np.ndarray, "times"]]:
+    """Return the parts of the discrete bound of each image, in nats, and the times."""
+    experiment, data = evaluation.experiment, as_images(evaluation.experiment.data)
+    options, schedule, clipping = experiment.discrete_bound
+    denoiser = dataclasses.replace(evaluation.checkpoint.denoiser, clipping=clipping)
+    times = schedule.of(denoiser.sde)
+    key = base_key(experiment.evaluation.seed, "discrete_bound")
+
+    def compute(batch: _Batch) -> dict[str, Array]:
+        found = discrete_bound(
+            key,
+            batch.denoiser,
+            data.noiseless(data.images.test, batch.indices),
+            times=times,
+            pixel_levels=data.pixel_levels,
+            options=options,
+            indices=batch.indices,
+        )
+        parts = {"prior": found.prior, "terms": found.terms.T, "decoder": found.decoder}
+        return parts | {"squares": found.squares.T}
+
+    found = _batches(
+        evaluation,
+        "discrete-bound",
+        compute,
+        depends_on=("discrete_bound.",),
+        denoiser=denoiser,
+    )
+    return found, times
 
 
 def continuous_bound_likelihood(evaluation: Evaluation) -> Report:

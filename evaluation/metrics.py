@@ -85,6 +85,12 @@ METRICS: dict[str, Metric] = {
         comparable=(*_TEST, "discrete_bound."),
         kinds=("images",),
     ),
+    "rate_distortion": Metric(
+        compute=likelihoods.rate_distortion,
+        rows=table.rate_distortion_rows,
+        comparable=(*_TEST, "discrete_bound."),
+        kinds=("images",),
+    ),
     "frechet": Metric(
         compute=samples.frechet,
         rows=table.frechet_rows,
