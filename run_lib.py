@@ -162,7 +162,8 @@ def stats(experiment: Experiment, workdir: Workdir, *, target: AnyPath | None = 
         )
         file = target or default
         found = references.compute_statistics(experiment, "train", extractor, file)
-        print(f"statistics of {found.count} images, {found.mean.size} {extractor.name}: {file}")
+        rows = f"{found.count} {experiment.data.kind.name}"
+        print(f"statistics of {rows}, {found.mean.size} {extractor.name}: {file}")
 
 
 def compare(files: list[AnyPath]) -> None:
@@ -191,11 +192,10 @@ def sample(
 ) -> None:
     """Write images of a checkpoint into a folder of their protocol, `samples/STEP-SAMPLER-DIGEST`.
 
-    It holds samples.npz (uint8, NHWC, or floats in the units of the data, as `samples` and as
-    `arr_0`, the name that ADM's evaluator reads), samples.png (a grid, scatter or lines; with a
-    task, the inputs beside their samples), protocol.json, and processes.png of points.
-    With `gif`, an animation shows the reverse process of the first samples. With `png`, a folder
-    holds each image as a file. `ema` chooses the average of the parameters.
+    It holds samples.npz (uint8, NHWC, or floats in the units of the data), samples.png (a grid; with
+    a task, the inputs beside their samples), protocol.json, and processes.png of points. With
+    `gif`, an animation shows the reverse process of the first samples. With `png`, a folder holds
+    each image as a file. `ema` chooses the average of the parameters.
 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.

@@ -123,6 +123,12 @@ def _nats_to_units(experiment: Experiment) -> float:
     return experiment.data.kind.unit.of(1.0, experiment.data.size)
 
 
+def _facts(experiment: Experiment) -> dict[str, str]:
+    """Return the unit of likelihoods, and what the rows of the data are."""
+    kind = experiment.data.kind
+    return {"unit": kind.unit.name, "rows": kind.name}
+
+
 def _seconds(parts: list[Arrays]) -> float:
     return round(float(sum(part["seconds"].sum() for part in parts)), 1)
 
@@ -184,6 +190,7 @@ def test_loss(evaluation: Evaluation) -> Report:
             "mean": estimate.mean,
             "over_images": estimate.over_images,
             "over_draws": estimate.over_draws,
+            **_facts(experiment),
         },
         {"loss": values},
     )
@@ -226,6 +233,7 @@ def ode_likelihood(evaluation: Evaluation) -> Report:
         "nfe": float(nfe.mean()),
         "nfe_of_slowest": int(nfe.max()),
         "seconds": _seconds(parts),
+        **_facts(experiment),
         **_error_budget(evaluation, in_units(parts[0]["nats"].mean(axis=1))),
     }
     name = experiment.data.kind.unit.metric
@@ -325,6 +333,7 @@ def discrete_bound_likelihood(evaluation: Evaluation) -> Report:
         "images": len(total),
         "nfe": len(times),
         "seconds": _seconds([found]),
+        **_facts(experiment),
     }
     per_image = {
         "discrete_bound": total,
@@ -440,5 +449,6 @@ def continuous_bound_likelihood(evaluation: Evaluation) -> Report:
         "images": values.shape[1],
         "nfe": options.num_times + 1,
         "seconds": _seconds(parts),
+        **_facts(experiment),
     }
     return Report(summary, {"continuous_bound": values})

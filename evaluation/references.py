@@ -52,7 +52,7 @@ def _provenance(data: Data, split: str, extractor: Extractor) -> Provenance:
 
 def statistics_file(data: Data, split: str, extractor: Extractor, folder: AnyPath) -> AnyPath:
     """Return the file in which a run keeps the statistics of a split."""
-    return folder / f"{Path(data.options.name).stem}-{split}-{extractor.name}.npz"
+    return folder / f"{Path(data.options.name).stem.replace(':', '-')}-{split}-{extractor.name}.npz"
 
 
 def compute_statistics(

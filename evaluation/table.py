@@ -8,16 +8,20 @@ Row = tuple[str, str, str]
 
 def loss_rows(result: dict[str, Any]) -> Iterator[Row]:
     """Yield the row of the test loss."""
-    yield "test loss", f"{result['mean']:.4f}", _error(result["over_images"], "images")
+    yield "test loss", f"{result['mean']:.4f}", _error(result["over_images"], result["rows"])
 
 
 def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
-    """Yield the rows of bits/dim by the probability-flow ODE, with the error budget."""
+    """Yield the rows of -log p per dimension by the ODE, with the error budget."""
     errors = [
-        _error(result[f"over_{source}"], f"{count}{source}")
-        for source, count in (("images", ""), ("draws", f"{result['draws']} "), ("probes", ""))
+        _error(result[f"over_{source}"], name)
+        for source, name in (
+            ("images", result["rows"]),
+            ("draws", f"{result['draws']} draws"),
+            ("probes", "probes"),
+        )
     ]
-    yield "bits/dim", f"{result['mean']:.4f}", " ".join(filter(None, errors))
+    yield result["unit"], f"{result['mean']:.4f}", " ".join(filter(None, errors))
     parts = ("prior", "divergence", "dequantization")
     yield "  the sum of", "", ", ".join(f"{name} {result[name]:.4f}" for name in parts)
     if result["tau"] is not None:
@@ -28,7 +32,7 @@ def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
         yield "  importance-weighted", f"{result['importance_weighted']:.4f}", note
     if "solver_error" in result:
         solver, truncation = result["solver_error"], result["truncation"]
-        images = f"on {result['error_budget_images']} images"
+        images = f"on {result['error_budget_images']} {result['rows']}"
         note = f"{_error(solver['standard_error'])} rtol {solver['rtol']:.0e} less used, {images}"
         yield "  solver error", f"{solver['mean']:+.4f}", note
         if truncation is not None:
@@ -41,10 +45,10 @@ def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
 
 
 def nats_rows(result: dict[str, Any]) -> Iterator[Row]:
-    """Yield the rows of -log p in nats/dim by the probability-flow ODE, with the error budget."""
-    name, value, note = next(rows := ode_rows(result))
-    yield name.replace("bits", "nats"), value, note
-    yield "log-likelihood in nats", f"{result['nats']:.4f}", "mean over the test rows"
+    """Yield the rows of `ode_rows`, with log p of a whole row of the data."""
+    rows = ode_rows(result)
+    yield next(rows)
+    yield "log-likelihood in nats", f"{result['nats']:.4f}", f"mean over the test {result['rows']}"
     yield from rows
 
 
@@ -68,8 +72,8 @@ def rate_distortion_rows(result: dict[str, Any]) -> Iterator[Row]:
 
 def _bound_row(label: str, result: dict[str, Any], names: tuple[str, ...]) -> Row:
     parts = ", ".join(f"{name} {result[name]:.4f}" for name in names)
-    note = f"{_error(result['over_images'], 'images')} {parts}"
-    return f"bits/dim, {label} bound", f"{result['mean']:.4f}", note
+    note = f"{_error(result['over_images'], result['rows'])} {parts}"
+    return f"{result['unit']}, {label} bound", f"{result['mean']:.4f}", note
 
 
 def samples_row(samples: dict[str, Any]) -> Row:
