@@ -75,8 +75,8 @@ class DiscreteBound(NamedTuple):
 
     total = prior + terms.sum(axis=0) + decoder: L_T, the terms L_i of the step to `times[1 + i]`,
     and L_0. `terms` and `decoder` are one draw of their expectations. `squares` are mean squared
-    errors of the x0 that is predicted at each time, in the network's range. `nfe` is the number of
-    network evaluations per image.
+    errors of the x0 that is predicted at each time, clipped to the range of pixels. `nfe` is the
+    number of network evaluations per image.
     """
 
     total: Float[Array, "batch"]
@@ -195,7 +195,8 @@ def _terms(
             return decoder_surprise(prediction, x0, decoder, options.variance, pixel_levels)
 
         term = sum_per_sample(jax.lax.cond(i == steps, surprise, divergence))
-        square = sum_per_sample((prediction.x0 - x0) ** 2)
+        seen = jnp.clip(prediction.x0, pixel_levels.low, pixel_levels.high)
+        square = sum_per_sample((seen - x0) ** 2)
         return terms.at[i].set(term), squares.at[i].set(square)
 
     empty = jnp.zeros((table.t.shape[0], x0.shape[0]), x0.dtype)
