@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Int, Shaped
 from tqdm import tqdm
 
 import sampling
@@ -69,12 +69,20 @@ def checkpoint_name(step: int, average: str = "") -> str:
     return f"{step}-{average}" if average else str(step)
 
 
-class ImageSamples(NamedTuple):
-    """Samples as uint8 images, network evaluations per image, and snapshots of their paths."""
+class Drawn(NamedTuple):
+    """Samples as users see them, network evaluations per sample, and snapshots of their paths.
 
-    images: UInt8[np.ndarray, "count height width channels"]
+    Attributes:
+        samples: uint8 images, or points or series in the units of the data.
+        nfe: network evaluations per sample.
+        frames: snapshots, as the samples.
+        times: the times of the snapshots.
+    """
+
+    samples: Shaped[np.ndarray, "count ..."]
     nfe: int
-    frames: list[UInt8[np.ndarray, "count height width channels"]]
+    frames: list[Shaped[np.ndarray, "count ..."]]
+    times: list[float]
 
 
 class Conditioned(NamedTuple):
@@ -204,7 +212,7 @@ class Sampler:
         frames: int = 0,
         seed: int | None = None,
         condition: Condition = unconditioned,
-    ) -> ImageSamples:
+    ) -> Drawn:
         """Draw the samples with these indices; each depends on the seed and its index alone.
 
         Args:
@@ -231,10 +239,11 @@ class Sampler:
             if self.evaluations is not None:  # adaptive samplers do not know their progress
                 options["progress"] = progress
             samples = self.solve(key, denoiser, shape, checkpoint.moments, **options)
-        images = self.data.to_uint8(parallel.fetch(samples.x)[: len(indices)])
+        drawn = self.data.decode(parallel.fetch(samples.x)[: len(indices)])
         path = () if samples.trajectory is None else samples.trajectory
-        snapshots = [self.data.to_uint8(x[: len(indices)]) for x in path]
-        return ImageSamples(images, samples.nfe, snapshots)
+        times = () if samples.times is None else samples.times
+        snapshots = [self.data.decode(x[: len(indices)]) for x in path]
+        return Drawn(drawn, samples.nfe, snapshots, [float(t) for t in times])
 
     @property
     def starts_at_images(self) -> bool:

@@ -13,9 +13,9 @@ from contextlib import closing
 from absl import logging
 from tqdm import tqdm
 
-from data.batches import TrainingBatches
 from denoising import Denoiser
 from errors import CheckpointError, MisfitError, WorkdirError
+from experiment.data import Batches
 from experiment.options import TrainingOptions
 from experiment.randomness import base_key
 from files.writing import write_json
@@ -54,7 +54,7 @@ def train(job: TrainingJob, workdir: Workdir, profiled: ProfiledSteps | None = N
 def _train(
     job: TrainingJob,
     workdir: Workdir,
-    batches: TrainingBatches,
+    batches: Batches,
     changes: Sequence[str],
     profiled: ProfiledSteps | None,
     teacher: Denoiser | None,

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 
 from files.paths import AnyPath
 from files.plots import COLORS, Panel, Series, shades, write_plot
+from metrics.bits_per_dim import UNITS
 from training.metrics_log import read_log
 
 Rows = Sequence[dict[str, Any]]
@@ -105,6 +106,7 @@ def _column(rows: Rows, label: str, name: str) -> Series:
 
 
 def _training_panels(rows: Rows) -> list[Panel]:
+    unit = next((unit for unit in UNITS if any(unit.metric in row for row in rows)), UNITS[0])
     # Without error bars, which are those of one value: all steps share their noise.
     losses = [
         dataclasses.replace(_column(rows, label, name), error=None, color=color)
@@ -122,8 +124,8 @@ def _training_panels(rows: Rows) -> list[Panel]:
     return [
         panel("Loss", *losses, log_y=True, note="of images: averaged parameters, same noise"),
         panel(
-            "Bits/dim of test images",
-            _column(rows, "", "bits_per_dim"),
+            f"{unit.name.capitalize()} of test data",
+            _column(rows, "", unit.metric),
             note="a variational bound, same noise at every step",
         ),
         panel(

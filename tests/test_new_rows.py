@@ -59,7 +59,7 @@ def checkpoint_of(experiment):
 
 
 def drawn(experiment, count=4):
-    return draw_plain(experiment, checkpoint_of(experiment), count).images
+    return draw_plain(experiment, checkpoint_of(experiment), count).samples
 
 
 def evaluated(folder, **options):
@@ -97,7 +97,7 @@ def test_metric_of_likelihoods(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_metric_of_samples(monkeypatch, tmp_path):
     def compute(sets):
-        means = [float(np.mean([p["images"].mean() for p in sets.images(s)])) for s in sets.seeds]
+        means = [float(np.mean([p["samples"].mean() for p in sets.samples(s)])) for s in sets.seeds]
         value = {"mean": means[0], "std": None, "per_seed": means}
         return Report({extractor.name: value for extractor in sets.evaluation.extractors}, {})
 
@@ -151,7 +151,7 @@ def test_inverse_problem(monkeypatch):
     task = {"name": "dummy", "input": "test:0-1", "factor": 2}
     experiment = built(task=task, sampling={"name": "ddim"})
     found = TaskRun(experiment, experiment.sampler.task, 4).run(checkpoint_of(experiment))
-    assert found.images.shape == (4, 8, 8, 1)
+    assert found.samples.shape == (4, 8, 8, 1)
     assert found.arrays["measurement"].shape == (2, 4, 4, 1)
     assert "measurement error" in found.summary
     assert re.search("task +dummy", describe(experiment))
