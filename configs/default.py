@@ -292,7 +292,7 @@ def get_config() -> ConfigDict:
     sampling.step_size = placeholder(float)  # in units of sigma^2
     # ode, sde, dpm_adaptive:
     sampling.solver = placeholder(str)  # ode: dopri5, adams, ...; sde: sra1, euler, ...
-    sampling.ode_variable = placeholder(str)  # ode: t, log_snr, angle, ... as in likelihood
+    sampling.ode_variable = placeholder(str)  # ode: t, log_snr, angle, sqrt_angle
     sampling.step_size_control = placeholder(str)  # ode: step sizes per_sample, batch
     sampling.rtol = placeholder(float)
     sampling.atol = placeholder(float)
@@ -345,8 +345,7 @@ def get_config() -> ConfigDict:
     likelihood.rtol = 1e-5
     likelihood.atol = 1e-5
     likelihood.max_steps = 4096
-    # t, log_snr, angle, sqrt_angle, fourth_root_angle
-    likelihood.ode_variable = "sqrt_angle"
+    likelihood.ode_variable = "sqrt_angle"  # t, log_snr, angle, sqrt_angle
     likelihood.step_size_control = "per_sample"  # per_sample, batch (as published)
 
     # The continuous-time bound on the likelihood, with dequantized images.

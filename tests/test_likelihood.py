@@ -171,7 +171,7 @@ def test_nan_from_the_network_is_an_error():
     [
         (
             lambda: LikelihoodOptions(ode_variable="no"),
-            "ode_variable='no' is unknown; choose one of: angle, fourth_root_angle, log_snr",
+            "ode_variable='no' is unknown; choose one of: angle, log_snr, sqrt_angle, t",
         ),
         (lambda: LikelihoodOptions(trace="no"), "trace='no' is unknown; choose one of: exact"),
         (lambda: LikelihoodOptions(probes=0), "probes=0 must be at least 1"),

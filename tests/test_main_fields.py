@@ -35,7 +35,7 @@ CHOICES = [
     ("likelihood.solver", "rk45", "adams.*dopri5.*dopri8.*heun.*tsit5"),
     ("eval.features", "('vgg',)", "classifier.*inception.*pixels"),
     ("eval.inception_resize", "bicubic", "pytorch, tf1"),
-    ("likelihood.ode_variable", "time", "angle, fourth_root_angle, log_snr, sqrt_angle, t"),
+    ("likelihood.ode_variable", "time", "angle, log_snr, sqrt_angle, t"),
     ("likelihood.step_size_control", "global", "batch, per_sample"),
     ("continuous_bound.importance", "t", "log_snr, uniform"),
     ("discrete_bound.variance", "big", "large, learned, small"),

@@ -71,7 +71,7 @@ def test_too_few_steps_are_reported_with_the_time_reached():
     [
         (
             lambda: FlowOptions(ode_variable="s"),
-            "ode_variable='s' is unknown; choose one of: angle, fourth_root_angle, log_snr",
+            "ode_variable='s' is unknown; choose one of: angle, log_snr, sqrt_angle, t",
         ),
         (
             lambda: FlowOptions(final_step="mean"),
