@@ -199,7 +199,7 @@ def sample(
 ) -> None:
     """Write images of a checkpoint into a folder of their protocol, `samples/STEP-SAMPLER-DIGEST`.
 
-    It holds samples.npz (uint8, NHWC, or floats in the units of the data), samples.png (a grid; with
+    It holds samples.npz (uint8, NHWC, or floats in the data's units), samples.png (a grid; with
     a task, the inputs beside their samples), protocol.json, and processes.png of points. With
     `gif`, an animation shows the reverse process of the first samples. With `png`, a folder holds
     each image as a file. `ema` chooses the average of the parameters.
