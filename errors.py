@@ -50,6 +50,10 @@ class FileError(ScoreSDEError, ValueError):
     """A file that another project has published cannot be read."""
 
 
+class CodecError(ScoreSDEError):
+    """Images cannot be compressed, or compressed ones cannot be read."""
+
+
 class BoundError(ScoreSDEError):
     """A term of a likelihood bound is NaN or infinite."""
 

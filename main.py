@@ -53,6 +53,16 @@ MODES = {
     "import_classifier": Mode(
         "import_classifier", flags=("source", "attention_order"), required=("source",)
     ),
+    "compress": Mode(
+        "compress",
+        flags=("source", "target", "lanes", "checkpoint", "ema"),
+        required=("source", "target"),
+    ),
+    "decompress": Mode(
+        "decompress",
+        flags=("source", "target", "preview", "checkpoint", "ema"),
+        required=("source", "target"),
+    ),
     "export": Mode("export_checkpoint", flags=("target", "checkpoint"), required=("target",)),
 }
 
@@ -63,17 +73,25 @@ _CACHE = flags.DEFINE_boolean(
     "compilation_cache", True, "Keep compiled programs in the user's cache folder."
 )
 flags.DEFINE_integer(
-    "checkpoint", None, "sample, moments, ema, export: step; by default the latest."
+    "checkpoint",
+    None,
+    "sample, moments, ema, export, compress, decompress: step; by default the latest.",
 )
 flags.DEFINE_string(
     "ema",
     "",
-    "sample, eval, moments: another average of the parameters, such as rate_0.999 or length_0.08.",
+    "sample, eval, moments, compress, decompress: another average of the parameters, such as "
+    "rate_0.999 or length_0.08.",
 )
 flags.DEFINE_string(
     "length", None, "ema: sigma_rel of the average to make; several, 0.05,0.1, are evaluated too."
 )
-flags.DEFINE_string("source", None, "import, import_classifier: a published file or folder.")
+flags.DEFINE_string(
+    "source",
+    None,
+    "import, import_classifier: a published file or folder. compress: images, as "
+    "config.task.input. decompress: the file of compress.",
+)
 flags.DEFINE_enum(
     "attention_order",
     "legacy",
@@ -84,7 +102,8 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "target",
     None,
-    "export: the .pth to write. stats: the .npz to write. prepare: the folder to write images to.",
+    "export: the .pth to write. stats, decompress: the .npz to write. compress: the file to write. "
+    "prepare: the folder to write images to.",
 )
 flags.DEFINE_boolean("skip_damaged", False, "prepare: leave out images that cannot be read.")
 flags.DEFINE_string(
@@ -98,6 +117,8 @@ flags.DEFINE_integer("num_samples", 64, "sample, check: number of images.")
 flags.DEFINE_boolean(
     "compile", False, "check: also compile, for FLOP, memory, and the accelerators it fits."
 )
+flags.DEFINE_integer("lanes", 4, "compress: number of images that are coded side by side.")
+flags.DEFINE_boolean("preview", False, "decompress: take a file that is cut short.")
 flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
 flags.DEFINE_boolean("png", False, "sample: also write each image as a PNG.")
 

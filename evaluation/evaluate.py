@@ -25,6 +25,7 @@ from files.buckets import move
 from files.locks import locked
 from files.paths import AnyPath
 from files.pictures import write_png
+from files.plots import write_plot
 from files.text import table
 from files.writing import make_folder, write_json, write_npz
 from jobs.cache import ResultCache
@@ -125,6 +126,9 @@ def _compute(evaluation: Evaluation, file: AnyPath) -> dict[str, Any]:
         report = compute_metric(name, evaluation, sets)
         results[name] = report.summary
         per_image |= report.per_image
+        if report.plot:
+            place = file.with_name(f"{file.stem}_{name}.png")
+            write_plot(place, report.plot, title=f"step {evaluation.checkpoint.step}")
     if per_image:
         write_npz(file.with_suffix(".npz"), per_image, compress=True)
     if any(METRICS[name].of_samples for name in names):

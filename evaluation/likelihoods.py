@@ -7,9 +7,8 @@ the times between 0 and t_min.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,25 +17,25 @@ from jaxtyping import Array, Float, Int
 
 from bounds.continuous import continuous_bound, decoder_step
 from bounds.dequantization import Dequantized
-from bounds.discrete import discrete_bound, prior_divergence
+from bounds.discrete import prior_divergence
 from denoising import Denoiser
 from errors import EvaluationError
-from evaluation.protocol import MODEL_FIELDS
+from evaluation.batches import (
+    Batch,
+    facts,
+    in_batches,
+    mean,
+    mean_and_error,
+    nats_to_units,
+    seconds_of,
+)
 from evaluation.report import Evaluation, Report
-from experiment.experiment import Experiment, with_data_labels
+from experiment.experiment import Experiment
 from experiment.images import as_images
 from experiment.randomness import base_key
-from jobs.cache import Arrays
 from likelihood import log_prob
 from metrics import bits_per_dim as bits
 from numerics.arrays import in_float64, sample_keys
-
-
-class _Batch(NamedTuple):
-    """Indices of test images, split over the devices, and the denoiser with their classes."""
-
-    indices: Int[Array, "batch"]
-    denoiser: Denoiser
 
 
 def _dequantized(
@@ -72,64 +71,10 @@ def _tau(evaluation: Evaluation, t_min: float) -> float | None:
     return alpha * data.bin_width / (2 * sigma)
 
 
-def _batches(
-    evaluation: Evaluation,
-    name: str,
-    compute: Callable[[_Batch], dict[str, Array]],
-    *,
-    depends_on: tuple[str, ...],
-    chosen: Int[np.ndarray, "images"] | None = None,
-    denoiser: Denoiser | None = None,
-) -> Arrays:
-    """Compute arrays for the test images, batch by batch, with the seconds per image.
-
-    Args:
-        evaluation: what is evaluated.
-        name: names the cached batches.
-        compute: arrays of a batch.
-        depends_on: parts of the protocol that they depend on, besides network and images.
-        chosen: indices of the images; by default all.
-        denoiser: by default that of the checkpoint.
-    """
-    experiment, images = evaluation.experiment, evaluation.experiment.data.images
-    denoiser = evaluation.checkpoint.denoiser if denoiser is None else denoiser
-    chosen = np.arange(len(images.test)) if chosen is None else chosen
-
-    def computed(rows: Int[np.ndarray, "batch"]) -> Arrays:
-        start = time.perf_counter()
-        indices = experiment.parallel.place(chosen[rows])
-        labelled = with_data_labels(experiment, denoiser, indices, images.test_labels)
-        arrays = {
-            key: experiment.parallel.fetch(value)[: len(rows)]
-            for key, value in compute(_Batch(indices, labelled)).items()
-        }
-        seconds = (time.perf_counter() - start) / len(rows)
-        return arrays | {"seconds": np.full(len(rows), seconds)}
-
-    key = evaluation.protocol.key(name, *MODEL_FIELDS, "eval.seed", *depends_on)
-    batch_size = experiment.evaluation.batch_size
-    return evaluation.cache.concatenate(key, len(chosen), batch_size, computed)
-
-
 def _in_units(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
     """Return the map from log p(x) - log q of rows with a density, in nats, to the data's unit."""
     data = experiment.data
     return lambda nats: data.kind.unit.per_dim(nats, log_det=data.log_det, dims=data.size)
-
-
-def _nats_to_units(experiment: Experiment) -> float:
-    """Return the factor from nats per row to the data's unit, per dimension."""
-    return experiment.data.kind.unit.of(1.0, experiment.data.size)
-
-
-def _facts(experiment: Experiment) -> dict[str, str]:
-    """Return the unit of likelihoods, and what the rows of the data are."""
-    kind = experiment.data.kind
-    return {"unit": kind.unit.name, "rows": kind.name}
-
-
-def _seconds(parts: list[Arrays]) -> float:
-    return round(float(sum(part["seconds"].sum() for part in parts)), 1)
 
 
 def _draws(experiment: Experiment, stream: str) -> Iterator[tuple[int, Array]]:
@@ -164,7 +109,7 @@ def test_loss(evaluation: Evaluation) -> Report:
             return as_images(data).noiseless(data.images.test, indices)
         return data.batch(data.images.test, indices, seed=seed, draw=repeat)
 
-    def compute(batch: _Batch) -> dict[str, Array]:
+    def compute(batch: Batch) -> dict[str, Array]:
         indices = batch.indices
         return {
             str(repeat): losses(
@@ -173,7 +118,7 @@ def test_loss(evaluation: Evaluation) -> Report:
             for repeat in range(repeats)
         }
 
-    found = _batches(
+    found = in_batches(
         evaluation, "loss", compute, depends_on=("eval.loss_repeats", "loss.", "times.", "weight.")
     )
     values = np.stack([found[str(repeat)] for repeat in range(repeats)])
@@ -189,7 +134,7 @@ def test_loss(evaluation: Evaluation) -> Report:
             "mean": estimate.mean,
             "over_images": estimate.over_images,
             "over_draws": estimate.over_draws,
-            **_facts(experiment),
+            **facts(experiment),
         },
         {"loss": values},
     )
@@ -198,16 +143,16 @@ def test_loss(evaluation: Evaluation) -> Report:
 def ode_likelihood(evaluation: Evaluation) -> Report:
     """Compute -log p per dimension by the probability-flow ODE, over draws and trace probes."""
     experiment, t_min = evaluation.experiment, evaluation.experiment.likelihood.t_min
-    in_units, to_units, parts = _in_units(experiment), _nats_to_units(experiment), []
+    in_units, to_units, parts = _in_units(experiment), nats_to_units(experiment), []
     for draw, key in _draws(experiment, "likelihood"):
 
-        def compute(batch: _Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
+        def compute(batch: Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
             dequantized = _dequantized(evaluation, batch.indices, draw, t_min)
             return _log_prob(experiment, key, batch, dequantized)
 
         name = f"bits-per-dim-{draw + 1}"
         depends_on = ("likelihood.", "dequantizer.")
-        parts.append(_batches(evaluation, name, compute, depends_on=depends_on))
+        parts.append(in_batches(evaluation, name, compute, depends_on=depends_on))
     nats, nfe, log_q, prior = (
         np.stack([part[name] for part in parts]) for name in ("nats", "nfe", "log_q", "prior")
     )
@@ -221,18 +166,18 @@ def ode_likelihood(evaluation: Evaluation) -> Report:
         # The mean is the sum of the three: the prior's density of the latents with the width of the
         # bins, the divergence along the paths, and the density of the noise.
         "prior": float(in_units(prior).mean()),
-        "divergence": -_mean(nats.mean(axis=2) + log_q - prior) * to_units,
-        "dequantization": _mean(log_q) * to_units,
+        "divergence": -mean(nats.mean(axis=2) + log_q - prior) * to_units,
+        "dequantization": mean(log_q) * to_units,
         "tau": _tau(evaluation, t_min),
-        "nats": _mean(nats) + experiment.data.log_det,  # of log p of a whole row
+        "nats": mean(nats) + experiment.data.log_det,  # of log p of a whole row
         "draws": draws,
         "images": images,
         "probes": None if exact else probes,
         "importance_weighted": importance_weighted,
         "nfe": float(nfe.mean()),
         "nfe_of_slowest": int(nfe.max()),
-        "seconds": _seconds(parts),
-        **_facts(experiment),
+        "seconds": seconds_of(parts),
+        **facts(experiment),
         **_error_budget(evaluation, in_units(parts[0]["nats"].mean(axis=1))),
     }
     name = experiment.data.kind.unit.metric
@@ -241,7 +186,7 @@ def ode_likelihood(evaluation: Evaluation) -> Report:
 
 
 def _log_prob(
-    experiment: Experiment, key: Array, batch: _Batch, given: Dequantized, **options: Any
+    experiment: Experiment, key: Array, batch: Batch, given: Dequantized, **options: Any
 ) -> dict[str, Array]:
     """Return log p(x) - log q in nats by each probe, log q, and the prior's log p of the latent."""
     options = {"options": experiment.likelihood, "ode": experiment.ode} | options
@@ -279,7 +224,7 @@ def _error_budget(
     noise_key = base_key(experiment.evaluation.seed, "truncation")
     truncates = not experiment.data.dequantization.at_t_min
 
-    def compute(batch: _Batch) -> dict[str, Array]:
+    def compute(batch: Batch) -> dict[str, Array]:
         given = _dequantized(evaluation, batch.indices, 0, t_min)
         tighter = _log_prob(experiment, key, batch, given, ode=tight)
         found = {
@@ -295,75 +240,17 @@ def _error_budget(
         return found
 
     depends_on = ("eval.error_budget_images", "likelihood.", "dequantizer.")
-    found = _batches(evaluation, "error-budget", compute, depends_on=depends_on, chosen=chosen)
+    found = in_batches(evaluation, "error-budget", compute, depends_on=depends_on, chosen=chosen)
     used = first_draw[chosen]
     solver = in_units(found["tight"]) - used
-    truncation = _mean_and_error(in_units(found["bound"]) - used) if truncates else None
+    truncation = mean_and_error(in_units(found["bound"]) - used) if truncates else None
     return {
-        "solver_error": _mean_and_error(solver)
-        | {"largest": float(np.abs(solver).max()), "rtol": tight.rtol, "nfe": _mean(found["nfe"])},
+        "solver_error": mean_and_error(solver)
+        | {"largest": float(np.abs(solver).max()), "rtol": tight.rtol, "nfe": mean(found["nfe"])},
         "truncation": truncation,
-        "prior_mismatch": _mean(found["prior"]) * _nats_to_units(experiment),
+        "prior_mismatch": mean(found["prior"]) * nats_to_units(experiment),
         "error_budget_images": len(chosen),
     }
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values, dtype=np.float64))
-
-
-def _mean_and_error(values: Float[np.ndarray, "images"]) -> dict[str, float | None]:
-    estimate = bits.estimate(values[None, :, None])
-    return {"mean": estimate.mean, "standard_error": estimate.over_images}
-
-
-def discrete_bound_likelihood(evaluation: Evaluation) -> Report:
-    """Compute bits/dim by the variational bound of a chain: L_T, every L_t, and L_0."""
-    experiment, data = evaluation.experiment, as_images(evaluation.experiment.data)
-    options, schedule, clipping = experiment.discrete_bound
-    denoiser = dataclasses.replace(evaluation.checkpoint.denoiser, clipping=clipping)
-    times = schedule.of(denoiser.sde)
-    key = base_key(experiment.evaluation.seed, "discrete_bound")
-
-    def compute(batch: _Batch) -> dict[str, Array]:
-        found = discrete_bound(
-            key,
-            batch.denoiser,
-            data.noiseless(data.images.test, batch.indices),
-            times=times,
-            pixel_levels=data.pixel_levels,
-            options=options,
-            indices=batch.indices,
-        )
-        return {"prior": found.prior, "terms": found.terms.T, "decoder": found.decoder}
-
-    found = _batches(
-        evaluation,
-        "discrete-bound",
-        compute,
-        depends_on=("discrete_bound.",),
-        denoiser=denoiser,
-    )
-    to_units = _nats_to_units(experiment)
-    terms, prior, decoder = (found[name] * to_units for name in ("terms", "prior", "decoder"))
-    total = prior + terms.sum(axis=1) + decoder
-    summary = {
-        "mean": _mean(total),
-        "over_images": _mean_and_error(total)["standard_error"],
-        "L_T": _mean(prior),
-        "L_t": _mean(terms.sum(axis=1)),
-        "L_0": _mean(decoder),
-        "images": len(total),
-        "nfe": len(times),
-        "seconds": _seconds([found]),
-        **_facts(experiment),
-    }
-    per_image = {
-        "discrete_bound": total,
-        "discrete_bound_terms": np.concatenate([prior[:, None], terms, decoder[:, None]], axis=1),
-        "discrete_bound_times": times,
-    }
-    return Report(summary, per_image)
 
 
 def continuous_bound_likelihood(evaluation: Evaluation) -> Report:
@@ -374,10 +261,10 @@ def continuous_bound_likelihood(evaluation: Evaluation) -> Report:
     """
     experiment, data = evaluation.experiment, evaluation.experiment.data
     options, discrete = experiment.continuous_bound, data.dequantization.at_t_min
-    in_units, to_units, parts = _in_units(experiment), _nats_to_units(experiment), []
+    in_units, to_units, parts = _in_units(experiment), nats_to_units(experiment), []
     for draw, key in _draws(experiment, "continuous_bound"):
 
-        def compute(batch: _Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
+        def compute(batch: Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
             if discrete:
                 x = as_images(data).noiseless(data.images.test, batch.indices)
                 log_q = jnp.zeros(len(x), x.dtype)
@@ -396,7 +283,7 @@ def continuous_bound_likelihood(evaluation: Evaluation) -> Report:
 
         name = f"continuous-bound-{draw + 1}"
         depends_on = ("continuous_bound.", "dequantizer.")
-        parts.append(_batches(evaluation, name, compute, depends_on=depends_on))
+        parts.append(in_batches(evaluation, name, compute, depends_on=depends_on))
     prior, diffusion, decoder, log_q = (
         np.stack([part[name] for part in parts])
         for name in ("prior", "diffusion", "decoder", "log_q")
@@ -409,14 +296,14 @@ def continuous_bound_likelihood(evaluation: Evaluation) -> Report:
         "mean": estimate.mean,
         "over_images": estimate.over_images,
         "over_draws": estimate.over_draws,  # over dequantization, times and noise
-        "prior": _mean(prior) * to_units,
-        "diffusion": _mean(diffusion) * to_units,
-        "decoder": _mean(last),
-        "dequantization": _mean(log_q) * to_units,
+        "prior": mean(prior) * to_units,
+        "diffusion": mean(diffusion) * to_units,
+        "decoder": mean(last),
+        "dequantization": mean(log_q) * to_units,
         "draws": len(parts),
         "images": values.shape[1],
         "nfe": options.num_times + 1,
-        "seconds": _seconds(parts),
-        **_facts(experiment),
+        "seconds": seconds_of(parts),
+        **facts(experiment),
     }
     return Report(summary, {"continuous_bound": values})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from errors import ConfigError
-from evaluation import likelihoods, samples, table
+from evaluation import chains, likelihoods, samples, table
 from evaluation.features import FEATURES, require_features_of
 from evaluation.report import Evaluation, Report
 from evaluation.samples import SampleSets
@@ -80,8 +80,14 @@ METRICS: dict[str, Metric] = {
         dequantizes=True,
     ),
     "discrete_bound": Metric(
-        compute=likelihoods.discrete_bound_likelihood,
+        compute=chains.discrete_bound_likelihood,
         rows=table.discrete_bound_rows,
+        comparable=(*_TEST, "discrete_bound."),
+        kinds=("images",),
+    ),
+    "rate_distortion": Metric(
+        compute=chains.rate_distortion,
+        rows=table.rate_distortion_rows,
         comparable=(*_TEST, "discrete_bound."),
         kinds=("images",),
     ),

@@ -1,5 +1,6 @@
 """What a metric returns, and what it computes from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,15 +10,17 @@ from evaluation.protocol import Protocol
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
 from files.paths import AnyPath
+from files.plots import Panel
 from jobs.cache import ResultCache
 from metrics.features import Extractor
 
 
 class Report(NamedTuple):
-    """A metric's entry in the results, and the numbers of single images behind it."""
+    """A metric's entry in the results, the numbers of single images behind it, and its plot."""
 
     summary: dict[str, Any]
     per_image: dict[str, np.ndarray]
+    plot: Sequence[Panel] = ()
 
 
 @dataclass(frozen=True)

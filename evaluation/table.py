@@ -62,6 +62,14 @@ def discrete_bound_rows(result: dict[str, Any]) -> Iterator[Row]:
     yield _bound_row("discrete", result, ("L_T", "L_t", "L_0"))
 
 
+def rate_distortion_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the row of the bits that bring the error of a predicted image below 10 of 255."""
+    pairs = zip(result["rate"], result["distortion"], strict=True)
+    enough = next((rate for rate, distortion in pairs if distortion < 10), None)
+    last = f"at last {result['distortion'][-1]:.1f} after {result['rate'][-1]:.3f} bits/dim"
+    yield "bits/dim to an error of 10 of 255", "-" if enough is None else f"{enough:.3f}", last
+
+
 def _bound_row(label: str, result: dict[str, Any], names: tuple[str, ...]) -> Row:
     parts = ", ".join(f"{name} {result[name]:.4f}" for name in names)
     note = f"{_error(result['over_images'], result['rows'])} {parts}"
