@@ -114,10 +114,10 @@ def test_metric_of_samples(monkeypatch, tmp_path):
     assert results["samples"]["count"] == 8
     assert "brightness" in table
     assert "dummy" in comparison
+    few = built(eval={"metrics": ("dummy",), "samples": 7})
     with pytest.raises(
         ConfigError, match=r"eval\.samples=7 is too small for dummy; give at least 8"
     ):
-        few = built(eval={"metrics": ("dummy",), "samples": 7})
         check_options(few.evaluation, few.data.kind)
 
 
