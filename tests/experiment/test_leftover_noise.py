@@ -16,12 +16,11 @@ from published_sampler import PublishedSampler
 
 from denoising import Denoiser
 from experiment.build import build
+from experiment.build_data import build_data
 from experiment.build_sampler import build_sampler
 from experiment.class_guidance import Classes
 from experiment.configurations import known_configurations, load_configuration
-from experiment.data import Data
 from experiment.leftover_noise import leftover_noise
-from experiment.options import DataOptions
 from experiment.reader import Reader
 from experiment.resolve import resolve
 from losses import LOSSES
@@ -36,7 +35,7 @@ def sampler_of(config):
     """Build the sampler alone: these networks take seconds to trace."""
     reader = Reader(resolve(config))
     sde = reader.build_named("sde", SDES)
-    data = Data(reader.build("data", DataOptions), DataParallel.over_all_devices())
+    data = build_data(reader, DataParallel.over_all_devices())
     classes = Classes(network=0, classifier=10, label_dropout=0.1)
     return build_sampler(reader, sde, data, classes), sde
 

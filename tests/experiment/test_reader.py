@@ -26,6 +26,7 @@ from experiment.options import (
     DiagnosticsOptions,
     EvaluationOptions,
     LoggingOptions,
+    RowOptions,
     SamplingOptions,
     TrainingOptions,
 )
@@ -60,7 +61,7 @@ OWNERS = {
     "weight": (WEIGHTS.values(), {"name"}),
     "optim": ([*OPTIMIZERS.values(), *SCHEDULES.values()], {"name", "schedule"}),
     "ema": ([MovingAverage, HalfLifeAverage, MoreAverages], set()),
-    "data": ([DataOptions], {"name"}),
+    "data": ([DataOptions, RowOptions], {"name"}),
     "augmentation": ([Augmentation], set()),
     "training": ([TrainingOptions], set()),
     "diagnostics": ([DiagnosticsOptions], set()),
