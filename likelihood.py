@@ -37,7 +37,7 @@ class LikelihoodOptions:
         trace: a name in TRACES. "exact" costs one directional derivative per dimension.
         probes: number of random probes per sample, fixed along its path; "exact" ignores it.
         t_min: start of the path, in (0, 1). The density is that of x_t at this time.
-        variable: variable of integration, a name in `probability_flow.VARIABLES`.
+        ode_variable: variable of integration, a name in `probability_flow.VARIABLES`.
 
     Raises:
         ValueError: for an unknown name or a number out of range.
@@ -83,7 +83,7 @@ def log_prob(
     x: Float[Array, "batch *shape"],
     *,
     options: LikelihoodOptions = LikelihoodOptions(),
-    ode: ODEOptions = ODEOptions(),
+    ode: ODEOptions = ODEOptions(solver="adams"),
     indices: Int[Array, "batch"] | None = None,
 ) -> LogProb:
     """Return log p(x) in nats, for x in the range of the denoiser's data.

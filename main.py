@@ -119,7 +119,15 @@ flags.DEFINE_boolean(
 )
 flags.DEFINE_integer("lanes", 4, "compress: number of images that are coded side by side.")
 flags.DEFINE_boolean("preview", False, "decompress: take a file that is cut short.")
-flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
+_GIF = flags.Flag(
+    flags.EnumParser(["true", "x0"]),
+    flags.ArgumentSerializer(),
+    "gif",
+    None,
+    "sample: also animate the reverse process; --gif=x0 shows the predicted x0 beside it.",
+)
+_GIF.boolean = True  # --gif alone is valid
+flags.DEFINE_flag(_GIF)
 flags.DEFINE_boolean("png", False, "sample: also write each image as a PNG.")
 
 _SMALLER = "lower the batch size, or set config.model.remat=True"

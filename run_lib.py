@@ -187,15 +187,16 @@ def sample(
     num_samples: int = 64,
     checkpoint: int | None = None,
     ema: str = "",
-    gif: bool = False,
+    gif: str | None = None,
     png: bool = False,
 ) -> None:
     """Write images of a checkpoint into a folder of their protocol, `samples/STEP-SAMPLER-DIGEST`.
 
     It holds samples.npz (uint8, NHWC, or floats in the units of the data), samples.png (with a
     task, the inputs beside their samples), protocol.json, and processes.png of points. With `gif`,
-    an animation shows the reverse process of the first samples. With `png`, a folder holds each
-    image as a file. `ema` chooses the average of the parameters.
+    an animation shows the reverse process of the first samples, and with gif="x0" the predicted
+    samples beside it. With `png`, a folder holds each image as a file. `ema` chooses the average of
+    the parameters.
 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
@@ -228,8 +229,14 @@ def sample(
         write_png_folder(folder / "png", result.samples)
     if gif:
         shown = np.arange(min(num_samples, experiment.data.kind.shown))
-        drawn = experiment.sampler.draw(loaded, shown, frames=_FRAMES, condition=condition)
-        write_gif(folder / "samples.gif", experiment.data.pictures(drawn.frames))
+        drawn = experiment.sampler.draw(
+            loaded, shown, frames=_FRAMES, predicts=gif == "x0", condition=condition
+        )
+        pictures = experiment.data.pictures(drawn.frames)
+        if gif == "x0":
+            pairs = zip(pictures, experiment.data.pictures(drawn.predictions), strict=True)
+            pictures = [np.concatenate(pair, axis=1) for pair in pairs]
+        write_gif(folder / "samples.gif", pictures)
 
 
 def moments(

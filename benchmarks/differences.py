@@ -83,11 +83,9 @@ def digits_classifier(experiment: Experiment) -> Classifier:
     data = datasets.load("digits", image_size=8, channels=1)
     points = data.quantizer.normalize(data.train).reshape(len(data.train), -1)
     points = jnp.asarray(experiment.data.scaler.forward(points))
-    members = jnp.eye(10)[data.train_labels]
-    network = Partial(_classify, experiment.model.sde, points, members)
-    return Classifier(
-        sde=experiment.model.sde, network=network, conditioning="t", scale_input=False
-    )
+    sde = experiment.model.sde
+    network = Partial(_classify, sde, points, jnp.eye(10)[data.train_labels])
+    return Classifier(sde=sde, network=network, conditioning="t", scale_input=False)
 
 
 def _log_weights(sde: Any, points: Any, width: Any, flat: Any, t: Any) -> tuple[jax.Array, ...]:
@@ -183,9 +181,8 @@ def networks_differ(ours: Experiment, theirs: Experiment) -> str:
     """Compare the outputs of both networks for the same random parameters."""
     outputs = []
     for each in (ours, theirs):
-        size, _, channels = each.data.shape
         rng = np.random.default_rng(0)
-        x = jnp.asarray(rng.normal(size=(2, size, size, channels)), jnp.float32)
+        x = jnp.asarray(rng.normal(size=(2, *each.data.shape)), jnp.float32)
         cond = jnp.asarray([10.0, 500.0])
         network = each.model.network
         params = jax.tree.map(
@@ -207,10 +204,8 @@ def averages_differ(ours: Experiment, theirs: Experiment) -> str:
         for step in range(1000):
             weight = each.trainer.average.update(weight, jnp.zeros(()), step)
         weights.append(float(weight))
-    return (
-        f"weight of the initial parameters after 1000 steps: {weights[1]:.2g}, ours "
-        f"{weights[0]:.1g}"
-    )
+    text = "weight of the initial parameters after 1000 steps"
+    return f"{text}: {weights[1]:.2g}, ours {weights[0]:.1g}"
 
 
 _VE, _VP = "configs/ve_cifar10.py", "configs/vp_cifar10.py"
@@ -352,9 +347,13 @@ DIFFERENCES = (
     Difference(
         name="rtol_of_batch",
         topic="Likelihood",
-        published="one adaptive step size for the whole batch, in t (scipy's RK45)",
-        ours="a step size per image, in the angle arctan sqrt(sigma / alpha)",
-        fields={"likelihood.step_size_control": "batch", "likelihood.ode_variable": "t"},
+        published="RK45 with one adaptive step size for the whole batch, in t",
+        ours="Adams' method, a step size per image, in the angle arctan sqrt(sigma / alpha)",
+        fields={
+            "likelihood.solver": "dopri5",
+            "likelihood.step_size_control": "batch",
+            "likelihood.ode_variable": "t",
+        },
         settings={"likelihood.trace": "exact"},
         measure=log_probs_differ,
     ),

@@ -303,7 +303,7 @@ def get_config() -> ConfigDict:
     # langevin:
     sampling.step_size = placeholder(float)  # in units of sigma^2
     # ode, sde, dpm_adaptive:
-    sampling.solver = placeholder(str)  # ode: dopri5, tsit5, ...; sde: sra1, euler, ...
+    sampling.solver = placeholder(str)  # ode: dopri5, adams, ...; sde: sra1, euler, ...
     sampling.ode_variable = placeholder(str)  # ode: t, log_snr, angle, sqrt_angle
     sampling.step_size_control = placeholder(str)  # ode: step sizes per_sample, batch
     sampling.rtol = placeholder(float)
@@ -351,7 +351,8 @@ def get_config() -> ConfigDict:
     likelihood.trace = "rademacher"  # rademacher, gaussian, exact
     likelihood.probes = 1
     likelihood.t_min = 1e-5
-    likelihood.solver = "dopri5"  # dopri5, tsit5, dopri8, bosh3, heun, midpoint, ralston
+    # adams, dopri5, tsit5, dopri8, bosh3, heun, midpoint, ralston
+    likelihood.solver = "adams"
     likelihood.rtol = 1e-5
     likelihood.atol = 1e-5
     likelihood.max_steps = 4096

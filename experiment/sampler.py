@@ -8,11 +8,13 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 from tqdm import tqdm
 
 import sampling
@@ -77,12 +79,14 @@ class Drawn(NamedTuple):
         nfe: network evaluations per sample.
         frames: snapshots, as the samples.
         times: the times of the snapshots.
+        predictions: the x0 that is predicted from each snapshot, with `predicts`.
     """
 
     samples: Shaped[np.ndarray, "count ..."]
     nfe: int
     frames: list[Shaped[np.ndarray, "count ..."]]
     times: list[float]
+    predictions: list[Shaped[np.ndarray, "count ..."]]
 
 
 class Conditioned(NamedTuple):
@@ -210,6 +214,7 @@ class Sampler:
         indices: Int[np.ndarray, "count"],
         *,
         frames: int = 0,
+        predicts: bool = False,
         seed: int | None = None,
         condition: Condition = unconditioned,
     ) -> Drawn:
@@ -219,6 +224,7 @@ class Sampler:
             checkpoint: the network, with what `needs` names.
             indices: indices of the samples.
             frames: number of snapshots of the paths.
+            predicts: whether to predict x0 from each snapshot, too.
             seed: by default that of the configuration.
             condition: conditions a batch on what a task knows of it.
 
@@ -242,8 +248,12 @@ class Sampler:
         drawn = self.data.decode(parallel.fetch(samples.x)[: len(indices)])
         path = () if samples.trajectory is None else samples.trajectory
         times = () if samples.times is None else samples.times
-        snapshots = [self.data.decode(x[: len(indices)]) for x in path]
-        return Drawn(drawn, samples.nfe, snapshots, [float(t) for t in times])
+        frames_x0 = map(partial(_predict_x0, denoiser), path, times) if predicts else ()
+        snapshots, predictions = (
+            [self.data.decode(parallel.fetch(x)[: len(indices)]) for x in found]
+            for found in (path, frames_x0)
+        )
+        return Drawn(drawn, samples.nfe, snapshots, [float(t) for t in times], predictions)
 
     @property
     def starts_at_images(self) -> bool:
@@ -272,6 +282,11 @@ class Sampler:
         if options.label < 0:
             return indices % self.sample_classes
         return jnp.full_like(indices, options.label)
+
+
+@jax.jit
+def _predict_x0(denoiser: Denoiser, x: Batch, t: Float[Array, ""]) -> Batch:
+    return denoiser.predict(x, t).x0
 
 
 @contextmanager

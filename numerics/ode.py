@@ -5,6 +5,7 @@ batch, and all samples run in lockstep until the slowest has finished. With "bat
 the same steps, chosen by the error of all numbers together, as published results do.
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,31 +21,37 @@ from numerics.arrays import pytree, whole
 
 
 class Method(NamedTuple):
-    """A Runge-Kutta pair of diffrax.
+    """A method with an estimate of its error.
 
     Attributes:
-        solver: the name of its class.
+        solver: the module and name of its class, a solver of diffrax.
         evaluations: evaluations of the field per step.
         first_same_as_last: whether the last stage of an accepted step is the first of the next.
             Before a step has been accepted there is nothing to reuse, so each step tried until
             then costs one more.
+        before: evaluations of the field before the first step.
+        first_step: length of the first step that is tried, as a fraction of the interval.
     """
 
     solver: str
     evaluations: int
-    first_same_as_last: bool
+    first_same_as_last: bool = False
+    before: int = 0
+    first_step: float = 0.01
 
 
 # Implicit solvers are missing: each of their steps needs the Jacobian of the network. So is
 # ReversibleHeun, whose advantage is in gradients through the solve.
 ODE_METHODS = {
-    "heun": Method("Heun", 2, False),
-    "midpoint": Method("Midpoint", 2, False),
-    "ralston": Method("Ralston", 2, False),
-    "bosh3": Method("Bosh3", 3, True),
-    "tsit5": Method("Tsit5", 6, True),
-    "dopri5": Method("Dopri5", 6, True),
-    "dopri8": Method("Dopri8", 13, True),
+    "heun": Method("diffrax.Heun", 2),
+    "midpoint": Method("diffrax.Midpoint", 2),
+    "ralston": Method("diffrax.Ralston", 2),
+    "bosh3": Method("diffrax.Bosh3", 3, first_same_as_last=True),
+    "tsit5": Method("diffrax.Tsit5", 6, first_same_as_last=True),
+    "dopri5": Method("diffrax.Dopri5", 6, first_same_as_last=True),
+    "dopri8": Method("diffrax.Dopri8", 13, first_same_as_last=True),
+    # A step of its first order is short.
+    "adams": Method("numerics.adams.Adams", 1, before=1, first_step=0.0003),
 }
 
 STEP_SIZE_CONTROLS = ("per_sample", "batch")
@@ -113,6 +120,7 @@ def solve(
     max_steps: int,
     evaluations: int,
     first_same_as_last: bool = False,
+    before: int = 0,
     frames: Float[Array, "frames"] | None = None,
 ) -> Solution:
     """Solve a differential equation from time 0 to 1 by diffrax; traceable.
@@ -126,7 +134,7 @@ def solve(
         first_step: length of the first step that is tried.
         max_steps: limit of the number of steps.
         evaluations: evaluations of the field per step.
-        first_same_as_last: as in `Method`.
+        first_same_as_last, before: as in `Method`.
         frames: times at which `path` has the states.
     """
     import diffrax
@@ -153,7 +161,7 @@ def solve(
     )
     end = jax.tree.map(lambda leaf: leaf[0], solution.ys[0])
     guard = solution.controller_state
-    count = solution.stats["num_steps"] * evaluations
+    count = solution.stats["num_steps"] * evaluations + before
     return Solution(
         y=end,
         evaluations=count + 1 + guard.retries if first_same_as_last else count,
@@ -179,7 +187,7 @@ def integrate(
     Args:
         field: the right-hand side for one sample.
         y0, args: pytrees with a leading batch axis.
-        t0, t1: the ends. The first step that is tried is a hundredth of the interval.
+        t0, t1: the ends.
         options: how to integrate.
         frames: times between t0 and t1 at which `path` (batch, frames, ...) has the states, or
             their number, equally spaced from t0.
@@ -190,6 +198,8 @@ def integrate(
     import diffrax  # a quarter of a second, which few programs need
 
     method = ODE_METHODS[options.solver]
+    module, _, name = method.solver.rpartition(".")
+    solver = getattr(importlib.import_module(module), name)()
     # The solver's own time goes from 0 to 1. diffrax would check the order of traced ends by a call
     # to Python, and programs with such calls are not kept in the compilation cache.
     length = t1 - t0
@@ -205,16 +215,17 @@ def integrate(
     def solved(field: Callable[..., Any], y: Any, arg: Any) -> Solution:
         solution = solve(
             diffrax.ODETerm(field),
-            getattr(diffrax, method.solver)(),
+            solver,
             # The last two errors control the step, so that steps do not grow and shrink in turns:
             # along a network's ODE a third of all steps were rejected without.
             diffrax.PIDController(rtol=options.rtol, atol=options.atol, pcoeff=0.2, icoeff=0.6),
             y,
             arg,
-            first_step=0.01,
+            first_step=method.first_step,
             max_steps=options.max_steps,
             evaluations=method.evaluations,
             first_same_as_last=method.first_same_as_last,
+            before=method.before,
             frames=ts,
         )
         return solution._replace(t_stopped=t0 + length * solution.t_stopped)

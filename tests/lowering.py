@@ -62,7 +62,9 @@ def likelihood_program(experiment):
         denoiser = experiment.trainer.with_image(experiment.model.denoiser(params), x)
         indices = jnp.arange(count)
         options = experiment.likelihood
-        return likelihood._log_prob(key, denoiser, x, indices, options, ODEOptions(max_steps=64))[0]
+        return likelihood._log_prob(
+            key, denoiser, x, indices, options, ODEOptions(solver="adams", max_steps=64)
+        )[0]
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     x = jax.ShapeDtypeStruct((count, *experiment.data.shape), jnp.float32)

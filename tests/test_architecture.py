@@ -8,6 +8,7 @@ import ast
 import functools
 import graphlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,6 +198,13 @@ def test_no_file_imports_itself_by_a_detour():
     }
     # A CycleError names the files on the way.
     assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_no_script_hides_a_module_of_python():
+    """The folder of a script comes first where jax imports Python's modules, newer ones too."""
+    reserved = {*sys.stdlib_module_names, "annotationlib", "compression"}
+    for folder in (ROOT, ROOT / "benchmarks", ROOT / "tests"):
+        assert not reserved & {path.stem for path in folder.iterdir()}, folder
 
 
 def test_files_are_short():

@@ -32,7 +32,7 @@ CHOICES = [
     ("sampling.grid", "linear", "log_snr.*quadratic.*uniform"),
     ("sampling.final_step", "clean", "denoise, mean, none"),
     ("likelihood.trace", "hutchinson", "exact.*gaussian.*rademacher"),
-    ("likelihood.solver", "rk45", "dopri5.*dopri8.*heun.*tsit5"),
+    ("likelihood.solver", "rk45", "adams.*dopri5.*dopri8.*heun.*tsit5"),
     ("eval.features", "('vgg',)", "classifier.*inception.*pixels"),
     ("eval.inception_resize", "bicubic", "pytorch, tf1"),
     ("likelihood.ode_variable", "time", "angle, log_snr, sqrt_angle, t"),

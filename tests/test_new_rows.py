@@ -65,7 +65,7 @@ def drawn(experiment, count=4):
 def evaluated(folder, **options):
     """Evaluate twice; return the results and the comparison of the two."""
     experiment = built(eval=options)
-    check_options(experiment.evaluation)
+    check_options(experiment.evaluation, experiment.data.kind)
     files = []
     for name in "ab":
         workdir = Workdir(folder / name)
@@ -114,10 +114,11 @@ def test_metric_of_samples(monkeypatch, tmp_path):
     assert results["samples"]["count"] == 8
     assert "brightness" in table
     assert "dummy" in comparison
+    few = built(eval={"metrics": ("dummy",), "samples": 7})
     with pytest.raises(
         ConfigError, match=r"eval\.samples=7 is too small for dummy; give at least 8"
     ):
-        check_options(built(eval={"metrics": ("dummy",), "samples": 7}).evaluation)
+        check_options(few.evaluation, few.data.kind)
 
 
 @pytest.mark.slow

@@ -165,6 +165,7 @@ def test_resolved_configuration_is_complete_plain_json(name):
             parts.append(table[sampling[role]])
     classifier = CLASSIFIERS[resolved["classifier"]["name"]]
     chosen = {
+        "data": [DataOptions],
         "sde": [SDES[resolved["sde"]["name"]]],
         "model": [NETWORKS[resolved["model"]["name"]]],
         "loss": [LOSSES[resolved["loss"]["name"]]],

@@ -1,6 +1,6 @@
 """Bytes of the test images, compressed by a run's model and by PNG, WebP and xz.
 
-    python benchmarks/lossless.py RUN --config.discrete_bound.steps=100 ...
+    python benchmarks/bits_back.py RUN --config.discrete_bound.steps=100 ...
 
 The arguments after RUN are those of --mode=compress. Each other format has its smallest file for
 one picture of all images, and for separate ones; xz packs the gray levels, a byte each.
