@@ -15,9 +15,10 @@ from pathlib import Path
 import jax
 import jaxtyping
 import pytest
-from xla_flags import set_fast_compilation
+from xla_flags import set_fast_compilation, use_contexts_again
 
 set_fast_compilation()
+use_contexts_again()
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
