@@ -19,6 +19,9 @@ FAST_COMPILATION = (
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
 )
+# Tracing makes many objects and leaves few behind; Python's usual thresholds walk through all of
+# them again and again.
+GC_THRESHOLD = (200_000, 20, 100)
 _CHECKED = "SCORESDE_CHECKED_XLA_FLAGS"  # set for the processes that this one starts
 
 
