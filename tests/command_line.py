@@ -27,7 +27,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
-from xla_flags import GC_THRESHOLD, use_contexts_again
+from xla_flags import trace_fast
 
 from configs import vp_digits
 
@@ -267,8 +267,7 @@ def _server():
 def _main(arguments, environment, folder, file_limit):
     """The life of a forked process."""
     gc.freeze()  # what the server has imported outlives this process
-    gc.set_threshold(*GC_THRESHOLD)
-    use_contexts_again()
+    trace_fast()
     os.chdir(ROOT)
     os.environ.update(environment)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):

@@ -255,6 +255,7 @@ class GentleSDE(VPSDE):
     beta_max: float = 5.0
 
 
+@pytest.mark.slow
 def test_process(monkeypatch):
     monkeypatch.setitem(SDES, "dummy", GentleSDE)
     experiment = built(sde={"name": "dummy", "beta_min": 0.2})
