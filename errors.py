@@ -22,8 +22,16 @@ class WorkdirError(ScoreSDEError):
     """The working directory does not fit the command."""
 
 
+class BucketError(ScoreSDEError):
+    """A path in a bucket cannot be used."""
+
+
 class CheckpointError(ScoreSDEError):
     """A checkpoint cannot be written or read."""
+
+
+class MisfitError(CheckpointError):
+    """A checkpoint holds the parameters of another network."""
 
 
 class TrainingError(ScoreSDEError):
@@ -40,6 +48,10 @@ class IntegrationError(ScoreSDEError):
 
 class FileError(ScoreSDEError, ValueError):
     """A file that another project has published cannot be read."""
+
+
+class CodecError(ScoreSDEError):
+    """Images cannot be compressed, or compressed ones cannot be read."""
 
 
 class BoundError(ScoreSDEError):

@@ -53,6 +53,16 @@ MODES = {
     "import_classifier": Mode(
         "import_classifier", flags=("source", "attention_order"), required=("source",)
     ),
+    "compress": Mode(
+        "compress",
+        flags=("source", "target", "lanes", "checkpoint", "ema"),
+        required=("source", "target"),
+    ),
+    "decompress": Mode(
+        "decompress",
+        flags=("source", "target", "preview", "checkpoint", "ema"),
+        required=("source", "target"),
+    ),
     "export": Mode("export_checkpoint", flags=("target", "checkpoint"), required=("target",)),
 }
 
@@ -63,17 +73,25 @@ _CACHE = flags.DEFINE_boolean(
     "compilation_cache", True, "Keep compiled programs in the user's cache folder."
 )
 flags.DEFINE_integer(
-    "checkpoint", None, "sample, moments, ema, export: step; by default the latest."
+    "checkpoint",
+    None,
+    "sample, moments, ema, export, compress, decompress: step; by default the latest.",
 )
 flags.DEFINE_string(
     "ema",
     "",
-    "sample, eval, moments: another average of the parameters, such as rate_0.999 or length_0.08.",
+    "sample, eval, moments, compress, decompress: another average of the parameters, such as "
+    "rate_0.999 or length_0.08.",
 )
 flags.DEFINE_string(
     "length", None, "ema: sigma_rel of the average to make; several, 0.05,0.1, are evaluated too."
 )
-flags.DEFINE_string("source", None, "import, import_classifier: a published file or folder.")
+flags.DEFINE_string(
+    "source",
+    None,
+    "import, import_classifier: a published file or folder. compress: images, as "
+    "config.task.input. decompress: the file of compress.",
+)
 flags.DEFINE_enum(
     "attention_order",
     "legacy",
@@ -84,7 +102,8 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "target",
     None,
-    "export: the .pth to write. stats: the .npz to write. prepare: the folder to write images to.",
+    "export: the .pth to write. stats, decompress: the .npz to write. compress: the file to write. "
+    "prepare: the folder to write images to.",
 )
 flags.DEFINE_boolean("skip_damaged", False, "prepare: leave out images that cannot be read.")
 flags.DEFINE_string(
@@ -98,7 +117,17 @@ flags.DEFINE_integer("num_samples", 64, "sample, check: number of images.")
 flags.DEFINE_boolean(
     "compile", False, "check: also compile, for FLOP, memory, and the accelerators it fits."
 )
-flags.DEFINE_boolean("gif", False, "sample: also animate the reverse process.")
+flags.DEFINE_integer("lanes", 4, "compress: number of images that are coded side by side.")
+flags.DEFINE_boolean("preview", False, "decompress: take a file that is cut short.")
+_GIF = flags.Flag(
+    flags.EnumParser(["true", "x0"]),
+    flags.ArgumentSerializer(),
+    "gif",
+    None,
+    "sample: also animate the reverse process; --gif=x0 shows the predicted x0 beside it.",
+)
+_GIF.boolean = True  # --gif alone is valid
+flags.DEFINE_flag(_GIF)
 flags.DEFINE_boolean("png", False, "sample: also write each image as a PNG.")
 
 _SMALLER = "lower the batch size, or set config.model.remat=True"
@@ -136,6 +165,7 @@ def _run(mode: Mode, files: list[str]) -> None:
 
     import run_lib
     from files.cache import cache_folder
+    from files.paths import as_path
     from training.hosts import together
     from training.joining import HostOptions
 
@@ -145,7 +175,7 @@ def _run(mode: Mode, files: list[str]) -> None:
         # By default only programs that take over a second; there are a hundred shorter ones.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if _MODE.value == "compare":
-        run_lib.compare([Path(file).expanduser() for file in files])
+        run_lib.compare([as_path(file) for file in files])
         return
     names = ("coordinator", "num_processes", "process_id")
     where: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
@@ -161,14 +191,16 @@ def _run_mode(mode: Mode, options: dict[str, Any]) -> None:
     from evaluation.metrics import check_options
     from experiment.build import build
     from files.nested import flatten
+    from files.paths import in_bucket
     from jobs.workdir import Workdir
     from training.hosts import require_same
 
     config, overrides = _configuration()
     experiment = build(config, overrides=overrides)
-    check_options(experiment.evaluation)
+    check_options(experiment.evaluation, experiment.data.kind)
     workdir, given = _workdir(), {f"--{name}": str(value) for name, value in options.items()}
-    given |= {"--mode": _MODE.value, "--workdir": str(Path(workdir).absolute())}
+    place = workdir if in_bucket(workdir) else str(Path(workdir).absolute())
+    given |= {"--mode": _MODE.value, "--workdir": place}
     given |= {"jax": jax.__version__, "devices of a host": jax.local_device_count()}
     fields = {f"config.{name}": value for name, value in flatten(experiment.config, ".").items()}
     require_same("the command", given | fields)
@@ -177,6 +209,8 @@ def _run_mode(mode: Mode, options: dict[str, Any]) -> None:
 
 def _mode_flags(mode: Mode) -> dict[str, Any]:
     """Return the values of the mode's own flags; exit for a flag that it does not take."""
+    from files.paths import as_path
+
     for name in sorted({name for other in MODES.values() for name in other.flags}):
         if flags.FLAGS[name].present and name not in mode.flags:
             takers = ", ".join(taker for taker, other in MODES.items() if name in other.flags)
@@ -192,7 +226,7 @@ def _mode_flags(mode: Mode) -> dict[str, Any]:
             value = {"length": "0.08"}.get(name, "FILE")
             sys.exit(f"error: --mode={_MODE.value} needs --{name}={value}")
     paths = ("source", "target")
-    return {name: Path(v).expanduser() if name in paths and v else v for name, v in values.items()}
+    return {name: as_path(v) if name in paths and v else v for name, v in values.items()}
 
 
 def _configuration() -> tuple[ConfigDict, frozenset[str]]:

@@ -4,17 +4,11 @@ Training continues from the latest good checkpoint. Data order and randomness ar
 step, so the result equals that of a run that never stopped.
 """
 
-import copy
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from errors import ConfigError, WorkdirError, require_in, require_memory
+from errors import ConfigError, require_in, require_memory
 from evaluation import references
 from evaluation.compare import compare as compare_files
 from evaluation.evaluate import dequantizer_of, extractors_of
@@ -22,14 +16,17 @@ from evaluation.evaluate import evaluate as evaluate_checkpoint
 from evaluation.features import check_measurements, diagnostics_extractor, make_extractors
 from evaluation.lengths import compare_lengths
 from evaluation.protocol import samples_protocol
-from experiment.build import abstract_params, build_network
-from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
 from experiment.sampler import checkpoint_name, unconditioned
-from files.pictures import image_grid, write_gif, write_png, write_png_folder
-from files.writing import write_json, write_npz
+from files.paths import AnyPath
+from files.pictures import write_gif, write_png_folder
 from jobs.averages import parse_lengths, reconstruct
+from jobs.compress import compress as compress
+from jobs.compress import decompress as decompress
 from jobs.diagnostics import Diagnostics
+from jobs.exchange import export_checkpoint as export_checkpoint
+from jobs.exchange import import_checkpoint as import_checkpoint
+from jobs.exchange import import_classifier as import_classifier
 from jobs.moments import measure_moments
 from jobs.plan import describe
 from jobs.profile import ProfiledSteps
@@ -38,20 +35,14 @@ from jobs.restore import (
     load_checkpoint,
     load_moments,
     restore_average,
-    restore_parameters,
 )
 from jobs.sample import TaskRun, draw_plain
 from jobs.teacher import find_teacher
 from jobs.train import train as run_job
 from jobs.training_job import classifier_job, dequantizer_job, model_job
 from jobs.workdir import Workdir
-from published import exchange, score_sde
-from published.exchange import Candidate
-from training.checkpoints import Checkpoints
-from training.hosts import agreed, leads, require_same
-from training.step import TrainState
+from training.hosts import agreed, require_same
 
-_ANIMATED = 100  # images that an animation shows
 _FRAMES = 40  # snapshots of an animation
 
 
@@ -153,7 +144,7 @@ def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None
         print(evaluate_checkpoint(experiment, checkpoint, workdir, extractors))
 
 
-def stats(experiment: Experiment, workdir: Workdir, *, target: Path | None = None) -> None:
+def stats(experiment: Experiment, workdir: Workdir, *, target: AnyPath | None = None) -> None:
     """Write the statistics of the training images by each extractor of `config.eval.features`.
 
     They go to `target`, or to where evaluations of this run look for them.
@@ -171,10 +162,11 @@ def stats(experiment: Experiment, workdir: Workdir, *, target: Path | None = Non
         )
         file = target or default
         found = references.compute_statistics(experiment, "train", extractor, file)
-        print(f"statistics of {found.count} images, {found.mean.size} {extractor.name}: {file}")
+        rows = f"{found.count} {experiment.data.kind.name}"
+        print(f"statistics of {rows}, {found.mean.size} {extractor.name}: {file}")
 
 
-def compare(files: list[Path]) -> None:
+def compare(files: list[AnyPath]) -> None:
     """Print two results of --mode=eval side by side.
 
     Raises:
@@ -195,21 +187,25 @@ def sample(
     num_samples: int = 64,
     checkpoint: int | None = None,
     ema: str = "",
-    gif: bool = False,
+    gif: str | None = None,
     png: bool = False,
 ) -> None:
     """Write images of a checkpoint into a folder of their protocol, `samples/STEP-SAMPLER-DIGEST`.
 
-    It holds samples.npz (uint8, NHWC, as `samples` and as `arr_0`, the name that ADM's evaluator
-    reads), samples.png (a grid; with a task, the inputs beside their samples), and protocol.json.
-    With `gif`, an animation shows the reverse process of the first samples. With `png`, a folder
-    holds each image as a file. `ema` chooses the average of the parameters.
+    It holds samples.npz (uint8, NHWC, or floats in the units of the data), samples.png (with a
+    task, the inputs beside their samples), protocol.json, and processes.png of points. With `gif`,
+    an animation shows the reverse process of the first samples, and with gif="x0" the predicted
+    samples beside it. With `png`, a folder holds each image as a file. `ema` chooses the average of
+    the parameters.
 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
     _check_count(experiment, num_samples)
+    workdir.require_writable()
     task = experiment.sampler.task
+    if png:
+        experiment.data.kind.require_images("--png", "leave it out; samples.npz has all")
     if task is None:
         experiment.model.require_no_image("plain samples")
     if gif and task is not None and task.encodes:
@@ -227,17 +223,20 @@ def sample(
         condition, kind = run.condition, f"{experiment.sampler.name}-{run.task.name}"
         result = run.run(loaded)
     folder = workdir.samples / protocol.key(f"{loaded.name}-{kind}")
-    arrays = {"samples": result.images, "arr_0": result.images, **result.arrays}
-    write_npz(folder / "samples.npz", arrays, compress=True)
-    write_png(folder / "samples.png", result.figure)
-    write_json(folder / "protocol.json", protocol.tree | {"result": result.summary})
-    print(f"{len(result.images)} samples of step {loaded.name}, {result.summary}: {folder}")
+    result.write(folder, protocol.tree)
+    print(f"{len(result.samples)} samples of step {loaded.name}, {result.summary}: {folder}")
     if png:
-        write_png_folder(folder / "png", result.images)
+        write_png_folder(folder / "png", result.samples)
     if gif:
-        shown = np.arange(min(num_samples, _ANIMATED))
-        drawn = experiment.sampler.draw(loaded, shown, frames=_FRAMES, condition=condition)
-        write_gif(folder / "samples.gif", [image_grid(frame) for frame in drawn.frames])
+        shown = np.arange(min(num_samples, experiment.data.kind.shown))
+        drawn = experiment.sampler.draw(
+            loaded, shown, frames=_FRAMES, predicts=gif == "x0", condition=condition
+        )
+        pictures = experiment.data.pictures(drawn.frames)
+        if gif == "x0":
+            pairs = zip(pictures, experiment.data.pictures(drawn.predictions), strict=True)
+            pictures = [np.concatenate(pair, axis=1) for pair in pairs]
+        write_gif(folder / "samples.gif", pictures)
 
 
 def moments(
@@ -251,6 +250,7 @@ def moments(
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
     experiment.model.require_no_image("--mode=moments")
+    workdir.require_writable()
     workdir.check(experiment.config, training=False)
     model_job(experiment).batches()  # missing data are an error now
     restored = restore_average(experiment, workdir, checkpoint, ema)
@@ -288,126 +288,6 @@ def reconstruct_averages(
         print(compare_lengths(experiment, workdir, made, extractors))
 
 
-def import_checkpoint(
-    experiment: Experiment, workdir: Workdir, *, source: Path, attention_order: str = "legacy"
-) -> None:
-    """Make a published checkpoint the first one of a new run, for all other modes.
-
-    `attention_order` is a name in `published.openai.ATTENTION_ORDERS`.
-
-    Raises:
-        ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
-    """
-    if agreed(lambda: _holds_checkpoints(workdir) or workdir.metrics.exists()):
-        raise WorkdirError(
-            f"--workdir={workdir.path} holds a run already; give a new folder to import to"
-        )
-    trainer, model = experiment.trainer, experiment.model
-    model.require_fixed_process("--mode=import")
-    template = partial(abstract_params, shape=experiment.data.shape)
-    candidate = Candidate(model.name, model.network, experiment.data.shape[0], template)
-    project, imported = exchange.import_state(
-        source, candidate, _candidates("model"), attention_order
-    )
-    state = trainer.state_from_params(imported.params, imported.ema_params, imported.step)
-    _save_first(workdir, state, experiment.config)
-    # No file says what its network's output means; a wrong guess would make wrong samples.
-    print(
-        f"imported step {imported.step} of {project} from {source} to {workdir.path}, "
-        f"interpreting the output as {model.options.parameterization} of the {model.process} "
-        f"process and the time input as {model.options.conditioning}; next: --mode=sample or "
-        "--mode=eval with the same --workdir"
-    )
-
-
-def import_classifier(
-    experiment: Experiment, workdir: Workdir, *, source: Path, attention_order: str = "legacy"
-) -> None:
-    """Make a published classifier of noisy images that of the run, as if it was trained here.
-
-    `attention_order` as in `import_checkpoint`.
-
-    Raises:
-        ConfigError, WorkdirError, CheckpointError: before anything in the workdir is touched.
-    """
-    workdir.check(experiment.config, training=False)
-    experiment.model.require_fixed_process("a classifier")
-    folder, model = workdir.classifier, experiment.classifier
-    if agreed(lambda: _holds_checkpoints(folder) or folder.metrics.exists()):
-        raise WorkdirError(
-            f"{folder.path} holds a classifier already; remove that folder, or give another "
-            "--workdir"
-        )
-    model.check(experiment.data)
-    template = partial(abstract_params, shape=experiment.data.shape)
-    candidate = Candidate("classifier", model.network, experiment.data.shape[0], template)
-    project, params = exchange.import_classifier(
-        source, candidate, _candidates("classifier"), attention_order
-    )
-    averages = copy.deepcopy(params)  # no memory is shared, since a step may overwrite either
-    _save_first(folder, model.trainer.state_from_params(params, averages, 0), experiment.config)
-    print(
-        f"imported the classifier of {project} from {source} to {folder.path}, interpreting the "
-        f"time input as {model.options.conditioning}; next: --mode=sample with the same --workdir "
-        "and --config.guidance.name=classifier"
-    )
-
-
-def _save_first(workdir: Workdir, state: TrainState, config: dict[str, Any]) -> None:
-    """Save the first checkpoint of a run, and then its configuration.
-
-    Raises:
-        WorkdirError: if another process works in the folder, or has just filled it.
-    """
-    checkpoints = Checkpoints(workdir.checkpoints)
-    with workdir.locked(leads=leads()):
-        if checkpoints.steps():
-            raise WorkdirError(f"{workdir.path} holds a run already; give a new folder")
-        try:
-            checkpoints.save(int(state.step), state, config)
-            checkpoints.wait()
-        finally:
-            checkpoints.close()
-        workdir.save_config(config)  # last: until then, the same command starts again
-
-
-def _holds_checkpoints(workdir: Workdir) -> bool:
-    return bool(Checkpoints(workdir.checkpoints).steps())
-
-
-def _candidates(section: str) -> Iterator[Candidate]:
-    for name, config in known_configurations():
-        with suppress(ConfigError):  # in a user's own file, which was not chosen
-            yield Candidate(name, *build_network(config, section))
-
-
-def export_checkpoint(
-    experiment: Experiment, workdir: Workdir, *, target: Path, checkpoint: int | None = None
-) -> None:
-    """Write a checkpoint of the run as a file that score_sde_pytorch restores.
-
-    Raises:
-        ConfigError, WorkdirError, CheckpointError: before anything is written.
-    """
-    experiment.model.require_fixed_process("--mode=export")
-    restored = restore_parameters(experiment, workdir, checkpoint)
-    if agreed(target.exists):
-        raise ConfigError(f"--target={target} exists already; give the name of a new file")
-    try:
-        score_sde.export_pytorch(
-            experiment.model.network,
-            experiment.data.shape[0],
-            experiment.parallel.fetch_tree(restored.state.params),
-            experiment.parallel.fetch_tree(restored.state.ema_params),
-            restored.step,
-            target,
-            ema_decay=experiment.trainer.average.rate,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    print(f"exported step {restored.step} of {workdir.path} to {target}")
-
-
 def _check_count(experiment: Experiment, num_samples: int) -> None:
     """Raise ConfigError unless that many images can be drawn, and fit the memory."""
     try:
@@ -435,7 +315,7 @@ def check(
 
 
 def prepare(
-    experiment: Experiment, workdir: Workdir, *, target: Path | None, skip_damaged: bool
+    experiment: Experiment, workdir: Workdir, *, target: AnyPath | None, skip_damaged: bool
 ) -> None:
     """Prepare the data set on disk; with `target`, write its images there as array_record files.
 

@@ -38,6 +38,7 @@ COMMANDS = {
     "eval": flags("eval", "WORKDIR", FIELDS),
     "sample": [*flags("sample", "WORKDIR", FIELDS), "--num_samples=40"],
 }
+WRITTEN = {"train": "*", "eval": "eval/*", "sample": "samples/*"}
 
 
 def command(mode: str, workdir: Path) -> list[str]:
@@ -64,11 +65,10 @@ def outcome(workdir: Path) -> dict[str, object]:
     return found
 
 
-def killed(workdir: Path, kills: int, draw: random.Random, hosts: int) -> int:
-    """Run all modes to their ends, with up to this many kills; return their number.
+def killed(workdir: Path, kills: int, draw: random.Random, hosts: int) -> None:
+    """Run all modes to their ends, with this many kills in equal shares.
 
-    Evaluation and sampling may end before they have had their share. Of several hosts, one or all
-    are killed; the others must end by themselves.
+    Of several hosts, one or all are killed; the others must end by themselves.
     """
     done = 0
     for number, mode in enumerate(COMMANDS):
@@ -87,12 +87,11 @@ def killed(workdir: Path, kills: int, draw: random.Random, hosts: int) -> int:
             calls = [each.wait(60 if doomed else 1200) for each in running]
             if not any(call.status == -signal.SIGKILL for call in calls):
                 assert not any(call.status for call in calls), calls
-                if done >= wanted or mode != "train":
+                if done >= wanted:
                     break
                 # It ended before its share of kills: again from the start.
-                for file in workdir.glob("*"):
+                for file in workdir.glob(WRITTEN[mode]):
                     remove(file)
-    return done
 
 
 def started(mode: str, workdir: Path, hosts: int) -> list[Running]:
@@ -139,10 +138,10 @@ def main() -> None:
             call = run(*command(mode, quiet), devices=given.hosts)
             assert call.status == 0, call
         expected = outcome(quiet)
-        kills = killed(disturbed, given.kills, draw, given.hosts)
+        killed(disturbed, given.kills, draw, given.hosts)
         found = outcome(disturbed)
         differing = [key for key in expected if found.get(key) != expected[key]]
-        print(f"{kills} kills; {differing if differing else 'all numbers equal'}", flush=True)
+        print(f"{given.kills} kills; {differing if differing else 'all numbers equal'}", flush=True)
         refused, wrong = pairs(disturbed, given.pairs, draw)
         found = {key: value for key, value in outcome(disturbed).items() if key in expected}
         differing += [key for key in found if found[key] != expected[key]]

@@ -74,14 +74,16 @@ class DiscreteBound(NamedTuple):
     """The bound on -log p(x0) of each image in nats, its terms, and its cost.
 
     total = prior + terms.sum(axis=0) + decoder: L_T, the terms L_i of the step to `times[1 + i]`,
-    and L_0. `terms` and `decoder` are one draw of their expectations. `nfe` is the number of
-    network evaluations per image.
+    and L_0. `terms` and `decoder` are one draw of their expectations. `squares` are mean squared
+    errors of the x0 that is predicted at each time, clipped to the range of pixels. `nfe` is the
+    number of network evaluations per image.
     """
 
     total: Float[Array, "batch"]
     prior: Float[Array, "batch"]
     terms: Float[Array, "steps batch"]
     decoder: Float[Array, "batch"]
+    squares: Float[Array, "times batch"]
     nfe: int
 
 
@@ -122,11 +124,14 @@ def discrete_bound(
     table = Steps(*(jnp.asarray(pad_to_block(column), x0.dtype) for column in table))
     decoder = jnp.asarray(decoder, x0.dtype)
     steps = len(times) - 1
-    found = _terms(key, denoiser, x0, indices, table, decoder, steps, options, pixel_levels)
+    found, squares = _terms(
+        key, denoiser, x0, indices, table, decoder, steps, options, pixel_levels
+    )
     require_finite(found[: steps + 1], np.broadcast_to(times[:, None], (steps + 1, len(x0))))
     prior = prior_divergence(denoiser.sde, x0, float(times[0]))
     total = prior + jnp.sum(found, axis=0)
-    return DiscreteBound(total, prior, found[:steps], found[steps], steps + 1)
+    squares = squares[: steps + 1] / x0[0].size
+    return DiscreteBound(total, prior, found[:steps], found[steps], squares, steps + 1)
 
 
 def prior_divergence(
@@ -167,11 +172,17 @@ def _terms(
     steps: int | Int[Array, ""],
     options: DiscreteBoundOptions,
     pixel_levels: PixelLevels,
-) -> Float[Array, "rows batch"]:
-    """Return the terms: row i < `steps` for the step from time i, row `steps` for the decoder."""
+) -> tuple[Float[Array, "rows batch"], Float[Array, "rows batch"]]:
+    """Return the terms, and the squared errors of x0 that is predicted at each time.
+
+    Row i < `steps` is for the step from time i, row `steps` for the decoder.
+    """
     keys = sample_keys(key, indices)
 
-    def body(i: Int[Array, ""], terms: Float[Array, "rows batch"]) -> Float[Array, "rows batch"]:
+    def body(
+        i: Int[Array, ""], found: tuple[Float[Array, "rows batch"], Float[Array, "rows batch"]]
+    ) -> tuple[Float[Array, "rows batch"], Float[Array, "rows batch"]]:
+        terms, squares = found
         eps = normal_like(fold_in_each(keys, i), x0)
         t = table.t[i]
         prediction = denoiser.predict(denoiser.sde.perturb(x0, t, eps), t)
@@ -183,7 +194,10 @@ def _terms(
         def surprise() -> Batch:
             return decoder_surprise(prediction, x0, decoder, options.variance, pixel_levels)
 
-        return terms.at[i].set(sum_per_sample(jax.lax.cond(i == steps, surprise, divergence)))
+        term = sum_per_sample(jax.lax.cond(i == steps, surprise, divergence))
+        seen = jnp.clip(prediction.x0, pixel_levels.low, pixel_levels.high)
+        square = sum_per_sample((seen - x0) ** 2)
+        return terms.at[i].set(term), squares.at[i].set(square)
 
     empty = jnp.zeros((table.t.shape[0], x0.shape[0]), x0.dtype)
-    return jax.lax.fori_loop(0, steps + 1, body, empty)
+    return jax.lax.fori_loop(0, steps + 1, body, (empty, empty))

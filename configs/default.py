@@ -163,8 +163,19 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     # digits, a tensorflow-datasets name, hf:NAME, or the path of an .npz, .npy, .zip or
-    # .array_record file, or of a folder of images or of parquet files; see docs/data.md
+    # .array_record file, or of a folder of images or of parquet files; see docs/data.md. Points and
+    # series: points:swiss_roll, series:waves, an .npz or .npy of floats; see docs/points.md
     data.name = "digits"
+    data.kind = placeholder(str)  # images, points, series; by default as the name or file says
+    # points, series:
+    data.samples = placeholder(int)  # number of generated rows, of which a tenth is held out
+    data.seed = placeholder(int)  # of generated rows, and of which rows are held out
+    data.shape = placeholder(tuple)  # of a point or series; by default that of the data
+    # of each coordinate or channel, for the network to see mean 0 and standard deviation 1; by
+    # default those of the training rows
+    data.mean = placeholder(tuple)
+    data.std = placeholder(tuple)
+    # images:
     data.dir = ""  # tensorflow-datasets directory; empty for its default, ~/tensorflow_datasets
     data.image_size = 8  # pixels
     data.channels = 1
@@ -216,13 +227,15 @@ def get_config() -> ConfigDict:
     # What is measured during training; plots are in the run's folder `plots`.
     config.diagnostics = diagnostics = ConfigDict()
     diagnostics.every = 1000  # steps; 0 for never
-    # some of loss, noise_levels, bits_per_dim, frechet, weights
-    diagnostics.metrics = ("loss", "noise_levels", "bits_per_dim", "frechet", "weights")
+    # some of loss, noise_levels, bits_per_dim (images), nats_per_dim, frechet, weights;
+    # by default all, with the likelihood in the unit of the data
+    diagnostics.metrics = placeholder(tuple)
     diagnostics.images = 0  # test images, and as many training images; 0 for 256, or all
     diagnostics.levels = 16  # noise levels, equally long in log-SNR
     diagnostics.samples = 128  # for the Frechet distance
     diagnostics.sampling_steps = 10  # of these samples, by UniPC
-    diagnostics.features = "thumbnails"  # pixels, thumbnails (8 x 8 pixels), inception, classifier
+    # pixels, thumbnails (8 x 8 pixels), inception, classifier, raw; by default thumbnails or raw
+    diagnostics.features = placeholder(str)
 
     config.logging = logging = ConfigDict()
     logging.wandb = ""  # a project of Weights & Biases; empty for none
@@ -278,9 +291,8 @@ def get_config() -> ConfigDict:
     sampling.scaling = placeholder(str)  # of the state in which steps are straight: none, vp
     sampling.final_euler = placeholder(bool)  # end with an Euler step to noise 0
     sampling.s_churn = placeholder(float)  # total fresh noise, S_churn of EDM
-    sampling.churn_min = placeholder(
-        float
-    )  # noise levels sigma / alpha between which noise is added
+    # noise levels sigma / alpha between which noise is added
+    sampling.churn_min = placeholder(float)
     sampling.churn_max = placeholder(float)
     sampling.churn_noise = placeholder(float)  # scale of the fresh noise
     sampling.churn_all_levels = placeholder(bool)  # also at the first and last, as published
@@ -299,9 +311,8 @@ def get_config() -> ConfigDict:
     sampling.max_steps = placeholder(int)
     sampling.first_step = placeholder(float)  # dpm_adaptive: length in log(alpha / sigma)
     sampling.safety = placeholder(float)  # dpm_adaptive
-    sampling.max_growth = placeholder(
-        float
-    )  # dpm_adaptive: largest ratio of a step to the one before
+    # dpm_adaptive: largest ratio of a step to the one before
+    sampling.max_growth = placeholder(float)
 
     # Guidance of samples: toward their classes, or away from a bad model.
     config.guidance = guidance = ConfigDict()
@@ -379,6 +390,7 @@ def get_config() -> ConfigDict:
     classifier.blocks_per_resolution = 1
     classifier.attention_resolutions = ()
     classifier.dropout = 0.0
+    classifier.depth = placeholder(int)  # mlp_classifier
     classifier.heads = placeholder(int)
     classifier.head_width = 16
     classifier.scale_shift = placeholder(bool)
@@ -415,9 +427,11 @@ def get_config() -> ConfigDict:
 
     config.eval = evaluation = ConfigDict()
     evaluation.checkpoints = ()  # steps; empty for the latest
-    # loss, bits_per_dim, continuous_bound, discrete_bound; of samples: frechet, kid,
-    # precision_recall, inception_score
-    evaluation.metrics = ("loss", "bits_per_dim", "frechet")
+    # loss, bits_per_dim, continuous_bound, discrete_bound, rate_distortion; of samples: frechet,
+    # kid, precision_recall, inception_score; of points and series nats_per_dim,
+    # sliced_wasserstein, mmd.
+    # By default loss, the likelihood in the unit of the data, and distances
+    evaluation.metrics = placeholder(tuple)
     evaluation.batch_size = 128  # images, over all devices
     evaluation.seed = 0  # for noise, probes, dequantization
     evaluation.loss_repeats = 10  # times and noises per test image
@@ -425,7 +439,9 @@ def get_config() -> ConfigDict:
     evaluation.error_budget_images = 32  # for solver error and truncation
     evaluation.samples = 1500  # images per sampling seed
     evaluation.sampling_seeds = 1  # number of seeds, from sampling.seed on
-    evaluation.features = ("pixels",)  # some of pixels, thumbnails, inception, classifier
+    # some of pixels, thumbnails, inception, classifier, raw; by default pixels, of points and
+    # series raw
+    evaluation.features = placeholder(tuple)
     evaluation.reference = ""  # file of statistics; empty for those of the data
     evaluation.inception_weights = ""  # file; empty for the one in the user's cache
     evaluation.inception_resize = "tf1"  # tf1 (original FID, EDM), pytorch (pytorch-fid)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Int32, Int64, Shaped
 
 from data.bytes import read_part
 
@@ -56,15 +56,15 @@ def _parts(sizes: Int64[np.ndarray, " files"]) -> Iterator[tuple[int, int, int]]
         yield int(file), first, min(_PLACE, size - first)
 
 
-def pixel_fingerprint(images: UInt8[Any, "n h w c"]) -> str:
-    """Return the SHA-256 of the images' shape and bytes in C order, in hexadecimal digits."""
+def pixel_fingerprint(images: Shaped[Any, "n ..."]) -> str:
+    """Return the SHA-256 of the rows' shape and bytes in C order, in hexadecimal digits."""
     found = hashlib.sha256(repr(tuple(map(int, images.shape))).encode())
     _update(found, images)
     return found.hexdigest()
 
 
 def training_fingerprint(
-    images: UInt8[Any, "n h w c"], labels: Int32[np.ndarray, " n"] | None
+    images: Shaped[Any, "n ..."], labels: Int32[np.ndarray, " n"] | None
 ) -> str:
     """Return 16 hexadecimal digits that identify images, their order and labels."""
     found = hashlib.sha256()

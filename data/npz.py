@@ -21,14 +21,14 @@ from errors import require_memory
 from files.arrays import Array, Arrays, Header, array_place, open_arrays, read_array
 
 # Key of images -> key of their labels, which may be missing.
-_TRAIN = {
+TRAIN_KEYS = {
     "train": "train_labels",
     "train_images": "train_labels",
     "x_train": "y_train",
     "images": "labels",
 }
 # The same for images that are held out: of the first name that is there.
-_HELD_OUT = {
+HELD_OUT_KEYS = {
     name: {name: f"{name}_labels", f"{name}_images": f"{name}_labels", f"x_{name}": f"y_{name}"}
     for name in HELD_OUT_NAMES
 }
@@ -82,15 +82,15 @@ def read_npz(name: str, data_dir: Directory) -> Splits:
     path = Path(os.path.expanduser(name))
     where = f"config.data.name={str(path)!r}"
     with open_arrays(path, where) as arrays:
-        train = _only(where, arrays, _TRAIN)
+        train = only_key(where, arrays, TRAIN_KEYS)
         if train is None:
             raise ValueError(
                 f"{where} holds {sorted(arrays)[:20]}; expected images, train and test, "
                 "train_images and test_images, or x_train and x_test"
             )
-        chosen = {"train": (train, _TRAIN[train])}
-        for keys in _HELD_OUT.values():
-            if (test := _only(where, arrays, keys)) is not None:
+        chosen = {"train": (train, TRAIN_KEYS[train])}
+        for keys in HELD_OUT_KEYS.values():
+            if (test := only_key(where, arrays, keys)) is not None:
                 chosen["test"] = (test, keys[test])
                 break
         splits = {split: _read_split(where, arrays, path, *keys) for split, keys in chosen.items()}
@@ -100,7 +100,7 @@ def read_npz(name: str, data_dir: Directory) -> Splits:
     return splits
 
 
-def _only(where: str, arrays: Arrays, keys: dict[str, str]) -> str | None:
+def only_key(where: str, arrays: Arrays, keys: dict[str, str]) -> str | None:
     """Return the one key that is there, or None.
 
     Raises:
@@ -126,7 +126,7 @@ def read_npy(name: str, data_dir: Directory) -> Splits:
     beside, labels = path.with_name(f"{path.stem}_labels.npy"), None
     if beside.exists():
         found = read_array(beside, f"{where}: {beside}")
-        labels = _checked_labels(f"{beside}", found, header)
+        labels = checked_labels(f"{beside}", found, header)
     images = None
     if header.bytes <= _AT_ONCE or header.columns_first:
         images = read_array(path, where)
@@ -141,7 +141,7 @@ def _read_split(where: str, arrays: Arrays, path: Path, key: str, labels_key: st
     if labels_key in arrays:
         labels_place = f"{where}[{labels_key!r}]"
         _check_labels(labels_place, arrays.header(labels_key), header)
-        labels = _checked_labels(labels_place, arrays[labels_key], header)
+        labels = checked_labels(labels_place, arrays[labels_key], header)
     images, first = None, arrays.place(key)
     if header.bytes <= _AT_ONCE or header.columns_first or first is None:
         if header.bytes > _AT_ONCE:
@@ -203,7 +203,8 @@ def _check_labels(place: str, found: Header, images: Header) -> None:
         )
 
 
-def _checked_labels(place: str, labels: Array, images: Header) -> Int32[np.ndarray, " n"]:
+def checked_labels(place: str, labels: Array, images: Header) -> Int32[np.ndarray, " n"]:
+    """Return labels as int32; raise ValueError unless they are integers, one per image."""
     _check_labels(place, Header(labels.shape, labels.dtype), images)
     if labels.min() < _LABELS.min or labels.max() > _LABELS.max:
         raise ValueError(f"{place} holds {labels.min()}..{labels.max()}; number the classes from 0")

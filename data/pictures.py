@@ -6,7 +6,6 @@ All are floats, images and masks in [0, 1]. The caller states the shape that the
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -15,6 +14,7 @@ from data.stored import decode
 from data.streamed import Converted
 from errors import FileError
 from files.arrays import open_arrays, read_array
+from files.buckets import local_input
 from files.kinds import require_file
 
 Shape = tuple[int, ...]
@@ -26,7 +26,7 @@ def _read(field: str, name: str) -> Float[np.ndarray, "..."]:
 
     Images and arrays of uint8 are divided by 255; other numbers are kept.
     """
-    path, where = Path(os.path.expanduser(name)), f"{field}={name!r}"
+    path, where = local_input(name), f"{field}={name!r}"
     if path.suffix not in (".npy", ".npz"):
         image, more_pages = decode(path, where)
         if more_pages:
@@ -180,7 +180,7 @@ def read_mask(name: str, shape: Shape) -> Float[np.ndarray, "h w c"]:
     try:
         if not name:
             raise FileError("mask='' names no file")
-        require_file(Path(os.path.expanduser(name)), f"mask={name!r}")
+        require_file(local_input(name), f"mask={name!r}")
     except FileError as error:
         raise ValueError(
             f"{str(error).removesuffix('. Check the path')}; give a file, white where the image is "

@@ -19,15 +19,31 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from files.buckets import local_copy
 from files.kinds import require_file
+from files.paths import as_path, in_bucket
 
 _PREPARE = "`python main.py --config=... --mode=prepare`"
 
 
-def _data_root(data_dir: str | os.PathLike[str]) -> Path:
-    """Return `data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    chosen = os.fspath(data_dir) or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+def _data_root(data_dir: str | os.PathLike[str], name: str) -> Path:
+    """Return `data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Of a bucket, it is the folder of a copy of the data set `name` on this machine.
+    """
+    chosen = _chosen(data_dir)
+    if in_bucket(chosen):
+        return local_copy(as_path(chosen) / _base(name)).parent
     return Path(os.path.expanduser(chosen))
+
+
+def _chosen(data_dir: str | os.PathLike[str]) -> str:
+    return os.fspath(data_dir) or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+
+
+def _base(name: str) -> str:
+    """Return the folder of a data set in `config.data.dir`, without configuration and version."""
+    return name.split("/")[0].split(":")[0]
 
 
 def _manual_dir(root: Path, builder: Any, manual_dir: str | os.PathLike[str] = "") -> Path:
@@ -62,8 +78,7 @@ def _stock_builder(name: str, root: Path) -> Any:
 
     if os.path.exists(root) and not os.path.isdir(root):
         raise ValueError(f"config.data.dir={str(root)!r} is not a folder; give one")
-    base = root / name.split("/")[0].split(":")[0]
-    for info in base.glob("**/dataset_info.json"):
+    for info in (root / _base(name)).glob("**/dataset_info.json"):
         require_file(info, f"config.data.name={name!r}: {info}")
     try:
         return tfds.builder(name, data_dir=root)
@@ -96,7 +111,7 @@ def open_prepared(name: str, data_dir: str | os.PathLike[str]) -> Any:
         FileNotFoundError: if it is not prepared.
         ValueError: if its configuration is unknown, or only TensorFlow reads its records.
     """
-    root = _data_root(data_dir)
+    root = _data_root(data_dir, name)
     builder = _stock_builder(name, root)
     if not _is_prepared(builder):
         files = [info.filename for info in (builder.url_infos or {}).values()]
@@ -135,9 +150,15 @@ def prepare(name: str, data_dir: str | os.PathLike[str], manual_dir: str | os.Pa
         ValueError: for an unknown configuration or a damaged archive.
         RuntimeError: if TensorFlow is needed and missing.
     """
-    root = _data_root(data_dir)
+    root = _data_root(data_dir, name)
     builder = _stock_builder(name, root)
     if not _is_prepared(builder):
+        if in_bucket(chosen := _chosen(data_dir)):
+            raise ValueError(
+                f"config.data.dir={chosen!r} does not hold {name!r} prepared; prepare it in a "
+                "folder of this machine, and copy that by `gcloud storage cp --recursive "
+                f"FOLDER/{_base(name)} {chosen}/`"
+            )
         manual = _manual_dir(root, builder, manual_dir)
         if builder.name in _TENSORFLOW_FREE:
             builder = _TENSORFLOW_FREE[builder.name](type(builder))(data_dir=root)

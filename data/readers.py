@@ -27,6 +27,8 @@ from data.records import is_packed, is_record_name, read_packed, read_records
 from data.stored import Directory, ImageFile, ImageFiles, Item, Split, Splits
 from data.zips import read_zip
 from errors import FileError
+from files.buckets import local_input
+from files.paths import in_bucket
 
 DIGITS = "digits"
 
@@ -152,6 +154,14 @@ def _no_labels() -> None:
     return None
 
 
+def _read_copy(name: str, data_dir: Directory) -> Splits:
+    """Read what lies in a bucket from a copy in the user's cache."""
+    copy = str(local_input(name))
+    if not os.path.exists(copy):
+        raise ValueError(f"config.data.name={name!r}: there is no such file or folder")
+    return reader_of(copy).read(copy, data_dir)
+
+
 def _prepare_tfds(name: str, data_dir: Directory, manual_dir: Directory) -> str:
     _check_registered(name)
     return preparation.prepare(name, data_dir, manual_dir)
@@ -177,6 +187,7 @@ READERS: dict[str, Reader] = {
     DIGITS: Reader(
         accepts=lambda name: name == DIGITS, read=_read_digits, gray_levels=17, test_count=297
     ),
+    "a path in a bucket, gs://BUCKET/PATH": Reader(accepts=in_bucket, read=_read_copy),
     "the path of an .npz": Reader(accepts=lambda name: name.endswith(".npz"), read=read_npz),
     "an .npy": Reader(accepts=lambda name: name.endswith(".npy"), read=read_npy),
     "a .zip of StyleGAN's or EDM's tools": Reader(

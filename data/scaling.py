@@ -21,6 +21,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from errors import require_in
+
 # NumPy or JAX floats of any shape: what comes in decides what comes out.
 Floats = TypeVar("Floats", Float[np.ndarray, "*shape"], Float[jax.Array, "*shape"])
 
@@ -141,3 +143,49 @@ class ImageScaler:
     def log_det(self, dims: int) -> float:
         """Return log |d forward / dx| for `dims` numbers: dims log(high - low), in nats."""
         return dims * math.log(self.high - self.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardizer:
+    """The affine map from numbers in the data's units to mean 0 and standard deviation 1.
+
+    Each entry of the last axis has its own: a coordinate of points, a channel of series.
+
+    Args:
+        mean: by entry of the last axis.
+        std: the same, above 0.
+
+    Raises:
+        ValueError: for lengths that differ, or numbers out of range.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has length {len(self.mean)} and std {len(self.std)}; give a number of each "
+                "per coordinate or channel"
+            )
+        for value in self.mean:
+            require_in("mean", value, "(-inf, inf)")
+        for value in self.std:
+            require_in("std", value, "(0, inf)")
+
+    def forward(self, x: Floats) -> Floats:
+        """Return (x - mean) / std, of the type of x (NumPy or JAX)."""
+        return (x - _along_last_axis(self.mean, x)) / _along_last_axis(self.std, x)
+
+    def inverse(self, y: Floats) -> Floats:
+        """Return mean + std y, of the type of y (NumPy or JAX)."""
+        return y * _along_last_axis(self.std, y) + _along_last_axis(self.mean, y)
+
+    def log_det(self, dims: int) -> float:
+        """Return log |d forward / dx| for `dims` numbers: -sum log std, in nats."""
+        return -dims / len(self.std) * sum(map(math.log, self.std))
+
+
+def _along_last_axis(values: tuple[float, ...], x: Floats) -> np.ndarray:
+    """Return values with the rank and the dtype of x."""
+    return np.asarray(values, x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -7,7 +7,6 @@ same number of samples, and so on. The samplers may differ; they are what is com
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,14 @@ from evaluation.metrics import METRICS
 from evaluation.protocol import SAMPLER_FIELDS, Protocol
 from files.arrays import open_arrays
 from files.kinds import require_file
+from files.paths import AnyPath, bucket_errors
 from files.text import table
 
 # Parts of the protocol whose differences the table lists.
 _SHOWN = ("data.dequantization", "sde.", "denoiser.", "ema.", "average", "nfe", *SAMPLER_FIELDS)
 
 
-def compare(first: Path, second: Path) -> str:
+def compare(first: AnyPath, second: AnyPath) -> str:
     """Return a table of the metrics that two results have in common, and of their samplers.
 
     Each is an `eval/<step>.json`, or a run's folder for the last one in it. Differences of bits/dim
@@ -58,7 +58,7 @@ def compare(first: Path, second: Path) -> str:
     return table(rows)
 
 
-def _file(path: Path) -> Path:
+def _file(path: AnyPath) -> AnyPath:
     if not path.is_dir():
         return path
     found = [file for file in (path / "eval").glob("*.json") if file.stem.isdecimal()]
@@ -67,10 +67,12 @@ def _file(path: Path) -> Path:
     return max(found, key=lambda file: int(file.stem))
 
 
-def _read(file: Path) -> dict:
+def _read(file: AnyPath) -> dict:
     try:
         require_file(file, "it")
-        results = json.loads(file.read_text())
+        with bucket_errors(file):
+            content = file.read_text()
+        results = json.loads(content)
         if not isinstance(results, dict) or "protocol" not in results:
             raise ValueError("it has no protocol")
     except (OSError, ValueError, RecursionError) as error:
@@ -87,7 +89,7 @@ def _protocol(results: dict[str, Any]) -> Protocol:
     return Protocol(results["protocol"] | samples)
 
 
-def _rows(metric: str, a: dict, b: dict, files: list[Path]) -> Iterator[tuple[str, ...]]:
+def _rows(metric: str, a: dict, b: dict, files: list[AnyPath]) -> Iterator[tuple[str, ...]]:
     """Yield the numbers of a metric; a metric of samples has them for each kind of features."""
     if "mean" in a:
         error = _paired_error(metric, files)
@@ -131,7 +133,7 @@ def _over_seeds(a: dict, b: dict) -> float | None:
     return math.sqrt(sum(v["std"] ** 2 / len(v["per_seed"]) for v in (a, b)))
 
 
-def _paired_error(metric: str, files: list[Path]) -> float | None:
+def _paired_error(metric: str, files: list[AnyPath]) -> float | None:
     """Return the standard error of the paired difference over the same images."""
     values = []
     for file in files:

@@ -6,7 +6,6 @@ an .npz beside it, and samples into a .png.
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,11 @@ from evaluation.table import samples_row
 from experiment.experiment import Experiment
 from experiment.few_steps import require_scores
 from experiment.sampler import Checkpoint
+from files.buckets import move
 from files.locks import locked
-from files.pictures import image_grid, write_png
+from files.paths import AnyPath
+from files.pictures import write_png
+from files.plots import write_plot
 from files.text import table
 from files.writing import make_folder, write_json, write_npz
 from jobs.cache import ResultCache
@@ -31,8 +33,6 @@ from jobs.restore import load_dequantizer
 from jobs.workdir import Workdir
 from metrics.features import Extractor
 from training.hosts import agreed, require_same
-
-_FIGURE_SAMPLES = 100
 
 
 def extractors_of(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, ...]:
@@ -42,7 +42,7 @@ def extractors_of(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, 
         ConfigError: for options that do not fit together, or weights that are neither at hand nor
             to be had.
     """
-    check_options(experiment.evaluation)
+    check_options(experiment.evaluation, experiment.data.kind)
     _check_scores(experiment)
     needed = any(METRICS[name].of_samples for name in experiment.evaluation.metrics)
     return make_extractors(experiment, workdir) if needed else ()
@@ -107,12 +107,12 @@ def evaluate(
     return f"{summary(results)}\n{file}"
 
 
-def results_file(workdir: Workdir, checkpoint: Checkpoint) -> Path:
+def results_file(workdir: Workdir, checkpoint: Checkpoint) -> AnyPath:
     """Return the file of a checkpoint's results."""
     return workdir.eval / f"{checkpoint.name}.json"
 
 
-def _compute(evaluation: Evaluation, file: Path) -> dict[str, Any]:
+def _compute(evaluation: Evaluation, file: AnyPath) -> dict[str, Any]:
     start = time.perf_counter()
     sets = SampleSets(evaluation)
     names = evaluation.experiment.evaluation.metrics
@@ -126,6 +126,9 @@ def _compute(evaluation: Evaluation, file: Path) -> dict[str, Any]:
         report = compute_metric(name, evaluation, sets)
         results[name] = report.summary
         per_image |= report.per_image
+        if report.plot:
+            place = file.with_name(f"{file.stem}_{name}.png")
+            write_plot(place, report.plot, title=f"step {evaluation.checkpoint.step}")
     if per_image:
         write_npz(file.with_suffix(".npz"), per_image, compress=True)
     if any(METRICS[name].of_samples for name in names):
@@ -146,27 +149,26 @@ def _check_image_counts(experiment: Experiment) -> None:
             )
 
 
-def _describe_samples(sets: SampleSets, figure: Path) -> dict[str, Any]:
+def _describe_samples(sets: SampleSets, figure: AnyPath) -> dict[str, Any]:
     """Write the figure of samples; return what the results say about them."""
     first, nfe = [], []
     for seed in sets.seeds:
-        for part in sets.images(seed):
+        for part in sets.samples(seed):
             nfe.append(part["nfe"])
             if seed == sets.seeds[0]:
-                first.append(part["images"][:_FIGURE_SAMPLES])
-    write_png(figure, image_grid(np.concatenate(first)[:_FIGURE_SAMPLES]))
+                first.append(part["samples"])
     data = sets.evaluation.experiment.data
-    bins = "bin" if data.dequantization.in_bins else "nearest"
+    write_png(figure, *data.pictures([np.concatenate(first)]))
     return {
         "count": sets.count,
         "seeds": sets.seeds,
         "nfe": float(np.concatenate(nfe).mean()),  # of adaptive samplers, the slowest per batch
-        "rounding": f"to the {bins} of {data.quantizer.gray_levels} levels, these to 0..255",
+        "rounding": data.rounding,
         "parameters": sets.evaluation.checkpoint.average or "moving average",
     }
 
 
-def _finished_results(file: Path, protocol: Protocol) -> dict[str, Any] | None:
+def _finished_results(file: AnyPath, protocol: Protocol) -> dict[str, Any] | None:
     """Return the results in a file if they have this protocol; otherwise rename the file."""
     if not file.exists():
         return None
@@ -183,7 +185,7 @@ def _finished_results(file: Path, protocol: Protocol) -> dict[str, Any] | None:
     print(f"{file} was made with another protocol; keeping it as {kept.name}")
     for suffix in (".npz", ".png", ".json"):
         if (old := file.with_suffix(suffix)).exists():
-            old.rename(kept.with_suffix(suffix))
+            move(old, kept.with_suffix(suffix))
     return None
 
 

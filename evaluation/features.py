@@ -5,6 +5,7 @@ Adding one is a row of FEATURES and a function that makes it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,12 @@ from jaxtyping import Array, Float
 
 from errors import ConfigError, require_choice
 from experiment.experiment import Experiment
+from experiment.kinds import Kind
 from guidance.classifier import Classifier
 from jobs.diagnostics import check_metrics
 from jobs.restore import load_classifier
 from jobs.workdir import Workdir
-from metrics.features import PIXELS, THUMBNAILS, Extracted, Extractor, Images
+from metrics.features import PIXELS, RAW, THUMBNAILS, Extracted, Extractor
 from metrics.inception.weights import inception_features, weights_file
 from numerics.arrays import digest
 from training.wandb_log import require_wandb
@@ -30,10 +32,12 @@ class FeatureKind:
     Attributes:
         make: (experiment, workdir) -> extractor. It raises ConfigError for missing weights.
         has_probabilities: whether it predicts classes too, as the Inception Score needs.
+        kinds: the kinds of data that it takes, names in `experiment.kinds.KINDS`; () for all.
     """
 
     make: Callable[[Experiment, Workdir], Extractor]
     has_probabilities: bool = False
+    kinds: tuple[str, ...] = ()
 
 
 def make_extractors(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, ...]:
@@ -49,17 +53,27 @@ def make_extractors(experiment: Experiment, workdir: Workdir) -> tuple[Extractor
 def check_measurements(experiment: Experiment) -> None:
     """Raise ConfigError for names that training would refuse to measure by, or to log to."""
     if experiment.diagnostics.every:
-        check_metrics(experiment.diagnostics)
-        _require_features(experiment.diagnostics.features)
+        check_metrics(experiment.diagnostics, experiment.data.kind)
+        _require_features(experiment.diagnostics.features, experiment.data.kind)
     if experiment.logging.wandb:
         require_wandb(experiment.logging.wandb)
 
 
-def _require_features(name: str) -> None:
+def _require_features(name: str, kind: Kind) -> None:
     try:
         require_choice("config.diagnostics.features", name, FEATURES)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    require_features_of("config.diagnostics.features", name, kind)
+
+
+def require_features_of(field: str, name: str, kind: Kind) -> None:
+    """Raise ConfigError unless features suit the kind of data; `field` names them."""
+    if not kind.is_among(FEATURES[name].kinds):
+        able = [other for other, row in FEATURES.items() if kind.is_among(row.kinds)]
+        raise ConfigError(
+            f"{field}={name!r} is not for {kind.name}; choose some of: {', '.join(able)}"
+        )
 
 
 def diagnostics_extractor(experiment: Experiment, workdir: Workdir) -> Extractor:
@@ -69,7 +83,7 @@ def diagnostics_extractor(experiment: Experiment, workdir: Workdir) -> Extractor
         ConfigError: for an unknown name, or weights that are neither at hand nor to be had.
     """
     name = experiment.diagnostics.features
-    _require_features(name)
+    _require_features(name, experiment.data.kind)
     try:
         return FEATURES[name].make(experiment, workdir)
     except ConfigError as error:  # which names the field of an evaluation
@@ -82,6 +96,10 @@ def _pixels(experiment: Experiment, workdir: Workdir) -> Extractor:
 
 def _thumbnails(experiment: Experiment, workdir: Workdir) -> Extractor:
     return THUMBNAILS
+
+
+def _raw(experiment: Experiment, workdir: Workdir) -> Extractor:
+    return RAW
 
 
 def _inception(experiment: Experiment, workdir: Workdir) -> Extractor:
@@ -101,25 +119,28 @@ def _inception(experiment: Experiment, workdir: Workdir) -> Extractor:
 
 def _classifier(experiment: Experiment, workdir: Workdir) -> Extractor:
     classifier = load_classifier(experiment, workdir, "config.eval.features")
-    t_min, scaler = experiment.classifier.loss.t_min, experiment.data.scaler
+    t_min, data = experiment.classifier.loss.t_min, experiment.data
+    quantized = data.kind.quantized
     identity = digest((classifier.network.args, np.float64(t_min)))
 
     @jax.jit
-    def extract(classifier: Classifier, x: Float[Array, "batch h w c"]) -> tuple[Array, Array]:
+    def extract(classifier: Classifier, x: Float[Array, "batch ..."]) -> tuple[Array, Array]:
         output = classifier.outputs(x, t_min)
         return output.features, jax.nn.softmax(output.logits)
 
-    def compute(images: Images) -> Extracted:
-        x = scaler.forward(jnp.asarray(images, jnp.float32) / 255)
+    def compute(images: Any) -> Extracted:
+        unit = jnp.asarray(images, jnp.float32) / 255
+        x = data.scaler.forward(unit) if quantized else data.encode(images)
         features, probabilities = extract(classifier, jnp.asarray(x))
         return Extracted(np.asarray(features), np.asarray(probabilities))
 
-    return Extractor("classifier", identity, compute)
+    return Extractor("classifier", identity, compute, of_images=quantized)
 
 
 FEATURES: dict[str, FeatureKind] = {
     "classifier": FeatureKind(make=_classifier, has_probabilities=True),
-    "inception": FeatureKind(make=_inception, has_probabilities=True),
-    "pixels": FeatureKind(make=_pixels),
-    "thumbnails": FeatureKind(make=_thumbnails),
+    "inception": FeatureKind(make=_inception, has_probabilities=True, kinds=("images",)),
+    "pixels": FeatureKind(make=_pixels, kinds=("images",)),
+    "raw": FeatureKind(make=_raw, kinds=("points", "series")),
+    "thumbnails": FeatureKind(make=_thumbnails, kinds=("images",)),
 }

@@ -7,9 +7,8 @@ the times between 0 and t_min.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +17,25 @@ from jaxtyping import Array, Float, Int
 
 from bounds.continuous import continuous_bound, decoder_step
 from bounds.dequantization import Dequantized
-from bounds.discrete import discrete_bound, prior_divergence
+from bounds.discrete import prior_divergence
 from denoising import Denoiser
 from errors import EvaluationError
-from evaluation.protocol import MODEL_FIELDS
+from evaluation.batches import (
+    Batch,
+    facts,
+    in_batches,
+    mean,
+    mean_and_error,
+    nats_to_units,
+    seconds_of,
+)
 from evaluation.report import Evaluation, Report
-from experiment.experiment import Experiment, with_data_labels
+from experiment.experiment import Experiment
+from experiment.images import as_images
 from experiment.randomness import base_key
-from jobs.cache import Arrays
 from likelihood import log_prob
 from metrics import bits_per_dim as bits
 from numerics.arrays import in_float64, sample_keys
-
-
-class _Batch(NamedTuple):
-    """Indices of test images, split over the devices, and the denoiser with their classes."""
-
-    indices: Int[Array, "batch"]
-    denoiser: Denoiser
 
 
 def _dequantized(
@@ -68,68 +68,20 @@ def _tau(evaluation: Evaluation, t_min: float) -> float | None:
     if not data.dequantization.at_t_min:
         return None
     alpha, sigma = _coefficients(evaluation, t_min)
-    return alpha * (data.scaler.high - data.scaler.low) / (2 * data.quantizer.gray_levels * sigma)
+    return alpha * data.bin_width / (2 * sigma)
 
 
-def _batches(
-    evaluation: Evaluation,
-    name: str,
-    compute: Callable[[_Batch], dict[str, Array]],
-    *,
-    depends_on: tuple[str, ...],
-    chosen: Int[np.ndarray, "images"] | None = None,
-    denoiser: Denoiser | None = None,
-) -> Arrays:
-    """Compute arrays for the test images, batch by batch, with the seconds per image.
-
-    Args:
-        evaluation: what is evaluated.
-        name: names the cached batches.
-        compute: arrays of a batch.
-        depends_on: parts of the protocol that they depend on, besides network and images.
-        chosen: indices of the images; by default all.
-        denoiser: by default that of the checkpoint.
-    """
-    experiment, images = evaluation.experiment, evaluation.experiment.data.images
-    denoiser = evaluation.checkpoint.denoiser if denoiser is None else denoiser
-    chosen = np.arange(len(images.test)) if chosen is None else chosen
-
-    def computed(rows: Int[np.ndarray, "batch"]) -> Arrays:
-        start = time.perf_counter()
-        indices = experiment.parallel.place(chosen[rows])
-        labelled = with_data_labels(experiment, denoiser, indices, images.test_labels)
-        arrays = {
-            key: experiment.parallel.fetch(value)[: len(rows)]
-            for key, value in compute(_Batch(indices, labelled)).items()
-        }
-        seconds = (time.perf_counter() - start) / len(rows)
-        return arrays | {"seconds": np.full(len(rows), seconds)}
-
-    key = evaluation.protocol.key(name, *MODEL_FIELDS, "eval.seed", *depends_on)
-    batch_size = experiment.evaluation.batch_size
-    return evaluation.cache.concatenate(key, len(chosen), batch_size, computed)
-
-
-def _in_bits(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the map from log p(x) - log q of dequantized images in nats to bits/dim."""
-    data, dims = experiment.data, int(np.prod(experiment.data.shape))
-    log_det = data.quantizer.log_det(dims) + data.scaler.log_det(dims)
-    return lambda nats: bits.bits_per_dim(nats, log_det=log_det, dims=dims)
-
-
-def _nats_to_bits(experiment: Experiment) -> float:
-    """Return the factor from nats per image to bits/dim."""
-    return 1 / (int(np.prod(experiment.data.shape)) * np.log(2))
-
-
-def _seconds(parts: list[Arrays]) -> float:
-    return round(float(sum(part["seconds"].sum() for part in parts)), 1)
+def _in_units(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the map from log p(x) - log q of rows with a density, in nats, to the data's unit."""
+    data = experiment.data
+    return lambda nats: data.kind.unit.per_dim(nats, log_det=data.log_det, dims=data.size)
 
 
 def _draws(experiment: Experiment, stream: str) -> Iterator[tuple[int, Array]]:
-    """Yield each dequantization draw with its key."""
+    """Yield each dequantization draw with its key; a single one of data that have a density."""
     base = base_key(experiment.evaluation.seed, stream)
-    for draw in range(experiment.evaluation.dequantizations):
+    quantized = experiment.data.kind.quantized
+    for draw in range(experiment.evaluation.dequantizations if quantized else 1):
         yield draw, jax.random.fold_in(base, draw)
 
 
@@ -151,13 +103,13 @@ def test_loss(evaluation: Evaluation) -> Report:
             lambda key, x, entry: experiment.loss(key, denoiser.index(entry), x[None]).values[0]
         )(keys, x, denoiser.batched_fields)
 
-    def images(indices: Int[Array, "batch"], repeat: int) -> Float[Array, "batch h w c"]:
+    def images(indices: Int[Array, "batch"], repeat: int) -> Float[Array, "batch ..."]:
         data, seed = experiment.data, experiment.evaluation.seed
         if experiment.trains_on_levels:
-            return data.noiseless(data.images.test, indices)
+            return as_images(data).noiseless(data.images.test, indices)
         return data.batch(data.images.test, indices, seed=seed, draw=repeat)
 
-    def compute(batch: _Batch) -> dict[str, Array]:
+    def compute(batch: Batch) -> dict[str, Array]:
         indices = batch.indices
         return {
             str(repeat): losses(
@@ -166,7 +118,7 @@ def test_loss(evaluation: Evaluation) -> Report:
             for repeat in range(repeats)
         }
 
-    found = _batches(
+    found = in_batches(
         evaluation, "loss", compute, depends_on=("eval.loss_repeats", "loss.", "times.", "weight.")
     )
     values = np.stack([found[str(repeat)] for repeat in range(repeats)])
@@ -182,55 +134,59 @@ def test_loss(evaluation: Evaluation) -> Report:
             "mean": estimate.mean,
             "over_images": estimate.over_images,
             "over_draws": estimate.over_draws,
+            **facts(experiment),
         },
         {"loss": values},
     )
 
 
-def ode_bits_per_dim(evaluation: Evaluation) -> Report:
-    """Compute bits/dim by the probability-flow ODE, over dequantization draws and trace probes."""
+def ode_likelihood(evaluation: Evaluation) -> Report:
+    """Compute -log p per dimension by the probability-flow ODE, over draws and trace probes."""
     experiment, t_min = evaluation.experiment, evaluation.experiment.likelihood.t_min
-    in_bits, to_bits, parts = _in_bits(experiment), _nats_to_bits(experiment), []
+    in_units, to_units, parts = _in_units(experiment), nats_to_units(experiment), []
     for draw, key in _draws(experiment, "likelihood"):
 
-        def compute(batch: _Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
+        def compute(batch: Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
             dequantized = _dequantized(evaluation, batch.indices, draw, t_min)
             return _log_prob(experiment, key, batch, dequantized)
 
         name = f"bits-per-dim-{draw + 1}"
         depends_on = ("likelihood.", "dequantizer.")
-        parts.append(_batches(evaluation, name, compute, depends_on=depends_on))
+        parts.append(in_batches(evaluation, name, compute, depends_on=depends_on))
     nats, nfe, log_q, prior = (
         np.stack([part[name] for part in parts]) for name in ("nats", "nfe", "log_q", "prior")
     )
     exact = experiment.likelihood.trace == "exact"
     importance_weighted = None
     if exact and len(parts) > 1:
-        importance_weighted = float(in_bits(bits.importance_weighted(nats[..., 0])).mean())
+        importance_weighted = float(in_units(bits.importance_weighted(nats[..., 0])).mean())
     draws, images, probes = nats.shape
     summary = {
-        **bits.estimate(in_bits(nats), exact=exact)._asdict(),
+        **bits.estimate(in_units(nats), exact=exact)._asdict(),
         # The mean is the sum of the three: the prior's density of the latents with the width of the
         # bins, the divergence along the paths, and the density of the noise.
-        "prior": float(in_bits(prior).mean()),
-        "divergence": -_mean(nats.mean(axis=2) + log_q - prior) * to_bits,
-        "dequantization": _mean(log_q) * to_bits,
+        "prior": float(in_units(prior).mean()),
+        "divergence": -mean(nats.mean(axis=2) + log_q - prior) * to_units,
+        "dequantization": mean(log_q) * to_units,
         "tau": _tau(evaluation, t_min),
+        "nats": mean(nats) + experiment.data.log_det,  # of log p of a whole row
         "draws": draws,
         "images": images,
         "probes": None if exact else probes,
         "importance_weighted": importance_weighted,
         "nfe": float(nfe.mean()),
         "nfe_of_slowest": int(nfe.max()),
-        "seconds": _seconds(parts),
-        **_error_budget(evaluation, in_bits(parts[0]["nats"].mean(axis=1))),
+        "seconds": seconds_of(parts),
+        **facts(experiment),
+        **_error_budget(evaluation, in_units(parts[0]["nats"].mean(axis=1))),
     }
-    per_image = {"bits_per_dim": in_bits(nats), "dequantization": log_q * to_bits, "nfe": nfe}
+    name = experiment.data.kind.unit.metric
+    per_image = {name: in_units(nats), "dequantization": log_q * to_units, "nfe": nfe}
     return Report(summary, per_image)
 
 
 def _log_prob(
-    experiment: Experiment, key: Array, batch: _Batch, given: Dequantized, **options: Any
+    experiment: Experiment, key: Array, batch: Batch, given: Dequantized, **options: Any
 ) -> dict[str, Array]:
     """Return log p(x) - log q in nats by each probe, log q, and the prior's log p of the latent."""
     options = {"options": experiment.likelihood, "ode": experiment.ode} | options
@@ -261,14 +217,14 @@ def _error_budget(
     )
     if not count:
         return {}
-    images, in_bits = len(experiment.data.images.test), _in_bits(experiment)
+    images, in_units = len(experiment.data.images.test), _in_units(experiment)
     chosen = np.unique(np.linspace(0, images - 1, count).astype(int))
     tight = dataclasses.replace(ode, rtol=ode.rtol / 10, atol=ode.atol / 10)
     _, key = next(_draws(experiment, "likelihood"))
     noise_key = base_key(experiment.evaluation.seed, "truncation")
     truncates = not experiment.data.dequantization.at_t_min
 
-    def compute(batch: _Batch) -> dict[str, Array]:
+    def compute(batch: Batch) -> dict[str, Array]:
         given = _dequantized(evaluation, batch.indices, 0, t_min)
         tighter = _log_prob(experiment, key, batch, given, ode=tight)
         found = {
@@ -284,77 +240,20 @@ def _error_budget(
         return found
 
     depends_on = ("eval.error_budget_images", "likelihood.", "dequantizer.")
-    found = _batches(evaluation, "error-budget", compute, depends_on=depends_on, chosen=chosen)
+    found = in_batches(evaluation, "error-budget", compute, depends_on=depends_on, chosen=chosen)
     used = first_draw[chosen]
-    solver = in_bits(found["tight"]) - used
-    truncation = _mean_and_error(in_bits(found["bound"]) - used) if truncates else None
+    solver = in_units(found["tight"]) - used
+    truncation = mean_and_error(in_units(found["bound"]) - used) if truncates else None
     return {
-        "solver_error": _mean_and_error(solver)
-        | {"largest": float(np.abs(solver).max()), "rtol": tight.rtol, "nfe": _mean(found["nfe"])},
+        "solver_error": mean_and_error(solver)
+        | {"largest": float(np.abs(solver).max()), "rtol": tight.rtol, "nfe": mean(found["nfe"])},
         "truncation": truncation,
-        "prior_mismatch": _mean(found["prior"]) * _nats_to_bits(experiment),
+        "prior_mismatch": mean(found["prior"]) * nats_to_units(experiment),
         "error_budget_images": len(chosen),
     }
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values, dtype=np.float64))
-
-
-def _mean_and_error(values: Float[np.ndarray, "images"]) -> dict[str, float | None]:
-    estimate = bits.estimate(values[None, :, None])
-    return {"mean": estimate.mean, "standard_error": estimate.over_images}
-
-
-def discrete_bound_bits(evaluation: Evaluation) -> Report:
-    """Compute bits/dim by the variational bound of a chain: L_T, every L_t, and L_0."""
-    experiment, data = evaluation.experiment, evaluation.experiment.data
-    options, schedule, clipping = experiment.discrete_bound
-    denoiser = dataclasses.replace(evaluation.checkpoint.denoiser, clipping=clipping)
-    times = schedule.of(denoiser.sde)
-    key = base_key(experiment.evaluation.seed, "discrete_bound")
-
-    def compute(batch: _Batch) -> dict[str, Array]:
-        found = discrete_bound(
-            key,
-            batch.denoiser,
-            data.noiseless(data.images.test, batch.indices),
-            times=times,
-            pixel_levels=data.pixel_levels,
-            options=options,
-            indices=batch.indices,
-        )
-        return {"prior": found.prior, "terms": found.terms.T, "decoder": found.decoder}
-
-    found = _batches(
-        evaluation,
-        "discrete-bound",
-        compute,
-        depends_on=("discrete_bound.",),
-        denoiser=denoiser,
-    )
-    to_bits = _nats_to_bits(experiment)
-    terms, prior, decoder = (found[name] * to_bits for name in ("terms", "prior", "decoder"))
-    total = prior + terms.sum(axis=1) + decoder
-    summary = {
-        "mean": _mean(total),
-        "over_images": _mean_and_error(total)["standard_error"],
-        "L_T": _mean(prior),
-        "L_t": _mean(terms.sum(axis=1)),
-        "L_0": _mean(decoder),
-        "images": len(total),
-        "nfe": len(times),
-        "seconds": _seconds([found]),
-    }
-    per_image = {
-        "discrete_bound": total,
-        "discrete_bound_terms": np.concatenate([prior[:, None], terms, decoder[:, None]], axis=1),
-        "discrete_bound_times": times,
-    }
-    return Report(summary, per_image)
-
-
-def continuous_bound_bits(evaluation: Evaluation) -> Report:
+def continuous_bound_likelihood(evaluation: Evaluation) -> Report:
     """Compute bits/dim by the variational bound in continuous time, over dequantization draws.
 
     Images whose noise is that of the process itself are bin centers, and the last step gives the
@@ -362,12 +261,12 @@ def continuous_bound_bits(evaluation: Evaluation) -> Report:
     """
     experiment, data = evaluation.experiment, evaluation.experiment.data
     options, discrete = experiment.continuous_bound, data.dequantization.at_t_min
-    in_bits, to_bits, parts = _in_bits(experiment), _nats_to_bits(experiment), []
+    in_units, to_units, parts = _in_units(experiment), nats_to_units(experiment), []
     for draw, key in _draws(experiment, "continuous_bound"):
 
-        def compute(batch: _Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
+        def compute(batch: Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
             if discrete:
-                x = data.noiseless(data.images.test, batch.indices)
+                x = as_images(data).noiseless(data.images.test, batch.indices)
                 log_q = jnp.zeros(len(x), x.dtype)
             else:
                 x, log_q = _dequantized(evaluation, batch.indices, draw, options.t_min)
@@ -384,26 +283,27 @@ def continuous_bound_bits(evaluation: Evaluation) -> Report:
 
         name = f"continuous-bound-{draw + 1}"
         depends_on = ("continuous_bound.", "dequantizer.")
-        parts.append(_batches(evaluation, name, compute, depends_on=depends_on))
+        parts.append(in_batches(evaluation, name, compute, depends_on=depends_on))
     prior, diffusion, decoder, log_q = (
         np.stack([part[name] for part in parts])
         for name in ("prior", "diffusion", "decoder", "log_q")
     )
     terms = prior + diffusion + decoder + log_q
-    values = terms * to_bits if discrete else in_bits(-terms)
+    values = terms * to_units if discrete else in_units(-terms)
     estimate = bits.estimate(values[..., None], exact=True)
-    last = decoder * to_bits if discrete else in_bits(-decoder)  # with the width of the bins
+    last = decoder * to_units if discrete else in_units(-decoder)  # with the width of the bins
     summary = {
         "mean": estimate.mean,
         "over_images": estimate.over_images,
         "over_draws": estimate.over_draws,  # over dequantization, times and noise
-        "prior": _mean(prior) * to_bits,
-        "diffusion": _mean(diffusion) * to_bits,
-        "decoder": _mean(last),
-        "dequantization": _mean(log_q) * to_bits,
+        "prior": mean(prior) * to_units,
+        "diffusion": mean(diffusion) * to_units,
+        "decoder": mean(last),
+        "dequantization": mean(log_q) * to_units,
         "draws": len(parts),
         "images": values.shape[1],
         "nfe": options.num_times + 1,
-        "seconds": _seconds(parts),
+        "seconds": seconds_of(parts),
+        **facts(experiment),
     }
     return Report(summary, {"continuous_bound": values})

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from errors import ConfigError
-from evaluation import likelihoods, samples, table
-from evaluation.features import FEATURES
+from evaluation import chains, likelihoods, samples, table
+from evaluation.features import FEATURES, require_features_of
 from evaluation.report import Evaluation, Report
 from evaluation.samples import SampleSets
 from evaluation.table import Row
+from experiment.kinds import Kind
 from experiment.options import EvaluationOptions
 
 _TEST = ("images.test", "model.num_classes")
@@ -39,6 +40,7 @@ class Metric:
         min_samples: number of samples that it needs.
         min_images: number of training images that it needs.
         needs_probabilities: whether its features must come with class probabilities.
+        kinds: the kinds of data that it suits, names in `experiment.kinds.KINDS`; () for all.
     """
 
     compute: Callable[[Any], Report]
@@ -49,6 +51,7 @@ class Metric:
     min_samples: int = 0
     min_images: int = 0
     needs_probabilities: bool = False
+    kinds: tuple[str, ...] = ()
 
 
 METRICS: dict[str, Metric] = {
@@ -58,21 +61,35 @@ METRICS: dict[str, Metric] = {
         comparable=(*_TEST, "loss.", "times.", "weight.", "sde.", "eval.loss_repeats"),
     ),
     "bits_per_dim": Metric(
-        compute=likelihoods.ode_bits_per_dim,
+        compute=likelihoods.ode_likelihood,
         rows=table.ode_rows,
         comparable=(*_TEST, "likelihood.", "eval.dequantizations"),
         dequantizes=True,
+        kinds=("images",),
+    ),
+    "nats_per_dim": Metric(
+        compute=likelihoods.ode_likelihood,
+        rows=table.nats_rows,
+        comparable=(*_TEST, "likelihood."),
+        kinds=("points", "series"),
     ),
     "continuous_bound": Metric(
-        compute=likelihoods.continuous_bound_bits,
+        compute=likelihoods.continuous_bound_likelihood,
         rows=table.continuous_bound_rows,
         comparable=(*_TEST, "continuous_bound.", "eval.dequantizations"),
         dequantizes=True,
     ),
     "discrete_bound": Metric(
-        compute=likelihoods.discrete_bound_bits,
+        compute=chains.discrete_bound_likelihood,
         rows=table.discrete_bound_rows,
         comparable=(*_TEST, "discrete_bound."),
+        kinds=("images",),
+    ),
+    "rate_distortion": Metric(
+        compute=chains.rate_distortion,
+        rows=table.rate_distortion_rows,
+        comparable=(*_TEST, "discrete_bound."),
+        kinds=("images",),
     ),
     "frechet": Metric(
         compute=samples.frechet,
@@ -80,6 +97,22 @@ METRICS: dict[str, Metric] = {
         comparable=_SAMPLES,
         of_samples=True,
         min_samples=5,
+    ),
+    "sliced_wasserstein": Metric(
+        compute=samples.sliced_wasserstein_distances,
+        rows=table.sliced_wasserstein_rows,
+        comparable=_SAMPLES,
+        of_samples=True,
+        min_samples=4,
+        min_images=4,
+    ),
+    "mmd": Metric(
+        compute=samples.mmd,
+        rows=table.mmd_rows,
+        comparable=_SAMPLES,
+        of_samples=True,
+        min_samples=4,
+        min_images=4,
     ),
     "kid": Metric(
         compute=samples.kid,
@@ -114,8 +147,8 @@ def compute_metric(name: str, evaluation: Evaluation, sets: SampleSets) -> Repor
     return metric.compute(sets if metric.of_samples else evaluation)
 
 
-def check_options(options: EvaluationOptions) -> None:
-    """Raise ConfigError for metrics, features or a reference that do not fit together."""
+def check_options(options: EvaluationOptions, kind: Kind) -> None:
+    """Raise ConfigError for metrics, features, a reference or data that do not fit together."""
     for field, valid in (("metrics", METRICS), ("features", FEATURES)):
         names = getattr(options, field)
         unknown = sorted(set(names) - set(valid))
@@ -123,6 +156,15 @@ def check_options(options: EvaluationOptions) -> None:
             problem = f"{unknown[0]!r} is unknown" if unknown else "it is empty"
             raise ConfigError(
                 f"config.eval.{field}={names!r}: {problem}; choose some of: {', '.join(valid)}"
+            )
+    for name in options.features:
+        require_features_of("config.eval.features", name, kind)
+    for name in options.metrics:
+        if not kind.is_among(METRICS[name].kinds):
+            able = [other for other, row in METRICS.items() if kind.is_among(row.kinds)]
+            raise ConfigError(
+                f"config.eval.metrics={options.metrics!r}: {name} is not for {kind.name}; choose "
+                f"some of: {', '.join(able)}"
             )
     probabilities = any(FEATURES[name].has_probabilities for name in options.features)
     for name in options.metrics:

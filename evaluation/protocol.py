@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import jax
 from errors import ConfigError, FileError
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
+from files.buckets import local_input
 from files.kinds import require_file
 from files.nested import flatten
 from files.writing import sha256_of
@@ -152,7 +152,7 @@ def _digest_of_dequantizer(experiment: Experiment, checkpoint: Checkpoint) -> st
 
 
 def _digest_of(reference: str) -> str:
-    path = Path(reference).expanduser()
+    path = local_input(reference)
     try:
         require_file(path, f"config.eval.reference={reference!r}")
         return sha256_of(path)[:16]

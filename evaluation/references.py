@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 from tqdm import tqdm
 
-from data.batches import Stored
 from errors import ConfigError
 from experiment.data import Data
 from experiment.experiment import Experiment
+from files.paths import AnyPath
 from files.writing import sha256_of
 from jobs.cache import batches_of
 from metrics import statistics_files
@@ -31,8 +30,8 @@ class Reference(NamedTuple):
     origin: dict[str, Any]
 
 
-def _images(data: Data, split: str) -> UInt8[Stored, "n h w c"]:
-    """Return the stored gray levels of "train" or "test"."""
+def _images(data: Data, split: str) -> Any:
+    """Return the stored rows of "train" or "test"."""
     return data.images.train if split == "train" else data.images.test
 
 
@@ -42,8 +41,8 @@ def _provenance(data: Data, split: str, extractor: Extractor) -> Provenance:
     return Provenance(
         dataset=Path(options.name).name,
         split=split,
-        image_size=options.image_size,
-        resize=options.resize,
+        image_size=data.shape[0],
+        resize=getattr(options, "resize", "none"),
         count=len(images),
         fingerprint=data.images.fingerprints[split],
         extractor=extractor.name,
@@ -51,13 +50,13 @@ def _provenance(data: Data, split: str, extractor: Extractor) -> Provenance:
     )
 
 
-def statistics_file(data: Data, split: str, extractor: Extractor, folder: Path) -> Path:
+def statistics_file(data: Data, split: str, extractor: Extractor, folder: AnyPath) -> AnyPath:
     """Return the file in which a run keeps the statistics of a split."""
-    return folder / f"{Path(data.options.name).stem}-{split}-{extractor.name}.npz"
+    return folder / f"{Path(data.options.name).stem.replace(':', '-')}-{split}-{extractor.name}.npz"
 
 
 def compute_statistics(
-    experiment: Experiment, split: str, extractor: Extractor, file: Path
+    experiment: Experiment, split: str, extractor: Extractor, file: AnyPath
 ) -> Statistics:
     """Compute the statistics of all images of a split and write them to `file`.
 
@@ -65,7 +64,7 @@ def compute_statistics(
         ConfigError: if the split has fewer than 2 images.
     """
     data = experiment.data
-    images, to_uint8 = _images(data, split), data.quantizer.to_uint8
+    images = _images(data, split)
     if len(images) < 2:
         raise ConfigError(
             f"config.data.name={data.options.name!r} has {len(images)} {split} image; statistics "
@@ -74,7 +73,7 @@ def compute_statistics(
     accumulator = Accumulator(len(images), groups=1)
     with tqdm(total=len(images), desc=f"{extractor.name} of {split}", dynamic_ncols=True) as bar:
         for rows in batches_of(len(images), experiment.evaluation.batch_size):
-            accumulator.add(extractor(to_uint8(images[rows])).features)
+            accumulator.add(extractor(data.as_samples(images[rows])).features)
             bar.update(len(rows))
     statistics = accumulator.statistics()
     statistics_files.save(file, statistics, _provenance(data, split, extractor))
@@ -82,7 +81,7 @@ def compute_statistics(
 
 
 def reference_of_split(
-    experiment: Experiment, split: str, extractor: Extractor, folder: Path
+    experiment: Experiment, split: str, extractor: Extractor, folder: AnyPath
 ) -> Reference:
     """Return the statistics of a split: those in `folder` if they fit, or new ones."""
     file = statistics_file(experiment.data, split, extractor, folder)
@@ -106,8 +105,8 @@ def reference_of_file(experiment: Experiment, extractor: Extractor, file: Path) 
     data = experiment.data
     try:
         statistics, given = statistics_files.load(file)
-        black = np.zeros((1, *data.shape), np.uint8)
-        check_alike(statistics.mean.size, extractor(black).features.shape[1])
+        zeros = np.zeros((1, *data.shape), data.images.train.dtype)
+        check_alike(statistics.mean.size, extractor(zeros).features.shape[1])
         if given is not None:
             statistics_files.check(given, _provenance(data, given.split, extractor))
     except (ValueError, OSError) as error:

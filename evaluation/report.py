@@ -1,7 +1,7 @@
 """What a metric returns, and what it computes from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,15 +9,18 @@ import numpy as np
 from evaluation.protocol import Protocol
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
+from files.paths import AnyPath
+from files.plots import Panel
 from jobs.cache import ResultCache
 from metrics.features import Extractor
 
 
 class Report(NamedTuple):
-    """A metric's entry in the results, and the numbers of single images behind it."""
+    """A metric's entry in the results, the numbers of single images behind it, and its plot."""
 
     summary: dict[str, Any]
     per_image: dict[str, np.ndarray]
+    plot: Sequence[Panel] = ()
 
 
 @dataclass(frozen=True)
@@ -37,4 +40,4 @@ class Evaluation:
     extractors: tuple[Extractor, ...]
     protocol: Protocol
     cache: ResultCache
-    statistics: Path
+    statistics: AnyPath

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,15 @@ from errors import ConfigError
 from evaluation.protocol import MODEL_FIELDS, SAMPLER_FIELDS
 from evaluation.references import Reference, reference_of_file, reference_of_split
 from evaluation.report import Evaluation, Report
+from files.buckets import local_input
 from jobs.cache import Arrays
 from metrics.features import Extractor
 from metrics.frechet import Accumulator, frechet_distance, frechet_interval
 from metrics.inception_score import inception_score
 from metrics.kernel_distance import kernel_distance
+from metrics.mmd import mmd_squared
 from metrics.precision_recall import precision_recall
+from metrics.sliced_wasserstein import sliced_wasserstein
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class SampleSets:
         """Images per batch."""
         return self.evaluation.experiment.evaluation.batch_size
 
-    def images(self, seed: int) -> Iterator[Arrays]:
-        """Yield batches of `images` (uint8) with their network evaluations `nfe`."""
+    def samples(self, seed: int) -> Iterator[Arrays]:
+        """Yield batches of `samples` with their network evaluations `nfe`."""
         cache = self.evaluation.cache
         return cache.batches(self._key(seed), self.count, self.batch_size, self._draw(seed))
 
@@ -61,7 +63,7 @@ class SampleSets:
 
         def compute(indices: Int[np.ndarray, "batch"]) -> Arrays:
             drawn = evaluation.cache.get_or_compute(self._key(seed), indices, self._draw(seed))
-            return _arrays(extractor, drawn["images"])
+            return _arrays(extractor, drawn["samples"])
 
         depends_on = (*MODEL_FIELDS, *SAMPLER_FIELDS, f"extractors.{extractor.name}")
         key = evaluation.protocol.key(f"{extractor.name}-{seed}", *depends_on)
@@ -71,18 +73,24 @@ class SampleSets:
         """Return the features of all samples of a seed."""
         return _joined(self.extracted(extractor, seed), self.count)
 
-    def data_features(self, extractor: Extractor) -> Float[np.ndarray, "images features"]:
-        """Return the features of as many training images as samples, spread evenly over all."""
+    def data_features(
+        self, extractor: Extractor, sets: int = 1
+    ) -> Float[np.ndarray, "images features"]:
+        """Return the features of training images, spread evenly over all.
+
+        There are as many as samples, times `sets`, or all if there are fewer.
+        """
         evaluation, data = self.evaluation, self.evaluation.experiment.data
         train = data.images.train
-        count = min(self.count, len(train))
+        count = min(sets * self.count, len(train))
         chosen = np.linspace(0, len(train) - 1, count).astype(int)
 
         def compute(rows: Int[np.ndarray, "batch"]) -> Arrays:
-            return _arrays(extractor, data.quantizer.to_uint8(train[chosen[rows]]))
+            return _arrays(extractor, data.as_samples(train[chosen[rows]]))
 
         depends_on = ("images.train", "eval.samples", f"extractors.{extractor.name}")
-        key = evaluation.protocol.key(f"{extractor.name}-train", *depends_on)
+        name = f"{extractor.name}-train" + f"-{sets}" * (sets > 1)
+        key = evaluation.protocol.key(name, *depends_on)
         return _joined(evaluation.cache.batches(key, count, self.batch_size, compute), count)
 
     @cached_property
@@ -97,7 +105,7 @@ class SampleSets:
         found = {}
         for extractor in evaluation.extractors:
             if file:
-                given = reference_of_file(experiment, extractor, Path(file).expanduser())
+                given = reference_of_file(experiment, extractor, local_input(file))
                 found[extractor.name] = {"reference": given}
             else:
                 found[extractor.name] = {
@@ -111,7 +119,7 @@ class SampleSets:
 
         def draw(indices: Int[np.ndarray, "batch"]) -> Arrays:
             drawn = sampler.draw(checkpoint, indices, seed=seed)
-            return {"images": drawn.images, "nfe": np.full(len(indices), drawn.nfe)}
+            return {"samples": drawn.samples, "nfe": np.full(len(indices), drawn.nfe)}
 
         return draw
 
@@ -186,6 +194,31 @@ def kid(sets: SampleSets) -> Report:
         return kernel_distance(samples, data)._asdict()
 
     return _against_data(sets, compute, ("mean",))
+
+
+def sliced_wasserstein_distances(sets: SampleSets) -> Report:
+    """Compute sliced Wasserstein distances to the data, beside that between two sets of data."""
+    return _with_baseline(sets, sliced_wasserstein)
+
+
+def mmd(sets: SampleSets) -> Report:
+    """Compute MMD^2 to the data, beside that between two sets of data."""
+    return _with_baseline(sets, mmd_squared)
+
+
+def _with_baseline(sets: SampleSets, compute: Callable[[np.ndarray, np.ndarray], float]) -> Report:
+    """Compare samples with half of some training data, and the other half with it too.
+
+    Each half has as many rows as there are samples, or half of all.
+    """
+    summary = {}
+    for extractor in sets.evaluation.extractors:
+        data = sets.data_features(extractor, sets=2)
+        first, second = data[0::2], data[1::2]
+        values = [compute(sets.features(extractor, seed), first) for seed in sets.seeds]
+        baseline = {"baseline": compute(second, first), "images": len(first)}
+        summary[extractor.name] = _over_seeds(values) | baseline
+    return Report(summary, {})
 
 
 def precision_and_recall(sets: SampleSets) -> Report:

@@ -8,16 +8,20 @@ Row = tuple[str, str, str]
 
 def loss_rows(result: dict[str, Any]) -> Iterator[Row]:
     """Yield the row of the test loss."""
-    yield "test loss", f"{result['mean']:.4f}", _error(result["over_images"], "images")
+    yield "test loss", f"{result['mean']:.4f}", _error(result["over_images"], result["rows"])
 
 
 def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
-    """Yield the rows of bits/dim by the probability-flow ODE, with the error budget."""
+    """Yield the rows of -log p per dimension by the ODE, with the error budget."""
     errors = [
-        _error(result[f"over_{source}"], f"{count}{source}")
-        for source, count in (("images", ""), ("draws", f"{result['draws']} "), ("probes", ""))
+        _error(result[f"over_{source}"], name)
+        for source, name in (
+            ("images", result["rows"]),
+            ("draws", f"{result['draws']} draws"),
+            ("probes", "probes"),
+        )
     ]
-    yield "bits/dim", f"{result['mean']:.4f}", " ".join(filter(None, errors))
+    yield result["unit"], f"{result['mean']:.4f}", " ".join(filter(None, errors))
     parts = ("prior", "divergence", "dequantization")
     yield "  the sum of", "", ", ".join(f"{name} {result[name]:.4f}" for name in parts)
     if result["tau"] is not None:
@@ -28,7 +32,7 @@ def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
         yield "  importance-weighted", f"{result['importance_weighted']:.4f}", note
     if "solver_error" in result:
         solver, truncation = result["solver_error"], result["truncation"]
-        images = f"on {result['error_budget_images']} images"
+        images = f"on {result['error_budget_images']} {result['rows']}"
         note = f"{_error(solver['standard_error'])} rtol {solver['rtol']:.0e} less used, {images}"
         yield "  solver error", f"{solver['mean']:+.4f}", note
         if truncation is not None:
@@ -38,6 +42,14 @@ def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
         yield "  prior mismatch", f"{result['prior_mismatch']:.4f}", "at most"
     seconds = f"slowest {result['nfe_of_slowest']}, {result['seconds']:.0f} s"
     yield "  network evaluations", f"{result['nfe']:.0f}", seconds
+
+
+def nats_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of `ode_rows`, with log p of a whole row of the data."""
+    rows = ode_rows(result)
+    yield next(rows)
+    yield "log-likelihood in nats", f"{result['nats']:.4f}", f"mean over the test {result['rows']}"
+    yield from rows
 
 
 def continuous_bound_rows(result: dict[str, Any]) -> Iterator[Row]:
@@ -50,10 +62,18 @@ def discrete_bound_rows(result: dict[str, Any]) -> Iterator[Row]:
     yield _bound_row("discrete", result, ("L_T", "L_t", "L_0"))
 
 
+def rate_distortion_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the row of the bits that bring the error of a predicted image below 10 of 255."""
+    pairs = zip(result["rate"], result["distortion"], strict=True)
+    enough = next((rate for rate, distortion in pairs if distortion < 10), None)
+    last = f"at last {result['distortion'][-1]:.1f} after {result['rate'][-1]:.3f} bits/dim"
+    yield "bits/dim to an error of 10 of 255", "-" if enough is None else f"{enough:.3f}", last
+
+
 def _bound_row(label: str, result: dict[str, Any], names: tuple[str, ...]) -> Row:
     parts = ", ".join(f"{name} {result[name]:.4f}" for name in names)
-    note = f"{_error(result['over_images'], 'images')} {parts}"
-    return f"bits/dim, {label} bound", f"{result['mean']:.4f}", note
+    note = f"{_error(result['over_images'], result['rows'])} {parts}"
+    return f"{result['unit']}, {label} bound", f"{result['mean']:.4f}", note
 
 
 def samples_row(samples: dict[str, Any]) -> Row:
@@ -82,6 +102,22 @@ def kid_rows(result: dict[str, Any]) -> Iterator[Row]:
         yield "KID", *_over_seeds(found["mean"], note)
 
 
+def sliced_wasserstein_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of sliced Wasserstein distances by each extractor."""
+    yield from _baseline_rows("sliced Wasserstein", result)
+
+
+def mmd_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of squared maximum mean discrepancies by each extractor."""
+    yield from _baseline_rows("MMD squared", result)
+
+
+def _baseline_rows(name: str, result: dict[str, Any]) -> Iterator[Row]:
+    for features, found in result.items():
+        yield name, *_over_seeds(found, features, digits=5)
+        yield "  data to data", f"{found['baseline']:.5f}", "two halves of the data, for scale"
+
+
 def precision_recall_rows(result: dict[str, Any]) -> Iterator[Row]:
     """Yield the rows of precision and recall by each extractor."""
     for features, found in result.items():
@@ -100,11 +136,11 @@ def _error(value: float | None, source: str = "") -> str:
     return "" if value is None else f"+- {value:.4f}" + f" ({source})" * bool(source)
 
 
-def _over_seeds(value: dict[str, Any], features: str) -> tuple[str, str]:
+def _over_seeds(value: dict[str, Any], features: str, digits: int = 4) -> tuple[str, str]:
     note = features
     if value["std"] is not None:
         note = f"{_error(value['std'], 'std over seeds')}, {note}"
     if "interval" in value:
         low, high = value["interval"]
         note += f", 95% interval of the first [{low:.4f}, {high:.4f}]"
-    return f"{value['mean']:.4f}", note
+    return f"{value['mean']:.{digits}f}", note

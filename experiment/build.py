@@ -21,6 +21,7 @@ from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
 from errors import SEEDS, ConfigError, require_choice, require_in, require_memory
 from experiment.build_augmentation import build_augmentation
+from experiment.build_data import build_data, settle_kind
 from experiment.build_dequantizer import build_dequantizer
 from experiment.build_sampler import build_sampler, require_learned
 from experiment.build_training import (
@@ -34,6 +35,7 @@ from experiment.class_guidance import Classes
 from experiment.data import Data
 from experiment.experiment import ClassifierModel, DiscreteBoundPlan, Experiment, Model
 from experiment.few_steps import check_few_steps
+from experiment.kinds import require_kind
 from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
@@ -79,7 +81,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     reader = Reader(resolve(config, overrides), overrides)
     parallel = DataParallel.over_all_devices()
     sde = reader.build_named("sde", SDES)
-    data = Data(reader.build("data", DataOptions), parallel)
+    data = build_data(reader, parallel)
     loss = build_loss(reader, sde, data)
     sharding = reader.build("parallel", Sharding)
     model = _build_model(reader, sde, loss, data, sharding)
@@ -123,7 +125,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         classes=model.num_classes,
         label_dropout=training.label_dropout,
         image=_shrinking(model.network),
-        augment=build_augmentation(reader, model.network),
+        augment=build_augmentation(reader, model.network, data.kind),
         accumulate=training.accumulate,
         sharding=sharding,
     )
@@ -170,14 +172,15 @@ def build_network(
     """
     reader = Reader(resolve(config))
     network = reader.build_named(section, NETWORKS if section == "model" else CLASSIFIERS)
+    settle_kind(reader).require_images("a published network", "choose another configuration")
     options = reader.build("data", DataOptions)
     shape = (options.image_size, options.image_size, options.channels)
     return network, options.image_size, partial(abstract_params, shape=shape)
 
 
 @functools.cache
-def abstract_params(network: nn.Module, shape: tuple[int, int, int]) -> Any:
-    """Return the shapes of a network's parameters for images (height, width, channels)."""
+def abstract_params(network: nn.Module, shape: tuple[int, ...]) -> Any:
+    """Return the shapes of a network's parameters for rows of data of a shape."""
     # Many configurations have the same network, and some take seconds to trace.
     return jax.eval_shape(partial(_init_network, network, shape), jax.random.key(0))
 
@@ -208,10 +211,11 @@ def _shrinking(network: nn.Module) -> Callable[[Array], Array] | None:
 def _build_model(
     reader: Reader, sde: SDE, loss: Objective, data: Data, sharding: Sharding
 ) -> Model:
+    require_kind("model", reader.lookup("model", NETWORKS), NETWORKS, data.kind)
     network = reader.build_named("model", NETWORKS)
     options = reader.build("denoiser", DenoiserOptions)
     with config_errors("model"):
-        network.validate(data.shape[0], data.shape[2])
+        network.validate(*data.shape[-2:])
     _check_timesteps(reader, sde, network, loss, options)
     return Model(
         process=reader.config["sde"]["name"],
@@ -385,7 +389,7 @@ def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBound
     options, schedule, clipping = reader.build_all(
         "discrete_bound",
         (DiscreteBoundOptions, Schedule, Clipping),
-        fixed={"low": data.scaler.low, "high": data.scaler.high},
+        fixed=dict(zip(("low", "high"), data.limits, strict=True)),
     )
     if options.variance == "learned":
         require_learned(reader, "discrete_bound")

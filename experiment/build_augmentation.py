@@ -3,12 +3,13 @@
 from typing import Any
 
 from errors import ConfigError
+from experiment.kinds import Kind
 from experiment.reader import Reader
 from models import NETWORKS
 from training.augmentation import LABELS, Augmentation
 
 
-def build_augmentation(reader: Reader, network: Any) -> Augmentation | None:
+def build_augmentation(reader: Reader, network: Any, kind: Kind) -> Augmentation | None:
     """Return the augmentation of training images, None for none.
 
     Raises:
@@ -18,12 +19,14 @@ def build_augmentation(reader: Reader, network: Any) -> Augmentation | None:
     augmentation = reader.build("augmentation", Augmentation)
     if not augmentation.probability:
         return None
+    what = f"config.augmentation.probability={augmentation.probability}"
+    kind.require_images(what, "set it to 0")
     labels = getattr(network, "augment_labels", None)
     if labels != LABELS:
         name = reader.config["model"]["name"]
         able = [key for key, kind in NETWORKS.items() if hasattr(kind, "augment_labels")]
         raise ConfigError(
-            f"config.augmentation.probability={augmentation.probability} makes {LABELS} labels, "
+            f"{what} makes {LABELS} labels, "
             + (
                 f"which config.model.name={name!r} does not take; choose {' or '.join(able)}"
                 if labels is None

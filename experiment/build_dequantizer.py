@@ -28,10 +28,9 @@ def build_dequantizer(reader: Reader, data: Data, classes: int) -> DequantizerMo
     )
     with config_errors("dequantizer"):
         network.validate()
-    bin_width = (data.scaler.high - data.scaler.low) / data.quantizer.gray_levels
 
     def dequantizer(params: Any) -> Dequantizer:
-        return Dequantizer(network=Partial(_function(network), params), bin_width=bin_width)
+        return Dequantizer(network=Partial(_function(network), params), bin_width=data.bin_width)
 
     def model(params: Any, dropout: Key[Array, ""] | None = None) -> DequantizedModel:
         return DequantizedModel(dequantizer=dequantizer(params))

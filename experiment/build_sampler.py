@@ -31,6 +31,8 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
     with config_errors("guidance"):
         sample_classes = classes.network if method is None else method.sample_classes(classes)
     task = _build_task(reader, data)
+    if (clip := reader.config["sampling"]["clip"]) not in (None, "none"):
+        data.kind.require_images(f"config.sampling.clip={clip!r}", "leave it out")
     chosen = reader.lookup("sampling", {**SOLVERS, **ADAPTIVE})
     if chosen in ADAPTIVE.values():
         function, option_classes = chosen
@@ -76,7 +78,7 @@ def require_learned(reader: Reader, path: str) -> None:
 
 
 def _range(data: Data) -> dict[str, float]:
-    return {"low": data.scaler.low, "high": data.scaler.high}
+    return dict(zip(("low", "high"), data.limits, strict=True))
 
 
 def _adaptive(
@@ -163,6 +165,8 @@ def _build_task(reader: Reader, data: Data) -> Task | None:
     if not built:
         return None
     name = reader.config["task"]["name"]
+    what = f"config.task.name={name!r}"
+    data.kind.require_images(what, "leave it out, or guide by a loss in Python (docs/points.md)")
     source, *inverse_problem, options = built
     if not inverse_problem:
         return Task(name=name, input=source.input, options=options)

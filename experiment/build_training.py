@@ -1,5 +1,6 @@
 """Build what trains a network: objective, optimizer and averages."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,12 @@ def build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
     times = reader.build_named("times", TIMES)
     parts = {"sigma_data": reader.config["denoiser"]["sigma_data"]}
     weight = reader.build_named("weight", WEIGHTS, fixed=parts)
-    require_used(reader, reader.lookup("loss", LOSSES))
+    kind = reader.lookup("loss", LOSSES)
+    require_used(reader, kind)
+    names = {field.name for field in dataclasses.fields(kind)}
+    if data.pixel_levels is None and "pixel_levels" in names:
+        what = f"config.loss.name={reader.config['loss']['name']!r}, a bound on gray levels,"
+        data.kind.require_images(what, "choose denoising")
     parts = {"times": times, "weight": weight, "sde": sde, "pixel_levels": data.pixel_levels}
     parts["total_steps"] = reader.config["training"]["steps"]
     return reader.build_named("loss", LOSSES, fixed=parts)

@@ -1,78 +1,93 @@
-"""The data of an experiment: images as integers, as network inputs, and in batches."""
+"""The data of an experiment: as stored, as network inputs, in batches, and as users see them.
 
+There are two: `experiment.images.Images`, and `experiment.rows.Rows` for points and series.
+"""
+
+import abc
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from bounds.dequantization import Dequantized, Dequantizer
-from data import batches, datasets, packing, readers
-from data.batches import Stored, TrainingBatches
+from data.batches import TrainingBatches
 from data.datasets import ImageData
-from data.dequantization import CENTERS, DEQUANTIZATIONS, HALF_STEP, Dequantization, centers
-from data.fitting import Fit
-from data.readers import Reader
-from data.scaling import ImageScaler, Quantizer
-from data.stored import Splits
+from data.dequantization import Dequantization
+from data.rows import RowBatches, RowData
+from data.scaling import ImageScaler, Standardizer
 from errors import ConfigError
-from experiment.options import DataOptions
+from experiment.kinds import Kind
+from files.paths import AnyPath
 from objectives.variational import PixelLevels
 from training.parallel import DataParallel
 
+Batches = TrainingBatches | RowBatches
+
 
 @dataclass(frozen=True)
-class Data:
+class Data(abc.ABC):
     """A data set, found at the first use of `images` and read into memory if it fits.
+
+    Its rows are stored as gray levels or as floats in their own units, and the network sees them in
+    the range of `scaler`. Samples are shown to users as uint8 images, or in the units of the data.
 
     Attributes:
         options: the fields of config.data.
         parallel: how arrays are split over the devices.
     """
 
-    options: DataOptions
+    options: Any
     parallel: DataParallel
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of an image."""
-        return self.options.image_size, self.options.image_size, self.options.channels
+    @abc.abstractmethod
+    def kind(self) -> Kind:
+        """What a row is, and how it is reported and shown."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a row: (height, width, channels), (coordinates,) or (length, channels)."""
 
     @property
     def size(self) -> int:
-        """The numbers in an image."""
+        """The numbers in a row."""
         return math.prod(self.shape)
 
     @property
-    def scaler(self) -> ImageScaler:
-        """The map from [0, 1] to the network's range."""
-        return ImageScaler(low=-1.0 if self.options.centered else 0.0, high=1.0)
+    @abc.abstractmethod
+    def scaler(self) -> ImageScaler | Standardizer:
+        """The map to the network's range, from [0, 1] or from the data's own units."""
 
     @property
-    def quantizer(self) -> Quantizer:
-        """The gray levels of the data."""
-        return datasets.quantizer(self.options.name)
+    @abc.abstractmethod
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest number of data in the network's range; maybe infinite."""
+
+    @property
+    def middle(self) -> float:
+        """A number in the middle of the data, in the network's range."""
+        low, high = self.limits
+        return (low + high) / 2 if math.isfinite(high - low) else 0.0
+
+    @property
+    @abc.abstractmethod
+    def log_det(self) -> float:
+        """log |d x / d row| in nats, from stored rows to the network's range."""
 
     @cached_property
-    def images(self) -> ImageData:
-        """The training and test images with their labels; prints the notes on them once.
+    def images(self) -> ImageData | RowData:
+        """The training and test rows with their labels; prints the notes on them once.
 
         Raises:
             ConfigError: if they are missing, do not fit the configuration, or cannot be read.
         """
-        options = self.options
         try:
-            found = datasets.load(
-                options.name,
-                data_dir=options.dir,
-                image_size=options.image_size,
-                channels=options.channels,
-                resize=options.resize,
-                memory_gb=options.memory_gb,
-            )
+            found = self._load()
         except (ValueError, OSError) as error:
             raise ConfigError(str(error)) from error
         if self.parallel.leads:
@@ -80,108 +95,43 @@ class Data:
                 print(note)
         return found
 
-    def open_splits(self) -> tuple[Reader, Splits, Fit]:
-        """Return the reader, the splits before any image is read, and how images fit.
+    @abc.abstractmethod
+    def _load(self) -> ImageData | RowData:
+        """Read the data set; raise ValueError or OSError of one line if it cannot be read."""
 
-        Raises:
-            As `data.datasets.load`.
-        """
-        options = self.options
-        return datasets.open_splits(
-            options.name,
-            image_size=options.image_size,
-            channels=options.channels,
-            data_dir=options.dir,
-            resize=options.resize,
-        )
+    @abc.abstractmethod
+    def prepare(self, target: AnyPath | None, *, skip_damaged: bool) -> str:
+        """Prepare the data set where it needs that; return one line that says where it is."""
 
-    def prepare(self, target: Path | None, *, skip_damaged: bool) -> str:
-        """Prepare the data set where it needs that; return one line that says where it is.
-
-        With `target`, write its images into that folder, as `data.packing.pack`.
-
-        Raises:
-            As `data.readers.prepare` and `data.packing.pack`.
-        """
-        options = self.options
-        if skip_damaged and target is None:
-            raise ConfigError("--skip_damaged is for --target=FOLDER, which is not given")
-        line = readers.prepare(options.name, data_dir=options.dir)
-        if target is None:
-            return line
-        _, splits, fit = self.open_splits()
-        return packing.pack(options.name, splits, fit, target, skip_damaged=skip_damaged)
-
+    @abc.abstractmethod
     def training_batches(
         self, batch_size: int, seed: int, *, labels: bool, dequantization: str = ""
-    ) -> TrainingBatches:
+    ) -> Batches:
         """Return the training stream; batch k depends on the seed and k alone.
 
         `dequantization` is a name in DEQUANTIZATIONS, by default config.data.dequantization.
         """
-        return TrainingBatches(
-            images=self.images.train,
-            labels=self.images.train_labels if labels else None,
-            batch_size=batch_size,
-            seed=seed,
-            random_flip=self.options.random_flip,
-            dequantization=dequantization or self.options.dequantization,
-            quantizer=self.quantizer,
-            scaler=self.scaler,
-            workers=self.options.workers,
-        )
 
-    @property
-    def dequantization(self) -> Dequantization:
-        """How gray levels become numbers."""
-        return DEQUANTIZATIONS[self.options.dequantization]
-
-    @property
-    def pixel_levels(self) -> PixelLevels:
-        """The values of pixels without noise, in the network's range, for discrete decoders."""
-        levels, low, high = self.quantizer.gray_levels, 0.0, 1.0
-        if self.dequantization.at_t_min:
-            low, high = 0.5 / levels, 1 - 0.5 / levels
-        span = self.scaler.high - self.scaler.low
-        return PixelLevels(
-            gray_levels=levels, low=self.scaler.low + span * low, high=self.scaler.low + span * high
-        )
-
+    @abc.abstractmethod
     def batch(
         self,
-        images: UInt8[Stored, "count h w c"],
+        images: Any,
         indices: Int[Array, "batch"],
         *,
         seed: int,
         draw: int,
         dequantization: str = "",
-    ) -> Float[Array, "batch h w c"]:
-        """Return some images as the network is trained on them, split over the devices.
+    ) -> Float[Array, "batch ..."]:
+        """Return some rows as the network is trained on them, split over the devices.
 
-        The noise of an image depends on the seed, its index and the draw alone. `dequantization` is
+        The noise of a row depends on the seed, its index and the draw alone. `dequantization` is
         a name in DEQUANTIZATIONS, by default config.data.dequantization.
         """
-        found = batches.test_batch(
-            images,
-            self.parallel.fetch(indices),
-            seed=seed,
-            draw=draw,
-            quantizer=self.quantizer,
-            scaler=self.scaler,
-            dequantization=dequantization or self.options.dequantization,
-        )
-        return self.parallel.split_rows(found)
 
-    def noiseless(
-        self, images: UInt8[Stored, "count h w c"], indices: Int[Array, "batch"]
-    ) -> Float[Array, "batch h w c"]:
-        """Return some images on the values of `pixel_levels`, split over the devices."""
-        name = CENTERS if self.dequantization.at_t_min else "none"
-        return self.batch(images, indices, seed=0, draw=0, dequantization=name)
-
+    @abc.abstractmethod
     def dequantized(
         self,
-        images: UInt8[Stored, "count h w c"],
+        images: Any,
         indices: Int[Array, "batch"],
         *,
         seed: int,
@@ -190,7 +140,7 @@ class Data:
         sigma: float = 0.0,
         dequantizer: Dequantizer | None = None,
     ) -> Dequantized:
-        """Return some images with a density, split over the devices, and log q of their noise.
+        """Return some rows with a density, split over the devices, and log q of their noise.
 
         Args:
             images, indices, seed, draw: as of `batch`.
@@ -201,21 +151,62 @@ class Data:
         Raises:
             ValueError: without the sigma or the dequantizer that config.data.dequantization needs.
         """
-        how, rows = self.dequantization, self.parallel.fetch(indices)
-        stored, split = images[rows], self.parallel.split_rows
-        uniforms = batches.test_noise(images, rows, seed=seed, draw=draw)
-        if how.learned:
-            if dequantizer is None:
-                raise ValueError("dequantization='variational' needs the dequantizer of a run")
-            middle = self.scaler.forward(centers(self.quantizer, stored))
-            return dequantizer(split(middle), split(uniforms + np.float32(HALF_STEP)))
-        span = self.scaler.high - self.scaler.low
-        noise = how.noise(uniforms, self.quantizer.gray_levels * sigma / (alpha * span))
-        x = self.scaler.forward(self.quantizer.dequantize(stored, noise.u.astype(np.float32)))
-        if not how.at_t_min:
-            return Dequantized(split(x), split(noise.log_q.astype(np.float32)))
-        log_q = noise.log_q - self.size * math.log(alpha)  # the density of alpha x
-        return Dequantized(split(np.float32(alpha) * x), split(log_q.astype(np.float32)))
+
+    @property
+    @abc.abstractmethod
+    def dequantization(self) -> Dequantization:
+        """How gray levels become numbers; of floats, the row that adds nothing."""
+
+    @property
+    @abc.abstractmethod
+    def dequantization_name(self) -> str:
+        """The name of that row in config.data; "" for floats."""
+
+    @property
+    @abc.abstractmethod
+    def pixel_levels(self) -> PixelLevels | None:
+        """The values of pixels without noise, in the network's range; None for floats."""
+
+    @property
+    @abc.abstractmethod
+    def bin_width(self) -> float:
+        """The width of a gray level in the network's range; 0 of floats."""
+
+    @property
+    def finest_log_snr(self) -> float:
+        """The log-SNR above which the noise is smaller than that of dequantization."""
+        noisy = self.dequantization.noisy
+        return float(np.log(12 / self.bin_width**2)) if noisy else math.inf
+
+    @abc.abstractmethod
+    def variances(self, count: int) -> Float[np.ndarray, "numbers"]:
+        """Return the variance of every number of a row, over the first training rows."""
+
+    @abc.abstractmethod
+    def encode(self, samples: Any) -> Float[Any, "..."]:
+        """Return samples, as `decode` gives them, in the network's range."""
+
+    @abc.abstractmethod
+    def decode(self, x: Float[Any, "..."]) -> Shaped[np.ndarray, "..."]:
+        """Return rows in the network's range as users see them: uint8, or in the data's units."""
+
+    @abc.abstractmethod
+    def as_samples(self, stored: Any) -> Shaped[np.ndarray, "..."]:
+        """Return stored rows as `decode` gives samples."""
+
+    @property
+    @abc.abstractmethod
+    def rounding(self) -> str:
+        """How numbers of samples are rounded, in words."""
+
+    @property
+    @abc.abstractmethod
+    def noise_unit(self) -> tuple[float, str]:
+        """The unit of noise that is left in samples: its size in the network's range, its name."""
+
+    def pictures(self, frames: Sequence[Any]) -> list[UInt8[np.ndarray, "h w c"]]:
+        """Return a picture of each frame of samples, all with the same axes."""
+        return self.kind.pictures([frame[: self.kind.shown] for frame in frames])
 
     def require_classes(
         self, labels: Int[np.ndarray, "count"] | None, num_classes: int, section: str
@@ -244,16 +235,3 @@ class Data:
                 f"{field}={num_classes}, but the labels of config.data.name={name!r} are "
                 f"{low}..{high}; {remedy}"
             )
-
-    def from_unit_range(self, images: Float[Any, "..."]) -> Float[Any, "..."]:
-        """Scale images in [0, 1] to the network's range; `to_uint8` inverts this."""
-        levels = self.quantizer.gray_levels
-        if self.dequantization.in_bins:  # the middle of the bin
-            images = (images * (levels - 1) + 0.5) / levels
-        return self.scaler.forward(images)
-
-    def to_uint8(self, x: Float[Any, "*count h w c"]) -> UInt8[np.ndarray, "*count h w c"]:
-        """Convert from the network's range to 0..255, through the gray levels of the data."""
-        unit = self.scaler.inverse(x)
-        levels = self.quantizer.quantize(unit, dequantized=self.dequantization.in_bins)
-        return self.quantizer.to_uint8(levels)

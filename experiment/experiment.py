@@ -13,6 +13,7 @@ from bounds.discrete import DiscreteBoundOptions
 from denoising import Clipping, Denoiser
 from errors import ConfigError
 from experiment.data import Data
+from experiment.kinds import require_kind
 from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
@@ -26,6 +27,7 @@ from experiment.options import (
 from experiment.sampler import Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
+from models import CLASSIFIERS
 from numerics.ode import ODEOptions
 from sde_lib import SDE
 from time_grids import Schedule
@@ -108,9 +110,9 @@ class ClassifierModel:
 
         This waits until a classifier is used, so that its limits bind nobody else.
         """
+        require_kind("classifier", self.network, CLASSIFIERS, data.kind)
         try:
-            size, _, channels = data.shape
-            self.network.validate(size, channels)
+            self.network.validate(*data.shape[-2:])
             data.parallel.check_batch(self.options.batch_size, "batch_size")
         except ValueError as error:
             raise ConfigError(f"config.classifier.{error}") from error
@@ -132,6 +134,7 @@ class DequantizerModel:
 
     def check(self, data: Data) -> None:
         """Raise ConfigError unless its batches divide over the devices, once it is trained."""
+        data.kind.require_images("--mode=train_dequantizer", "points and series need no noise")
         try:
             data.parallel.check_batch(self.options.batch_size, "batch_size")
         except ValueError as error:

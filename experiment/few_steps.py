@@ -144,8 +144,8 @@ def check_teacher(experiment: Experiment, teacher: Experiment) -> None:
     text = experiment.loss.teacher
     for name, ours, theirs in (
         ("sde", experiment.config["sde"], teacher.config["sde"]),
-        ("image shape", experiment.data.shape, teacher.data.shape),
-        ("data.centered", experiment.data.options.centered, teacher.data.options.centered),
+        ("shape", experiment.data.shape, teacher.data.shape),
+        ("range", experiment.data.scaler, teacher.data.scaler),
         ("model.num_classes", experiment.model.num_classes, teacher.model.num_classes),
     ):
         if ours != theirs:

@@ -26,7 +26,7 @@ def _eps_of_one_image(sde: SDE, image: Array, x: Batch, t: Time) -> Batch:
 
 
 def leftover_noise(sampler: Sampler, sde: SDE) -> float | None:
-    """Return the noise left in samples, as a standard deviation in gray levels of 256.
+    """Return the noise left in samples, as a standard deviation in the unit of the data.
 
     The configured sampler draws a few samples, with all of its steps, but without guidance. Their
     dimension is that of the images where this is at most 4096.
@@ -41,10 +41,9 @@ def leftover_noise(sampler: Sampler, sde: SDE) -> float | None:
     """
     if "moments" in sampler.needs:
         return None
-    scaler = sampler.data.scaler
     dims = min(int(np.prod(sampler.data.shape)), _NUMBERS)
     shape = (max(_NUMBERS // dims, 2), dims)
-    image = scaler.forward(jnp.full(shape, 0.5))
+    image = jnp.full(shape, sampler.data.middle)
     denoiser = Denoiser(
         sde=sde,
         network=Partial(_eps_of_one_image, sde, image[:1]),
@@ -57,4 +56,4 @@ def leftover_noise(sampler: Sampler, sde: SDE) -> float | None:
     except (ScoreSDEError, ValueError):
         return None
     deviation = np.asarray(samples.x, np.float64) - np.asarray(image, np.float64)
-    return 255 * float(np.sqrt(np.mean(deviation**2))) / (scaler.high - scaler.low)
+    return float(np.sqrt(np.mean(deviation**2))) / sampler.data.noise_unit[0]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from data.dequantization import DEQUANTIZATIONS
 from data.fitting import RESIZES
+from data.rows import GENERATORS, RANKS
 from denoising import CONDITIONINGS, require_parameterization
 from errors import SEEDS, require_choice, require_in
 
@@ -15,9 +16,10 @@ def _require_all_in(options: object, interval: str, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """The data set and how images reach the network.
+    """A data set of images and how they reach the network.
 
     Args:
+        kind: "images".
         name: a name of one of the kinds in `data.readers.READERS`.
         dir: folder of tensorflow-datasets; "" for its default.
         image_size: height and width in pixels.
@@ -35,6 +37,7 @@ class DataOptions:
         ValueError: for an unknown name or a number out of range.
     """
 
+    kind: str = "images"
     name: str = "digits"
     dir: str = ""
     image_size: int = 8
@@ -52,6 +55,41 @@ class DataOptions:
         _require_all_in(self, "[0, 64]", "workers")
         require_choice("resize", self.resize, RESIZES)
         require_choice("dequantization", self.dequantization, DEQUANTIZATIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """A data set of points or series; see `data.rows`.
+
+    Args:
+        kind: "points" or "series".
+        name: `points:NAME` or `series:NAME` of `data.generators`, or the path of an .npz or .npy.
+        samples: number of generated rows, of which a tenth is held out.
+        seed: of the generated rows, and of which rows are held out.
+        shape: (coordinates,) of a point or (length, channels) of a series; () for that of the data.
+        mean, std: of each coordinate or channel, for the network to see mean 0 and standard
+            deviation 1; () for those of the training rows.
+
+    Raises:
+        ValueError: for an unknown kind or a number out of range.
+    """
+
+    kind: str
+    name: str = "points:swiss_roll"
+    samples: int = 20_000
+    seed: int = 0
+    shape: tuple = ()
+    mean: tuple = ()
+    std: tuple = ()
+
+    def __post_init__(self) -> None:
+        require_choice("kind", self.kind, GENERATORS)
+        require_in("samples", self.samples, "[20, inf)")
+        require_in("seed", self.seed, SEEDS)
+        if self.shape and len(self.shape) != RANKS[self.kind] - 1:
+            raise ValueError(
+                f"shape={self.shape} is no shape of {self.kind}; leave it out for that of the data"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

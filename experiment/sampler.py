@@ -8,11 +8,13 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped
 from tqdm import tqdm
 
 import sampling
@@ -69,12 +71,22 @@ def checkpoint_name(step: int, average: str = "") -> str:
     return f"{step}-{average}" if average else str(step)
 
 
-class ImageSamples(NamedTuple):
-    """Samples as uint8 images, network evaluations per image, and snapshots of their paths."""
+class Drawn(NamedTuple):
+    """Samples as users see them, network evaluations per sample, and snapshots of their paths.
 
-    images: UInt8[np.ndarray, "count height width channels"]
+    Attributes:
+        samples: uint8 images, or points or series in the units of the data.
+        nfe: network evaluations per sample.
+        frames: snapshots, as the samples.
+        times: the times of the snapshots.
+        predictions: the x0 that is predicted from each snapshot, with `predicts`.
+    """
+
+    samples: Shaped[np.ndarray, "count ..."]
     nfe: int
-    frames: list[UInt8[np.ndarray, "count height width channels"]]
+    frames: list[Shaped[np.ndarray, "count ..."]]
+    times: list[float]
+    predictions: list[Shaped[np.ndarray, "count ..."]]
 
 
 class Conditioned(NamedTuple):
@@ -202,15 +214,17 @@ class Sampler:
         indices: Int[np.ndarray, "count"],
         *,
         frames: int = 0,
+        predicts: bool = False,
         seed: int | None = None,
         condition: Condition = unconditioned,
-    ) -> ImageSamples:
+    ) -> Drawn:
         """Draw the samples with these indices; each depends on the seed and its index alone.
 
         Args:
             checkpoint: the network, with what `needs` names.
             indices: indices of the samples.
             frames: number of snapshots of the paths.
+            predicts: whether to predict x0 from each snapshot, too.
             seed: by default that of the configuration.
             condition: conditions a batch on what a task knows of it.
 
@@ -231,10 +245,15 @@ class Sampler:
             if self.evaluations is not None:  # adaptive samplers do not know their progress
                 options["progress"] = progress
             samples = self.solve(key, denoiser, shape, checkpoint.moments, **options)
-        images = self.data.to_uint8(parallel.fetch(samples.x)[: len(indices)])
+        drawn = self.data.decode(parallel.fetch(samples.x)[: len(indices)])
         path = () if samples.trajectory is None else samples.trajectory
-        snapshots = [self.data.to_uint8(x[: len(indices)]) for x in path]
-        return ImageSamples(images, samples.nfe, snapshots)
+        times = () if samples.times is None else samples.times
+        frames_x0 = map(partial(_predict_x0, denoiser), path, times) if predicts else ()
+        snapshots, predictions = (
+            [self.data.decode(parallel.fetch(x)[: len(indices)]) for x in found]
+            for found in (path, frames_x0)
+        )
+        return Drawn(drawn, samples.nfe, snapshots, [float(t) for t in times], predictions)
 
     @property
     def starts_at_images(self) -> bool:
@@ -263,6 +282,11 @@ class Sampler:
         if options.label < 0:
             return indices % self.sample_classes
         return jnp.full_like(indices, options.label)
+
+
+@jax.jit
+def _predict_x0(denoiser: Denoiser, x: Batch, t: Float[Array, ""]) -> Batch:
+    return denoiser.predict(x, t).x0
 
 
 @contextmanager

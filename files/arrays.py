@@ -27,7 +27,9 @@ from jaxtyping import Shaped
 
 from errors import FileError
 from files.archives import clear_errors, member_start, open_archive
+from files.buckets import readable
 from files.kinds import require_file
+from files.paths import AnyPath
 
 Array = Shaped[np.ndarray, "..."]
 Stream = IO[bytes] | BufferedIOBase
@@ -149,7 +151,7 @@ class Arrays:
 
 
 @contextmanager
-def open_arrays(path: Path, where: str) -> Iterator[Arrays]:
+def open_arrays(path: AnyPath, where: str) -> Iterator[Arrays]:
     """Open an .npz; nothing but the list of its arrays is read before one is wanted.
 
     Args:
@@ -163,10 +165,11 @@ def open_arrays(path: Path, where: str) -> Iterator[Arrays]:
     """
     require_file(path, where)
     with clear_errors(where), contextlib.ExitStack() as stack:
-        with path.open("rb") as file:
+        local = stack.enter_context(readable(path))
+        with local.open("rb") as file:
             _check_start(file.read(len(_MAGIC)))
-        archive = stack.enter_context(open_archive(path))
-        arrays = Arrays(archive, path, where)
+        archive = stack.enter_context(open_archive(local))
+        arrays = Arrays(archive, local, where)
         closing = stack.pop_all()
     with closing:
         yield arrays
@@ -185,7 +188,7 @@ def _check_start(start: bytes) -> None:
         raise FileError("it is not an .npz archive. Write it by numpy.savez")
 
 
-def read_arrays(path: Path, where: str) -> dict[str, Array]:
+def read_arrays(path: AnyPath, where: str) -> dict[str, Array]:
     """Return all arrays of an .npz that one of our own commands has written, as `open_arrays`."""
     with open_arrays(path, where) as arrays:
         return {name: arrays[name] for name in arrays}

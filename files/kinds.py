@@ -1,9 +1,9 @@
 """What lies at a path: a file, or something that only has the name of one."""
 
 import stat
-from pathlib import Path
 
 from errors import FileError
+from files.paths import AnyPath, bucket_errors, in_bucket
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -14,8 +14,8 @@ _KINDS = {
 }
 
 
-def require_file(path: Path, where: str) -> None:
-    """Raise FileError unless `path` is a regular file, or a link to one.
+def require_file(path: AnyPath, where: str) -> None:
+    """Raise FileError unless `path` is a regular file, a link to one, or an object in a bucket.
 
     Opening a pipe waits until another program writes to it, and a device may never end. So call
     this before a file is opened that a user has named.
@@ -24,6 +24,13 @@ def require_file(path: Path, where: str) -> None:
         path: what to look at; "~" is not expanded.
         where: its name at the start of the message, such as "config.eval.reference='a.npz'".
     """
+    if in_bucket(path):
+        with bucket_errors(path):
+            if path.is_dir():
+                raise FileError(f"{where}: it is a folder instead of a file. Check the path")
+            if not path.exists():
+                raise FileError(f"{where}: there is no such file. Check the path")
+        return
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):

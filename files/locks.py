@@ -1,6 +1,7 @@
 """Locks: one process at a time works in a folder; the error of a second one names the first.
 
-The operating system frees a lock when its process ends, however it ends.
+The operating system frees a lock when its process ends, however it ends. Buckets have leases
+instead (`leases.py`).
 """
 
 import fcntl
@@ -10,17 +11,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO
 
 from absl import logging
 
 from errors import WorkdirError
+from files.leases import leased
+from files.paths import AnyPath, in_bucket
 from files.writing import remove_abandoned
 
 
 @contextmanager
-def locked(path: Path, *folders: Path, leads: bool = True) -> Iterator[None]:
+def locked(path: AnyPath, *folders: AnyPath, leads: bool = True) -> Iterator[None]:
     """Hold the lock file `path`, in a folder that exists; delete it afterwards.
 
     What killed processes left half-written in that folder and in `folders` is deleted. Of several
@@ -32,6 +34,10 @@ def locked(path: Path, *folders: Path, leads: bool = True) -> Iterator[None]:
     if not leads:
         yield
         return
+    if in_bucket(path):
+        with leased(path, _holder()):
+            yield
+        return
     file = _acquire(path)
     try:
         for folder in (path.parent, *folders):
@@ -42,7 +48,7 @@ def locked(path: Path, *folders: Path, leads: bool = True) -> Iterator[None]:
         file.close()
 
 
-def _acquire(path: Path) -> IO[str]:
+def _acquire(path: AnyPath) -> IO[str]:
     while True:
         file = path.open("a+")
         try:
@@ -61,17 +67,18 @@ def _acquire(path: Path) -> IO[str]:
             break
         file.close()  # its last holder deleted it meanwhile
     file.truncate(0)
-    started = time.strftime("%Y-%m-%d %H:%M:%S")
-    command = " ".join(sys.argv)[:200]
-    print(
-        f"process {os.getpid()} on {socket.gethostname()}, since {started} ({command})",
-        file=file,
-        flush=True,
-    )
+    print(_holder(), file=file, flush=True)
     return file
 
 
-def _is_current(file: IO[str], path: Path) -> bool:
+def _holder() -> str:
+    """Return how other processes name this one."""
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    command = " ".join(sys.argv)[:200]
+    return f"process {os.getpid()} on {socket.gethostname()}, since {started} ({command})"
+
+
+def _is_current(file: IO[str], path: AnyPath) -> bool:
     try:
         return os.fstat(file.fileno()).st_ino == path.stat().st_ino
     except FileNotFoundError:

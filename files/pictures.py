@@ -1,13 +1,13 @@
 """Image grids as arrays, and PNG and GIF files of uint8 images."""
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from files.buckets import remove
+from files.paths import AnyPath
 from files.writing import unfinished, write_file
 
 Images = UInt8[np.ndarray, "count height width channels"]
@@ -49,21 +49,21 @@ def _pil_image(array: UInt8[np.ndarray, "h w c"]) -> Any:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def write_png(path: Path, array: UInt8[np.ndarray, "h w c"]) -> None:
+def write_png(path: AnyPath, array: UInt8[np.ndarray, "h w c"]) -> None:
     """Write an image as PNG."""
     write_file(path, lambda temporary: _pil_image(array).save(temporary))
 
 
-def write_png_folder(folder: Path, images: UInt8[np.ndarray, "count h w c"]) -> None:
+def write_png_folder(folder: AnyPath, images: UInt8[np.ndarray, "count h w c"]) -> None:
     """Write images as PNG files 000000.png, 000001.png, ..., instead of what the folder holds."""
     with unfinished(folder) as temporary:
         temporary.mkdir(parents=True)
         for number, image in enumerate(images):
             _pil_image(image).save(temporary / f"{number:06}.png")
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
 
 
-def write_gif(path: Path, frames: Sequence[UInt8[np.ndarray, "h w c"]]) -> None:
+def write_gif(path: AnyPath, frames: Sequence[UInt8[np.ndarray, "h w c"]]) -> None:
     """Write an animation at 15 frames per second whose last frame stays for two seconds."""
     first, *rest = [_pil_image(frame) for frame in frames]
     durations = [66] * len(rest) + [2000]

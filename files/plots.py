@@ -6,12 +6,12 @@ Matplotlib is imported when a plot is drawn, and its global state stays as it is
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from errors import require_choice, require_in
+from files.paths import AnyPath
 from files.writing import write_file
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def shades(count: int) -> list[str]:
 
 
 def write_plot(
-    path: Path, panels: Sequence[Panel], *, columns: int | None = None, title: str = ""
+    path: AnyPath, panels: Sequence[Panel], *, columns: int | None = None, title: str = ""
 ) -> None:
     """Draw panels in reading order and write them as a PNG, whole or not at all.
 

@@ -4,9 +4,7 @@ Every number belongs to an item's index and not to its batch. So a job that was 
 and started again ends with the same numbers.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 from absl import logging
@@ -15,6 +13,8 @@ from tqdm import tqdm
 
 from errors import FileError
 from files.arrays import read_arrays
+from files.buckets import remove
+from files.paths import AnyPath
 from files.writing import write_npz
 from training.hosts import agreed, leads, wait_for_all
 
@@ -35,14 +35,14 @@ class ResultCache:
     Names are those of `Protocol.key`: they carry a digest of all that the numbers depend on.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         self._folder = folder
 
     def remove(self) -> None:
         """Delete the folder, when no host reads in it anymore."""
         wait_for_all("the cache")
-        if leads() and self._folder.exists():
-            shutil.rmtree(self._folder)
+        if leads():
+            remove(self._folder)
 
     def get_or_compute(
         self, name: str, indices: Indices, compute: Callable[[Indices], Arrays]
@@ -77,7 +77,7 @@ class ResultCache:
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def _read(file: Path) -> Arrays | None:
+def _read(file: AnyPath) -> Arrays | None:
     """Return the arrays in a file; None if it is missing or damaged."""
     if not file.exists():
         return None

@@ -9,6 +9,7 @@ from data.datasets import Size
 from data.read_ahead import ReadAhead
 from data.streamed import StreamedImages, thread_count
 from experiment.data import Data
+from experiment.images import as_images
 
 _SECONDS = 1.0  # of reading
 _BATCH = 64
@@ -23,15 +24,25 @@ class DataPlan(NamedTuple):
 
 def describe_data(data: Data) -> DataPlan:
     """Return a line about the data, with the images per second of a short trial."""
+    if not data.kind.quantized:
+        return _describe_rows(data)
     options = data.options
     try:
-        reader, splits, fit = data.open_splits()
+        reader, splits, fit = as_images(data).open_splits()
         size = datasets.size_of(reader, splits, fit, options.memory_gb)
         images = StreamedImages(splits["train"].items, fit)
         rate = _trial(images, options.workers)
     except (ValueError, OSError) as error:
         return DataPlan(f"cannot be read: {error}", None)
     return DataPlan(f"{_line(size, data)}; {rate}", size.counts["train"])
+
+
+def _describe_rows(data: Data) -> DataPlan:
+    """Return a line about points or series, which are always held in memory."""
+    train, test = data.images.train, data.images.test
+    counts = f"{len(train):,} train + {len(test):,} test {data.kind.name}"
+    shape, size = "x".join(map(str, data.shape)), 4 * data.size * (len(train) + len(test)) / 1e9
+    return DataPlan(f"{counts} of {shape}, {size:.2f} GB: held in memory", len(train))
 
 
 def _line(size: Size, data: Data) -> str:

@@ -34,13 +34,15 @@ from bounds.discrete import prior_divergence
 from denoising import Denoiser
 from errors import ConfigError, SamplingError
 from experiment.experiment import Experiment, with_data_labels
+from experiment.kinds import Kind
 from experiment.options import DiagnosticsOptions
 from experiment.sampler import Checkpoint
 from jobs.instruments import SPLITS, Instruments
 from losses import Noise
-from metrics.bits_per_dim import bits_per_dim
+from metrics.bits_per_dim import UNITS
 from metrics.features import Extractor
 from metrics.frechet import frechet_distance, frechet_interval
+from numerics.arrays import Batch
 from objectives.times import log_snr_range, log_snr_times
 from sde_lib import SDE
 from training.objective import Context
@@ -54,8 +56,11 @@ _MAX_FEATURES = 256  # above, the standard error of the Frechet distance would t
 _LOSS, _OFFSETS, _NOISE, _DECODER = range(4)
 
 
-def check_metrics(options: DiagnosticsOptions) -> None:
-    """Raise ConfigError unless `config.diagnostics.metrics` are names in DIAGNOSTICS."""
+def check_metrics(options: DiagnosticsOptions, kind: Kind) -> None:
+    """Raise ConfigError unless `config.diagnostics.metrics` are names in DIAGNOSTICS.
+
+    The likelihood must be that of the kind of data.
+    """
     unknown = sorted(set(options.metrics) - set(DIAGNOSTICS))
     if unknown or not options.metrics:
         problem = f"{unknown[0]!r} is unknown" if unknown else "it is empty"
@@ -63,6 +68,12 @@ def check_metrics(options: DiagnosticsOptions) -> None:
             f"config.diagnostics.metrics={options.metrics!r}: {problem}; choose some of: "
             f"{', '.join(DIAGNOSTICS)}; or set config.diagnostics.every=0"
         )
+    for unit in UNITS:
+        if unit.metric in options.metrics and unit != kind.unit:
+            raise ConfigError(
+                f"config.diagnostics.metrics={options.metrics!r}: {unit.metric} is not for "
+                f"{kind.name}; give {kind.unit.metric}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +91,7 @@ class Diagnostics:
     def check(self) -> None:
         """Raise ConfigError for measurements that cannot be had of these data."""
         options, data = self.experiment.diagnostics, self.experiment.data
-        check_metrics(options)
+        check_metrics(options, data.kind)
         count = len(data.images.test)
         if count < 2:
             raise ConfigError(
@@ -133,11 +144,7 @@ class Diagnostics:
 
         There is nothing to predict there.
         """
-        data = self.experiment.data
-        if not data.dequantization.noisy:
-            return float("inf")
-        width = (data.scaler.high - data.scaler.low) / data.quantizer.gray_levels
-        return float(np.log(12 / width**2))
+        return self.experiment.data.finest_log_snr
 
     @cached_property
     def instruments(self) -> Instruments:
@@ -158,7 +165,7 @@ def _times(sde: SDE, u: Float[Array, "draws"], t_min: float) -> Float[Array, "dr
 @partial(jax.jit, static_argnames="t_min")
 def _decoder_term(
     sde: SDE,
-    x0: Float[Array, "batch h w c"],
+    x0: Batch,
     t_min: float,
     squares: Float[Array, "batch"],
     size: Float[Array, "batch"],
@@ -288,7 +295,7 @@ def _loss(subject: _Subject) -> dict[str, Any]:
 
 def _noise_levels(subject: _Subject) -> dict[str, Any]:
     """Measure the error of the predicted noise at each level, on training and test images."""
-    how = subject.experiment.data.options.dequantization
+    how = subject.experiment.data.dequantization_name
     train, test = (subject.level_errors(split, how) for split in SPLITS)
     columns = {
         "train": (train.mean(axis=1), _errors(train)),
@@ -296,7 +303,7 @@ def _noise_levels(subject: _Subject) -> dict[str, Any]:
         # The draws of both splits share their noise, so their difference is more precise.
         "gap": ((test - train).mean(axis=1), _errors(test - train)),
     }
-    ratios = np.exp(subject.log_snrs)[:, None] * subject.instruments.pixel_variances
+    ratios = np.exp(subject.log_snrs)[:, None] * subject.instruments.variances
     names = [f"{middle:.2f}" for middle in subject.log_snrs]
     blind = np.mean(ratios / (1 + ratios), axis=1)
     table = {"blind": dict(zip(names, map(float, blind), strict=True))}
@@ -306,14 +313,15 @@ def _noise_levels(subject: _Subject) -> dict[str, Any]:
     return {"noise_levels": table}
 
 
-def _bits_per_dim(subject: _Subject) -> dict[str, Any]:
-    """Estimate the variational bound on bits/dim of test images, with uniform dequantization.
+def _likelihood(subject: _Subject) -> dict[str, Any]:
+    """Estimate the variational bound on -log p per dimension; gray levels get uniform noise.
 
     See `bounds.continuous`.
     """
     experiment, instruments = subject.experiment, subject.instruments
     sde, t_min, dims = subject.denoiser.sde, subject.t_min, experiment.data.size
-    errors = subject.level_errors("test", "uniform")
+    how = "uniform" if experiment.data.kind.quantized else ""
+    errors = subject.level_errors("test", how)
     low, high = subject.log_snr_ends
     diffusion = 0.5 * (high - low) * dims * errors.mean(axis=1)
 
@@ -323,16 +331,15 @@ def _bits_per_dim(subject: _Subject) -> dict[str, Any]:
         return _decoder_term(sde, x0, t_min, squares, size), prior_divergence(sde, x0)
 
     count = len(instruments.chosen["test"])
-    decoder, prior = subject.over_draws("test", count, compute, dequantization="uniform")
+    decoder, prior = subject.over_draws("test", count, compute, dequantization=how)
     nats = -np.array([diffusion.mean() + decoder.mean() + prior.mean()])
     # The levels are strata: the variances of their means add up.
     of_diffusion = 0.5 * (high - low) * dims * np.sqrt(np.sum(_errors(errors) ** 2)) / len(errors)
     error = np.hypot(of_diffusion, _error(decoder + prior))
-    data = experiment.data
-    log_det = data.quantizer.log_det(dims) + data.scaler.log_det(dims)
+    unit, log_det = experiment.data.kind.unit, experiment.data.log_det
     return {
-        "bits_per_dim": float(bits_per_dim(nats, log_det=log_det, dims=dims)[0]),
-        "bits_per_dim_error": float(error / (dims * np.log(2))),
+        unit.metric: float(unit.per_dim(nats, log_det=log_det, dims=dims)[0]),
+        f"{unit.metric}_error": unit.of(float(error), dims),
     }
 
 
@@ -344,7 +351,7 @@ def _frechet(subject: _Subject) -> dict[str, Any]:
     count, size = experiment.diagnostics.samples, instruments.batch_size
     try:
         drawn = [
-            instruments.sampler.draw(checkpoint, np.arange(first, first + size) % count).images
+            instruments.sampler.draw(checkpoint, np.arange(first, first + size) % count).samples
             for first in range(0, count, size)
         ]
     except SamplingError:  # of an early network, perhaps; it does not harm training
@@ -386,7 +393,8 @@ def _errors(values: Float[np.ndarray, "levels draws"]) -> Float[np.ndarray, "lev
 DIAGNOSTICS: dict[str, Callable[[_Subject], dict[str, Any]]] = {
     "loss": _loss,
     "noise_levels": _noise_levels,
-    "bits_per_dim": _bits_per_dim,
+    "bits_per_dim": _likelihood,
+    "nats_per_dim": _likelihood,
     "frechet": _frechet,
     "weights": _weights,
 }

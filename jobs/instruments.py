@@ -20,7 +20,6 @@ from experiment.class_guidance import GuidanceOptions
 from experiment.experiment import Experiment
 from experiment.randomness import base_key
 from experiment.sampler import FixedSteps, Sampler
-from jobs.cache import batches_of
 from losses import Noise, NoiseObjective
 from metrics.features import Extractor
 from metrics.frechet import Accumulator, Statistics, frechet_distance
@@ -32,7 +31,6 @@ from training.objective import Context
 SPLITS = ("train", "test")
 _IMAGES = 256
 _PER_LEVEL = 8  # draws at each noise level, at least
-_BLOCK = 256  # images that are in memory at a time
 _REFERENCE_IMAGES = 10_000  # training images for the Frechet distance, at most
 
 
@@ -122,18 +120,9 @@ class Instruments:
         return compute
 
     @cached_property
-    def pixel_variances(self) -> Float[np.ndarray, "pixels"]:
-        """The variance of every pixel over training images, in the network's range."""
-        data, how = self.experiment.data, self.experiment.data.dequantization
-        count = min(_REFERENCE_IMAGES, len(data.images.train))
-        sums = np.zeros((2, *data.shape), np.int64)
-        for rows in batches_of(count, _BLOCK):
-            stored = data.images.train[rows].astype(np.int64)
-            sums += stored.sum(axis=0), (stored**2).sum(axis=0)
-        variances = (count * sums[1] - sums[0] ** 2) / count**2
-        bins = data.quantizer.gray_levels - (not how.in_bins)
-        gray = (data.scaler.high - data.scaler.low) / bins
-        return gray**2 * (variances.ravel() + how.noisy / 12)
+    def variances(self) -> Float[np.ndarray, "numbers"]:
+        """The variance of every number of a row over training data, in the network's range."""
+        return self.experiment.data.variances(_REFERENCE_IMAGES)
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -161,22 +150,22 @@ class Instruments:
 
         It is None if there are fewer test images, because few images are farther away.
         """
-        images, to_uint8 = self.experiment.data.images, self.experiment.data.quantizer.to_uint8
+        images, as_samples = self.experiment.data.images, self.experiment.data.as_samples
         rng, count = (
             np.random.default_rng(self.experiment.seed),
             self.experiment.diagnostics.samples,
         )
         train = rng.permutation(len(images.train))[:_REFERENCE_IMAGES]
-        shown = Converted(images.train, train, to_uint8)
+        shown = Converted(images.train, train, as_samples)
         statistics = self.accumulated(shown).statistics()
         if len(images.test) < count:
             return statistics, None
         test = rng.permutation(len(images.test))[:count]
-        real = self.accumulated(Converted(images.test, test, to_uint8)).statistics()
+        real = self.accumulated(Converted(images.test, test, as_samples)).statistics()
         return statistics, frechet_distance(statistics, real)
 
     def accumulated(self, images: np.ndarray | Converted, *, groups: int = 1) -> Accumulator:
-        """Return the features of uint8 images."""
+        """Return the features of rows as samples are."""
         accumulator = Accumulator(len(images), groups=groups)
         size = self.experiment.evaluation.batch_size
         for first in range(0, len(images), size):

@@ -31,7 +31,11 @@ def describe(experiment: Experiment, *, compiled: bool = False) -> str:
     training, sampler = experiment.training, experiment.sampler
     params = experiment.trainer.abstract_state().params
     evaluations = sampler.evaluations
-    cost = "adaptive" if evaluations is None else f"{evaluations} network evaluations per image"
+    cost = (
+        "adaptive"
+        if evaluations is None
+        else f"{evaluations} network evaluations per {experiment.data.kind.one}"
+    )
     data = describe_data(experiment.data)
     rows = [
         ("parameters", f"{_count(params):,} ({_count(params) / 1e6:.1f}M)"),
@@ -47,7 +51,9 @@ def describe(experiment: Experiment, *, compiled: bool = False) -> str:
         rows.append(("averages", averages))
     noise = leftover_noise(sampler, experiment.model.sde)
     if noise is not None:
-        rows.append(("noise left in samples", f"{noise:.1f} gray levels of 256 (rms)"))
+        digits = 1 if experiment.data.kind.quantized else 4
+        unit = experiment.data.noise_unit[1]
+        rows.append(("noise left in samples", f"{noise:.{digits}f} {unit}"))
     if sampler.task is not None:
         rows.append(("task", sampler.task.name))
     if sampler.guidance.method is not None:
@@ -140,4 +146,4 @@ def _epochs(experiment: Experiment, images: int | None) -> str:
     images = images or datasets.train_count(experiment.data.options.name)
     if images is None:
         return f"{steps:,} steps (the length of an epoch is known once the data are read)"
-    return f"{steps:,} steps, {images / batch_size:.1f} steps per epoch of {images:,} images"
+    return f"{steps:,} steps, {images / batch_size:.1f} steps per epoch of {images:,} rows"

@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from errors import ConfigError
+from files.paths import AnyPath
+from files.staging import StagedFolder
 
 
 class ProfiledSteps(NamedTuple):
@@ -50,9 +51,9 @@ class Profiler:
     """
 
     steps: ProfiledSteps | None
-    folder: Path
+    folder: AnyPath
     leads: bool = True
-    _runs: bool = False
+    _staged: StagedFolder | None = None  # while the trace runs
 
     def is_edge(self, step: int) -> bool:
         """Return whether the trace starts or ends after this step."""
@@ -62,18 +63,19 @@ class Profiler:
         """Start the trace if `step` is its first, when the steps before have ended."""
         if self.leads and self.steps is not None and step == self.steps.first:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(str(self.folder))
-            self._runs = True
+            self._staged = StagedFolder(self.folder)
+            jax.profiler.start_trace(str(self._staged.path))
 
     def after(self, step: int, state: Any) -> None:
         """Stop the trace if `step` is its last, when it has ended."""
-        if self._runs and self.steps is not None and step == self.steps.last:
+        if self._staged is not None and self.steps is not None and step == self.steps.last:
             jax.block_until_ready(state)
             self.close()
 
     def close(self) -> None:
         """Stop the trace if it runs, and print where it is."""
-        if self._runs:
-            self._runs = False
+        if self._staged is not None:
+            staged, self._staged = self._staged, None
             jax.profiler.stop_trace()
+            staged.close()
             print(f"the trace is in {self.folder}; show it with TensorBoard's profile plugin")

@@ -1,11 +1,10 @@
 """Read a run: its experiment, and what a checkpoint of it holds."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from bounds.dequantization import Dequantizer
 from denoising import Denoiser
@@ -14,6 +13,7 @@ from experiment.build import build
 from experiment.class_guidance import BadModel
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint, checkpoint_name
+from files.paths import AnyPath
 from files.writing import sha256_of
 from guidance.classifier import Classifier
 from jobs.averages import kept_averages
@@ -230,8 +230,8 @@ def mismatch(good: Experiment, bad: Experiment) -> str:
     """Return why a network cannot be the bad model of another, or ""."""
     for what, ours, theirs in (
         ("the process", good.model.sde, bad.model.sde),
-        ("images of shape", good.data.shape, bad.data.shape),
-        ("images in the range", good.data.scaler, bad.data.scaler),
+        ("data of shape", good.data.shape, bad.data.shape),
+        ("data in the range", good.data.scaler, bad.data.scaler),
         ("config.model.upsampling", good.model.upsampling, bad.model.upsampling),
     ):
         if ours != theirs:
@@ -263,26 +263,58 @@ class TrainedModel:
 
     Attributes:
         denoiser: the network with averaged parameters, for samplers and likelihoods.
-        shape: (height, width, channels) of an image.
+        shape: (height, width, channels) of an image, (coordinates,) of a point, or (length,
+            channels) of a series.
         checkpoint: the checkpoint it comes from.
         experiment: everything that the run's configuration describes.
     """
 
     denoiser: Denoiser
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     checkpoint: Checkpoint
     experiment: Experiment
 
     def to_uint8(self, x: Float[Any, "*count h w c"]) -> UInt8[np.ndarray, "*count h w c"]:
-        """Convert samples from the network's range to images in 0..255."""
-        return self.experiment.data.to_uint8(x)
+        """Convert samples from the network's range to images in 0..255.
+
+        Raises:
+            ConfigError: unless the data are images.
+        """
+        return self._images("to_uint8").to_uint8(x)
 
     def from_unit_range(self, images: Float[Any, "count h w c"]) -> Float[Any, "count h w c"]:
-        """Scale images in [0, 1] to the network's range."""
-        return self.experiment.data.from_unit_range(images)
+        """Scale images in [0, 1] to the network's range.
+
+        Raises:
+            ConfigError: unless the data are images.
+        """
+        return self._images("from_unit_range").from_unit_range(images)
+
+    def to_data(self, x: Float[Any, "count ..."]) -> Shaped[np.ndarray, "count ..."]:
+        """Convert samples from the network's range to 0..255, or to the units of the data."""
+        return self.experiment.data.decode(x)
+
+    def from_data(self, rows: Shaped[Any, "count ..."]) -> Float[Any, "count ..."]:
+        """Convert images in 0..255, or points or series, to the network's range."""
+        return self.experiment.data.encode(rows)
+
+    @property
+    def log_det(self) -> float:
+        """log |d x / d row| in nats: added to `log_prob` of x, it gives that of the stored row.
+
+        It is the log-density of a point or series in its own units; of an image with its noise of
+        dequantization, that of the gray levels.
+        """
+        return self.experiment.data.log_det
+
+    def _images(self, method: str) -> Any:
+        data = self.experiment.data
+        other = "to_data" if method == "to_uint8" else "from_data"
+        data.kind.require_images(f"{method}()", f"use {other}()")
+        return data
 
 
-def load_model(path: str | Path, step: int | None = None, ema: str = "") -> TrainedModel:
+def load_model(path: str | AnyPath, step: int | None = None, ema: str = "") -> TrainedModel:
     """Load the model of a run from its folder.
 
     Args:

@@ -6,11 +6,11 @@ Inputs are cycled: sample k is conditioned on input k modulo their number.
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 from tqdm import tqdm
 
 from data.pictures import read_images
@@ -18,32 +18,49 @@ from data.streamed import Converted
 from denoising import Denoiser
 from errors import ConfigError
 from experiment.experiment import Experiment
+from experiment.images import Images, as_images
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Condition, Conditioned, unconditioned
 from experiment.tasks import Interpolate, InverseProblem, Measurement, Reconstruct, Task
-from files.pictures import image_grid
+from files.paths import AnyPath
+from files.pictures import image_grid, write_png
+from files.writing import write_json, write_npz
 from guidance.base import guide
 from guidance.operators import LinearOperator
 from jobs.cache import batches_of
+from jobs.processes import draw_processes
 from models.blocks.resample import average_downsample
 from numerics.arrays import normal_like, sample_keys
 from solvers.ode import interpolate
 
-Images = UInt8[np.ndarray, "_ height width channels"]
+Pictures = UInt8[np.ndarray, "_ height width channels"]
 _ROWS, _COLUMNS = 16, 8  # inputs, and samples per input, that a figure shows
-_GRID = 100  # plain samples that a figure shows
 
 
 class TaskResult(NamedTuple):
     """Samples, arrays to save beside them, a figure, and a one-line summary.
 
-    In a row of the figure, the input comes first.
+    In a row of the figure, the input comes first. Points of the plane have a picture of their
+    processes too.
     """
 
-    images: Images
+    samples: Shaped[np.ndarray, "count ..."]
     arrays: dict[str, np.ndarray]
     figure: UInt8[np.ndarray, "h w c"]
     summary: str
+    processes: UInt8[np.ndarray, "h w c"] | None = None
+
+    def write(self, folder: AnyPath, protocol: dict[str, Any]) -> None:
+        """Write samples.npz, samples.png, protocol.json, and processes.png if there is one.
+
+        The samples are stored twice: as arr_0 too, the name that ADM's evaluator reads.
+        """
+        arrays = {"samples": self.samples, "arr_0": self.samples, **self.arrays}
+        write_npz(folder / "samples.npz", arrays, compress=True)
+        write_png(folder / "samples.png", self.figure)
+        if self.processes is not None:
+            write_png(folder / "processes.png", self.processes)
+        write_json(folder / "protocol.json", protocol | {"result": self.summary})
 
 
 def draw_all(
@@ -51,7 +68,7 @@ def draw_all(
     checkpoint: Checkpoint,
     count: int,
     condition: Condition = unconditioned,
-) -> tuple[Images, int]:
+) -> tuple[Shaped[np.ndarray, "count ..."], int]:
     """Draw samples 0 .. count - 1; return them and the most network evaluations of one.
 
     Raises:
@@ -61,7 +78,7 @@ def draw_all(
     with tqdm(total=count, desc="sampling", dynamic_ncols=True, mininterval=0.5) as bar:
         for indices in batches_of(count, experiment.evaluation.batch_size):
             drawn = experiment.sampler.draw(checkpoint, indices, condition=condition)
-            parts.append(drawn.images)
+            parts.append(drawn.samples)
             nfe = max(nfe, drawn.nfe)
             bar.update(len(indices))
     return np.concatenate(parts), nfe
@@ -69,8 +86,10 @@ def draw_all(
 
 def draw_plain(experiment: Experiment, checkpoint: Checkpoint, count: int) -> TaskResult:
     """Draw samples without a task; raise as `draw_all`."""
-    images, nfe = draw_all(experiment, checkpoint, count)
-    return TaskResult(images, {}, image_grid(images[:_GRID]), f"NFE {nfe}")
+    samples, nfe = draw_all(experiment, checkpoint, count)
+    (figure,) = experiment.data.pictures([samples])
+    processes = draw_processes(experiment, checkpoint)
+    return TaskResult(samples, {}, figure, f"NFE {nfe}", processes)
 
 
 class TaskRun:
@@ -102,12 +121,16 @@ class TaskRun:
             )
 
     @property
+    def _data(self) -> Images:
+        return as_images(self.experiment.data)
+
+    @property
     def _is_measurement(self) -> bool:
         problem = self.task.inverse_problem
         return problem is not None and problem.input_is_measurement
 
     def _read_inputs(self) -> Float[np.ndarray, "n ..."]:
-        task, data = self.task, self.experiment.data
+        task, data = self.task, self._data
         shape, keeps_range = data.shape, True
         if self._is_measurement:
             shape, keeps_range = (
@@ -158,7 +181,7 @@ class TaskRun:
     def condition(self, denoiser: Denoiser, indices: Int[Array, "batch"]) -> Conditioned:
         """Condition a batch of samples on their inputs."""
         if self.task.inverse_problem is None:
-            x = self._rows(self.experiment.data.from_unit_range(self.inputs), indices)
+            x = self._rows(self._data.from_unit_range(self.inputs), indices)
             if self.task.upsamples:
                 return Conditioned(dataclasses.replace(denoiser, image=x))
             return Conditioned(denoiser, source=x)
@@ -194,7 +217,7 @@ class TaskRun:
             offset = jnp.full((1, *operator.shape), self._ends[0])
             y = self._unit * jnp.asarray(self.inputs) + operator(offset)
         else:
-            x = jnp.asarray(experiment.data.from_unit_range(self.inputs))
+            x = jnp.asarray(self._data.from_unit_range(self.inputs))
             y = operator(x)
             if self._noise:
                 key = base_key(experiment.sampler.options.seed, "measurement")
@@ -205,18 +228,18 @@ class TaskRun:
     def _unit(self) -> float:
         """The size in y of 1 in a measurement of images in [0, 1]."""
         gain = float(self._ends[1] - self._ends[0])
-        return gain * self._measurement_options.unit(self.experiment.data.shape)
+        return gain * self._measurement_options.unit(self._data.shape)
 
     @property
     def _ends(self) -> Float[np.ndarray, "2"]:
-        return self.experiment.data.from_unit_range(np.array([0, 1], np.float32))
+        return self._data.from_unit_range(np.array([0, 1], np.float32))
 
     @property
     def _noise(self) -> float:
         return self._unit * self._problem.noise
 
     def _solve_inverse_problem(self, checkpoint: Checkpoint) -> TaskResult:
-        operator, y, data = self._operator, self._measurement, self.experiment.data
+        operator, y, data = self._operator, self._measurement, self._data
         images, nfe = draw_all(self.experiment, checkpoint, self.count, self.condition)
         again = operator(jnp.asarray(data.from_unit_range(images.astype(np.float32) / 255)))
         wanted = y[np.arange(self.count) % len(y)]
@@ -233,7 +256,7 @@ class TaskRun:
         return TaskResult(images, {"measurement": y}, self._figure(columns, images), summary)
 
     def _through_latents(self, checkpoint: Checkpoint) -> TaskResult:
-        data, solve = self.experiment.data, self.experiment.sampler.solve
+        data, solve = self._data, self.experiment.sampler.solve
         x = data.from_unit_range(self.inputs)
         latents = self._map(solve.encode, checkpoint, x, np.arange(len(x)))
         if isinstance(self.task.options, Reconstruct):
@@ -273,12 +296,12 @@ class TaskRun:
         return parallel.split_rows(np.asarray(array)[parallel.fetch(indices) % len(array)])
 
     @property
-    def _input_images(self) -> Images:
+    def _input_images(self) -> Pictures:
         """The inputs, in the size of the samples."""
         images = np.rint(self.inputs * 255).astype(np.uint8)
         return images.repeat(self._factor, axis=1).repeat(self._factor, axis=2)
 
-    def _figure(self, columns: list[Images], images: Images) -> UInt8[np.ndarray, "h w c"]:
+    def _figure(self, columns: list[Pictures], images: Pictures) -> UInt8[np.ndarray, "h w c"]:
         """Return a row per input: what was given, then samples."""
         inputs = len(columns[0])
         rows = min(inputs, len(images), _ROWS)

@@ -1,6 +1,5 @@
 """The teacher of a distillation: the network of another run, with frozen parameters."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -59,7 +58,7 @@ def find_teacher(experiment: Experiment) -> tuple[Experiment, Workdir, int | Non
     text = experiment.loss.teacher
     run, _, number = text.rpartition(":")
     run, step = (run, int(number)) if run and number.isdecimal() else (text, None)
-    workdir = Workdir(Path(run).expanduser())
+    workdir = Workdir(run)
     try:
         teacher = build(workdir.read_config())
     except (WorkdirError, ConfigError) as error:

@@ -9,14 +9,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 
 from absl import logging
 from tqdm import tqdm
 
-from data.batches import TrainingBatches
 from denoising import Denoiser
-from errors import CheckpointError, WorkdirError
+from errors import CheckpointError, MisfitError, WorkdirError
+from experiment.data import Batches
 from experiment.options import TrainingOptions
 from experiment.randomness import base_key
 from files.writing import write_json
@@ -55,7 +54,7 @@ def train(job: TrainingJob, workdir: Workdir, profiled: ProfiledSteps | None = N
 def _train(
     job: TrainingJob,
     workdir: Workdir,
-    batches: TrainingBatches,
+    batches: Batches,
     changes: Sequence[str],
     profiled: ProfiledSteps | None,
     teacher: Denoiser | None,
@@ -167,9 +166,15 @@ def _initial_state(
             return state, ["started with the parameters of the teacher"]
         return job.trainer.init_state(base_key(job.seed, "init")), []
     run, step = run_and_step(job.options.init_from)
-    other = Checkpoints(Workdir(Path(run).expanduser()).checkpoints).restore(
-        job.trainer.abstract_parameters(), step, partial=True
-    )
+    source, template = Workdir(run), job.trainer.abstract_parameters()
+    try:
+        other = Checkpoints(source.checkpoints).restore(template, step, partial=True)
+    except MisfitError as error:
+        differing = source.network_differences(job.config) or [str(error)]
+        raise CheckpointError(
+            f"config.training.init_from={job.options.init_from!r} holds another network: "
+            f"{'; '.join(differing)}. Give these values, or another run"
+        ) from error
     if other is None:
         raise CheckpointError(f"config.training.init_from={run!r} holds no checkpoint")
     print(f"starting with the parameters of {run} at step {other.step}")

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from data.batches import TrainingBatches
 from data.dequantization import CENTERS
 from denoising import Denoiser
-from experiment.data import Data
+from experiment.data import Batches, Data
 from experiment.experiment import ClassifierModel, DequantizerModel, Experiment
 from experiment.options import TrainingOptions
 from experiment.sampler import Sampler
@@ -49,7 +48,7 @@ class TrainingJob:
         """The section of the configuration that holds the learning rate."""
         return "optim" if self.section == "model" else self.section
 
-    def batches(self) -> TrainingBatches:
+    def batches(self) -> Batches:
         """Return the training stream.
 
         Raises:

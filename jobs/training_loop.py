@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from data.batches import TrainingBatches
 from denoising import Denoiser
 from errors import TrainingError
+from experiment.data import Batches
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint
-from files.pictures import image_grid, write_png
+from files.pictures import write_png
 from jobs.averages import Snapshots
 from jobs.clock import Clock
 from jobs.profile import Profiler
@@ -45,8 +45,9 @@ class Loop:
     stop: Stop
     profiler: Profiler
 
-    def run(self, batches: TrainingBatches, state: TrainState) -> TrainState:
+    def run(self, batches: Batches, state: TrainState) -> TrainState:
         options, last = self.job.options, self.job.options.steps
+        rows = self.job.data.kind.name
         one, several = self.job.trainer.compiled_step(), self.job.trainer.compiled_steps()
         key = base_key(self.job.seed, "training")
         pending: deque[tuple[range, dict]] = deque()
@@ -78,7 +79,7 @@ class Loop:
                 self.bar.update(len(steps))
                 if logs:
                     rate = clock.rate()
-                    self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s")
+                    self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} {rows}/s")
                     if not stopping or is_due(step, options.log_every):
                         self.log.write(step, {**values, "images_per_sec": round(rate, 1)})
                 if measures:  # before it is saved, so that a run that resumes here has it
@@ -88,6 +89,7 @@ class Loop:
                     self.snapshots.save(step, state, record)
                 if saves:
                     self.snapshots.close()  # a run that resumes here would not write them again
+                    self.log.flush()  # nor these
                     self.checkpoints.save(step, state, record)
                 if stopping:
                     break
@@ -113,7 +115,7 @@ class Loop:
             yield range(done + 1, done + count + 1)
             done += count
 
-    def _inputs(self, batches: TrainingBatches, steps: range) -> tuple[range, list[jax.Array]]:
+    def _inputs(self, batches: Batches, steps: range) -> tuple[range, list[jax.Array]]:
         """Return the steps of a call with their batches, and labels if any, on the devices."""
         parallel = self.job.data.parallel
         rows = parallel.local_rows(self.job.options.batch_size)
@@ -148,6 +150,7 @@ class Loop:
             return
         step = int(state.step)
         self.log.write(step, self.job.diagnostics.measure(state))
+        self.log.flush()  # the plots are drawn from it
         if self.job.data.parallel.leads:
             self.plots.draw(last=step == self.job.options.steps)
 
@@ -157,7 +160,7 @@ class Loop:
             return
         denoiser = self.job.trainer.denoiser(state.ema_params, None)
         checkpoint = Checkpoint(step=step, denoiser=denoiser)
-        images = sampler.draw(checkpoint, np.arange(self.job.options.sample_count)).images
-        grid = image_grid(images)
+        samples = sampler.draw(checkpoint, np.arange(self.job.options.sample_count)).samples
+        (grid,) = self.job.data.pictures([samples])
         write_png(self.workdir.samples / f"step_{step}.png", grid)
         self.log.image(step, "samples", grid)

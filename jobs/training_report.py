@@ -8,13 +8,14 @@ value. Its standard error comes from groups of images.
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from files.paths import AnyPath
 from files.plots import COLORS, Panel, Series, shades, write_plot
+from metrics.bits_per_dim import UNITS
 from training.metrics_log import read_log
 
 Rows = Sequence[dict[str, Any]]
@@ -68,7 +69,7 @@ class Plots:
         finest: the log-SNR above which there is nothing to learn.
     """
 
-    def __init__(self, folder: Path, workdir: Path, finest: float) -> None:
+    def __init__(self, folder: AnyPath, workdir: AnyPath, finest: float) -> None:
         self._folder, self._workdir, self._finest = folder, workdir, finest
         self._next = time.monotonic() + _FIRST_PLOTS
 
@@ -105,6 +106,7 @@ def _column(rows: Rows, label: str, name: str) -> Series:
 
 
 def _training_panels(rows: Rows) -> list[Panel]:
+    unit = next((unit for unit in UNITS if any(unit.metric in row for row in rows)), UNITS[0])
     # Without error bars, which are those of one value: all steps share their noise.
     losses = [
         dataclasses.replace(_column(rows, label, name), error=None, color=color)
@@ -122,8 +124,8 @@ def _training_panels(rows: Rows) -> list[Panel]:
     return [
         panel("Loss", *losses, log_y=True, note="of images: averaged parameters, same noise"),
         panel(
-            "Bits/dim of test images",
-            _column(rows, "", "bits_per_dim"),
+            f"{unit.name.capitalize()} of test data",
+            _column(rows, "", unit.metric),
             note="a variational bound, same noise at every step",
         ),
         panel(

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import CheckpointError, WorkdirError
+from files.buckets import require_access
 from files.locks import locked
 from files.nested import flatten
+from files.paths import AnyPath, as_path, bucket_errors
 from files.writing import make_folder, write_json
 from training.checkpoints import Checkpoints
 from training.hosts import agreed
@@ -78,18 +79,19 @@ PARTS = {
 
 
 class Workdir:
-    """Paths of a run's files and its saved configuration. Construction touches no file.
+    """Paths of a run's files and its saved configuration. Construction writes nothing.
 
     Args:
-        path: the folder.
+        path: the folder, on this machine or in a bucket.
         part: the name in PARTS of what is trained in it; "" for the model.
 
     Raises:
-        WorkdirError: if the path is a file or a URL.
+        WorkdirError: if the path is a file.
+        BucketError: if its bucket cannot be used, or it is another URL.
     """
 
-    def __init__(self, path: str | Path, *, part: str = "") -> None:
-        self.path, self._part = Path(path).expanduser(), part
+    def __init__(self, path: str | AnyPath, *, part: str = "") -> None:
+        self.path, self._part = as_path(path), part
         self._recovered: dict[str, Any] | None = None  # what a checkpoint had of config.json
         self.config = self.path / "config.json"
         self.classes = self.path / "classes.json"
@@ -103,8 +105,7 @@ class Workdir:
         self.snapshots = self.averages / "snapshots"
         self.statistics = self.path / "statistics"
         self.profile = self.path / "profile"
-        if "://" in str(path):
-            raise WorkdirError(f"--workdir={path}: mount the bucket and give a file system path")
+        require_access(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise WorkdirError(f"--workdir={path} is a file; give a folder")
 
@@ -131,6 +132,13 @@ class Workdir:
         with locked(self.path / ".lock", leads=leads):
             yield
 
+    def require_writable(self) -> None:
+        """Raise BucketError unless results can be written, before they are computed.
+
+        It checks buckets only.
+        """
+        require_access(self.path, writes=True)
+
     def read_config(self) -> dict[str, Any]:
         """Return the saved configuration; the first of several hosts reads it.
 
@@ -140,8 +148,11 @@ class Workdir:
         saved = agreed(self._read)
         return {k: v for k, v in saved.items() if k not in (_CHANGES, _IMAGES)}
 
-    def _read(self) -> dict[str, Any]:
-        """Return the content of config.json, or where that is lost, of a checkpoint's record."""
+    def _read(self, *, announces: bool = True) -> dict[str, Any]:
+        """Return the content of config.json, or where that is lost, of a checkpoint's record.
+
+        The latter is printed, where it `announces`.
+        """
         try:
             if isinstance(saved := self._content(), dict):
                 return saved
@@ -156,7 +167,8 @@ class Workdir:
         for step in reversed(checkpoints.steps()):
             with suppress(CheckpointError):
                 self._recovered = checkpoints.config(step)
-                print(f"{problem}; using the configuration in the checkpoint of step {step}")
+                if announces:
+                    print(f"{problem}; using the configuration in the checkpoint of step {step}")
                 return self._recovered
         if isinstance(lost, FileNotFoundError):
             raise WorkdirError(
@@ -166,7 +178,9 @@ class Workdir:
         raise WorkdirError(f"{problem}; restore it, or use another --workdir") from lost
 
     def _content(self) -> Any:
-        return json.loads(self.config.read_bytes())
+        with bucket_errors(self.config):
+            content = self.config.read_bytes()
+        return json.loads(content)
 
     def check(self, config: dict[str, Any], *, training: bool) -> list[str]:
         """Raise WorkdirError unless `config` fits the run in the folder, if there is one.
@@ -211,6 +225,12 @@ class Workdir:
             for name, phrase in differences(config, agreed(self._read))
             if not self._may_differ(name, training=True)
         ]
+
+    def network_differences(self, config: dict[str, Any]) -> list[str]:
+        """Return a phrase for each field of a saved network that `config` has otherwise."""
+        fields = ("denoiser.", "model.", "sde.")
+        found = differences(agreed(self._read), config)
+        return [phrase for name, phrase in found if name.startswith(fields)]
 
     def check_images(self, fingerprint: str) -> None:
         """Raise WorkdirError unless the run was trained on the images with this fingerprint."""
@@ -260,7 +280,7 @@ class Workdir:
     def _save_config(
         self, config: dict[str, Any], images: str | None, changes: Sequence[str], step: int
     ) -> None:
-        saved = self._read() if self._holds_run() else {}
+        saved = self._read(announces=False) if self._holds_run() else {}
         extra: dict[str, Any] = {_CHANGES: saved.get(_CHANGES, [])}
         extra[_CHANGES] = [*extra[_CHANGES], *({"step": step, "change": each} for each in changes)]
         extra[_IMAGES] = images or saved.get(_IMAGES)

@@ -14,6 +14,7 @@ tighter bound (Burda et al. 2016, arXiv:1509.00519):
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,36 @@ def bits_per_dim(
         dims: dimensions per image, height x width x channels.
     """
     return -(np.asarray(nats, np.float64) + log_det) / (dims * math.log(2))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of likelihoods per dimension.
+
+    Attributes:
+        name: as it is printed.
+        metric: the metric that reports it, a name in `evaluation.metrics.METRICS`.
+        nats: nats in one of them.
+    """
+
+    name: str
+    metric: str
+    nats: float
+
+    def per_dim(
+        self, nats: Float[np.ndarray, "..."], *, log_det: float, dims: int
+    ) -> Float[np.ndarray, "..."]:
+        """Return -log p per dimension in this unit; the arguments are those of `bits_per_dim`."""
+        return bits_per_dim(nats, log_det=log_det, dims=dims) * (math.log(2) / self.nats)
+
+    def of(self, nats: float, dims: int) -> float:
+        """Return nats per sample in this unit per dimension."""
+        return nats / (dims * self.nats)
+
+
+BITS = Unit("bits/dim", "bits_per_dim", math.log(2))
+NATS = Unit("nats/dim", "nats_per_dim", 1.0)
+UNITS = (BITS, NATS)
 
 
 def importance_weighted(nats: Float[np.ndarray, "draws images"]) -> Float[np.ndarray, "images"]:

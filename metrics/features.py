@@ -1,12 +1,12 @@
-"""Feature extractors: functions from images to the numbers that metrics compare.
+"""Feature extractors: functions from samples to the numbers that metrics compare.
 
-An extractor maps uint8 images 0..255 to float features, and to class probabilities if it is a
-classifier. `PIXELS` is here; Inception-v3 is in `metrics.inception`.
+An extractor maps uint8 images 0..255, or rows of floats, to float features, and to class
+probabilities if it is a classifier. `PIXELS` is here; Inception-v3 is in `metrics.inception`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -29,19 +29,21 @@ class Extractor:
         name: as in config.eval.features.
         digest: differs between extractors with other weights, resizing or value range.
         compute: the function; `__call__` checks its input and output.
+        of_images: whether it takes uint8 images; otherwise, floats (batch, ...).
     """
 
     name: str
     digest: str
-    compute: Callable[[Images], Extracted]
+    compute: Callable[[Any], Extracted]
+    of_images: bool = True
 
-    def __call__(self, images: Images) -> Extracted:
-        """Return the features of uint8 images (batch, height, width, channels).
+    def __call__(self, images: Any) -> Extracted:
+        """Return the features of uint8 images (batch, height, width, channels), or of rows.
 
         Raises:
             ValueError: for images that are not uint8, and for features that are not finite.
         """
-        if images.dtype != np.uint8 or images.ndim != 4:
+        if self.of_images and (images.dtype != np.uint8 or images.ndim != 4):
             raise ValueError(
                 f"features={self.name!r} need uint8 images (batch, height, width, channels), "
                 f"got {images.dtype} {images.shape}"
@@ -80,3 +82,11 @@ def _thumbnails(images: Images) -> Extracted:
 # Means over blocks, at most 8 x 8 per channel: few features for images of any size, so that few
 # images give a covariance.
 THUMBNAILS = Extractor("thumbnails", "thumbnails-8", _thumbnails)
+
+
+def _raw(rows: Float[np.ndarray, "batch ..."]) -> Extracted:
+    return Extracted(rows.reshape(len(rows), -1), None)
+
+
+# The numbers of points and series themselves, in the units of the data.
+RAW = Extractor("raw", "raw", _raw, of_images=False)

@@ -18,6 +18,7 @@ import numpy as np
 
 from errors import FileError
 from files.arrays import Arrays, open_arrays
+from files.paths import AnyPath
 from files.writing import write_file
 from metrics.frechet import Accumulator, Statistics
 
@@ -64,7 +65,7 @@ def check(given: Provenance, wanted: Provenance) -> None:
             )
 
 
-def save(file: Path, statistics: Statistics, provenance: Provenance) -> None:
+def save(file: AnyPath, statistics: Statistics, provenance: Provenance) -> None:
     """Write the file, whole or not at all; equal statistics give equal bytes.
 
     Raises:
@@ -89,7 +90,7 @@ def save(file: Path, statistics: Statistics, provenance: Provenance) -> None:
     write_file(file, write)
 
 
-def load(file: Path) -> tuple[Statistics, Provenance | None]:
+def load(file: AnyPath) -> tuple[Statistics, Provenance | None]:
     """Return the statistics in a file, and their provenance if it is one of ours.
 
     Raises:

@@ -1,7 +1,7 @@
 """Raw networks: Flax Linen modules `network(x, cond, labels, *, train)` without SDE or config.
 
-Networks with a field `augment_labels` take augmentation labels by that name too, and upsamplers a
-small image per image, `image`.
+A network takes images unless it says otherwise by KINDS. Networks with a field `augment_labels`
+take augmentation labels by that name too, and upsamplers a small image per image, `image`.
 
 Classifiers, `network(x, cond, *, train)`, return logits, and sow the input of their last matrix as
 features. To add a network, write its module in a file of this folder and name it below.
@@ -16,26 +16,36 @@ from models.adm import ADM
 from models.adm_classifier import ADMClassifier
 from models.ddpm import DDPM
 from models.dit import DiT
+from models.mlp import MLP, MLPClassifier
 from models.ncsn import NCSN
 from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSNv2
+from models.unet1d import UNet1D
 from models.wide_resnet import WideResNet
 
-__all__ = ["CLASSIFIERS", "NETWORKS", "with_features"]
+__all__ = ["CLASSIFIERS", "NETWORKS", "kinds_of", "with_features"]
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "adm": ADM,
     "ddpm": DDPM,
     "dit": DiT,
+    "mlp": MLP,
     "ncsn": NCSN,
     "ncsnpp": NCSNpp,
     "ncsnv2": NCSNv2,
+    "unet1d": UNet1D,
 }
 
 CLASSIFIERS: dict[str, type[nn.Module]] = {
     "adm_classifier": ADMClassifier,
+    "mlp_classifier": MLPClassifier,
     "wide_resnet": WideResNet,
 }
+
+
+def kinds_of(network: type[nn.Module] | nn.Module) -> tuple[str, ...]:
+    """Return the kinds of data that a network takes, by their names in `experiment.kinds`."""
+    return getattr(network, "KINDS", ("images",))
 
 
 def with_features(

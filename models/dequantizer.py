@@ -73,7 +73,7 @@ class CouplingDequantizer(nn.Module):
 
 
 def init_dequantizer(
-    network: CouplingDequantizer, shape: tuple[int, int, int], key: Key[Array, ""]
+    network: CouplingDequantizer, shape: tuple[int, ...], key: Key[Array, ""]
 ) -> dict:
     """Return first parameters for images (height, width, channels)."""
     images = jnp.zeros((1, *shape))

@@ -11,13 +11,13 @@ the first convolution shows.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from errors import ConfigError
 from files.nested import flatten
+from files.paths import AnyPath
 from models.adm import ADMEncoder
 from models.blocks.checks import field_name
 from published import diffusers, edm, openai, score_sde, score_sde_classifier
@@ -57,7 +57,7 @@ class Candidate(NamedTuple):
 
 
 def import_state(
-    source: Path,
+    source: AnyPath,
     candidate: Candidate,
     others: Iterable[Candidate],
     attention_order: str = "legacy",
@@ -88,7 +88,7 @@ def import_state(
 
 
 def import_classifier(
-    source: Path,
+    source: AnyPath,
     candidate: Candidate,
     others: Iterable[Candidate],
     attention_order: str = "legacy",
@@ -114,7 +114,7 @@ def import_classifier(
     return project, _fitted(project, tree, source, candidate, others, translated)
 
 
-def _content(source: Path) -> Any:
+def _content(source: AnyPath) -> Any:
     try:
         return read.read(source)
     except ValueError as error:
@@ -135,7 +135,7 @@ Translation = Callable[[Candidate, Any], Any]
 
 
 def _translation(
-    module: Any, function: Callable[..., Any], tree: Any, source: Path, attention_order: str
+    module: Any, function: Callable[..., Any], tree: Any, source: AnyPath, attention_order: str
 ) -> Translation:
     options = {"attention_order": attention_order} if module is openai else {}
 
@@ -149,7 +149,7 @@ def _translation(
 def _fitted(
     project: str,
     tree: Any,
-    source: Path,
+    source: AnyPath,
     candidate: Candidate,
     others: Iterable[Candidate],
     translated: Translation,

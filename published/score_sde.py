@@ -14,13 +14,13 @@ tensors by walking the networks.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from errors import FileError
 from files.nested import flatten
+from files.paths import AnyPath
 from models.ddpm import DDPM
 from models.ncsn import NCSN
 from models.ncsnpp import NCSNpp
@@ -194,7 +194,7 @@ def export_pytorch(
     params: Mapping[str, Any],
     ema_params: Mapping[str, Any],
     step: int,
-    path: Path,
+    path: AnyPath,
     *,
     ema_decay: float = 0.9999,
 ) -> None:

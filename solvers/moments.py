@@ -14,7 +14,6 @@ Its expectation is that of the paper (up to 1/n), and its error falls with 1 - G
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from denoising import Denoiser
 from files.arrays import open_arrays
+from files.paths import AnyPath
 from files.writing import write_npz
 from numerics.arrays import Batch, normal_like, sample_keys, sum_per_sample, whole
 from sampling import Scalar
@@ -94,13 +94,13 @@ class EpsMoments:
             )
         return np.clip(np.interp(coefficients.half_log_snr, self.half_log_snr, self.values), 0, 1)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Write the moments atomically to a file whose name ends in .npz."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         write_npz(path, {"format": np.array(_FORMAT), **arrays})
 
     @classmethod
-    def load(cls, path: Path) -> "EpsMoments":
+    def load(cls, path: AnyPath) -> "EpsMoments":
         """Load moments from a file that `save` wrote.
 
         Raises:

@@ -21,12 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
+from fake_buckets import fake_buckets
 from xla_flags import trace_fast
 
 from configs import vp_digits
@@ -103,11 +105,15 @@ class Running:
         return Call(self.process.exitcode, stdout, stderr)
 
 
-def start(*arguments, devices=1, file_limit=None):
-    """Start main.py; with `file_limit` no file of its can grow beyond so many bytes."""
+def start(*arguments, devices=1, file_limit=None, buckets=None):
+    """Start main.py; with `file_limit` no file of its can grow beyond so many bytes.
+
+    With `buckets`, gs://NAME is the folder NAME in there; see fake_buckets.py.
+    """
     folder = tempfile.mkdtemp(dir=_scratch())
     environment = _environment(devices)
-    process = _server().Process(target=_main, args=(arguments, environment, folder, file_limit))
+    given = (arguments, environment, folder, file_limit, buckets)
+    process = _server().Process(target=_main, args=given)
     process.start()
     return Running(process, folder)
 
@@ -134,9 +140,9 @@ def _free_port():
         return server.getsockname()[1]
 
 
-def run(*arguments, devices=1, file_limit=None):
+def run(*arguments, devices=1, file_limit=None, buckets=None):
     """Run main.py to its end."""
-    return start(*arguments, devices=devices, file_limit=file_limit).wait()
+    return start(*arguments, devices=devices, file_limit=file_limit, buckets=buckets).wait()
 
 
 # Limits itself and becomes main.py: no code of ours runs between a fork and an exec.
@@ -264,7 +270,7 @@ def _server():
     return context
 
 
-def _main(arguments, environment, folder, file_limit):
+def _main(arguments, environment, folder, file_limit, buckets):
     """The life of a forked process."""
     gc.freeze()  # what the server has imported outlives this process
     trace_fast()
@@ -276,4 +282,5 @@ def _main(arguments, environment, folder, file_limit):
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     sys.argv = ["main.py", *arguments]
-    runpy.run_path("main.py", run_name="__main__")
+    with nullcontext() if buckets is None else fake_buckets(buckets):
+        runpy.run_path("main.py", run_name="__main__")

@@ -40,7 +40,7 @@ PACKAGES = {
     "diffrax": {"numerics"},
     "orbax": {"training"},
     "optax": {"training"},
-    "matplotlib": {"files.plots"},
+    "matplotlib": {"files.plots", "files.figures"},
 }
 _SHARDING = {"training.parallel", "training.sharding"}
 WORDS = {

@@ -57,7 +57,10 @@ INPAINT = ("--config.task.name=inpaint", "--config.task.mask=left")
             r"section.*--config\.sampling\.name=ddim",
         ),
         ([CONFIG_FLAG, "--mode=check", "--config.optim.lr=None"], r"must have a value.*0\.0002"),
-        ([CONFIG_FLAG, "--mode=check", "--workdir=gs://bucket/run"], r"gs://bucket/run: mount"),
+        (
+            [CONFIG_FLAG, "--mode=check", "--workdir=s3://bucket/run"],
+            r"s3://bucket/run: .*gs://BUCKET/PATH",
+        ),
         ([f"--config={'a' * 500}", "--mode=check"], "is not a file"),
         (["--config=configs/vp.py", "--mode=check"], r"--config='configs/vp\.py'.*configs/vp_dig"),
         ([CONFIG_FLAG], "--mode"),

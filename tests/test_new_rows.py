@@ -59,13 +59,13 @@ def checkpoint_of(experiment):
 
 
 def drawn(experiment, count=4):
-    return draw_plain(experiment, checkpoint_of(experiment), count).images
+    return draw_plain(experiment, checkpoint_of(experiment), count).samples
 
 
 def evaluated(folder, **options):
     """Evaluate twice; return the results and the comparison of the two."""
     experiment = built(eval=options)
-    check_options(experiment.evaluation)
+    check_options(experiment.evaluation, experiment.data.kind)
     files = []
     for name in "ab":
         workdir = Workdir(folder / name)
@@ -97,7 +97,7 @@ def test_metric_of_likelihoods(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_metric_of_samples(monkeypatch, tmp_path):
     def compute(sets):
-        means = [float(np.mean([p["images"].mean() for p in sets.images(s)])) for s in sets.seeds]
+        means = [float(np.mean([p["samples"].mean() for p in sets.samples(s)])) for s in sets.seeds]
         value = {"mean": means[0], "std": None, "per_seed": means}
         return Report({extractor.name: value for extractor in sets.evaluation.extractors}, {})
 
@@ -114,10 +114,11 @@ def test_metric_of_samples(monkeypatch, tmp_path):
     assert results["samples"]["count"] == 8
     assert "brightness" in table
     assert "dummy" in comparison
+    few = built(eval={"metrics": ("dummy",), "samples": 7})
     with pytest.raises(
         ConfigError, match=r"eval\.samples=7 is too small for dummy; give at least 8"
     ):
-        check_options(built(eval={"metrics": ("dummy",), "samples": 7}).evaluation)
+        check_options(few.evaluation, few.data.kind)
 
 
 @pytest.mark.slow
@@ -151,7 +152,7 @@ def test_inverse_problem(monkeypatch):
     task = {"name": "dummy", "input": "test:0-1", "factor": 2}
     experiment = built(task=task, sampling={"name": "ddim"})
     found = TaskRun(experiment, experiment.sampler.task, 4).run(checkpoint_of(experiment))
-    assert found.images.shape == (4, 8, 8, 1)
+    assert found.samples.shape == (4, 8, 8, 1)
     assert found.arrays["measurement"].shape == (2, 4, 4, 1)
     assert "measurement error" in found.summary
     assert re.search("task +dummy", describe(experiment))

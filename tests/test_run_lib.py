@@ -104,7 +104,7 @@ def test_sampler_that_needs_moments_says_so_and_uses_them(sampled):
 def test_inverse_problems_are_solved_and_tasks_are_for_samples_alone(sampled):
     task = {"task.name": "inpaint", "task.input": "test:0-1", "task.mask": "top"}
     fields = TINY | task | {"task.method": "projection"}
-    call = run(*flags("sample", sampled, fields), "--num_samples=4", "--gif")
+    call = run(*flags("sample", sampled, fields), "--num_samples=4", "--gif=x0")
     assert call.status == 0, call.stderr
     assert re.search(r"4 samples of step 30, NFE 5, measurement error 0\.0", call.stdout)
     folder = samples_of(call)
@@ -114,7 +114,10 @@ def test_inverse_problems_are_solved_and_tasks_are_for_samples_alone(sampled):
         assert arrays["measurement"].shape == (2, 8, 8, 1)
     with Image.open(folder / "samples.png") as picture:
         assert picture.size == ((4 * 9 - 1) * 5, (2 * 9 - 1) * 5)
-    assert (folder / "samples.gif").exists()
+    with Image.open(folder / "samples.gif") as animation:
+        # Two rows of two samples, and the predicted x0 of each beside them.
+        assert animation.width == 2 * animation.height
+        assert animation.n_frames > 1
     few = run(*flags("sample", sampled, fields), "--num_samples=1")
     assert_one_error(few, "--num_samples=1 is too small .* give at least 2")
     assert_one_error(

@@ -52,7 +52,7 @@ drawn = model.experiment.sampler.draw(model.checkpoint, np.arange(4))
 images = model.experiment.data.images.test[:3]
 x = model.from_unit_range(model.experiment.data.quantizer.to_uint8(images) / np.float32(255))
 found = ss.log_prob(jax.random.key(0), model.denoiser, x)
-np.savez(sys.argv[2], samples=drawn.images, nats=found.nats, x=x, images=model.to_uint8(x))
+np.savez(sys.argv[2], samples=drawn.samples, nats=found.nats, x=x, images=model.to_uint8(x))
 print(model.shape, model.checkpoint.step)
 """
 

@@ -14,10 +14,12 @@ from test_architecture import OUTSIDE, module_of, sources
 
 from data import readers
 from data.dequantization import DEQUANTIZATIONS
+from data.generators import POINTS
 from denoising import PARAMETERIZATIONS
 from evaluation.features import FEATURES
 from evaluation.metrics import METRICS
 from experiment.class_guidance import GUIDANCES
+from experiment.kinds import KINDS
 from experiment.tasks import TASKS
 from jobs.diagnostics import DIAGNOSTICS
 from losses import LOSSES
@@ -84,6 +86,8 @@ def test_every_mode_is_a_function_of_run_lib():
 
 # table -> its module and its rows' names.
 TABLES = {
+    "KINDS": ("experiment.kinds", KINDS),
+    "POINTS": ("data.generators", POINTS),
     "READERS": ("data.readers", readers.READERS),
     "MODES": ("main", MODES),
     "METRICS": ("evaluation.metrics", METRICS),

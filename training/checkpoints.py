@@ -7,47 +7,38 @@ A checkpoint is a directory, `<directory>/<step>/`:
     SHA256SUMS    checksums of all these files, in the format of `sha256sum --check`
 
 Orbax writes under a temporary name and renames it when complete. So a directory whose name is a
-number is a finished save, and a killed process leaves older checkpoints untouched. Orbax does not
-notice later damage: it loads array data with a flipped bit without complaint, and it confuses a
-damaged file with a state of another shape. So the files are verified before Orbax reads any, and
-the template is compared with the record:
+number is a finished save, and a killed process leaves older checkpoints untouched. (In a bucket, a
+finished save is marked instead.) Orbax does not notice later damage: it loads array data with a
+flipped bit without complaint, and it confuses a damaged file with a state of another shape. So the
+files are verified before Orbax reads any, and the template is compared with the record:
 
     power cut                -> nothing older is deleted before the new checkpoint is on the disk
     damaged checkpoint       -> skipped with a warning, the last good one is loaded
     no checkpoint loads      -> CheckpointError, never a silent fresh start
     state of another shape   -> CheckpointError that names the parameter
 
-The directory lies on a local or mounted file system. Several hosts share it and make the same
-calls: each writes and reads its part, and the first decides, renames and deletes.
+The directory lies on a file system or in a bucket (`checkpoint_files.py` has the difference).
+Several hosts share it and make the same calls: each writes and reads its part, and the first
+decides, renames and deletes.
 """
 
 import contextlib
 import json
-import os
-import shutil
-from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import jax
 from absl import logging
 
-from errors import CheckpointError, require_in
+from errors import BucketError, CheckpointError, MisfitError, require_in
+from files.paths import AnyPath, as_path, bucket_errors, in_bucket
 from files.text import one_line
-from files.writing import make_folder, sha256_of, sync, sync_tree
+from files.writing import make_folder, sync
+from training import checkpoint_files
+from training.checkpoint_files import DamagedError
 from training.hosts import agreed, several
 from training.quiet_orbax import orbax
 
-# Orbax appends the first to the name of an unfinished save. We append the others to a checkpoint
-# that is being deleted (a rename is atomic, the removal of a tree is not) or did not load.
-_UNFINISHED = ".orbax-checkpoint-tmp"
-_DELETING = ".deleting"
-_CORRUPT = ".corrupt"
-_CHECKSUMS = "SHA256SUMS"
 _RECORD = "record/metadata"
-
-
-class _CorruptError(Exception):
-    """The files of one checkpoint are damaged or missing."""
 
 
 class Restored(NamedTuple):
@@ -77,14 +68,14 @@ class Checkpoints:
         keep: number of latest checkpoints that stay on disk, 0 for all.
 
     Raises:
-        ValueError: if `keep` is negative, or `directory` is a URL.
+        ValueError: if `keep` is negative.
+        BucketError: if `directory` is a URL that cannot be used.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3) -> None:
+    def __init__(self, directory: str | AnyPath, *, keep: int = 3) -> None:
         require_in("keep", keep, "[0, inf)")
-        if "://" in os.fspath(directory):
-            raise ValueError(f"directory={directory}: mount the bucket and give a file system path")
-        self._directory = Path(directory).absolute()
+        path = as_path(directory)
+        self._directory = path if in_bucket(path) else path.absolute()
         self._keep = keep
         self._pending: _PendingSave | None = None
         self._corrupt: set[int] = set()
@@ -95,12 +86,7 @@ class Checkpoints:
 
     def _steps(self) -> tuple[int, ...]:
         """Return what this host finds; only the first uses it."""
-        try:
-            with os.scandir(self._directory) as entries:
-                names = [entry.name for entry in entries if entry.is_dir()]
-        except (FileNotFoundError, NotADirectoryError):
-            return ()
-        return tuple(sorted(int(name) for name in names if name.isdecimal()))
+        return checkpoint_files.finished_steps(self._directory)
 
     def save(self, step: int, state: Any, config: dict) -> None:
         """Write a checkpoint in the background; the caller may donate `state` when this returns.
@@ -166,7 +152,7 @@ class Checkpoints:
     def _config(self, step: int) -> dict:
         try:
             return self._read_record(step)["config"]
-        except _CorruptError as error:
+        except DamagedError as error:
             raise self._load_error(step, error) from error
 
     def restore(
@@ -193,7 +179,7 @@ class Checkpoints:
             chosen, config = found
             try:
                 return Restored(chosen, self._load(chosen, like, partial), config)
-            except _CorruptError as error:
+            except DamagedError as error:
                 if step is not None or several():  # others may have read what this host could not
                     raise self._load_error(chosen, error) from error
                 self._skip(chosen, error, tried)
@@ -209,13 +195,13 @@ class Checkpoints:
         if step is not None:
             try:
                 return step, self._verify_all(step, like, partial)
-            except _CorruptError as error:
+            except DamagedError as error:
                 raise self._load_error(step, error) from error
         # List anew each time, because a training process may add and delete checkpoints.
         while untried := [found for found in self._steps() if found not in tried]:
             try:
                 return untried[-1], self._verify_all(untried[-1], like, partial)
-            except _CorruptError as error:
+            except DamagedError as error:
                 self._skip(untried[-1], error, tried)
         if damaged := [found for found in self._steps() if found in tried]:
             reasons = "; ".join(f"{found}: {tried[found]}" for found in damaged)
@@ -225,7 +211,7 @@ class Checkpoints:
             )
         return None
 
-    def _skip(self, step: int, error: _CorruptError, tried: dict[int, str]) -> None:
+    def _skip(self, step: int, error: DamagedError, tried: dict[int, str]) -> None:
         tried[step] = str(error)
         logging.warning("checkpoint %s is skipped: %s", self._directory / str(step), error)
 
@@ -243,10 +229,8 @@ class Checkpoints:
 
         def before_commit() -> None:
             # Orbax calls this in the background, on process 0, when all files of all processes are
-            # written and before the rename that makes the checkpoint visible.
-            unfinished = self._directory / f"{step}{_UNFINISHED}"
-            _write_checksums(unfinished)
-            sync_tree(unfinished)
+            # written and before the rename, or the mark, that makes the checkpoint visible.
+            checkpoint_files.seal(self._directory, step)
 
         options = ocp.options.AsyncOptions(
             post_finalization_callback=before_commit,
@@ -261,7 +245,7 @@ class Checkpoints:
         """Verify a checkpoint; return its config.
 
         Raises:
-            _CorruptError: if it is damaged.
+            DamagedError: if it is damaged.
             CheckpointError: if it does not fit `like`.
         """
         self._verify(step)
@@ -273,7 +257,7 @@ class Checkpoints:
         return record["config"]
 
     def _load(self, step: int, like: Any, partial: bool) -> Any:
-        """Return the state in a verified checkpoint; raise _CorruptError."""
+        """Return the state in a verified checkpoint; raise DamagedError."""
         ocp, template = orbax(), jax.tree.map(_abstract, _filled(like))
         args = ocp.args.PyTreeRestore(
             template,
@@ -286,37 +270,36 @@ class Checkpoints:
                 folder, items = self._directory / str(step), ocp.args.Composite(state=args)
                 state = checkpointer.restore(folder, args=items)["state"]
         except Exception as error:  # Orbax promises no type
+            if in_bucket(self._directory):  # the files were verified: the network is to blame
+                folder = self._directory / str(step)
+                raise CheckpointError(
+                    f"checkpoint {folder} cannot be read: {one_line(error)}. Run again"
+                ) from error
             raise self._corrupt_error(step, one_line(error)) from error
         state = like._replace(**state) if _is_named(like) else state
         self._corrupt.discard(step)
         return state
 
     def _read_record(self, step: int) -> dict:
-        """Return the record of a checkpoint, verified; raise _CorruptError."""
+        """Return the record of a checkpoint, verified; raise DamagedError."""
         self._verify(step, _RECORD)
+        file = self._directory / str(step) / _RECORD
         try:  # without Orbax, which would wait for other hosts
-            return json.loads((self._directory / str(step) / _RECORD).read_bytes())
+            with bucket_errors(file):
+                content = file.read_bytes()
+            return json.loads(content)
         except (OSError, ValueError) as error:
             raise self._corrupt_error(step, one_line(error)) from error
 
     def _verify(self, step: int, prefix: str = "") -> None:
-        """Raise _CorruptError unless the files below `prefix` are those that were written."""
+        """Raise DamagedError unless the files below `prefix` are those that were written."""
         path = self._directory / str(step)
         if not path.is_dir():
-            raise _CorruptError("there is no such checkpoint")
+            raise DamagedError("there is no such checkpoint")
         try:
-            lines = (path / _CHECKSUMS).read_text().splitlines()
-            checksums = {name: checksum for checksum, name in map(str.split, lines)}
-            if unlisted := [name for name in _files(path) if name not in checksums]:
-                raise self._corrupt_error(step, f"{_CHECKSUMS} does not list {unlisted[0]}")
-            for name, checksum in checksums.items():
-                if name.startswith(prefix) and sha256_of(path / name) != checksum:
-                    raise self._corrupt_error(step, f"{name} fails its checksum")
-        except FileNotFoundError as error:
-            missing = Path(error.filename).relative_to(path)
-            raise self._corrupt_error(step, f"{missing} is missing") from error
-        except (OSError, ValueError) as error:  # ValueError: the list itself is damaged
-            raise self._corrupt_error(step, one_line(error)) from error
+            checkpoint_files.verify(path, prefix)
+        except DamagedError as error:
+            raise self._corrupt_error(step, str(error)) from error
 
     def _check_fit(self, step: int, saved: dict[str, str], wanted: dict[str, str]) -> None:
         """Raise CheckpointError unless the template has the leaves that were saved."""
@@ -329,26 +312,16 @@ class Checkpoints:
         ]
         if misfits:
             more = f" (and {len(misfits) - 3} more)" if len(misfits) > 3 else ""
-            raise CheckpointError(
+            raise MisfitError(
                 f"checkpoint {self._directory / str(step)} does not fit this model: "
                 f"{'; '.join(misfits[:3])}{more}. Use the config it was saved with, or another "
                 "directory"
             )
 
     def _tidy(self) -> None:
-        """Remove what killed saves and deletions left, and set damaged checkpoints aside.
-
-        A damaged checkpoint is renamed, not deleted, since someone may want to salvage it. In its
-        place it would count as one of the latest and push good ones out.
-        """
-        if jax.process_index() == 0 and self._directory.is_dir():
-            for path in self._directory.iterdir():
-                if _UNFINISHED in path.name or path.name.endswith(_DELETING):
-                    shutil.rmtree(path, ignore_errors=True)
-            for step in self._corrupt.intersection(self._steps()):
-                aside = self._directory / f"{step}{_CORRUPT}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self._directory / str(step)).rename(aside)
+        """Remove what killed saves and deletions left, and set damaged checkpoints aside."""
+        if jax.process_index() == 0:
+            checkpoint_files.tidy(self._directory, self._corrupt)
         self._corrupt.clear()
 
     def remove_after(self, step: int) -> None:
@@ -368,18 +341,13 @@ class Checkpoints:
 
     def _delete(self, steps: list[int]) -> None:
         for old in steps:
-            doomed = self._directory / f"{old}{_DELETING}"
-            try:
-                (self._directory / str(old)).rename(doomed)
-                shutil.rmtree(doomed)
-            except OSError as error:  # untidy, but no reason to stop a run
-                logging.warning("cannot delete checkpoint %s: %s", old, error)
+            checkpoint_files.delete(self._directory, old)
 
     def _save_error(self, step: int, error: Exception) -> CheckpointError:
         """Remove the partial files of a failed save, and return the error to raise."""
         try:
             self._tidy()
-        except OSError as obstacle:
+        except (OSError, BucketError) as obstacle:
             logging.warning("cannot clean up %s: %s", self._directory, obstacle)
         return CheckpointError(
             f"saving checkpoint {self._directory / str(step)} failed: {one_line(error)}. "
@@ -387,7 +355,7 @@ class Checkpoints:
             "again to resume"
         )
 
-    def _load_error(self, step: int, error: _CorruptError) -> CheckpointError:
+    def _load_error(self, step: int, error: DamagedError) -> CheckpointError:
         """Return the error to raise when the requested checkpoint does not load."""
         return CheckpointError(
             f"checkpoint {self._directory / str(step)} cannot be loaded: {error}. {self._on_disk()}"
@@ -396,12 +364,12 @@ class Checkpoints:
     def _on_disk(self) -> str:
         return f"Checkpoints on disk: {', '.join(map(str, self._steps())) or 'none'}"
 
-    def _corrupt_error(self, step: int, reason: str) -> _CorruptError:
+    def _corrupt_error(self, step: int, reason: str) -> DamagedError:
         """Remember that `step` is damaged, unless a training process has just deleted it."""
         if not (self._directory / str(step)).is_dir():
-            return _CorruptError("it was deleted while it was read")
+            return DamagedError("it was deleted while it was read")
         self._corrupt.add(step)
-        return _CorruptError(reason)
+        return DamagedError(reason)
 
 
 def _is_named(state: Any) -> bool:
@@ -421,18 +389,6 @@ def _describe(tree: Any) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def _files(path: Path) -> list[str]:
-    """Return the items' files below `path`, except hidden ones, which file systems may add."""
-    files = (file for file in path.glob("*/**/*") if file.is_file())
-    return sorted(file.relative_to(path).as_posix() for file in files if file.name[0] != ".")
-
-
-def _write_checksums(path: Path) -> None:
-    """List the files below `path` with their checksums, in the format of sha256sum."""
-    lines = [f"{sha256_of(path / name)}  {name}\n" for name in _files(path)]
-    (path / _CHECKSUMS).write_text("".join(lines))
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

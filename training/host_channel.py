@@ -90,6 +90,8 @@ class Channel:
 
     def _listen(self) -> None:
         """Read what comes, until this process ends."""
+        for peer in self._peers:
+            self._take(peer, b"")  # what came with the first line may be a whole message
         while self._selector.get_map():
             for key, _ in self._selector.select():
                 peer, connection = key.data, self._peers[key.data]

@@ -2,6 +2,9 @@
 
 metrics.jsonl    one object per line: {"step": ..., "loss": ..., "images_per_sec": ...}
 tensorboard/     the same numbers, and sample grids
+
+Nothing can be appended to an object in a bucket. There the files grow in a folder of this machine;
+they are uploaded whole once a minute, before each checkpoint and at the end.
 """
 
 import contextlib
@@ -14,7 +17,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from files.nested import numbers
+from files.paths import AnyPath, bucket_errors
+from files.staging import StagedFolder
 from files.writing import write_file
+
+_FILE = "metrics.jsonl"
+_UPLOADS = 60.0  # seconds between uploads to a bucket
 
 Image = UInt8[np.ndarray, "height width channels"]
 
@@ -54,7 +62,7 @@ class MetricsLog:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: AnyPath,
         *,
         step: int,
         config: Mapping[str, Any] | None = None,
@@ -62,23 +70,37 @@ class MetricsLog:
         leads: bool = True,
     ) -> None:
         self._writers: list[Writer] = []
+        self._staged: StagedFolder | None = None
         if not leads:
             return
+        self._staged = StagedFolder(workdir, (_FILE, "wandb/run_id"), ignores=("wandb",))
+        folder = self._staged.path
         others: list[Writer] = []
         if wandb:  # opened first, since it may refuse
             from training.wandb_log import WandbLog
 
-            others.append(WandbLog(workdir, wandb, config or {}))
-        self._writers = [_Lines(workdir, step), _TensorBoard(workdir, step), *others]
+            others.append(WandbLog(folder, wandb, config or {}, name=workdir.name))
+        self._writers = [_Lines(folder, step), _TensorBoard(folder, step), *others]
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Record what is known of a step: numbers, and lists and dicts of them.
 
         Raises:
             OSError: if the disk is full. The log is repaired when the run resumes.
+            BucketError: if the bucket cannot be written.
         """
         for writer in self._writers:
             writer.write(step, values)
+        self.flush(seconds=_UPLOADS)
+
+    def flush(self, *, seconds: float = 0.0) -> None:
+        """Write all lines to where the run resumes from, unless that was `seconds` ago.
+
+        Raises:
+            BucketError: if the bucket cannot be written.
+        """
+        if self._staged is not None:
+            self._staged.upload(seconds=seconds)
 
     def image(self, step: int, name: str, image: Image) -> None:
         """Show a picture where there is a place for pictures."""
@@ -89,13 +111,15 @@ class MetricsLog:
         """Close everything."""
         for writer in self._writers:
             writer.close()
+        if self._staged is not None:
+            self._staged.close()
 
 
 class _Lines:
     """metrics.jsonl."""
 
     def __init__(self, workdir: Path, step: int) -> None:
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / _FILE
         if self._path.exists():
             lines = self._path.read_bytes().splitlines(keepends=True)
             kept = b"".join(line for line in lines if (_step(line) or step + 1) <= step)
@@ -135,19 +159,20 @@ class _TensorBoard:
         self._board.close()
 
 
-def read_log(workdir: Path) -> list[dict[str, Any]]:
+def read_log(workdir: AnyPath) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics.jsonl, without damaged ones; none if there is no file."""
     return [json.loads(line) for line in _lines(workdir) if _step(line) is not None]
 
 
-def last_step(workdir: Path) -> int:
+def last_step(workdir: AnyPath) -> int:
     """Return the last step in the log of a run; 0 if there is none."""
     return max((_step(line) or 0 for line in _lines(workdir)), default=0)
 
 
-def _lines(workdir: Path) -> list[bytes]:
+def _lines(workdir: AnyPath) -> list[bytes]:
     try:
-        return (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        with bucket_errors(workdir):
+            return (workdir / _FILE).read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
 

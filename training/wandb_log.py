@@ -37,12 +37,15 @@ class WandbLog:
         workdir: the run's folder.
         project: the project.
         config: the resolved configuration.
+        name: of the run there; by default that of the folder.
 
     Raises:
         ConfigError: if wandb is not installed, or refuses to start.
     """
 
-    def __init__(self, workdir: Path, project: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, workdir: Path, project: str, config: Mapping[str, Any], *, name: str = ""
+    ) -> None:
         field = f"config.logging.wandb={project!r}"
         require_wandb(project)
         import wandb
@@ -51,7 +54,7 @@ class WandbLog:
         try:
             self._run = wandb.init(
                 project=project,
-                name=workdir.name,
+                name=name or workdir.name,
                 id=_run_id(workdir / "wandb" / "run_id"),
                 resume="allow",
                 dir=workdir,

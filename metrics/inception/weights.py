@@ -11,7 +11,6 @@ computed in float64. Layers have the file's names. The last one, "fc", has a ker
 """
 
 import functools
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from errors import require_choice, require_in
+from files.buckets import local_input
+from files.cache import cache_folder
 from files.downloads import download
 from files.kinds import require_file
 from files.writing import sha256_of
@@ -66,14 +67,14 @@ def weights_file(
         ValueError: if the cached or downloaded file has another SHA-256.
     """
     if path:
-        if not Path(path).expanduser().is_file():
+        given = local_input(path)
+        if not given.is_file():
             raise FileNotFoundError(
                 f"config.eval.inception_weights={path!r} is not a file; download it from {url}, or "
                 "set the field to '' for an automatic download"
             )
-        return Path(path).expanduser()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    cached = cache / "scoresde" / url.rpartition("/")[-1]
+        return given
+    cached = cache_folder() / url.rpartition("/")[-1]
     remedy = (
         f"download {url} by hand, put it at {cached}, or set config.eval.inception_weights to "
         "where it is"

@@ -19,7 +19,9 @@ from typing import Any
 import msgpack
 
 from errors import FileError
+from files.buckets import local_copy
 from files.kinds import require_file
+from files.paths import AnyPath
 from published.formats import flax_files, safetensors, torch_files
 from published.formats.bounds import check_tree
 from published.formats.pickles import REMEDY
@@ -46,8 +48,10 @@ _LONGEST_CONFIG = 2**18  # bytes of a config.json
 _WEIGHTS = "diffusion_pytorch_model"
 
 
-def read(path: Path) -> Any:
+def read(path: AnyPath) -> Any:
     """Return the content of a published checkpoint: read-only arrays and plain values.
+
+    What lies in a bucket is copied to the user's cache first.
 
     Raises:
         FileError: `path` does not exist, is damaged, incomplete, of another format, or code. The
@@ -56,7 +60,8 @@ def read(path: Path) -> Any:
     if not path.is_dir():
         require_file(path, str(path))
     try:
-        tree = _read_folder(path) if path.is_dir() else _read_file(path)
+        local = local_copy(path)
+        tree = _read_folder(local) if local.is_dir() else _read_file(local)
         check_tree(tree)
         return tree
     except OSError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from files.paths import AnyPath
 from files.writing import write_file
 
 _Storages = dict[int, tuple[int, np.ndarray]]  # number and content, by the id of the array
@@ -30,7 +31,7 @@ _STORAGES = {
 }
 
 
-def write_torch(path: Path, tree: Any) -> None:
+def write_torch(path: AnyPath, tree: Any) -> None:
     """Write nested dicts, lists and tuples of arrays, numbers, text and None, atomically.
 
     Arrays become tensors without gradients. An array object that occurs twice shares its storage.

@@ -15,7 +15,7 @@ from bounds import discrete as module
 from bounds.discrete import DiscreteBoundOptions, discrete_bound, prior_divergence
 from denoising import Clipping, Denoiser
 from errors import BoundError
-from numerics.arrays import fold_in_each, normal_like, sample_keys
+from numerics.arrays import fold_in_each, in_float64, normal_like, sample_keys
 from objectives.variational import PixelLevels
 from sde_lib import VESDE, VPSDE, DiscreteVPSDE, SubVPSDE
 from time_grids import Schedule
@@ -201,6 +201,10 @@ def test_best_network_attains_each_probability_as_the_grid_is_refined():
             options=DiscreteBoundOptions(),
         )
         nats = np.asarray(bound.total, np.float64).reshape(4, copies)
+        snr = np.exp(np.asarray(in_float64(sde.log_snr, times)))
+        # The divergence of a step is half its gain in SNR times the squared error of x0.
+        expected = 0.5 * np.diff(snr)[:, None] * bound.squares[:-1]
+        np.testing.assert_allclose(bound.terms, expected, rtol=2e-3, atol=1e-5)
         excess[steps] = nats.mean(axis=1) + np.log(SHARES)
         error[steps] = nats.std(axis=1) / math.sqrt(copies)
     assert np.all(excess[128] < 0.2)

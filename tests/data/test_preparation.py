@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from fake_buckets import fake_buckets
 from PIL import Image
 from stored_images import (
     CLASSES,
@@ -39,6 +40,20 @@ def test_cifar10_is_prepared_from_its_archive_and_read_back(tmp_path, monkeypatc
     assert "tensorflow" not in sys.modules
     (manual / "cifar-10-binary.tar.gz").unlink()
     assert prepare("cifar10", data_dir=tmp_path) == message  # prepared once
+
+
+def test_prepared_set_is_read_from_a_bucket(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, address = tmp_path / "bucket/data", "gs://bucket/data"
+    splits = mnist_archives(folder / "downloads/manual")
+    expect_archives(monkeypatch, "mnist", folder / "downloads/manual")
+    prepare("mnist", data_dir=folder)
+    with fake_buckets(tmp_path):
+        assert_same_images(load("mnist", image_size=28, channels=1, data_dir=address), splits)
+        copies = [path.name for path in (tmp_path / "cache/scoresde/buckets").glob("*/*")]
+        assert copies == ["mnist"], "nothing else in that folder is copied"
+        with pytest.raises(ValueError, match=r"gs://bucket/data.*cp --recursive FOLDER/cifar10"):
+            prepare("cifar10", data_dir=address)
 
 
 @pytest.mark.slow

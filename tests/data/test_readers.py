@@ -6,7 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from stored_images import one_line, random_images
+from fake_buckets import fake_buckets
+from stored_images import one_line, random_images, save_folder
 
 from data import readers
 from data.datasets import load
@@ -164,5 +165,23 @@ def test_a_reader_is_one_row(monkeypatch):
     assert (len(data.train), len(data.test), data.quantizer.gray_levels) == (35, 5, 3)
     assert set(data.train_labels) == {7}
     assert prepare("stripes") == "config.data.name='stripes' needs no preparation"
-    with pytest.raises(ValueError, match=r"did you mean 'stripes'.* Choose stripes, digits, the"):
+    with pytest.raises(
+        ValueError, match=r"did you mean 'stripes'.* Choose stripes, digits, a path"
+    ):
         load("stripe", image_size=1, channels=1)
+
+
+def test_files_and_folders_in_a_bucket_are_read_from_a_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = random_images(6, size=8, channels=1)
+    (tmp_path / "bucket").mkdir()
+    np.savez(tmp_path / "bucket/a.npz", train=images[:4], test=images[4:])
+    names = [f"train/{k}.png" for k in range(4)] + [f"test/{k}.png" for k in range(2)]
+    save_folder(tmp_path / "bucket/png", names, images)
+    with fake_buckets(tmp_path):
+        for name in ("gs://bucket/a.npz", "gs://bucket/png"):
+            data = load(name, image_size=8, channels=1)
+            assert np.array_equal(data.train, images[:4])
+            assert np.array_equal(data.test, images[4:])
+        with pytest.raises(ValueError, match=r"name='gs://bucket/b\.npz': there is no such file"):
+            load("gs://bucket/b.npz", image_size=8, channels=1)

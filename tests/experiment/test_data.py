@@ -7,13 +7,13 @@ import pytest
 from stored_images import random_images, save_folder
 
 from errors import ConfigError
-from experiment.data import Data
+from experiment.images import Images
 from experiment.options import DataOptions
 from training.parallel import DataParallel
 
 
 def data_of(path, **options):
-    return Data(
+    return Images(
         DataOptions(name=str(path), image_size=4, **options), DataParallel.over_all_devices()
     )
 

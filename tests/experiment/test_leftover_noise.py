@@ -14,14 +14,14 @@ from command_line import TINY, configuration
 from jax.tree_util import Partial
 from published_sampler import PublishedSampler
 
+from data.scaling import ImageScaler
 from denoising import Denoiser
 from experiment.build import build
+from experiment.build_data import build_data
 from experiment.build_sampler import build_sampler
 from experiment.class_guidance import Classes
 from experiment.configurations import known_configurations, load_configuration
-from experiment.data import Data
 from experiment.leftover_noise import leftover_noise
-from experiment.options import DataOptions
 from experiment.reader import Reader
 from experiment.resolve import resolve
 from losses import LOSSES
@@ -36,7 +36,7 @@ def sampler_of(config):
     """Build the sampler alone: these networks take seconds to trace."""
     reader = Reader(resolve(config))
     sde = reader.build_named("sde", SDES)
-    data = Data(reader.build("data", DataOptions), DataParallel.over_all_devices())
+    data = build_data(reader, DataParallel.over_all_devices())
     classes = Classes(network=0, classifier=10, label_dropout=0.1)
     return build_sampler(reader, sde, data, classes), sde
 
@@ -118,7 +118,7 @@ def test_shipped_configuration_leaves_no_noise_and_the_published_moments(name):
     """Of 2048 numbers the mean is known to 2.2% of their width, and the width to 1.6%."""
     config = load_configuration(f"configs/{name}")
     sampler, sde = sampler_of(config)
-    scaler = sampler.data.scaler
+    scaler = sampler.data.scaler if sampler.data.kind.quantized else ImageScaler()
     network = Partial(_network, sde, *(jnp.asarray(a, jnp.float32) for a in data_of(scaler)))
     denoiser = Denoiser(
         sde=sde, network=network, parameterization="eps_learned_variance", conditioning="t"

@@ -26,6 +26,7 @@ from experiment.options import (
     DiagnosticsOptions,
     EvaluationOptions,
     LoggingOptions,
+    RowOptions,
     SamplingOptions,
     TrainingOptions,
 )
@@ -60,7 +61,7 @@ OWNERS = {
     "weight": (WEIGHTS.values(), {"name"}),
     "optim": ([*OPTIMIZERS.values(), *SCHEDULES.values()], {"name", "schedule"}),
     "ema": ([MovingAverage, HalfLifeAverage, MoreAverages], set()),
-    "data": ([DataOptions], {"name"}),
+    "data": ([DataOptions, RowOptions], {"name"}),
     "augmentation": ([Augmentation], set()),
     "training": ([TrainingOptions], set()),
     "diagnostics": ([DiagnosticsOptions], set()),
@@ -164,6 +165,7 @@ def test_resolved_configuration_is_complete_plain_json(name):
             parts.append(table[sampling[role]])
     classifier = CLASSIFIERS[resolved["classifier"]["name"]]
     chosen = {
+        "data": [DataOptions],
         "sde": [SDES[resolved["sde"]["name"]]],
         "model": [NETWORKS[resolved["model"]["name"]]],
         "loss": [LOSSES[resolved["loss"]["name"]]],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stored_images import random_images, save_folder
 
-from experiment.data import Data
+from experiment.images import Images
 from experiment.options import DataOptions
 from jobs.data_plan import describe_data
 from training.parallel import DataParallel
@@ -15,7 +15,7 @@ from training.parallel import DataParallel
 def described(path, **options):
     options = {"image_size": 4, "channels": 3} | options
     return describe_data(
-        Data(DataOptions(name=str(path), **options), DataParallel.over_all_devices())
+        Images(DataOptions(name=str(path), **options), DataParallel.over_all_devices())
     )
 
 

@@ -61,9 +61,9 @@ def test_known_pixels_return_and_sample_k_belongs_to_input_k_modulo_their_number
     experiment, found = run_task(checkpoint, 8, fields)
     data = experiment.data
     wanted = data.quantizer.to_uint8(data.images.test[np.arange(8) % 3])
-    np.testing.assert_array_equal(found.images[:, :, :4], wanted[:, :, :4])
-    assert (found.images[:, :, 4:] != wanted[:, :, 4:]).mean() > 0.5
-    assert (found.images[0] != found.images[3]).any()  # two samples of one posterior
+    np.testing.assert_array_equal(found.samples[:, :, :4], wanted[:, :, :4])
+    assert (found.samples[:, :, 4:] != wanted[:, :, 4:]).mean() > 0.5
+    assert (found.samples[0] != found.samples[3]).any()  # two samples of one posterior
     assert "measurement error 0.0" in found.summary
     # Three rows of a figure: input, masked input, two samples.
     assert found.figure.shape == ((3 * 9 - 1) * 5, (4 * 9 - 1) * 5, 1)
@@ -135,7 +135,7 @@ def test_sdedit_repaints_from_the_time_up_to_which_noise_is_added(checkpoint):
     _, near = run_task(checkpoint, 4, task("sdedit", "test:0-3", start=0.01))
     experiment, far = run_task(checkpoint, 4, task("sdedit", "test:0-3", start=0.9))
     given = experiment.data.quantizer.to_uint8(experiment.data.images.test[:4])
-    distances = [np.abs(found.images.astype(float) - given).mean() for found in (near, far)]
+    distances = [np.abs(found.samples.astype(float) - given).mean() for found in (near, far)]
     assert distances[0] < 8 < distances[1]
 
 
@@ -146,7 +146,7 @@ def test_images_are_reconstructed_from_their_latents(checkpoint, name):
     experiment, found = run_task(checkpoint, 3, steps | task("reconstruct", "test:0-2"))
     given = experiment.data.quantizer.to_uint8(experiment.data.images.test[:3])
     assert found.arrays["latent"].shape == (3, 8, 8, 1)
-    assert np.abs(found.images.astype(float) - given).mean() < 255 / 16
+    assert np.abs(found.samples.astype(float) - given).mean() < 255 / 16
 
 
 @pytest.mark.slow
@@ -154,9 +154,9 @@ def test_interpolation_begins_and_ends_at_the_two_images(checkpoint):
     fields = {"sampling.steps": 60} | task("interpolate", "test:0,test:1")
     experiment, found = run_task(checkpoint, 5, fields)
     given = experiment.data.quantizer.to_uint8(experiment.data.images.test[:2]).astype(float)
-    ends = found.images[[0, -1]].astype(float)
+    ends = found.samples[[0, -1]].astype(float)
     assert np.abs(ends - given).mean() < 255 / 16
-    assert len(found.images) == 5
+    assert len(found.samples) == 5
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_plain_samples_do_not_depend_on_the_batches(checkpoint):
     assert np.abs(images.astype(int) - whole).max() <= 16  # one of 17 gray levels, rarely
     assert np.mean(images == whole) > 0.99
     plain = draw_plain(experiment, checkpoint, 3)
-    np.testing.assert_array_equal(plain.images, images[:3])
+    np.testing.assert_array_equal(plain.samples, images[:3])
     assert plain.summary == f"NFE {nfe}"
 
 
@@ -252,8 +252,8 @@ def test_sample_k_is_of_small_image_k_modulo_their_number():
     given = run.condition(checkpoint.denoiser, jnp.arange(4)).denoiser
     np.testing.assert_allclose(given.image, np.tile(trained.image, (2, 1, 1, 1)), atol=1e-6)
     found = run.run(checkpoint)
-    assert found.images.shape == (4, 8, 8, 1)
+    assert found.samples.shape == (4, 8, 8, 1)
     # The same noise beside the other input makes another image.
     swapped = built(UPSAMPLER | {"task.input": "test:1,test:0"})
     other = TaskRun(swapped, swapped.sampler.task, 4).run(checkpoint)
-    assert (found.images != other.images).any(axis=(1, 2, 3)).all()
+    assert (found.samples != other.samples).any(axis=(1, 2, 3)).all()

@@ -24,8 +24,11 @@ from experiment.build import build
 from numerics.arrays import digest
 from training.checkpoints import Checkpoints
 
-# Few images, so that one batch is evaluated; one shape for all programs.
+# Few images, so that one batch is evaluated; one shape for all programs. Each host holds half the
+# parameters.
 FIELDS = TINY | {
+    "parallel.shard": "params",
+    "parallel.min_size": 1,
     "training.steps": 120,
     "training.checkpoint_every": 10,
     "eval.batch_size": 16,

@@ -152,6 +152,11 @@ def test_refusal_names_a_way_out(workdir):
         workdir.check(changed("model.features", 16), training=True)
 
 
+def test_networks_that_differ_are_named_by_their_fields(workdir):
+    other = changed("model.features", 16, changed("optim.lr", 1.0))
+    assert workdir.network_differences(other) == ["config.model.features was 8, is 16"]
+
+
 def test_run_on_other_images_is_refused(workdir):
     workdir.check_images("a")
     workdir.save_config(CONFIG, images="a")

@@ -119,6 +119,7 @@ def test_file_is_imported_and_sampled_from(tmp_path, family):
     workdir, source = tmp_path / "run", FAMILIES[family][2] or openai_file()
     call = run(*flags("import", workdir, family), f"--source={source}")
     assert call.status == 0, call.stderr
+    assert "config.json" not in call.stdout, "a new run has lost nothing"
     assert Checkpoints(workdir / "checkpoints").steps() == (STEPS.get(family, 0),)
     call = run(*flags("sample", workdir, family), "--num_samples=2")
     with np.load(samples_of(call) / "samples.npz") as file:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from errors import CheckpointError
+from errors import BucketError, CheckpointError
 from training.checkpoints import Checkpoints
 
 CONFIG = {"optim": {"lr": 2e-4, "warmup": 0}, "name": "vp", "widths": [1, 2], "ema": None}
@@ -331,8 +331,8 @@ def test_missing_step_lists_what_there_is(tmp_path):
 def test_wrong_arguments(tmp_path):
     with pytest.raises(ValueError, match="keep=-1"):
         Checkpoints(tmp_path, keep=-1)
-    with pytest.raises(ValueError, match="mount the bucket"):
-        Checkpoints("gs://bucket/run")
+    with pytest.raises(BucketError, match=r"s3://bucket/run: .* gs://BUCKET/PATH"):
+        Checkpoints("s3://bucket/run")
     with pytest.raises(TypeError, match="JSON"):
         Checkpoints(tmp_path).save(1, make_state(), {"sde": object()})
     assert os.listdir(tmp_path) == []

@@ -107,6 +107,17 @@ def test_hosts_that_are_counted_twice_or_differently_are_refused(hosts, problem)
                 other.result()
 
 
+def test_value_that_comes_in_one_packet_with_the_first_line_is_received(ended):
+    hello = {"index": 1, "count": 2, "token": ""}
+    packet = b"".join(json.dumps(line).encode() + b"\n" for line in (hello, {"value": 7}))
+    with listener(0) as server, socket.create_connection((HERE, server.getsockname()[1])) as other:
+        other.sendall(packet)
+        first = accept(server, 2, timeout=5.0)
+        until(lambda: not first._inbox[1].empty())
+        assert first.receive(1) == 7
+        first.close()
+
+
 def test_strangers_on_the_port_are_left_out(ended):
     with listener(0) as server, ThreadPoolExecutor() as threads:
         address = (HERE, server.getsockname()[1])

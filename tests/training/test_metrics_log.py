@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from fake_buckets import fake_buckets
 
-from training.metrics_log import MetricsLog, read_log
+from files.paths import as_path
+from training.metrics_log import MetricsLog, last_step, read_log
 
 
 def written(folder):
@@ -62,4 +64,25 @@ def test_one_of_several_hosts_writes(tmp_path):
     log.image(1, "samples", np.zeros((4, 5, 1), np.uint8))
     log.close()
     assert not list(tmp_path.iterdir())
+    assert read_log(tmp_path) == []
+
+
+def test_log_in_a_bucket_is_that_of_a_folder(tmp_path):
+    """It is there before a checkpoint is, and a resumed run cuts it."""
+    with fake_buckets(tmp_path) as root:
+        run, folder = as_path("gs://bucket/run"), root / "bucket/run"
+        log = MetricsLog(run, step=0)
+        log.write(1, {"loss": 1.0})
+        assert not folder.exists(), "at most once a minute"
+        log.flush()
+        assert written(folder) == [{"step": 1, "loss": 1.0}]
+        log.write(2, {"loss": 0.5})
+        log.close()
+        assert [row["step"] for row in read_log(run)] == [1, 2]
+        log = MetricsLog(run, step=1)
+        log.write(2, {"loss": 0.25})
+        log.close()
+        assert [row["loss"] for row in read_log(run)] == [1.0, 0.25]
+        assert last_step(run) == 2
+        assert any((folder / "tensorboard").iterdir())
     assert read_log(tmp_path) == []

@@ -1,0 +1,63 @@
+"""Bytes of the test images, compressed by a run's model and by PNG, WebP and xz.
+
+    python benchmarks/compression.py RUN --config.discrete_bound.steps=100 ...
+
+The arguments after RUN are those of --mode=compress. Each other format has its smallest file for
+one picture of all images, and for separate ones; xz packs the gray levels, a byte each.
+"""
+
+import io
+import lzma
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from experiment.build import build
+from files.pictures import image_grid
+from jobs.workdir import Workdir
+
+
+def saved(image, **options):
+    """The bytes of an image in a format of Pillow."""
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze()).save(file, **options)
+    return file.tell()
+
+
+def main() -> None:
+    run, *more = sys.argv[1:]
+    data = build(Workdir(run).read_config()).data
+    images = np.asarray(data.images.test)
+    sizes = {"xz": len(lzma.compress(images.tobytes(), preset=9 | lzma.PRESET_EXTREME))}
+    formats = {
+        "PNG": {"format": "PNG", "optimize": True},
+        "WebP, lossless": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6},
+    }
+    for name, options in formats.items():
+        sizes[f"{name}, one picture"] = saved(image_grid(images), **options)
+        sizes[f"{name}, separate files"] = sum(saved(image, **options) for image in images)
+    with tempfile.TemporaryDirectory() as folder:
+        target, source = Path(folder, "code"), f"--source=test:0-{len(images) - 1}"
+        command = [sys.executable, "main.py", "--mode=compress", f"--workdir={run}", source]
+        done = subprocess.run(
+            [*command, f"--target={target}", *more], cwd=ROOT, text=True, capture_output=True
+        )
+        sys.stderr.write(done.stderr if done.returncode else "")
+        done.check_returncode()
+        sizes["this model"] = target.stat().st_size
+        note = re.search(r"^.* bits/dim.*$", done.stdout, re.M)
+    for name, size in sorted(sizes.items(), key=lambda item: item[1]):
+        print(f"| {name} | {size:,} | {8 * size / images.size:.3f} |")
+    print(note and note[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Pictures of points and series as uint8 arrays, for PNG files, animations and TensorBoard.
+
+Points of the plane are a scatter plot; of more coordinates, the first two are shown, and of one, a
+histogram. Series are lines. All frames of an animation have the same axes.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from files.plots import COLORS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Picture = UInt8[np.ndarray, "_ _ 3"]
+Points = Float[np.ndarray, "_ d"]
+
+_DPI, _SIDE = 100, 4.0  # inches
+_SERIES = 16  # series that a figure shows
+_GRID = 18  # arrows along each side
+_TEXT, _FAINT = "#222222", "#888888"
+_QUANTILE = 0.002  # of coordinates outside the axes, on each side
+
+
+class Drift(NamedTuple):
+    """Arrows at places of the plane: where they begin, and where they point."""
+
+    at: Float[np.ndarray, "k 2"]
+    to: Float[np.ndarray, "k 2"]
+
+
+def grid_of(points: Points) -> Float[np.ndarray, "k 2"]:
+    """Return places on a grid over the axes that show these points."""
+    sides = [np.linspace(*_limits(points[:, axis]), _GRID) for axis in (0, 1)]
+    return np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2)
+
+
+def point_pictures(frames: Sequence[Points]) -> list[Picture]:
+    """Return a scatter plot of each frame, or a histogram of points of one coordinate.
+
+    The axes show the points of the last frame and the middle of the first.
+    """
+    if frames[0].shape[1] == 1:
+        return _pictures(frames, _draw_histogram, columns=1, rows=1)
+    return _pictures(frames, _draw_points, columns=1, rows=1)
+
+
+def series_pictures(frames: Sequence[Float[np.ndarray, "n length channels"]]) -> list[Picture]:
+    """Return line plots of the first series of each frame, a line per channel."""
+    count = min(len(frames[0]), _SERIES)
+    columns = math.ceil(math.sqrt(count))
+    return _pictures(frames, _draw_series, columns=columns, rows=-(-count // columns))
+
+
+def process_picture(
+    times: Sequence[float],
+    forward: Sequence[Points],
+    reverse: Sequence[Points],
+    drifts: Sequence[Drift],
+) -> Picture:
+    """Return three rows: data that become noise, noise that becomes samples, and the drift.
+
+    The rows follow Sohl-Dickstein et al. 2015 (arXiv:1503.03585, Figure 1). All have an entry per
+    time; the times of the first row ascend, and those of the others descend.
+    """
+    figure, canvas = _figure(len(times), 3, side=2.2)
+    limits = [_limits(np.concatenate(forward)[:, axis]) for axis in (0, 1)]
+    rows = (("forward", times, forward), ("reverse", times[::-1], reverse))
+    for row, (name, row_times, frames) in enumerate(rows):
+        for column, (t, points) in enumerate(zip(row_times, frames, strict=True)):
+            axes = figure.add_subplot(3, len(times), row * len(times) + column + 1)
+            _scatter(axes, points, limits, size=1.0)
+            axes.set_title(f"{name}, t = {t:.2g}", fontsize=9, color=_TEXT)
+    for column, (t, drift) in enumerate(zip(times[::-1], drifts, strict=True)):
+        axes = figure.add_subplot(3, len(times), 2 * len(times) + column + 1)
+        _bare(axes, limits)
+        axes.quiver(*drift.at.T, *drift.to.T, color=COLORS[1], width=0.006)
+        axes.set_title(f"drift, t = {t:.2g}", fontsize=9, color=_TEXT)
+    return _to_array(canvas)
+
+
+def _figure(columns: int, rows: int, *, side: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(side * columns, side * rows), dpi=_DPI, facecolor="white")
+    figure.set_layout_engine("none")  # whatever layout the user's figures have
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.93, wspace=0.06, hspace=0.2)
+    return figure, FigureCanvasAgg(figure)
+
+
+def _to_array(canvas: Any) -> Picture:
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _pictures(frames: Sequence[np.ndarray], draw: Any, *, columns: int, rows: int) -> list[Picture]:
+    side = _SIDE if columns == 1 else _SIDE / math.sqrt(columns)
+    figure, canvas = _figure(columns, rows, side=side)
+    axes = [figure.add_subplot(rows, columns, k + 1) for k in range(rows * columns)]
+    limits = _limits_of(frames)
+    pictures = []
+    for frame in frames:
+        for each in axes:
+            each.clear()
+        draw(axes, frame, limits)
+        pictures.append(_to_array(canvas))
+    return pictures
+
+
+def _limits_of(frames: Sequence[np.ndarray]) -> list[tuple[float, float]]:
+    """Return the limits of each entry of the last axis over the first and the last frame."""
+    ends = np.concatenate([frame.reshape(-1, frame.shape[-1]) for frame in (frames[0], frames[-1])])
+    return [_limits(column) for column in ends.T]
+
+
+def _limits(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    low, high = np.quantile(values, [_QUANTILE, 1 - _QUANTILE])
+    margin = 0.08 * max(high - low, 1e-6)
+    return float(low - margin), float(high + margin)
+
+
+def _bare(axes: "Axes", limits: Sequence[tuple[float, float]]) -> None:
+    axes.set_xlim(*limits[0])
+    axes.set_ylim(*limits[1])
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(_FAINT)
+
+
+def _scatter(
+    axes: "Axes", points: Points, limits: Sequence[tuple[float, float]], *, size: float
+) -> None:
+    _bare(axes, limits)
+    axes.scatter(points[:, 0], points[:, 1], s=size, color=COLORS[0], linewidths=0)
+
+
+def _draw_points(axes: list["Axes"], points: Points, limits: list[tuple[float, float]]) -> None:
+    size = min(12.0, max(1.5, 4000 / len(points)))
+    _scatter(axes[0], points, limits, size=size)
+    if points.shape[1] > 2:
+        title = f"coordinates 1 and 2 of {points.shape[1]}"
+        axes[0].set_title(title, fontsize=9, color=_TEXT)
+
+
+def _draw_histogram(axes: list["Axes"], points: Points, limits: list[tuple[float, float]]) -> None:
+    axes[0].hist(points[:, 0], bins=60, range=limits[0], color=COLORS[0], density=True)
+    axes[0].set_yticks([])
+
+
+def _draw_series(
+    axes: list["Axes"], series: Float[np.ndarray, "n l c"], limits: list[tuple[float, float]]
+) -> None:
+    low, high = min(low for low, _ in limits), max(high for _, high in limits)
+    for each, values in zip(axes, series, strict=False):
+        for channel, line in enumerate(values.T):
+            each.plot(line, color=COLORS[channel % len(COLORS)], linewidth=1.2)
+        _bare(each, [(0, len(values) - 1), (low, high)])

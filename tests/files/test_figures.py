@@ -1,0 +1,49 @@
+"""Pictures of points and series: one per frame, the same axes in all, marks where points are."""
+
+import numpy as np
+import pytest
+
+from files.figures import Drift, grid_of, point_pictures, process_picture, series_pictures
+
+WHITE = 255
+
+
+def inked(picture):
+    """Whether there is color, and not only gray."""
+    return picture.max(axis=-1) - picture.min(axis=-1).astype(int) > 60
+
+
+def test_points_are_where_they_belong_and_frames_share_their_axes():
+    rng = np.random.default_rng(0)
+    wide = rng.uniform(-1, 1, (300, 2))
+    left = np.column_stack([rng.uniform(-1, -0.6, 200), rng.uniform(-1, 1, 200)])
+    first, second = point_pictures([wide, left])
+    assert first.shape == second.shape
+    assert first.dtype == np.uint8
+    columns = np.flatnonzero(inked(second).any(axis=0))
+    width = first.shape[1]
+    assert columns.max() < 0.35 * width  # the axes still hold the first frame
+    assert np.flatnonzero(inked(first).any(axis=0)).max() > 0.85 * width
+
+
+@pytest.mark.parametrize("coordinates", [1, 5])
+def test_points_of_any_number_of_coordinates_are_drawn(coordinates):
+    (picture,) = point_pictures([np.random.default_rng(0).normal(size=(50, coordinates))])
+    assert inked(picture).mean() > 0.001
+
+
+def test_series_are_lines():
+    (picture,) = series_pictures([np.random.default_rng(0).normal(size=(3, 8, 2))])
+    assert inked(picture).mean() > 0.005
+
+
+def test_processes_are_three_rows():
+    points = np.random.default_rng(0).normal(size=(60, 2))
+    places = grid_of(points)
+    drift = Drift(places, -places)
+    picture = process_picture([0.1, 1.0], [points, points], [points, points], [drift, drift])
+    rows = np.array_split(inked(picture), 3)
+    assert all(row.mean() > 0.001 for row in rows)
+    low, high = places.min(axis=0), places.max(axis=0)
+    assert (low < np.quantile(points, 0.01, axis=0)).all()
+    assert (high > np.quantile(points, 0.99, axis=0)).all()
