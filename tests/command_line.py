@@ -29,6 +29,7 @@ from unittest import mock
 
 import numpy as np
 from fake_buckets import fake_buckets
+from xla_flags import trace_fast
 
 from configs import vp_digits
 
@@ -272,6 +273,7 @@ def _server():
 def _main(arguments, environment, folder, file_limit, buckets):
     """The life of a forked process."""
     gc.freeze()  # what the server has imported outlives this process
+    trace_fast()
     os.chdir(ROOT)
     os.environ.update(environment)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):

@@ -15,18 +15,16 @@ from pathlib import Path
 import jax
 import jaxtyping
 import pytest
-from xla_flags import set_fast_compilation
+from xla_flags import set_fast_compilation, trace_fast
 
 set_fast_compilation()
+trace_fast()
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # models/ is left out: its tests pass arrays and numbers of wrong types to read its own messages.
 UNCHECKED = {"configs", "models", "published"}
 ROOT = Path(__file__).resolve().parent.parent
-# Tracing makes many objects and leaves few behind; the usual thresholds walk through all of them
-# again and again.
-gc.set_threshold(200_000, 20, 100)
 
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} - UNCHECKED
 CHECKED = sorted({path.stem for path in ROOT.glob("*.py")} | PACKAGES)

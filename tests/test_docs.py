@@ -42,6 +42,9 @@ TINY = {
     "eval.loss_repeats": 1,
     "eval.dequantizations": 1,
     "eval.error_budget_images": 0,
+    "eval.sampling_seeds": 1,
+    "likelihood.solver": "heun",
+    "likelihood.probes": 1,
     "likelihood.rtol": 0.1,
     "likelihood.atol": 0.1,
 }
@@ -210,4 +213,5 @@ def test_code_runs(page, trained, monkeypatch):
     for module, name in TABLES:
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
     for code in blocks(page, "python"):
+        code = code.replace("(64, *", "(8, *")  # fewer samples
         exec(compile(code, str(page), "exec"), {})

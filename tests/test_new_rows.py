@@ -54,7 +54,7 @@ def built(**sections):
 
 def checkpoint_of(experiment):
     """A network that was never trained."""
-    params = experiment.trainer.init(jax.random.key(0))
+    params = jax.jit(experiment.trainer.init)(jax.random.key(0))
     return Checkpoint(step=1, denoiser=experiment.model.denoiser(params))
 
 
@@ -256,6 +256,7 @@ class GentleSDE(VPSDE):
     beta_max: float = 5.0
 
 
+@pytest.mark.slow
 def test_process(monkeypatch):
     monkeypatch.setitem(SDES, "dummy", GentleSDE)
     experiment = built(sde={"name": "dummy", "beta_min": 0.2})
@@ -341,6 +342,7 @@ def test_optimizer_and_schedule(monkeypatch):
         built(optim=fields | {"beta1": 0.5})
 
 
+@pytest.mark.slow
 def test_reader(monkeypatch):
     def read(name, data_dir):
         rng = np.random.default_rng(0)

@@ -61,7 +61,7 @@ def test_there_are_notebooks():
 def test_notebook_runs(path, tmp_path, monkeypatch):
     settings = {
         "SCORE_SDE_NOTEBOOKS": "reduced",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "IPYTHONDIR": str(tmp_path / "ipython"),
         "JUPYTER_RUNTIME_DIR": str(tmp_path / "jupyter"),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes longer than running
@@ -69,6 +69,9 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    startup = tmp_path / "ipython/profile_default/startup"
+    startup.mkdir(parents=True)
+    (startup / "fast.py").write_text("__import__('xla_flags').trace_fast()\n")
     folder = tmp_path / "empty"
     folder.mkdir()
     notebook = nbformat.read(path, as_version=4)

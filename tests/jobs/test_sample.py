@@ -38,7 +38,7 @@ def task(name, images, **options):
 @pytest.fixture(scope="module")
 def checkpoint():
     experiment = built({})
-    params = experiment.trainer.init(jax.random.key(0))
+    params = jax.jit(experiment.trainer.init)(jax.random.key(0))
     return Checkpoint(step=0, denoiser=experiment.model.denoiser(params))
 
 
@@ -239,7 +239,7 @@ UPSAMPLER = {
 def test_sample_k_is_of_small_image_k_modulo_their_number():
     """In training and in a task, small images are means over blocks of pixels."""
     experiment = built(UPSAMPLER)
-    params = experiment.trainer.init(jax.random.key(0))
+    params = jax.jit(experiment.trainer.init)(jax.random.key(0))
     kernel = params["output_conv"]["kernel"]  # it starts at 0
     params["output_conv"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), kernel.shape)
     checkpoint = Checkpoint(step=0, denoiser=experiment.model.denoiser(params))

@@ -42,7 +42,7 @@ def tree(seed):
 def trained(optimizer, count=STEPS):
     """The parameters after each step, and the last state."""
     params = jax.tree.map(jnp.asarray, tree(0))
-    state = optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
     update, found = jax.jit(optimizer.update), []
     for k in range(count):
         params, state = update(jax.tree.map(jnp.asarray, tree(1 + k)), state, params)
@@ -217,9 +217,9 @@ def test_adafactor_decays_with_the_learning_rate(x64):
     """With no gradient there is decay alone."""
     params = jax.tree.map(jnp.ones_like, tree(0))
     optimizer = rule(Adafactor, weight_decay=0.3)
-    state = optimizer.init(params)
+    state, update = jax.jit(optimizer.init)(params), jax.jit(optimizer.update)
     for k in range(3):
-        after, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        after, state = update(jax.tree.map(jnp.zeros_like, params), state, params)
         np.testing.assert_allclose(after["dense"], 1 - 0.3 * ramp(k))
         np.testing.assert_array_equal(after["bias"], 1)
 
@@ -244,7 +244,8 @@ def test_gradients_are_clipped_by_their_global_norm(clip, scale):
     """Seen through Adam's first moment, (1 - beta1) times the clipped gradient."""
     optimizer = Optimizer(rule=Adam(grad_clip=clip, beta1=0.5))
     gradients = {"a": jnp.array([3.0]), "b": jnp.array([4.0, 0.0])}
-    _, state = optimizer.update(gradients, optimizer.init(gradients), gradients)
+    state = jax.jit(optimizer.init)(gradients)
+    _, state = jax.jit(optimizer.update)(gradients, state, gradients)
     moments = optax.tree.get(state, "mu")
     np.testing.assert_allclose(moments["a"], [1.5 * scale], rtol=1e-6)
     np.testing.assert_allclose(moments["b"], [2 * scale, 0], rtol=1e-6)

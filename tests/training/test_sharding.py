@@ -152,7 +152,7 @@ def test_network_of_a_configuration_predicts_the_same():
     fields = TINY | {"parallel.min_size": 64}
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
     found = []
-    plain = build(configuration(fields)).trainer.init(jax.random.key(0))
+    plain = jax.jit(build(configuration(fields)).trainer.init)(jax.random.key(0))
     for shard in ("none", "params"):
         experiment = build(configuration(fields | {"parallel.shard": shard}))
         template = experiment.trainer.abstract_parameters().ema_params
