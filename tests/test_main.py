@@ -103,6 +103,7 @@ def test_values_may_follow_their_flags():
     assert '"lr": 0.5' in call.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from xla_flags import FAST_COMPILATION, known_flags, used_again
 
 
+@pytest.mark.slow
 def test_an_unknown_flag_is_left_out():
     flags = [FAST_COMPILATION[0], "--xla_no_such_flag=1"]
     assert known_flags(flags) == flags[:1]

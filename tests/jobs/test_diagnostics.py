@@ -97,6 +97,7 @@ def test_bits_per_dim_are_those_of_the_density(measured):
     assert values["bits_per_dim"] == pytest.approx(exact, abs=4 * values["bits_per_dim_error"])
 
 
+@pytest.mark.slow
 def test_samples_of_the_optimal_network_are_as_near_as_images(measured):
     values = measured[1]
     spread = 4 * values["frechet_error"]
