@@ -1,4 +1,4 @@
-"""Files of compressed images: a line of JSON, and the words of several stacks.
+"""Files of compressed images: a header of packed JSON, and the words of several stacks.
 
 The words begin with the tops of the stacks, one of each in turn. So the beginning of a file is that
 of all stacks, and is enough for a preview.
@@ -6,6 +6,8 @@ of all stacks, and is enough for a preview.
 
 import hashlib
 import json
+import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +22,9 @@ from files.writing import write_file
 
 Words = UInt32[np.ndarray, "_"]
 
-_FORMAT = "scoresde code 1"
-_LONGEST_HEADER = 2**16  # bytes
+_FORMAT = b"scoresde code 1\n"
+_LENGTH = struct.Struct("<I")  # of the packed header, in bytes
+_LONGEST_HEADER = 2**20  # bytes, unpacked
 
 
 def write_code(path: AnyPath, about: dict[str, Any], stacks: Sequence[Words]) -> int:
@@ -36,9 +39,9 @@ def write_code(path: AnyPath, about: dict[str, Any], stacks: Sequence[Words]) ->
     for column, words in enumerate(stacks):
         table[: len(words), column] = words[::-1]
     body = table[present].tobytes()
-    header = {"format": _FORMAT, "words": [len(words) for words in stacks]}
-    header |= {"sha256": hashlib.sha256(body).hexdigest()} | about
-    content = json.dumps(header).encode() + b"\n" + body
+    facts = {"words": [len(words) for words in stacks], "sha256": hashlib.sha256(body).hexdigest()}
+    header = zlib.compress(json.dumps(about | facts).encode(), 9)
+    content = _FORMAT + _LENGTH.pack(len(header)) + header + body
     write_file(path, lambda file: file.write_bytes(content))
     return len(content)
 
@@ -58,14 +61,14 @@ def read_code(
     """
     require_file(path, where)
     with readable(path) as local:
-        line, _, body = local.read_bytes().partition(b"\n")
+        content = local.read_bytes()
     try:
-        about: dict[str, Any] = json.loads(line[:_LONGEST_HEADER])
-        counts = [int(count) for count in about["words"]] if about["format"] == _FORMAT else []
-    except (ValueError, KeyError, TypeError):
-        about, counts = {}, []
+        about, body = _split(content)
+        counts = [int(count) for count in about["words"]]
+    except (ValueError, KeyError, TypeError, struct.error, zlib.error):
+        about, body, counts = {}, b"", []
     if not counts or min(counts) < 1:
-        raise FileError(f"{where} is no file of --mode=compress, or its first line is damaged")
+        raise FileError(f"{where} is no file of --mode=compress, or its beginning is damaged")
     size = 4 * sum(counts)
     if len(body) > size or (
         len(body) == size and hashlib.sha256(body).hexdigest() != about.get("sha256")
@@ -73,10 +76,24 @@ def read_code(
         raise FileError(f"{where} is damaged: its checksum differs; copy the file again")
     if len(body) < size and not partial:
         raise FileError(
-            f"{where} is cut short: {len(body)} of {size} bytes follow its first line; copy it "
+            f"{where} is cut short: {len(body)} of {size} bytes follow its header; copy it "
             "again, or decode what is there with --preview"
         )
-    present = np.arange(max(counts))[:, None] < counts
     words = np.frombuffer(body[: len(body) // 4 * 4], "<u4")
+    rows = min(max(counts), len(words))  # each has a word at least
+    present = np.arange(rows)[:, None] < counts
     lanes = np.broadcast_to(np.arange(len(counts)), present.shape)[present][: len(words)]
     return about, [words[lanes == lane][::-1] for lane in range(len(counts))]
+
+
+def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the header, whose checksum zlib verifies, and what follows."""
+    if not content.startswith(_FORMAT):
+        raise ValueError("another format")
+    start = len(_FORMAT) + _LENGTH.size
+    (length,) = _LENGTH.unpack(content[len(_FORMAT) : start])
+    unpacker = zlib.decompressobj()
+    header = unpacker.decompress(content[start : start + length], _LONGEST_HEADER)
+    if not unpacker.eof:
+        raise ValueError("an incomplete header")
+    return json.loads(header), content[start + length :]

@@ -7,8 +7,10 @@ Networks are narrow and shallow, and images small. Whatever chooses code is as c
 attention, objective, process, sampler, guidance, dtype.
 """
 
+import multiprocessing
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import likelihood
 from experiment.build import build
-from experiment.configurations import known_configurations
+from experiment.configurations import known_configurations, load_configuration
 from jobs.programs import Program, sampling_step, train_step
 from numerics.ode import ODEOptions
 
@@ -98,28 +100,34 @@ def code_of(config):
     return repr(sorted((name, repr(v)) for name, v in fields.items() if name not in steps))
 
 
+def failures(name):
+    """The programs of a configuration that cannot be lowered, a line each."""
+    failed = []
+    for dtype in DTYPES:
+        experiment = build(reduced(load_configuration(name), dtype))
+        for kind, program in PROGRAMS.items():
+            try:
+                lowered(program(experiment))
+            except Exception as error:  # of any kind; all are listed
+                failed.append(f"{name} {dtype} {kind}: {type(error).__name__}: {error}"[:300])
+    return failed
+
+
 def main(names):
     """Lower all programs of the configurations with one of these names in theirs, each once."""
-    failed, seen = [], set()
+    distinct = {}
     for name, config in known_configurations():
-        if names and not any(part in name for part in names):
-            continue
-        code = code_of(reduced(config, DTYPES[0]))
-        if code in seen:
-            print(f"{name}: as one before", flush=True)
-            continue
-        seen.add(code)
-        for dtype in DTYPES:
-            experiment = build(reduced(config, dtype))
-            for kind, program in PROGRAMS.items():
-                try:
-                    lowered(program(experiment))
-                except Exception as error:  # of any kind; all are listed
-                    failed.append(f"{name} {dtype} {kind}: {type(error).__name__}: {error}"[:300])
-                    print(failed[-1], flush=True)
-        print(name, flush=True)
-    if failed:
-        sys.exit(f"{len(failed)} programs cannot be lowered")
+        if not names or any(part in name for part in names):
+            distinct.setdefault(code_of(reduced(config, DTYPES[0])), name)
+    count = 0
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for name, failed in zip(
+            distinct.values(), pool.map(failures, distinct.values()), strict=True
+        ):
+            print("\n".join([name, *failed]), flush=True)
+            count += len(failed)
+    if count:
+        sys.exit(f"{count} programs cannot be lowered")
 
 
 if __name__ == "__main__":
