@@ -39,7 +39,7 @@ CHOICES = [
     ("likelihood.step_size_control", "global", "batch, per_sample"),
     ("continuous_bound.importance", "t", "log_snr, uniform"),
     ("discrete_bound.variance", "big", "large, learned, small"),
-    ("classifier.name", "resnet", "adm_classifier, wide_resnet"),
+    ("classifier.name", "resnet", "adm_classifier, mlp_classifier, wide_resnet"),
     ("eval.metrics", "('fid',)", "loss.*bits_per_dim.*frechet"),
     ("eval.metrics", "()", "loss.*bits_per_dim.*frechet"),
     ("data.name", "digit", "digits"),

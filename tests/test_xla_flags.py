@@ -6,6 +6,7 @@ import threading
 
 import jax
 import jax.numpy as jnp
+import pytest
 from xla_flags import FAST_COMPILATION, known_flags, used_again
 
 
