@@ -120,13 +120,13 @@ flags.DEFINE_boolean(
 flags.DEFINE_integer("lanes", 4, "compress: number of images that are coded side by side.")
 flags.DEFINE_boolean("preview", False, "decompress: take a file that is cut short.")
 _GIF = flags.Flag(
-    flags.EnumParser(["true", "x0"]),
+    flags.EnumParser(["true", "false", "x0"]),
     flags.ArgumentSerializer(),
     "gif",
-    None,
+    "false",
     "sample: also animate the reverse process; --gif=x0 shows the predicted x0 beside it.",
 )
-_GIF.boolean = True  # --gif alone is valid
+_GIF.boolean = True  # --gif and --nogif are valid
 flags.DEFINE_flag(_GIF)
 flags.DEFINE_boolean("png", False, "sample: also write each image as a PNG.")
 

@@ -187,15 +187,15 @@ def sample(
     num_samples: int = 64,
     checkpoint: int | None = None,
     ema: str = "",
-    gif: str | None = None,
+    gif: str = "false",
     png: bool = False,
 ) -> None:
     """Write images of a checkpoint into a folder of their protocol, `samples/STEP-SAMPLER-DIGEST`.
 
     It holds samples.npz (uint8, NHWC, or floats in the units of the data), samples.png (with a
-    task, the inputs beside their samples), protocol.json, and processes.png of points. With `gif`,
-    an animation shows the reverse process of the first samples, and with gif="x0" the predicted
-    samples beside it. With `png`, a folder holds each image as a file. `ema` chooses the average of
+    task, the inputs beside their samples), protocol.json, and processes.png of points. An animation
+    shows the reverse process of the first samples with gif="true", and the predicted samples beside
+    it with gif="x0". With `png`, a folder holds each image as a file. `ema` chooses the average of
     the parameters.
 
     Raises:
@@ -208,7 +208,8 @@ def sample(
         experiment.data.kind.require_images("--png", "leave it out; samples.npz has all")
     if task is None:
         experiment.model.require_no_image("plain samples")
-    if gif and task is not None and task.encodes:
+    animates = gif != "false"
+    if animates and task is not None and task.encodes:
         raise ConfigError(
             f"--gif animates samples, but config.task.name={task.name!r} draws none; leave it out"
         )
@@ -227,7 +228,7 @@ def sample(
     print(f"{len(result.samples)} samples of step {loaded.name}, {result.summary}: {folder}")
     if png:
         write_png_folder(folder / "png", result.samples)
-    if gif:
+    if animates:
         shown = np.arange(min(num_samples, experiment.data.kind.shown))
         drawn = experiment.sampler.draw(
             loaded, shown, frames=_FRAMES, predicts=gif == "x0", condition=condition

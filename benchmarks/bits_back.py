@@ -35,7 +35,7 @@ def saved(image, **options):
 def main() -> None:
     run, *more = sys.argv[1:]
     data = build(Workdir(run).read_config()).data
-    images = np.asarray(data.images.test)
+    images = np.asarray(data.splits.test)
     sizes = {"xz": len(lzma.compress(images.tobytes(), preset=9 | lzma.PRESET_EXTREME))}
     formats = {
         "PNG": {"format": "PNG", "optimize": True},

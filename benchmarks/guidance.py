@@ -110,7 +110,7 @@ class Judge:
     def __init__(self, data: Data) -> None:
         from sklearn.svm import SVC
 
-        found = data.images
+        found = data.splits
         self.train, test = (
             data.quantizer.to_uint8(images).reshape(len(images), -1) / 255
             for images in (found.train, found.test)
@@ -178,7 +178,7 @@ def row(
         denoiser = condition(model.denoiser, jnp.asarray(labels[indices]))
         options = {"indices": jnp.asarray(indices), **SAMPLERS[sampler]}
         samples = sampling.sample(key, denoiser, (len(indices), *model.shape), **options)
-        parts.append(model.to_uint8(np.asarray(samples.x)))
+        parts.append(model.to_data(np.asarray(samples.x)))
     cells = judge(np.concatenate(parts), labels)
     print(sampler, *cells, flush=True)
     return cells

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("run", help="its workdir")
     model = ss.load(parser.parse_args().run)
     data = model.experiment.data
-    x0 = data.noiseless(data.images.test, jnp.arange(len(data.images.test)))
+    x0 = data.noiseless(data.splits.test, jnp.arange(len(data.splits.test)))
 
     @jax.jit
     def term(denoiser: Denoiser, key: jax.Array) -> jax.Array:

@@ -118,7 +118,7 @@ def trained(workdir: Path, count: int) -> Digits:
     model = load_model(workdir)
     data, seed = model.experiment.data, model.experiment.evaluation.seed
     indices = data.parallel.place(np.arange(count))
-    x = data.dequantized(data.images.test, indices, seed=seed, draw=0).x
+    x = data.dequantized(data.splits.test, indices, seed=seed, draw=0).x
     print(f"\ndigits, step {model.checkpoint.step}, {count} test images")
     return Digits(model.denoiser, x, _in_bits(data))
 

@@ -41,7 +41,7 @@ def in_batches(
         chosen: indices of the images; by default all.
         denoiser: by default that of the checkpoint.
     """
-    experiment, images = evaluation.experiment, evaluation.experiment.data.images
+    experiment, images = evaluation.experiment, evaluation.experiment.data.splits
     denoiser = evaluation.checkpoint.denoiser if denoiser is None else denoiser
     chosen = np.arange(len(images.test)) if chosen is None else chosen
 

@@ -83,7 +83,7 @@ def _discrete_bound(evaluation: Evaluation) -> tuple[Arrays, Float[np.ndarray, "
         found = discrete_bound(
             key,
             batch.denoiser,
-            data.noiseless(data.images.test, batch.indices),
+            data.noiseless(data.splits.test, batch.indices),
             times=times,
             pixel_levels=data.pixel_levels,
             options=options,

@@ -140,7 +140,7 @@ def _compute(evaluation: Evaluation, file: AnyPath) -> dict[str, Any]:
 
 def _check_image_counts(experiment: Experiment) -> None:
     """Raise ConfigError for metrics that need more training images than there are."""
-    count = len(experiment.data.images.train)
+    count = len(experiment.data.splits.train)
     for name in experiment.evaluation.metrics:
         if count < METRICS[name].min_images:
             raise ConfigError(

@@ -45,7 +45,7 @@ def _dequantized(
     experiment = evaluation.experiment
     alpha, sigma = _coefficients(evaluation, t_min)
     return experiment.data.dequantized(
-        experiment.data.images.test,
+        experiment.data.splits.test,
         indices,
         seed=experiment.evaluation.seed,
         draw=draw,
@@ -106,8 +106,8 @@ def test_loss(evaluation: Evaluation) -> Report:
     def images(indices: Int[Array, "batch"], repeat: int) -> Float[Array, "batch ..."]:
         data, seed = experiment.data, experiment.evaluation.seed
         if experiment.trains_on_levels:
-            return as_images(data).noiseless(data.images.test, indices)
-        return data.batch(data.images.test, indices, seed=seed, draw=repeat)
+            return as_images(data).noiseless(data.splits.test, indices)
+        return data.batch(data.splits.test, indices, seed=seed, draw=repeat)
 
     def compute(batch: Batch) -> dict[str, Array]:
         indices = batch.indices
@@ -217,7 +217,7 @@ def _error_budget(
     )
     if not count:
         return {}
-    images, in_units = len(experiment.data.images.test), _in_units(experiment)
+    images, in_units = len(experiment.data.splits.test), _in_units(experiment)
     chosen = np.unique(np.linspace(0, images - 1, count).astype(int))
     tight = dataclasses.replace(ode, rtol=ode.rtol / 10, atol=ode.atol / 10)
     _, key = next(_draws(experiment, "likelihood"))
@@ -266,7 +266,7 @@ def continuous_bound_likelihood(evaluation: Evaluation) -> Report:
 
         def compute(batch: Batch, key: Array = key, draw: int = draw) -> dict[str, Array]:
             if discrete:
-                x = as_images(data).noiseless(data.images.test, batch.indices)
+                x = as_images(data).noiseless(data.splits.test, batch.indices)
                 log_q = jnp.zeros(len(x), x.dtype)
             else:
                 x, log_q = _dequantized(evaluation, batch.indices, draw, options.t_min)

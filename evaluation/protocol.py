@@ -89,7 +89,7 @@ def protocol_of(
         ConfigError: if `config.eval.reference` cannot be read.
     """
     tree = _sections(experiment, *_SECTIONS, *_BOUNDS)
-    images, reference = experiment.data.images, experiment.evaluation.reference
+    images, reference = experiment.data.splits, experiment.evaluation.reference
     tree |= _checkpoint_fields(experiment, checkpoint)
     tree |= {
         "model": {"num_classes": experiment.model.num_classes},

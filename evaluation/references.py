@@ -32,7 +32,7 @@ class Reference(NamedTuple):
 
 def _images(data: Data, split: str) -> Any:
     """Return the stored rows of "train" or "test"."""
-    return data.images.train if split == "train" else data.images.test
+    return data.splits.train if split == "train" else data.splits.test
 
 
 def _provenance(data: Data, split: str, extractor: Extractor) -> Provenance:
@@ -44,7 +44,7 @@ def _provenance(data: Data, split: str, extractor: Extractor) -> Provenance:
         image_size=data.shape[0],
         resize=getattr(options, "resize", "none"),
         count=len(images),
-        fingerprint=data.images.fingerprints[split],
+        fingerprint=data.splits.fingerprints[split],
         extractor=extractor.name,
         extractor_digest=extractor.digest,
     )
@@ -105,7 +105,7 @@ def reference_of_file(experiment: Experiment, extractor: Extractor, file: Path) 
     data = experiment.data
     try:
         statistics, given = statistics_files.load(file)
-        zeros = np.zeros((1, *data.shape), data.images.train.dtype)
+        zeros = np.zeros((1, *data.shape), data.splits.train.dtype)
         check_alike(statistics.mean.size, extractor(zeros).features.shape[1])
         if given is not None:
             statistics_files.check(given, _provenance(data, given.split, extractor))

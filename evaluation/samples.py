@@ -81,7 +81,7 @@ class SampleSets:
         There are as many as samples, times `sets`, or all if there are fewer.
         """
         evaluation, data = self.evaluation, self.evaluation.experiment.data
-        train = data.images.train
+        train = data.splits.train
         count = min(sets * self.count, len(train))
         chosen = np.linspace(0, len(train) - 1, count).astype(int)
 

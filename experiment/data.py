@@ -30,7 +30,7 @@ Batches = TrainingBatches | RowBatches
 
 @dataclass(frozen=True)
 class Data(abc.ABC):
-    """A data set, found at the first use of `images` and read into memory if it fits.
+    """A data set, found at the first use of `splits` and read into memory if it fits.
 
     Its rows are stored as gray levels or as floats in their own units, and the network sees them in
     the range of `scaler`. Samples are shown to users as uint8 images, or in the units of the data.
@@ -80,7 +80,7 @@ class Data(abc.ABC):
         """log |d x / d row| in nats, from stored rows to the network's range."""
 
     @cached_property
-    def images(self) -> ImageData | RowData:
+    def splits(self) -> ImageData | RowData:
         """The training and test rows with their labels; prints the notes on them once.
 
         Raises:
@@ -216,7 +216,7 @@ class Data(abc.ABC):
         `section` is the section of the configuration that states the number of classes.
         """
         field, name = f"config.{section}.num_classes", self.options.name
-        if labels is None and self.images.train_labels is not None:
+        if labels is None and self.splits.train_labels is not None:
             raise ConfigError(
                 f"{field}={num_classes}, but the test images of config.data.name={name!r} have no "
                 "labels, as its training images have; give them labels, or leave out metrics of "

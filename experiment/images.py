@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from bounds.dequantization import Dequantized, Dequantizer
 from data import batches, datasets, packing, readers
@@ -115,8 +115,8 @@ class Images(Data):
         `dequantization` is a name in DEQUANTIZATIONS, by default config.data.dequantization.
         """
         return TrainingBatches(
-            images=self.images.train,
-            labels=self.images.train_labels if labels else None,
+            images=self.splits.train,
+            labels=self.splits.train_labels if labels else None,
             batch_size=batch_size,
             seed=seed,
             random_flip=self.options.random_flip,
@@ -217,17 +217,11 @@ class Images(Data):
         return Dequantized(split(np.float32(alpha) * x), split(log_q.astype(np.float32)))
 
     def from_unit_range(self, images: Float[Any, "..."]) -> Float[Any, "..."]:
-        """Scale images in [0, 1] to the network's range; `to_uint8` inverts this."""
+        """Scale images in [0, 1] to the network's range; `decode` inverts this, to 0..255."""
         levels = self.quantizer.gray_levels
         if self.dequantization.in_bins:  # the middle of the bin
             images = (images * (levels - 1) + 0.5) / levels
         return self.scaler.forward(images)
-
-    def to_uint8(self, x: Float[Any, "*count h w c"]) -> UInt8[np.ndarray, "*count h w c"]:
-        """Convert from the network's range to 0..255, through the gray levels of the data."""
-        unit = self.scaler.inverse(x)
-        levels = self.quantizer.quantize(unit, dequantized=self.dequantization.in_bins)
-        return self.quantizer.to_uint8(levels)
 
     @property
     def bin_width(self) -> float:
@@ -235,10 +229,10 @@ class Images(Data):
 
     def variances(self, count: int) -> Float[np.ndarray, "numbers"]:
         """Return the variance of every pixel over the first `count` training images."""
-        how, count = self.dequantization, min(count, len(self.images.train))
+        how, count = self.dequantization, min(count, len(self.splits.train))
         sums = np.zeros((2, *self.shape), np.int64)
         for first in range(0, count, _BLOCK):
-            stored = self.images.train[np.arange(first, min(first + _BLOCK, count))]
+            stored = self.splits.train[np.arange(first, min(first + _BLOCK, count))]
             stored = stored.astype(np.int64)
             sums += stored.sum(axis=0), (stored**2).sum(axis=0)
         variances = (count * sums[1] - sums[0] ** 2) / count**2
@@ -251,12 +245,18 @@ class Images(Data):
         return self.from_unit_range(np.asarray(samples, np.float32) / 255)
 
     def decode(self, x: Float[Any, "*count h w c"]) -> UInt8[np.ndarray, "*count h w c"]:
-        """Return images in 0..255."""
-        return self.to_uint8(x)
+        """Return images in 0..255, through the gray levels of the data."""
+        unit = self.scaler.inverse(x)
+        levels = self.quantizer.quantize(unit, dequantized=self.dequantization.in_bins)
+        return self.quantizer.to_uint8(levels)
 
     def as_samples(self, stored: UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
         """Return stored images in 0..255."""
         return self.quantizer.to_uint8(stored)
+
+    def in_unit_range(self, stored: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
+        """Return stored images in [0, 1], as they are read back from a file of 256 levels."""
+        return self.as_samples(stored).astype(np.float32) / 255
 
     @property
     def rounding(self) -> str:
@@ -268,12 +268,13 @@ class Images(Data):
         return (self.scaler.high - self.scaler.low) / 255, "gray levels of 256 (rms)"
 
 
-def as_images(data: Data) -> Images:
-    """Return data of which the caller knows that they are images.
+def as_images(data: Data, what: str = "this", remedy: str = "take images") -> Images:
+    """Return data as what they are, if they are images.
 
     Raises:
-        TypeError: if they are not.
+        ConfigError: if they are not; `what` names what needs images.
     """
     if not isinstance(data, Images):
-        raise TypeError(f"the data are {data.kind.name}, not images")
+        data.kind.require_images(what, remedy)
+    assert isinstance(data, Images)
     return data

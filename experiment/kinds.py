@@ -4,6 +4,7 @@ A kind says what a row of the data is, in which unit its likelihood is reported,
 shown, and which measurements suit it where a configuration names none.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,26 +29,24 @@ class Measurements:
         features: features of an evaluation.
         thumbnails: features during training.
         of_samples: further metrics of an evaluation.
-        in_training: measurements during training beside the likelihood.
     """
 
     likelihood: str
     features: str
     thumbnails: str
     of_samples: tuple[str, ...] = ()
-    in_training: tuple[str, ...] = ("loss", "noise_levels", "frechet", "weights")
 
     @property
     def fields(self) -> dict[str, dict[str, Any]]:
         """The values of the fields of a configuration, by section and name."""
-        before, after = self.in_training[:2], self.in_training[2:]
+        in_training = ("loss", "noise_levels"), (self.likelihood,), ("frechet", "weights")
         return {
             "eval": {
                 "metrics": ("loss", self.likelihood, "frechet", *self.of_samples),
                 "features": (self.features,),
             },
             "diagnostics": {
-                "metrics": (*before, self.likelihood, *after),
+                "metrics": tuple(itertools.chain(*in_training)),
                 "features": self.thumbnails,
             },
         }

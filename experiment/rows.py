@@ -64,7 +64,7 @@ class Rows(Data):
 
     @property
     def _rows(self) -> RowData:
-        found = self.images
+        found = self.splits
         assert isinstance(found, RowData)
         return found
 

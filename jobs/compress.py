@@ -131,7 +131,7 @@ def decompress(
         levels = np.concatenate(groups).astype(np.uint8)
     else:
         levels = _decoded(codec, stacks, about, where)
-    images = _images_of(experiment).quantizer.to_uint8(levels)
+    images = _images_of(experiment).as_samples(levels)
     write_npz(target, {"samples": images}, compress=True)
     write_png(target.with_suffix(".png"), image_grid(images[:_SHOWN]))
     print(f"{len(images)} of {about['images']} images: {target}, {target.with_suffix('.png')}")
@@ -155,9 +155,7 @@ def _decoded(codec: ImageCodec, stacks: list[Any], about: dict[str, Any], where:
 
 
 def _images_of(experiment: Experiment) -> ImageData:
-    data = experiment.data
-    data.kind.require_images("compression", "take a model of images")
-    return as_images(data)
+    return as_images(experiment.data, "compression", "take a model of images")
 
 
 def _codec(
@@ -200,18 +198,16 @@ def _model(experiment: Experiment, denoiser: Denoiser) -> dict[str, Any]:
 def _read_levels(experiment: Experiment, source: str) -> Images:
     data = _images_of(experiment)
 
-    def convert(stored: Images) -> np.ndarray:
-        return data.quantizer.to_uint8(stored).astype(np.float32) / 255
-
     def test_images() -> Converted:
-        return Converted(data.images.test, np.arange(len(data.images.test)), convert)
+        test = data.splits.test
+        return Converted(test, np.arange(len(test)), data.in_unit_range)
 
     try:
         images = read_images(source, data.shape, test_images, convert=False)
     except ValueError as error:
         raise ConfigError(f"--source: {error}") from error
     levels = data.quantizer.quantize(images)
-    if np.abs(convert(levels) - images).max() > 1e-4:
+    if np.abs(data.in_unit_range(levels) - images).max() > 1e-4:
         count = data.quantizer.gray_levels
         raise ConfigError(
             f"--source={source} has gray levels that the model lacks, which has {count}; without "

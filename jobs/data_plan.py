@@ -39,7 +39,7 @@ def describe_data(data: Data) -> DataPlan:
 
 def _describe_rows(data: Data) -> DataPlan:
     """Return a line about points or series, which are always held in memory."""
-    train, test = data.images.train, data.images.test
+    train, test = data.splits.train, data.splits.test
     counts = f"{len(train):,} train + {len(test):,} test {data.kind.name}"
     shape, size = "x".join(map(str, data.shape)), 4 * data.size * (len(train) + len(test)) / 1e9
     return DataPlan(f"{counts} of {shape}, {size:.2f} GB: held in memory", len(train))

@@ -92,7 +92,7 @@ class Diagnostics:
         """Raise ConfigError for measurements that cannot be had of these data."""
         options, data = self.experiment.diagnostics, self.experiment.data
         check_metrics(options, data.kind)
-        count = len(data.images.test)
+        count = len(data.splits.test)
         if count < 2:
             raise ConfigError(
                 f"config.data.name={data.options.name!r} has {count} test image, and measurements "
@@ -106,7 +106,7 @@ class Diagnostics:
             )
         classes = self.experiment.model.num_classes
         if classes:
-            data.require_classes(data.images.test_labels, classes, "model")
+            data.require_classes(data.splits.test_labels, classes, "model")
 
     @property
     def every(self) -> int:
@@ -225,7 +225,7 @@ class _Subject:
         same size, for one program; the surplus is dropped.
         """
         experiment, parts = self.experiment, []
-        images, chosen = experiment.data.images, self.instruments.chosen[split]
+        images, chosen = experiment.data.splits, self.instruments.chosen[split]
         stored, labels = getattr(images, split), getattr(images, f"{split}_labels")
         size = self.instruments.batch_size
         for first in range(0, count, size):

@@ -63,7 +63,7 @@ class Instruments:
     @cached_property
     def chosen(self) -> dict[str, Int[np.ndarray, "images"]]:
         """The indices of the images of each split, drawn once for the run."""
-        images, rng = self.experiment.data.images, np.random.default_rng(self.experiment.seed)
+        images, rng = self.experiment.data.splits, np.random.default_rng(self.experiment.seed)
         count = self.experiment.diagnostics.images or min(_IMAGES, len(images.test))
         return {split: rng.permutation(len(getattr(images, split)))[:count] for split in SPLITS}
 
@@ -150,7 +150,7 @@ class Instruments:
 
         It is None if there are fewer test images, because few images are farther away.
         """
-        images, as_samples = self.experiment.data.images, self.experiment.data.as_samples
+        images, as_samples = self.experiment.data.splits, self.experiment.data.as_samples
         rng, count = (
             np.random.default_rng(self.experiment.seed),
             self.experiment.diagnostics.samples,

@@ -23,7 +23,7 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
         ValueError: if the network returns NaN.
     """
     data, options, seed = experiment.data, experiment.analytic_dpm, experiment.seed
-    train = data.images.train
+    train = data.splits.train
     times = _times(experiment, denoiser.sde)
     count = min(options.num_images, len(train))
     chosen = np.random.default_rng(seed).choice(len(train), count, replace=False)
@@ -33,7 +33,7 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
         for rows in batches_of(count, experiment.evaluation.batch_size):
             placed = experiment.parallel.place(chosen[rows])
             x = data.batch(train, placed, seed=seed, draw=0)
-            labelled = with_data_labels(experiment, denoiser, placed, data.images.train_labels)
+            labelled = with_data_labels(experiment, denoiser, placed, data.splits.train_labels)
             squares = squared_noise(key, labelled, x, times, placed)
             parts.append(experiment.parallel.fetch(squares)[:, : len(rows)])
             bar.update(len(rows))

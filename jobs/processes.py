@@ -34,7 +34,7 @@ def draw_processes(
     if data.shape != (2,):
         return None
     try:
-        rows = data.images.test[:_POINTS]
+        rows = data.splits.test[:_POINTS]
     except ConfigError:  # the run was trained elsewhere
         return None
     drawn = sampler.draw(checkpoint, np.arange(min(_POINTS, 4 * len(rows))), frames=_TIMES)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped
 
 from bounds.dequantization import Dequantizer
 from denoising import Denoiser
@@ -274,22 +274,6 @@ class TrainedModel:
     checkpoint: Checkpoint
     experiment: Experiment
 
-    def to_uint8(self, x: Float[Any, "*count h w c"]) -> UInt8[np.ndarray, "*count h w c"]:
-        """Convert samples from the network's range to images in 0..255.
-
-        Raises:
-            ConfigError: unless the data are images.
-        """
-        return self._images("to_uint8").to_uint8(x)
-
-    def from_unit_range(self, images: Float[Any, "count h w c"]) -> Float[Any, "count h w c"]:
-        """Scale images in [0, 1] to the network's range.
-
-        Raises:
-            ConfigError: unless the data are images.
-        """
-        return self._images("from_unit_range").from_unit_range(images)
-
     def to_data(self, x: Float[Any, "count ..."]) -> Shaped[np.ndarray, "count ..."]:
         """Convert samples from the network's range to 0..255, or to the units of the data."""
         return self.experiment.data.decode(x)
@@ -306,12 +290,6 @@ class TrainedModel:
         dequantization, that of the gray levels.
         """
         return self.experiment.data.log_det
-
-    def _images(self, method: str) -> Any:
-        data = self.experiment.data
-        other = "to_data" if method == "to_uint8" else "from_data"
-        data.kind.require_images(f"{method}()", f"use {other}()")
-        return data
 
 
 def load_model(path: str | AnyPath, step: int | None = None, ema: str = "") -> TrainedModel:

@@ -142,11 +142,11 @@ class TaskRun:
             shape = height // self._factor, width // self._factor, channels
 
         def convert(stored: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n ..."]:
-            images = data.quantizer.to_uint8(stored).astype(np.float32) / 255
-            return np.asarray(average_downsample(jnp.asarray(images), self._factor))
+            images = jnp.asarray(data.in_unit_range(stored))
+            return np.asarray(average_downsample(images, self._factor))
 
         def test_images() -> Converted:
-            return Converted(data.images.test, np.arange(len(data.images.test)), convert)
+            return Converted(data.splits.test, np.arange(len(data.splits.test)), convert)
 
         try:
             return read_images(
@@ -241,13 +241,13 @@ class TaskRun:
     def _solve_inverse_problem(self, checkpoint: Checkpoint) -> TaskResult:
         operator, y, data = self._operator, self._measurement, self._data
         images, nfe = draw_all(self.experiment, checkpoint, self.count, self.condition)
-        again = operator(jnp.asarray(data.from_unit_range(images.astype(np.float32) / 255)))
+        again = operator(jnp.asarray(data.encode(images)))
         wanted = y[np.arange(self.count) % len(y)]
         error = np.asarray(again - wanted) / self._unit
         error = np.sqrt(np.sum(error**2) / (self.count * float(operator.count)))
         # Measurements shaped like images are shown directly, others by the pseudo-inverse.
         is_image = operator.measurement_shape == operator.shape
-        seen = data.to_uint8(y if is_image else operator.pseudo_inverse(jnp.asarray(y)))
+        seen = data.decode(y if is_image else operator.pseudo_inverse(jnp.asarray(y)))
         columns = [seen] if self._is_measurement else [self._input_images, seen]
         summary = (
             f"NFE {nfe}, measurement error {error:.4f} "
@@ -266,7 +266,7 @@ class TaskRun:
             first, last = jnp.asarray(latents)
             path = np.asarray(interpolate(first, last, fractions))
             classes = np.zeros(self.count, int)
-        images = data.to_uint8(self._map(solve.decode, checkpoint, path, classes))
+        images = data.decode(self._map(solve.decode, checkpoint, path, classes))
         arrays, inputs = {"latent": latents}, self._input_images
         if isinstance(self.task.options, Interpolate):
             row = np.concatenate([inputs[:1], images, inputs[1:]])

@@ -59,7 +59,7 @@ def _train(
     profiled: ProfiledSteps | None,
     teacher: Denoiser | None,
 ) -> bool:
-    images = job.data.images.fingerprint
+    images = job.data.splits.fingerprint
     require_same("the data", {"config.data": images})
     workdir.check_images(images)
     checkpoints = Checkpoints(workdir.checkpoints, keep=job.options.keep_checkpoints)
@@ -76,7 +76,7 @@ def _train(
     for change in changes:
         print(f"changed from step {step} on: {change}")
     workdir.save_config(job.config, images=images, changes=[*changes, *origin], step=step)
-    if names := job.data.images.class_names:
+    if names := job.data.splits.class_names:
         write_json(workdir.classes, {name: label for label, name in enumerate(names)})
     if (warmup := job.trainer.optimizer.warmup_steps) > last:
         logging.warning(

@@ -56,7 +56,7 @@ class TrainingJob:
         """
         classes = self.trainer.classes
         if classes:
-            self.data.require_classes(self.data.images.train_labels, classes, self.section)
+            self.data.require_classes(self.data.splits.train_labels, classes, self.section)
         return self.data.training_batches(
             self.options.batch_size,
             self.seed,

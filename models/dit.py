@@ -23,7 +23,6 @@ of the fields, with patch_size = 2, 4 or 8:
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -48,6 +47,7 @@ from models.blocks.layers import (
     cast,
     dense,
     follow_input,
+    layer_norm,
     rematerialized,
 )
 
@@ -85,10 +85,8 @@ def grid_embedding(grid: int, features: int) -> Float[np.ndarray, "length {featu
 
 def modulate(x: Tokens, shift: Modulation, scale: Modulation) -> Tokens:
     """Compute (1 + scale) norm(x) + shift; each token of norm(x) has mean 0 and variance 1."""
-    precise = at_least_float32(x)
-    centered = precise - precise.mean(axis=-1, keepdims=True)
-    inverse_std = jax.lax.rsqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + 1e-6)
-    return (centered * inverse_std * (1 + scale[:, None, :]) + shift[:, None, :]).astype(x.dtype)
+    normalized = layer_norm(at_least_float32(x))
+    return (normalized * (1 + scale[:, None, :]) + shift[:, None, :]).astype(x.dtype)
 
 
 def dense_from(init: nn.initializers.Initializer, features: int, *, name: str) -> nn.Dense:

@@ -13,7 +13,6 @@ the output start at zero, so that the network starts as zero.
 import math
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -26,12 +25,12 @@ from models.blocks.checks import (
     check_integers,
     check_numbers,
 )
-from models.blocks.embeddings import LabelEmbedding, Labels, positional_embedding
+from models.blocks.embeddings import Labels, embedding_of, positional_embedding
 from models.blocks.layers import (
     Embedding,
-    at_least_float32,
     cast,
     dense,
+    layer_norm,
     rematerialized,
 )
 
@@ -53,19 +52,11 @@ class MLPBlock(nn.Module):
     @nn.compact
     def __call__(self, h: Hidden, e: Embedding, train: bool) -> Hidden:
         """Map (b, d) and the activated embedding to (b, d)."""
-        y = dense(self.hidden, name="layer_0")(nn.silu(normalized(h)))
+        y = dense(self.hidden, name="layer_0")(nn.silu(layer_norm(h)))
         scale, shift = jnp.split(dense(2 * self.hidden, name="embedding")(e), 2, axis=-1)
-        y = nn.silu(normalized(y) * (1 + scale) + shift)
+        y = nn.silu(layer_norm(y) * (1 + scale) + shift)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return h + dense(h.shape[-1], name="layer_1", init_scale=0.0)(y)
-
-
-def normalized(h: Hidden) -> Hidden:
-    """Return numbers of mean 0 and variance 1 in each row, with statistics in float32 at least."""
-    precise = at_least_float32(h)
-    centered = precise - precise.mean(axis=-1, keepdims=True)
-    inverse_std = jax.lax.rsqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + 1e-6)
-    return (centered * inverse_std).astype(h.dtype)
 
 
 class MLP(nn.Module):
@@ -111,20 +102,15 @@ class MLP(nn.Module):
             ValueError: a field is invalid (`validate`).
         """
         self.validate(*x.shape[1:])
-        e = positional_embedding(cond, 2 * self.features)
-        e = dense(self.features, name="embedding_1")(
-            nn.silu(dense(self.features, name="embedding_0")(e))
-        )
-        if self.num_classes:
-            classes = LabelEmbedding(self.num_classes, self.features, name="classes")
-            e = e + classes(labels, len(cond)).astype(e.dtype)
-        e = cast(nn.silu(e).astype(x.dtype), self.compute_dtype)
+        noise = positional_embedding(cond, 2 * self.features)
+        e = nn.silu(embedding_of(noise, labels, self.features, self.num_classes))
+        e = cast(e.astype(x.dtype), self.compute_dtype)
         h = dense(self.features, name="input")(cast(x.reshape(len(x), -1), self.compute_dtype))
         kind = rematerialized(MLPBlock) if self.remat else MLPBlock
         for i in range(self.depth):
             block = kind(int(self.mlp_ratio * self.features), self.dropout, name=f"block_{i}")
             h = block(h, e, train)
-        h = nn.silu(normalized(h)).astype(x.dtype)
+        h = nn.silu(layer_norm(h)).astype(x.dtype)
         outputs = (2 if self.learned_variance else 1) * x.shape[-1]
         shape = (*x.shape[1:-1], outputs)
         y = dense(math.prod(shape), name="output", init_scale=0.0)(h)
@@ -181,7 +167,7 @@ class MLPClassifier(nn.Module):
         h = dense(self.features, name="input")(cast(x.reshape(len(x), -1), self.compute_dtype))
         for i in range(self.depth):
             h = MLPBlock(2 * self.features, self.dropout, name=f"block_{i}")(h, e, train)
-        h = nn.silu(normalized(h)).astype(x.dtype)
+        h = nn.silu(layer_norm(h)).astype(x.dtype)
         self.sow("intermediates", "features", h)  # see `models.with_features`
         return dense(self.num_classes, name="output")(h)
 

@@ -26,7 +26,7 @@ from models.blocks.checks import (
     field_error,
 )
 from models.blocks.convolution import image_convolution
-from models.blocks.embeddings import LabelEmbedding, Labels, positional_embedding
+from models.blocks.embeddings import Labels, embedding_of, positional_embedding
 from models.blocks.layers import (
     Embedding,
     GroupNorm,
@@ -174,13 +174,8 @@ class UNet1D(nn.Module):
     @nn.nowrap
     def _embed(self, cond: Float[Array, "batch"], labels: Labels | None) -> Embedding:
         """Embed noise level and class, with activation: (b,), (b,) -> (b, 4 features)."""
-        width = 4 * self.features
-        e = dense(width, name="embedding_0")(positional_embedding(cond, self.features))
-        e = dense(width, name="embedding_1")(nn.silu(e))
-        if self.num_classes:
-            classes = LabelEmbedding(self.num_classes, width, name="classes")
-            e = e + classes(labels, len(cond)).astype(e.dtype)
-        return nn.silu(e)
+        noise = positional_embedding(cond, self.features)
+        return nn.silu(embedding_of(noise, labels, 4 * self.features, self.num_classes))
 
     @nn.nowrap
     def _block(self, multiplier: int, name: str) -> SeriesBlock:

@@ -70,7 +70,7 @@ def require_batch(x: Any) -> Batch:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"x has dtype {x.dtype}; give floats in the network's range, such as "
-            "model.from_unit_range(images / 255)"
+            "model.from_data(images)"
         )
     if x.ndim < 2 or not x.size:
         raise ValueError(f"x has shape {x.shape}; give a batch (batch, ...) of at least one")

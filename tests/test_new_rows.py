@@ -357,7 +357,7 @@ def test_reader(monkeypatch):
     monkeypatch.setattr(readers, "READERS", {"dummy": row, **readers.READERS})
     experiment = built(data={"name": "dummy"})
     assert experiment.data.quantizer.gray_levels == 5
-    assert (len(experiment.data.images.train), len(experiment.data.images.test)) == (12, 4)
+    assert (len(experiment.data.splits.train), len(experiment.data.splits.test)) == (12, 4)
     assert set(np.unique(drawn(experiment))) <= {0, 64, 128, 191, 255}
 
 
@@ -370,7 +370,7 @@ def test_dequantization(monkeypatch):
     )
     monkeypatch.setitem(DEQUANTIZATIONS, "dummy", row)
     data = built(data={"dequantization": "dummy"}).data
-    levels, places = data.images.test[:4], jnp.arange(4)
+    levels, places = data.splits.test[:4], jnp.arange(4)
     trained = data.batch(levels, places, seed=0, draw=0)
     x, log_q = data.dequantized(levels, places, seed=0, draw=0)
     np.testing.assert_array_equal(x, trained)

@@ -49,10 +49,10 @@ import scoresde as ss
 
 model = ss.load(sys.argv[1])
 drawn = model.experiment.sampler.draw(model.checkpoint, np.arange(4))
-images = model.experiment.data.images.test[:3]
-x = model.from_unit_range(model.experiment.data.quantizer.to_uint8(images) / np.float32(255))
+images = model.experiment.data.splits.test[:3]
+x = model.from_data(model.experiment.data.as_samples(images))
 found = ss.log_prob(jax.random.key(0), model.denoiser, x)
-np.savez(sys.argv[2], samples=drawn.samples, nats=found.nats, x=x, images=model.to_uint8(x))
+np.savez(sys.argv[2], samples=drawn.samples, nats=found.nats, x=x, images=model.to_data(x))
 print(model.shape, model.checkpoint.step)
 """
 
@@ -88,7 +88,7 @@ def test_loaded_model_is_that_of_the_step(trained):
         solver=ss.UniPC(),
         schedule=ss.Schedule(steps=4),
     ).x
-    assert model.to_uint8(x).shape == (4, 8, 8, 1)
+    assert model.to_data(x).shape == (4, 8, 8, 1)
 
 
 @pytest.mark.slow

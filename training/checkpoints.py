@@ -270,7 +270,7 @@ class Checkpoints:
                 folder, items = self._directory / str(step), ocp.args.Composite(state=args)
                 state = checkpointer.restore(folder, args=items)["state"]
         except Exception as error:  # Orbax promises no type
-            if in_bucket(self._directory):  # the files were verified: the network is to blame
+            if in_bucket(self._directory):  # the files were verified: the connection is to blame
                 folder = self._directory / str(step)
                 raise CheckpointError(
                     f"checkpoint {folder} cannot be read: {one_line(error)}. Run again"

@@ -18,6 +18,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from models.blocks.layers import dense
+
 Labels = Int[Array, "batch"]
 
 
@@ -80,3 +82,18 @@ class LabelEmbedding(nn.Module):
         table = self.param("table", init, (self.classes + 1, self.features), jnp.float32)
         labels = jnp.full(batch, self.classes) if labels is None else labels
         return jnp.take(table, labels, axis=0, mode="clip")
+
+
+def embedding_of(
+    noise: Float[Array, "batch _"], labels: Labels | None, features: int, num_classes: int
+) -> Float[Array, "batch {features}"]:
+    """Map the embedded noise level by two layers, and add the vector of the class, if any.
+
+    The layers are submodules of the caller.
+    """
+    e = dense(features, name="embedding_0")(noise)
+    e = dense(features, name="embedding_1")(nn.silu(e))
+    if num_classes:
+        classes = LabelEmbedding(num_classes, features, name="classes")
+        e = e + classes(labels, len(noise)).astype(e.dtype)
+    return e

@@ -62,6 +62,14 @@ def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def layer_norm(x: Array) -> Array:
+    """Return x with mean 0 and variance 1 along its last axis, without parameters."""
+    precise = at_least_float32(x)
+    centered = precise - precise.mean(axis=-1, keepdims=True)
+    inverse_std = lax.rsqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + 1e-6)
+    return (centered * inverse_std).astype(x.dtype)
+
+
 def follow_input(*arrays: Any, **_: Any) -> Any:
     """Cast weights to the dtype of the input, the first array; `promote_dtype` of Linen layers."""
     x, *weights = arrays

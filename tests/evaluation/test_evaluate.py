@@ -197,7 +197,7 @@ def test_bits_per_dim_is_the_density_of_the_dequantized_images(model, numbers):
     bits = []
     for draw in range(2):
         x = batch_of_test_images(
-            experiment.data.images.test,
+            experiment.data.splits.test,
             np.arange(TEST_IMAGES),
             seed=0,
             draw=draw,
@@ -235,7 +235,7 @@ def test_loss_is_the_objective_on_the_test_images(model, numbers):
     """Within five standard errors of a plain average over many times and noises."""
     sharp, denoiser, found = numbers
     experiment = build(configuration(sharp))
-    images = experiment.data.quantizer.normalize(experiment.data.images.test)
+    images = experiment.data.quantizer.normalize(experiment.data.splits.test)
     x = jnp.asarray(experiment.data.scaler.forward(images))
     keys = jax.random.split(jax.random.key(7), 200)
     losses = jax.jit(jax.vmap(lambda key: experiment.loss(key, denoiser, x).values))(keys)

@@ -21,7 +21,7 @@ def experiment(tmp_path):
 
 def test_statistics_are_those_of_the_images_and_kept(experiment, tmp_path):
     found = references.reference_of_split(experiment, "train", PIXELS, tmp_path)
-    pixels = experiment.data.images.train.reshape(32, -1) / 255
+    pixels = experiment.data.splits.train.reshape(32, -1) / 255
     np.testing.assert_allclose(found.statistics.mean, pixels.mean(axis=0), atol=1e-7)
     np.testing.assert_allclose(found.statistics.covariance, np.cov(pixels.T), atol=1e-7)
     file = tmp_path / "images-train-pixels.npz"

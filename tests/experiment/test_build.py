@@ -19,7 +19,7 @@ def test_building_allocates_nothing_and_reads_no_data():
     kept = [array for array in jax.live_arrays() if id(array) not in before]
     assert sum(array.size for array in kept) < 1000
     with pytest.raises(ConfigError, match="cifar10"):
-        _ = experiment.data.images
+        _ = experiment.data.splits
 
 
 def test_limits_of_the_classifier_bind_only_those_who_use_it():

@@ -24,8 +24,8 @@ def test_notes_are_printed_once(tmp_path, capsys):
         save_folder(tmp_path / split, names, random_images(4))
     (tmp_path / "train/cat/x.gif").write_bytes(b"")
     data = data_of(tmp_path, channels=3)
-    assert data.images.class_names == ("cat", "dog")
-    assert len(data.images.train) == 4
+    assert data.splits.class_names == ("cat", "dog")
+    assert len(data.splits.train) == 4
     printed = capsys.readouterr().out
     assert printed.count("classes 0 cat, 1 dog") == 1
     assert printed.count("not read: 1 .gif") == 1
@@ -55,9 +55,9 @@ def test_missing_labels_are_those_of_a_split(tmp_path):
     save_folder(tmp_path / "train", names, random_images(2, channels=1))
     save_folder(tmp_path / "val", ["a.png"], random_images(1, channels=1))
     data = data_of(tmp_path)
-    data.require_classes(data.images.train_labels, 2, "model")
+    data.require_classes(data.splits.train_labels, 2, "model")
     with pytest.raises(ConfigError, match=r"the test images of .* have no labels"):
-        data.require_classes(data.images.test_labels, 2, "model")
+        data.require_classes(data.splits.test_labels, 2, "model")
     np.savez(tmp_path / "flat.npz", images=random_images(4, channels=1))
     with pytest.raises(ConfigError, match=r"has no labels; set config\.model\.num_classes=0"):
         data_of(tmp_path / "flat.npz").require_classes(None, 2, "model")

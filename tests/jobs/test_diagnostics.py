@@ -90,7 +90,7 @@ def test_errors_at_noise_levels_are_those_of_the_optimal_network(measured):
 def test_bits_per_dim_are_those_of_the_density(measured):
     diagnostics, values = measured
     data = diagnostics.experiment.data
-    x = data.scaler.forward((data.images.test + np.float32(0.5)) / 256)
+    x = data.scaler.forward((data.splits.test + np.float32(0.5)) / 256)
     nats = -0.5 * ((x - MEAN) / STD) ** 2 - np.log(STD * np.sqrt(2 * np.pi))
     exact = -(nats.mean() + np.log(2 / 256)) / np.log(2)
     assert values["bits_per_dim_error"] < 0.15

@@ -60,7 +60,7 @@ def test_known_pixels_return_and_sample_k_belongs_to_input_k_modulo_their_number
     fields = task("inpaint", "test:0-2", mask="left", method="projection")
     experiment, found = run_task(checkpoint, 8, fields)
     data = experiment.data
-    wanted = data.quantizer.to_uint8(data.images.test[np.arange(8) % 3])
+    wanted = data.quantizer.to_uint8(data.splits.test[np.arange(8) % 3])
     np.testing.assert_array_equal(found.samples[:, :, :4], wanted[:, :, :4])
     assert (found.samples[:, :, 4:] != wanted[:, :, 4:]).mean() > 0.5
     assert (found.samples[0] != found.samples[3]).any()  # two samples of one posterior
@@ -134,7 +134,7 @@ def test_noise_is_added_once_and_known(checkpoint):
 def test_sdedit_repaints_from_the_time_up_to_which_noise_is_added(checkpoint):
     _, near = run_task(checkpoint, 4, task("sdedit", "test:0-3", start=0.01))
     experiment, far = run_task(checkpoint, 4, task("sdedit", "test:0-3", start=0.9))
-    given = experiment.data.quantizer.to_uint8(experiment.data.images.test[:4])
+    given = experiment.data.quantizer.to_uint8(experiment.data.splits.test[:4])
     distances = [np.abs(found.samples.astype(float) - given).mean() for found in (near, far)]
     assert distances[0] < 8 < distances[1]
 
@@ -144,7 +144,7 @@ def test_sdedit_repaints_from_the_time_up_to_which_noise_is_added(checkpoint):
 def test_images_are_reconstructed_from_their_latents(checkpoint, name):
     steps = {"sampling.name": name, "sampling.steps": 60 if name == "ddim" else None}
     experiment, found = run_task(checkpoint, 3, steps | task("reconstruct", "test:0-2"))
-    given = experiment.data.quantizer.to_uint8(experiment.data.images.test[:3])
+    given = experiment.data.quantizer.to_uint8(experiment.data.splits.test[:3])
     assert found.arrays["latent"].shape == (3, 8, 8, 1)
     assert np.abs(found.samples.astype(float) - given).mean() < 255 / 16
 
@@ -153,7 +153,7 @@ def test_images_are_reconstructed_from_their_latents(checkpoint, name):
 def test_interpolation_begins_and_ends_at_the_two_images(checkpoint):
     fields = {"sampling.steps": 60} | task("interpolate", "test:0,test:1")
     experiment, found = run_task(checkpoint, 5, fields)
-    given = experiment.data.quantizer.to_uint8(experiment.data.images.test[:2]).astype(float)
+    given = experiment.data.quantizer.to_uint8(experiment.data.splits.test[:2]).astype(float)
     ends = found.samples[[0, -1]].astype(float)
     assert np.abs(ends - given).mean() < 255 / 16
     assert len(found.samples) == 5
@@ -244,7 +244,7 @@ def test_sample_k_is_of_small_image_k_modulo_their_number():
     params["output_conv"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), kernel.shape)
     checkpoint = Checkpoint(step=0, denoiser=experiment.model.denoiser(params))
     run = TaskRun(experiment, experiment.sampler.task, 4)
-    images = experiment.data.quantizer.to_uint8(experiment.data.images.test[:2])
+    images = experiment.data.quantizer.to_uint8(experiment.data.splits.test[:2])
     means = images.reshape(2, 4, 2, 4, 2, 1).mean(axis=(2, 4)) / 255
     np.testing.assert_allclose(run.inputs, means, atol=1e-6)
     x = experiment.data.from_unit_range(images.astype(np.float32) / 255)
