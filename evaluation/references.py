@@ -37,12 +37,12 @@ def _images(data: Data, split: str) -> Any:
 
 def _provenance(data: Data, split: str, extractor: Extractor) -> Provenance:
     """Return what identifies the statistics of these images by this extractor."""
-    images, options = _images(data, split), data.options
+    images = _images(data, split)
     return Provenance(
-        dataset=Path(options.name).name,
+        dataset=Path(data.options.name).name,
         split=split,
         image_size=data.shape[0],
-        resize=getattr(options, "resize", "none"),
+        resize=data.resize,
         count=len(images),
         fingerprint=data.splits.fingerprints[split],
         extractor=extractor.name,

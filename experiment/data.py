@@ -54,6 +54,11 @@ class Data(abc.ABC):
         """The shape of a row: (height, width, channels), (coordinates,) or (length, channels)."""
 
     @property
+    def resize(self) -> str:
+        """How images of another size are fitted; "none" where nothing is."""
+        return "none"
+
+    @property
     def size(self) -> int:
         """The numbers in a row."""
         return math.prod(self.shape)

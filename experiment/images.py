@@ -42,6 +42,10 @@ class Images(Data):
         return self.options.image_size, self.options.image_size, self.options.channels
 
     @property
+    def resize(self) -> str:
+        return self.options.resize
+
+    @property
     def scaler(self) -> ImageScaler:
         """The map from [0, 1] to the network's range."""
         return ImageScaler(low=-1.0 if self.options.centered else 0.0, high=1.0)

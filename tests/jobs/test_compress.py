@@ -1,5 +1,7 @@
 """Compression by commands: images come back, and what does not fit is one line."""
 
+import json
+
 import numpy as np
 import pytest
 from command_line import TINY, flags, run
@@ -48,3 +50,18 @@ def test_images_come_back_from_a_file_and_others_are_refused(workdir):
     assert done.status == 1
     assert "has gray levels that the model lacks, which has 17" in done.stderr
     assert not (workdir / "c").exists()
+
+
+@pytest.mark.slow
+def test_all_bits_of_the_curve_but_the_last_are_those_of_the_bound(workdir):
+    metrics = {"eval.metrics": "('discrete_bound', 'rate_distortion')", "eval.batch_size": 99}
+    done = run(*flags("eval", workdir, FIELDS | metrics))
+    assert done.status == 0, done.stderr
+    assert "bits/dim to an error of 10 of 255" in done.stdout
+    results = json.loads((workdir / "eval/2.json").read_text())
+    bound, curve = results["discrete_bound"], results["rate_distortion"]
+    assert curve["rate"][0] == pytest.approx(bound["L_T"], rel=1e-5)
+    assert curve["rate"][-1] == pytest.approx(bound["mean"] - bound["L_0"], rel=1e-5)
+    assert curve["rate"] == sorted(curve["rate"])
+    assert 0 < curve["distortion"][-1] < curve["distortion"][0] < 255
+    assert (workdir / "eval/2_rate_distortion.png").exists()
