@@ -18,6 +18,7 @@ import models
 import sde_lib
 import solvers
 from experiment.configurations import configuration_names, known_configurations
+from main import MODES
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -125,6 +126,13 @@ def test_the_table_of_samplers_is_complete():
     text, _, _ = (ROOT / "docs/samplers.md").read_text().partition("\n## ")
     listed = set(re.findall(r"^\| `(\w+)` \|", text, re.M))
     assert listed == solvers.SOLVERS.keys() | solvers.ADAPTIVE.keys()
+
+
+def test_the_table_of_modes_is_complete():
+    text = (ROOT / "docs/getting_started.md").read_text()
+    _, _, rows = text.partition("| `--mode=` |")
+    listed = re.findall(r"^\| ((?:`\w+`,? ?)+)\|", rows.partition("\n## ")[0], re.M)
+    assert {name for row in listed for name in re.findall(r"\w+", row)} == set(MODES)
 
 
 def test_the_readme_is_short():
