@@ -233,11 +233,11 @@ def sample(
         drawn = experiment.sampler.draw(
             loaded, shown, frames=_FRAMES, predicts=gif == "x0", condition=condition
         )
-        pictures = experiment.data.pictures(drawn.frames)
-        if gif == "x0":
-            pairs = zip(pictures, experiment.data.pictures(drawn.predictions), strict=True)
-            pictures = [np.concatenate(pair, axis=1) for pair in pairs]
-        write_gif(folder / "samples.gif", pictures)
+        # All with the same axes; each frame, then what is predicted from it.
+        pictures = experiment.data.pictures([*drawn.frames, *drawn.predictions])
+        count = len(drawn.frames)
+        side_by_side = [np.concatenate(pictures[i::count], axis=1) for i in range(count)]
+        write_gif(folder / "samples.gif", side_by_side)
 
 
 def moments(
