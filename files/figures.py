@@ -88,8 +88,8 @@ def _figure(columns: int, rows: int, *, side: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     size = (side * columns, side * rows)
-    # Without a layout, whatever the user's figures have: one would forbid subplots_adjust.
-    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="none")
+    layout: Any = "none"  # whatever the user's figures have; a layout forbids subplots_adjust
+    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout=layout)
     figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.93, wspace=0.06, hspace=0.2)
     return figure, FigureCanvasAgg(figure)
 
