@@ -284,6 +284,7 @@ def test_invalid_clipping_is_an_error(fields, message):
         Clipping(**fields)
 
 
+@pytest.mark.slow
 def test_classes_and_small_images_travel_with_their_image():
     """A batch of one, as adaptive samplers take it, has its own."""
     rng = np.random.default_rng(0)
