@@ -274,6 +274,16 @@ class TrainedModel:
     checkpoint: Checkpoint
     experiment: Experiment
 
+    @classmethod
+    def of(cls, experiment: Experiment, checkpoint: Checkpoint) -> "TrainedModel":
+        """Return the model of a checkpoint."""
+        return cls(
+            denoiser=checkpoint.denoiser,
+            shape=experiment.data.shape,
+            checkpoint=checkpoint,
+            experiment=experiment,
+        )
+
     def to_data(self, x: Float[Any, "count ..."]) -> Shaped[np.ndarray, "count ..."]:
         """Convert samples from the network's range to 0..255, or to the units of the data."""
         return self.experiment.data.decode(x)
@@ -306,10 +316,4 @@ def load_model(path: str | AnyPath, step: int | None = None, ema: str = "") -> T
     """
     workdir = Workdir(path)
     experiment = experiment_of(workdir)
-    checkpoint = load_checkpoint(experiment, workdir, step, ema)
-    return TrainedModel(
-        denoiser=checkpoint.denoiser,
-        shape=experiment.data.shape,
-        checkpoint=checkpoint,
-        experiment=experiment,
-    )
+    return TrainedModel.of(experiment, load_checkpoint(experiment, workdir, step, ema))
