@@ -42,6 +42,7 @@ from numerics.arrays import Batch, pytree, sum_per_sample
 from numerics.traces import PROBES, exact_trace
 from objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from objectives.distillation import ProgressiveDistillation
+from objectives.maximum_likelihood import MaximumLikelihood
 from objectives.times import TimeDistribution, Times, Uniform
 from objectives.variational import DECODERS, VARIANCES, ChainBound, PixelLevels
 from objectives.weights import Sigma2, Weight
@@ -400,7 +401,8 @@ def _gamma(sde: SDE, t: Times) -> tuple[Times, Times]:
     return jax.jvp(lambda t: -sde.log_snr(t), (t,), (jnp.ones_like(t),))
 
 
-# The objectives by name: the estimators, the bounds, and those of networks for few steps.
+# The objectives by name: the estimators, the bounds, the likelihood of an energy, and those of
+# networks for few steps.
 LOSSES: dict[str, type[Objective]] = {
     "denoising": ScoreMatching,
     "exact": ExactScoreMatching,
@@ -408,6 +410,7 @@ LOSSES: dict[str, type[Objective]] = {
     "vlb": VariationalBound,
     "hybrid": Hybrid,
     "learned_schedule": LearnedSchedule,
+    "maximum_likelihood": MaximumLikelihood,
     "consistency_training": ConsistencyTraining,
     "consistency_distillation": ConsistencyDistillation,
     "progressive_distillation": ProgressiveDistillation,

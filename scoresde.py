@@ -14,7 +14,7 @@ if __name__ == "__main__":  # python -m scoresde is the program, which imports w
     runpy.run_module("main", run_name="__main__", alter_sys=True)
     sys.exit()
 
-from denoising import Clipping, Denoiser, Prediction
+from denoising import Denoiser, Prediction
 from experiment.build import build
 from experiment.configurations import load_configuration
 from guidance.autoguidance import Autoguidance
@@ -27,6 +27,7 @@ from jobs.restore import TrainedModel
 from jobs.shipped import load
 from likelihood import LikelihoodOptions, log_prob
 from losses import LOSSES, ScoreMatching
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
 from objectives.times import TIMES
 from objectives.weights import WEIGHTS

@@ -10,7 +10,7 @@ from ml_collections.config_dict import placeholder
 def add_fields(config: ConfigDict) -> None:
     config.sampling = sampling = ConfigDict()
     # Fixed steps: pc (Predictor-Corrector), ddim, dpm_solver, unipc, deis, heun, analytic,
-    # langevin. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
+    # langevin, mala. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
     sampling.name = "pc"
     sampling.seed = 0
     sampling.label = -1  # class of the samples; -1 cycles through all, num_classes is no class
@@ -31,7 +31,7 @@ def add_fields(config: ConfigDict) -> None:
     # pc:
     # euler_maruyama, reverse_diffusion, probability_flow, ancestral, none
     sampling.predictor = "euler_maruyama"
-    sampling.corrector = "none"  # langevin, annealed_langevin, none
+    sampling.corrector = "none"  # langevin, annealed_langevin, mala, none
     sampling.corrector_first = placeholder(bool)
     # exact transitions; or published, the tables and times of Song et al.'s code
     sampling.discretization = placeholder(str)
@@ -68,7 +68,7 @@ def add_fields(config: ConfigDict) -> None:
     sampling.timestep_choice = placeholder(str)  # grid, optimal
     sampling.clip_last_std = placeholder(float)  # bound on the noise of the last step
     sampling.clip_x0_range = placeholder(float)  # half the width of the data's range
-    # langevin:
+    # langevin, mala:
     sampling.step_size = placeholder(float)  # in units of sigma^2
     # ode, sde, dpm_adaptive:
     sampling.solver = placeholder(str)  # ode: dopri5, adams, ...; sde: sra1, euler, ...

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 from bounds.continuous import ContinuousBoundOptions
 from bounds.dequantization import Dequantizer
 from bounds.discrete import DiscreteBoundOptions
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import ConfigError
 from experiment.data import Data
 from experiment.kinds import require_kind
@@ -28,6 +28,7 @@ from experiment.sampler import Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
 from models import CLASSIFIERS
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
 from sde_lib import SDE
 from time_grids import Schedule

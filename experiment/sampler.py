@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import sampling
 from bounds.dequantization import Dequantizer
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from experiment.class_guidance import BadModel, Classes, GuidanceOptions
 from experiment.data import Data
 from experiment.options import SamplingOptions
@@ -28,6 +28,7 @@ from experiment.tasks import Task
 from guidance.base import guide
 from guidance.classifier import Classifier
 from numerics.arrays import Batch
+from numerics.clipping import Clipping
 from sampling import Projection, Samples
 from solvers import ddim, ode
 from solvers.ddim import DDIM
@@ -80,6 +81,7 @@ class Drawn(NamedTuple):
         frames: snapshots, as the samples.
         times: the times of the snapshots.
         predictions: the x0 that is predicted from each snapshot, with `predicts`.
+        acceptance: as of `sampling.Samples`; None of a sampler without Metropolis steps.
     """
 
     samples: Shaped[np.ndarray, "count ..."]
@@ -87,6 +89,7 @@ class Drawn(NamedTuple):
     frames: list[Shaped[np.ndarray, "count ..."]]
     times: list[float]
     predictions: list[Shaped[np.ndarray, "count ..."]]
+    acceptance: Float[np.ndarray, "count"] | None = None
 
 
 class Conditioned(NamedTuple):
@@ -253,7 +256,15 @@ class Sampler:
             [self.data.decode(parallel.fetch(x)[: len(indices)]) for x in found]
             for found in (path, frames_x0)
         )
-        return Drawn(drawn, samples.nfe, snapshots, [float(t) for t in times], predictions)
+        found = samples.acceptance
+        return Drawn(
+            samples=drawn,
+            nfe=samples.nfe,
+            frames=snapshots,
+            times=[float(t) for t in times],
+            predictions=predictions,
+            acceptance=None if found is None else parallel.fetch(found)[: len(indices)],
+        )
 
     @property
     def starts_at_images(self) -> bool:

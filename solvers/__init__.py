@@ -14,6 +14,7 @@ from solvers.dpm_adaptive import DPMAdaptive, sample_adaptive
 from solvers.dpm_solver import DPMSolver
 from solvers.heun import Heun
 from solvers.langevin import LangevinDynamics
+from solvers.mala import MALA
 from solvers.ode import FlowOptions, sample_ode
 from solvers.predictor_corrector import PredictorCorrector
 from solvers.sde import ReverseSDE, sample_sde
@@ -29,6 +30,7 @@ SOLVERS = {
     "heun": Heun,
     "analytic": AnalyticDPM,
     "langevin": LangevinDynamics,
+    "mala": MALA,
 }
 
 # name -> (sampler, its options by keyword)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from analytic import assert_samples_follow, standardized_mixture
 
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import SamplingError
 from likelihood import LikelihoodOptions, log_prob
 from numerics.arrays import fold_in_each, normal_like, sample_keys
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions, integrate
 from numerics.stochastic import SDEOptions
 from sampling import Plan, Step, sample

@@ -43,12 +43,14 @@ class Objective(abc.ABC):
         samplers: names of the only samplers of what it trains; () if it trains scores at all times,
             as likelihoods and all other samplers need.
         trains_process: whether it trains a process that has parameters, as no other does.
+        needs_energy: whether the network must be the gradient of an energy.
         teacher: what `Context.teacher` is, such as RUN or RUN:STEP; "" for none.
     """
 
     parameterization: ClassVar[str | None] = None
     samplers: ClassVar[tuple[str, ...]] = ()
     trains_process: ClassVar[bool] = False
+    needs_energy: ClassVar[bool] = False
     teacher: str = ""
 
     @property

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from numerics.arrays import fold_in_each, normal_like, pytree, sample_keys
+from numerics.clipping import Clipping
 from sampling import Step, sample
 from sde_lib import VESDE, VPSDE, DiscreteVPSDE
 from solvers.predictor_corrector import Ancestral, PredictorCorrector
