@@ -41,6 +41,8 @@ PACKAGES = {
     "diffrax": {"numerics"},
     "orbax": {"training"},
     "optax": {"training"},
+    "tokenizers": {"published.clip_tokenizer"},
+    "huggingface_hub": {"files.hub"},
     "matplotlib": {"files.plots", "files.figures"},
 }
 _SHARDING = {"training.parallel", "training.sharding"}
