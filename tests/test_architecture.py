@@ -42,6 +42,7 @@ PACKAGES = {
     "orbax": {"training"},
     "optax": {"training"},
     "matplotlib": {"files.plots", "files.figures"},
+    "ott": {"numerics"},
 }
 _SHARDING = {"training.parallel", "training.sharding"}
 WORDS = {
