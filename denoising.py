@@ -3,7 +3,7 @@ r"""The Denoiser: the interface between networks and samplers, losses and likeli
 A network computes h = network(input_map(x_t), conditioning(t)). A parameterization defines how h
 encodes the pair (x0, eps), tied by x_t = alpha x0 + sigma eps. The score is then -eps / sigma
 (Vincent 2011; Song et al. 2021, arXiv:2011.13456). Samplers, losses and likelihoods call `predict`
-and `score` only. They do not depend on what the network was trained to output.
+and `score` only, whatever the network was trained to output.
 
     parameterization      h                              input map
     eps                   eps                            x          DDPM; VP, sub-VP of Song et al.
@@ -12,6 +12,7 @@ and `score` only. They do not depend on what the network was trained to output.
     x0                    x0                             x
     v                     alpha eps - sigma x0           x          Salimans & Ho, arXiv:2202.00512
     velocity              eps - x0                       x          rectified flow, arXiv:2209.03003
+    bridge                (x - x0) / sqrt(sigma)         x          I2SB, arXiv:2302.05872
     scaled_score          sigma times the score = -eps   2 x - 1    VE of Song et al., NCSNv2
     score_centered_input  the score                      2 x - 1    NCSN
     edm                   (x0 - c_skip y) / c_out        c_in y     Karras et al., arXiv:2206.00364
@@ -96,14 +97,18 @@ def _from_x0(x: Batch, alpha: Batch, sigma: Batch, x0: Batch) -> Prediction:
 
 
 def _from_v(x: Batch, alpha: Batch, sigma: Batch, v: Batch) -> Prediction:
-    # Dividing by alpha^2 + sigma^2 makes the rotation exact for all processes, not only for VP.
+    # Dividing by alpha^2 + sigma^2 makes the rotation exact for all processes.
     norm = alpha**2 + sigma**2
     return Prediction((alpha * x - sigma * v) / norm, (sigma * x + alpha * v) / norm)
 
 
 def _from_velocity(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction:
-    # alpha + sigma is 1 on the linear path, and never 0.
     return Prediction((x - sigma * h) / (alpha + sigma), (x + alpha * h) / (alpha + sigma))
+
+
+def _from_bridge(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction:
+    root = jnp.sqrt(sigma)
+    return Prediction(x - root * h, (1 - alpha) / sigma * x + alpha / root * h)
 
 
 def _from_edm(x: Batch, alpha: Batch, sigma: Batch, h: Batch, sigma_data: float) -> Prediction:
@@ -166,6 +171,7 @@ PARAMETERIZATIONS = {
     "x0": Parameterization(predict=_from_x0),
     "v": Parameterization(predict=_from_v),
     "velocity": Parameterization(predict=_from_velocity),
+    "bridge": Parameterization(predict=_from_bridge),
     "scaled_score": Parameterization(
         predict=lambda x, a, s, h: _from_eps(x, a, s, -h), input=_center
     ),
@@ -187,7 +193,7 @@ PARAMETERIZATIONS = {
 }
 
 
-# Fields that only some parameterizations use, and their defaults.
+# Fields of some parameterizations, and their defaults.
 _PARAMETERS = {"sigma_data": 0.5, "sigma_min": 0.002}
 
 
@@ -267,18 +273,17 @@ class Denoiser:
         energy: the function (input, condition, ...) -> (batch,) whose gradient by the input is the
             network, for `log_density`; None for a network that is no gradient.
         labels: the class of each image of the batch, for a class-conditional network.
-        augment_labels: how each image of the batch was augmented, in training only; see
-            `training.augmentation`.
+        augment_labels: how each image was augmented in training; see `training.augmentation`.
         image: a small image per image of the batch, for an upsampler.
+        end: the end x1 of the path of each image of the batch, in training with a coupling.
         parameterization: a name in PARAMETERIZATIONS.
         conditioning: a name in CONDITIONINGS.
         num_timesteps: length of the chain whose timesteps some conditionings count.
         sigma_data: standard deviation of the data, for parameterizations "edm" and "consistency".
             EDM takes 0.5 for images in [-1, 1].
-        sigma_min: for parameterization "consistency", the noise level sigma / alpha at which the
-            network's function is the identity.
-        clipping: applied to the predicted x0; eps and the score are changed to match. Each
-            guidance receives the clipped prediction, and may clip the guided one.
+        sigma_min: for "consistency", the level sigma / alpha where the function is the identity.
+        clipping: of the predicted x0; eps and the score are changed to match. Each guidance
+            receives the clipped prediction, and may clip the guided one.
         guidances: changes of the predictions, applied in order.
 
     Raises:
@@ -291,6 +296,7 @@ class Denoiser:
     labels: Int[Array, "batch"] | None = None
     augment_labels: Float[Array, "batch augment"] | None = None
     image: Batch | None = None
+    end: Batch | None = None
     parameterization: str = "eps"
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000

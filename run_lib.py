@@ -36,10 +36,11 @@ from jobs.restore import (
     load_moments,
     restore_average,
 )
-from jobs.sample import TaskRun, draw_plain
+from jobs.sample import draw_plain
 from jobs.teacher import find_teacher
 from jobs.train import train as run_job
 from jobs.training_job import classifier_job, dequantizer_job, model_job
+from jobs.translate import task_run
 from jobs.workdir import Workdir
 from training.hosts import agreed, require_same
 
@@ -214,7 +215,7 @@ def sample(
             f"--gif animates samples, but config.task.name={task.name!r} draws none; leave it out"
         )
     loaded = load_checkpoint(experiment, workdir, checkpoint, ema)
-    run = None if task is None else TaskRun(experiment, task, num_samples)
+    run = None if task is None else task_run(experiment, task, num_samples)
     protocol = samples_protocol(experiment, loaded, num_samples, run and run.inputs)
     require_same("the inputs or the checkpoint", protocol.fields)
     if run is None:
@@ -308,7 +309,7 @@ def check(
     experiment.require_trainable()
     _check_count(experiment, num_samples)
     if (task := experiment.sampler.task) is not None:
-        TaskRun(experiment, task, num_samples)
+        task_run(experiment, task, num_samples)
     if experiment.loss.teacher:
         find_teacher(experiment)
     check_measurements(experiment)

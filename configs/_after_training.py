@@ -10,7 +10,7 @@ from ml_collections.config_dict import placeholder
 def add_fields(config: ConfigDict) -> None:
     config.sampling = sampling = ConfigDict()
     # Fixed steps: pc (Predictor-Corrector), ddim, dpm_solver, unipc, deis, heun, analytic,
-    # langevin, mala. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
+    # langevin, mala, bridge. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
     sampling.name = "pc"
     sampling.seed = 0
     sampling.label = -1  # class of the samples; -1 cycles through all, num_classes is no class
@@ -95,7 +95,7 @@ def add_fields(config: ConfigDict) -> None:
     config.task = task = ConfigDict()
     # generate (plain samples, no input); inverse problems: inpaint, colorize, super_resolve,
     # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate;
-    # upsample: the small images of an upsampler
+    # upsample: the small images of an upsampler; between data sets: translate
     task.name = "generate"
     # files, separated by commas (\, for a comma in a name); or test, test:3, test:0-7
     task.input = placeholder(str)
@@ -106,6 +106,7 @@ def add_fields(config: ConfigDict) -> None:
     task.fraction = placeholder(float)  # compressed_sensing: measurements per number in x
     task.acceleration = placeholder(float)  # mri: columns per measured column
     task.measurement_seed = placeholder(int)  # compressed_sensing, mri
+    task.direction = placeholder(str)  # translate: to_data (from x1 to x0), from_data
     task.start = placeholder(float)  # sdedit: the time below 1 up to which noise is added
     # inverse problems:
     task.input_is_measurement = placeholder(bool)  # otherwise an image, which is measured

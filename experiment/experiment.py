@@ -13,6 +13,7 @@ from bounds.discrete import DiscreteBoundOptions
 from denoising import Denoiser
 from errors import ConfigError
 from experiment.data import Data
+from experiment.ends import Ends
 from experiment.kinds import require_kind
 from experiment.options import (
     AnalyticDPMOptions,
@@ -152,12 +153,14 @@ class Experiment:
         config: the resolved configuration, nested dicts of built-in types.
         seed: seed of initialization, training noise and data order.
         parallel: how arrays are split over the devices.
+        ends: the other ends of the paths from data: noise, or a second data set.
     """
 
     config: dict[str, Any]
     seed: int
     parallel: DataParallel
     data: Data
+    ends: Ends
     model: Model
     sampler: Sampler
     loss: Objective

@@ -22,6 +22,7 @@ from bounds.dequantization import Dequantizer
 from denoising import Denoiser
 from experiment.class_guidance import BadModel, Classes, GuidanceOptions
 from experiment.data import Data
+from experiment.ends import Ends
 from experiment.options import SamplingOptions
 from experiment.randomness import base_key
 from experiment.tasks import Task
@@ -93,11 +94,19 @@ class Drawn(NamedTuple):
 
 
 class Conditioned(NamedTuple):
-    """A batch conditioned on its inputs: guided denoiser, projection, images to start from."""
+    """A batch conditioned on its inputs.
+
+    Attributes:
+        denoiser: perhaps guided.
+        projection: onto what is known.
+        source: images to which noise is added.
+        initial: ends x1, where samples start.
+    """
 
     denoiser: Denoiser
     projection: Projection | None = None
     source: Batch | None = None
+    initial: Batch | None = None
 
 
 Condition = Callable[[Denoiser, Int[Array, "batch"]], Conditioned]
@@ -198,6 +207,7 @@ class Sampler:
         solve: runs the solver.
         evaluations: network evaluations per image; None for adaptive steps.
         needs: what a checkpoint must come with: "moments", "classifier", "bad_model".
+        ends: where samples start.
     """
 
     name: str
@@ -210,6 +220,7 @@ class Sampler:
     evaluations: int | None
     needs: frozenset[str]
     data: Data
+    ends: Ends
 
     def draw(
         self,
@@ -236,18 +247,12 @@ class Sampler:
         """
         parallel = self.data.parallel
         placed = parallel.place(indices)
-        denoiser, projection, source = condition(self.with_classes(checkpoint, placed), placed)
-        options: dict[str, Any] = {"indices": placed, "frames": frames}
-        if projection is not None:
-            options["projection"] = projection
-        if source is not None:
-            options["source"] = source
-        key = base_key(self.options.seed if seed is None else seed, "sampling")
-        shape = (placed.shape[0], *self.data.shape)
-        with _steps_bar() as progress:
-            if self.evaluations is not None:  # adaptive samplers do not know their progress
-                options["progress"] = progress
-            samples = self.solve(key, denoiser, shape, checkpoint.moments, **options)
+        seed = self.options.seed if seed is None else seed
+        given = condition(self.with_classes(checkpoint, placed), placed)
+        if given.initial is None:
+            given = given._replace(initial=self.ends.starts(parallel.fetch(placed), seed))
+        denoiser = given.denoiser
+        samples = self.states(given, placed, seed, moments=checkpoint.moments, frames=frames)
         drawn = self.data.decode(parallel.fetch(samples.x)[: len(indices)])
         path = () if samples.trajectory is None else samples.trajectory
         times = () if samples.times is None else samples.times
@@ -265,6 +270,31 @@ class Sampler:
             predictions=predictions,
             acceptance=None if found is None else parallel.fetch(found)[: len(indices)],
         )
+
+    def states(
+        self,
+        given: Conditioned,
+        indices: Int[Array, "batch"],
+        seed: int,
+        *,
+        moments: EpsMoments | None = None,
+        frames: int = 0,
+    ) -> Samples:
+        """Draw the samples with these indices, split over the devices, in the network's range.
+
+        Raises:
+            SamplingError: if a sample becomes NaN or infinite.
+        """
+        options: dict[str, Any] = {"indices": indices, "frames": frames}
+        inputs = given._asdict()
+        denoiser = inputs.pop("denoiser")
+        options |= {name: value for name, value in inputs.items() if value is not None}
+        key = base_key(seed, "sampling")
+        shape = (indices.shape[0], *self.data.shape)
+        with _steps_bar() as progress:
+            if self.evaluations is not None:  # adaptive samplers do not know their progress
+                options["progress"] = progress
+            return self.solve(key, denoiser, shape, moments, **options)
 
     @property
     def starts_at_images(self) -> bool:

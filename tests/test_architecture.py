@@ -44,6 +44,7 @@ PACKAGES = {
     "tokenizers": {"published.clip_tokenizer"},
     "huggingface_hub": {"files.hub"},
     "matplotlib": {"files.plots", "files.figures"},
+    "ott": {"numerics"},
 }
 _SHARDING = {"training.parallel", "training.sharding"}
 WORDS = {
