@@ -21,6 +21,7 @@ from experiment.sampler import checkpoint_name, unconditioned
 from files.paths import AnyPath
 from files.pictures import write_gif, write_png_folder
 from jobs.averages import parse_lengths, reconstruct
+from jobs.bridges import train_rounds
 from jobs.compress import compress as compress
 from jobs.compress import decompress as decompress
 from jobs.diagnostics import Diagnostics
@@ -112,6 +113,15 @@ def train_dequantizer(experiment: Experiment, workdir: Workdir) -> None:
     denoiser = load_checkpoint(experiment, workdir).denoiser
     if run_job(dequantizer_job(experiment, denoiser), workdir.dequantizer):
         print("next: --mode=eval with --config.data.dequantization=variational")
+
+
+def train_bridge(experiment: Experiment, workdir: Workdir, *, rounds: int = 6) -> None:
+    """Train rounds of bridges or flows between two data sets, each on pairs of the one before.
+
+    Raises:
+        as `train`.
+    """
+    train_rounds(experiment, workdir, rounds)
 
 
 def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None:

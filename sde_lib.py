@@ -124,7 +124,7 @@ class SDE(abc.ABC):
         std = self.sigma(t) * jnp.sqrt(-jnp.expm1(self.log_snr(t) - self.log_snr(s)))
         return scale, std
 
-    def bridge_std(self, s: Time, t: Time | float = 1.0) -> Time:
+    def bridge_std(self, s: Any, t: Any = 1.0) -> Any:
         """Return the deviation at s of the Brownian bridge between given ends at 0 and t >= s."""
         return self.diffusion * (s * (t - s) / t) ** 0.5
 

@@ -1,7 +1,8 @@
-"""Bridges between two sets of points: eight Gaussians to moons, and back.
+r"""Bridges between two sets of points: eight Gaussians to moons, and back.
 
 python main.py --config=configs/bridge_points.py --mode=train
-python main.py --config=configs/bridge_points.py --mode=sample --config.task.name=translate --config.task.input=test
+python main.py --config=configs/bridge_points.py --mode=sample --num_samples=2000 \
+    --config.task.name=translate --config.task.input=test
 
     variant       what it trains
     ot            flow matching, with pairs by optimal transport within batches (the default)
@@ -39,9 +40,9 @@ def get_config(variant: str = "ot") -> ConfigDict:
     config.weight.name = "velocity"
     config.times.name = "uniform"
     config.times.t_min = 1e-3
-    config.sampling.name = "heun"
+    config.sampling.name = "ddim"
     config.sampling.grid = "uniform"
-    config.sampling.steps = 30
+    config.sampling.steps = 50
     config.sampling.final_step = "denoise"
     if variant == "ot":
         config.coupling.name = "minibatch_ot"
@@ -53,7 +54,7 @@ def get_config(variant: str = "ot") -> ConfigDict:
         config.denoiser.parameterization = "bridge"
         config.weight.name = "bridge"
         config.sampling.name = "bridge"
-        config.sampling.steps = 50
+        config.sampling.grid = "quadratic"  # at the end, steps of the size of the moons' width
     if variant == "bridge":
         config.coupling.name = "minibatch_ot"
 
@@ -63,10 +64,10 @@ def get_config(variant: str = "ot") -> ConfigDict:
     config.ema.rate = 0.995
 
     config.training.batch_size = 256
-    config.training.steps = 3000
+    config.training.steps = 2000
     config.training.steps_per_call = 50
-    config.training.checkpoint_every = 3000
-    config.training.sample_every = 3000
+    config.training.checkpoint_every = 2000
+    config.training.sample_every = 2000
     config.training.sample_count = 2000
     config.diagnostics.every = 0
     config.eval.metrics = ("frechet", "sliced_wasserstein", "mmd")

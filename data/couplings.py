@@ -17,7 +17,7 @@ batch, for several hosts, are parts of the same pairs.
 
 import abc
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32
@@ -31,6 +31,7 @@ _REGULARIZATION = 0.02  # of the mean squared distance
 _OTHER_SEED = 0x9E3779B9  # of the order of the second data set, where rows are not paired
 
 
+@runtime_checkable
 class Stream(Protocol):
     """Batches of rows as a function of the step."""
 
@@ -154,7 +155,7 @@ class Simulated(Coupling):
     """
 
     run: str = ""
-    samples: int = 20_000
+    samples: int = 10_000
 
     simulates: ClassVar[bool] = True
 

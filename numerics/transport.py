@@ -8,6 +8,7 @@ permutation, the assignment of least cost.
 """
 
 import importlib.util
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def entropic_plan(x: Vectors, y: Vectors, epsilon: float) -> Float[np.ndarray, "
 
 
 @jax.jit
-def _sinkhorn(x: Array, y: Array, epsilon: float) -> Array:
+def _sinkhorn(x: Array, y: Array, epsilon: Any) -> Array:
     from ott.geometry.pointcloud import PointCloud
     from ott.problems.linear.linear_problem import LinearProblem
     from ott.solvers.linear.sinkhorn import Sinkhorn
