@@ -50,7 +50,7 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         )
     if task is not None:
         _check_task(reader, task, solve)
-    needs = {guidance.needs} - {""}
+    needs = {guidance.needs, solve.uncertainty}
     needs |= {"moments"} if chosen is AnalyticDPM else set()
     return Sampler(
         name=reader.config["sampling"]["name"],
@@ -61,7 +61,7 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         task=task,
         solve=solve,
         evaluations=evaluations,
-        needs=frozenset(needs),
+        needs=frozenset(needs - {""}),
         data=data,
     )
 
