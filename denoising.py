@@ -61,26 +61,15 @@ class Prediction(NamedTuple):
             step's variance between the smallest (0) and the largest (1). Nichol & Dhariwal 2021,
             arXiv:2102.09672, Eq. 15.
         gradient: total guidance added to the score; x0 and eps already include it.
+        uncertainty: E[(eps_t - eps)^2 | x_t] of the true noise eps_t, in a shape that broadcasts
+            against eps; for denoisers with an `uncertainty`.
     """
 
     x0: Batch
     eps: Batch
     variance: Batch | None = None
     gradient: Batch | None = None
-
-
-def learned_fraction(prediction: Prediction) -> Batch:
-    """Return the learned variance of a prediction, as a fraction between the two fixed ones.
-
-    Raises:
-        ValueError: if the network predicts no variance.
-    """
-    if prediction.variance is None:
-        raise ValueError(
-            "variance='learned' needs a network that predicts variances, with "
-            "config.denoiser.parameterization=eps_learned_variance; choose small or large"
-        )
-    return prediction.variance
+    uncertainty: Batch | None = None
 
 
 def _from_eps(x: Batch, alpha: Batch, sigma: Batch, eps: Batch) -> Prediction:
@@ -285,6 +274,8 @@ class Denoiser:
         clipping: of the predicted x0; eps and the score are changed to match. Each guidance
             receives the clipped prediction, and may clip the guided one.
         guidances: changes of the predictions, applied in order.
+        uncertainty: maps (process, x_t, t, predicted eps) to `Prediction.uncertainty`; a pytree,
+            such as those of `objectives.uncertainty`.
 
     Raises:
         ValueError: for an unknown name, fewer than two timesteps, or a sigma_data that is not used.
@@ -304,6 +295,7 @@ class Denoiser:
     sigma_min: float = 0.002
     clipping: Clipping = Clipping()
     guidances: tuple[Guidance, ...] = ()
+    uncertainty: Callable[[SDE, Batch, Time, Batch], Batch] | None = None
 
     def __post_init__(self) -> None:
         require_parameterization(
@@ -366,7 +358,10 @@ class Denoiser:
                 f"{expected}, not {output.shape}; use eps_learned_variance for a network with "
                 "learned_variance, and only for such a network"
             )
-        return parameterization.predict(x, *at[:2], output, *at[2:])
+        found = parameterization.predict(x, *at[:2], output, *at[2:])
+        if self.uncertainty is None:
+            return found
+        return found._replace(uncertainty=self.uncertainty(self.sde, x, t, found.eps))
 
     def _at(self, x: Batch, t: Time | float) -> tuple[Any, ...]:
         """Return alpha, sigma and the fields that the maps of the parameterization take last."""

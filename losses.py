@@ -233,7 +233,8 @@ class VariationalBound(NoiseObjective):
     decoder: str = "chain"
 
     def __post_init__(self) -> None:
-        require_choice("variance", self.variance, VARIANCES)
+        own = [name for name, row in VARIANCES.items() if not row.needs]
+        require_choice("variance", self.variance, own)
         require_choice("decoder", self.decoder, DECODERS)
         if self.times.num_timesteps is None:
             raise ValueError(

@@ -53,7 +53,7 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: 
         _check_task(reader, task, solve)
     if getattr(getattr(solve, "solver", None), "needs_energy", False):
         _check_energy(reader, task)
-    needs = {guidance.needs} - {""}
+    needs = {guidance.needs, solve.uncertainty}
     needs |= {"moments"} if chosen is AnalyticDPM else set()
     return Sampler(
         name=reader.config["sampling"]["name"],
@@ -64,7 +64,7 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: 
         task=task,
         solve=solve,
         evaluations=evaluations,
-        needs=frozenset(needs),
+        needs=frozenset(needs - {""}),
         data=data,
         ends=ends,
     )
