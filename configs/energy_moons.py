@@ -19,13 +19,19 @@ def get_config(variant: str = "score_matching") -> ConfigDict:
     check_variant(variant, VARIANTS)
     config = vp_swiss_roll.get_config()
     config.data.name = "points:moons"
+    config.model.features = 64
     config.model.depth = 2
     config.denoiser.energy = True
+    config.optim.lr = 1e-3
+    config.training.batch_size = 256
     config.training.steps = 1500
     config.training.checkpoint_every = 1500
     config.training.sample_every = 1500
     if variant == "maximum_likelihood":
         config.loss.name = "maximum_likelihood"
         config.sampling.name = "langevin"
+        config.sampling.grid = "uniform"
         config.sampling.steps = 1000
+        config.sampling.final_step = "none"
+        config.eval.metrics = ("log_density", "frechet", "sliced_wasserstein", "mmd")
     return config

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from errors import ConfigError
-from evaluation import chains, likelihoods, samples, table
+from evaluation import chains, energies, likelihoods, samples, table
 from evaluation.features import FEATURES, require_features_of
 from evaluation.report import Evaluation, Report
 from evaluation.samples import SampleSets
@@ -37,6 +37,7 @@ class Metric:
         comparable: parts of the protocol in which two evaluations must agree to be compared.
         dequantizes: whether it needs a density of the test images.
         of_samples: whether it looks at samples, and not at the likelihood of test images.
+        of_energy: whether it needs a network that is the gradient of an energy, and no other score.
         min_samples: number of samples that it needs.
         min_images: number of training images that it needs.
         needs_probabilities: whether its features must come with class probabilities.
@@ -48,6 +49,7 @@ class Metric:
     comparable: tuple[str, ...]
     dequantizes: bool = False
     of_samples: bool = False
+    of_energy: bool = False
     min_samples: int = 0
     min_images: int = 0
     needs_probabilities: bool = False
@@ -72,6 +74,12 @@ METRICS: dict[str, Metric] = {
         rows=table.nats_rows,
         comparable=(*_TEST, "likelihood."),
         kinds=("points", "series"),
+    ),
+    "log_density": Metric(
+        compute=energies.log_density,
+        rows=table.log_density_rows,
+        comparable=(*_TEST, "likelihood.t_min"),
+        of_energy=True,
     ),
     "continuous_bound": Metric(
         compute=likelihoods.continuous_bound_likelihood,

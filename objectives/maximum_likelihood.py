@@ -114,7 +114,8 @@ class MaximumLikelihood(Objective):
             return x + h * model.score(x, t) + jnp.sqrt(2 * h) * noise
 
         x = jax.lax.fori_loop(0, self.chain_steps, move, x)
-        return Negatives(jax.random.normal(eps_key, x0.shape, x0.dtype), x)
+        # The network may hold parameters where the first `stop_gradient` does not see them.
+        return Negatives(jax.random.normal(eps_key, x0.shape, x0.dtype), jax.lax.stop_gradient(x))
 
     def evaluate(
         self, key: Key[Array, ""], drawn: Negatives, model: Denoiser, x0: Batch, context: Context
