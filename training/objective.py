@@ -68,7 +68,7 @@ class Objective(abc.ABC):
 
         Args:
             key: of the batch.
-            model: the network, such as a Denoiser; only its process is used.
+            model: the network, such as a Denoiser; most objectives use its process alone.
             x0: the images (batch, ...); only their shape and type are used.
             context: step, state and teacher.
         """
