@@ -3,7 +3,7 @@ r"""The Denoiser: the interface between networks and samplers, losses and likeli
 A network computes h = network(input_map(x_t), conditioning(t)). A parameterization defines how h
 encodes the pair (x0, eps), tied by x_t = alpha x0 + sigma eps. The score is then -eps / sigma
 (Vincent 2011; Song et al. 2021, arXiv:2011.13456). Samplers, losses and likelihoods call `predict`
-and `score` only. They do not depend on what the network was trained to output.
+and `score` only, whatever the network was trained to output.
 
     parameterization      h                              input map
     eps                   eps                            x          DDPM; VP, sub-VP of Song et al.
@@ -12,6 +12,7 @@ and `score` only. They do not depend on what the network was trained to output.
     x0                    x0                             x
     v                     alpha eps - sigma x0           x          Salimans & Ho, arXiv:2202.00512
     velocity              eps - x0                       x          rectified flow, arXiv:2209.03003
+    bridge                (x - x0) / sqrt(sigma)         x          I2SB, arXiv:2302.05872
     scaled_score          sigma times the score = -eps   2 x - 1    VE of Song et al., NCSNv2
     score_centered_input  the score                      2 x - 1    NCSN
     edm                   (x0 - c_skip y) / c_out        c_in y     Karras et al., arXiv:2206.00364
@@ -60,26 +61,15 @@ class Prediction(NamedTuple):
             step's variance between the smallest (0) and the largest (1). Nichol & Dhariwal 2021,
             arXiv:2102.09672, Eq. 15.
         gradient: total guidance added to the score; x0 and eps already include it.
+        uncertainty: E[(eps_t - eps)^2 | x_t] of the true noise eps_t, in a shape that broadcasts
+            against eps; for denoisers with an `uncertainty`.
     """
 
     x0: Batch
     eps: Batch
     variance: Batch | None = None
     gradient: Batch | None = None
-
-
-def learned_fraction(prediction: Prediction) -> Batch:
-    """Return the learned variance of a prediction, as a fraction between the two fixed ones.
-
-    Raises:
-        ValueError: if the network predicts no variance.
-    """
-    if prediction.variance is None:
-        raise ValueError(
-            "variance='learned' needs a network that predicts variances, with "
-            "config.denoiser.parameterization=eps_learned_variance; choose small or large"
-        )
-    return prediction.variance
+    uncertainty: Batch | None = None
 
 
 def _from_eps(x: Batch, alpha: Batch, sigma: Batch, eps: Batch) -> Prediction:
@@ -96,14 +86,18 @@ def _from_x0(x: Batch, alpha: Batch, sigma: Batch, x0: Batch) -> Prediction:
 
 
 def _from_v(x: Batch, alpha: Batch, sigma: Batch, v: Batch) -> Prediction:
-    # Dividing by alpha^2 + sigma^2 makes the rotation exact for all processes, not only for VP.
+    # Dividing by alpha^2 + sigma^2 makes the rotation exact for all processes.
     norm = alpha**2 + sigma**2
     return Prediction((alpha * x - sigma * v) / norm, (sigma * x + alpha * v) / norm)
 
 
 def _from_velocity(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction:
-    # alpha + sigma is 1 on the linear path, and never 0.
     return Prediction((x - sigma * h) / (alpha + sigma), (x + alpha * h) / (alpha + sigma))
+
+
+def _from_bridge(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction:
+    root = jnp.sqrt(sigma)
+    return Prediction(x - root * h, (1 - alpha) / sigma * x + alpha / root * h)
 
 
 def _from_edm(x: Batch, alpha: Batch, sigma: Batch, h: Batch, sigma_data: float) -> Prediction:
@@ -166,6 +160,7 @@ PARAMETERIZATIONS = {
     "x0": Parameterization(predict=_from_x0),
     "v": Parameterization(predict=_from_v),
     "velocity": Parameterization(predict=_from_velocity),
+    "bridge": Parameterization(predict=_from_bridge),
     "scaled_score": Parameterization(
         predict=lambda x, a, s, h: _from_eps(x, a, s, -h), input=_center
     ),
@@ -187,7 +182,7 @@ PARAMETERIZATIONS = {
 }
 
 
-# Fields that only some parameterizations use, and their defaults.
+# Fields of some parameterizations, and their defaults.
 _PARAMETERS = {"sigma_data": 0.5, "sigma_min": 0.002}
 
 
@@ -267,19 +262,20 @@ class Denoiser:
         energy: the function (input, condition, ...) -> (batch,) whose gradient by the input is the
             network, for `log_density`; None for a network that is no gradient.
         labels: the class of each image of the batch, for a class-conditional network.
-        augment_labels: how each image of the batch was augmented, in training only; see
-            `training.augmentation`.
+        augment_labels: how each image was augmented in training; see `training.augmentation`.
         image: a small image per image of the batch, for an upsampler.
+        end: the end x1 of the path of each image of the batch, in training with a coupling.
         parameterization: a name in PARAMETERIZATIONS.
         conditioning: a name in CONDITIONINGS.
         num_timesteps: length of the chain whose timesteps some conditionings count.
         sigma_data: standard deviation of the data, for parameterizations "edm" and "consistency".
             EDM takes 0.5 for images in [-1, 1].
-        sigma_min: for parameterization "consistency", the noise level sigma / alpha at which the
-            network's function is the identity.
-        clipping: applied to the predicted x0; eps and the score are changed to match. Each
-            guidance receives the clipped prediction, and may clip the guided one.
+        sigma_min: for "consistency", the level sigma / alpha where the function is the identity.
+        clipping: of the predicted x0; eps and the score are changed to match. Each guidance
+            receives the clipped prediction, and may clip the guided one.
         guidances: changes of the predictions, applied in order.
+        uncertainty: maps (process, x_t, t, predicted eps) to `Prediction.uncertainty`; a pytree,
+            such as those of `objectives.uncertainty`.
 
     Raises:
         ValueError: for an unknown name, fewer than two timesteps, or a sigma_data that is not used.
@@ -291,6 +287,7 @@ class Denoiser:
     labels: Int[Array, "batch"] | None = None
     augment_labels: Float[Array, "batch augment"] | None = None
     image: Batch | None = None
+    end: Batch | None = None
     parameterization: str = "eps"
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
@@ -298,6 +295,7 @@ class Denoiser:
     sigma_min: float = 0.002
     clipping: Clipping = Clipping()
     guidances: tuple[Guidance, ...] = ()
+    uncertainty: Callable[[SDE, Batch, Time, Batch], Batch] | None = None
 
     def __post_init__(self) -> None:
         require_parameterization(
@@ -360,7 +358,10 @@ class Denoiser:
                 f"{expected}, not {output.shape}; use eps_learned_variance for a network with "
                 "learned_variance, and only for such a network"
             )
-        return parameterization.predict(x, *at[:2], output, *at[2:])
+        found = parameterization.predict(x, *at[:2], output, *at[2:])
+        if self.uncertainty is None:
+            return found
+        return found._replace(uncertainty=self.uncertainty(self.sde, x, t, found.eps))
 
     def _at(self, x: Batch, t: Time | float) -> tuple[Any, ...]:
         """Return alpha, sigma and the fields that the maps of the parameterization take last."""

@@ -45,6 +45,7 @@ MODES = {
     "prepare": Mode("prepare", flags=("target", "skip_damaged")),
     "train_classifier": Mode("train_classifier"),
     "train_dequantizer": Mode("train_dequantizer"),
+    "train_bridge": Mode("train_bridge", flags=("rounds",)),
     "stats": Mode("stats", flags=("target",)),
     "compare": Mode("compare"),
     "moments": Mode("moments", flags=("checkpoint", "ema")),
@@ -118,6 +119,7 @@ flags.DEFINE_boolean(
     "compile", False, "check: also compile, for FLOP, memory, and the accelerators it fits."
 )
 flags.DEFINE_integer("lanes", 4, "compress: number of images that are coded side by side.")
+flags.DEFINE_integer("rounds", 6, "train_bridge: rounds, each on the pairs of the one before.")
 flags.DEFINE_boolean("preview", False, "decompress: take a file that is cut short.")
 _GIF = flags.Flag(
     flags.EnumParser(["true", "false", "x0"]),

@@ -161,6 +161,7 @@ def sample(
     steps: int | None = None,
     indices: Int[Array, "batch"] | None = None,
     source: Batch | None = None,
+    initial: Batch | None = None,
     projection: Projection | None = None,
     clipping: Clipping | None = None,
     frames: int | Sequence[float] = 0,
@@ -184,6 +185,7 @@ def sample(
         indices: indices of the samples.
         source: images to which noise is added up to `schedule.start`, which must be below 1
             (SDEdit, Meng et al. 2022, arXiv:2108.01073); None starts from the prior.
+        initial: ends x1 (batch, ...) of the paths, where samples start instead of at noise.
         projection: holds the samples to known components after each step.
         clipping: keeps the predicted x0 in the range of the data.
         frames: number of snapshots in `trajectory`, including start and samples, or the times at
@@ -209,7 +211,7 @@ def sample(
         needed = "needs source images to add noise to" if source is None else "takes no source"
         raise ValueError(f"start={schedule.start:g} {needed}; start=1 starts from the prior")
     plan = solver.plan(denoiser.sde, times)
-    keys, x = _start(key, denoiser, indices, shape[1:], source, times[0], projection)
+    keys, x = _start(key, denoiser, indices, shape[1:], source, initial, times[0], projection)
     return run(
         keys,
         denoiser,
@@ -307,12 +309,15 @@ def _start(
     indices: Int[Array, "batch"],
     item_shape: tuple,
     source: Batch | None,
+    initial: Batch | None,
     t: Float[Array, ""] | float,
     projection: Projection | None,
 ) -> tuple[Keys, Batch]:
     keys = sample_keys(key, indices)
     noise_keys = fold_in_each(keys, 0)
-    if source is None:
+    if initial is not None:
+        x = denoiser.sde.prior_std * initial
+    elif source is None:
         x = denoiser.sde.prior_sample(noise_keys, jnp.zeros((indices.shape[0], *item_shape)))
     else:
         t = jnp.asarray(t, source.dtype)

@@ -2,7 +2,7 @@
 
 import scoresde as ss
 
-model = ss.load("runs/vp_digits")
+model = ss.load("digits")  # or the folder of a run, such as "runs/vp_digits"
 x = ss.sample(key, model.denoiser, (64, *model.shape), solver=ss.UniPC(), steps=20)
 nats = ss.log_prob(key, model.denoiser, images).nats
 """
@@ -24,7 +24,7 @@ from guidance.classifier_free import ClassifierFreeGuidance
 from guidance.posterior import DPS, LossGuidance, PiGDM
 from guidance.projection import Projection
 from jobs.restore import TrainedModel
-from jobs.restore import load_model as load
+from jobs.shipped import load
 from likelihood import LikelihoodOptions, log_prob
 from losses import LOSSES, ScoreMatching
 from numerics.clipping import Clipping

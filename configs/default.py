@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     sde.sigma_max = placeholder(float)  # ve, smld, edm: noise of the prior
     sde.offset = placeholder(float)  # cosine: keeps the first noise from vanishing
     sde.alpha_min = placeholder(float)  # cosine, linear: signal left at t = 1
+    sde.diffusion = placeholder(float)  # linear: of Brownian bridges between coupled ends
     sde.log_snr_max = placeholder(float)  # learned: at t = 0, before training
     sde.log_snr_min = placeholder(float)  # learned: at t = 1, before training
     sde.schedule = placeholder(str)  # ddpm: linear, cosine
@@ -68,7 +69,7 @@ def get_config() -> ConfigDict:
     model.remat = placeholder(bool)
 
     config.denoiser = denoiser = ConfigDict()
-    # Meaning of the network's output: eps, eps_learned_variance, score, x0, v, velocity,
+    # Meaning of the network's output: eps, eps_learned_variance, score, x0, v, velocity, bridge,
     # scaled_score, score_centered_input, edm, iddpm, consistency; see denoising.py.
     denoiser.parameterization = "eps"
     # Time input of the network: timestep_999, t, log_sigma, log_snr, edm, timestep,
@@ -130,7 +131,7 @@ def get_config() -> ConfigDict:
     times.uniform = placeholder(float)  # loss_aware, loss_aware_bins: share of uniform times
 
     # Weight of the squared error of the predicted noise: sigma2 (1), g2 (likelihood), x0, v,
-    # truncated_snr, velocity, edm, min_snr, sigmoid; see objectives/weights.py.
+    # truncated_snr, velocity, bridge, edm, min_snr, sigmoid; see objectives/weights.py.
     config.weight = weight = ConfigDict()
     weight.name = "sigma2"
     weight.gamma = placeholder(float)  # min_snr: the largest SNR that counts
@@ -201,6 +202,18 @@ def get_config() -> ConfigDict:
     # uniform, truncated_normal (no noise in training), variational (uniform in training, and for
     # bits/dim by --mode=train_dequantizer)
     data.dequantization = "uniform"
+
+    # Which other end x1 belongs to each image x0, instead of independent noise; docs/bridges.md.
+    config.coupling = coupling = ConfigDict()
+    coupling.name = "independent"  # minibatch_ot, paired, reference, simulated
+    coupling.data = ""  # the data set of x1, as data.name; empty for noise
+    coupling.measurement = ""  # instead: x1 is x0 after super_resolve, colorize, deblur or inpaint
+    coupling.factor = placeholder(int)  # of the measurement, as in config.task
+    coupling.blur_std = placeholder(float)
+    coupling.mask = placeholder(str)
+    coupling.regularization = placeholder(float)  # minibatch_ot: over the mean squared distance
+    coupling.run = placeholder(str)  # simulated: RUN or RUN:STEP that makes the pairs
+    coupling.samples = placeholder(int)  # simulated: number of pairs
 
     # Non-leaky augmentation of training images, whose labels the network sees; see
     # training/augmentation.py. config.model.augment_labels=9 makes the input for them.

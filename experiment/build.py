@@ -32,8 +32,10 @@ from experiment.build_training import (
     check_objective,
     part_trainer,
 )
+from experiment.check_ends import check_ends
 from experiment.class_guidance import Classes
 from experiment.data import Data
+from experiment.ends import build_ends
 from experiment.experiment import ClassifierModel, DiscreteBoundPlan, Experiment, Model
 from experiment.few_steps import check_few_steps
 from experiment.kinds import require_kind
@@ -112,7 +114,8 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         classifier=reader.config["classifier"]["num_classes"],
         label_dropout=training.label_dropout,
     )
-    sampler = build_sampler(reader, sde, data, classes)
+    ends = build_ends(reader, sde, data)
+    sampler = build_sampler(reader, sde, data, classes, ends)
     _check_upsampling(model, sampler)
     with config_errors("eval"):
         last = sampler.options.seed + evaluation.sampling_seeds - 1
@@ -131,6 +134,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         augment=build_augmentation(reader, model.network, data.kind),
         accumulate=training.accumulate,
         sharding=sharding,
+        coupled=not ends.plain,
     )
     likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions))
     experiment = Experiment(
@@ -138,6 +142,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         seed=reader.config["seed"],
         parallel=parallel,
         data=data,
+        ends=ends,
         model=model,
         sampler=sampler,
         loss=loss,
@@ -155,6 +160,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         dequantizer=build_dequantizer(reader, data, model.num_classes),
     )
     check_few_steps(experiment)
+    check_ends(experiment)
     _evaluate_shapes(experiment)
     return experiment
 
@@ -418,11 +424,13 @@ def _evaluate_shapes(experiment: Experiment) -> None:
         denoiser = experiment.trainer.with_image(experiment.model.denoiser(params), x)
         return denoiser.predict(x, 0.5)
 
+    shape = (experiment.training.batch_size, *experiment.data.shape)
     with config_errors("denoiser"):
-        jax.eval_shape(predict, params, abstract_batch(experiment))
+        jax.eval_shape(predict, params, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 def abstract_batch(experiment: Experiment) -> jax.ShapeDtypeStruct:
-    """Return the shape of a global training batch."""
-    shape = (experiment.training.batch_size, *experiment.data.shape)
+    """Return the shape of a global training batch, of pairs where ends are coupled."""
+    pair = () if experiment.ends.plain else (2,)
+    shape = (experiment.training.batch_size, *pair, *experiment.data.shape)
     return jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -7,10 +7,11 @@ from typing import Any
 from errors import ConfigError
 from experiment.class_guidance import Classes, GuidanceOptions
 from experiment.data import Data
+from experiment.ends import Ends
 from experiment.options import SamplingOptions
 from experiment.reader import Reader, config_errors
 from experiment.sampler import Adaptive, FixedSteps, Sampler
-from experiment.tasks import TASKS, Measurement, SDEdit, Task
+from experiment.tasks import TASKS, Measurement, SDEdit, Task, Translate
 from numerics.clipping import Clipping
 from sampling import Samples
 from sde_lib import SDE
@@ -20,7 +21,7 @@ from solvers.predictor_corrector import CORRECTORS, PREDICTORS, PredictorCorrect
 from time_grids import Schedule
 
 
-def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sampler:
+def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: Ends) -> Sampler:
     """Build the sampler that the configuration describes.
 
     Raises:
@@ -52,7 +53,7 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         _check_task(reader, task, solve)
     if getattr(getattr(solve, "solver", None), "needs_energy", False):
         _check_energy(reader, task)
-    needs = {guidance.needs} - {""}
+    needs = {guidance.needs, solve.uncertainty}
     needs |= {"moments"} if chosen is AnalyticDPM else set()
     return Sampler(
         name=reader.config["sampling"]["name"],
@@ -63,8 +64,9 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         task=task,
         solve=solve,
         evaluations=evaluations,
-        needs=frozenset(needs),
+        needs=frozenset(needs - {""}),
         data=data,
+        ends=ends,
     )
 
 
@@ -196,8 +198,10 @@ def _build_task(reader: Reader, data: Data) -> Task | None:
         return None
     name = reader.config["task"]["name"]
     what = f"config.task.name={name!r}"
-    data.kind.require_images(what, "leave it out, or guide by a loss in Python (docs/points.md)")
     source, *inverse_problem, options = built
+    if not isinstance(options, Translate):
+        remedy = "leave it out, or guide by a loss in Python (docs/points.md)"
+        data.kind.require_images(what, remedy)
     if not inverse_problem:
         return Task(name=name, input=source.input, options=options)
     with config_errors("task"):
@@ -222,7 +226,7 @@ def _check_task(reader: Reader, task: Task, solve: FixedSteps | Adaptive) -> Non
         if adaptive:
             raise ConfigError(f"config.task.name='sdedit' needs fixed steps, but {fixed}")
         return
-    if task.upsamples:
+    if task.upsamples or (task.translates and not task.encodes):
         return
     problem = task.inverse_problem
     if problem is None:

@@ -43,6 +43,11 @@ def require_used(reader: Reader, kind: type[Objective]) -> None:
 
 def require_scores(experiment: Experiment, what: str, remedy: str) -> None:
     """Raise ConfigError unless the objective trains scores at all times, which `what` needs."""
+    if not experiment.ends.plain:
+        raise ConfigError(
+            f"{what} needs scores, and with config.coupling the ends of paths are no independent "
+            f"noise; {remedy}"
+        )
     if experiment.loss.samplers:
         raise ConfigError(
             f"{what} needs scores at all times, which config.loss.name="

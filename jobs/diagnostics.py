@@ -134,6 +134,8 @@ class Diagnostics:
             impossible |= {"noise_levels", self.experiment.data.kind.unit.metric, "frechet"}
         if objective.teacher:
             impossible |= {"loss"}
+        if not self.experiment.ends.plain:
+            impossible |= set(DIAGNOSTICS) - {"frechet", "weights"}
         if self.experiment.trainer.image is not None:
             impossible |= {"frechet"}
         return tuple(n for n in self.experiment.diagnostics.metrics if n not in impossible)

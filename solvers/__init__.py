@@ -7,6 +7,7 @@ samplers choose their own steps; each is a function with options of its own.
 from numerics.ode import ODEOptions
 from numerics.stochastic import SDEOptions
 from solvers.analytic_dpm import AnalyticDPM
+from solvers.bridge import BridgeSteps
 from solvers.consistency import ConsistencySampler
 from solvers.ddim import DDIM
 from solvers.deis import DEIS
@@ -31,6 +32,7 @@ SOLVERS = {
     "analytic": AnalyticDPM,
     "langevin": LangevinDynamics,
     "mala": MALA,
+    "bridge": BridgeSteps,
 }
 
 # name -> (sampler, its options by keyword)

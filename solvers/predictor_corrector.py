@@ -24,9 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from denoising import Denoiser, learned_fraction
+from denoising import Denoiser
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, fold_in_each, normal_like, sum_per_sample
+from objectives.variational import VARIANCES, learned_fraction, uncertainty_of
 from sampling import Keys, Plan, Project, Scalar, Step, predict_x0
 from sde_lib import SDE, reverse_drift
 from solvers.mala import MALACorrector
@@ -112,7 +113,8 @@ class Ancestral:
             b^2 of the transition (Ho et al. 2020, arXiv:2006.11239, Section 3.2). Song et al. use
             large for VP, small for VE. "learned" interpolates their logarithms by the fraction per
             pixel that a network with eps_learned_variance predicts (Nichol and Dhariwal 2021,
-            arXiv:2102.09672, Eq. 15).
+            arXiv:2102.09672, Eq. 15). The other names in `objectives.variational.VARIANCES` are the
+            optimal variances of a denoiser with an `uncertainty`.
         guidance_form: how the gradient of a classifier acts. "score" adds it to the score; "mean"
             moves the mean by the gradient times the variance of the step (Dhariwal and Nichol 2021,
             arXiv:2105.05233, Algorithm 1), and so does the final denoising.
@@ -126,8 +128,13 @@ class Ancestral:
     evaluations = 1
 
     def __post_init__(self) -> None:
-        require_choice("variance", self.variance, ("small", "large", "learned"))
+        require_choice("variance", self.variance, VARIANCES)
         require_choice("guidance_form", self.guidance_form, ("score", "mean"))
+
+    @property
+    def uncertainty(self) -> str:
+        """What gives the denoiser's uncertainty, as of `Variance.needs`; "" for none."""
+        return VARIANCES[self.variance].needs
 
     def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         sde = denoiser.sde
@@ -135,10 +142,9 @@ class Ancestral:
         prediction = denoiser.predict(state.x, t)
         mean = (state.x - large**2 / sde.sigma(t) * prediction.eps) / scale
         log_ratio = sde.log_sigma(s) - sde.log_sigma(t)  # of small to large std
-        if self.variance == "learned":
-            std = large * jnp.exp((1 - learned_fraction(prediction)) * log_ratio)
-        else:
-            std = large * jnp.exp(log_ratio) if self.variance == "small" else large
+        growth = jnp.expm1(sde.log_snr(s) - sde.log_snr(t))
+        delta = VARIANCES[self.variance].log_ratio(prediction, growth, -2 * log_ratio)
+        std = large * jnp.exp(log_ratio + delta / 2)
         if self.guidance_form == "mean" and prediction.gradient is not None:
             # The score has already moved the mean by large^2 / scale times the gradient.
             mean += (std**2 - large**2 / scale) * prediction.gradient
@@ -146,7 +152,7 @@ class Ancestral:
 
     def published(self, tables: Tables) -> tuple[Row, Row, Row]:
         require_table(tables, "ancestral sampling")
-        if self.variance == "learned" or self.guidance_form == "mean":
+        if self.variance not in ("small", "large") or self.guidance_form == "mean":
             raise ValueError(
                 "discretization='published' is of a sampler with variance=small or large and "
                 f"guidance_form=score, not {self.variance} and {self.guidance_form}"
@@ -163,9 +169,10 @@ class MeanGuidedDenoising:
     That step ends at the data, where the variance of its posterior is 0: with "small" the gradient
     does not act. With "large", as published, it is the posterior variance of the step before.
     "learned" interpolates between that and sigma(t)^2, the noise that the forward step to t adds.
+    An optimal variance of a step to the data is that of x0 given x_t.
 
     Args:
-        variance: "small", "large" or "learned", as in `Ancestral`.
+        variance: as in `Ancestral`.
         before: the time before the final time t.
     """
 
@@ -181,6 +188,9 @@ class MeanGuidedDenoising:
         unguided = prediction.x0 - sigma**2 / alpha * prediction.gradient
         if self.variance == "small":
             return unguided
+        if VARIANCES[self.variance].needs:
+            spread = (sigma / alpha) ** 2 * uncertainty_of(prediction)
+            return unguided + spread * prediction.gradient
         sde, before = denoiser.sde, jnp.asarray(self.before, x.dtype)
         _, added = sde.transition(t, before)
         log_std = jnp.log(added) + sde.log_sigma(t) - sde.log_sigma(before)
@@ -328,6 +338,11 @@ class PredictorCorrector:
     @property
     def evaluations(self) -> int:
         return sum(part.evaluations for part in (self.corrector, self.predictor) if part)
+
+    @property
+    def uncertainty(self) -> str:
+        """As of `Ancestral`; "" for other predictors."""
+        return getattr(self.predictor, "uncertainty", "")
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         return DISCRETIZATIONS[self.discretization](self, sde, times)
