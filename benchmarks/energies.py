@@ -58,7 +58,6 @@ def measure(method, seed):
     from jobs.workdir import Workdir
     from likelihood import LikelihoodOptions, log_prob
     from sampling import sample
-    from solvers.langevin import LangevinDynamics
     from solvers.mala import MALA
     from time_grids import Schedule
 
@@ -90,12 +89,8 @@ def measure(method, seed):
         found = log_prob(jax.random.key(0), denoiser, x, options=options)
         line["nats_by_ode"] = float(found.nats.mean()) + data.log_det
     schedule = Schedule(steps=500, t_min=T, final_step="none")
-    for name, solver in (("langevin", LangevinDynamics()), ("mala", MALA())):
-        drawn = sample(jax.random.key(1), denoiser, (1000, 2), solver=solver, schedule=schedule)
-        of_samples = log_density(np.asarray(drawn.x, float), experiment)
-        line[f"{name}_nats"] = of_samples.mean() + data.log_det
-        if drawn.acceptance is not None:
-            line["acceptance"] = float(drawn.acceptance.mean())
+    drawn = sample(jax.random.key(1), denoiser, (1000, 2), solver=MALA(), schedule=schedule)
+    line["acceptance"] = drawn.acceptance.mean()
     RESULTS.add({k: v if isinstance(v, str | int) else float(v) for k, v in line.items()})
 
 

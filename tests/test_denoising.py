@@ -32,6 +32,7 @@ OUTPUTS = {
     "eps_learned_variance": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
     "iddpm": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
     "consistency": lambda x0, eps, alpha, sigma: consistency_target(x0, eps, sigma / alpha),
+    "bridge": lambda x0, eps, alpha, sigma: (alpha * x0 + sigma * eps - x0) / jnp.sqrt(sigma),
 }
 
 
