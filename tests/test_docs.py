@@ -64,6 +64,7 @@ POINTS = {
     "likelihood.rtol": 0.1,
     "likelihood.atol": 0.1,
 }
+ROWS = ("configs/vp_swiss_roll.py", "configs/vp_waves.py", "configs/energy_moons.py")
 SAMPLING = {"steps": 4, "max_steps": 1000, "rtol": 0.1, "atol": 0.1}
 
 
@@ -172,7 +173,7 @@ def reduced(command, folder):
     if "workdir" not in given:
         name = "_".join(filter(None, [file.removeprefix("configs/").removesuffix(".py"), variant]))
         arguments.append(f"--workdir={folder}/runs/{name}")
-    of_points = file in ("configs/vp_swiss_roll.py", "configs/vp_waves.py")
+    of_points = file in ROWS
     fields = dict(POINTS if of_points else TINY)
     if "cifar10" in file:
         fields["data.name"] = folder / "cifar10.npz"
