@@ -6,7 +6,7 @@ from typing import Any
 
 from denoising import Clipping
 from errors import ConfigError
-from experiment.class_guidance import Classes, GuidanceOptions
+from experiment.class_guidance import GUIDANCES, Classes, GuidanceOptions
 from experiment.data import Data
 from experiment.options import SamplingOptions
 from experiment.reader import Reader, config_errors
@@ -26,7 +26,7 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
     Raises:
         ConfigError: for the first field that is wrong.
     """
-    guidance = reader.build("guidance", GuidanceOptions)
+    guidance, details = _build_guidance(reader, data)
     method = guidance.method
     with config_errors("guidance"):
         sample_classes = classes.network if method is None else method.sample_classes(classes)
@@ -56,6 +56,7 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         name=reader.config["sampling"]["name"],
         options=options,
         guidance=guidance,
+        guidance_details=details,
         classes=classes,
         sample_classes=sample_classes,
         task=task,
@@ -64,6 +65,20 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         needs=frozenset(needs),
         data=data,
     )
+
+
+def _build_guidance(reader: Reader, data: Data) -> tuple[GuidanceOptions, Any]:
+    """Return the options of the guidance, and those that its method alone has, or None."""
+    row = reader.lookup("guidance", GUIDANCES)
+    if row is None or row.options is None:
+        return reader.build("guidance", GuidanceOptions), None
+    name = reader.config["guidance"]["name"]
+    if row.images_only:
+        data.kind.require_images(f"config.guidance.name={name!r}", "choose another")
+    guidance, details = reader.build_all("guidance", (GuidanceOptions, row.options))
+    with config_errors("guidance"):
+        details.check(reader.config["sampling"]["clip"])
+    return guidance, details
 
 
 def require_learned(reader: Reader, path: str) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Shaped
 
@@ -17,6 +18,7 @@ from files.paths import AnyPath
 from files.writing import sha256_of
 from guidance.classifier import Classifier
 from jobs.averages import kept_averages
+from jobs.perceptor import load_perceptor
 from jobs.workdir import Workdir, run_and_step
 from numerics.arrays import digest
 from solvers.moments import EpsMoments
@@ -123,8 +125,8 @@ def load_checkpoint(
     `ema` chooses the average of its parameters as in `restore_average`.
 
     Raises:
-        ConfigError: if the sampler needs moments, a classifier or a bad model that is not there, or
-            there is no such average.
+        ConfigError: if the sampler needs moments, a classifier, a bad model or a perceptor that is
+            not there, or there is no such average.
         WorkdirError, CheckpointError: as `restore_parameters`.
     """
     restored = restore_average(experiment, workdir, step, ema)
@@ -141,6 +143,11 @@ def load_checkpoint(
         digests["bad_model"] = digest(
             experiment.parallel.fetch_tree(bad_model.denoiser.network.args)
         )
+    perceptor = None
+    if "perceptor" in experiment.sampler.needs:
+        perceptor = load_perceptor(experiment, workdir)
+        of_network = perceptor.perceptor.network
+        digests["perceptor"] = digest(jax.device_get((of_network.args, *perceptor[1:])))
     return Checkpoint(
         step=restored.step,
         denoiser=experiment.model.denoiser(restored.params),
@@ -148,6 +155,7 @@ def load_checkpoint(
         moments=moments,
         classifier=classifier,
         bad_model=bad_model,
+        perceptor=perceptor,
         digests=digests,
     )
 

@@ -21,7 +21,7 @@ from files.hub import HUB, snapshot
 from files.paths import AnyPath
 from files.writing import make_folder, unfinished
 from models.clip import CLIP, TowerSize, init_clip
-from published.clip_tokenizer import MERGES, VOCABULARY, Tokenizer, read_tokenizer
+from published.clip_tokenizer import MERGES, VOCABULARY, Tables, Tokenizer, read_tokenizer
 from published.formats.read import read
 from published.formats.safetensors import write_safetensors
 from published.mapping import (
@@ -118,7 +118,7 @@ def write_clip(
     folder: AnyPath,
     network: CLIP,
     params: dict[str, Any],
-    tables: tuple[dict[str, int], list[tuple[str, str]]],
+    tables: Tables,
     standardization: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> None:
     """Write a folder that `read_clip` and transformers read, whole or not at all.
