@@ -11,7 +11,7 @@ import numpy as np
 from errors import ConfigError, require_in, require_memory
 from evaluation import references
 from evaluation.compare import compare as compare_files
-from evaluation.evaluate import dequantizer_of, extractors_of
+from evaluation.evaluate import dequantizer_of, extractors_of, needs_of
 from evaluation.evaluate import evaluate as evaluate_checkpoint
 from evaluation.features import check_measurements, diagnostics_extractor, make_extractors
 from evaluation.lengths import compare_lengths
@@ -21,6 +21,7 @@ from experiment.sampler import checkpoint_name, unconditioned
 from files.paths import AnyPath
 from files.pictures import write_gif, write_png_folder
 from jobs.averages import parse_lengths, reconstruct
+from jobs.bridges import train_rounds
 from jobs.compress import compress as compress
 from jobs.compress import decompress as decompress
 from jobs.diagnostics import Diagnostics
@@ -37,10 +38,11 @@ from jobs.restore import (
     load_moments,
     restore_average,
 )
-from jobs.sample import TaskRun, draw_plain
+from jobs.sample import draw_plain
 from jobs.teacher import find_teacher
 from jobs.train import train as run_job
 from jobs.training_job import classifier_job, dequantizer_job, model_job, perceptor_job
+from jobs.translate import task_run
 from jobs.workdir import Workdir
 from training.hosts import agreed, require_same
 
@@ -131,6 +133,15 @@ def train_perceptor(experiment: Experiment, workdir: Workdir) -> None:
     )
 
 
+def train_bridge(experiment: Experiment, workdir: Workdir, *, rounds: int = 6) -> None:
+    """Train rounds of bridges or flows between two data sets, each on pairs of the one before.
+
+    Raises:
+        as `train`.
+    """
+    train_rounds(experiment, workdir, rounds)
+
+
 def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None:
     """Evaluate the checkpoints `config.eval.checkpoints`, by default the latest; each once.
 
@@ -151,13 +162,13 @@ def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None
     steps = experiment.evaluation.checkpoints
     extractors = extractors_of(experiment, workdir)
     dequantizer = dequantizer_of(experiment, workdir)
-    checkpoints = checkpoints_of(workdir, ema)
+    checkpoints, needs = checkpoints_of(workdir, ema), needs_of(experiment)
     for step in steps:  # a missing checkpoint is an error before the others are evaluated
         checkpoints.config(step)
-        if "moments" in experiment.sampler.needs:
-            load_moments(workdir, checkpoint_name(step, ema))
+        if "moments" in needs:
+            load_moments(experiment, workdir, checkpoint_name(step, ema))
     for step in steps or (None,):
-        checkpoint = load_checkpoint(experiment, workdir, step, ema)
+        checkpoint = load_checkpoint(experiment, workdir, step, ema, needs)
         checkpoint = replace(checkpoint, dequantizer=dequantizer)
         print(evaluate_checkpoint(experiment, checkpoint, workdir, extractors))
 
@@ -232,7 +243,7 @@ def sample(
             f"--gif animates samples, but config.task.name={task.name!r} draws none; leave it out"
         )
     loaded = load_checkpoint(experiment, workdir, checkpoint, ema)
-    run = None if task is None else TaskRun(experiment, task, num_samples)
+    run = None if task is None else task_run(experiment, task, num_samples)
     protocol = samples_protocol(experiment, loaded, num_samples, run and run.inputs)
     require_same("the inputs or the checkpoint", protocol.fields)
     if run is None:
@@ -261,7 +272,7 @@ def sample(
 def moments(
     experiment: Experiment, workdir: Workdir, *, checkpoint: int | None = None, ema: str = ""
 ) -> None:
-    """Measure the second moments of a network, which config.sampling.name=analytic needs.
+    """Measure the second moments of a network, for samplers and bounds with optimal variances.
 
     `ema` chooses the average of its parameters.
 
@@ -282,7 +293,8 @@ def moments(
     measured.save(file)
     print(
         f"moments of step {restored.step} at {len(measured.times)} times, standard errors up to "
-        f"{measured.errors.max():.1e}: {file}; next: --config.sampling.name=analytic"
+        f"{measured.errors.max():.1e}: {file}; next: --config.sampling.name=analytic, or "
+        "--config.discrete_bound.variance=analytic"
     )
 
 
@@ -326,7 +338,7 @@ def check(
     experiment.require_trainable()
     _check_count(experiment, num_samples)
     if (task := experiment.sampler.task) is not None:
-        TaskRun(experiment, task, num_samples)
+        task_run(experiment, task, num_samples)
     if experiment.loss.teacher:
         find_teacher(experiment)
     if "perceptor" in experiment.sampler.needs:

@@ -4,14 +4,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from denoising import Clipping
 from errors import ConfigError
 from experiment.class_guidance import GUIDANCES, Classes, GuidanceOptions
 from experiment.data import Data
+from experiment.ends import Ends
 from experiment.options import SamplingOptions
 from experiment.reader import Reader, config_errors
 from experiment.sampler import Adaptive, FixedSteps, Sampler
-from experiment.tasks import TASKS, Measurement, SDEdit, Task
+from experiment.tasks import TASKS, Measurement, SDEdit, Task, Translate
+from numerics.clipping import Clipping
 from sampling import Samples
 from sde_lib import SDE
 from solvers import ADAPTIVE, SOLVERS
@@ -20,7 +21,7 @@ from solvers.predictor_corrector import CORRECTORS, PREDICTORS, PredictorCorrect
 from time_grids import Schedule
 
 
-def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sampler:
+def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: Ends) -> Sampler:
     """Build the sampler that the configuration describes.
 
     Raises:
@@ -50,7 +51,9 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         )
     if task is not None:
         _check_task(reader, task, solve)
-    needs = {guidance.needs} - {""}
+    if getattr(getattr(solve, "solver", None), "needs_energy", False):
+        _check_energy(reader, task)
+    needs = {guidance.needs, solve.uncertainty}
     needs |= {"moments"} if chosen is AnalyticDPM else set()
     return Sampler(
         name=reader.config["sampling"]["name"],
@@ -62,8 +65,9 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         task=task,
         solve=solve,
         evaluations=evaluations,
-        needs=frozenset(needs),
+        needs=frozenset(needs - {""}),
         data=data,
+        ends=ends,
     )
 
 
@@ -158,6 +162,34 @@ def _check_predictor(reader: Reader, predictor: Any) -> None:
         )
 
 
+def _check_energy(reader: Reader, task: Task | None) -> None:
+    """Raise ConfigError unless a sampler that compares densities has them."""
+    sampling, guidance = reader.config["sampling"], reader.config["guidance"]["name"]
+    field = "name" if sampling["name"] != "pc" else "corrector"
+    what = f"config.sampling.{field}={sampling[field]!r}"
+    if not reader.config["denoiser"]["energy"]:
+        remedy = "langevin" if field == "name" else "langevin or annealed_langevin"
+        raise ConfigError(
+            f"{what} compares densities, which a network has with config.denoiser.energy=True; "
+            f"train one with that, or choose config.sampling.{field}={remedy}"
+        )
+    if guidance != "none":
+        raise ConfigError(
+            f"{what} compares densities, which a score with config.guidance.name={guidance!r} "
+            "does not have; set it to none, or choose another sampler"
+        )
+    if task is not None and task.inverse_problem is not None:
+        raise ConfigError(
+            f"{what} compares densities, which a score with config.task.name={task.name!r} does "
+            "not have; choose another sampler"
+        )
+    if (clip := sampling["clip"]) not in (None, "none"):
+        raise ConfigError(
+            f"{what} compares densities, which a score with config.sampling.clip={clip!r} does not "
+            "have; set it to none"
+        )
+
+
 def _count_evaluations(reader: Reader, solve: FixedSteps, sde: SDE) -> int:
     """Return the network evaluations per image without guidance; record the number of steps."""
     schedule = solve.schedule
@@ -181,8 +213,10 @@ def _build_task(reader: Reader, data: Data) -> Task | None:
         return None
     name = reader.config["task"]["name"]
     what = f"config.task.name={name!r}"
-    data.kind.require_images(what, "leave it out, or guide by a loss in Python (docs/points.md)")
     source, *inverse_problem, options = built
+    if not isinstance(options, Translate):
+        remedy = "leave it out, or guide by a loss in Python (docs/points.md)"
+        data.kind.require_images(what, remedy)
     if not inverse_problem:
         return Task(name=name, input=source.input, options=options)
     with config_errors("task"):
@@ -207,7 +241,7 @@ def _check_task(reader: Reader, task: Task, solve: FixedSteps | Adaptive) -> Non
         if adaptive:
             raise ConfigError(f"config.task.name='sdedit' needs fixed steps, but {fixed}")
         return
-    if task.upsamples:
+    if task.upsamples or (task.translates and not task.encodes):
         return
     problem = task.inverse_problem
     if problem is None:

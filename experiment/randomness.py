@@ -17,6 +17,7 @@ _STREAMS = (
     "continuous_bound",
     "measurement",
     "diagnostics",
+    "pairs",
     "guidance",
 )
 

@@ -19,9 +19,11 @@ from tqdm import tqdm
 
 import sampling
 from bounds.dequantization import Dequantizer
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
+from errors import ConfigError
 from experiment.class_guidance import BadModel, Classes, GuidanceOptions, GuidedBatch
 from experiment.data import Data
+from experiment.ends import Ends
 from experiment.options import SamplingOptions
 from experiment.prompts import Prompted
 from experiment.randomness import base_key
@@ -29,6 +31,7 @@ from experiment.tasks import Task
 from guidance.base import guide
 from guidance.classifier import Classifier
 from numerics.arrays import Batch, sample_keys
+from numerics.clipping import Clipping
 from sampling import Projection, Samples
 from solvers import ddim, ode
 from solvers.ddim import DDIM
@@ -68,6 +71,26 @@ class Checkpoint:
         """The start of the names of its files."""
         return checkpoint_name(self.step, self.average)
 
+    def with_uncertainty(
+        self, source: str, times: Float[np.ndarray, "times"], limits: tuple[float, float]
+    ) -> Denoiser:
+        """Return the denoiser with an uncertainty, for the optimal variances of reverse steps.
+
+        Args:
+            source: what gives it, "moments"; "" for none.
+            times: the times of the steps.
+            limits: the ends of the interval of the data.
+
+        Raises:
+            ValueError: for moments of another process, or that end before the times.
+        """
+        if not source:
+            return self.denoiser
+        assert self.moments is not None, "a checkpoint is loaded with what it needs"
+        radius = (limits[1] - limits[0]) / 2
+        found = self.moments.uncertainty(self.denoiser.sde, times, radius)
+        return dataclasses.replace(self.denoiser, uncertainty=found)
+
 
 def checkpoint_name(step: int, average: str = "") -> str:
     """Return the step, and an average other than the main one: "1000-length_0.08"."""
@@ -83,6 +106,7 @@ class Drawn(NamedTuple):
         frames: snapshots, as the samples.
         times: the times of the snapshots.
         predictions: the x0 that is predicted from each snapshot, with `predicts`.
+        acceptance: as of `sampling.Samples`; None of a sampler without Metropolis steps.
     """
 
     samples: Shaped[np.ndarray, "count ..."]
@@ -90,14 +114,23 @@ class Drawn(NamedTuple):
     frames: list[Shaped[np.ndarray, "count ..."]]
     times: list[float]
     predictions: list[Shaped[np.ndarray, "count ..."]]
+    acceptance: Float[np.ndarray, "count"] | None = None
 
 
 class Conditioned(NamedTuple):
-    """A batch conditioned on its inputs: guided denoiser, projection, images to start from."""
+    """A batch conditioned on its inputs.
+
+    Attributes:
+        denoiser: perhaps guided.
+        projection: onto what is known.
+        source: images to which noise is added.
+        initial: ends x1, where samples start.
+    """
 
     denoiser: Denoiser
     projection: Projection | None = None
     source: Batch | None = None
+    initial: Batch | None = None
 
 
 Condition = Callable[[Denoiser, Int[Array, "batch"]], Conditioned]
@@ -113,6 +146,8 @@ class FixedSteps:
     """Runs a solver along a schedule.
 
     `inverts` says whether `encode` maps images to latents, and `decode` latents to images.
+    `uncertainty` is the source of the uncertainty that steps need, as of
+    `Checkpoint.with_uncertainty`.
     """
 
     solver: Any
@@ -123,7 +158,7 @@ class FixedSteps:
         self, key: Array, denoiser: Denoiser, shape: tuple, moments: EpsMoments | None, **more: Any
     ) -> Samples:
         solver = self.solver
-        if moments is not None:
+        if hasattr(solver, "moments"):
             solver = dataclasses.replace(solver, moments=moments)
         return sampling.sample(
             key,
@@ -138,6 +173,10 @@ class FixedSteps:
     @property
     def t_min(self) -> float:
         return self.schedule.t_min
+
+    @property
+    def uncertainty(self) -> str:
+        return getattr(self.solver, "uncertainty", "")
 
     @property
     def inverts(self) -> bool:
@@ -166,6 +205,10 @@ class Adaptive:
     @property
     def t_min(self) -> float:
         return self.options["options"].t_min
+
+    @property
+    def uncertainty(self) -> str:
+        return ""
 
     @property
     def inverts(self) -> bool:
@@ -199,6 +242,7 @@ class Sampler:
         solve: runs the solver.
         evaluations: network evaluations per image; None for adaptive steps.
         needs: what a checkpoint must come with: "moments", "classifier", "bad_model", "perceptor".
+        ends: where samples start.
     """
 
     name: str
@@ -212,6 +256,7 @@ class Sampler:
     evaluations: int | None
     needs: frozenset[str]
     data: Data
+    ends: Ends
 
     def draw(
         self,
@@ -238,20 +283,12 @@ class Sampler:
         """
         parallel = self.data.parallel
         placed = parallel.place(indices)
-        denoiser, projection, source = condition(
-            self.with_classes(checkpoint, placed, seed), placed
-        )
-        options: dict[str, Any] = {"indices": placed, "frames": frames}
-        if projection is not None:
-            options["projection"] = projection
-        if source is not None:
-            options["source"] = source
-        key = base_key(self.options.seed if seed is None else seed, "sampling")
-        shape = (placed.shape[0], *self.data.shape)
-        with _steps_bar() as progress:
-            if self.evaluations is not None:  # adaptive samplers do not know their progress
-                options["progress"] = progress
-            samples = self.solve(key, denoiser, shape, checkpoint.moments, **options)
+        seed = self.options.seed if seed is None else seed
+        given = condition(self.with_classes(checkpoint, placed, seed), placed)
+        if given.initial is None:
+            given = given._replace(initial=self.ends.starts(parallel.fetch(placed), seed))
+        denoiser = given.denoiser
+        samples = self.states(given, placed, seed, moments=checkpoint.moments, frames=frames)
         drawn = self.data.decode(parallel.fetch(samples.x)[: len(indices)])
         path = () if samples.trajectory is None else samples.trajectory
         times = () if samples.times is None else samples.times
@@ -260,7 +297,40 @@ class Sampler:
             [self.data.decode(parallel.fetch(x)[: len(indices)]) for x in found]
             for found in (path, frames_x0)
         )
-        return Drawn(drawn, samples.nfe, snapshots, [float(t) for t in times], predictions)
+        found = samples.acceptance
+        return Drawn(
+            samples=drawn,
+            nfe=samples.nfe,
+            frames=snapshots,
+            times=[float(t) for t in times],
+            predictions=predictions,
+            acceptance=None if found is None else parallel.fetch(found)[: len(indices)],
+        )
+
+    def states(
+        self,
+        given: Conditioned,
+        indices: Int[Array, "batch"],
+        seed: int,
+        *,
+        moments: EpsMoments | None = None,
+        frames: int = 0,
+    ) -> Samples:
+        """Draw the samples with these indices, split over the devices, in the network's range.
+
+        Raises:
+            SamplingError: if a sample becomes NaN or infinite.
+        """
+        options: dict[str, Any] = {"indices": indices, "frames": frames}
+        inputs = given._asdict()
+        denoiser = inputs.pop("denoiser")
+        options |= {name: value for name, value in inputs.items() if value is not None}
+        key = base_key(seed, "sampling")
+        shape = (indices.shape[0], *self.data.shape)
+        with _steps_bar() as progress:
+            if self.evaluations is not None:  # adaptive samplers do not know their progress
+                options["progress"] = progress
+            return self.solve(key, denoiser, shape, moments, **options)
 
     @property
     def starts_at_images(self) -> bool:
@@ -274,7 +344,7 @@ class Sampler:
 
         `seed` is by default that of the configuration.
         """
-        denoiser, labels = checkpoint.denoiser, self._labels(indices)
+        denoiser, labels = self._denoiser(checkpoint), self._labels(indices)
         if self.classes.network:
             denoiser = dataclasses.replace(denoiser, labels=labels)
         method = self.guidance.method
@@ -293,6 +363,29 @@ class Sampler:
             limits=self.data.limits,
         )
         return guide(denoiser, method.make(batch))
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise ConfigError if the moments of a checkpoint do not suit the steps."""
+        if "moments" not in self.needs:
+            return
+        assert isinstance(self.solve, FixedSteps)
+        solver, sde = self.solve.solver, checkpoint.denoiser.sde
+        try:
+            if hasattr(solver, "moments"):
+                solver = dataclasses.replace(solver, moments=checkpoint.moments)
+                solver.plan(sde, self.solve.schedule.of(sde))
+            self._denoiser(checkpoint)
+        except ValueError as error:
+            raise ConfigError(f"config.sampling: {error}") from error
+
+    def _denoiser(self, checkpoint: Checkpoint) -> Denoiser:
+        """Return the denoiser, with the uncertainty that steps need."""
+        source = self.solve.uncertainty
+        if not source:
+            return checkpoint.denoiser
+        assert isinstance(self.solve, FixedSteps)
+        times = self.solve.schedule.of(checkpoint.denoiser.sde)
+        return checkpoint.with_uncertainty(source, times, self.data.limits)
 
     def _labels(self, indices: Int[Array, "batch"]) -> Int[Array, "batch"] | None:
         """Return the classes of the samples with these indices, if they have any."""

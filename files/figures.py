@@ -22,6 +22,7 @@ Points = Float[np.ndarray, "_ d"]
 _DPI, _SIDE = 100, 4.0  # inches
 _SERIES = 16  # series that a figure shows
 _GRID = 18  # arrows along each side
+_LINES = 400  # of translations
 _TEXT, _FAINT = "#222222", "#888888"
 _QUANTILE = 0.002  # of coordinates outside the axes, on each side
 
@@ -80,6 +81,23 @@ def process_picture(
         _bare(axes, limits)
         axes.quiver(*drift.at.T, *drift.to.T, color=COLORS[1], width=0.006)
         axes.set_title(f"drift, t = {t:.2g}", fontsize=9, color=_TEXT)
+    return _to_array(canvas)
+
+
+def translation_picture(inputs: Points, samples: Points) -> Picture:
+    """Return points of the plane, lines to their translations, and the translations."""
+    figure, canvas = _figure(3, 1, side=_SIDE)
+    limits = [_limits(np.concatenate([inputs, samples])[:, axis]) for axis in (0, 1)]
+    for column, title in enumerate(("input", "from input to output", "output")):
+        axes = figure.add_subplot(1, 3, column + 1)
+        if column == 1:
+            _bare(axes, limits)
+            shown = slice(_LINES)
+            ends = np.stack([inputs[shown], samples[shown]], axis=1)
+            axes.plot(*ends.transpose(2, 1, 0), color=COLORS[0], linewidth=0.4, alpha=0.5)
+        else:
+            _scatter(axes, samples if column else inputs, limits, size=1.5)
+        axes.set_title(title, fontsize=10, color=_TEXT)
     return _to_array(canvas)
 
 

@@ -8,11 +8,13 @@ from typing import Any
 from data.dequantization import CENTERS
 from denoising import Denoiser
 from experiment.data import Batches, Data
+from experiment.ends import Ends
 from experiment.experiment import ClassifierModel, DequantizerModel, Experiment
 from experiment.options import TrainingOptions
 from experiment.perceptor import PerceptorModel
 from experiment.sampler import Sampler
 from jobs.diagnostics import Diagnostics
+from jobs.pairs import simulate_pairs
 from jobs.teacher import load_teacher
 from training.step import Trainer
 
@@ -26,6 +28,8 @@ class TrainingJob:
         seed: seed of initialization, noise and data order.
         section: "model" or a name in jobs.workdir.PARTS: what is trained.
         sampler: draws sample grids during training; None draws none.
+        ends: where the other ends of the paths come from; None for noise.
+        load_pairs: simulates pairs by another run, else None.
         dequantization: how gray levels become numbers, by default config.data.dequantization.
         diagnostics: what is measured during training; None for nothing.
         wandb: a project of Weights & Biases; "" for none.
@@ -39,6 +43,8 @@ class TrainingJob:
     trainer: Trainer
     options: TrainingOptions
     sampler: Sampler | None
+    ends: Ends | None = None
+    load_pairs: Callable[[], Any] = lambda: None
     dequantization: str = ""
     diagnostics: Diagnostics | None = None
     wandb: str = ""
@@ -58,11 +64,12 @@ class TrainingJob:
         classes = self.trainer.classes
         if classes:
             self.data.require_classes(self.data.splits.train_labels, classes, self.section)
+        batch_size, labels = self.options.batch_size, bool(classes)
+        if self.ends is not None and not self.ends.plain:
+            pairs = self.load_pairs()
+            return self.ends.training_batches(batch_size, self.seed, labels=labels, pairs=pairs)
         return self.data.training_batches(
-            self.options.batch_size,
-            self.seed,
-            labels=bool(classes),
-            dequantization=self.dequantization,
+            batch_size, self.seed, labels=labels, dequantization=self.dequantization
         )
 
     @property
@@ -86,6 +93,8 @@ def model_job(experiment: Experiment, diagnostics: Diagnostics | None = None) ->
         trainer=experiment.trainer,
         options=experiment.training,
         sampler=experiment.sampler if experiment.training.sample_every else None,
+        ends=experiment.ends,
+        load_pairs=partial(simulate_pairs, experiment),
         diagnostics=diagnostics,
         wandb=experiment.logging.wandb,
         load_teacher=partial(load_teacher, experiment),
