@@ -35,10 +35,10 @@ from sde_lib import LinearPathSDE
 from solvers.bridge import BridgeSteps
 from time_grids import Schedule
 
-STEPS, ROWS, BATCH = 30, 4000, 250
+STEPS, ROWS, BATCH = 40, 4000, 250
 CASES = ((0.5, 5), (1.0, 1), (1.0, 5), (1.0, 20), (1.0, 50), (2.0, 5))  # g, dimension
 MEAN = 0.1
-SCHEDULE = Schedule(steps=STEPS, t_min=1e-3, final_step="denoise")
+SCHEDULE = Schedule(grid="quadratic", steps=STEPS, t_min=1e-3, final_step="denoise")
 
 
 class Problem:

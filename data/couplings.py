@@ -148,14 +148,14 @@ class Simulated(Coupling):
 
     Args:
         run: RUN or RUN:STEP, the folder of that run.
-        samples: number of pairs.
+        samples: number of pairs; by default, as many as there are training rows of x1.
 
     Raises:
         ValueError: for no run or a number out of range.
     """
 
     run: str = ""
-    samples: int = 10_000
+    samples: int | None = None
 
     simulates: ClassVar[bool] = True
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -87,6 +88,12 @@ class Ends:
         """The data set whose test rows are ends, perhaps after the operator; None for noise."""
         return self.data if self.operator is not None else self.other
 
+    @property
+    def sets(self) -> tuple[str, str]:
+        """The names of the data sets of x0 and of x1; "" for ends that are in no set."""
+        other = "" if self.other is None else self.other.options.name
+        return self.data.options.name, other
+
     def training_batches(
         self, batch_size: int, seed: int, *, labels: bool, pairs: Any = None
     ) -> Batches:
@@ -128,6 +135,7 @@ class Ends:
     def degraded(self, x0: Float[Any, "batch ..."]) -> Array:
         """Return A^+ A x0, what a measurement leaves of images."""
         assert self.operator is not None
+        x0 = jnp.asarray(x0)
         return self.operator.pseudo_inverse(self.operator(x0))
 
     def check_rows(self) -> None:

@@ -172,7 +172,7 @@ def reduced(command, folder):
     if "workdir" not in given:
         name = "_".join(filter(None, [file.removeprefix("configs/").removesuffix(".py"), variant]))
         arguments.append(f"--workdir={folder}/runs/{name}")
-    of_points = file in ("configs/vp_swiss_roll.py", "configs/vp_waves.py")
+    of_points = any(f"/{name}" in file for name in ("vp_swiss_roll", "vp_waves", "bridge_points"))
     fields = dict(POINTS if of_points else TINY)
     if "cifar10" in file:
         fields["data.name"] = folder / "cifar10.npz"
