@@ -153,7 +153,9 @@ class Ends:
         self.check_rows()
         return len(getattr(self.data.splits, split)), len(getattr(self.other.splits, split))
 
-    def starts(self, indices: Sequence[int], seed: int) -> Float[Array, "batch ..."] | None:
+    def starts(
+        self, indices: Sequence[int] | np.ndarray, seed: int
+    ) -> Float[Array, "batch ..."] | None:
         """Return random test rows as the ends where samples start; None for noise.
 
         That of sample k depends on the seed and k alone.
