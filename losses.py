@@ -43,6 +43,7 @@ from numerics.traces import PROBES, exact_trace
 from objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from objectives.distillation import ProgressiveDistillation
 from objectives.ends import draw_noise
+from objectives.maximum_likelihood import MaximumLikelihood
 from objectives.times import TimeDistribution, Times, Uniform
 from objectives.variational import DECODERS, VARIANCES, ChainBound, PixelLevels
 from objectives.weights import Sigma2, Weight
@@ -232,7 +233,8 @@ class VariationalBound(NoiseObjective):
     decoder: str = "chain"
 
     def __post_init__(self) -> None:
-        require_choice("variance", self.variance, VARIANCES)
+        own = [name for name, row in VARIANCES.items() if not row.needs]
+        require_choice("variance", self.variance, own)
         require_choice("decoder", self.decoder, DECODERS)
         if self.times.num_timesteps is None:
             raise ValueError(
@@ -403,7 +405,8 @@ def _gamma(sde: SDE, t: Times) -> tuple[Times, Times]:
     return jax.jvp(lambda t: -sde.log_snr(t), (t,), (jnp.ones_like(t),))
 
 
-# The objectives by name: the estimators, the bounds, and those of networks for few steps.
+# The objectives by name: the estimators, the bounds, the likelihood of an energy, and those of
+# networks for few steps.
 LOSSES: dict[str, type[Objective]] = {
     "denoising": ScoreMatching,
     "exact": ExactScoreMatching,
@@ -411,6 +414,7 @@ LOSSES: dict[str, type[Objective]] = {
     "vlb": VariationalBound,
     "hybrid": Hybrid,
     "learned_schedule": LearnedSchedule,
+    "maximum_likelihood": MaximumLikelihood,
     "consistency_training": ConsistencyTraining,
     "consistency_distillation": ConsistencyDistillation,
     "progressive_distillation": ProgressiveDistillation,

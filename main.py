@@ -162,6 +162,9 @@ def _run(mode: Mode, files: list[str]) -> None:
     options = _mode_flags(mode)
     if files and _MODE.value != "compare":
         sys.exit(f"error: {' '.join(files)}: not expected here; flags start with --")
+    from numerics.memory import share_heap
+
+    share_heap()
     # After the flags are checked: a misspelled flag should not wait for JAX to load.
     import jax
 

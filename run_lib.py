@@ -11,7 +11,7 @@ import numpy as np
 from errors import ConfigError, require_in, require_memory
 from evaluation import references
 from evaluation.compare import compare as compare_files
-from evaluation.evaluate import dequantizer_of, extractors_of
+from evaluation.evaluate import dequantizer_of, extractors_of, needs_of
 from evaluation.evaluate import evaluate as evaluate_checkpoint
 from evaluation.features import check_measurements, diagnostics_extractor, make_extractors
 from evaluation.lengths import compare_lengths
@@ -144,13 +144,13 @@ def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None
     steps = experiment.evaluation.checkpoints
     extractors = extractors_of(experiment, workdir)
     dequantizer = dequantizer_of(experiment, workdir)
-    checkpoints = checkpoints_of(workdir, ema)
+    checkpoints, needs = checkpoints_of(workdir, ema), needs_of(experiment)
     for step in steps:  # a missing checkpoint is an error before the others are evaluated
         checkpoints.config(step)
-        if "moments" in experiment.sampler.needs:
-            load_moments(workdir, checkpoint_name(step, ema))
+        if "moments" in needs:
+            load_moments(experiment, workdir, checkpoint_name(step, ema))
     for step in steps or (None,):
-        checkpoint = load_checkpoint(experiment, workdir, step, ema)
+        checkpoint = load_checkpoint(experiment, workdir, step, ema, needs)
         checkpoint = replace(checkpoint, dequantizer=dequantizer)
         print(evaluate_checkpoint(experiment, checkpoint, workdir, extractors))
 
@@ -254,7 +254,7 @@ def sample(
 def moments(
     experiment: Experiment, workdir: Workdir, *, checkpoint: int | None = None, ema: str = ""
 ) -> None:
-    """Measure the second moments of a network, which config.sampling.name=analytic needs.
+    """Measure the second moments of a network, for samplers and bounds with optimal variances.
 
     `ema` chooses the average of its parameters.
 
@@ -275,7 +275,8 @@ def moments(
     measured.save(file)
     print(
         f"moments of step {restored.step} at {len(measured.times)} times, standard errors up to "
-        f"{measured.errors.max():.1e}: {file}; next: --config.sampling.name=analytic"
+        f"{measured.errors.max():.1e}: {file}; next: --config.sampling.name=analytic, or "
+        "--config.discrete_bound.variance=analytic"
     )
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import SamplingError
 from numerics.arrays import (
     Batch,
@@ -26,6 +26,7 @@ from numerics.arrays import (
     sample_keys,
     whole,
 )
+from numerics.clipping import Clipping
 from sde_lib import SDE, Time
 from time_grids import Schedule
 
@@ -41,19 +42,27 @@ class Samples(NamedTuple):
         nfe: network evaluations per sample; with guidance at some times only, the most possible.
         trajectory: snapshots (frames, batch, ...), if any were requested.
         times: the times of the snapshots.
+        acceptance: the fraction of Metropolis steps that each sample accepts in expectation, of a
+            sampler that has such steps.
     """
 
     x: Batch
     nfe: int
     trajectory: np.ndarray | None = None
     times: np.ndarray | None = None
+    acceptance: Float[Array, "batch"] | None = None
 
 
 class Step(NamedTuple):
-    """A state x, and its mean: x before the step's fresh noise was added."""
+    """A state x, and its mean: x before the step's fresh noise was added.
+
+    `accepted` is the sum over the steps of the fractions of Metropolis steps accepted; None of a
+    sampler that has none.
+    """
 
     x: Batch
     mean: Batch
+    accepted: Float[Array, "batch"] | None = None
 
 
 @runtime_checkable
@@ -257,11 +266,14 @@ def run(
     if not jnp.isfinite(x).all():
         raise SamplingError("the last evaluation, which denoises the samples, is NaN or infinite")
     nfe = (plan.evaluations + extra) * denoiser.evaluations
+    accepted = getattr(progressed.state, "accepted", None)
+    acceptance = None if accepted is None else accepted / count
     if not marks:
-        return Samples(x, nfe)
+        return Samples(x, nfe, acceptance=acceptance)
     if count in marks:
         snapshots[count] = whole(x)
-    return Samples(x, nfe, np.stack([snapshots[mark] for mark in marks]), plan.times[marks])
+    trajectory = np.stack([snapshots[mark] for mark in marks])
+    return Samples(x, nfe, trajectory, plan.times[marks], acceptance)
 
 
 def _marks(times: np.ndarray, frames: int | Sequence[float]) -> list[int]:

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, Int64
+from jaxtyping import Float64, Int, Int64
 
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Denoiser
@@ -48,7 +48,7 @@ from numerics.entropy_coder import (
     library,
     random_words,
 )
-from objectives.variational import VARIANCES, PixelLevels, bound_tables
+from objectives.variational import VARIANCES, PixelLevels, Steps, bound_tables
 
 Rows = Float64[np.ndarray, "images dims"]
 Images = Int64[np.ndarray, "_ ..."]
@@ -104,6 +104,16 @@ class _Chain:
         return np.exp(self.log_sigma) * np.sqrt(-np.expm1(np.append(-np.inf, gain)))
 
     @cached_property
+    def steps(self) -> Steps:
+        """Growth and log-range of the step from each z, those of `objectives.variational`.
+
+        For z_0, which has no step, they are 0.
+        """
+        gain = 2 * np.diff(self.log_sigma - self.log_alpha, prepend=np.nan)
+        log_range = 2 * np.diff(self.log_sigma, prepend=np.nan)
+        return Steps(self.times, np.nan_to_num(np.expm1(gain)), np.nan_to_num(log_range))
+
+    @cached_property
     def reverse_log_std(self) -> Float64[np.ndarray, "2 levels"]:
         """Logarithms of the deviations of p(z_i | z_(i+1)) for v = 0 and v = 1."""
         log_b, steps = np.log(self.std[1:]), np.diff(self.log_sigma)
@@ -114,10 +124,9 @@ class _Chain:
         """Return the mean of p(z_(i-1) | z_i), by the predicted eps."""
         return (z - self.std[i] ** 2 * np.exp(-self.log_sigma[i]) * eps) / self.scale[i]
 
-    def reverse_std(self, i: int, fraction: Rows) -> Rows:
-        """Return the deviation of p(z_(i-1) | z_i), by the predicted v."""
-        low, high = self.reverse_log_std[:, i - 1]
-        return np.exp(low + fraction * (high - low))
+    def reverse_std(self, i: int, log_ratio: Rows) -> Rows:
+        """Return the deviation of p(z_(i-1) | z_i), by delta of `objectives.variational`."""
+        return np.exp(self.reverse_log_std[0, i - 1] + log_ratio / 2)
 
     @cached_property
     def forward(self) -> tuple[Bins, ...]:
@@ -304,23 +313,22 @@ class ImageCodec:
         chain = self._chain
         batch = np.zeros((self.lanes, *self.shape), np.float32)
         batch[: len(values)] = values.reshape(-1, *self.shape)
-        found = _predict(self.denoiser, batch, np.float32(chain.times[i]), self.options.variance)
-        x0, eps, fraction = (
+        step = Steps(*(np.float32(column[i]) for column in chain.steps))
+        found = _predict(self.denoiser, batch, step, self.options.variance)
+        x0, eps, log_ratio, fraction = (
             np.asarray(whole(part), np.float64)[: len(values)].reshape(values.shape)
             for part in found
         )
-        if not np.isfinite([x0, eps, fraction]).all():
+        if not np.isfinite([x0, eps, log_ratio, fraction]).all():
             raise CodecError(
                 f"the network's output is NaN or infinite at t={chain.times[i]:.4g}; take another "
                 "checkpoint"
             )
         if i:
-            return chain.reverse_mean(i, values, eps), chain.reverse_std(i, fraction), x0
+            return chain.reverse_mean(i, values, eps), chain.reverse_std(i, log_ratio), x0
         low, high = self._decoder
-        # With the fixed large variance, the published decoder has the small one.
-        between = 0 * fraction if self.options.variance == "large" else fraction
         mean = (x0 - self.pixel_levels.low) / self.pixel_levels.spacing
-        return mean, np.exp(low + between * (high - low)), x0
+        return mean, np.exp(low + fraction * (high - low)), x0
 
     def _bins_below(self, i: int) -> "Bins | Levels":
         """Return the bins of what p(. | z_i) gives: of z_(i-1), or of x0."""
@@ -351,12 +359,13 @@ class ImageCodec:
 
 @partial(jax.jit, static_argnames="variance")
 def _predict(
-    denoiser: Denoiser, z: Batch, t: Float[Array, ""], variance: str
-) -> tuple[Batch, Batch, Batch]:
-    """Return the predicted x0 and eps, and v of the reverse step."""
-    prediction = denoiser.predict(z, t)
-    fraction = jnp.broadcast_to(VARIANCES[variance](prediction), z.shape)
-    return prediction.x0, prediction.eps, fraction
+    denoiser: Denoiser, z: Batch, step: Steps, variance: str
+) -> tuple[Batch, Batch, Batch, Batch]:
+    """Return the predicted x0 and eps, delta of the reverse step, and v of the decoder."""
+    prediction, row = denoiser.predict(z, step.t), VARIANCES[variance]
+    found = row.log_ratio(prediction, step.growth, step.log_range), row.fraction(prediction)
+    log_ratio, fraction = (jnp.broadcast_to(jnp.asarray(part, z.dtype), z.shape) for part in found)
+    return prediction.x0, prediction.eps, log_ratio, fraction
 
 
 def _window(bins: float) -> int:

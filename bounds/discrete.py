@@ -34,6 +34,7 @@ from numerics.arrays import (
     sum_per_sample,
     whole,
 )
+from objectives.uncertainty import TIMESTEP_CHOICES
 from objectives.variational import (
     DECODERS,
     VARIANCES,
@@ -51,7 +52,10 @@ class DiscreteBoundOptions:
     """Variances of the reverse steps of the bound.
 
     Args:
-        variance: the variance of p(x_s | x_t), a name in VARIANCES.
+        variance: the variance of p(x_s | x_t), a name in VARIANCES. Optimal ones need a denoiser
+            with an `uncertainty`.
+        timestep_choice: "grid" takes the given times; "optimal" takes as many steps along the path
+            of least cost, `solvers.analytic_dpm.optimal_times`, from whoever gives the times.
         decoder: the variance of p(x0 | x_t), a name in DECODERS. "chain" is the published one. A
             step to clean data would have the small variance 0, which the small variance of the last
             step replaces, for variance="large" too. "tweedie" is (sigma / alpha)^2. It is better
@@ -63,11 +67,19 @@ class DiscreteBoundOptions:
     """
 
     variance: str = "small"
+    timestep_choice: str = "grid"
     decoder: str = "chain"
 
     def __post_init__(self) -> None:
         require_choice("variance", self.variance, VARIANCES)
+        require_choice("timestep_choice", self.timestep_choice, TIMESTEP_CHOICES)
         require_choice("decoder", self.decoder, DECODERS)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a checkpoint must come with, as `objectives.variational.Variance.needs`."""
+        optimal = "moments" if self.timestep_choice == "optimal" else ""
+        return frozenset({VARIANCES[self.variance].needs, optimal} - {""})
 
 
 class DiscreteBound(NamedTuple):

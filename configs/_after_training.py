@@ -10,7 +10,7 @@ from ml_collections.config_dict import placeholder
 def add_fields(config: ConfigDict) -> None:
     config.sampling = sampling = ConfigDict()
     # Fixed steps: pc (Predictor-Corrector), ddim, dpm_solver, unipc, deis, heun, analytic,
-    # langevin, bridge. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
+    # langevin, mala, bridge. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
     sampling.name = "pc"
     sampling.seed = 0
     sampling.label = -1  # class of the samples; -1 cycles through all, num_classes is no class
@@ -31,12 +31,12 @@ def add_fields(config: ConfigDict) -> None:
     # pc:
     # euler_maruyama, reverse_diffusion, probability_flow, ancestral, none
     sampling.predictor = "euler_maruyama"
-    sampling.corrector = "none"  # langevin, annealed_langevin, none
+    sampling.corrector = "none"  # langevin, annealed_langevin, mala, none
     sampling.corrector_first = placeholder(bool)
     # exact transitions; or published, the tables and times of Song et al.'s code
     sampling.discretization = placeholder(str)
     sampling.churn = placeholder(float)  # euler_maruyama, sde: 1 is the reverse SDE, 0 the ODE
-    sampling.variance = placeholder(str)  # ancestral: small, large, learned
+    sampling.variance = placeholder(str)  # ancestral: small, large, learned, analytic
     sampling.guidance_form = placeholder(str)  # ancestral: score, mean
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
     sampling.corrector_steps = placeholder(int)  # correctors: Langevin steps at each time
@@ -68,7 +68,7 @@ def add_fields(config: ConfigDict) -> None:
     sampling.timestep_choice = placeholder(str)  # grid, optimal
     sampling.clip_last_std = placeholder(float)  # bound on the noise of the last step
     sampling.clip_x0_range = placeholder(float)  # half the width of the data's range
-    # langevin:
+    # langevin, mala:
     sampling.step_size = placeholder(float)  # in units of sigma^2
     # ode, sde, dpm_adaptive:
     sampling.solver = placeholder(str)  # ode: dopri5, adams, ...; sde: sra1, euler, ...
@@ -136,7 +136,9 @@ def add_fields(config: ConfigDict) -> None:
 
     # The variational bound of a chain, or of any process on a grid; images are not dequantized.
     config.discrete_bound = discrete_bound = ConfigDict()
-    discrete_bound.variance = "small"  # small, large, learned
+    # small, large, learned; the optimal ones: analytic (after --mode=moments)
+    discrete_bound.variance = "small"
+    discrete_bound.timestep_choice = "grid"  # grid, optimal (after --mode=moments)
     discrete_bound.decoder = "chain"  # variance of L_0: chain (as published), tweedie
     discrete_bound.grid = placeholder(str)  # as sampling.grid; by default timesteps or log_snr
     discrete_bound.steps = placeholder(int)
@@ -146,7 +148,7 @@ def add_fields(config: ConfigDict) -> None:
     discrete_bound.clip = placeholder(str)  # clipping of x0: none, range, dynamic
     discrete_bound.quantile = placeholder(float)
 
-    # --mode=moments, for config.sampling.name=analytic.
+    # --mode=moments, for sampling.name=analytic and for variance=analytic.
     config.analytic_dpm = analytic_dpm = ConfigDict()
     analytic_dpm.num_images = 1000  # training images
     analytic_dpm.num_times = 100  # noise levels; a chain is measured at all of its timesteps

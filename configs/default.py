@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     config.loss = loss = ConfigDict()
     # Estimators of the Fisher divergence: denoising, sliced, exact. Of the bound of a chain: vlb,
     # or hybrid (denoising, and the bound for a learned variance). For the sde learned:
-    # learned_schedule. For few steps:
+    # learned_schedule. Of an energy (denoiser.energy=True): maximum_likelihood. For few steps:
     # consistency_training, consistency_distillation, progressive_distillation.
     loss.name = "denoising"
     loss.reduction = "mean"  # over dimensions: mean, sum, half_sum
@@ -108,7 +108,14 @@ def get_config() -> ConfigDict:
     # progressive_distillation: DDIM steps of the student; the teacher takes twice as many
     loss.student_steps = placeholder(int)
     loss.grid = placeholder(str)  # progressive_distillation: as sampling.grid
-    loss.t_min = placeholder(float)  # progressive_distillation: as sampling.t_min
+    # progressive_distillation: as sampling.t_min; maximum_likelihood: whose density is learned
+    loss.t_min = placeholder(float)
+    # maximum_likelihood:
+    loss.chains = placeholder(int)  # persistent Langevin chains of the model
+    loss.chain_steps = placeholder(int)  # their steps per batch
+    loss.chain_step_size = placeholder(float)  # in units of sigma(t_min)^2
+    loss.restart = placeholder(float)  # probability that a chain starts anew
+    loss.penalty = placeholder(float)  # weight of squared log-densities
 
     # Which times are trained: uniform, stratified, timesteps, log_snr, log_normal, logit_normal,
     # loss_aware, loss_aware_bins; see objectives/times.py.

@@ -23,12 +23,13 @@ from data import preparation
 from data.fingerprints import fingerprint_of
 from data.folders import HELD_OUT_NAMES, read_folder
 from data.npz import read_npy, read_npz
-from data.parquet import HUB, is_parquet_folder, prepare_hub, read_hub, read_parquet
+from data.parquet import is_parquet_folder, prepare_hub, read_hub, read_parquet
 from data.records import is_packed, is_record_name, read_packed, read_records
 from data.stored import Directory, ImageFile, ImageFiles, Item, Split, Splits
 from data.zips import read_zip
 from errors import FileError
 from files.buckets import local_input
+from files.hub import HUB
 from files.paths import in_bucket
 
 DIGITS = "digits"

@@ -1,7 +1,5 @@
 """The variational bound of a chain on the test images, and what its bits bring about."""
 
-import dataclasses
-
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -74,9 +72,7 @@ def rate_distortion(evaluation: Evaluation) -> Report:
 def _discrete_bound(evaluation: Evaluation) -> tuple[Arrays, Float[np.ndarray, "times"]]:
     """Return the parts of the discrete bound of each image, in nats, and the times."""
     experiment, data = evaluation.experiment, as_images(evaluation.experiment.data)
-    options, schedule, clipping = experiment.discrete_bound
-    denoiser = dataclasses.replace(evaluation.checkpoint.denoiser, clipping=clipping)
-    times = schedule.of(denoiser.sde)
+    denoiser, times = experiment.discrete_bound.of(evaluation.checkpoint, data.limits)
     key = base_key(experiment.evaluation.seed, "discrete_bound")
 
     def compute(batch: Batch) -> dict[str, Array]:
@@ -86,7 +82,7 @@ def _discrete_bound(evaluation: Evaluation) -> tuple[Arrays, Float[np.ndarray, "
             data.noiseless(data.splits.test, batch.indices),
             times=times,
             pixel_levels=data.pixel_levels,
-            options=options,
+            options=experiment.discrete_bound.options,
             indices=batch.indices,
         )
         parts = {"prior": found.prior, "terms": found.terms.T, "decoder": found.decoder}
@@ -96,7 +92,7 @@ def _discrete_bound(evaluation: Evaluation) -> tuple[Arrays, Float[np.ndarray, "
         evaluation,
         "discrete-bound",
         compute,
-        depends_on=("discrete_bound.",),
+        depends_on=("discrete_bound.", "needs."),
         denoiser=denoiser,
     )
     return found, times

@@ -61,6 +61,13 @@ def dequantizer_of(experiment: Experiment, workdir: Workdir) -> Dequantizer | No
     return load_dequantizer(experiment, workdir)
 
 
+def needs_of(experiment: Experiment) -> frozenset[str]:
+    """Return what a checkpoint must come with, for the sampler and for the metrics."""
+    of_chain = any(METRICS[name].of_chain for name in experiment.evaluation.metrics)
+    bound = experiment.discrete_bound.options.needs if of_chain else frozenset()
+    return experiment.sampler.needs | bound
+
+
 def _check_scores(experiment: Experiment) -> None:
     """Raise ConfigError for metrics of likelihoods, where the objective trains no scores."""
     names = experiment.evaluation.metrics

@@ -36,6 +36,7 @@ class Metric:
         rows: its results as rows of a table.
         comparable: parts of the protocol in which two evaluations must agree to be compared.
         dequantizes: whether it needs a density of the test images.
+        of_chain: whether it needs what the discrete bound needs of a checkpoint.
         of_samples: whether it looks at samples, and not at the likelihood of test images.
         min_samples: number of samples that it needs.
         min_images: number of training images that it needs.
@@ -47,6 +48,7 @@ class Metric:
     rows: Callable[[dict[str, Any]], Iterator[Row]]
     comparable: tuple[str, ...]
     dequantizes: bool = False
+    of_chain: bool = False
     of_samples: bool = False
     min_samples: int = 0
     min_images: int = 0
@@ -83,12 +85,14 @@ METRICS: dict[str, Metric] = {
         compute=chains.discrete_bound_likelihood,
         rows=table.discrete_bound_rows,
         comparable=(*_TEST, "discrete_bound."),
+        of_chain=True,
         kinds=("images",),
     ),
     "rate_distortion": Metric(
         compute=chains.rate_distortion,
         rows=table.rate_distortion_rows,
         comparable=(*_TEST, "discrete_bound."),
+        of_chain=True,
         kinds=("images",),
     ),
     "frechet": Metric(

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import SEEDS, ConfigError, require_choice, require_in, require_memory
 from experiment.build_augmentation import build_augmentation
 from experiment.build_data import build_data, settle_kind
@@ -28,6 +28,7 @@ from experiment.build_training import (
     build_averages,
     build_loss,
     build_optimizer,
+    check_energy_objective,
     check_objective,
     part_trainer,
 )
@@ -56,7 +57,8 @@ from likelihood import LikelihoodOptions
 from metrics.inception.network import RECIPES
 from models import CLASSIFIERS, NETWORKS, with_features
 from models.blocks.resample import average_downsample
-from models.energy import energy_gradient
+from models.energy import energies, energy_gradient
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
 from sde_lib import SDE, SDES
 from time_grids import Schedule
@@ -88,6 +90,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     sharding = reader.build("parallel", Sharding)
     model = _build_model(reader, sde, loss, data, sharding)
     check_objective(reader, sde, loss)
+    check_energy_objective(reader, loss)
     training = reader.build("training", TrainingOptions)
     evaluation = reader.build("eval", EvaluationOptions)
     for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
@@ -243,17 +246,19 @@ def _denoiser_factory(
     parallel: DataParallel,
 ) -> Callable[..., Denoiser]:
     """Return the function (params, dropout key or None) -> Denoiser."""
-    apply, apply_with_dropout = _network_functions(network, options.energy, sharding, parallel)
+    shared = sharding, parallel
+    outputs = _network_functions(network, energy_gradient if options.energy else _output, *shared)
+    scalars = _network_functions(network, energies, *shared) if options.energy else None
     learned = bool(sde.parameters())
 
     def denoiser(params: Any, dropout: Key[Array, ""] | None = None) -> Denoiser:
         process = sde.with_parameters(params["process"]) if learned else sde
         params = params["network"] if learned else params
+        given = (params,) if dropout is None else (params, dropout)
         return Denoiser(
             sde=process,
-            network=Partial(apply, params)
-            if dropout is None
-            else Partial(apply_with_dropout, params, dropout),
+            network=Partial(outputs[dropout is not None], *given),
+            energy=None if scalars is None else Partial(scalars[dropout is not None], *given),
             parameterization=options.parameterization,
             conditioning=options.conditioning,
             num_timesteps=options.num_timesteps,
@@ -264,11 +269,17 @@ def _denoiser_factory(
     return denoiser
 
 
+def _output(network: Callable[[Array], Array], x: Array) -> Array:
+    return network(x)
+
+
 @functools.cache
 def _network_functions(
-    network: nn.Module, energy: bool, sharding: Sharding, parallel: DataParallel
+    network: nn.Module, view: Callable, sharding: Sharding, parallel: DataParallel
 ) -> tuple[Callable, Callable]:
     """Return the functions of a network without and with dropout.
+
+    `view` maps the network as a function of x, and x, to what is wanted: its output or gradient.
 
     They are made once per network: jit takes a Partial of the same function for the same, and
     programs of other functions would pile up where experiments are built again and again.
@@ -278,7 +289,7 @@ def _network_functions(
         def of_x(x: Array) -> Any:
             return network.apply({"params": params}, x, *conditions, **more)
 
-        return energy_gradient(of_x, x) if energy else of_x(x)
+        return view(of_x, x)
 
     keep = getattr(network, "remat", False)
     output = sharding.with_whole_parameters(of_whole, parallel, keep=keep)

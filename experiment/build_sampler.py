@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from denoising import Clipping
 from errors import ConfigError
 from experiment.class_guidance import Classes, GuidanceOptions
 from experiment.data import Data
@@ -13,6 +12,7 @@ from experiment.options import SamplingOptions
 from experiment.reader import Reader, config_errors
 from experiment.sampler import Adaptive, FixedSteps, Sampler
 from experiment.tasks import TASKS, Measurement, SDEdit, Task, Translate
+from numerics.clipping import Clipping
 from sampling import Samples
 from sde_lib import SDE
 from solvers import ADAPTIVE, SOLVERS
@@ -51,7 +51,9 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: 
         )
     if task is not None:
         _check_task(reader, task, solve)
-    needs = {guidance.needs} - {""}
+    if getattr(getattr(solve, "solver", None), "needs_energy", False):
+        _check_energy(reader, task)
+    needs = {guidance.needs, solve.uncertainty}
     needs |= {"moments"} if chosen is AnalyticDPM else set()
     return Sampler(
         name=reader.config["sampling"]["name"],
@@ -62,7 +64,7 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: 
         task=task,
         solve=solve,
         evaluations=evaluations,
-        needs=frozenset(needs),
+        needs=frozenset(needs - {""}),
         data=data,
         ends=ends,
     )
@@ -142,6 +144,34 @@ def _check_predictor(reader: Reader, predictor: Any) -> None:
         raise ConfigError(
             "config.sampling.guidance_form='mean' is used with config.guidance.name=classifier, "
             f"not with {guidance!r}; leave it out"
+        )
+
+
+def _check_energy(reader: Reader, task: Task | None) -> None:
+    """Raise ConfigError unless a sampler that compares densities has them."""
+    sampling, guidance = reader.config["sampling"], reader.config["guidance"]["name"]
+    field = "name" if sampling["name"] != "pc" else "corrector"
+    what = f"config.sampling.{field}={sampling[field]!r}"
+    if not reader.config["denoiser"]["energy"]:
+        remedy = "langevin" if field == "name" else "langevin or annealed_langevin"
+        raise ConfigError(
+            f"{what} compares densities, which a network has with config.denoiser.energy=True; "
+            f"train one with that, or choose config.sampling.{field}={remedy}"
+        )
+    if guidance != "none":
+        raise ConfigError(
+            f"{what} compares densities, which a score with config.guidance.name={guidance!r} "
+            "does not have; set it to none, or choose another sampler"
+        )
+    if task is not None and task.inverse_problem is not None:
+        raise ConfigError(
+            f"{what} compares densities, which a score with config.task.name={task.name!r} does "
+            "not have; choose another sampler"
+        )
+    if (clip := sampling["clip"]) not in (None, "none"):
+        raise ConfigError(
+            f"{what} compares densities, which a score with config.sampling.clip={clip!r} does not "
+            "have; set it to none"
         )
 
 

@@ -34,7 +34,7 @@ def build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
         what = f"config.loss.name={reader.config['loss']['name']!r}, a bound on gray levels,"
         data.kind.require_images(what, "choose denoising")
     parts = {"times": times, "weight": weight, "sde": sde, "pixel_levels": data.pixel_levels}
-    parts["total_steps"] = reader.config["training"]["steps"]
+    parts |= {"total_steps": reader.config["training"]["steps"], "shape": data.shape}
     return reader.build_named("loss", LOSSES, fixed=parts)
 
 
@@ -65,6 +65,29 @@ def check_objective(reader: Reader, sde: SDE, loss: Objective) -> None:
             f"config.loss.name={name!r} trains a variance, which a network with "
             f"config.denoiser.parameterization={parameterization!r} does not predict; choose "
             "eps_learned_variance, or another loss"
+        )
+
+
+def check_energy_objective(reader: Reader, loss: Objective) -> None:
+    """Raise ConfigError unless an objective that needs an energy has one, and all that it needs."""
+    if not loss.needs_energy:
+        return
+    what, config = f"config.loss.name={reader.config['loss']['name']!r}", reader.config
+    if not config["denoiser"]["energy"]:
+        raise ConfigError(
+            f"{what} trains the energy of a network; set config.denoiser.energy=True, or choose "
+            "config.loss.name=denoising"
+        )
+    if classes := config["model"]["num_classes"]:
+        raise ConfigError(
+            f"{what} keeps chains without classes, but config.model.num_classes={classes}; set it "
+            "to 0, or choose config.loss.name=denoising"
+        )
+    chains, batch_size = getattr(loss, "chains", 0), config["training"]["batch_size"]
+    if chains < batch_size:
+        raise ConfigError(
+            f"config.loss.chains={chains} is less than config.training.batch_size={batch_size}, "
+            "which takes one per row; give as many chains or more"
         )
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from bounds.continuous import ContinuousBoundOptions
 from bounds.dequantization import Dequantizer
 from bounds.discrete import DiscreteBoundOptions
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import ConfigError
 from experiment.data import Data
 from experiment.ends import Ends
@@ -25,12 +25,15 @@ from experiment.options import (
     LoggingOptions,
     TrainingOptions,
 )
-from experiment.sampler import Sampler
+from experiment.sampler import Checkpoint, Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
 from models import CLASSIFIERS
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
+from objectives.variational import VARIANCES
 from sde_lib import SDE
+from solvers.analytic_dpm import optimal_times
 from time_grids import Schedule
 from training.objective import Objective
 from training.parallel import DataParallel
@@ -85,6 +88,30 @@ class DiscreteBoundPlan(NamedTuple):
     options: DiscreteBoundOptions
     schedule: Schedule
     clipping: Clipping
+
+    def of(
+        self, checkpoint: Checkpoint, limits: tuple[float, float]
+    ) -> tuple[Denoiser, Float[np.ndarray, "times"]]:
+        """Return the denoiser of a checkpoint for the bound, and the times.
+
+        Args:
+            checkpoint: with what `options.needs` names.
+            limits: the ends of the interval of the data.
+
+        Raises:
+            ConfigError: for moments that do not suit the times.
+        """
+        sde = checkpoint.denoiser.sde
+        times = self.schedule.of(sde)
+        source = VARIANCES[self.options.variance].needs
+        try:
+            if self.options.timestep_choice == "optimal":
+                assert checkpoint.moments is not None
+                times = optimal_times(sde, checkpoint.moments, len(times) - 1, times[-1])
+            denoiser = checkpoint.with_uncertainty(source, times[:-1], limits)
+        except ValueError as error:
+            raise ConfigError(f"config.discrete_bound: {error}") from error
+        return replace(denoiser, clipping=self.clipping), times
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ def leftover_noise(sampler: Sampler, sde: SDE) -> float | None:
         The root mean square deviation, or None if the sampler needs more than a denoiser or fails
         with this one.
     """
-    if "moments" in sampler.needs:
+    if "moments" in sampler.needs or sampler.solve.uncertainty:
         return None
     dims = min(int(np.prod(sampler.data.shape)), _NUMBERS)
     shape = (max(_NUMBERS // dims, 2), dims)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 import sampling
 from bounds.dequantization import Dequantizer
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
+from errors import ConfigError
 from experiment.class_guidance import BadModel, Classes, GuidanceOptions
 from experiment.data import Data
 from experiment.ends import Ends
@@ -29,6 +30,7 @@ from experiment.tasks import Task
 from guidance.base import guide
 from guidance.classifier import Classifier
 from numerics.arrays import Batch
+from numerics.clipping import Clipping
 from sampling import Projection, Samples
 from solvers import ddim, ode
 from solvers.ddim import DDIM
@@ -66,6 +68,26 @@ class Checkpoint:
         """The start of the names of its files."""
         return checkpoint_name(self.step, self.average)
 
+    def with_uncertainty(
+        self, source: str, times: Float[np.ndarray, "times"], limits: tuple[float, float]
+    ) -> Denoiser:
+        """Return the denoiser with an uncertainty, for the optimal variances of reverse steps.
+
+        Args:
+            source: what gives it, "moments"; "" for none.
+            times: the times of the steps.
+            limits: the ends of the interval of the data.
+
+        Raises:
+            ValueError: for moments of another process, or that end before the times.
+        """
+        if not source:
+            return self.denoiser
+        assert self.moments is not None, "a checkpoint is loaded with what it needs"
+        radius = (limits[1] - limits[0]) / 2
+        found = self.moments.uncertainty(self.denoiser.sde, times, radius)
+        return dataclasses.replace(self.denoiser, uncertainty=found)
+
 
 def checkpoint_name(step: int, average: str = "") -> str:
     """Return the step, and an average other than the main one: "1000-length_0.08"."""
@@ -81,6 +103,7 @@ class Drawn(NamedTuple):
         frames: snapshots, as the samples.
         times: the times of the snapshots.
         predictions: the x0 that is predicted from each snapshot, with `predicts`.
+        acceptance: as of `sampling.Samples`; None of a sampler without Metropolis steps.
     """
 
     samples: Shaped[np.ndarray, "count ..."]
@@ -88,6 +111,7 @@ class Drawn(NamedTuple):
     frames: list[Shaped[np.ndarray, "count ..."]]
     times: list[float]
     predictions: list[Shaped[np.ndarray, "count ..."]]
+    acceptance: Float[np.ndarray, "count"] | None = None
 
 
 class Conditioned(NamedTuple):
@@ -119,6 +143,8 @@ class FixedSteps:
     """Runs a solver along a schedule.
 
     `inverts` says whether `encode` maps images to latents, and `decode` latents to images.
+    `uncertainty` is the source of the uncertainty that steps need, as of
+    `Checkpoint.with_uncertainty`.
     """
 
     solver: Any
@@ -129,7 +155,7 @@ class FixedSteps:
         self, key: Array, denoiser: Denoiser, shape: tuple, moments: EpsMoments | None, **more: Any
     ) -> Samples:
         solver = self.solver
-        if moments is not None:
+        if hasattr(solver, "moments"):
             solver = dataclasses.replace(solver, moments=moments)
         return sampling.sample(
             key,
@@ -144,6 +170,10 @@ class FixedSteps:
     @property
     def t_min(self) -> float:
         return self.schedule.t_min
+
+    @property
+    def uncertainty(self) -> str:
+        return getattr(self.solver, "uncertainty", "")
 
     @property
     def inverts(self) -> bool:
@@ -172,6 +202,10 @@ class Adaptive:
     @property
     def t_min(self) -> float:
         return self.options["options"].t_min
+
+    @property
+    def uncertainty(self) -> str:
+        return ""
 
     @property
     def inverts(self) -> bool:
@@ -258,7 +292,15 @@ class Sampler:
             [self.data.decode(parallel.fetch(x)[: len(indices)]) for x in found]
             for found in (path, frames_x0)
         )
-        return Drawn(drawn, samples.nfe, snapshots, [float(t) for t in times], predictions)
+        found = samples.acceptance
+        return Drawn(
+            samples=drawn,
+            nfe=samples.nfe,
+            frames=snapshots,
+            times=[float(t) for t in times],
+            predictions=predictions,
+            acceptance=None if found is None else parallel.fetch(found)[: len(indices)],
+        )
 
     def states(
         self,
@@ -292,7 +334,7 @@ class Sampler:
 
     def with_classes(self, checkpoint: Checkpoint, indices: Int[Array, "batch"]) -> Denoiser:
         """Return the guided denoiser of the samples with these indices and their classes."""
-        denoiser, labels = checkpoint.denoiser, self._labels(indices)
+        denoiser, labels = self._denoiser(checkpoint), self._labels(indices)
         if self.classes.network:
             denoiser = dataclasses.replace(denoiser, labels=labels)
         method = self.guidance.method
@@ -301,6 +343,29 @@ class Sampler:
         model = getattr(checkpoint, method.needs) if method.needs else None
         assert not method.needs or model is not None, "a checkpoint is loaded with what it needs"
         return guide(denoiser, method.make(self.guidance, self.classes, model, labels))
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise ConfigError if the moments of a checkpoint do not suit the steps."""
+        if "moments" not in self.needs:
+            return
+        assert isinstance(self.solve, FixedSteps)
+        solver, sde = self.solve.solver, checkpoint.denoiser.sde
+        try:
+            if hasattr(solver, "moments"):
+                solver = dataclasses.replace(solver, moments=checkpoint.moments)
+                solver.plan(sde, self.solve.schedule.of(sde))
+            self._denoiser(checkpoint)
+        except ValueError as error:
+            raise ConfigError(f"config.sampling: {error}") from error
+
+    def _denoiser(self, checkpoint: Checkpoint) -> Denoiser:
+        """Return the denoiser, with the uncertainty that steps need."""
+        source = self.solve.uncertainty
+        if not source:
+            return checkpoint.denoiser
+        assert isinstance(self.solve, FixedSteps)
+        times = self.solve.schedule.of(checkpoint.denoiser.sde)
+        return checkpoint.with_uncertainty(source, times, self.data.limits)
 
     def _labels(self, indices: Int[Array, "batch"]) -> Int[Array, "batch"] | None:
         """Return the classes of the samples with these indices, if they have any."""

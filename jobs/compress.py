@@ -6,7 +6,6 @@ checkpoint, and numbers of the network that are the same bit for bit: the same s
 kind of device.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -31,7 +30,7 @@ from files.nested import flatten
 from files.paths import AnyPath
 from files.pictures import image_grid, write_png
 from files.writing import write_npz
-from jobs.restore import restore_average
+from jobs.restore import load_checkpoint
 from jobs.workdir import Workdir
 from numerics.arrays import digest
 
@@ -168,12 +167,12 @@ def _codec(
             f"config.model.num_classes={model.num_classes}: images are compressed without classes; "
             "take an unconditional model"
         )
-    options, schedule, clipping = experiment.discrete_bound
-    params = restore_average(experiment, workdir, checkpoint, ema).params
-    denoiser = dataclasses.replace(model.denoiser(params), clipping=clipping)
+    options = experiment.discrete_bound.options
+    loaded = load_checkpoint(experiment, workdir, checkpoint, ema, options.needs)
+    denoiser, times = experiment.discrete_bound.of(loaded, experiment.data.limits)
     return ImageCodec(
         denoiser=denoiser,
-        times=schedule.of(denoiser.sde),
+        times=times,
         pixel_levels=_images_of(experiment).pixel_levels,
         options=options,
         shape=experiment.data.shape,
@@ -184,7 +183,8 @@ def _codec(
 def _model(experiment: Experiment, denoiser: Denoiser) -> dict[str, Any]:
     """Return what compression and decompression must have in common, as it reads from JSON."""
     levels, config = _images_of(experiment).pixel_levels, experiment.config
-    leaves = jax.tree.leaves((denoiser.network, denoiser.sde))  # the latter, if it is learned
+    # The process, if it is learned; the uncertainty, if variances need it.
+    leaves = jax.tree.leaves((denoiser.network, denoiser.sde, denoiser.uncertainty))
     params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     found = {
         "parameters": digest(experiment.parallel.fetch_tree(params)),

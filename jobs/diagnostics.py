@@ -131,7 +131,7 @@ class Diagnostics:
         """
         objective, impossible = self.experiment.loss, set()
         if objective.samplers:
-            impossible |= {"noise_levels", "bits_per_dim", "frechet"}
+            impossible |= {"noise_levels", self.experiment.data.kind.unit.metric, "frechet"}
         if objective.teacher:
             impossible |= {"loss"}
         if not self.experiment.ends.plain:

@@ -1,5 +1,7 @@
 """Measure the second moments of a network, which Analytic-DPM needs."""
 
+import math
+
 import numpy as np
 from tqdm import tqdm
 
@@ -7,8 +9,10 @@ from denoising import Denoiser
 from experiment.experiment import Experiment, with_data_labels
 from experiment.randomness import base_key
 from jobs.cache import batches_of
+from numerics.arrays import in_float64
 from sde_lib import SDE
 from solvers.moments import EpsMoments, moments_of, squared_noise
+from solvers.tables import coefficients_at
 from time_grids import Schedule
 
 
@@ -16,8 +20,9 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
     """Measure the second moments of the predicted noise over training images.
 
     A chain is measured at all of its timesteps, another process at `config.analytic_dpm.num_times`
-    times, uniform in log-SNR down to `config.sampling.t_min`; each time with the same
-    `config.analytic_dpm.num_images` images.
+    times, uniform in log-SNR down to `config.sampling.t_min`. If the discrete bound needs moments
+    too, times at the same distances go on to the last one of its grid. Each time is measured with
+    the same `config.analytic_dpm.num_images` images.
 
     Raises:
         ValueError: if the network returns NaN.
@@ -44,4 +49,13 @@ def _times(experiment: Experiment, sde: SDE) -> np.ndarray:
     if getattr(sde, "num_timesteps", None):
         return Schedule(grid="timesteps").of(sde)
     steps = experiment.analytic_dpm.num_times - 1
-    return Schedule(grid="log_snr", steps=steps, t_min=experiment.sampler.solve.t_min).of(sde)
+    times = Schedule(grid="log_snr", steps=steps, t_min=experiment.sampler.solve.t_min).of(sde)
+    bound = experiment.discrete_bound
+    last = bound.schedule.of(sde)[-1]
+    if "moments" not in bound.options.needs or last >= times[-1]:
+        return times
+    first, middle, end = coefficients_at(sde, np.array([1.0, times[-1], last])).half_log_snr
+    more = math.ceil((end - middle) / (middle - first) * steps)
+    snr = np.linspace(middle, end, more + 1)[1:-1] * 2
+    between = in_float64(sde.time_of_log_snr, snr)
+    return np.concatenate([times, between, [last]])

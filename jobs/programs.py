@@ -109,7 +109,7 @@ def _fixed_steps(experiment: Experiment) -> FixedSteps | None:
     """Return the sampler's steps if they are known before there is a trained network."""
     solve, needs = experiment.sampler.solve, experiment.sampler.needs
     learned = bool(experiment.model.sde.parameters())
-    if not isinstance(solve, FixedSteps) or "moments" in needs or learned:
+    if not isinstance(solve, FixedSteps) or "moments" in needs or solve.uncertainty or learned:
         return None
     return solve
 

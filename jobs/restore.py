@@ -19,6 +19,7 @@ from guidance.classifier import Classifier
 from jobs.averages import kept_averages
 from jobs.workdir import Workdir, run_and_step
 from numerics.arrays import digest
+from objectives.variational import VARIANCES
 from solvers.moments import EpsMoments
 from training.checkpoints import Checkpoints, Restored
 from training.hosts import agreed
@@ -116,32 +117,40 @@ def _made_averages(workdir: Workdir) -> list[str]:
 
 
 def load_checkpoint(
-    experiment: Experiment, workdir: Workdir, step: int | None = None, ema: str = ""
+    experiment: Experiment,
+    workdir: Workdir,
+    step: int | None = None,
+    ema: str = "",
+    needs: frozenset[str] | None = None,
 ) -> Checkpoint:
-    """Return a checkpoint (by default the latest good one) with all that the sampler needs.
+    """Return a checkpoint (by default the latest good one) with all that is needed beside it.
 
-    `ema` chooses the average of its parameters as in `restore_average`.
+    Args:
+        experiment, workdir: of the run.
+        step, ema: as in `restore_average`.
+        needs: what it must come with, as of `Sampler.needs`; by default what the sampler needs.
 
     Raises:
-        ConfigError: if the sampler needs moments, a classifier or a bad model that is not there, or
-            there is no such average.
+        ConfigError: if moments, a classifier or a bad model is needed and not there, if the moments
+            do not suit the sampler, or there is no such average.
         WorkdirError, CheckpointError: as `restore_parameters`.
     """
     restored = restore_average(experiment, workdir, step, ema)
+    needs = experiment.sampler.needs if needs is None else needs
     moments, classifier, bad_model, digests = None, None, None, {}
-    if "moments" in experiment.sampler.needs:
+    if "moments" in needs:
         name = checkpoint_name(restored.step, ema)
-        moments = load_moments(workdir, name)
+        moments = load_moments(experiment, workdir, name)
         digests["moments"] = sha256_of(workdir.moments / f"{name}.npz")[:16]
-    if "classifier" in experiment.sampler.needs:
+    if "classifier" in needs:
         classifier = load_classifier(experiment, workdir, "config.guidance.name")
         digests["classifier"] = digest(classifier.network.args)
-    if "bad_model" in experiment.sampler.needs:
+    if "bad_model" in needs:
         bad_model = load_bad_model(experiment, workdir, restored.step)
         digests["bad_model"] = digest(
             experiment.parallel.fetch_tree(bad_model.denoiser.network.args)
         )
-    return Checkpoint(
+    checkpoint = Checkpoint(
         step=restored.step,
         denoiser=experiment.model.denoiser(restored.params),
         average=ema,
@@ -150,9 +159,12 @@ def load_checkpoint(
         bad_model=bad_model,
         digests=digests,
     )
+    if needs >= experiment.sampler.needs:
+        experiment.sampler.check(checkpoint)
+    return checkpoint
 
 
-def load_moments(workdir: Workdir, name: str) -> EpsMoments:
+def load_moments(experiment: Experiment, workdir: Workdir, name: str) -> EpsMoments:
     """Return the second moments measured for a checkpoint, by its name.
 
     Raises:
@@ -161,7 +173,18 @@ def load_moments(workdir: Workdir, name: str) -> EpsMoments:
     try:
         return EpsMoments.load(workdir.moments / f"{name}.npz")
     except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f"config.sampling.name=analytic: {error}") from error
+        raise ConfigError(f"{_field_of(experiment, 'moments')}: {error}") from error
+
+
+def _field_of(experiment: Experiment, need: str) -> str:
+    """Return the field of the configuration that needs something beside a checkpoint."""
+    sampling, bound = (experiment.config[name] for name in ("sampling", "discrete_bound"))
+    if need not in experiment.sampler.needs:
+        variance = VARIANCES[bound["variance"]].needs == need
+        name = "variance" if variance else "timestep_choice"
+        return f"config.discrete_bound.{name}={bound[name]}"
+    name = "variance" if experiment.sampler.solve.uncertainty == need else "name"
+    return f"config.sampling.{name}={sampling[name]}"
 
 
 def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Classifier:
@@ -274,6 +297,16 @@ class TrainedModel:
     checkpoint: Checkpoint
     experiment: Experiment
 
+    @classmethod
+    def of(cls, experiment: Experiment, checkpoint: Checkpoint) -> "TrainedModel":
+        """Return the model of a checkpoint."""
+        return cls(
+            denoiser=checkpoint.denoiser,
+            shape=experiment.data.shape,
+            checkpoint=checkpoint,
+            experiment=experiment,
+        )
+
     def to_data(self, x: Float[Any, "count ..."]) -> Shaped[np.ndarray, "count ..."]:
         """Convert samples from the network's range to 0..255, or to the units of the data."""
         return self.experiment.data.decode(x)
@@ -306,10 +339,4 @@ def load_model(path: str | AnyPath, step: int | None = None, ema: str = "") -> T
     """
     workdir = Workdir(path)
     experiment = experiment_of(workdir)
-    checkpoint = load_checkpoint(experiment, workdir, step, ema)
-    return TrainedModel(
-        denoiser=checkpoint.denoiser,
-        shape=experiment.data.shape,
-        checkpoint=checkpoint,
-        experiment=experiment,
-    )
+    return TrainedModel.of(experiment, load_checkpoint(experiment, workdir, step, ema))

@@ -20,7 +20,7 @@ from errors import ConfigError
 from experiment.experiment import Experiment
 from experiment.images import Images, as_images
 from experiment.randomness import base_key
-from experiment.sampler import Checkpoint, Condition, Conditioned, unconditioned
+from experiment.sampler import Checkpoint, Condition, Conditioned, Drawn, unconditioned
 from experiment.tasks import Interpolate, InverseProblem, Measurement, Reconstruct, Task
 from files.paths import AnyPath
 from files.pictures import image_grid, write_png
@@ -35,6 +35,21 @@ from solvers.ode import interpolate
 
 Pictures = UInt8[np.ndarray, "_ height width channels"]
 _ROWS, _COLUMNS = 16, 8  # inputs, and samples per input, that a figure shows
+
+
+class AllDrawn(NamedTuple):
+    """Samples, the most network evaluations of one, and arrays to save beside the samples."""
+
+    samples: Shaped[np.ndarray, "count ..."]
+    nfe: int
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def summary(self) -> str:
+        """The network evaluations, and the mean acceptance rate of Metropolis steps."""
+        found = self.arrays.get("acceptance")
+        rate = "" if found is None else f", {found.mean():.0%} of the steps accepted"
+        return f"NFE {self.nfe}{rate}"
 
 
 class TaskResult(NamedTuple):
@@ -68,28 +83,29 @@ def draw_all(
     checkpoint: Checkpoint,
     count: int,
     condition: Condition = unconditioned,
-) -> tuple[Shaped[np.ndarray, "count ..."], int]:
-    """Draw samples 0 .. count - 1; return them and the most network evaluations of one.
+) -> AllDrawn:
+    """Draw samples 0 .. count - 1.
 
     Raises:
         SamplingError, IntegrationError: if a sample becomes NaN or infinite.
     """
-    parts, nfe = [], 0
+    parts: list[Drawn] = []
     with tqdm(total=count, desc="sampling", dynamic_ncols=True, mininterval=0.5) as bar:
         for indices in batches_of(count, experiment.evaluation.batch_size):
-            drawn = experiment.sampler.draw(checkpoint, indices, condition=condition)
-            parts.append(drawn.samples)
-            nfe = max(nfe, drawn.nfe)
+            parts.append(experiment.sampler.draw(checkpoint, indices, condition=condition))
             bar.update(len(indices))
-    return np.concatenate(parts), nfe
+    rates = [part.acceptance for part in parts if part.acceptance is not None]
+    arrays = {"acceptance": np.concatenate(rates)} if rates else {}
+    samples = np.concatenate([part.samples for part in parts])
+    return AllDrawn(samples, max(part.nfe for part in parts), arrays)
 
 
 def draw_plain(experiment: Experiment, checkpoint: Checkpoint, count: int) -> TaskResult:
     """Draw samples without a task; raise as `draw_all`."""
-    samples, nfe = draw_all(experiment, checkpoint, count)
-    (figure,) = experiment.data.pictures([samples])
+    drawn = draw_all(experiment, checkpoint, count)
+    (figure,) = experiment.data.pictures([drawn.samples])
     processes = draw_processes(experiment, checkpoint)
-    return TaskResult(samples, {}, figure, f"NFE {nfe}", processes)
+    return TaskResult(drawn.samples, drawn.arrays, figure, drawn.summary, processes)
 
 
 class TaskRun:
@@ -174,9 +190,9 @@ class TaskRun:
             return self._solve_inverse_problem(checkpoint)
         if self.task.encodes:
             return self._through_latents(checkpoint)
-        images, nfe = draw_all(self.experiment, checkpoint, self.count, self.condition)
-        figure = self._figure([self._input_images], images)
-        return TaskResult(images, {}, figure, f"NFE {nfe}")
+        drawn = draw_all(self.experiment, checkpoint, self.count, self.condition)
+        figure = self._figure([self._input_images], drawn.samples)
+        return TaskResult(drawn.samples, drawn.arrays, figure, drawn.summary)
 
     def condition(self, denoiser: Denoiser, indices: Int[Array, "batch"]) -> Conditioned:
         """Condition a batch of samples on their inputs."""
@@ -240,7 +256,7 @@ class TaskRun:
 
     def _solve_inverse_problem(self, checkpoint: Checkpoint) -> TaskResult:
         operator, y, data = self._operator, self._measurement, self._data
-        images, nfe = draw_all(self.experiment, checkpoint, self.count, self.condition)
+        images, nfe, _ = draw_all(self.experiment, checkpoint, self.count, self.condition)
         again = operator(jnp.asarray(data.encode(images)))
         wanted = y[np.arange(self.count) % len(y)]
         error = np.asarray(again - wanted) / self._unit

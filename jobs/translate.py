@@ -77,7 +77,7 @@ class Translation:
             samples = self._encode(checkpoint, x)
             summary = "translated from the data"
         else:
-            samples, nfe = draw_all(self.experiment, checkpoint, self.count, self.condition)
+            samples, nfe, _ = draw_all(self.experiment, checkpoint, self.count, self.condition)
             summary = f"NFE {nfe}, translated to the data"
         inputs = self._shown(x)
         distance = float(np.mean(np.sum((self._numbers(samples) - self._numbers(inputs)) ** 2, 1)))

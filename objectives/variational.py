@@ -10,6 +10,10 @@ delta = v log(sigma_t^2 / sigma_s^2), the divergence of q from p is
 
     L = 1/2 E sum[ delta + exp(-delta) - 1 + exp(-delta) (SNR_s / SNR_t - 1) d^2 ].
 
+The optimal delta is log(1 + (SNR_s / SNR_t - 1) u), with the uncertainty u = E[d^2 | x_t] of the
+predicted noise. Its mean at a time makes the variance "analytic" (Bao et al. 2022,
+arXiv:2201.06503, Theorem 1). See `objectives.uncertainty`.
+
 The last term is -E log p(x0 | x_t). This p is a Gaussian around the predicted x0, integrated over
 the cell of each pixel's level. The cells of the lowest and the highest level are unbounded (Ho et
 al., Eq. 13).
@@ -27,16 +31,69 @@ import numpy as np
 from jax.scipy.special import log_ndtr, logsumexp
 from jaxtyping import Array, Float
 
-from denoising import Prediction, learned_fraction
+from denoising import Prediction
 from errors import require_in
 from numerics.arrays import Batch, expand_like, in_float64, sum_per_sample
 from sde_lib import SDE
 
-# v, the position of log variance between the smallest (0) and the largest (1).
-VARIANCES: dict[str, Callable[[Prediction], Batch | float]] = {
-    "small": lambda prediction: 0.0,
-    "large": lambda prediction: 1.0,
-    "learned": learned_fraction,
+
+class Variance(NamedTuple):
+    """A choice of the variance of p(x_s | x_t).
+
+    Attributes:
+        log_ratio: delta of the module docstring, from a prediction of x_t and from growth and
+            log_range of `Steps`.
+        fraction: v of the decoder, from the prediction at the last time. With the fixed large
+            variance, and with the optimal ones, the published decoder has the small one.
+        needs: what a checkpoint must come with for it, a field of `experiment.sampler.Checkpoint`;
+            "" for nothing.
+    """
+
+    log_ratio: Callable[[Prediction, Any, Any], Any]
+    fraction: Callable[[Prediction], Any] = lambda prediction: 0.0
+    needs: str = ""
+
+
+def learned_fraction(prediction: Prediction) -> Batch:
+    """Return the learned variance of a prediction, as a fraction between the two fixed ones.
+
+    Raises:
+        ValueError: if the network predicts no variance.
+    """
+    if prediction.variance is None:
+        raise ValueError(
+            "variance='learned' needs a network that predicts variances, with "
+            "config.denoiser.parameterization=eps_learned_variance; choose small or large"
+        )
+    return prediction.variance
+
+
+def uncertainty_of(prediction: Prediction) -> Batch:
+    """Return the uncertainty of a prediction.
+
+    Raises:
+        ValueError: if the denoiser has none.
+    """
+    if prediction.uncertainty is None:
+        raise ValueError(
+            "variance='analytic' and 'diagonal' need a denoiser with an uncertainty, such as "
+            "objectives.uncertainty.MeasuredUncertainty; choose small or large"
+        )
+    return prediction.uncertainty
+
+
+def _optimal(prediction: Prediction, growth: Any, log_range: Any) -> Batch:
+    return jnp.log1p(growth * uncertainty_of(prediction))
+
+
+VARIANCES = {
+    "small": Variance(lambda prediction, growth, log_range: 0.0),
+    "large": Variance(lambda prediction, growth, log_range: log_range),
+    "learned": Variance(
+        lambda prediction, growth, log_range: learned_fraction(prediction) * log_range,
+        learned_fraction,
+    ),
+    "analytic": Variance(_optimal, needs="moments"),
 }
 # Logarithms of the standard deviation of p(x0 | x_t) for v = 0 and v = 1, as functions of
 # log alpha and log sigma there, and of the last step's log(1 - SNR_t / SNR_s).
@@ -166,7 +223,7 @@ def step_divergence(
         growth, log_range: of `Steps`, in shapes that broadcast against eps.
         variance: a name in VARIANCES.
     """
-    delta = VARIANCES[variance](prediction) * log_range
+    delta = VARIANCES[variance].log_ratio(prediction, growth, log_range)
     squares = growth * (prediction.eps - eps) ** 2
     return 0.5 * (delta + jnp.expm1(-delta) + jnp.exp(-delta) * squares)
 
@@ -187,8 +244,7 @@ def decoder_surprise(
         variance: a name in VARIANCES.
         pixel_levels: the values of x0's pixels.
     """
-    # With the fixed large variance, the published decoder has the small one.
-    fraction = VARIANCES["small" if variance == "large" else variance](prediction)
+    fraction = VARIANCES[variance].fraction(prediction)
     low, high = ends
     return -pixel_levels.log_prob(x0, prediction.x0, low + fraction * (high - low))
 

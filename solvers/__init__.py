@@ -15,6 +15,7 @@ from solvers.dpm_adaptive import DPMAdaptive, sample_adaptive
 from solvers.dpm_solver import DPMSolver
 from solvers.heun import Heun
 from solvers.langevin import LangevinDynamics
+from solvers.mala import MALA
 from solvers.ode import FlowOptions, sample_ode
 from solvers.predictor_corrector import PredictorCorrector
 from solvers.sde import ReverseSDE, sample_sde
@@ -30,6 +31,7 @@ SOLVERS = {
     "heun": Heun,
     "analytic": AnalyticDPM,
     "langevin": LangevinDynamics,
+    "mala": MALA,
     "bridge": BridgeSteps,
 }
 

@@ -33,12 +33,11 @@ import numpy as np
 from jaxtyping import Float
 
 from errors import require_choice, require_in
+from objectives.uncertainty import TIMESTEP_CHOICES
 from sampling import Plan
 from sde_lib import SDE
 from solvers.moments import EpsMoments
 from solvers.tables import Coefficients, coefficients_at, table_plan
-
-TIMESTEP_CHOICES = ("grid", "optimal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class AnalyticDPM:
     Args:
         eta: variance of the chain, from 0 (DDIM) to 1 (DDPM); the optimal one is larger.
         timestep_choice: "grid" takes the given times; "optimal" takes as many steps along
-            `optimal_times`, which end with the moments. That must be the last of the given times.
+            `optimal_times`, which end with the last of the given times.
         clip_last_std: largest standard deviation of the noise of the last step, before
             final_step="denoise" takes it for part of the image. For data in [-1, 1] the paper
             bounds the mean size of the noise to two gray levels (eta = 1) or one (eta = 0): 0.0197
@@ -80,7 +79,7 @@ class AnalyticDPM:
                 "first, or choose another solver"
             )
         if self.timestep_choice == "optimal":
-            times = _optimal(sde, self.moments, times)
+            times = optimal_times(sde, self.moments, len(times) - 1, times[-1])
         coefficients = coefficients_at(sde, times)
         sigma, step = coefficients.sigma[1:], np.diff(coefficients.half_log_snr)
         least = (self.eta * sigma) ** 2 * -np.expm1(-2 * step)
@@ -97,31 +96,27 @@ class AnalyticDPM:
         return table_plan(times, weights, prediction="eps", noise=noise)
 
 
-def _optimal(sde: SDE, moments: EpsMoments, times: np.ndarray) -> np.ndarray:
-    end = moments.times[-1]
-    if not np.isclose(times[-1], end, rtol=1e-6, atol=0):
-        raise ValueError(
-            f"timestep_choice='optimal' ends where the moments do, at t={end:.4g}, not at "
-            f"t={times[-1]:.4g}; set t_min to {end:.4g}, or run --mode=moments with this t_min"
-        )
-    return optimal_times(sde, moments, len(times) - 1)
+def optimal_times(
+    sde: SDE, moments: EpsMoments, steps: int, t_min: float | None = None
+) -> Float[np.ndarray, "times"]:
+    """Choose `steps` + 1 times from 1 to `t_min`, of those of the moments, with the least sum of J.
 
-
-def optimal_times(sde: SDE, moments: EpsMoments, steps: int) -> Float[np.ndarray, "times"]:
-    """Choose `steps` + 1 times of the moments, including first and last, with the least sum of J.
+    By default `t_min` is the last time of the moments.
 
     With an exact Gamma, the mean-squared error in x0, (1 - Gamma) sigma^2 / alpha^2, cannot grow
     as the noise falls. Where an estimated one does, the error at more noise is raised: a Gamma of 1
     or more, as networks have near t = 1, would make any step from there cost nothing.
 
     Raises:
-        ValueError: for too many steps, or moments of another process.
+        ValueError: for too many steps, moments of another process, or moments that end earlier.
     """
-    times, count = moments.times, len(moments.times)
+    end = moments.times[-1] if t_min is None else t_min
+    times = np.append(moments.times[moments.times > end * (1 + 1e-6)], end)
+    count = len(times)
     if not 1 <= steps < count:
         raise ValueError(
             f"steps={steps} must lie between 1 and {count - 1}, because the moments have {count} "
-            "times"
+            f"times from 1 to {end:.4g}"
         )
     coefficients = coefficients_at(sde, times)
     half_log_snr = coefficients.half_log_snr

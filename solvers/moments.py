@@ -25,6 +25,7 @@ from files.arrays import open_arrays
 from files.paths import AnyPath
 from files.writing import write_npz
 from numerics.arrays import Batch, normal_like, sample_keys, sum_per_sample, whole
+from objectives.uncertainty import MeasuredUncertainty
 from sampling import Scalar
 from sde_lib import SDE
 from solvers.tables import Coefficients, coefficients_at
@@ -88,11 +89,31 @@ class EpsMoments:
             )
         if coefficients.t.min() < self.times[-1] * (1 - 1e-6):
             raise ValueError(
-                f"the moments end at t={self.times[-1]:.4g}, but the sampler needs them at "
-                f"t={coefficients.t.min():.4g}; raise t_min, or run --mode=moments with a smaller "
-                "t_min"
+                f"the moments end at t={self.times[-1]:.4g}, but they are needed at "
+                f"t={coefficients.t.min():.4g}; raise t_min, or run --mode=moments with this "
+                "configuration"
             )
         return np.clip(np.interp(coefficients.half_log_snr, self.half_log_snr, self.values), 0, 1)
+
+    def uncertainty(
+        self, sde: SDE, times: Float[np.ndarray, "times"], radius: float = np.inf
+    ) -> MeasuredUncertainty:
+        """Return 1 - Gamma at the times of evaluations, for variances of reverse steps.
+
+        Args:
+            sde: the process, as in `at`.
+            times: decreasing times.
+            radius: half the width of the interval of the data, which bounds the uncertainty.
+
+        Raises:
+            ValueError: as `at`.
+        """
+        coefficients = coefficients_at(sde, times)
+        bound = radius**2 * np.exp(2 * coefficients.half_log_snr)
+        values = np.minimum(1 - self.at(sde, coefficients), bound)
+        return MeasuredUncertainty(
+            half_log_snr=jnp.asarray(coefficients.half_log_snr), values=jnp.asarray(values)
+        )
 
     def save(self, path: AnyPath) -> None:
         """Write the moments atomically to a file whose name ends in .npz."""

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import require_choice
 from numerics.arrays import Batch, expand_like, require_batch, sample_indices, sample_keys
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions, Solution, integrate, require_success
 from probability_flow import VARIABLES
 from sampling import Samples

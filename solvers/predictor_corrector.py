@@ -7,7 +7,8 @@ With (a, b) the exact transition of the process from s to t, x_t = a x_s + b eps
     probability flow    (2 - a) x + b^2 score / 2                                (App. E, Eq. 46)
     ancestral           (x + b^2 score) / a + std z                              (Eq. 4 and App. F)
 
-Correctors take Langevin steps x + h score + sqrt(2 h) z at one time (Algorithms 4 and 5). Written
+Correctors take Langevin steps x + h score + sqrt(2 h) z at one time (Algorithms 4 and 5); that of
+`solvers/mala.py` accepts or rejects them. Written
 in (a, b), each is defined for every linear process, on any grid. The published code takes (a, b)
 from tables or from Euler's method, which differ from the exact ones by O(1 / N^2) in each of the N
 steps. discretization="published" does the same: see `solvers/song2021.py`.
@@ -23,11 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from denoising import Denoiser, learned_fraction
+from denoising import Denoiser
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, fold_in_each, normal_like, sum_per_sample
+from objectives.variational import VARIANCES, learned_fraction, uncertainty_of
 from sampling import Keys, Plan, Project, Scalar, Step, predict_x0
 from sde_lib import SDE, reverse_drift
+from solvers.mala import MALACorrector
 from solvers.song2021 import Row, Tables, published_plan, require_table
 
 
@@ -110,7 +113,8 @@ class Ancestral:
             b^2 of the transition (Ho et al. 2020, arXiv:2006.11239, Section 3.2). Song et al. use
             large for VP, small for VE. "learned" interpolates their logarithms by the fraction per
             pixel that a network with eps_learned_variance predicts (Nichol and Dhariwal 2021,
-            arXiv:2102.09672, Eq. 15).
+            arXiv:2102.09672, Eq. 15). The other names in `objectives.variational.VARIANCES` are the
+            optimal variances of a denoiser with an `uncertainty`.
         guidance_form: how the gradient of a classifier acts. "score" adds it to the score; "mean"
             moves the mean by the gradient times the variance of the step (Dhariwal and Nichol 2021,
             arXiv:2105.05233, Algorithm 1), and so does the final denoising.
@@ -124,8 +128,13 @@ class Ancestral:
     evaluations = 1
 
     def __post_init__(self) -> None:
-        require_choice("variance", self.variance, ("small", "large", "learned"))
+        require_choice("variance", self.variance, VARIANCES)
         require_choice("guidance_form", self.guidance_form, ("score", "mean"))
+
+    @property
+    def uncertainty(self) -> str:
+        """What gives the denoiser's uncertainty, as of `Variance.needs`; "" for none."""
+        return VARIANCES[self.variance].needs
 
     def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         sde = denoiser.sde
@@ -133,10 +142,9 @@ class Ancestral:
         prediction = denoiser.predict(state.x, t)
         mean = (state.x - large**2 / sde.sigma(t) * prediction.eps) / scale
         log_ratio = sde.log_sigma(s) - sde.log_sigma(t)  # of small to large std
-        if self.variance == "learned":
-            std = large * jnp.exp((1 - learned_fraction(prediction)) * log_ratio)
-        else:
-            std = large * jnp.exp(log_ratio) if self.variance == "small" else large
+        growth = jnp.expm1(sde.log_snr(s) - sde.log_snr(t))
+        delta = VARIANCES[self.variance].log_ratio(prediction, growth, -2 * log_ratio)
+        std = large * jnp.exp(log_ratio + delta / 2)
         if self.guidance_form == "mean" and prediction.gradient is not None:
             # The score has already moved the mean by large^2 / scale times the gradient.
             mean += (std**2 - large**2 / scale) * prediction.gradient
@@ -144,7 +152,7 @@ class Ancestral:
 
     def published(self, tables: Tables) -> tuple[Row, Row, Row]:
         require_table(tables, "ancestral sampling")
-        if self.variance == "learned" or self.guidance_form == "mean":
+        if self.variance not in ("small", "large") or self.guidance_form == "mean":
             raise ValueError(
                 "discretization='published' is of a sampler with variance=small or large and "
                 f"guidance_form=score, not {self.variance} and {self.guidance_form}"
@@ -161,9 +169,10 @@ class MeanGuidedDenoising:
     That step ends at the data, where the variance of its posterior is 0: with "small" the gradient
     does not act. With "large", as published, it is the posterior variance of the step before.
     "learned" interpolates between that and sigma(t)^2, the noise that the forward step to t adds.
+    An optimal variance of a step to the data is that of x0 given x_t.
 
     Args:
-        variance: "small", "large" or "learned", as in `Ancestral`.
+        variance: as in `Ancestral`.
         before: the time before the final time t.
     """
 
@@ -179,6 +188,9 @@ class MeanGuidedDenoising:
         unguided = prediction.x0 - sigma**2 / alpha * prediction.gradient
         if self.variance == "small":
             return unguided
+        if VARIANCES[self.variance].needs:
+            spread = (sigma / alpha) ** 2 * uncertainty_of(prediction)
+            return unguided + spread * prediction.gradient
         sde, before = denoiser.sde, jnp.asarray(self.before, x.dtype)
         _, added = sde.transition(t, before)
         log_std = jnp.log(added) + sde.log_sigma(t) - sde.log_sigma(before)
@@ -327,11 +339,21 @@ class PredictorCorrector:
     def evaluations(self) -> int:
         return sum(part.evaluations for part in (self.corrector, self.predictor) if part)
 
+    @property
+    def uncertainty(self) -> str:
+        """As of `Ancestral`; "" for other predictors."""
+        return getattr(self.predictor, "uncertainty", "")
+
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         return DISCRETIZATIONS[self.discretization](self, sde, times)
 
     def start(self, x: Batch) -> Step:
-        return Step(x, x)
+        return Step(x, x, jnp.zeros(len(x), x.dtype) if self.needs_energy else None)
+
+    @property
+    def needs_energy(self) -> bool:
+        """Whether steps are accepted or rejected, by the energy of the network."""
+        return getattr(self.corrector, "needs_energy", False)
 
     def step(
         self, keys: Keys, denoiser: Denoiser, state: Step, step: tuple, project: Project
@@ -354,7 +376,8 @@ class PredictorCorrector:
     def _predict(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         if self.predictor is None:
             return state
-        return self.predictor.step(fold_in_each(keys, 1), denoiser, state, t, s)
+        moved = self.predictor.step(fold_in_each(keys, 1), denoiser, state, t, s)
+        return moved._replace(accepted=state.accepted)
 
 
 def _exact_plan(solver: PredictorCorrector, sde: SDE, times: np.ndarray) -> Plan:
@@ -379,4 +402,4 @@ PREDICTORS = {
     "probability_flow": ProbabilityFlow,
     "ancestral": Ancestral,
 }
-CORRECTORS = {"langevin": Langevin, "annealed_langevin": AnnealedLangevin}
+CORRECTORS = {"langevin": Langevin, "annealed_langevin": AnnealedLangevin, "mala": MALACorrector}

@@ -202,6 +202,7 @@ UNPUBLISHED = (
     "vp_swiss_roll",
     "vp_waves",
     "subvp_mnist",
+    "vdm_mnist",
     "edm_imagenet_64.py:adm",
 )
 

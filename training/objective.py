@@ -45,6 +45,7 @@ class Objective(abc.ABC):
         takes_ends: whether a coupling may choose the other end of each image's path, instead of
             noise.
         trains_process: whether it trains a process that has parameters, as no other does.
+        needs_energy: whether the network must be the gradient of an energy.
         teacher: what `Context.teacher` is, such as RUN or RUN:STEP; "" for none.
     """
 
@@ -52,6 +53,7 @@ class Objective(abc.ABC):
     samplers: ClassVar[tuple[str, ...]] = ()
     takes_ends: ClassVar[bool] = False
     trains_process: ClassVar[bool] = False
+    needs_energy: ClassVar[bool] = False
     teacher: str = ""
 
     @property

@@ -13,9 +13,10 @@ from jax.tree_util import Partial
 
 from bounds import discrete as module
 from bounds.discrete import DiscreteBoundOptions, discrete_bound, prior_divergence
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import BoundError
 from numerics.arrays import fold_in_each, in_float64, normal_like, sample_keys
+from numerics.clipping import Clipping
 from objectives.variational import PixelLevels
 from sde_lib import VESDE, VPSDE, DiscreteVPSDE, SubVPSDE
 from time_grids import Schedule
@@ -30,6 +31,7 @@ GRIDS = {
 }
 STORED = np.array([[0, 1, 128, 255], [77, 255, 3, 0], [254, 200, 100, 10]])
 IMAGES = 2 * STORED / 255 - 1.0
+UNKNOWN = 0.3  # E (eps_t - eps)^2
 
 
 def draws(count):
@@ -85,6 +87,8 @@ def plainly(schedule, kept, variance, clip):
             "small": small[i],
             "large": large[i],
             "learned": np.exp(v * np.log(beta[i]) + (1 - v) * np.log(small[i])),
+            # Bao et al. 2022, Theorem 1: the variance of x0 given x_t adds to that of the step.
+            "analytic": small[i] + of_x0**2 * (1 / alpha_bar[i] - 1) * UNKNOWN if i else small[0],
         }[variance]
         if i > 0:
             terms.append(per_image(kl(true_mean, small[i], mean, width)))
@@ -99,7 +103,7 @@ def plainly(schedule, kept, variance, clip):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "variance", "clip"),
-    [("linear", "large", "none"), ("cosine", "learned", "range")],
+    [("linear", "large", "none"), ("cosine", "learned", "range"), ("linear", "analytic", "none")],
 )
 def test_bound_of_a_chain_is_the_papers(x64, schedule, variance, clip):
     denoiser = Denoiser(
@@ -109,6 +113,7 @@ def test_bound_of_a_chain_is_the_papers(x64, schedule, variance, clip):
         conditioning="timestep",
         num_timesteps=LEVELS,
         clipping=Clipping(clip=clip),
+        uncertainty=Partial(lambda sde, x, t, eps: jnp.full((len(x), 1), UNKNOWN)),
     )
     options, programs = DiscreteBoundOptions(variance=variance), module._terms._cache_size()
     for grid, kept in GRIDS.items():
@@ -328,7 +333,7 @@ def test_invalid_arguments_are_named(change, message):
     [
         (
             lambda: DiscreteBoundOptions(variance="no"),
-            "variance='no' is unknown; choose one of: large, learned, small",
+            "variance='no' is unknown; choose one of: analytic, large, learned, small",
         ),
         (
             lambda: DiscreteBoundOptions(decoder="no"),

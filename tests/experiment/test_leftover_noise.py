@@ -164,6 +164,7 @@ def test_adaptive_samplers_are_measured_too(name):
     assert leftover_noise(experiment.sampler, experiment.model.sde) < 0.01
 
 
+@pytest.mark.slow
 def test_editing_starts_at_the_image_itself():
     fields = {"sampling.steps": 10, "task.name": "sdedit", "task.input": "test", "task.start": 0.5}
     experiment = build(configuration(TINY | fields))

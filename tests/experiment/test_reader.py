@@ -12,7 +12,6 @@ from bounds.continuous import ContinuousBoundOptions
 from bounds.dequantization import DequantizationBound
 from bounds.discrete import DiscreteBoundOptions
 from configs import default
-from denoising import Clipping
 from errors import ConfigError
 from experiment.build import build
 from experiment.class_guidance import GuidanceOptions
@@ -38,6 +37,7 @@ from likelihood import LikelihoodOptions
 from losses import LOSSES
 from models import CLASSIFIERS, NETWORKS
 from models.dequantizer import CouplingDequantizer
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
 from objectives.times import TIMES
 from objectives.weights import WEIGHTS

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from numerics.arrays import fold_in_each, normal_like, pytree, sample_keys
+from numerics.clipping import Clipping
 from sampling import Step, sample
 from sde_lib import VESDE, VPSDE, DiscreteVPSDE
 from solvers.predictor_corrector import Ancestral, PredictorCorrector
@@ -205,5 +206,7 @@ def test_learned_variance_needs_a_network_that_predicts_one():
 
     with pytest.raises(ValueError, match=r"variance='learned' needs a network that predicts var"):
         jax.eval_shape(step, jnp.zeros(SHAPE))
-    with pytest.raises(ValueError, match=r"variance='big' is unknown; choose one of: large, lea"):
+    with pytest.raises(
+        ValueError, match=r"variance='big' is unknown; choose one of: analytic, large"
+    ):
         Ancestral(variance="big")

@@ -93,6 +93,7 @@ def test_ve_steps_are_the_published_ones(x64, pc_step, noise):
         (Ancestral(variance="large"), lambda x, score, b: (x + b * score) / np.sqrt(1 - b)),
     ],
 )
+@pytest.mark.slow
 def test_vp_steps_are_the_published_ones(x64, pc_step, published):
     """With beta_i = 1 - (alpha_t / alpha_s)^2; the table's beta(t) / N differs by O(1 / N^2)."""
     sde, t = PROCESSES["vp"], jnp.float64(0.6)
@@ -312,7 +313,7 @@ def test_ddpm_along_all_timesteps_is_its_algorithm(variance):
     ("make", "message"),
     [
         (lambda: EulerMaruyama(churn=-1.0), r"churn=-1\.0 must be at least 0"),
-        (lambda: Ancestral(variance="no"), "variance='no' is unknown; choose one of: large, learn"),
+        (lambda: Ancestral(variance="no"), "variance='no' is unknown; choose one of: analytic, "),
         (lambda: Langevin(snr=0.0), r"snr=0\.0 must be above 0"),
         (
             lambda: Langevin(norm_reduction="no"),
