@@ -25,7 +25,7 @@ from data.couplings import (
     PairBatches,
     seed_of_other,
 )
-from errors import ConfigError
+from errors import ConfigError, require_choice
 from experiment.data import Batches, Data
 from experiment.reader import Reader, config_errors
 from experiment.tasks import TASKS, Measurement
@@ -196,7 +196,8 @@ def build_ends(reader: Reader, sde: SDE, data: Data) -> Ends:
     classes: tuple[type, ...] = (EndOptions, kind)
     if measurement:
         with config_errors("coupling"):
-            classes = (*classes, _measurement(measurement))
+            require_choice("measurement", measurement, measurements())
+        classes = (*classes, measurements()[measurement])
     options, coupling, *measured = reader.build_all(
         "coupling", classes, ignore={"name"}, fixed={"diffusion": sde.diffusion}
     )
@@ -226,17 +227,10 @@ def build_ends(reader: Reader, sde: SDE, data: Data) -> Ends:
     )
 
 
-def _measurement(name: str) -> type[Measurement]:
-    able = {
-        task: classes[-1]
-        for task, classes in TASKS.items()
-        if classes and issubclass(classes[-1], Measurement)
-    }
-    if name not in able:
-        raise ValueError(
-            f"measurement={name!r} is unknown; choose one of: {', '.join(sorted(able))}"
-        )
-    return able[name]
+def measurements() -> dict[str, type[Measurement]]:
+    """Return the measurements of TASKS by name."""
+    last = {name: classes[-1] for name, classes in TASKS.items() if classes}
+    return {name: each for name, each in last.items() if issubclass(each, Measurement)}
 
 
 def _other_data(name: str, data: Data) -> Data:
