@@ -131,8 +131,9 @@ def _figure(columns: int, rows: int, *, side: float) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(side * columns, side * rows), dpi=_DPI, facecolor="white")
-    figure.set_layout_engine("none")  # whatever layout the user's figures have
+    size = (side * columns, side * rows)
+    layout: Any = "none"  # whatever the user's figures have; a layout forbids subplots_adjust
+    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout=layout)
     figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.93, wspace=0.06, hspace=0.2)
     return figure, FigureCanvasAgg(figure)
 

@@ -38,6 +38,9 @@ TINY = {
     "classifier.steps": 2,
     "dequantizer.features": 4,
     "dequantizer.steps": 2,
+    "perceptor.features": 8,
+    "perceptor.depth": 1,
+    "perceptor.steps": 2,
     "eval.batch_size": 100,
     "eval.samples": 5,
     "eval.loss_repeats": 1,
@@ -64,7 +67,9 @@ POINTS = {
     "likelihood.rtol": 0.1,
     "likelihood.atol": 0.1,
 }
-ROWS = ("configs/vp_swiss_roll.py", "configs/vp_waves.py", "configs/energy_moons.py")
+ROWS = tuple(
+    f"configs/{name}.py" for name in ("vp_swiss_roll", "vp_waves", "energy_moons", "bridge_points")
+)
 SAMPLING = {"steps": 4, "max_steps": 1000, "rtol": 0.1, "atol": 0.1}
 
 
