@@ -29,6 +29,7 @@ from jobs.exchange import export_checkpoint as export_checkpoint
 from jobs.exchange import import_checkpoint as import_checkpoint
 from jobs.exchange import import_classifier as import_classifier
 from jobs.moments import measure_moments
+from jobs.perceptor import export_perceptor, load_perceptor
 from jobs.plan import describe
 from jobs.profile import ProfiledSteps
 from jobs.restore import (
@@ -40,7 +41,7 @@ from jobs.restore import (
 from jobs.sample import draw_plain
 from jobs.teacher import find_teacher
 from jobs.train import train as run_job
-from jobs.training_job import classifier_job, dequantizer_job, model_job
+from jobs.training_job import classifier_job, dequantizer_job, model_job, perceptor_job
 from jobs.translate import task_run
 from jobs.workdir import Workdir
 from training.hosts import agreed, require_same
@@ -84,6 +85,7 @@ def _require_plain_samples(experiment: Experiment) -> None:
         (sampler.task is not None, "task.name is for --mode=sample"),
         ("moments" in sampler.needs, "sampling.name=analytic needs moments of a trained network"),
         ("classifier" in sampler.needs, "guidance.name=classifier needs a trained classifier"),
+        ("perceptor" in sampler.needs, "guidance.name=text needs a perceptor of the trained run"),
         ("bad_model" in sampler.needs, "guidance.name=autoguidance is for trained networks"),
     ):
         if found:
@@ -113,6 +115,22 @@ def train_dequantizer(experiment: Experiment, workdir: Workdir) -> None:
     denoiser = load_checkpoint(experiment, workdir).denoiser
     if run_job(dequantizer_job(experiment, denoiser), workdir.dequantizer):
         print("next: --mode=eval with --config.data.dequantization=variational")
+
+
+def train_perceptor(experiment: Experiment, workdir: Workdir) -> None:
+    """Train the perceptor of a run to `config.perceptor.steps`, for config.guidance.name=text.
+
+    Raises:
+        as `train`.
+    """
+    workdir.check(experiment.config, training=False)
+    run_job(perceptor_job(experiment), workdir.perceptor)
+    folder = export_perceptor(experiment, workdir)
+    prompt = experiment.perceptor.captions[0][0]
+    print(
+        f"it is in {folder}; next: --mode=sample --config.guidance.name=text "
+        f"--config.guidance.prompt='{prompt}'"
+    )
 
 
 def train_bridge(experiment: Experiment, workdir: Workdir, *, rounds: int = 6) -> None:
@@ -204,10 +222,10 @@ def sample(
     """Write images of a checkpoint into a folder of their protocol, `samples/STEP-SAMPLER-DIGEST`.
 
     It holds samples.npz (uint8, NHWC, or floats in the units of the data), samples.png (with a
-    task, the inputs beside their samples), protocol.json, and processes.png of points. An animation
-    shows the reverse process of the first samples with gif="true", and the predicted samples beside
-    it with gif="x0". With `png`, a folder holds each image as a file. `ema` chooses the average of
-    the parameters.
+    task, the inputs beside their samples) and protocol.json. Of points of the plane it holds
+    processes.png too, and of an energy of such points density.png. An animation shows the reverse
+    process of the first samples with gif="true", and the predicted samples beside it with gif="x0".
+    With `png`, a folder holds each image as a file. `ema` chooses the average of the parameters.
 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
@@ -323,6 +341,8 @@ def check(
         task_run(experiment, task, num_samples)
     if experiment.loss.teacher:
         find_teacher(experiment)
+    if "perceptor" in experiment.sampler.needs:
+        load_perceptor(experiment, workdir)
     check_measurements(experiment)
     print(describe(experiment, compiled=compile))
 

@@ -47,6 +47,8 @@ _IRRELEVANT = (
     "eval.checkpoints",
     "eval.inception_weights",
     "eval.reference",
+    "guidance.image_prompt",
+    "guidance.perceptor",
     "guidance.run",
     "likelihood.max_steps",
     "sampling.max_steps",

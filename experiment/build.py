@@ -23,6 +23,7 @@ from errors import SEEDS, ConfigError, require_choice, require_in, require_memor
 from experiment.build_augmentation import build_augmentation
 from experiment.build_data import build_data, settle_kind
 from experiment.build_dequantizer import build_dequantizer
+from experiment.build_perceptor import build_perceptor
 from experiment.build_sampler import build_sampler, require_learned
 from experiment.build_training import (
     build_averages,
@@ -158,6 +159,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         analytic_dpm=reader.build("analytic_dpm", AnalyticDPMOptions),
         classifier=_build_classifier(reader, sde, data),
         dequantizer=build_dequantizer(reader, data, model.num_classes),
+        perceptor=build_perceptor(reader, data),
     )
     check_few_steps(experiment)
     check_ends(experiment)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from errors import ConfigError
-from experiment.class_guidance import Classes, GuidanceOptions
+from experiment.class_guidance import GUIDANCES, Classes, GuidanceOptions
 from experiment.data import Data
 from experiment.ends import Ends
 from experiment.options import SamplingOptions
@@ -27,7 +27,7 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: 
     Raises:
         ConfigError: for the first field that is wrong.
     """
-    guidance = reader.build("guidance", GuidanceOptions)
+    guidance, details = _build_guidance(reader, data)
     method = guidance.method
     with config_errors("guidance"):
         sample_classes = classes.network if method is None else method.sample_classes(classes)
@@ -59,6 +59,7 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: 
         name=reader.config["sampling"]["name"],
         options=options,
         guidance=guidance,
+        guidance_details=details,
         classes=classes,
         sample_classes=sample_classes,
         task=task,
@@ -68,6 +69,20 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: 
         data=data,
         ends=ends,
     )
+
+
+def _build_guidance(reader: Reader, data: Data) -> tuple[GuidanceOptions, Any]:
+    """Return the options of the guidance, and those that its method alone has, or None."""
+    row = reader.lookup("guidance", GUIDANCES)
+    if row is None or row.options is None:
+        return reader.build("guidance", GuidanceOptions), None
+    name = reader.config["guidance"]["name"]
+    if row.images_only:
+        data.kind.require_images(f"config.guidance.name={name!r}", "choose another")
+    guidance, details = reader.build_all("guidance", (GuidanceOptions, row.options))
+    with config_errors("guidance"):
+        details.check(reader.config["sampling"]["clip"])
+    return guidance, details
 
 
 def require_learned(reader: Reader, path: str) -> None:

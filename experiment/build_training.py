@@ -10,6 +10,7 @@ from errors import ConfigError
 from experiment.data import Data
 from experiment.few_steps import require_used
 from experiment.options import ClassifierOptions, DequantizerOptions, TrainingOptions
+from experiment.perceptor import PerceptorOptions
 from experiment.reader import Reader, config_errors
 from losses import LOSSES, sees_noise_alone
 from objectives.times import TIMES
@@ -116,7 +117,7 @@ def build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage,
 
 def part_trainer(
     section: str,
-    options: ClassifierOptions | DequantizerOptions,
+    options: ClassifierOptions | DequantizerOptions | PerceptorOptions,
     data: Data,
     *,
     init: Callable[[Key[Array, ""]], Any],

@@ -25,6 +25,7 @@ from experiment.options import (
     LoggingOptions,
     TrainingOptions,
 )
+from experiment.perceptor import PerceptorModel
 from experiment.sampler import Checkpoint, Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
@@ -202,6 +203,7 @@ class Experiment:
     analytic_dpm: AnalyticDPMOptions
     classifier: ClassifierModel
     dequantizer: DequantizerModel
+    perceptor: PerceptorModel
 
     @property
     def trains_on_levels(self) -> bool:

@@ -18,6 +18,7 @@ _STREAMS = (
     "measurement",
     "diagnostics",
     "pairs",
+    "guidance",
 )
 
 

@@ -43,7 +43,9 @@ def resolve(
     _settle_few_steps(resolved, overrides)
     task = resolved["task"]
     inverse_problem = InverseProblem in TASKS.get(task["name"], ())
-    if inverse_problem and task["method"] != "projection":
+    guidance = resolved["guidance"]
+    by_text = guidance["name"] == "text" and not guidance["range_scale"]
+    if (inverse_problem and task["method"] != "projection") or by_text:
         # A network's gradient is huge where there is hardly any signal.
         resolved["sampling"]["clip"] = resolved["sampling"]["clip"] or "range"
     bound = resolved["discrete_bound"]

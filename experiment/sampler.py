@@ -21,15 +21,16 @@ import sampling
 from bounds.dequantization import Dequantizer
 from denoising import Denoiser
 from errors import ConfigError
-from experiment.class_guidance import BadModel, Classes, GuidanceOptions
+from experiment.class_guidance import BadModel, Classes, GuidanceOptions, GuidedBatch
 from experiment.data import Data
 from experiment.ends import Ends
 from experiment.options import SamplingOptions
+from experiment.prompts import Prompted
 from experiment.randomness import base_key
 from experiment.tasks import Task
 from guidance.base import guide
 from guidance.classifier import Classifier
-from numerics.arrays import Batch
+from numerics.arrays import Batch, sample_keys
 from numerics.clipping import Clipping
 from sampling import Projection, Samples
 from solvers import ddim, ode
@@ -50,8 +51,9 @@ class Checkpoint:
         classifier: noise-conditional classifier, for config.guidance.name=classifier.
         dequantizer: for bits/dim with config.data.dequantization=variational.
         bad_model: the network of config.guidance.run, for config.guidance.name=autoguidance.
-        digests: digests of `moments`, `classifier` and `bad_model`, by name, for the protocol of
-            results.
+        perceptor: with the prompts of config.guidance, for config.guidance.name=text.
+        digests: digests of `moments`, `classifier`, `bad_model` and `perceptor`, by name, for the
+            protocol of results.
     """
 
     step: int
@@ -61,6 +63,7 @@ class Checkpoint:
     classifier: Classifier | None = None
     dequantizer: Dequantizer | None = None
     bad_model: BadModel | None = None
+    perceptor: Prompted | None = None
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -231,19 +234,21 @@ class Sampler:
     Attributes:
         name: its name in `solvers.SOLVERS` or `solvers.ADAPTIVE`.
         options: seed and classes of the samples.
-        guidance: guidance toward these classes.
+        guidance: guidance toward these classes, or by texts.
+        guidance_details: the options that its method alone has; None for none.
         classes: numbers of classes that the networks know.
         sample_classes: number of classes of the samples; 0 if they have none.
         task: what config.task asks for; None for plain samples.
         solve: runs the solver.
         evaluations: network evaluations per image; None for adaptive steps.
-        needs: what a checkpoint must come with: "moments", "classifier", "bad_model".
+        needs: what a checkpoint must come with: "moments", "classifier", "bad_model", "perceptor".
         ends: where samples start.
     """
 
     name: str
     options: SamplingOptions
     guidance: GuidanceOptions
+    guidance_details: Any
     classes: Classes
     sample_classes: int
     task: Task | None
@@ -279,7 +284,7 @@ class Sampler:
         parallel = self.data.parallel
         placed = parallel.place(indices)
         seed = self.options.seed if seed is None else seed
-        given = condition(self.with_classes(checkpoint, placed), placed)
+        given = condition(self.with_classes(checkpoint, placed, seed), placed)
         if given.initial is None:
             given = given._replace(initial=self.ends.starts(parallel.fetch(placed), seed))
         denoiser = given.denoiser
@@ -332,8 +337,13 @@ class Sampler:
         """Whether sampling starts at noised images, and not at the prior."""
         return isinstance(self.solve, FixedSteps) and self.solve.schedule.start < 1
 
-    def with_classes(self, checkpoint: Checkpoint, indices: Int[Array, "batch"]) -> Denoiser:
-        """Return the guided denoiser of the samples with these indices and their classes."""
+    def with_classes(
+        self, checkpoint: Checkpoint, indices: Int[Array, "batch"], seed: int | None = None
+    ) -> Denoiser:
+        """Return the guided denoiser of the samples with these indices and their classes.
+
+        `seed` is by default that of the configuration.
+        """
         denoiser, labels = self._denoiser(checkpoint), self._labels(indices)
         if self.classes.network:
             denoiser = dataclasses.replace(denoiser, labels=labels)
@@ -342,7 +352,17 @@ class Sampler:
             return denoiser
         model = getattr(checkpoint, method.needs) if method.needs else None
         assert not method.needs or model is not None, "a checkpoint is loaded with what it needs"
-        return guide(denoiser, method.make(self.guidance, self.classes, model, labels))
+        key = base_key(self.options.seed if seed is None else seed, "guidance")
+        batch = GuidedBatch(
+            options=self.guidance,
+            own=self.guidance_details,
+            classes=self.classes,
+            model=model,
+            labels=labels,
+            keys=sample_keys(key, indices),
+            limits=self.data.limits,
+        )
+        return guide(denoiser, method.make(batch))
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise ConfigError if the moments of a checkpoint do not suit the steps."""

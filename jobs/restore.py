@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Shaped
 
@@ -17,6 +18,7 @@ from files.paths import AnyPath
 from files.writing import sha256_of
 from guidance.classifier import Classifier
 from jobs.averages import kept_averages
+from jobs.perceptor import load_perceptor
 from jobs.workdir import Workdir, run_and_step
 from numerics.arrays import digest
 from objectives.variational import VARIANCES
@@ -131,8 +133,8 @@ def load_checkpoint(
         needs: what it must come with, as of `Sampler.needs`; by default what the sampler needs.
 
     Raises:
-        ConfigError: if moments, a classifier or a bad model is needed and not there, if the moments
-            do not suit the sampler, or there is no such average.
+        ConfigError: if moments, a classifier, a bad model or a perceptor is needed and not there,
+            if the moments do not suit the sampler, or there is no such average.
         WorkdirError, CheckpointError: as `restore_parameters`.
     """
     restored = restore_average(experiment, workdir, step, ema)
@@ -150,6 +152,11 @@ def load_checkpoint(
         digests["bad_model"] = digest(
             experiment.parallel.fetch_tree(bad_model.denoiser.network.args)
         )
+    perceptor = None
+    if "perceptor" in needs:
+        perceptor = load_perceptor(experiment, workdir)
+        of_network = perceptor.perceptor.network
+        digests["perceptor"] = digest(jax.device_get((of_network.args, *perceptor[1:])))
     checkpoint = Checkpoint(
         step=restored.step,
         denoiser=experiment.model.denoiser(restored.params),
@@ -157,6 +164,7 @@ def load_checkpoint(
         moments=moments,
         classifier=classifier,
         bad_model=bad_model,
+        perceptor=perceptor,
         digests=digests,
     )
     if needs >= experiment.sampler.needs:

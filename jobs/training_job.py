@@ -11,6 +11,7 @@ from experiment.data import Batches, Data
 from experiment.ends import Ends
 from experiment.experiment import ClassifierModel, DequantizerModel, Experiment
 from experiment.options import TrainingOptions
+from experiment.perceptor import PerceptorModel
 from experiment.sampler import Sampler
 from jobs.diagnostics import Diagnostics
 from jobs.pairs import simulate_pairs
@@ -120,10 +121,19 @@ def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
     return replace(job, load_teacher=lambda: denoiser)
 
 
+def perceptor_job(experiment: Experiment) -> TrainingJob:
+    """Return the job that trains an experiment's perceptor.
+
+    Raises:
+        ConfigError: if it does not suit the images, their labels or the devices.
+    """
+    return _part_job(experiment, "perceptor", experiment.perceptor)
+
+
 def _part_job(
     experiment: Experiment,
     section: str,
-    model: ClassifierModel | DequantizerModel,
+    model: ClassifierModel | DequantizerModel | PerceptorModel,
     dequantization: str = "",
 ) -> TrainingJob:
     """Return the job that trains a network beside the score model."""

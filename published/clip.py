@@ -16,12 +16,12 @@ import jax
 import numpy as np
 
 from errors import FileError
-from files.buckets import local_input
+from files.buckets import local_input, remove
 from files.hub import HUB, snapshot
 from files.paths import AnyPath
-from files.writing import make_folder, unfinished
+from files.writing import unfinished
 from models.clip import CLIP, TowerSize, init_clip
-from published.clip_tokenizer import MERGES, VOCABULARY, Tokenizer, read_tokenizer
+from published.clip_tokenizer import MERGES, VOCABULARY, Tables, Tokenizer, read_tokenizer
 from published.formats.read import read
 from published.formats.safetensors import write_safetensors
 from published.mapping import (
@@ -118,10 +118,10 @@ def write_clip(
     folder: AnyPath,
     network: CLIP,
     params: dict[str, Any],
-    tables: tuple[dict[str, int], list[tuple[str, str]]],
+    tables: Tables,
     standardization: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> None:
-    """Write a folder that `read_clip` and transformers read, whole or not at all.
+    """Write a folder that `read_clip` and transformers read; it replaces an older one.
 
     Args:
         folder: where to.
@@ -132,7 +132,6 @@ def write_clip(
     """
     vocabulary, merges = tables
     mean, std = standardization
-    make_folder(folder.parent)
     with unfinished(folder) as made:
         made.mkdir()
         write_safetensors(made / WEIGHTS, translate_back(rules(network), params))
@@ -143,6 +142,7 @@ def write_clip(
         (made / VOCABULARY).write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
         lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
         (made / MERGES).write_text("\n".join(lines) + "\n", "utf-8")
+        remove(folder)  # an older one
 
 
 def abstract_params(network: CLIP) -> Any:

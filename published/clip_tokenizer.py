@@ -15,6 +15,7 @@ from jaxtyping import Int32
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 START, END = "<|startoftext|>", "<|endoftext|>"
+Tables = tuple[dict[str, int], list[tuple[str, str]]]  # a vocabulary and merges
 _WORD_END = "</w>"
 # Special tokens, English endings, runs of letters, single digits, runs of anything else.
 _WORDS = (
@@ -134,7 +135,7 @@ def read_tokenizer(folder: Path, context_length: int, where: str) -> Tokenizer:
     return Tokenizer(vocabulary, merges, context_length, where)
 
 
-def tables_of_words(texts: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def tables_of_words(texts: Iterable[str]) -> Tables:
     """Return a vocabulary and merges for a small language, whose words are mostly single tokens.
 
     They have the layout of CLIP's: bytes, last bytes of words, merges, start and end. Each word is

@@ -38,6 +38,9 @@ TINY = {
     "classifier.steps": 2,
     "dequantizer.features": 4,
     "dequantizer.steps": 2,
+    "perceptor.features": 8,
+    "perceptor.depth": 1,
+    "perceptor.steps": 2,
     "eval.batch_size": 100,
     "eval.samples": 5,
     "eval.loss_repeats": 1,
@@ -64,6 +67,9 @@ POINTS = {
     "likelihood.rtol": 0.1,
     "likelihood.atol": 0.1,
 }
+ROWS = tuple(
+    f"configs/{name}.py" for name in ("vp_swiss_roll", "vp_waves", "energy_moons", "bridge_points")
+)
 SAMPLING = {"steps": 4, "max_steps": 1000, "rtol": 0.1, "atol": 0.1}
 
 
@@ -172,7 +178,7 @@ def reduced(command, folder):
     if "workdir" not in given:
         name = "_".join(filter(None, [file.removeprefix("configs/").removesuffix(".py"), variant]))
         arguments.append(f"--workdir={folder}/runs/{name}")
-    of_points = any(f"/{name}" in file for name in ("vp_swiss_roll", "vp_waves", "bridge_points"))
+    of_points = file in ROWS
     fields = dict(POINTS if of_points else TINY)
     if "cifar10" in file:
         fields["data.name"] = folder / "cifar10.npz"

@@ -182,7 +182,7 @@ class Push:
 @pytest.mark.slow
 def test_guidance(monkeypatch):
     row = GuidanceMethod(
-        make=lambda options, classes, model, labels: Push(amount=options.resolved_scale),
+        make=lambda batch: Push(amount=batch.options.resolved_scale),
         sample_classes=lambda classes: 3,
         default_scale=0.25,
         evaluations=3,

@@ -61,7 +61,8 @@ def folder(tmp_path, tables):
     """A folder with a network of the tables."""
     made = network(len(tables[0]))
     params = init_clip(made, jax.random.key(0))
-    write_clip(tmp_path / "clip", made, params, tables, ((0.5, 0.4), (0.3, 0.2)))
+    for std in ((1.0, 1.0), (0.3, 0.2)):  # the second one replaces the first
+        write_clip(tmp_path / "clip", made, params, tables, ((0.5, 0.4), std))
     return tmp_path / "clip"
 
 
