@@ -85,6 +85,12 @@ def cells(name: str, n: int) -> Iterator[tuple]:
         yield row, f"P{2 * n}", solver(predictor, None), schedule(name, 2 * n)
 
 
+def table(name: str, n: int, samples: int) -> str:
+    """Return the table of one process."""
+    columns = [f"P{n}", f"P{2 * n}", f"C{2 * n}", f"PC{n}"]
+    return markdown(RESULTS, name, samples, name, [*PREDICTORS[name], CORRECTOR_ONLY], columns)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ve", type=Path, help="a trained run; default: train one")
@@ -102,12 +108,8 @@ def main() -> None:
             run = Run(folder, options.samples)
             print(f"{name}, as many training images: {run.floor():.3f}", flush=True)
             fill(RESULTS, run, cells(name, n))
-    columns = [f"P{n}", f"P{2 * n}", f"C{2 * n}", f"PC{n}"]
-    for name, predictors in PREDICTORS.items():
-        print()
-        print(
-            markdown(RESULTS, name, options.samples, name, [*predictors, CORRECTOR_ONLY], columns)
-        )
+    for name in PREDICTORS:
+        print(f"\n{table(name, n, options.samples)}")
 
 
 if __name__ == "__main__":
