@@ -214,9 +214,9 @@ def _build_task(reader: Reader, data: Data) -> Task | None:
     name = reader.config["task"]["name"]
     what = f"config.task.name={name!r}"
     source, *inverse_problem, options = built
-    if not isinstance(options, Translate):
-        remedy = "leave it out, or guide by a loss in Python (docs/points.md)"
-        data.kind.require_images(what, remedy)
+    if isinstance(options, Translate):
+        return Task(name=name, input=source.input, options=options)
+    data.kind.require_images(what, "leave it out, or guide by a loss in Python (docs/points.md)")
     if not inverse_problem:
         return Task(name=name, input=source.input, options=options)
     with config_errors("task"):

@@ -31,6 +31,8 @@ from experiment.options import (
     SamplingOptions,
     TrainingOptions,
 )
+from experiment.perceptor import PerceptorOptions
+from experiment.prompts import PromptOptions
 from experiment.reader import Reader
 from experiment.tasks import TASKS
 from guidance.classifier import CrossEntropy
@@ -81,7 +83,8 @@ OWNERS = {
         ],
         {"name", "predictor", "corrector"},
     ),
-    "guidance": ([GuidanceOptions], {"name"}),
+    "guidance": ([GuidanceOptions, PromptOptions], {"name"}),
+    "perceptor": ([PerceptorOptions], set()),
     "task": (itertools.chain(*TASKS.values()), {"name"}),
     "likelihood": ([LikelihoodOptions, ODEOptions], set()),
     "continuous_bound": ([ContinuousBoundOptions], set()),
