@@ -31,6 +31,7 @@ from experiment.build_training import (
     check_objective,
     part_trainer,
 )
+from experiment.build_variance_head import build_variance_head
 from experiment.class_guidance import Classes
 from experiment.data import Data
 from experiment.experiment import ClassifierModel, DiscreteBoundPlan, Experiment, Model
@@ -150,6 +151,13 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         analytic_dpm=reader.build("analytic_dpm", AnalyticDPMOptions),
         classifier=_build_classifier(reader, sde, data),
         dequantizer=build_dequantizer(reader, data, model.num_classes),
+        variance_head=build_variance_head(
+            reader,
+            data,
+            model,
+            init=lambda network, key: _init_network(network, data.shape, key),
+            functions=lambda network: _network_functions(network, False, Sharding(), parallel),
+        ),
     )
     check_few_steps(experiment)
     _evaluate_shapes(experiment)

@@ -51,7 +51,9 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
     if task is not None:
         _check_task(reader, task, solve)
     needs = {guidance.needs, solve.uncertainty}
-    needs |= {"moments"} if chosen is AnalyticDPM else set()
+    needs |= (
+        solve.solver.needs if isinstance(solve, FixedSteps) and chosen is AnalyticDPM else set()
+    )
     return Sampler(
         name=reader.config["sampling"]["name"],
         options=options,

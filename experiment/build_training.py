@@ -9,7 +9,12 @@ from jaxtyping import Array, Key
 from errors import ConfigError
 from experiment.data import Data
 from experiment.few_steps import require_used
-from experiment.options import ClassifierOptions, DequantizerOptions, TrainingOptions
+from experiment.options import (
+    ClassifierOptions,
+    DequantizerOptions,
+    TrainingOptions,
+    VarianceHeadOptions,
+)
 from experiment.reader import Reader, config_errors
 from losses import LOSSES, sees_noise_alone
 from objectives.times import TIMES
@@ -93,7 +98,7 @@ def build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage,
 
 def part_trainer(
     section: str,
-    options: ClassifierOptions | DequantizerOptions,
+    options: ClassifierOptions | DequantizerOptions | VarianceHeadOptions,
     data: Data,
     *,
     init: Callable[[Key[Array, ""]], Any],

@@ -8,7 +8,12 @@ from typing import Any
 from data.dequantization import CENTERS
 from denoising import Denoiser
 from experiment.data import Batches, Data
-from experiment.experiment import ClassifierModel, DequantizerModel, Experiment
+from experiment.experiment import (
+    ClassifierModel,
+    DequantizerModel,
+    Experiment,
+    VarianceHeadModel,
+)
 from experiment.options import TrainingOptions
 from experiment.sampler import Sampler
 from jobs.diagnostics import Diagnostics
@@ -28,7 +33,7 @@ class TrainingJob:
         dequantization: how gray levels become numbers, by default config.data.dequantization.
         diagnostics: what is measured during training; None for nothing.
         wandb: a project of Weights & Biases; "" for none.
-        load_teacher: loads the frozen network of a distillation or of a dequantizer, else None.
+        load_teacher: loads the frozen network of a distillation or of a part, else None.
     """
 
     config: dict[str, Any]
@@ -111,10 +116,20 @@ def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
     return replace(job, load_teacher=lambda: denoiser)
 
 
+def variance_head_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
+    """Return the job that trains a variance head for a trained denoiser, which stays as it is.
+
+    Raises:
+        ConfigError: if its network does not suit the data, or its batches the devices.
+    """
+    job = _part_job(experiment, "variance_head", experiment.variance_head)
+    return replace(job, load_teacher=lambda: denoiser)
+
+
 def _part_job(
     experiment: Experiment,
     section: str,
-    model: ClassifierModel | DequantizerModel,
+    model: ClassifierModel | DequantizerModel | VarianceHeadModel,
     dequantization: str = "",
 ) -> TrainingJob:
     """Return the job that trains a network beside the score model."""

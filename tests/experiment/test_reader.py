@@ -29,6 +29,7 @@ from experiment.options import (
     RowOptions,
     SamplingOptions,
     TrainingOptions,
+    VarianceHeadOptions,
 )
 from experiment.reader import Reader
 from experiment.tasks import TASKS
@@ -40,6 +41,7 @@ from models import CLASSIFIERS, NETWORKS
 from models.dequantizer import CouplingDequantizer
 from numerics.ode import ODEOptions
 from objectives.times import TIMES
+from objectives.uncertainty import VarianceHeadLoss
 from objectives.weights import WEIGHTS
 from sde_lib import SDES
 from solvers import ADAPTIVE, SOLVERS
@@ -86,6 +88,7 @@ OWNERS = {
     "analytic_dpm": ([AnalyticDPMOptions], set()),
     "classifier": ([CrossEntropy, ClassifierOptions, *CLASSIFIERS.values()], {"name"}),
     "dequantizer": ([CouplingDequantizer, DequantizationBound, DequantizerOptions], set()),
+    "variance_head": ([VarianceHeadLoss, VarianceHeadOptions], set()),
     "eval": ([EvaluationOptions], set()),
     "parallel": ([Sharding], set()),
 }
