@@ -63,10 +63,14 @@ def of_mixture(steps: int) -> None:
     from training.objective import Context
 
     data, sde, network = standardized_mixture(), VPSDE(), MLP(features=64, depth=2)
-    x0, context = jnp.asarray(data.sample(0, 50000), jnp.float32), Context(
-        teacher=data.denoiser(sde)
+    x0, context = (
+        jnp.asarray(data.sample(0, 50000), jnp.float32),
+        Context(teacher=data.denoiser(sde)),
     )
-    times, apply = np.array([0.7, 0.5, 0.3, 0.1, 0.03]), functools.partial(network.apply, train=False)
+    times, apply = (
+        np.array([0.7, 0.5, 0.3, 0.1, 0.03]),
+        functools.partial(network.apply, train=False),
+    )
     at = coefficients_at(sde, times)
     for target in TARGETS:
         loss = VarianceHeadLoss(target=target, t_min=1e-2)
@@ -173,7 +177,8 @@ def bits(config: dict, fields: dict, checkpoint: Any, steps: int) -> float:
         options=experiment.discrete_bound.options,
         indices=indices,
     )
-    return float(np.mean(found.total, dtype=np.float64)) / (data.size * np.log(2))
+    total = np.asarray(found.total, np.float64).mean()
+    return float(total) / (data.size * np.log(2))
 
 
 def distance(config: dict, fields: dict, checkpoint: Any, steps: int, count: int) -> float:
@@ -196,7 +201,7 @@ def distance(config: dict, fields: dict, checkpoint: Any, steps: int, count: int
     found = []
     for rows in sets:
         pixels = np.asarray(rows, np.float64).reshape(len(rows), -1) / 255
-        found.append(Statistics(pixels.mean(axis=0), np.cov(pixels.T), len(pixels)))
+        found.append(Statistics(len(pixels), pixels.mean(axis=0), np.cov(pixels.T)))
     return float(frechet_distance(*found))
 
 
