@@ -3,7 +3,7 @@ r"""The Denoiser: the interface between networks and samplers, losses and likeli
 A network computes h = network(input_map(x_t), conditioning(t)). A parameterization defines how h
 encodes the pair (x0, eps), tied by x_t = alpha x0 + sigma eps. The score is then -eps / sigma
 (Vincent 2011; Song et al. 2021, arXiv:2011.13456). Samplers, losses and likelihoods call `predict`
-and `score` only. They do not depend on what the network was trained to output.
+and `score` only, whatever the network was trained to output.
 
     parameterization      h                              input map
     eps                   eps                            x          DDPM; VP, sub-VP of Song et al.
@@ -12,6 +12,7 @@ and `score` only. They do not depend on what the network was trained to output.
     x0                    x0                             x
     v                     alpha eps - sigma x0           x          Salimans & Ho, arXiv:2202.00512
     velocity              eps - x0                       x          rectified flow, arXiv:2209.03003
+    bridge                (x - x0) / sqrt(sigma)         x          I2SB, arXiv:2302.05872
     scaled_score          sigma times the score = -eps   2 x - 1    VE of Song et al., NCSNv2
     score_centered_input  the score                      2 x - 1    NCSN
     edm                   (x0 - c_skip y) / c_out        c_in y     Karras et al., arXiv:2206.00364
@@ -41,7 +42,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from errors import require_choice, require_in
-from numerics.arrays import Batch, expand_like, pytree
+from numerics.arrays import Batch, expand_like, pytree, sum_per_sample
+from numerics.clipping import Clipping
 from sde_lib import BETAS, SDE, Time, reverse_drift
 
 Coefficient = Float[Array, "..."]
@@ -84,14 +86,18 @@ def _from_x0(x: Batch, alpha: Batch, sigma: Batch, x0: Batch) -> Prediction:
 
 
 def _from_v(x: Batch, alpha: Batch, sigma: Batch, v: Batch) -> Prediction:
-    # Dividing by alpha^2 + sigma^2 makes the rotation exact for all processes, not only for VP.
+    # Dividing by alpha^2 + sigma^2 makes the rotation exact for all processes.
     norm = alpha**2 + sigma**2
     return Prediction((alpha * x - sigma * v) / norm, (sigma * x + alpha * v) / norm)
 
 
 def _from_velocity(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction:
-    # alpha + sigma is 1 on the linear path, and never 0.
     return Prediction((x - sigma * h) / (alpha + sigma), (x + alpha * h) / (alpha + sigma))
+
+
+def _from_bridge(x: Batch, alpha: Batch, sigma: Batch, h: Batch) -> Prediction:
+    root = jnp.sqrt(sigma)
+    return Prediction(x - root * h, (1 - alpha) / sigma * x + alpha / root * h)
 
 
 def _from_edm(x: Batch, alpha: Batch, sigma: Batch, h: Batch, sigma_data: float) -> Prediction:
@@ -154,6 +160,7 @@ PARAMETERIZATIONS = {
     "x0": Parameterization(predict=_from_x0),
     "v": Parameterization(predict=_from_v),
     "velocity": Parameterization(predict=_from_velocity),
+    "bridge": Parameterization(predict=_from_bridge),
     "scaled_score": Parameterization(
         predict=lambda x, a, s, h: _from_eps(x, a, s, -h), input=_center
     ),
@@ -175,7 +182,7 @@ PARAMETERIZATIONS = {
 }
 
 
-# Fields that only some parameterizations use, and their defaults.
+# Fields of some parameterizations, and their defaults.
 _PARAMETERS = {"sigma_data": 0.5, "sigma_min": 0.002}
 
 
@@ -220,53 +227,6 @@ CONDITIONINGS: dict[str, Callable[[SDE, Time, int], Time]] = {
 }
 
 
-CLIPS = ("none", "range", "dynamic")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clipping:
-    """Clipping of the predicted x0 to the range of the data.
-
-    Args:
-        clip: "none"; "range", which clips x0 to [low, high] (Ho et al. 2020); or "dynamic".
-            Dynamic clipping measures the distance of each value from the middle of the range, and
-            takes the `quantile` of a sample's distances. If it is beyond the range, x0 is clipped
-            to that distance, then scaled back into the range (Saharia et al. 2022,
-            arXiv:2205.11487, Section 2.3).
-        quantile: in (0, 1), by default 0.995; for dynamic clipping only.
-        low, high: the range of the data.
-
-    Raises:
-        ValueError: for an unknown name, or a quantile that is out of range or without effect.
-    """
-
-    clip: str = "none"
-    quantile: float | None = None
-    low: float = -1.0
-    high: float = 1.0
-
-    def __post_init__(self) -> None:
-        require_choice("clip", self.clip, CLIPS)
-        if self.quantile is not None:
-            require_in("quantile", self.quantile, "(0, 1)")
-            if self.clip != "dynamic":
-                raise ValueError(
-                    f"quantile={self.quantile} needs clip='dynamic', not clip={self.clip!r}; "
-                    "set that or leave the quantile out"
-                )
-
-    def apply(self, x0: Batch) -> Batch:
-        """Return x0 clipped to the range; `clip` must not be "none"."""
-        if self.clip == "range":
-            return jnp.clip(x0, self.low, self.high)
-        middle, radius = (self.low + self.high) / 2, (self.high - self.low) / 2
-        centered = (x0 - middle) / radius
-        quantile = 0.995 if self.quantile is None else self.quantile
-        size = jnp.quantile(jnp.abs(centered).reshape(len(x0), -1), quantile, axis=-1)
-        size = expand_like(jnp.maximum(size, 1), x0)
-        return middle + radius * jnp.clip(centered, -size, size) / size
-
-
 @runtime_checkable
 class Guidance(Protocol):
     """A change of a denoiser's predictions toward a condition; a dataclass and a pytree.
@@ -299,19 +259,20 @@ class Denoiser:
             input. It is already closed over its parameters, best as
             `jax.tree_util.Partial(apply, params)`: the denoiser is then a pytree, and new
             parameters need no new compilation.
+        energy: the function (input, condition, ...) -> (batch,) whose gradient by the input is the
+            network, for `log_density`; None for a network that is no gradient.
         labels: the class of each image of the batch, for a class-conditional network.
-        augment_labels: how each image of the batch was augmented, in training only; see
-            `training.augmentation`.
+        augment_labels: how each image was augmented in training; see `training.augmentation`.
         image: a small image per image of the batch, for an upsampler.
+        end: the end x1 of the path of each image of the batch, in training with a coupling.
         parameterization: a name in PARAMETERIZATIONS.
         conditioning: a name in CONDITIONINGS.
         num_timesteps: length of the chain whose timesteps some conditionings count.
         sigma_data: standard deviation of the data, for parameterizations "edm" and "consistency".
             EDM takes 0.5 for images in [-1, 1].
-        sigma_min: for parameterization "consistency", the noise level sigma / alpha at which the
-            network's function is the identity.
-        clipping: applied to the predicted x0; eps and the score are changed to match. Each
-            guidance receives the clipped prediction, and may clip the guided one.
+        sigma_min: for "consistency", the level sigma / alpha where the function is the identity.
+        clipping: of the predicted x0; eps and the score are changed to match. Each guidance
+            receives the clipped prediction, and may clip the guided one.
         guidances: changes of the predictions, applied in order.
         uncertainty: maps (process, x_t, t, predicted eps) to `Prediction.uncertainty`; a pytree,
             such as those of `objectives.uncertainty`.
@@ -322,9 +283,11 @@ class Denoiser:
 
     sde: SDE
     network: Network
+    energy: Network | None = None
     labels: Int[Array, "batch"] | None = None
     augment_labels: Float[Array, "batch augment"] | None = None
     image: Batch | None = None
+    end: Batch | None = None
     parameterization: str = "eps"
     conditioning: str = "timestep_999"
     num_timesteps: int = 1000
@@ -340,8 +303,10 @@ class Denoiser:
         )
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
-        if callable(self.network) and not isinstance(self.network, Partial):
-            object.__setattr__(self, "network", Partial(self.network))
+        for name in ("network", "energy"):
+            function = getattr(self, name)
+            if callable(function) and not isinstance(function, Partial):
+                object.__setattr__(self, name, Partial(function))
 
     @property
     def evaluations(self) -> int:
@@ -364,6 +329,10 @@ class Denoiser:
         return dataclasses.replace(self, **conditions, guidances=guidances)
 
     @property
+    def _parameterization(self) -> Parameterization:
+        return PARAMETERIZATIONS[self.parameterization]
+
+    @property
     def _conditions(self) -> dict[str, Array | None]:
         """The fields that the network sees, with one entry per image."""
         names = ("labels", "augment_labels", "image")
@@ -379,15 +348,9 @@ class Denoiser:
 
     def _interpret_output(self, x: Batch, t: Time | float) -> Prediction:
         """Return the prediction that the network's output encodes."""
-        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
-        parameterization = PARAMETERIZATIONS[self.parameterization]
-        condition = CONDITIONINGS[self.conditioning](self.sde, t, self.num_timesteps)
-        alpha, sigma = self.coefficients(x, t)
-        labels = () if self.labels is None else (self.labels,)
-        extra = [getattr(self, name) for name in parameterization.uses]
-        inputs = parameterization.input(x, alpha, sigma, *extra)
-        more = {k: v for k, v in self._conditions.items() if k != "labels" and v is not None}
-        output = self.network(inputs, condition, *labels, **more)
+        parameterization = self._parameterization
+        at = self._at(x, t)
+        output = self._evaluate(self.network, x, t, at)
         expected = (*x.shape[:-1], parameterization.channels * x.shape[-1])
         if output.shape != expected:
             raise ValueError(
@@ -395,10 +358,25 @@ class Denoiser:
                 f"{expected}, not {output.shape}; use eps_learned_variance for a network with "
                 "learned_variance, and only for such a network"
             )
-        found = parameterization.predict(x, alpha, sigma, output, *extra)
+        found = parameterization.predict(x, *at[:2], output, *at[2:])
         if self.uncertainty is None:
             return found
         return found._replace(uncertainty=self.uncertainty(self.sde, x, t, found.eps))
+
+    def _at(self, x: Batch, t: Time | float) -> tuple[Any, ...]:
+        """Return alpha, sigma and the fields that the maps of the parameterization take last."""
+        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
+        uses = self._parameterization.uses
+        return (*self.coefficients(x, t), *(getattr(self, name) for name in uses))
+
+    def _evaluate(self, function: Network, x: Batch, t: Time | float, at: tuple) -> Array:
+        """Return the network's output, or its energy; `at` is from `_at`."""
+        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
+        condition = CONDITIONINGS[self.conditioning](self.sde, t, self.num_timesteps)
+        inputs = self._parameterization.input(x, *at)
+        labels = () if self.labels is None else (self.labels,)
+        more = {k: v for k, v in self._conditions.items() if k != "labels" and v is not None}
+        return function(inputs, condition, *labels, **more)
 
     def clipped(self, prediction: Prediction, x: Batch, t: Time | float) -> Prediction:
         """Return the prediction of x_t with x0 clipped and eps changed to match."""
@@ -439,3 +417,29 @@ class Denoiser:
     def ode_velocity(self, x: Batch, t: Time) -> Batch:
         """Return the velocity dx/dt = f x - g^2 score / 2 of the probability-flow ODE."""
         return reverse_drift(self.sde, self.score(x, t), x, t, churn=0.0)
+
+    def log_density(self, x: Batch, t: Time | float) -> Float[Array, "batch"]:
+        """Return log p_t(x_t) in nats up to a constant of t; its gradient is the score.
+
+        Raises:
+            ValueError: for a network that is no gradient, and with guidance or clipping.
+        """
+        self.require_mean("a log-density")
+        if self.energy is None:
+            raise ValueError(
+                "a log-density needs a network that is the gradient of an energy; train one with "
+                "config.denoiser.energy=True, or give Denoiser an energy"
+            )
+        if self.guidances or self.clipping.clip != "none":
+            what = "guidance" if self.guidances else "clipping of x0"
+            raise ValueError(f"a score with {what} is the gradient of no energy; leave it out")
+        parameterization, at = self._parameterization, self._at(x, t)
+        alpha, sigma, *extra = at
+        # The predicted noise is of_x x + of_h h, and the input of the network is gain x + offset.
+        one, zero = jnp.ones_like(sigma), jnp.zeros_like(sigma)
+        of_x = parameterization.predict(one, alpha, sigma, zero, *extra).eps
+        of_h = parameterization.predict(zero, alpha, sigma, one, *extra).eps
+        low, high = (parameterization.input(y, alpha, sigma, *extra) for y in (zero, one))
+        energy = expand_like(self._evaluate(self.energy, x, t, at), x)
+        quadratic = expand_like(sum_per_sample(x**2), x) / 2
+        return -((of_x * quadratic + of_h / (high - low) * energy) / sigma).reshape(len(x))

@@ -30,7 +30,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,8 @@ from numerics.arrays import Batch, pytree, sum_per_sample
 from numerics.traces import PROBES, exact_trace
 from objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from objectives.distillation import ProgressiveDistillation
+from objectives.ends import draw_noise
+from objectives.maximum_likelihood import MaximumLikelihood
 from objectives.times import TimeDistribution, Times, Uniform
 from objectives.variational import DECODERS, VARIANCES, ChainBound, PixelLevels
 from objectives.weights import Sigma2, Weight
@@ -80,8 +82,8 @@ class NoiseObjective(Objective):
     def draw(self, key: Key[Array, ""], model: Denoiser, x0: Batch, context: Context) -> Noise:
         """Draw one time and one noise per image."""
         time_key, noise_key = jax.random.split(key)
-        t = self.times.draw(time_key, x0.shape[0], model.sde, context.state)
-        return Noise(t.astype(x0.dtype), jax.random.normal(noise_key, x0.shape, x0.dtype))
+        t = self.times.draw(time_key, x0.shape[0], model.sde, context.state).astype(x0.dtype)
+        return Noise(t, draw_noise(noise_key, model, x0, t))
 
     def weighted(
         self, drawn: Noise, losses: Float[Array, "batch"], model: Denoiser, context: Context
@@ -141,6 +143,8 @@ class FisherDivergence(NoiseObjective):
 @dataclass(frozen=True, kw_only=True)
 class ScoreMatching(FisherDivergence):
     """Weighted denoising score matching, with the fields of `FisherDivergence`."""
+
+    takes_ends: ClassVar[bool] = True
 
     def estimate(
         self, key: Key[Array, ""], denoiser: Denoiser, x: Batch, t: Times, eps: Batch
@@ -401,7 +405,8 @@ def _gamma(sde: SDE, t: Times) -> tuple[Times, Times]:
     return jax.jvp(lambda t: -sde.log_snr(t), (t,), (jnp.ones_like(t),))
 
 
-# The objectives by name: the estimators, the bounds, and those of networks for few steps.
+# The objectives by name: the estimators, the bounds, the likelihood of an energy, and those of
+# networks for few steps.
 LOSSES: dict[str, type[Objective]] = {
     "denoising": ScoreMatching,
     "exact": ExactScoreMatching,
@@ -409,6 +414,7 @@ LOSSES: dict[str, type[Objective]] = {
     "vlb": VariationalBound,
     "hybrid": Hybrid,
     "learned_schedule": LearnedSchedule,
+    "maximum_likelihood": MaximumLikelihood,
     "consistency_training": ConsistencyTraining,
     "consistency_distillation": ConsistencyDistillation,
     "progressive_distillation": ProgressiveDistillation,

@@ -46,6 +46,8 @@ MODES = {
     "train_classifier": Mode("train_classifier"),
     "train_dequantizer": Mode("train_dequantizer"),
     "train_variance": Mode("train_variance"),
+    "train_perceptor": Mode("train_perceptor"),
+    "train_bridge": Mode("train_bridge", flags=("rounds",)),
     "stats": Mode("stats", flags=("target",)),
     "compare": Mode("compare"),
     "moments": Mode("moments", flags=("checkpoint", "ema")),
@@ -119,6 +121,7 @@ flags.DEFINE_boolean(
     "compile", False, "check: also compile, for FLOP, memory, and the accelerators it fits."
 )
 flags.DEFINE_integer("lanes", 4, "compress: number of images that are coded side by side.")
+flags.DEFINE_integer("rounds", 6, "train_bridge: rounds, each on the pairs of the one before.")
 flags.DEFINE_boolean("preview", False, "decompress: take a file that is cut short.")
 _GIF = flags.Flag(
     flags.EnumParser(["true", "false", "x0"]),
@@ -161,6 +164,9 @@ def _run(mode: Mode, files: list[str]) -> None:
     options = _mode_flags(mode)
     if files and _MODE.value != "compare":
         sys.exit(f"error: {' '.join(files)}: not expected here; flags start with --")
+    from numerics.memory import share_heap
+
+    share_heap()
     # After the flags are checked: a misspelled flag should not wait for JAX to load.
     import jax
 

@@ -21,6 +21,7 @@ from experiment.sampler import checkpoint_name, unconditioned
 from files.paths import AnyPath
 from files.pictures import write_gif, write_png_folder
 from jobs.averages import parse_lengths, reconstruct
+from jobs.bridges import train_rounds
 from jobs.compress import compress as compress
 from jobs.compress import decompress as decompress
 from jobs.diagnostics import Diagnostics
@@ -28,6 +29,7 @@ from jobs.exchange import export_checkpoint as export_checkpoint
 from jobs.exchange import import_checkpoint as import_checkpoint
 from jobs.exchange import import_classifier as import_classifier
 from jobs.moments import measure_moments
+from jobs.perceptor import export_perceptor, load_perceptor
 from jobs.plan import describe
 from jobs.profile import ProfiledSteps
 from jobs.restore import (
@@ -36,10 +38,17 @@ from jobs.restore import (
     load_moments,
     restore_average,
 )
-from jobs.sample import TaskRun, draw_plain
+from jobs.sample import draw_plain
 from jobs.teacher import find_teacher
 from jobs.train import train as run_job
-from jobs.training_job import classifier_job, dequantizer_job, model_job, variance_head_job
+from jobs.training_job import (
+    classifier_job,
+    dequantizer_job,
+    model_job,
+    perceptor_job,
+    variance_head_job,
+)
+from jobs.translate import task_run
 from jobs.workdir import Workdir
 from training.hosts import agreed, require_same
 
@@ -82,6 +91,7 @@ def _require_plain_samples(experiment: Experiment) -> None:
         (sampler.task is not None, "task.name is for --mode=sample"),
         ("moments" in sampler.needs, "sampling.name=analytic needs moments of a trained network"),
         ("classifier" in sampler.needs, "guidance.name=classifier needs a trained classifier"),
+        ("perceptor" in sampler.needs, "guidance.name=text needs a perceptor of the trained run"),
         ("bad_model" in sampler.needs, "guidance.name=autoguidance is for trained networks"),
     ):
         if found:
@@ -126,6 +136,31 @@ def train_variance(experiment: Experiment, workdir: Workdir) -> None:
             "next: --config.sampling.name=analytic --config.sampling.variance=diagonal, or "
             "--config.discrete_bound.variance=diagonal"
         )
+
+
+def train_perceptor(experiment: Experiment, workdir: Workdir) -> None:
+    """Train the perceptor of a run to `config.perceptor.steps`, for config.guidance.name=text.
+
+    Raises:
+        as `train`.
+    """
+    workdir.check(experiment.config, training=False)
+    run_job(perceptor_job(experiment), workdir.perceptor)
+    folder = export_perceptor(experiment, workdir)
+    prompt = experiment.perceptor.captions[0][0]
+    print(
+        f"it is in {folder}; next: --mode=sample --config.guidance.name=text "
+        f"--config.guidance.prompt='{prompt}'"
+    )
+
+
+def train_bridge(experiment: Experiment, workdir: Workdir, *, rounds: int = 6) -> None:
+    """Train rounds of bridges or flows between two data sets, each on pairs of the one before.
+
+    Raises:
+        as `train`.
+    """
+    train_rounds(experiment, workdir, rounds)
 
 
 def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None:
@@ -208,10 +243,10 @@ def sample(
     """Write images of a checkpoint into a folder of their protocol, `samples/STEP-SAMPLER-DIGEST`.
 
     It holds samples.npz (uint8, NHWC, or floats in the units of the data), samples.png (with a
-    task, the inputs beside their samples), protocol.json, and processes.png of points. An animation
-    shows the reverse process of the first samples with gif="true", and the predicted samples beside
-    it with gif="x0". With `png`, a folder holds each image as a file. `ema` chooses the average of
-    the parameters.
+    task, the inputs beside their samples) and protocol.json. Of points of the plane it holds
+    processes.png too, and of an energy of such points density.png. An animation shows the reverse
+    process of the first samples with gif="true", and the predicted samples beside it with gif="x0".
+    With `png`, a folder holds each image as a file. `ema` chooses the average of the parameters.
 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
@@ -229,7 +264,7 @@ def sample(
             f"--gif animates samples, but config.task.name={task.name!r} draws none; leave it out"
         )
     loaded = load_checkpoint(experiment, workdir, checkpoint, ema)
-    run = None if task is None else TaskRun(experiment, task, num_samples)
+    run = None if task is None else task_run(experiment, task, num_samples)
     protocol = samples_protocol(experiment, loaded, num_samples, run and run.inputs)
     require_same("the inputs or the checkpoint", protocol.fields)
     if run is None:
@@ -324,9 +359,11 @@ def check(
     experiment.require_trainable()
     _check_count(experiment, num_samples)
     if (task := experiment.sampler.task) is not None:
-        TaskRun(experiment, task, num_samples)
+        task_run(experiment, task, num_samples)
     if experiment.loss.teacher:
         find_teacher(experiment)
+    if "perceptor" in experiment.sampler.needs:
+        load_perceptor(experiment, workdir)
     check_measurements(experiment)
     print(describe(experiment, compiled=compile))
 

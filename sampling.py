@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import SamplingError
 from numerics.arrays import (
     Batch,
@@ -26,6 +26,7 @@ from numerics.arrays import (
     sample_keys,
     whole,
 )
+from numerics.clipping import Clipping
 from sde_lib import SDE, Time
 from time_grids import Schedule
 
@@ -41,19 +42,27 @@ class Samples(NamedTuple):
         nfe: network evaluations per sample; with guidance at some times only, the most possible.
         trajectory: snapshots (frames, batch, ...), if any were requested.
         times: the times of the snapshots.
+        acceptance: the fraction of Metropolis steps that each sample accepts in expectation, of a
+            sampler that has such steps.
     """
 
     x: Batch
     nfe: int
     trajectory: np.ndarray | None = None
     times: np.ndarray | None = None
+    acceptance: Float[Array, "batch"] | None = None
 
 
 class Step(NamedTuple):
-    """A state x, and its mean: x before the step's fresh noise was added."""
+    """A state x, and its mean: x before the step's fresh noise was added.
+
+    `accepted` is the sum over the steps of the fractions of Metropolis steps accepted; None of a
+    sampler that has none.
+    """
 
     x: Batch
     mean: Batch
+    accepted: Float[Array, "batch"] | None = None
 
 
 @runtime_checkable
@@ -152,6 +161,7 @@ def sample(
     steps: int | None = None,
     indices: Int[Array, "batch"] | None = None,
     source: Batch | None = None,
+    initial: Batch | None = None,
     projection: Projection | None = None,
     clipping: Clipping | None = None,
     frames: int | Sequence[float] = 0,
@@ -175,6 +185,7 @@ def sample(
         indices: indices of the samples.
         source: images to which noise is added up to `schedule.start`, which must be below 1
             (SDEdit, Meng et al. 2022, arXiv:2108.01073); None starts from the prior.
+        initial: ends x1 (batch, ...) of the paths, where samples start instead of at noise.
         projection: holds the samples to known components after each step.
         clipping: keeps the predicted x0 in the range of the data.
         frames: number of snapshots in `trajectory`, including start and samples, or the times at
@@ -200,7 +211,7 @@ def sample(
         needed = "needs source images to add noise to" if source is None else "takes no source"
         raise ValueError(f"start={schedule.start:g} {needed}; start=1 starts from the prior")
     plan = solver.plan(denoiser.sde, times)
-    keys, x = _start(key, denoiser, indices, shape[1:], source, times[0], projection)
+    keys, x = _start(key, denoiser, indices, shape[1:], source, initial, times[0], projection)
     return run(
         keys,
         denoiser,
@@ -255,11 +266,14 @@ def run(
     if not jnp.isfinite(x).all():
         raise SamplingError("the last evaluation, which denoises the samples, is NaN or infinite")
     nfe = (plan.evaluations + extra) * denoiser.evaluations
+    accepted = getattr(progressed.state, "accepted", None)
+    acceptance = None if accepted is None else accepted / count
     if not marks:
-        return Samples(x, nfe)
+        return Samples(x, nfe, acceptance=acceptance)
     if count in marks:
         snapshots[count] = whole(x)
-    return Samples(x, nfe, np.stack([snapshots[mark] for mark in marks]), plan.times[marks])
+    trajectory = np.stack([snapshots[mark] for mark in marks])
+    return Samples(x, nfe, trajectory, plan.times[marks], acceptance)
 
 
 def _marks(times: np.ndarray, frames: int | Sequence[float]) -> list[int]:
@@ -295,12 +309,15 @@ def _start(
     indices: Int[Array, "batch"],
     item_shape: tuple,
     source: Batch | None,
+    initial: Batch | None,
     t: Float[Array, ""] | float,
     projection: Projection | None,
 ) -> tuple[Keys, Batch]:
     keys = sample_keys(key, indices)
     noise_keys = fold_in_each(keys, 0)
-    if source is None:
+    if initial is not None:
+        x = denoiser.sde.prior_std * initial
+    elif source is None:
         x = denoiser.sde.prior_sample(noise_keys, jnp.zeros((indices.shape[0], *item_shape)))
     else:
         t = jnp.asarray(t, source.dtype)

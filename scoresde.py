@@ -2,7 +2,7 @@
 
 import scoresde as ss
 
-model = ss.load("runs/vp_digits")
+model = ss.load("digits")  # or the folder of a run, such as "runs/vp_digits"
 x = ss.sample(key, model.denoiser, (64, *model.shape), solver=ss.UniPC(), steps=20)
 nats = ss.log_prob(key, model.denoiser, images).nats
 """
@@ -14,7 +14,7 @@ if __name__ == "__main__":  # python -m scoresde is the program, which imports w
     runpy.run_module("main", run_name="__main__", alter_sys=True)
     sys.exit()
 
-from denoising import Clipping, Denoiser, Prediction
+from denoising import Denoiser, Prediction
 from experiment.build import build
 from experiment.configurations import load_configuration
 from guidance.autoguidance import Autoguidance
@@ -24,9 +24,10 @@ from guidance.classifier_free import ClassifierFreeGuidance
 from guidance.posterior import DPS, LossGuidance, PiGDM
 from guidance.projection import Projection
 from jobs.restore import TrainedModel
-from jobs.restore import load_model as load
+from jobs.shipped import load
 from likelihood import LikelihoodOptions, log_prob
 from losses import LOSSES, ScoreMatching
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
 from objectives.times import TIMES
 from objectives.weights import WEIGHTS

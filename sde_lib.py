@@ -16,8 +16,7 @@ time,
 is the reverse-time SDE for churn = 1 and the probability-flow ODE for churn = 0.
 
 Notation of the whole project: x0 is data, x_t noisy data, eps standard normal noise, alpha and
-sigma are the coefficients above, score = grad log p_t(x_t), and t is the time. Coefficients have
-the shape of t.
+sigma are the coefficients above, score = grad log p_t(x_t). Coefficients have the shape of t.
 
 Everything is computed in logarithms, with expm1: the textbook sqrt(1 - exp(.)) loses 1% of sigma
 at t = 1e-5 in float32. Where alpha falls to nearly 0, log alpha is -log1p((1 - alpha) / alpha) or
@@ -57,6 +56,7 @@ class SDE(abc.ABC):
     """A linear process: two functions of time, and the standard deviation of the prior."""
 
     prior_std: Parameter
+    diffusion: Parameter = 0.0  # of Brownian bridges between given ends; see `bridge_std`
 
     @abc.abstractmethod
     def log_alpha(self, t: Time) -> Time:
@@ -124,6 +124,10 @@ class SDE(abc.ABC):
         std = self.sigma(t) * jnp.sqrt(-jnp.expm1(self.log_snr(t) - self.log_snr(s)))
         return scale, std
 
+    def bridge_std(self, s: Any, t: Any = 1.0) -> Any:
+        """Return the deviation at s of the Brownian bridge between given ends at 0 and t >= s."""
+        return self.diffusion * (s * (t - s) / t) ** 0.5
+
     def prior_sample(
         self, keys: Key[Array, "batch"], like: Float[Array, "batch *shape"]
     ) -> Float[Array, "batch *shape"]:
@@ -138,8 +142,7 @@ class SDE(abc.ABC):
 
 
 def _derivative(function: Any, t: Time) -> Time:
-    t = jnp.asarray(t)
-    return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
+    return jax.jvp(function, (jnp.asarray(t),), (jnp.ones_like(t),))[1]
 
 
 class _VarianceExploding(SDE):
@@ -184,9 +187,8 @@ class VESDE(_Geometric):
 class DiscreteVESDE(_Geometric):
     """The chain of SMLD (Song & Ermon 2019, arXiv:1907.05600), for data in [0, 1].
 
-    Timestep i = 0 .. num_timesteps - 1, counted from the smallest sigma up, is at
-    t = i / (num_timesteps - 1). Between timesteps log sigma is linear. As the table of sigmas is
-    geometric, this is VE with the number of timesteps that the network was trained on.
+    Timestep i = 0 .. num_timesteps - 1, from the smallest sigma up, is at i / (num_timesteps - 1).
+    The sigmas are geometric: this is VE with the timesteps that the network was trained on.
     """
 
     sigma_min: Parameter = 0.01
@@ -203,8 +205,8 @@ class DiscreteVESDE(_Geometric):
 class EDMSDE(_VarianceExploding):
     """sigma proportional to time (Karras et al. 2022, arXiv:2206.00364): sigma = sigma_max t.
 
-    Their time is sigma itself, which is sigma_max times our time. Their smallest noise, 0.002 for
-    sigma_max = 80, is where sampling stops. It is t_min = 2.5e-5 of the sampler, not a field here.
+    Their time is sigma itself, sigma_max times ours. Their smallest noise, 0.002 for 80, is where
+    sampling stops: t_min = 2.5e-5 of the sampler.
     """
 
     sigma_max: Parameter = 80.0
@@ -267,8 +269,7 @@ class CosineVPSDE(_VariancePreserving):
     """Cosine schedule, alpha = cos(phi) / cos(phi_0) (Nichol & Dhariwal 2021, arXiv:2102.09672).
 
     The limit of their chain (Eq. 17): phi is linear in t, from phi_0 = offset / (1 + offset) pi / 2
-    to the angle just below pi / 2 where alpha is alpha_min. At pi / 2 itself no signal is left and
-    f is infinite, so solvers that step in log-SNR could not start.
+    to just below pi / 2, where alpha is alpha_min. At pi / 2 no signal is left and f is infinite.
 
     Args:
         offset: makes phi_0 > 0, so that the first noise is not too small.
@@ -344,14 +345,17 @@ class LinearPathSDE(SDE):
 
     Rectified flow (Liu et al. 2022, arXiv:2209.03003) and flow matching (Lipman et al. 2022,
     arXiv:2210.02747, Eq. 20 with sigma_min = 0) have alpha_min = 0, and their time runs from noise
-    to data. Here alpha_min = alpha(1) is above 0, so that the log-SNR is finite at t = 1.
+    to data. Here alpha_min = alpha(1) is above 0, so that the log-SNR is finite at t = 1. With
+    diffusion > 0, paths between paired ends are Brownian bridges; see docs/bridges.md.
     """
 
     alpha_min: Parameter = 1e-3
+    diffusion: Parameter = 0.0
     prior_std = 1.0
 
     def __post_init__(self) -> None:
         require_in("alpha_min", self.alpha_min, "(0, 1)")
+        require_in("diffusion", self.diffusion, "[0, inf)")
 
     def log_alpha(self, t: Time) -> Time:
         lost = 1 - self.alpha_min
@@ -372,8 +376,7 @@ def _cosine_betas(num_timesteps: int) -> np.ndarray:
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
-# The variance beta_i that step i of a chain of N timesteps adds. Linear: Ho et al. 2020,
-# 1e-4 .. 0.02 for N = 1000. Cosine: Nichol and Dhariwal 2021, arXiv:2102.09672, Eq. 17.
+# Variances beta_i of the N steps. Linear: Ho et al. 2020. Cosine: arXiv:2102.09672, Eq. 17.
 BETAS = {"linear": _linear_betas, "cosine": _cosine_betas}
 
 
@@ -384,8 +387,8 @@ class DiscreteVPSDE(_VariancePreserving):
 
     Timestep i = 0 .. num_timesteps - 1 is at t = i / (num_timesteps - 1), where the table gives
     alpha and sigma. Between timesteps log alpha is linear, so the drift jumps at each timestep. At
-    t = 0 the data have the noise of the first timestep, which is more than a gray level of an
-    image. The published bits/dim of networks trained on this chain use the continuous VP SDE.
+    t = 0 the data have the noise of the first timestep, more than a gray level of an image.
+    The published bits/dim of networks trained on this chain use the continuous VP SDE.
 
     Args:
         schedule: the table of betas, a name in BETAS.

@@ -47,7 +47,7 @@ from networks import provenance
 
 import sampling
 from configs import vp_cifar10, vp_digits
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from experiment import build
 from experiment.data import Data
 from experiment.experiment import Experiment
@@ -64,6 +64,7 @@ from jobs.restore import TrainedModel, load_classifier, load_model
 from jobs.workdir import Workdir
 from metrics.frechet import Statistics, frechet_distance
 from numerics.arrays import sum_per_sample
+from numerics.clipping import Clipping
 from solvers.ddim import DDIM
 from solvers.predictor_corrector import Ancestral, PredictorCorrector
 from solvers.unipc import UniPC

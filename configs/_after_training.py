@@ -10,7 +10,7 @@ from ml_collections.config_dict import placeholder
 def add_fields(config: ConfigDict) -> None:
     config.sampling = sampling = ConfigDict()
     # Fixed steps: pc (Predictor-Corrector), ddim, dpm_solver, unipc, deis, heun, analytic,
-    # langevin. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
+    # langevin, mala, bridge. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
     sampling.name = "pc"
     sampling.seed = 0
     sampling.label = -1  # class of the samples; -1 cycles through all, num_classes is no class
@@ -31,7 +31,7 @@ def add_fields(config: ConfigDict) -> None:
     # pc:
     # euler_maruyama, reverse_diffusion, probability_flow, ancestral, none
     sampling.predictor = "euler_maruyama"
-    sampling.corrector = "none"  # langevin, annealed_langevin, none
+    sampling.corrector = "none"  # langevin, annealed_langevin, mala, none
     sampling.corrector_first = placeholder(bool)
     # exact transitions; or published, the tables and times of Song et al.'s code
     sampling.discretization = placeholder(str)
@@ -69,7 +69,7 @@ def add_fields(config: ConfigDict) -> None:
     sampling.timestep_choice = placeholder(str)  # grid, optimal
     sampling.clip_last_std = placeholder(float)  # bound on the noise of the last step
     sampling.clip_x0_range = placeholder(float)  # half the width of the data's range
-    # langevin:
+    # langevin, mala:
     sampling.step_size = placeholder(float)  # in units of sigma^2
     # ode, sde, dpm_adaptive:
     sampling.solver = placeholder(str)  # ode: dopri5, adams, ...; sde: sra1, euler, ...
@@ -83,20 +83,32 @@ def add_fields(config: ConfigDict) -> None:
     # dpm_adaptive: largest ratio of a step to the one before
     sampling.max_growth = placeholder(float)
 
-    # Guidance of samples: toward their classes, or away from a bad model.
+    # Guidance of samples: toward their classes, away from a bad model, or toward texts.
     config.guidance = guidance = ConfigDict()
-    guidance.name = "none"  # none, classifier, classifier_free, autoguidance
+    guidance.name = "none"  # none, classifier, classifier_free, autoguidance, text
     guidance.scale = placeholder(float)  # 1 samples the class; more trades diversity for accuracy
-    # classifier_free, autoguidance: the times between which they act
+    # classifier_free, autoguidance, text: the times between which they act
     guidance.interval = placeholder(tuple)
     # autoguidance: the bad model, RUN or RUN:STEP of another run, or :STEP of this one
     guidance.run = placeholder(str)
+    # text: prompts with weights, "a cat:1 | dog:-0.5"
+    guidance.prompt = placeholder(str)
+    guidance.image_prompt = placeholder(str)  # text: image files with weights, likewise
+    # text: the folder of a CLIP, or hf:NAME; by default that of --mode=train_perceptor
+    guidance.perceptor = placeholder(str)
+    guidance.cutouts = placeholder(int)  # text: random cutouts of an image; 0 for the whole image
+    guidance.cutout_min = placeholder(float)  # text: the smallest one's height over the image's
+    guidance.cutout_power = placeholder(float)  # text: above 1, more small cutouts
+    # text: whether the gradient goes through the network, or stops at the predicted image
+    guidance.through_network = placeholder(bool)
+    guidance.range_scale = placeholder(float)  # text: factor of the loss outside the data's range
+    guidance.variation_scale = placeholder(float)  # text: factor of the total variation
 
     # What --mode=sample does with input images.
     config.task = task = ConfigDict()
     # generate (plain samples, no input); inverse problems: inpaint, colorize, super_resolve,
     # deblur, compressed_sensing, mri; editing: sdedit; latents: reconstruct, interpolate;
-    # upsample: the small images of an upsampler
+    # upsample: the small images of an upsampler; between data sets: translate
     task.name = "generate"
     # files, separated by commas (\, for a comma in a name); or test, test:3, test:0-7
     task.input = placeholder(str)
@@ -107,6 +119,7 @@ def add_fields(config: ConfigDict) -> None:
     task.fraction = placeholder(float)  # compressed_sensing: measurements per number in x
     task.acceleration = placeholder(float)  # mri: columns per measured column
     task.measurement_seed = placeholder(int)  # compressed_sensing, mri
+    task.direction = placeholder(str)  # translate: to_data (from x1 to x0), from_data
     task.start = placeholder(float)  # sdedit: the time below 1 up to which noise is added
     # inverse problems:
     task.input_is_measurement = placeholder(bool)  # otherwise an image, which is measured
@@ -188,6 +201,26 @@ def add_fields(config: ConfigDict) -> None:
     classifier.batch_size = 64
     classifier.steps = 600
 
+    # --mode=train_perceptor: a small CLIP of the images and the words for their classes, for
+    # guidance.name=text.
+    config.perceptor = perceptor = ConfigDict()
+    # words of each class, alternatives as seven|7; by default the names of the data's classes, or
+    # the numbers from zero on
+    perceptor.class_names = placeholder(tuple)
+    perceptor.captions = ("{}", "a {}", "the {}", "the digit {}", "a picture of a {}")
+    perceptor.features = 64  # numbers of a token
+    perceptor.depth = 2  # blocks of the tower for images, and of that for texts
+    perceptor.heads = 4
+    perceptor.patch_size = 2  # pixels
+    perceptor.embedding = 32  # length of the vectors
+    perceptor.context_length = 16  # tokens of a text
+    perceptor.cutout_min = 0.75  # smallest cutout in training, as guidance.cutout_min
+    perceptor.noise = 0.5  # largest standard deviation of noise, for images in [0, 1]
+    perceptor.lr = 1e-3
+    perceptor.warmup = 100  # steps
+    perceptor.batch_size = 64
+    perceptor.steps = 1200
+
     # --mode=train_dequantizer: noise for bits/dim with data.dequantization=variational.
     config.dequantizer = dequantizer = ConfigDict()
     dequantizer.features = 32  # channels of the couplings' networks
@@ -213,7 +246,7 @@ def add_fields(config: ConfigDict) -> None:
     evaluation.checkpoints = ()  # steps; empty for the latest
     # loss, bits_per_dim, continuous_bound, discrete_bound, rate_distortion; of samples: frechet,
     # kid, precision_recall, inception_score; of points and series nats_per_dim,
-    # sliced_wasserstein, mmd.
+    # sliced_wasserstein, mmd; of energies log_density.
     # By default loss, the likelihood in the unit of the data, and distances
     evaluation.metrics = placeholder(tuple)
     evaluation.batch_size = 128  # images, over all devices

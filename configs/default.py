@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     sde.sigma_max = placeholder(float)  # ve, smld, edm: noise of the prior
     sde.offset = placeholder(float)  # cosine: keeps the first noise from vanishing
     sde.alpha_min = placeholder(float)  # cosine, linear: signal left at t = 1
+    sde.diffusion = placeholder(float)  # linear: of Brownian bridges between coupled ends
     sde.log_snr_max = placeholder(float)  # learned: at t = 0, before training
     sde.log_snr_min = placeholder(float)  # learned: at t = 1, before training
     sde.schedule = placeholder(str)  # ddpm: linear, cosine
@@ -68,7 +69,7 @@ def get_config() -> ConfigDict:
     model.remat = placeholder(bool)
 
     config.denoiser = denoiser = ConfigDict()
-    # Meaning of the network's output: eps, eps_learned_variance, score, x0, v, velocity,
+    # Meaning of the network's output: eps, eps_learned_variance, score, x0, v, velocity, bridge,
     # scaled_score, score_centered_input, edm, iddpm, consistency; see denoising.py.
     denoiser.parameterization = "eps"
     # Time input of the network: timestep_999, t, log_sigma, log_snr, edm, timestep,
@@ -82,7 +83,7 @@ def get_config() -> ConfigDict:
     config.loss = loss = ConfigDict()
     # Estimators of the Fisher divergence: denoising, sliced, exact. Of the bound of a chain: vlb,
     # or hybrid (denoising, and the bound for a learned variance). For the sde learned:
-    # learned_schedule. For few steps:
+    # learned_schedule. Of an energy (denoiser.energy=True): maximum_likelihood. For few steps:
     # consistency_training, consistency_distillation, progressive_distillation.
     loss.name = "denoising"
     loss.reduction = "mean"  # over dimensions: mean, sum, half_sum
@@ -107,7 +108,14 @@ def get_config() -> ConfigDict:
     # progressive_distillation: DDIM steps of the student; the teacher takes twice as many
     loss.student_steps = placeholder(int)
     loss.grid = placeholder(str)  # progressive_distillation: as sampling.grid
-    loss.t_min = placeholder(float)  # progressive_distillation: as sampling.t_min
+    # progressive_distillation: as sampling.t_min; maximum_likelihood: whose density is learned
+    loss.t_min = placeholder(float)
+    # maximum_likelihood:
+    loss.chains = placeholder(int)  # persistent Langevin chains of the model
+    loss.chain_steps = placeholder(int)  # their steps per batch
+    loss.chain_step_size = placeholder(float)  # in units of sigma(t_min)^2
+    loss.restart = placeholder(float)  # probability that a chain starts anew
+    loss.penalty = placeholder(float)  # weight of squared log-densities
 
     # Which times are trained: uniform, stratified, timesteps, log_snr, log_normal, logit_normal,
     # loss_aware, loss_aware_bins; see objectives/times.py.
@@ -123,7 +131,7 @@ def get_config() -> ConfigDict:
     times.uniform = placeholder(float)  # loss_aware, loss_aware_bins: share of uniform times
 
     # Weight of the squared error of the predicted noise: sigma2 (1), g2 (likelihood), x0, v,
-    # truncated_snr, velocity, edm, min_snr, sigmoid; see objectives/weights.py.
+    # truncated_snr, velocity, bridge, edm, min_snr, sigmoid; see objectives/weights.py.
     config.weight = weight = ConfigDict()
     weight.name = "sigma2"
     weight.gamma = placeholder(float)  # min_snr: the largest SNR that counts
@@ -194,6 +202,22 @@ def get_config() -> ConfigDict:
     # uniform, truncated_normal (no noise in training), variational (uniform in training, and for
     # bits/dim by --mode=train_dequantizer)
     data.dequantization = "uniform"
+
+    # Which other end x1 belongs to each image x0, instead of independent noise; docs/bridges.md.
+    config.coupling = coupling = ConfigDict()
+    coupling.name = "independent"  # minibatch_ot, paired, reference, simulated
+    coupling.data = ""  # the data set of x1, as data.name; empty for noise
+    # instead: what a measurement leaves of x0, such as super_resolve; its fields as in config.task
+    coupling.measurement = ""
+    coupling.factor = placeholder(int)
+    coupling.blur_std = placeholder(float)
+    coupling.mask = placeholder(str)
+    coupling.fraction = placeholder(float)
+    coupling.acceleration = placeholder(float)
+    coupling.measurement_seed = placeholder(int)
+    coupling.regularization = placeholder(float)  # minibatch_ot: over the mean squared distance
+    coupling.run = placeholder(str)  # simulated: RUN or RUN:STEP that makes the pairs
+    coupling.samples = placeholder(int)  # simulated: number of pairs
 
     # Non-leaky augmentation of training images, whose labels the network sees; see
     # training/augmentation.py. config.model.augment_labels=9 makes the input for them.

@@ -27,7 +27,7 @@ _AT_ONCE = 2**15  # numbers of a batch that are scaled at a time
 Stored = np.ndarray | StreamedImages  # images in memory, or read when they are indexed
 
 # Independent random streams of one seed. Their numbers fix every batch: append, never reorder.
-HOLD_OUT, _SHUFFLE, _FLIP, _TRAIN_NOISE, _TEST_NOISE = range(5)
+HOLD_OUT, _SHUFFLE, _FLIP, _TRAIN_NOISE, _TEST_NOISE, COUPLING, PRIOR = range(7)
 
 
 def _bits(

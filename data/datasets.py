@@ -238,7 +238,7 @@ def quantizer(name: str) -> Quantizer:
 
 def train_count(name: str) -> int | None:
     """Return the number of training images if it is known without loading them, for planning."""
-    return _TRAIN_COUNTS.get(name.split(":")[0])
+    return _TRAIN_COUNTS.get(name if name.startswith(DIGITS) else name.split(":")[0])
 
 
 def _source_of(source: Split, fit: Fit) -> str | None:

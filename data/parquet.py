@@ -24,8 +24,8 @@ from data.fingerprints import fingerprint_of
 from data.folders import HELD_OUT_NAMES, TRAIN_NAMES
 from data.stored import Directory, ImageFile, ImageFiles, Split, Splits
 from errors import FileError
+from files.hub import snapshot
 
-HUB = "hf:"
 _PLACES = ("*.parquet", "data/*.parquet", "*/train/*.parquet", "train/*.parquet")
 _LABELS = ("label", "labels", "fine_label", "class", "target")
 
@@ -76,7 +76,7 @@ def read_hub(name: str, data_dir: Directory) -> Splits:
         FileNotFoundError: if it was not.
         ValueError: if huggingface_hub is missing.
     """
-    return read_parquet(_snapshot(name, local_files_only=True), data_dir)
+    return read_parquet(_snapshot(name, downloads=False), data_dir)
 
 
 def prepare_hub(name: str, data_dir: Directory, manual_dir: Directory) -> str:
@@ -86,33 +86,22 @@ def prepare_hub(name: str, data_dir: Directory, manual_dir: Directory) -> str:
         ConnectionError: if it cannot be downloaded.
         ValueError: if huggingface_hub is missing.
     """
-    return f"{name} is in {_snapshot(name, local_files_only=False)}"
+    return f"{name} is in {_snapshot(name, downloads=True)}"
 
 
-def _snapshot(name: str, *, local_files_only: bool) -> str:
+def _snapshot(name: str, *, downloads: bool) -> str:
     try:
-        from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError(
-            f"config.data.name={name!r} needs the hub: pip install huggingface_hub pyarrow"
-        ) from error
-    try:
-        return snapshot_download(
-            name.removeprefix(HUB),
-            repo_type="dataset",
-            allow_patterns=["*.parquet", "**/*.parquet"],
-            local_files_only=local_files_only,
+        return snapshot(
+            name,
+            f"config.data.name={name!r}",
+            kind="dataset",
+            patterns=("*.parquet", "**/*.parquet"),
+            packages="huggingface_hub pyarrow",
+            local="a local folder of its parquet files",
+            downloads=downloads,
         )
-    except Exception as error:  # of the hub, of its network library, or of a missing file
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
-        if local_files_only:
-            raise FileNotFoundError(
-                f"config.data.name={name!r} is not downloaded; run --mode=prepare ({reason})"
-            ) from error
-        raise ConnectionError(
-            f"config.data.name={name!r}: the download failed ({reason}); check the name and the "
-            "network, or give a local folder of its parquet files"
-        ) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; run --mode=prepare") from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ All are floats, images and masks in [0, 1]. The caller states the shape that the
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -53,12 +54,12 @@ def _read(field: str, name: str) -> Float[np.ndarray, "..."]:
     return found
 
 
-def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Convert images (..., h, w, c) between 1 and 3 channels; keep all others."""
+def to_channels(image: Any, channels: int) -> Any:
+    """Convert images (..., h, w, c) of NumPy or JAX between 1 and 3 channels; keep all others."""
     if image.shape[-1] == 3 and channels == 1:
         return image @ np.array([[0.299], [0.587], [0.114]], image.dtype)  # ITU-R BT.601
     if image.shape[-1] == 1 and channels == 3:
-        return np.repeat(image, 3, axis=-1)
+        return image.repeat(3, axis=-1)
     return image
 
 
@@ -91,7 +92,7 @@ def read_images(
         array = _read("input", name)
         if len(shape) == 3 and array.ndim in (2, 3) and array.shape[:2] == shape[:2]:
             image = array if array.ndim == 3 else array[..., None]
-            array = _to_channels(image, shape[-1]) if convert else image
+            array = to_channels(image, shape[-1]) if convert else image
         if array.ndim == len(shape):
             array = array[None]
         if array.shape[1:] != shape or not array.size:
@@ -128,7 +129,7 @@ def _split(names: str) -> list[str]:
 
 def _chosen(
     name: str, test_images: Callable[[], TestImages] | None
-) -> Float[np.ndarray, "count h w c"]:
+) -> Float[np.ndarray, "count ..."]:
     """Return the test images of a name such as test:0-7."""
     if test_images is None:
         raise ValueError(f"input={name!r} must be a measurement, not a test image; give a file")

@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import itertools
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +23,13 @@ from data import preparation
 from data.fingerprints import fingerprint_of
 from data.folders import HELD_OUT_NAMES, read_folder
 from data.npz import read_npy, read_npz
-from data.parquet import HUB, is_parquet_folder, prepare_hub, read_hub, read_parquet
+from data.parquet import is_parquet_folder, prepare_hub, read_hub, read_parquet
 from data.records import is_packed, is_record_name, read_packed, read_records
 from data.stored import Directory, ImageFile, ImageFiles, Item, Split, Splits
 from data.zips import read_zip
 from errors import FileError
 from files.buckets import local_input
+from files.hub import HUB
 from files.paths import in_bucket
 
 DIGITS = "digits"
@@ -63,6 +65,15 @@ def _read_digits(name: str, data_dir: Directory) -> Splits:
     table = np.loadtxt(folder / "digits.csv.gz", np.uint8, delimiter=",")
     images = table[:, :-1].reshape(-1, 8, 8, 1)
     return {"train": Split(list(map(Item, itertools.repeat(name), images, table[:, -1].tolist())))}
+
+
+def _read_some_digits(name: str, data_dir: Directory) -> Splits:
+    """Read the digits of the classes in a name such as digits:38."""
+    _, _, classes = name.partition(":")
+    if not re.fullmatch(r"\d+", classes, re.ASCII):
+        raise ValueError(f"config.data.name={name!r}: give classes after the colon, as digits:38")
+    found = _read_digits(name, data_dir)["train"]
+    return {"train": Split([item for item in found.items if str(item.label) in classes])}
 
 
 def _is_folder(name: str) -> bool:
@@ -186,6 +197,9 @@ def _check_registered(name: str) -> None:
 READERS: dict[str, Reader] = {
     DIGITS: Reader(
         accepts=lambda name: name == DIGITS, read=_read_digits, gray_levels=17, test_count=297
+    ),
+    "digits:CLASSES": Reader(
+        accepts=lambda name: name.startswith(f"{DIGITS}:"), read=_read_some_digits, gray_levels=17
     ),
     "a path in a bucket, gs://BUCKET/PATH": Reader(accepts=in_bucket, read=_read_copy),
     "the path of an .npz": Reader(accepts=lambda name: name.endswith(".npz"), read=read_npz),

@@ -18,12 +18,13 @@ from metrics.features import Extractor
 from numerics.arrays import digest
 
 # The parts that describe the model and the data, on which every number depends.
-MODEL_FIELDS = ("checkpoint", "data.", "denoiser.", "images.", "model.", "sde.")
+MODEL_FIELDS = ("checkpoint", "coupling.", "data.", "denoiser.", "images.", "model.", "sde.")
 # The parts that describe how samples are drawn.
 SAMPLER_FIELDS = ("sampling.", "guidance.", "needs.")
 
 _SECTIONS = (
     "data",
+    "coupling",
     "sde",
     "denoiser",
     "ema",
@@ -46,6 +47,8 @@ _IRRELEVANT = (
     "eval.checkpoints",
     "eval.inception_weights",
     "eval.reference",
+    "guidance.image_prompt",
+    "guidance.perceptor",
     "guidance.run",
     "likelihood.max_steps",
     "sampling.max_steps",
@@ -108,7 +111,10 @@ def samples_protocol(
     experiment: Experiment, checkpoint: Checkpoint, count: int, inputs: Any = None
 ) -> Protocol:
     """Return the protocol of `count` samples of `--mode=sample`; `inputs` are those of a task."""
-    tree = _sections(experiment, "data", "sde", "denoiser", "ema", "sampling", "guidance", "task")
+    tree = _sections(
+        experiment,
+        *("data", "coupling", "sde", "denoiser", "ema", "sampling", "guidance", "task"),
+    )
     tree |= _checkpoint_fields(experiment, checkpoint)
     tree |= {
         "step": checkpoint.step,

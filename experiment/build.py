@@ -18,22 +18,26 @@ from ml_collections import ConfigDict
 
 from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import SEEDS, ConfigError, require_choice, require_in, require_memory
 from experiment.build_augmentation import build_augmentation
 from experiment.build_data import build_data, settle_kind
 from experiment.build_dequantizer import build_dequantizer
+from experiment.build_perceptor import build_perceptor
 from experiment.build_sampler import build_sampler, require_learned
 from experiment.build_training import (
     build_averages,
     build_loss,
     build_optimizer,
+    check_energy_objective,
     check_objective,
     part_trainer,
 )
 from experiment.build_variance_head import build_variance_head
+from experiment.check_ends import check_ends
 from experiment.class_guidance import Classes
 from experiment.data import Data
+from experiment.ends import build_ends
 from experiment.experiment import ClassifierModel, DiscreteBoundPlan, Experiment, Model
 from experiment.few_steps import check_few_steps
 from experiment.kinds import require_kind
@@ -55,7 +59,8 @@ from likelihood import LikelihoodOptions
 from metrics.inception.network import RECIPES
 from models import CLASSIFIERS, NETWORKS, with_features
 from models.blocks.resample import average_downsample
-from models.energy import energy_gradient
+from models.energy import energies, energy_gradient
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
 from sde_lib import SDE, SDES
 from time_grids import Schedule
@@ -87,6 +92,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     sharding = reader.build("parallel", Sharding)
     model = _build_model(reader, sde, loss, data, sharding)
     check_objective(reader, sde, loss)
+    check_energy_objective(reader, loss)
     training = reader.build("training", TrainingOptions)
     evaluation = reader.build("eval", EvaluationOptions)
     for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
@@ -110,7 +116,8 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         classifier=reader.config["classifier"]["num_classes"],
         label_dropout=training.label_dropout,
     )
-    sampler = build_sampler(reader, sde, data, classes)
+    ends = build_ends(reader, sde, data)
+    sampler = build_sampler(reader, sde, data, classes, ends)
     _check_upsampling(model, sampler)
     with config_errors("eval"):
         last = sampler.options.seed + evaluation.sampling_seeds - 1
@@ -129,6 +136,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         augment=build_augmentation(reader, model.network, data.kind),
         accumulate=training.accumulate,
         sharding=sharding,
+        coupled=not ends.plain,
     )
     likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions))
     experiment = Experiment(
@@ -136,6 +144,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         seed=reader.config["seed"],
         parallel=parallel,
         data=data,
+        ends=ends,
         model=model,
         sampler=sampler,
         loss=loss,
@@ -158,8 +167,10 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
             init=lambda network, key: _init_network(network, data.shape, key),
             functions=lambda network: _network_functions(network, False, Sharding(), parallel),
         ),
+        perceptor=build_perceptor(reader, data),
     )
     check_few_steps(experiment)
+    check_ends(experiment)
     _evaluate_shapes(experiment)
     return experiment
 
@@ -245,17 +256,19 @@ def _denoiser_factory(
     parallel: DataParallel,
 ) -> Callable[..., Denoiser]:
     """Return the function (params, dropout key or None) -> Denoiser."""
-    apply, apply_with_dropout = _network_functions(network, options.energy, sharding, parallel)
+    shared = sharding, parallel
+    outputs = _network_functions(network, energy_gradient if options.energy else _output, *shared)
+    scalars = _network_functions(network, energies, *shared) if options.energy else None
     learned = bool(sde.parameters())
 
     def denoiser(params: Any, dropout: Key[Array, ""] | None = None) -> Denoiser:
         process = sde.with_parameters(params["process"]) if learned else sde
         params = params["network"] if learned else params
+        given = (params,) if dropout is None else (params, dropout)
         return Denoiser(
             sde=process,
-            network=Partial(apply, params)
-            if dropout is None
-            else Partial(apply_with_dropout, params, dropout),
+            network=Partial(outputs[dropout is not None], *given),
+            energy=None if scalars is None else Partial(scalars[dropout is not None], *given),
             parameterization=options.parameterization,
             conditioning=options.conditioning,
             num_timesteps=options.num_timesteps,
@@ -266,11 +279,17 @@ def _denoiser_factory(
     return denoiser
 
 
+def _output(network: Callable[[Array], Array], x: Array) -> Array:
+    return network(x)
+
+
 @functools.cache
 def _network_functions(
-    network: nn.Module, energy: bool, sharding: Sharding, parallel: DataParallel
+    network: nn.Module, view: Callable, sharding: Sharding, parallel: DataParallel
 ) -> tuple[Callable, Callable]:
     """Return the functions of a network without and with dropout.
+
+    `view` maps the network as a function of x, and x, to what is wanted: its output or gradient.
 
     They are made once per network: jit takes a Partial of the same function for the same, and
     programs of other functions would pile up where experiments are built again and again.
@@ -280,7 +299,7 @@ def _network_functions(
         def of_x(x: Array) -> Any:
             return network.apply({"params": params}, x, *conditions, **more)
 
-        return energy_gradient(of_x, x) if energy else of_x(x)
+        return view(of_x, x)
 
     keep = getattr(network, "remat", False)
     output = sharding.with_whole_parameters(of_whole, parallel, keep=keep)
@@ -415,11 +434,13 @@ def _evaluate_shapes(experiment: Experiment) -> None:
         denoiser = experiment.trainer.with_image(experiment.model.denoiser(params), x)
         return denoiser.predict(x, 0.5)
 
+    shape = (experiment.training.batch_size, *experiment.data.shape)
     with config_errors("denoiser"):
-        jax.eval_shape(predict, params, abstract_batch(experiment))
+        jax.eval_shape(predict, params, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 def abstract_batch(experiment: Experiment) -> jax.ShapeDtypeStruct:
-    """Return the shape of a global training batch."""
-    shape = (experiment.training.batch_size, *experiment.data.shape)
+    """Return the shape of a global training batch, of pairs where ends are coupled."""
+    pair = () if experiment.ends.plain else (2,)
+    shape = (experiment.training.batch_size, *pair, *experiment.data.shape)
     return jax.ShapeDtypeStruct(shape, jnp.float32)

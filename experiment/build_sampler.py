@@ -4,14 +4,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from denoising import Clipping
 from errors import ConfigError
-from experiment.class_guidance import Classes, GuidanceOptions
+from experiment.class_guidance import GUIDANCES, Classes, GuidanceOptions
 from experiment.data import Data
+from experiment.ends import Ends
 from experiment.options import SamplingOptions
 from experiment.reader import Reader, config_errors
 from experiment.sampler import Adaptive, FixedSteps, Sampler
-from experiment.tasks import TASKS, Measurement, SDEdit, Task
+from experiment.tasks import TASKS, Measurement, SDEdit, Task, Translate
+from numerics.clipping import Clipping
 from sampling import Samples
 from sde_lib import SDE
 from solvers import ADAPTIVE, SOLVERS
@@ -20,13 +21,13 @@ from solvers.predictor_corrector import CORRECTORS, PREDICTORS, PredictorCorrect
 from time_grids import Schedule
 
 
-def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sampler:
+def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: Ends) -> Sampler:
     """Build the sampler that the configuration describes.
 
     Raises:
         ConfigError: for the first field that is wrong.
     """
-    guidance = reader.build("guidance", GuidanceOptions)
+    guidance, details = _build_guidance(reader, data)
     method = guidance.method
     with config_errors("guidance"):
         sample_classes = classes.network if method is None else method.sample_classes(classes)
@@ -50,6 +51,8 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         )
     if task is not None:
         _check_task(reader, task, solve)
+    if getattr(getattr(solve, "solver", None), "needs_energy", False):
+        _check_energy(reader, task)
     needs = {guidance.needs, solve.uncertainty}
     needs |= (
         solve.solver.needs if isinstance(solve, FixedSteps) and chosen is AnalyticDPM else set()
@@ -58,6 +61,7 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         name=reader.config["sampling"]["name"],
         options=options,
         guidance=guidance,
+        guidance_details=details,
         classes=classes,
         sample_classes=sample_classes,
         task=task,
@@ -65,7 +69,22 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes) -> Sam
         evaluations=evaluations,
         needs=frozenset(needs - {""}),
         data=data,
+        ends=ends,
     )
+
+
+def _build_guidance(reader: Reader, data: Data) -> tuple[GuidanceOptions, Any]:
+    """Return the options of the guidance, and those that its method alone has, or None."""
+    row = reader.lookup("guidance", GUIDANCES)
+    if row is None or row.options is None:
+        return reader.build("guidance", GuidanceOptions), None
+    name = reader.config["guidance"]["name"]
+    if row.images_only:
+        data.kind.require_images(f"config.guidance.name={name!r}", "choose another")
+    guidance, details = reader.build_all("guidance", (GuidanceOptions, row.options))
+    with config_errors("guidance"):
+        details.check(reader.config["sampling"]["clip"])
+    return guidance, details
 
 
 def require_learned(reader: Reader, path: str) -> None:
@@ -145,6 +164,34 @@ def _check_predictor(reader: Reader, predictor: Any) -> None:
         )
 
 
+def _check_energy(reader: Reader, task: Task | None) -> None:
+    """Raise ConfigError unless a sampler that compares densities has them."""
+    sampling, guidance = reader.config["sampling"], reader.config["guidance"]["name"]
+    field = "name" if sampling["name"] != "pc" else "corrector"
+    what = f"config.sampling.{field}={sampling[field]!r}"
+    if not reader.config["denoiser"]["energy"]:
+        remedy = "langevin" if field == "name" else "langevin or annealed_langevin"
+        raise ConfigError(
+            f"{what} compares densities, which a network has with config.denoiser.energy=True; "
+            f"train one with that, or choose config.sampling.{field}={remedy}"
+        )
+    if guidance != "none":
+        raise ConfigError(
+            f"{what} compares densities, which a score with config.guidance.name={guidance!r} "
+            "does not have; set it to none, or choose another sampler"
+        )
+    if task is not None and task.inverse_problem is not None:
+        raise ConfigError(
+            f"{what} compares densities, which a score with config.task.name={task.name!r} does "
+            "not have; choose another sampler"
+        )
+    if (clip := sampling["clip"]) not in (None, "none"):
+        raise ConfigError(
+            f"{what} compares densities, which a score with config.sampling.clip={clip!r} does not "
+            "have; set it to none"
+        )
+
+
 def _count_evaluations(reader: Reader, solve: FixedSteps, sde: SDE) -> int:
     """Return the network evaluations per image without guidance; record the number of steps."""
     schedule = solve.schedule
@@ -168,8 +215,10 @@ def _build_task(reader: Reader, data: Data) -> Task | None:
         return None
     name = reader.config["task"]["name"]
     what = f"config.task.name={name!r}"
-    data.kind.require_images(what, "leave it out, or guide by a loss in Python (docs/points.md)")
     source, *inverse_problem, options = built
+    if not isinstance(options, Translate):
+        remedy = "leave it out, or guide by a loss in Python (docs/points.md)"
+        data.kind.require_images(what, remedy)
     if not inverse_problem:
         return Task(name=name, input=source.input, options=options)
     with config_errors("task"):
@@ -194,7 +243,7 @@ def _check_task(reader: Reader, task: Task, solve: FixedSteps | Adaptive) -> Non
         if adaptive:
             raise ConfigError(f"config.task.name='sdedit' needs fixed steps, but {fixed}")
         return
-    if task.upsamples:
+    if task.upsamples or task.translates:  # experiment.check_ends has what concerns the latter
         return
     problem = task.inverse_problem
     if problem is None:

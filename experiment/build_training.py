@@ -15,6 +15,7 @@ from experiment.options import (
     TrainingOptions,
     VarianceHeadOptions,
 )
+from experiment.perceptor import PerceptorOptions
 from experiment.reader import Reader, config_errors
 from losses import LOSSES, sees_noise_alone
 from objectives.times import TIMES
@@ -39,7 +40,7 @@ def build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
         what = f"config.loss.name={reader.config['loss']['name']!r}, a bound on gray levels,"
         data.kind.require_images(what, "choose denoising")
     parts = {"times": times, "weight": weight, "sde": sde, "pixel_levels": data.pixel_levels}
-    parts["total_steps"] = reader.config["training"]["steps"]
+    parts |= {"total_steps": reader.config["training"]["steps"], "shape": data.shape}
     return reader.build_named("loss", LOSSES, fixed=parts)
 
 
@@ -73,6 +74,29 @@ def check_objective(reader: Reader, sde: SDE, loss: Objective) -> None:
         )
 
 
+def check_energy_objective(reader: Reader, loss: Objective) -> None:
+    """Raise ConfigError unless an objective that needs an energy has one, and all that it needs."""
+    if not loss.needs_energy:
+        return
+    what, config = f"config.loss.name={reader.config['loss']['name']!r}", reader.config
+    if not config["denoiser"]["energy"]:
+        raise ConfigError(
+            f"{what} trains the energy of a network; set config.denoiser.energy=True, or choose "
+            "config.loss.name=denoising"
+        )
+    if classes := config["model"]["num_classes"]:
+        raise ConfigError(
+            f"{what} keeps chains without classes, but config.model.num_classes={classes}; set it "
+            "to 0, or choose config.loss.name=denoising"
+        )
+    chains, batch_size = getattr(loss, "chains", 0), config["training"]["batch_size"]
+    if chains < batch_size:
+        raise ConfigError(
+            f"config.loss.chains={chains} is less than config.training.batch_size={batch_size}, "
+            "which takes one per row; give as many chains or more"
+        )
+
+
 def build_optimizer(reader: Reader, training: TrainingOptions) -> Optimizer:
     """Return the update rule with its learning rate."""
     kinds = reader.lookup("optim", OPTIMIZERS), reader.lookup("optim", SCHEDULES, "schedule")
@@ -98,7 +122,7 @@ def build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage,
 
 def part_trainer(
     section: str,
-    options: ClassifierOptions | DequantizerOptions | VarianceHeadOptions,
+    options: ClassifierOptions | DequantizerOptions | PerceptorOptions | VarianceHeadOptions,
     data: Data,
     *,
     init: Callable[[Key[Array, ""]], Any],

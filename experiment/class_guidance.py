@@ -1,4 +1,4 @@
-"""Guidance of plain samples, toward classes or quality, by the name config.guidance.name.
+"""Guidance of plain samples, toward classes, quality or texts, by the name config.guidance.name.
 
 Each method is a row of GUIDANCES. Adding one is a row and a function that makes the guidance.
 """
@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Key
 
 from denoising import Denoiser, Guidance
 from errors import require_choice, require_in
+from experiment.prompts import PromptOptions
 from guidance.autoguidance import Autoguidance
 from guidance.base import require_interval
-from guidance.classifier import Classifier, ClassifierGuidance
+from guidance.classifier import ClassifierGuidance
 from guidance.classifier_free import ClassifierFreeGuidance
+from guidance.text import DEFAULT_SCALE, PromptGuidance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,31 +33,59 @@ class GuidanceMethod:
     """One way to guide samples.
 
     Attributes:
-        make: (options, classes, model that it needs or None, labels or None) -> guidance.
+        make: from what a batch of samples is guided by to the guidance.
         sample_classes: number of classes of the samples. It raises ValueError where the method
             does not suit the networks.
         default_scale: the scale where none is given.
         neutral_scale: the scale at which samples are those without guidance, and none is applied.
         needs: the second model that it uses: "classifier", the noise-conditional classifier of the
-            run; "bad_model", the network of config.guidance.run; or "".
+            run; "bad_model", the network of config.guidance.run; "perceptor", that of
+            config.guidance.perceptor with its prompts; or "".
         takes_interval: whether it may act between two times only.
         evaluations: network evaluations per prediction.
+        options: the class of options that it has beside `GuidanceOptions`, with a method `check` of
+            config.sampling.clip; None for none.
+        images_only: whether it is for images, not for points and series.
     """
 
-    make: "Callable[[GuidanceOptions, Classes, Any, Int[Array, ' b'] | None], Guidance]"
+    make: "Callable[[GuidedBatch], Guidance]"
     sample_classes: Callable[[Classes], int]
     default_scale: float = 1.0
     neutral_scale: float | None = None
     needs: str = ""
     takes_interval: bool = False
     evaluations: int = 1
+    options: type | None = None
+    images_only: bool = False
 
 
-def _classifier_free(
-    options: "GuidanceOptions", classes: Classes, model: None, labels: Array | None
-) -> Guidance:
+class GuidedBatch(NamedTuple):
+    """What a batch of samples is guided by.
+
+    Attributes:
+        options: the fields of config.guidance that several methods have.
+        own: the object of `GuidanceMethod.options`, None for none.
+        classes: numbers of classes that the networks know.
+        model: the model of `GuidanceMethod.needs`, None for none.
+        labels: the class of each sample, None for no classes.
+        keys: one key per sample.
+        limits: the range of the data.
+    """
+
+    options: "GuidanceOptions"
+    own: Any
+    classes: Classes
+    model: Any
+    labels: Int[Array, "batch"] | None
+    keys: Key[Array, "batch"]
+    limits: tuple[float, float]
+
+
+def _classifier_free(batch: GuidedBatch) -> Guidance:
     return ClassifierFreeGuidance(
-        null_label=classes.network, scale=options.resolved_scale, interval=options.times
+        null_label=batch.classes.network,
+        scale=batch.options.resolved_scale,
+        interval=batch.options.times,
     )
 
 
@@ -73,11 +103,10 @@ def _classifier_free_classes(classes: Classes) -> int:
     return classes.network
 
 
-def _classifier(
-    options: "GuidanceOptions", classes: Classes, model: Classifier, labels: Array | None
-) -> Guidance:
-    assert labels is not None, "the samples have the classifier's classes"
-    return ClassifierGuidance(classifier=model, labels=labels, scale=options.resolved_scale)
+def _classifier(batch: GuidedBatch) -> Guidance:
+    assert batch.labels is not None, "the samples have the classifier's classes"
+    scale = batch.options.resolved_scale
+    return ClassifierGuidance(classifier=batch.model, labels=batch.labels, scale=scale)
 
 
 def _classifier_classes(classes: Classes) -> int:
@@ -96,14 +125,28 @@ class BadModel(NamedTuple):
     knows_classes: bool
 
 
-def _autoguidance(
-    options: "GuidanceOptions", classes: Classes, model: BadModel, labels: Array | None
-) -> Guidance:
+def _autoguidance(batch: GuidedBatch) -> Guidance:
     return Autoguidance(
-        bad=model.denoiser,
-        bad_knows_classes=model.knows_classes,
-        scale=options.resolved_scale,
-        interval=options.times,
+        bad=batch.model.denoiser,
+        bad_knows_classes=batch.model.knows_classes,
+        scale=batch.options.resolved_scale,
+        interval=batch.options.times,
+    )
+
+
+def _text(batch: GuidedBatch) -> Guidance:
+    low, high = batch.limits
+    return PromptGuidance(
+        **batch.model._asdict(),
+        keys=batch.keys,
+        scale=batch.options.resolved_scale,
+        interval=batch.options.times,
+        low=low,
+        high=high,
+        cutouts=batch.own.parts,
+        range_scale=batch.own.range_scale,
+        variation_scale=batch.own.variation_scale,
+        through_network=batch.own.through_network,
     )
 
 
@@ -128,6 +171,15 @@ GUIDANCES: dict[str, GuidanceMethod | None] = {
         takes_interval=True,
         evaluations=2,
     ),
+    "text": GuidanceMethod(
+        make=_text,
+        sample_classes=lambda classes: classes.network,
+        default_scale=DEFAULT_SCALE,
+        needs="perceptor",
+        takes_interval=True,
+        options=PromptOptions,
+        images_only=True,
+    ),
 }
 
 
@@ -138,8 +190,10 @@ class GuidanceOptions:
     Args:
         name: a name in GUIDANCES.
         scale: 1 samples the class; more trades diversity for class accuracy, or for autoguidance
-            leads away from the bad model. None for the default of the method.
-        interval: the times between which classifier-free guidance and autoguidance act.
+            leads away from the bad model. Of texts, it is the factor of the distance between image
+            and prompt. None for the default of the method.
+        interval: the times between which classifier-free guidance, autoguidance and guidance by
+            texts act.
         run: the bad model of autoguidance: RUN or RUN:STEP, the folder of another run; or :STEP, a
             step of the run itself.
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from bounds.dequantization import Dequantized, Dequantizer
 from data.batches import TrainingBatches
+from data.couplings import CoupledBatches, PairBatches
 from data.datasets import ImageData
 from data.dequantization import Dequantization
 from data.rows import RowBatches, RowData
@@ -25,7 +26,7 @@ from files.paths import AnyPath
 from objectives.variational import PixelLevels
 from training.parallel import DataParallel
 
-Batches = TrainingBatches | RowBatches
+Batches = TrainingBatches | RowBatches | CoupledBatches | PairBatches
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, Int
 from bounds.continuous import ContinuousBoundOptions
 from bounds.dequantization import Dequantizer
 from bounds.discrete import DiscreteBoundOptions
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import ConfigError
 from experiment.data import Data
+from experiment.ends import Ends
 from experiment.kinds import require_kind
 from experiment.options import (
     AnalyticDPMOptions,
@@ -25,10 +26,12 @@ from experiment.options import (
     TrainingOptions,
     VarianceHeadOptions,
 )
+from experiment.perceptor import PerceptorModel
 from experiment.sampler import Checkpoint, Sampler
 from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
 from models import CLASSIFIERS
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
 from objectives.uncertainty import VarianceHead
 from objectives.variational import VARIANCES
@@ -204,12 +207,14 @@ class Experiment:
         config: the resolved configuration, nested dicts of built-in types.
         seed: seed of initialization, training noise and data order.
         parallel: how arrays are split over the devices.
+        ends: the other ends of the paths from data: noise, or a second data set.
     """
 
     config: dict[str, Any]
     seed: int
     parallel: DataParallel
     data: Data
+    ends: Ends
     model: Model
     sampler: Sampler
     loss: Objective
@@ -226,6 +231,7 @@ class Experiment:
     classifier: ClassifierModel
     dequantizer: DequantizerModel
     variance_head: VarianceHeadModel
+    perceptor: PerceptorModel
 
     @property
     def trains_on_levels(self) -> bool:

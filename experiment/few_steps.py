@@ -1,6 +1,7 @@
-"""Checks of networks for few steps: consistency models and students of progressive distillation.
+"""Checks of networks without a score at every time, which are sampled in ways of their own.
 
-Such a network has no score at every time. So it is sampled in its own way, and has no likelihood.
+They are consistency models, students of progressive distillation, and energies of one noise level.
+None has a likelihood by the probability-flow ODE.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from experiment.tasks import SDEdit
 from losses import LOSSES
 from objectives.consistency import require_level
 from objectives.distillation import ProgressiveDistillation
+from objectives.maximum_likelihood import MaximumLikelihood
 from training.objective import Objective
 
 TEACHER = "config.loss.teacher"
@@ -41,6 +43,11 @@ def require_used(reader: Reader, kind: type[Objective]) -> None:
 
 def require_scores(experiment: Experiment, what: str, remedy: str) -> None:
     """Raise ConfigError unless the objective trains scores at all times, which `what` needs."""
+    if not experiment.ends.plain:
+        raise ConfigError(
+            f"{what} needs scores, and with config.coupling the ends of paths are no independent "
+            f"noise; {remedy}"
+        )
     if experiment.loss.samplers:
         raise ConfigError(
             f"{what} needs scores at all times, which config.loss.name="
@@ -71,6 +78,18 @@ def check_few_steps(experiment: Experiment) -> None:
         require_scores(experiment, task, "choose generate, or a run of another loss")
     if isinstance(objective, ProgressiveDistillation):
         _check_student(experiment, objective)
+    if isinstance(objective, MaximumLikelihood):
+        _check_level(experiment, objective.t_min)
+
+
+def _check_level(experiment: Experiment, t_min: float) -> None:
+    """Raise ConfigError unless an energy is used at the time at which it is trained."""
+    for section in ("sampling", "likelihood"):
+        if (given := experiment.config[section]["t_min"]) != t_min:
+            raise ConfigError(
+                f"config.{section}.t_min={given} is another time than config.loss.t_min={t_min}, "
+                "whose density is trained; leave it out"
+            )
 
 
 def _check_parameterization(experiment: Experiment) -> None:

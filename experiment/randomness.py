@@ -17,6 +17,8 @@ _STREAMS = (
     "continuous_bound",
     "measurement",
     "diagnostics",
+    "pairs",
+    "guidance",
 )
 
 

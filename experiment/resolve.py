@@ -14,6 +14,7 @@ from experiment.configurations import default_configuration
 from experiment.reader import to_builtin
 from experiment.tasks import TASKS, InverseProblem
 from objectives.distillation import ProgressiveDistillation
+from objectives.maximum_likelihood import MaximumLikelihood
 from sde_lib import SDES
 from time_grids import TIME_GRIDS
 
@@ -42,7 +43,9 @@ def resolve(
     _settle_few_steps(resolved, overrides)
     task = resolved["task"]
     inverse_problem = InverseProblem in TASKS.get(task["name"], ())
-    if inverse_problem and task["method"] != "projection":
+    guidance = resolved["guidance"]
+    by_text = guidance["name"] == "text" and not guidance["range_scale"]
+    if (inverse_problem and task["method"] != "projection") or by_text:
         # A network's gradient is huge where there is hardly any signal.
         resolved["sampling"]["clip"] = resolved["sampling"]["clip"] or "range"
     bound = resolved["discrete_bound"]
@@ -89,6 +92,10 @@ def _settle_few_steps(config: dict[str, Any], overrides: Collection[str]) -> Non
         for field, given in (("grid", "grid"), ("steps", "student_steps"), ("t_min", "t_min")):
             default = getattr(ProgressiveDistillation, given)
             settled[field] = default if loss[given] is None else loss[given]
+    elif loss["name"] == "maximum_likelihood":
+        settled = {"t_min": MaximumLikelihood.t_min if loss["t_min"] is None else loss["t_min"]}
+        if "likelihood.t_min" not in overrides:
+            config["likelihood"]["t_min"] = settled["t_min"]
     elif sampling["name"] == "consistency" and sampling["final_step"] in (None, "denoise"):
         settled = {"final_step": "mean"}  # the last prediction is the sample
     for field, value in settled.items():

@@ -19,16 +19,19 @@ from tqdm import tqdm
 
 import sampling
 from bounds.dequantization import Dequantizer
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import ConfigError
-from experiment.class_guidance import BadModel, Classes, GuidanceOptions
+from experiment.class_guidance import BadModel, Classes, GuidanceOptions, GuidedBatch
 from experiment.data import Data
+from experiment.ends import Ends
 from experiment.options import SamplingOptions
+from experiment.prompts import Prompted
 from experiment.randomness import base_key
 from experiment.tasks import Task
 from guidance.base import guide
 from guidance.classifier import Classifier
-from numerics.arrays import Batch
+from numerics.arrays import Batch, sample_keys
+from numerics.clipping import Clipping
 from objectives.uncertainty import VarianceHead
 from sampling import Projection, Samples
 from solvers import ddim, ode
@@ -50,8 +53,9 @@ class Checkpoint:
         classifier: noise-conditional classifier, for config.guidance.name=classifier.
         dequantizer: for bits/dim with config.data.dequantization=variational.
         bad_model: the network of config.guidance.run, for config.guidance.name=autoguidance.
-        digests: digests of `moments`, `variance_head`, `classifier` and `bad_model`, by name, for
-            the protocol of results.
+        perceptor: with the prompts of config.guidance, for config.guidance.name=text.
+        digests: digests of `moments`, `variance_head`, `classifier`, `bad_model` and `perceptor`,
+            by name, for the protocol of results.
     """
 
     step: int
@@ -62,6 +66,7 @@ class Checkpoint:
     classifier: Classifier | None = None
     dequantizer: Dequantizer | None = None
     bad_model: BadModel | None = None
+    perceptor: Prompted | None = None
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -107,6 +112,7 @@ class Drawn(NamedTuple):
         frames: snapshots, as the samples.
         times: the times of the snapshots.
         predictions: the x0 that is predicted from each snapshot, with `predicts`.
+        acceptance: as of `sampling.Samples`; None of a sampler without Metropolis steps.
     """
 
     samples: Shaped[np.ndarray, "count ..."]
@@ -114,14 +120,23 @@ class Drawn(NamedTuple):
     frames: list[Shaped[np.ndarray, "count ..."]]
     times: list[float]
     predictions: list[Shaped[np.ndarray, "count ..."]]
+    acceptance: Float[np.ndarray, "count"] | None = None
 
 
 class Conditioned(NamedTuple):
-    """A batch conditioned on its inputs: guided denoiser, projection, images to start from."""
+    """A batch conditioned on its inputs.
+
+    Attributes:
+        denoiser: perhaps guided.
+        projection: onto what is known.
+        source: images to which noise is added.
+        initial: ends x1, where samples start.
+    """
 
     denoiser: Denoiser
     projection: Projection | None = None
     source: Batch | None = None
+    initial: Batch | None = None
 
 
 Condition = Callable[[Denoiser, Int[Array, "batch"]], Conditioned]
@@ -225,19 +240,22 @@ class Sampler:
     Attributes:
         name: its name in `solvers.SOLVERS` or `solvers.ADAPTIVE`.
         options: seed and classes of the samples.
-        guidance: guidance toward these classes.
+        guidance: guidance toward these classes, or by texts.
+        guidance_details: the options that its method alone has; None for none.
         classes: numbers of classes that the networks know.
         sample_classes: number of classes of the samples; 0 if they have none.
         task: what config.task asks for; None for plain samples.
         solve: runs the solver.
         evaluations: network evaluations per image; None for adaptive steps.
         needs: what a checkpoint must come with: "moments", "variance_head", "classifier",
-            "bad_model".
+            "bad_model", "perceptor".
+        ends: where samples start.
     """
 
     name: str
     options: SamplingOptions
     guidance: GuidanceOptions
+    guidance_details: Any
     classes: Classes
     sample_classes: int
     task: Task | None
@@ -245,6 +263,7 @@ class Sampler:
     evaluations: int | None
     needs: frozenset[str]
     data: Data
+    ends: Ends
 
     def draw(
         self,
@@ -271,18 +290,12 @@ class Sampler:
         """
         parallel = self.data.parallel
         placed = parallel.place(indices)
-        denoiser, projection, source = condition(self.with_classes(checkpoint, placed), placed)
-        options: dict[str, Any] = {"indices": placed, "frames": frames}
-        if projection is not None:
-            options["projection"] = projection
-        if source is not None:
-            options["source"] = source
-        key = base_key(self.options.seed if seed is None else seed, "sampling")
-        shape = (placed.shape[0], *self.data.shape)
-        with _steps_bar() as progress:
-            if self.evaluations is not None:  # adaptive samplers do not know their progress
-                options["progress"] = progress
-            samples = self.solve(key, denoiser, shape, checkpoint.moments, **options)
+        seed = self.options.seed if seed is None else seed
+        given = condition(self.with_classes(checkpoint, placed, seed), placed)
+        if given.initial is None:
+            given = given._replace(initial=self.ends.starts(parallel.fetch(placed), seed))
+        denoiser = given.denoiser
+        samples = self.states(given, placed, seed, moments=checkpoint.moments, frames=frames)
         drawn = self.data.decode(parallel.fetch(samples.x)[: len(indices)])
         path = () if samples.trajectory is None else samples.trajectory
         times = () if samples.times is None else samples.times
@@ -291,15 +304,53 @@ class Sampler:
             [self.data.decode(parallel.fetch(x)[: len(indices)]) for x in found]
             for found in (path, frames_x0)
         )
-        return Drawn(drawn, samples.nfe, snapshots, [float(t) for t in times], predictions)
+        found = samples.acceptance
+        return Drawn(
+            samples=drawn,
+            nfe=samples.nfe,
+            frames=snapshots,
+            times=[float(t) for t in times],
+            predictions=predictions,
+            acceptance=None if found is None else parallel.fetch(found)[: len(indices)],
+        )
+
+    def states(
+        self,
+        given: Conditioned,
+        indices: Int[Array, "batch"],
+        seed: int,
+        *,
+        moments: EpsMoments | None = None,
+        frames: int = 0,
+    ) -> Samples:
+        """Draw the samples with these indices, split over the devices, in the network's range.
+
+        Raises:
+            SamplingError: if a sample becomes NaN or infinite.
+        """
+        options: dict[str, Any] = {"indices": indices, "frames": frames}
+        inputs = given._asdict()
+        denoiser = inputs.pop("denoiser")
+        options |= {name: value for name, value in inputs.items() if value is not None}
+        key = base_key(seed, "sampling")
+        shape = (indices.shape[0], *self.data.shape)
+        with _steps_bar() as progress:
+            if self.evaluations is not None:  # adaptive samplers do not know their progress
+                options["progress"] = progress
+            return self.solve(key, denoiser, shape, moments, **options)
 
     @property
     def starts_at_images(self) -> bool:
         """Whether sampling starts at noised images, and not at the prior."""
         return isinstance(self.solve, FixedSteps) and self.solve.schedule.start < 1
 
-    def with_classes(self, checkpoint: Checkpoint, indices: Int[Array, "batch"]) -> Denoiser:
-        """Return the guided denoiser of the samples with these indices and their classes."""
+    def with_classes(
+        self, checkpoint: Checkpoint, indices: Int[Array, "batch"], seed: int | None = None
+    ) -> Denoiser:
+        """Return the guided denoiser of the samples with these indices and their classes.
+
+        `seed` is by default that of the configuration.
+        """
         denoiser, labels = self._denoiser(checkpoint), self._labels(indices)
         if self.classes.network:
             denoiser = dataclasses.replace(denoiser, labels=labels)
@@ -308,7 +359,17 @@ class Sampler:
             return denoiser
         model = getattr(checkpoint, method.needs) if method.needs else None
         assert not method.needs or model is not None, "a checkpoint is loaded with what it needs"
-        return guide(denoiser, method.make(self.guidance, self.classes, model, labels))
+        key = base_key(self.options.seed if seed is None else seed, "guidance")
+        batch = GuidedBatch(
+            options=self.guidance,
+            own=self.guidance_details,
+            classes=self.classes,
+            model=model,
+            labels=labels,
+            keys=sample_keys(key, indices),
+            limits=self.data.limits,
+        )
+        return guide(denoiser, method.make(batch))
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise ConfigError if the moments of a checkpoint do not suit the steps."""

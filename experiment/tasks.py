@@ -237,6 +237,23 @@ class Upsample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Translate:
+    """Map rows of one data set to the other, of a run with two; see docs/bridges.md.
+
+    Args:
+        direction: "to_data", from config.coupling to config.data, or "from_data", back.
+
+    Raises:
+        ValueError: for another direction.
+    """
+
+    direction: str = "to_data"
+
+    def __post_init__(self) -> None:
+        require_choice("direction", self.direction, ("to_data", "from_data"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reconstruct:
     """Encode images as latents and decode them again."""
 
@@ -259,6 +276,7 @@ TASKS: dict[str, tuple[type, ...]] = {
     "upsample": (Input, Upsample),
     "reconstruct": (Input, Reconstruct),
     "interpolate": (Input, Interpolate),
+    "translate": (Input, Translate),
 }
 
 
@@ -276,14 +294,20 @@ class Task:
 
     name: str
     input: str
-    options: Measurement | SDEdit | Upsample | Reconstruct | Interpolate
+    options: Measurement | SDEdit | Upsample | Reconstruct | Interpolate | Translate
     inverse_problem: InverseProblem | None = None
     operator: LinearOperator | None = None
 
     @property
     def encodes(self) -> bool:
         """Whether it maps images to latents and back, and draws no samples."""
-        return isinstance(self.options, Reconstruct | Interpolate)
+        backward = isinstance(self.options, Translate) and self.options.direction == "from_data"
+        return backward or isinstance(self.options, Reconstruct | Interpolate)
+
+    @property
+    def translates(self) -> bool:
+        """Whether it maps rows of one data set to another."""
+        return isinstance(self.options, Translate)
 
     @property
     def upsamples(self) -> bool:

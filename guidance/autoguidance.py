@@ -13,10 +13,11 @@ prediction of eps, and so the score, changes in the same way, since x0 and eps a
 import dataclasses
 from dataclasses import dataclass
 
-from denoising import Clipping, Denoiser, Prediction
+from denoising import Denoiser, Prediction
 from errors import require_in
 from guidance.base import Number, inside_interval, require_interval
 from numerics.arrays import Batch, pytree
+from numerics.clipping import Clipping
 from sde_lib import Time
 
 

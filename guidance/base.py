@@ -12,6 +12,7 @@ takes a denoiser and returns predictions of one, and so works with every sampler
     classifier_free.py   difference of the scores with and without the class
     autoguidance.py      difference of the scores of a network and of a worse one
     posterior.py         gradient of a loss or of a measurement's likelihood, at the predicted x0
+    text.py              gradient of the distance to texts, seen by a perceptor such as CLIP
 
 projection.py needs no gradient: it replaces the known part of x_t between the steps of a sampler.
 operators.py has the linear measurements y = A x_0. Classifier and classifier-free guidance are

@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from denoising import Clipping, Denoiser, Prediction
+from denoising import Denoiser, Prediction
 from errors import require_in
 from guidance.base import Number, inside_interval, require_interval
 from numerics.arrays import Batch, pytree
+from numerics.clipping import Clipping
 from sde_lib import Time
 
 

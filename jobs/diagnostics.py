@@ -131,9 +131,11 @@ class Diagnostics:
         """
         objective, impossible = self.experiment.loss, set()
         if objective.samplers:
-            impossible |= {"noise_levels", "bits_per_dim", "frechet"}
+            impossible |= {"noise_levels", self.experiment.data.kind.unit.metric, "frechet"}
         if objective.teacher:
             impossible |= {"loss"}
+        if not self.experiment.ends.plain:
+            impossible |= set(DIAGNOSTICS) - {"frechet", "weights"}
         if self.experiment.trainer.image is not None:
             impossible |= {"frechet"}
         return tuple(n for n in self.experiment.diagnostics.metrics if n not in impossible)

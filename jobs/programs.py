@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from denoising import Denoiser
 from experiment.build import abstract_batch
-from experiment.class_guidance import BadModel
+from experiment.class_guidance import BadModel, GuidanceOptions
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint, FixedSteps
 from numerics.arrays import Batch
@@ -86,8 +86,10 @@ def sampling_step(experiment: Experiment) -> Program:
 
 
 def _guided(experiment: Experiment, params: Any, classifier: Any, x: Batch) -> Denoiser:
-    """Return the guided denoiser of a batch of samples."""
+    """Return the guided denoiser of a batch of samples; guidance by texts is left out."""
     model, sampler = experiment.model, experiment.sampler
+    if "perceptor" in sampler.needs:  # which no configuration describes
+        sampler = dataclasses.replace(sampler, guidance=GuidanceOptions())
     denoiser = experiment.trainer.with_image(model.denoiser(params), x)
     checkpoint = Checkpoint(
         step=0,

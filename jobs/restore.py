@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Shaped
 
@@ -17,6 +18,7 @@ from files.paths import AnyPath
 from files.writing import sha256_of
 from guidance.classifier import Classifier
 from jobs.averages import kept_averages
+from jobs.perceptor import load_perceptor
 from jobs.workdir import Workdir, run_and_step
 from numerics.arrays import digest
 from objectives.uncertainty import VarianceHead
@@ -132,8 +134,8 @@ def load_checkpoint(
         needs: what it must come with, as of `Sampler.needs`; by default what the sampler needs.
 
     Raises:
-        ConfigError: if moments, a variance head, a classifier or a bad model is needed and not
-            there, if the moments do not suit the sampler, or there is no such average.
+        ConfigError: if moments, a variance head, a classifier, a bad model or a perceptor is needed
+            and not there, if the moments do not suit the sampler, or there is no such average.
         WorkdirError, CheckpointError: as `restore_parameters`.
     """
     restored = restore_average(experiment, workdir, step, ema)
@@ -154,6 +156,11 @@ def load_checkpoint(
         digests["bad_model"] = digest(
             experiment.parallel.fetch_tree(bad_model.denoiser.network.args)
         )
+    perceptor = None
+    if "perceptor" in needs:
+        perceptor = load_perceptor(experiment, workdir)
+        of_network = perceptor.perceptor.network
+        digests["perceptor"] = digest(jax.device_get((of_network.args, *perceptor[1:])))
     checkpoint = Checkpoint(
         step=restored.step,
         denoiser=experiment.model.denoiser(restored.params),
@@ -162,6 +169,7 @@ def load_checkpoint(
         variance_head=head,
         classifier=classifier,
         bad_model=bad_model,
+        perceptor=perceptor,
         digests=digests,
     )
     if needs >= experiment.sampler.needs:
@@ -321,6 +329,16 @@ class TrainedModel:
     checkpoint: Checkpoint
     experiment: Experiment
 
+    @classmethod
+    def of(cls, experiment: Experiment, checkpoint: Checkpoint) -> "TrainedModel":
+        """Return the model of a checkpoint."""
+        return cls(
+            denoiser=checkpoint.denoiser,
+            shape=experiment.data.shape,
+            checkpoint=checkpoint,
+            experiment=experiment,
+        )
+
     def to_data(self, x: Float[Any, "count ..."]) -> Shaped[np.ndarray, "count ..."]:
         """Convert samples from the network's range to 0..255, or to the units of the data."""
         return self.experiment.data.decode(x)
@@ -353,10 +371,4 @@ def load_model(path: str | AnyPath, step: int | None = None, ema: str = "") -> T
     """
     workdir = Workdir(path)
     experiment = experiment_of(workdir)
-    checkpoint = load_checkpoint(experiment, workdir, step, ema)
-    return TrainedModel(
-        denoiser=checkpoint.denoiser,
-        shape=experiment.data.shape,
-        checkpoint=checkpoint,
-        experiment=experiment,
-    )
+    return TrainedModel.of(experiment, load_checkpoint(experiment, workdir, step, ema))

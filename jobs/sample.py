@@ -4,8 +4,9 @@ Inputs are cycled: sample k is conditioned on input k modulo their number.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from errors import ConfigError
 from experiment.experiment import Experiment
 from experiment.images import Images, as_images
 from experiment.randomness import base_key
-from experiment.sampler import Checkpoint, Condition, Conditioned, unconditioned
+from experiment.sampler import Checkpoint, Condition, Conditioned, Drawn, unconditioned
 from experiment.tasks import Interpolate, InverseProblem, Measurement, Reconstruct, Task
 from files.paths import AnyPath
 from files.pictures import image_grid, write_png
@@ -28,6 +29,7 @@ from files.writing import write_json, write_npz
 from guidance.base import guide
 from guidance.operators import LinearOperator
 from jobs.cache import batches_of
+from jobs.densities import draw_density
 from jobs.processes import draw_processes
 from models.blocks.resample import average_downsample
 from numerics.arrays import normal_like, sample_keys
@@ -37,29 +39,45 @@ Pictures = UInt8[np.ndarray, "_ height width channels"]
 _ROWS, _COLUMNS = 16, 8  # inputs, and samples per input, that a figure shows
 
 
+class AllDrawn(NamedTuple):
+    """Samples, the most network evaluations of one, and arrays to save beside the samples."""
+
+    samples: Shaped[np.ndarray, "count ..."]
+    nfe: int
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def summary(self) -> str:
+        """The network evaluations, and the mean acceptance rate of Metropolis steps."""
+        found = self.arrays.get("acceptance")
+        rate = "" if found is None else f", {found.mean():.0%} of the steps accepted"
+        return f"NFE {self.nfe}{rate}"
+
+
 class TaskResult(NamedTuple):
     """Samples, arrays to save beside them, a figure, and a one-line summary.
 
-    In a row of the figure, the input comes first. Points of the plane have a picture of their
-    processes too.
+    In a row of the figure, the input comes first. Points of the plane have further pictures by
+    name: of their processes, and of the density of an energy.
     """
 
     samples: Shaped[np.ndarray, "count ..."]
     arrays: dict[str, np.ndarray]
     figure: UInt8[np.ndarray, "h w c"]
     summary: str
-    processes: UInt8[np.ndarray, "h w c"] | None = None
+    pictures: Mapping[str, UInt8[np.ndarray, "h w c"] | None] = MappingProxyType({})
 
     def write(self, folder: AnyPath, protocol: dict[str, Any]) -> None:
-        """Write samples.npz, samples.png, protocol.json, and processes.png if there is one.
+        """Write samples.npz, samples.png, protocol.json, and the further pictures.
 
         The samples are stored twice: as arr_0 too, the name that ADM's evaluator reads.
         """
         arrays = {"samples": self.samples, "arr_0": self.samples, **self.arrays}
         write_npz(folder / "samples.npz", arrays, compress=True)
         write_png(folder / "samples.png", self.figure)
-        if self.processes is not None:
-            write_png(folder / "processes.png", self.processes)
+        for name, picture in self.pictures.items():
+            if picture is not None:
+                write_png(folder / f"{name}.png", picture)
         write_json(folder / "protocol.json", protocol | {"result": self.summary})
 
 
@@ -68,28 +86,32 @@ def draw_all(
     checkpoint: Checkpoint,
     count: int,
     condition: Condition = unconditioned,
-) -> tuple[Shaped[np.ndarray, "count ..."], int]:
-    """Draw samples 0 .. count - 1; return them and the most network evaluations of one.
+) -> AllDrawn:
+    """Draw samples 0 .. count - 1.
 
     Raises:
         SamplingError, IntegrationError: if a sample becomes NaN or infinite.
     """
-    parts, nfe = [], 0
+    parts: list[Drawn] = []
     with tqdm(total=count, desc="sampling", dynamic_ncols=True, mininterval=0.5) as bar:
         for indices in batches_of(count, experiment.evaluation.batch_size):
-            drawn = experiment.sampler.draw(checkpoint, indices, condition=condition)
-            parts.append(drawn.samples)
-            nfe = max(nfe, drawn.nfe)
+            parts.append(experiment.sampler.draw(checkpoint, indices, condition=condition))
             bar.update(len(indices))
-    return np.concatenate(parts), nfe
+    rates = [part.acceptance for part in parts if part.acceptance is not None]
+    arrays = {"acceptance": np.concatenate(rates)} if rates else {}
+    samples = np.concatenate([part.samples for part in parts])
+    return AllDrawn(samples, max(part.nfe for part in parts), arrays)
 
 
 def draw_plain(experiment: Experiment, checkpoint: Checkpoint, count: int) -> TaskResult:
     """Draw samples without a task; raise as `draw_all`."""
-    samples, nfe = draw_all(experiment, checkpoint, count)
-    (figure,) = experiment.data.pictures([samples])
-    processes = draw_processes(experiment, checkpoint)
-    return TaskResult(samples, {}, figure, f"NFE {nfe}", processes)
+    drawn = draw_all(experiment, checkpoint, count)
+    (figure,) = experiment.data.pictures([drawn.samples])
+    pictures = {
+        "processes": draw_processes(experiment, checkpoint),
+        "density": draw_density(experiment, checkpoint, drawn.samples),
+    }
+    return TaskResult(drawn.samples, drawn.arrays, figure, drawn.summary, pictures)
 
 
 class TaskRun:
@@ -174,9 +196,9 @@ class TaskRun:
             return self._solve_inverse_problem(checkpoint)
         if self.task.encodes:
             return self._through_latents(checkpoint)
-        images, nfe = draw_all(self.experiment, checkpoint, self.count, self.condition)
-        figure = self._figure([self._input_images], images)
-        return TaskResult(images, {}, figure, f"NFE {nfe}")
+        drawn = draw_all(self.experiment, checkpoint, self.count, self.condition)
+        figure = self._figure([self._input_images], drawn.samples)
+        return TaskResult(drawn.samples, drawn.arrays, figure, drawn.summary)
 
     def condition(self, denoiser: Denoiser, indices: Int[Array, "batch"]) -> Conditioned:
         """Condition a batch of samples on their inputs."""
@@ -240,7 +262,7 @@ class TaskRun:
 
     def _solve_inverse_problem(self, checkpoint: Checkpoint) -> TaskResult:
         operator, y, data = self._operator, self._measurement, self._data
-        images, nfe = draw_all(self.experiment, checkpoint, self.count, self.condition)
+        images, nfe, _ = draw_all(self.experiment, checkpoint, self.count, self.condition)
         again = operator(jnp.asarray(data.encode(images)))
         wanted = y[np.arange(self.count) % len(y)]
         error = np.asarray(again - wanted) / self._unit

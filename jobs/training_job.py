@@ -8,6 +8,7 @@ from typing import Any
 from data.dequantization import CENTERS
 from denoising import Denoiser
 from experiment.data import Batches, Data
+from experiment.ends import Ends
 from experiment.experiment import (
     ClassifierModel,
     DequantizerModel,
@@ -15,8 +16,10 @@ from experiment.experiment import (
     VarianceHeadModel,
 )
 from experiment.options import TrainingOptions
+from experiment.perceptor import PerceptorModel
 from experiment.sampler import Sampler
 from jobs.diagnostics import Diagnostics
+from jobs.pairs import simulate_pairs
 from jobs.teacher import load_teacher
 from training.step import Trainer
 
@@ -30,6 +33,8 @@ class TrainingJob:
         seed: seed of initialization, noise and data order.
         section: "model" or a name in jobs.workdir.PARTS: what is trained.
         sampler: draws sample grids during training; None draws none.
+        ends: where the other ends of the paths come from; None for noise.
+        load_pairs: simulates pairs by another run, else None.
         dequantization: how gray levels become numbers, by default config.data.dequantization.
         diagnostics: what is measured during training; None for nothing.
         wandb: a project of Weights & Biases; "" for none.
@@ -43,6 +48,8 @@ class TrainingJob:
     trainer: Trainer
     options: TrainingOptions
     sampler: Sampler | None
+    ends: Ends | None = None
+    load_pairs: Callable[[], Any] = lambda: None
     dequantization: str = ""
     diagnostics: Diagnostics | None = None
     wandb: str = ""
@@ -62,11 +69,12 @@ class TrainingJob:
         classes = self.trainer.classes
         if classes:
             self.data.require_classes(self.data.splits.train_labels, classes, self.section)
+        batch_size, labels = self.options.batch_size, bool(classes)
+        if self.ends is not None and not self.ends.plain:
+            pairs = self.load_pairs()
+            return self.ends.training_batches(batch_size, self.seed, labels=labels, pairs=pairs)
         return self.data.training_batches(
-            self.options.batch_size,
-            self.seed,
-            labels=bool(classes),
-            dequantization=self.dequantization,
+            batch_size, self.seed, labels=labels, dequantization=self.dequantization
         )
 
     @property
@@ -90,6 +98,8 @@ def model_job(experiment: Experiment, diagnostics: Diagnostics | None = None) ->
         trainer=experiment.trainer,
         options=experiment.training,
         sampler=experiment.sampler if experiment.training.sample_every else None,
+        ends=experiment.ends,
+        load_pairs=partial(simulate_pairs, experiment),
         diagnostics=diagnostics,
         wandb=experiment.logging.wandb,
         load_teacher=partial(load_teacher, experiment),
@@ -126,10 +136,19 @@ def variance_head_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob
     return replace(job, load_teacher=lambda: denoiser)
 
 
+def perceptor_job(experiment: Experiment) -> TrainingJob:
+    """Return the job that trains an experiment's perceptor.
+
+    Raises:
+        ConfigError: if it does not suit the images, their labels or the devices.
+    """
+    return _part_job(experiment, "perceptor", experiment.perceptor)
+
+
 def _part_job(
     experiment: Experiment,
     section: str,
-    model: ClassifierModel | DequantizerModel | VarianceHeadModel,
+    model: ClassifierModel | DequantizerModel | PerceptorModel | VarianceHeadModel,
     dequantization: str = "",
 ) -> TrainingJob:
     """Return the job that trains a network beside the score model."""

@@ -23,6 +23,7 @@ from jobs.stop_signals import Stop
 from jobs.training_job import TrainingJob, is_due
 from jobs.training_report import Plots
 from jobs.workdir import Workdir
+from numerics.memory import keep_freed_memory
 from training.checkpoints import Checkpoints
 from training.metrics_log import MetricsLog
 from training.prefetch import prefetched
@@ -78,6 +79,7 @@ class Loop:
                 clock.count(len(steps) * options.batch_size)
                 self.bar.update(len(steps))
                 if logs:
+                    keep_freed_memory()
                     rate = clock.rate()
                     self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} {rows}/s")
                     if not stopping or is_due(step, options.log_every):

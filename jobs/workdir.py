@@ -20,7 +20,7 @@ _READING = ("data.dir", "data.memory_gb", "data.workers")
 # A run continues training with other values of these fields: they change how it trains, but not
 # what.
 _MAY_CHANGE = (
-    *("analytic_dpm.", "classifier.", "continuous_bound.", *_READING, "dequantizer."),
+    *("analytic_dpm.", "classifier.", "continuous_bound.", *_READING, "dequantizer.", "perceptor."),
     *("diagnostics.", "discrete_bound.", "ema.snapshot_every", "eval.", "guidance."),
     *("likelihood.", "logging.", "optim.", "parallel.", "sampling.", "task.", "training."),
     "variance_head.",
@@ -81,6 +81,10 @@ PARTS = {
         training=("batch_size", "lr", "steps", "t_min", "warmup"),
         ignored=(*_READING, "data.dequantization"),
     ),
+    "perceptor": Part(
+        describe=("perceptor.", "data."),
+        training=("batch_size", "cutout_min", "lr", "noise", "steps", "warmup"),
+    ),
 }
 
 
@@ -129,6 +133,16 @@ class Workdir:
     def variance_head(self) -> "Workdir":
         """The folder of the run's variance head."""
         return Workdir(self.path / "variance_head", part="variance_head")
+
+    @property
+    def perceptor(self) -> "Workdir":
+        """The folder of the run's perceptor."""
+        return Workdir(self.path / "perceptor", part="perceptor")
+
+    @property
+    def clip(self) -> AnyPath:
+        """The trained perceptor in this folder, in the layout of a CLIP."""
+        return self.path / "clip"
 
     @contextmanager
     def locked(self, *, leads: bool = True) -> Iterator[None]:

@@ -86,6 +86,15 @@ class Velocity(Weight):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bridge(Weight):
+    """The squared error of (x_t - x0) / sqrt(sigma) (Liu et al. 2023, arXiv:2302.05872, Eq. 12)."""
+
+    def __call__(self, sde: SDE, t: Times) -> Times:
+        """Return sigma / alpha^2."""
+        return sde.sigma(t) / sde.alpha(t) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class EDM(Weight):
     """The weight (s^2 + sigma_data^2) / (s sigma_data)^2 of x0's error (arXiv:2206.00364, Table 1).
 
@@ -154,6 +163,7 @@ WEIGHTS: dict[str, type[Weight]] = {
     "v": V,
     "truncated_snr": TruncatedSNR,
     "velocity": Velocity,
+    "bridge": Bridge,
     "edm": EDM,
     "min_snr": MinSNR,
     "sigmoid": Sigmoid,

@@ -7,6 +7,7 @@ samplers choose their own steps; each is a function with options of its own.
 from numerics.ode import ODEOptions
 from numerics.stochastic import SDEOptions
 from solvers.analytic_dpm import AnalyticDPM
+from solvers.bridge import BridgeSteps
 from solvers.consistency import ConsistencySampler
 from solvers.ddim import DDIM
 from solvers.deis import DEIS
@@ -14,6 +15,7 @@ from solvers.dpm_adaptive import DPMAdaptive, sample_adaptive
 from solvers.dpm_solver import DPMSolver
 from solvers.heun import Heun
 from solvers.langevin import LangevinDynamics
+from solvers.mala import MALA
 from solvers.ode import FlowOptions, sample_ode
 from solvers.predictor_corrector import PredictorCorrector
 from solvers.sde import ReverseSDE, sample_sde
@@ -29,6 +31,8 @@ SOLVERS = {
     "heun": Heun,
     "analytic": AnalyticDPM,
     "langevin": LangevinDynamics,
+    "mala": MALA,
+    "bridge": BridgeSteps,
 }
 
 # name -> (sampler, its options by keyword)

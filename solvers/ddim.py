@@ -46,6 +46,11 @@ class DDIM:
                 f"s_noise={self.s_noise} is not used with eta=0; set eta above 0, or leave it out"
             )
 
+    @property
+    def follows_flow(self) -> bool:
+        """Whether it integrates the probability-flow ODE, without fresh noise."""
+        return self.eta == 0
+
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         coefficients = coefficients_at(sde, times)
         alpha_t, alpha_s = coefficients.alpha[:-1], coefficients.alpha[1:]

@@ -38,6 +38,8 @@ class DEIS:
     def __post_init__(self) -> None:
         require_choice("order", self.order, ORDERS)
 
+    follows_flow = True  # the probability-flow ODE, without fresh noise
+
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         orders = step_orders(len(times) - 1, self.order, rising=True, falling=False)
         coefficients = coefficients_at(sde, times)

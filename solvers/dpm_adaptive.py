@@ -29,9 +29,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, pytree, sample_indices, sample_keys
+from numerics.clipping import Clipping
 from numerics.ode import Solution
 from probability_flow import VARIABLES
 from sampling import Samples

@@ -123,6 +123,11 @@ class DPMSolver:
                 "stages are no times of the grid; choose step_ends=grid or log_snr"
             )
 
+    @property
+    def follows_flow(self) -> bool:
+        """Whether it integrates the probability-flow ODE, without fresh noise."""
+        return self.eta == 0
+
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         if self.method == "multistep":
             weights, noise = self._multistep(coefficients_at(sde, times))

@@ -148,6 +148,11 @@ class Heun:
                     f"0, or leave {name} out"
                 )
 
+    @property
+    def follows_flow(self) -> bool:
+        """Whether it integrates the probability-flow ODE, without fresh noise."""
+        return self.s_churn == 0
+
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         at = coefficients_at(sde, times)
         s = np.exp(-at.half_log_snr)

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import require_choice
 from numerics.arrays import Batch, expand_like, require_batch, sample_indices, sample_keys
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions, Solution, integrate, require_success
 from probability_flow import VARIABLES
 from sampling import Samples
@@ -59,6 +60,7 @@ def sample_ode(
     options: FlowOptions = FlowOptions(),
     ode: ODEOptions = ODEOptions(),
     indices: Int[Array, "batch"] | None = None,
+    initial: Batch | None = None,
     clipping: Clipping | None = None,
     frames: int | Sequence[float] = 0,
 ) -> Samples:
@@ -73,6 +75,7 @@ def sample_ode(
         options: end and variable of the integration.
         ode: method and tolerances.
         indices: indices of the samples, by default 0, 1, ...
+        initial: as in `sampling.sample`.
         clipping: keeps the predicted x0 in the range of the data.
         frames: number of snapshots in `trajectory`, equally spaced in the variable, including start
             and samples; or times between 1 and t_min. The one at t_min is the finished samples.
@@ -84,7 +87,11 @@ def sample_ode(
     """
     if clipping is not None:
         denoiser = replace(denoiser, clipping=clipping)
-    latent = _latent(key, denoiser.sde, sample_indices(key, shape, indices), shape[1:])
+    indices = sample_indices(key, shape, indices)
+    if initial is None:
+        latent = _latent(key, denoiser.sde, indices, shape[1:])
+    else:
+        latent = denoiser.sde.prior_std * initial
     return decode(denoiser, latent, options=options, ode=ode, frames=frames)
 
 

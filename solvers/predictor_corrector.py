@@ -7,7 +7,8 @@ With (a, b) the exact transition of the process from s to t, x_t = a x_s + b eps
     probability flow    (2 - a) x + b^2 score / 2                                (App. E, Eq. 46)
     ancestral           (x + b^2 score) / a + std z                              (Eq. 4 and App. F)
 
-Correctors take Langevin steps x + h score + sqrt(2 h) z at one time (Algorithms 4 and 5). Written
+Correctors take Langevin steps x + h score + sqrt(2 h) z at one time (Algorithms 4 and 5); that of
+`solvers/mala.py` accepts or rejects them. Written
 in (a, b), each is defined for every linear process, on any grid. The published code takes (a, b)
 from tables or from Euler's method, which differ from the exact ones by O(1 / N^2) in each of the N
 steps. discretization="published" does the same: see `solvers/song2021.py`.
@@ -29,6 +30,7 @@ from numerics.arrays import Batch, expand_like, fold_in_each, normal_like, sum_p
 from objectives.variational import VARIANCES, learned_fraction, uncertainty_of
 from sampling import Keys, Plan, Project, Scalar, Step, predict_x0
 from sde_lib import SDE, reverse_drift
+from solvers.mala import MALACorrector
 from solvers.song2021 import Row, Tables, published_plan, require_table
 
 
@@ -346,7 +348,12 @@ class PredictorCorrector:
         return DISCRETIZATIONS[self.discretization](self, sde, times)
 
     def start(self, x: Batch) -> Step:
-        return Step(x, x)
+        return Step(x, x, jnp.zeros(len(x), x.dtype) if self.needs_energy else None)
+
+    @property
+    def needs_energy(self) -> bool:
+        """Whether steps are accepted or rejected, by the energy of the network."""
+        return getattr(self.corrector, "needs_energy", False)
 
     def step(
         self, keys: Keys, denoiser: Denoiser, state: Step, step: tuple, project: Project
@@ -369,7 +376,8 @@ class PredictorCorrector:
     def _predict(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         if self.predictor is None:
             return state
-        return self.predictor.step(fold_in_each(keys, 1), denoiser, state, t, s)
+        moved = self.predictor.step(fold_in_each(keys, 1), denoiser, state, t, s)
+        return moved._replace(accepted=state.accepted)
 
 
 def _exact_plan(solver: PredictorCorrector, sde: SDE, times: np.ndarray) -> Plan:
@@ -394,4 +402,4 @@ PREDICTORS = {
     "probability_flow": ProbabilityFlow,
     "ancestral": Ancestral,
 }
-CORRECTORS = {"langevin": Langevin, "annealed_langevin": AnnealedLangevin}
+CORRECTORS = {"langevin": Langevin, "annealed_langevin": AnnealedLangevin, "mala": MALACorrector}

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from numerics.arrays import Batch, fold_in_each, sample_indices, sample_keys
+from numerics.clipping import Clipping
 from numerics.ode import Solution
 from numerics.stochastic import SDEOptions, integrate_sde
 from probability_flow import Coordinates, half_log_snr, norm, time_of_half_log_snr

@@ -64,6 +64,8 @@ class UniPC:
         require_choice("variant", self.variant, VARIANTS)
         require_choice("prediction", self.prediction, PREDICTIONS)
 
+    follows_flow = True  # the probability-flow ODE, without fresh noise
+
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         steps = len(times) - 1
         orders = step_orders(steps, self.order, rising=True, falling=self.lower_order_final)

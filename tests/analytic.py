@@ -7,6 +7,7 @@ y = A x_0 + noise, x_0 is a mixture again. With the components as classes, p(k |
 given the class have closed forms.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -87,6 +88,11 @@ class Mixture:
         network = Partial(_network, sde, self._tables())
         return Denoiser(sde=sde, network=network, parameterization="score", conditioning="t")
 
+    def energy_denoiser(self, sde):
+        """The same with its energy, log p_t up to a constant of t."""
+        energy = Partial(_energy, sde, self._tables())
+        return dataclasses.replace(self.denoiser(sde), energy=energy)
+
     def classifier(self, sde):
         """The exact p(k | x_t) of the components, as a Classifier of items of any shape."""
         network = Partial(_classify, sde, self._tables())
@@ -120,6 +126,12 @@ def _network(sde, tables, x, t, labels=None):
     tables = jax.tree.map(lambda table: table.astype(x.dtype), tables)
     flat = x.reshape(len(x), -1)
     return _score(tables, flat, sde.alpha(t), sde.sigma(t), labels).reshape(x.shape)
+
+
+def _energy(sde, tables, x, t):
+    tables = jax.tree.map(lambda table: table.astype(x.dtype), tables)
+    logs, _ = _components(tables, x.reshape(len(x), -1), sde.alpha(t), sde.sigma(t))
+    return jax.nn.logsumexp(logs, axis=1)
 
 
 def _classify(sde, tables, x, t):

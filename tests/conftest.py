@@ -33,6 +33,11 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 jaxtyping.install_import_hook(CHECKED, CHECKER)
 
+from numerics.memory import keep_freed_memory, share_heap  # noqa: E402
+
+share_heap()
+keep_freed_memory()
+
 pytest.register_assert_rewrite("networks")
 
 

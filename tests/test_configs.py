@@ -199,9 +199,12 @@ UNPUBLISHED = (
     "vp_digits",
     "consistency_digits",
     "vdm_digits",
+    "bridge_points",
+    "bridge_digits",
     "vp_swiss_roll",
     "vp_waves",
     "subvp_mnist",
+    "vdm_mnist",
     "edm_imagenet_64.py:adm",
 )
 

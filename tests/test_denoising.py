@@ -7,8 +7,9 @@ import pytest
 from analytic import standardized_mixture
 from jax.tree_util import Partial
 
-from denoising import CONDITIONINGS, PARAMETERIZATIONS, Clipping, Denoiser
+from denoising import CONDITIONINGS, PARAMETERIZATIONS, Denoiser
 from experiment.options import DenoiserOptions
+from numerics.clipping import Clipping
 from sde_lib import VESDE, VPSDE, SubVPSDE, reverse_drift
 
 PROCESSES = [
@@ -31,6 +32,7 @@ OUTPUTS = {
     "eps_learned_variance": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
     "iddpm": lambda x0, eps, alpha, sigma: jnp.concatenate([eps, 7 + eps], axis=-1),
     "consistency": lambda x0, eps, alpha, sigma: consistency_target(x0, eps, sigma / alpha),
+    "bridge": lambda x0, eps, alpha, sigma: (alpha * x0 + sigma * eps - x0) / jnp.sqrt(sigma),
 }
 
 
@@ -208,6 +210,64 @@ def test_analytic_score_is_the_gradient_of_the_analytic_density(x64):
     np.testing.assert_allclose(mixture.score(x), np.stack(slopes, axis=1), rtol=1e-6, atol=1e-8)
 
 
+WITH_ENERGY = [
+    name for name, row in PARAMETERIZATIONS.items() if row.channels == 1 and row.predicts_mean
+]
+
+
+def quartic(x, t):
+    """An energy that depends on t, and no Gaussian."""
+    return jnp.cos(t) * jnp.sum(x**4 / 4 - x[:, ::-1] * x, axis=1)
+
+
+def quartic_denoiser(sde, name="eps", **fields):
+    def network(x, t):
+        return jax.grad(lambda x: jnp.sum(quartic(x, t)))(x)
+
+    return Denoiser(
+        sde=sde,
+        network=network,
+        energy=quartic,
+        parameterization=name,
+        conditioning="t",
+        **fields,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_ENERGY)
+def test_gradient_of_the_log_density_is_the_score(x64, name):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
+    denoiser, t = quartic_denoiser(VPSDE(), name), jnp.array([0.1, 0.5, 0.9])
+    found = jax.grad(lambda x: jnp.sum(denoiser.log_density(x, t)))(x)
+    np.testing.assert_allclose(found, denoiser.score(x, t), rtol=1e-9, atol=1e-9)
+
+
+@every_process
+def test_differences_of_log_densities_are_those_of_the_mixture(x64, sde):
+    data = standardized_mixture()
+    x, t = data.sample(0, 50), 0.2
+    found = data.energy_denoiser(sde).log_density(jnp.asarray(x), t)
+    truth = data.marginal(sde, t).log_prob(x)
+    np.testing.assert_allclose(found - found[0], truth - truth[0], rtol=0, atol=1e-9)
+    assert np.ptp(truth) > 1
+
+
+def test_score_without_an_energy_has_no_log_density():
+    x = jnp.zeros((2, 2))
+    with pytest.raises(ValueError, match=r"train one with config\.denoiser\.energy=True"):
+        standardized_mixture().denoiser(VPSDE()).log_density(x, 0.5)
+    clipped = quartic_denoiser(VPSDE(), clipping=Clipping(clip="range"))
+    with pytest.raises(
+        ValueError, match="a score with clipping of x0 is the gradient of no energy"
+    ):
+        clipped.log_density(x, 0.5)
+    with pytest.raises(
+        ValueError, match="a log-density needs scores, which parameterization='cons"
+    ):
+        quartic_denoiser(VPSDE(), "consistency").log_density(x, 0.5)
+
+
 @pytest.mark.parametrize("field", ["parameterization", "conditioning"])
 def test_unknown_name_lists_the_known_ones(field):
     with pytest.raises(ValueError, match=rf"{field}='nonsense' is unknown; choose one of: \w+, "):
@@ -284,6 +344,7 @@ def test_invalid_clipping_is_an_error(fields, message):
         Clipping(**fields)
 
 
+@pytest.mark.slow
 def test_classes_and_small_images_travel_with_their_image():
     """A batch of one, as adaptive samplers take it, has its own."""
     rng = np.random.default_rng(0)

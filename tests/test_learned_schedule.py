@@ -82,6 +82,7 @@ def test_log_snr_falls_from_one_end_to_the_other_whatever_the_parameters(seed, x
         np.testing.assert_allclose(found[[0, -1]], [TOP, BOTTOM], rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_log_snr_is_linear_before_training(x64):
     """Every coefficient is that of gamma = gamma_0 + (gamma_1 - gamma_0) t."""
     process, t = LearnedVPSDE(), np.linspace(0.01, 1, 100)
@@ -102,6 +103,7 @@ def test_log_snr_is_linear_before_training(x64):
         np.testing.assert_allclose(found, expected, rtol=3e-5, atol=3e-5)
 
 
+@pytest.mark.slow
 def test_derived_coefficients_are_those_of_finite_differences(x64):
     process, t, h = random_process(1), jnp.linspace(0.05, 0.95, 19), 1e-5
     slope = (process.log_alpha(t + h) - process.log_alpha(t - h)) / (2 * h)
@@ -159,6 +161,7 @@ def at_ends(parameters, x0, noise):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
 def test_bound_does_not_depend_on_the_schedule_between_its_ends(seed, x64):
     """Its term in the middle is 1/2 log(1 + SPREAD^2 SNR) between the ends (Section 5.1)."""
     parameters = random_process(seed).parameters()
@@ -228,6 +231,7 @@ def test_training_finds_the_schedule_of_least_variance(x64):
     assert np.sqrt(by_time).std() < 0.15 * np.sqrt(by_time).mean()
 
 
+@pytest.mark.slow
 def test_decoder_is_normalized_over_the_levels():
     values, noisy = jnp.linspace(-0.8, 0.8, 5), jnp.asarray([[0.3, -5.0, 0.9]])
     found = [LEVELS.log_posterior(jnp.full_like(noisy, v), noisy, jnp.log(0.2)) for v in values]
@@ -258,6 +262,7 @@ def test_what_does_not_go_together_is_refused(fields, message):
         build(configuration(TINY | LEARNED | fields))
 
 
+@pytest.mark.slow
 def test_what_needs_a_fixed_process_is_refused():
     model = build(configuration(TINY | LEARNED)).model
     with pytest.raises(ConfigError, match=r"--mode=export needs a process that .*sde\.name=vp"):

@@ -36,6 +36,7 @@ def test_consistency_model_has_no_likelihood():
         pytest.param("ve", 0.1, (2,), "log_snr", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_log_prob_is_the_density_up_to_the_prior_mismatch(x64, name, t_min, shape, ode_variable):
     sde, x = PROCESSES[name], MIXTURE.sample(0, 8)
     truth = MIXTURE.marginal(sde, t_min).log_prob(x)

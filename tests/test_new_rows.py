@@ -15,6 +15,7 @@ from command_line import TINY, configuration
 from flax import linen as nn
 
 from data import readers
+from data.couplings import COUPLINGS, Coupling
 from data.dequantization import DEQUANTIZATIONS, Dequantization, Noise
 from data.readers import Item, Split
 from denoising import Prediction
@@ -184,7 +185,7 @@ class Push:
 @pytest.mark.slow
 def test_guidance(monkeypatch):
     row = GuidanceMethod(
-        make=lambda options, classes, model, labels: Push(amount=options.resolved_scale),
+        make=lambda batch: Push(amount=batch.options.resolved_scale),
         sample_classes=lambda classes: 3,
         default_scale=0.25,
         evaluations=3,
@@ -362,6 +363,27 @@ def test_reader(monkeypatch):
     assert experiment.data.quantizer.gray_levels == 5
     assert (len(experiment.data.splits.train), len(experiment.data.splits.test)) == (12, 4)
     assert set(np.unique(drawn(experiment))) <= {0, 64, 128, 191, 255}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reversed(Coupling):
+    """The first end belongs to the last image."""
+
+    paired = True
+
+    def ends(self, x0, x1, rng):
+        return x1[::-1]
+
+
+def test_coupling(monkeypatch):
+    monkeypatch.setitem(COUPLINGS, "dummy", Reversed)
+    coupling = {"name": "dummy", "data": "digits"}
+    fields = {"parameterization": "velocity"}
+    experiment = built(
+        coupling=coupling, denoiser=fields, sde={"name": "linear"}, sampling={"name": "ddim"}
+    )
+    pairs = experiment.ends.training_batches(4, 0, labels=False).at(0)
+    np.testing.assert_array_equal(pairs[:, 0], pairs[::-1, 1])
 
 
 def test_dequantization(monkeypatch):

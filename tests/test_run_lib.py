@@ -235,6 +235,7 @@ def test_classes_of_images_without_labels_are_refused(tmp_path):
     assert "has no labels; set config.model.num_classes=0" in call.stderr
 
 
+@pytest.mark.slow
 def test_an_upsampler_does_nothing_without_small_images(tmp_path):
     fields = {"model.name": "adm", "model.head_width": 8, "model.upsampling": 2}
     experiment = build(configuration(TINY | fields))

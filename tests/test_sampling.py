@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from analytic import assert_samples_follow, standardized_mixture
 
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import SamplingError
 from likelihood import LikelihoodOptions, log_prob
 from numerics.arrays import fold_in_each, normal_like, sample_keys
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions, integrate
 from numerics.stochastic import SDEOptions
 from sampling import Plan, Step, sample
@@ -124,6 +125,7 @@ def prior_of(sde, count, dims):
 
 @pytest.mark.parametrize("grid", TIME_GRIDS)
 @every_process
+@pytest.mark.slow
 def test_loop_runs_the_whole_grid_from_the_prior(sde, grid):
     denoiser = Denoiser(sde=sde, network=idle)
     schedule = Schedule(grid=grid, steps=20, t_min=T_MIN, final_step="none")
@@ -134,6 +136,7 @@ def test_loop_runs_the_whole_grid_from_the_prior(sde, grid):
     assert samples.trajectory is None
 
 
+@pytest.mark.slow
 def test_every_step_and_sample_draws_fresh_noise():
     denoiser = Denoiser(sde=PROCESSES["vp"], network=idle)
     schedule = Schedule(steps=50, final_step="mean")
@@ -171,6 +174,7 @@ def test_clipping_of_a_sampler_clips_its_denoiser(draw):
     assert np.abs(clipped - draw(KEY, denoiser, (3, 8)).x).max() > 0.1
 
 
+@pytest.mark.slow
 def test_without_predictor_and_corrector_samples_are_the_priors():
     denoiser = Denoiser(sde=PROCESSES["ve"], network=idle)
     solver, schedule = PredictorCorrector(predictor=None), Schedule(steps=10, final_step="none")

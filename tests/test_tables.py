@@ -13,6 +13,7 @@ from command_line import CONFIG, ROOT, run
 from test_architecture import OUTSIDE, module_of, sources
 
 from data import readers
+from data.couplings import COUPLINGS
 from data.dequantization import DEQUANTIZATIONS
 from data.generators import POINTS
 from denoising import PARAMETERIZATIONS
@@ -91,6 +92,7 @@ TABLES = {
     "KINDS": ("experiment.kinds", KINDS),
     "POINTS": ("data.generators", POINTS),
     "READERS": ("data.readers", readers.READERS),
+    "COUPLINGS": ("data.couplings", COUPLINGS),
     "MODES": ("main", MODES),
     "METRICS": ("evaluation.metrics", METRICS),
     "DIAGNOSTICS": ("jobs.diagnostics", DIAGNOSTICS),

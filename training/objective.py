@@ -42,13 +42,18 @@ class Objective(abc.ABC):
         parameterization: the one that the denoiser must have; None for any.
         samplers: names of the only samplers of what it trains; () if it trains scores at all times,
             as likelihoods and all other samplers need.
+        takes_ends: whether a coupling may choose the other end of each image's path, instead of
+            noise.
         trains_process: whether it trains a process that has parameters, as no other does.
+        needs_energy: whether the network must be the gradient of an energy.
         teacher: what `Context.teacher` is, such as RUN or RUN:STEP; "" for none.
     """
 
     parameterization: ClassVar[str | None] = None
     samplers: ClassVar[tuple[str, ...]] = ()
+    takes_ends: ClassVar[bool] = False
     trains_process: ClassVar[bool] = False
+    needs_energy: ClassVar[bool] = False
     teacher: str = ""
 
     @property
@@ -66,7 +71,7 @@ class Objective(abc.ABC):
 
         Args:
             key: of the batch.
-            model: the network, such as a Denoiser; only its process is used.
+            model: the network, such as a Denoiser; most objectives use its process and `end` alone.
             x0: the images (batch, ...); only their shape and type are used.
             context: step, state and teacher.
         """

@@ -75,6 +75,7 @@ class Trainer:
         label_dropout: probability of replacing a label by the null class, index `classes`.
         image: the small images for an upsampler, from the batch; None for any other network.
         augment: transforms the batch, and gives the labels for the denoiser; None for none.
+        coupled: whether batches are pairs (batch, 2, ...) of an image and the end of its path.
         accumulate: number of parts whose gradients are added up, to save memory.
     """
 
@@ -88,6 +89,7 @@ class Trainer:
     label_dropout: float = 0.1
     image: Callable[[Float[Array, "batch ..."]], Float[Array, "batch ..."]] | None = None
     augment: Augment | None = None
+    coupled: bool = False
     accumulate: int = 1
     more_averages: MoreAverages = field(default_factory=MoreAverages)
     sharding: Sharding = field(default_factory=Sharding)
@@ -248,6 +250,8 @@ class Trainer:
         Some labels are replaced by the null class.
         """
         conditions = {}
+        if self.coupled:
+            batch, conditions["end"] = batch[:, 0], batch[:, 1]
         if labels is not None:
             label_key = jax.random.fold_in(jax.random.split(key)[1], 0)
             dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)

@@ -17,16 +17,24 @@ Heads = Float[Array, "batch length heads width"]
 Queries = Float[Array, "batch queries heads width"]
 
 
-def attend(query: Queries, key: Heads, value: Heads, *, train: bool) -> Queries:
+def attend(
+    query: Queries, key: Heads, value: Heads, *, train: bool, causal: bool = False
+) -> Queries:
     """Compute softmax(q k^T / sqrt d) v per head, with the softmax in float32 at least.
 
+    With `causal`, query k sees keys 0 .. k alone.
     In training on a GPU, where dtype and width allow it, cuDNN's flash kernel computes this. Its
     memory does not grow as length^2, but it has no forward-mode derivative, which likelihoods need.
     Elsewhere plain einsums do: on the CPU `dot_product_attention` takes twice as long or more.
     """
     if train and has_flash_kernel(query):
-        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+        return jax.nn.dot_product_attention(
+            query, key, value, is_causal=causal, implementation="cudnn"
+        )
     logits = at_least_float32(jnp.einsum("bqhd,bkhd->bhqk", query, key))
+    if causal:
+        seen = jnp.tri(*logits.shape[-2:], dtype=bool)
+        logits = jnp.where(seen[None, None], logits, -jnp.inf)
     weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 

@@ -9,12 +9,13 @@ The format is documented at https://github.com/huggingface/safetensors.
 
 import json
 import struct
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float32, Shaped
 
 from errors import FileError
 from files.arrays import count_elements
@@ -63,6 +64,21 @@ def read_safetensors(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     if any(end != start for (_, end), (start, _) in pairwise(ends)):
         raise ValueError("the tensors leave gaps, overlap, or end before the file does")
     return {name: _tensor(entry, data) for name, entry in header.items()}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Float32[np.ndarray, "..."]]) -> None:
+    """Write float32 tensors by name."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the tensors are aligned
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor, _DTYPES["F32"]).tobytes())
 
 
 def _span(entry: Any, size: int) -> tuple[int, int]:

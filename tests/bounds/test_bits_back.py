@@ -56,6 +56,7 @@ def test_images_come_back_in_the_bits_of_the_bound(sde, variance):
     assert all(code.random_bits < 16 * DIMS + 128 for code in codes)
 
 
+@pytest.mark.slow
 def test_beginning_of_a_code_has_the_first_images_and_then_guesses():
     coder, stored = codec(lanes=1), images(20)
     (code,) = coder.encode(stored)

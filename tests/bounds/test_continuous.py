@@ -129,6 +129,7 @@ def test_error_is_small_where_no_noise_is_predictable_and_nan_is_an_error_with_i
 
 
 @every_process
+@pytest.mark.slow
 def test_last_step_bounds_the_density_of_data_by_that_of_noisy_data(sde):
     x0 = jnp.asarray(np.tile(POINT, (COPIES, 1)), jnp.float32)
     t_min = 0.05

@@ -13,9 +13,10 @@ from jax.tree_util import Partial
 
 from bounds import discrete as module
 from bounds.discrete import DiscreteBoundOptions, discrete_bound, prior_divergence
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from errors import BoundError
 from numerics.arrays import fold_in_each, in_float64, normal_like, sample_keys
+from numerics.clipping import Clipping
 from objectives.variational import PixelLevels
 from sde_lib import VESDE, VPSDE, DiscreteVPSDE, SubVPSDE
 from time_grids import Schedule

@@ -99,6 +99,7 @@ def test_noise_of_a_dequantizer_counts_with_its_density(tmp_path):
     assert results["protocol"]["dequantizer"]["digest"] is not None
 
 
+@pytest.mark.slow
 def test_missing_dequantizer_is_refused_with_the_remedy(tmp_path):
     def experiment(**fields):
         return build(configuration(TINY | {"data.dequantization": "variational", **fields}))

@@ -37,6 +37,7 @@ def test_consistency_model_is_sampled_by_its_own_solver():
     assert sampler.solve.schedule.final_step == "mean"
 
 
+@pytest.mark.slow
 def test_student_is_sampled_at_the_times_that_it_is_trained_at():
     """Whatever the file says of sampling, and with the steps of config.loss alone."""
     experiment = built(STUDENT | {"loss.grid": "quadratic", "loss.t_min": 1e-2})

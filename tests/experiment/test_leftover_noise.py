@@ -21,6 +21,7 @@ from experiment.build_data import build_data
 from experiment.build_sampler import build_sampler
 from experiment.class_guidance import Classes
 from experiment.configurations import known_configurations, load_configuration
+from experiment.ends import build_ends
 from experiment.leftover_noise import leftover_noise
 from experiment.reader import Reader
 from experiment.resolve import resolve
@@ -38,7 +39,7 @@ def sampler_of(config):
     sde = reader.build_named("sde", SDES)
     data = build_data(reader, DataParallel.over_all_devices())
     classes = Classes(network=0, classifier=10, label_dropout=0.1)
-    return build_sampler(reader, sde, data, classes), sde
+    return build_sampler(reader, sde, data, classes, build_ends(reader, sde, data)), sde
 
 
 @functools.cache
@@ -163,6 +164,7 @@ def test_adaptive_samplers_are_measured_too(name):
     assert leftover_noise(experiment.sampler, experiment.model.sde) < 0.01
 
 
+@pytest.mark.slow
 def test_editing_starts_at_the_image_itself():
     fields = {"sampling.steps": 10, "task.name": "sdedit", "task.input": "test", "task.start": 0.5}
     experiment = build(configuration(TINY | fields))

@@ -12,11 +12,12 @@ from bounds.continuous import ContinuousBoundOptions
 from bounds.dequantization import DequantizationBound
 from bounds.discrete import DiscreteBoundOptions
 from configs import default
-from denoising import Clipping
+from data.couplings import COUPLINGS
 from errors import ConfigError
 from experiment.build import build
 from experiment.class_guidance import GuidanceOptions
 from experiment.configurations import load_configuration
+from experiment.ends import EndOptions, measurements
 from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
@@ -39,6 +40,7 @@ from likelihood import LikelihoodOptions
 from losses import LOSSES
 from models import CLASSIFIERS, NETWORKS
 from models.dequantizer import CouplingDequantizer
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
 from objectives.times import TIMES
 from objectives.uncertainty import VarianceHeadLoss
@@ -64,6 +66,7 @@ OWNERS = {
     "optim": ([*OPTIMIZERS.values(), *SCHEDULES.values()], {"name", "schedule"}),
     "ema": ([MovingAverage, HalfLifeAverage, MoreAverages], set()),
     "data": ([DataOptions, RowOptions], {"name"}),
+    "coupling": ([EndOptions, *COUPLINGS.values(), *measurements().values()], {"name"}),
     "augmentation": ([Augmentation], set()),
     "training": ([TrainingOptions], set()),
     "diagnostics": ([DiagnosticsOptions], set()),
@@ -102,6 +105,7 @@ ELSEWHERE = {
     "loss": {"times", "weight"},
     "weight": {"sigma_data"},
     "ema": {"batch_size"},
+    "coupling": {"diffusion"},
     "sampling": {"start"},
     "discrete_bound": {"final_step", "start"},
 }

@@ -43,6 +43,7 @@ def test_second_process_is_refused_with_the_name_of_the_first(lock, capsys):
         pass
 
 
+@pytest.mark.slow
 def test_lease_that_is_not_renewed_is_taken_over(lock):
     lock.write_text(lease(token="a"))
     start = time.monotonic()

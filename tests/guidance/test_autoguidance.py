@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from analytic import gaussian
 
-from denoising import Clipping, Denoiser
+from denoising import Denoiser
 from guidance.autoguidance import Autoguidance
 from guidance.base import guide
 from numerics.arrays import in_float64, sample_keys
+from numerics.clipping import Clipping
 from sampling import run, sample
 from sde_lib import VESDE, VPSDE
 from solvers.ddim import DDIM

@@ -121,6 +121,7 @@ def test_network_sees_images_of_the_same_size_and_its_own_time(sde, conditioning
     np.testing.assert_allclose(seen[1][1], np.broadcast_to(condition[1], 3), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_vp_images_are_fed_as_they_are():
     classifier = Classifier(sde=VPSDE(), network=lambda x, t: (x, x))
     x = jax.random.normal(KEY, (3, 2))

@@ -15,7 +15,6 @@ import scipy.integrate
 import scipy.linalg
 from analytic import Mixture, gaussian, standardized_mixture
 
-from denoising import Clipping
 from guidance.base import guide
 from guidance.classifier import ClassifierGuidance
 from guidance.classifier_free import ClassifierFreeGuidance
@@ -23,6 +22,7 @@ from guidance.operators import from_matrix
 from guidance.posterior import DPS, LossGuidance, PiGDM
 from guidance.projection import Projection
 from numerics.arrays import in_float64, sample_keys
+from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
 from sampling import Step, run, sample
 from sde_lib import VESDE, VPSDE

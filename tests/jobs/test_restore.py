@@ -1,15 +1,17 @@
-"""What sampling loads beside a checkpoint: the bad model of autoguidance."""
+"""What is loaded from runs: the bad model of autoguidance, a network in float16."""
 
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from command_line import TINY, configuration, flags, run, samples_of
 
 from errors import ConfigError
 from experiment.build import build
-from jobs.restore import load_checkpoint, mismatch
+from jobs.restore import load_checkpoint, load_model, mismatch
+from jobs.shipped import read_model, write_model
 from jobs.workdir import Workdir, run_and_step
 
 FIELDS = TINY | {"training.steps": 20, "sampling.name": "ddim", "sampling.variant": None}
@@ -111,3 +113,17 @@ def test_a_bad_model_has_the_same_classes_or_none():
 )
 def test_a_run_is_named_with_its_step_or_without(name, parts):
     assert run_and_step(name) == parts
+
+
+@pytest.mark.slow
+def test_a_network_is_kept_in_float16(runs, tmp_path):
+    write_model(Workdir(runs / "good"), tmp_path)
+    kept, trained = read_model(tmp_path), load_model(runs / "good")
+    assert kept.checkpoint.step == trained.checkpoint.step == 20
+    assert kept.experiment.config == trained.experiment.config
+
+    def close(half, full):
+        assert half.dtype == full.dtype
+        np.testing.assert_allclose(half, full, rtol=2**-11, atol=1e-7)
+
+    jax.tree.map(close, kept.denoiser.network.args, trained.denoiser.network.args)

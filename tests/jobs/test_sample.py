@@ -162,9 +162,9 @@ def test_interpolation_begins_and_ends_at_the_two_images(checkpoint):
 @pytest.mark.slow
 def test_plain_samples_do_not_depend_on_the_batches(checkpoint):
     experiment = built({})
-    images, nfe = draw_all(experiment, checkpoint, 11)  # batches of 6 and 5
+    images, nfe, _ = draw_all(experiment, checkpoint, 11)  # batches of 6 and 5
     assert (len(images), nfe) == (11, experiment.sampler.evaluations)
-    whole, _ = draw_all(built({"eval.batch_size": 12}), checkpoint, 11)
+    whole, *_ = draw_all(built({"eval.batch_size": 12}), checkpoint, 11)
     assert np.abs(images.astype(int) - whole).max() <= 16  # one of 17 gray levels, rarely
     assert np.mean(images == whole) > 0.99
     plain = draw_plain(experiment, checkpoint, 3)

@@ -134,6 +134,7 @@ def test_error_of_the_data_reaches_the_user(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("per_call", [1, 3])
+@pytest.mark.slow
 def test_signal_while_batches_are_made_saves_and_stops(tmp_path, monkeypatch, per_call):
     read = TrainingBatches.at
 
@@ -151,6 +152,7 @@ def test_signal_while_batches_are_made_saves_and_stops(tmp_path, monkeypatch, pe
     assert 2 <= saved <= 6
 
 
+@pytest.mark.slow
 def test_every_step_of_a_call_is_checked(tmp_path):
     diverging = job(
         training__steps_per_call=4, optim__name="sgd", optim__lr=1e30, optim__warmup=0,

@@ -178,6 +178,7 @@ def test_features_that_are_not_finite_are_refused(bad):
         (4, 400, 0.0, 1.0, (1.0, 1.8)),
     ],
 )
+@pytest.mark.slow
 def test_standard_error_interval_and_bias_are_those_of_new_samples(
     dims, count, shift, scale, ratios
 ):

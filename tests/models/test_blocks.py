@@ -76,6 +76,7 @@ def test_filter_of_two_equal_taps_is_plain_resampling():
     np.testing.assert_allclose(average_downsample(thrice, 3), x, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_interpolation_is_linear_between_pixels():
     x = np.random.default_rng(0).normal(size=(2, 3, 5, 2))
 

@@ -125,6 +125,7 @@ def test_value_and_gradients_are_those_of_lax(name, x64):
 
 
 @pytest.mark.parametrize("name", WIDE_CASES)
+@pytest.mark.slow
 def test_gradients_by_matrix_products_are_those_of_lax(name, x64):
     assert_equal_to_lax(first_and_second_order, WIDE_CASES[name], channels=(64, 65))
 

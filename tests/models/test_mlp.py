@@ -30,6 +30,7 @@ def inputs(shape, dtype=np.float32):
 
 
 @pytest.mark.parametrize(("network", "shape"), CASES)
+@pytest.mark.slow
 def test_the_output_depends_on_rows_time_and_class_of_its_own_row(network, shape):
     params, (x, cond) = random_params(network, shape), inputs(shape)
 

@@ -74,6 +74,7 @@ def test_number_of_levels_doubles_as_published():
 
 
 @every_process
+@pytest.mark.slow
 def test_intervals_have_the_published_ends_and_probabilities(sde):
     """arXiv:2310.14189, Table 1: levels of Karras, probabilities by the error function."""
     count, draws = 8, 20_000

@@ -43,6 +43,7 @@ def ddim_factor(s, end):
 
 
 @every_process
+@pytest.mark.slow
 def test_target_on_gaussian_data_is_known(x64, sde):
     drawn = round_of().draw(jax.random.key(0), DATA.denoiser(sde), jnp.zeros((16, DIMS)), Context())
     x = jax.random.normal(jax.random.key(1), (16, DIMS)) * 2
@@ -55,6 +56,7 @@ def test_target_on_gaussian_data_is_known(x64, sde):
 
 
 @every_process
+@pytest.mark.slow
 def test_weights_are_the_published_ones_of_the_error_of_x0(x64, sde):
     """arXiv:2202.00512, Section 4: SNR + 1."""
     network = Partial(lambda x, t: jnp.sin(x))
@@ -70,6 +72,7 @@ def test_weights_are_the_published_ones_of_the_error_of_x0(x64, sde):
 
 
 @every_process
+@pytest.mark.slow
 def test_every_step_of_the_student_is_trained_and_is_two_of_the_teacher(sde):
     loss = round_of(grid="log_snr")
     drawn = loss.draw(jax.random.key(0), DATA.denoiser(sde), jnp.zeros((400, 1)), Context())

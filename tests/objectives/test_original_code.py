@@ -89,6 +89,7 @@ def test_distance_of_the_two_predictions_is_the_original_one(x64, loss, recorded
 @pytest.mark.parametrize(
     ("weight", "recorded"), [(TruncatedSNR(), TRUNCATED_SNR), (V(), SNR_PLUS_ONE)]
 )
+@pytest.mark.slow
 def test_progressive_distillation_is_the_original_one(x64, weight, recorded):
     loss = ProgressiveDistillation(
         teacher="recorded", student_steps=4, grid="karras", t_min=2.5e-5, weight=weight

@@ -65,6 +65,7 @@ FULL = LossHistory(
     ],
     ids=lambda value: type(value).__name__,
 )
+@pytest.mark.slow
 def test_losses_divided_by_the_density_have_the_expectation_of_uniform_times(times, state):
     sde = VPSDE()
     t = drawn(times, sde, state)
@@ -123,6 +124,7 @@ def test_probabilities_are_uniform_until_each_level_is_full():
     assert scipy.stats.chisquare(counts, expected / expected.sum() * MANY).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_an_evaluation_draws_uniform_times_and_keeps_no_history():
     loss = ScoreMatching(times=LossAwareBins(bins=4))
     denoiser = Denoiser(sde=VPSDE(), network=lambda x, t: 0 * x, conditioning="t")

@@ -81,6 +81,7 @@ def test_bound_and_hybrid_are_the_published_ones_at_each_timestep(x64):
     np.testing.assert_allclose(found, simple + 0.003 * expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_hybrid_trains_the_noise_by_the_first_term_and_the_variance_by_the_bound(x64):
     objectives = Hybrid(**CHAIN), ScoreMatching(times=CHAIN["times"]), VariationalBound(**CHAIN)
 
@@ -165,6 +166,7 @@ def test_objective_that_does_not_fit_is_refused(fields, message):
         build(configuration(TINY | fields))
 
 
+@pytest.mark.slow
 def test_bound_is_trained_on_gray_levels_and_evaluated_with_any_noise():
     fields = TINY | FIELDS | {"loss.name": "vlb", "loss.variance": "small"}
     noisy = build(configuration(fields | {"data.dequantization": "uniform"}))

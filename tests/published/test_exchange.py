@@ -218,6 +218,7 @@ def test_file_of_another_width_names_the_setting_or_the_configuration(family):
     assert message.endswith(f"It fits --config=configs/right.py --config.model.features={features}")
 
 
+@pytest.mark.slow
 def test_groups_that_a_file_cannot_show_are_among_the_settings():
     given = candidate_of("openai", **{"model.features": 64, "model.num_groups": 64})
     assert refusal("openai", given, []).endswith(

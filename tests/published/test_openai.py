@@ -150,6 +150,7 @@ def test_the_baseline_of_edm_denoises_as_the_original():
     assert_close(x0, "baseline")
 
 
+@pytest.mark.slow
 def test_the_published_classifier_for_512_pixels_fits_its_configuration():
     config = load_configuration("configs/adm_imagenet.py:512")
     network, size, template = build_network(config, "classifier")
@@ -232,6 +233,7 @@ def test_an_upsampler_computes_as_the_original(name):
             assert np.max(np.abs(ours - theirs)) < tolerance * np.max(np.abs(theirs))
 
 
+@pytest.mark.slow
 def test_upsamplers_and_other_networks_are_not_taken_for_each_other():
     upsampler, plain = UPSAMPLERS["upsampler"], UNETS["unet_32_conditional"][0]
     for name, network, factor in (

@@ -160,6 +160,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("name", ENDLESS)
 @pytest.mark.parametrize("form", [zipped, streamed])
+@pytest.mark.slow
 def test_endless_pickle_ends_in_one_line(tmp_path, name, form):
     program, problem = ENDLESS[name]
     path = as_file(tmp_path / "a.pt", form(program))

@@ -120,6 +120,7 @@ def test_network_that_resamples_without_convolutions_is_refused(code):
 
 
 @pytest.mark.parametrize("code", CODES)
+@pytest.mark.slow
 def test_network_with_other_groups_is_refused(code):
     """The file of the original does not show the groups, but the remedy names the field."""
     for name, groups, remedy in (("ddpm_64", 0, 32), ("ncsnpp_32", 8, 0)):

@@ -244,6 +244,7 @@ def test_estimate_is_the_closed_form_to_its_standard_error(x64, name):
     np.testing.assert_allclose(moments.errors, errors, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_estimate_does_not_depend_on_the_batches(x64):
     denoiser, x = gaussian_denoiser(VPSDE()), images(4000)
     whole = estimate_moments(KEY, denoiser, [x], TIMES)

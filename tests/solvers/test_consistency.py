@@ -49,6 +49,7 @@ def drawn(sde, steps, shape=(20_000, 1), indices=None, **fields):
 
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), EDMSDE()])
 @pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.slow
 def test_samples_follow_the_data_in_any_number_of_steps(sde, steps):
     samples = drawn(sde, steps)
     assert samples.nfe == steps
@@ -73,6 +74,7 @@ def test_sample_k_depends_on_its_index_alone():
     np.testing.assert_array_equal(part, whole[jnp.array([4, 1])])
 
 
+@pytest.mark.slow
 def test_last_prediction_is_the_sample():
     """The end of the grid has no part in one step."""
     np.testing.assert_array_equal(

@@ -96,6 +96,7 @@ def algorithm_2(y, s, s_churn, churn_min, churn_max, churn_noise, everywhere=Fal
 
 @pytest.mark.parametrize("stage", STAGES)
 @every_process
+@pytest.mark.slow
 def test_the_family_is_algorithm_3(x64, sde, stage):
     schedule = Schedule(grid="log_snr", steps=12, t_min=0.05, final_step="none")
     x = sample(KEY, two_points(sde), SHAPE, solver=Heun(stage=stage), schedule=schedule).x

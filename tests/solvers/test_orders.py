@@ -182,6 +182,7 @@ def test_predictor_without_a_corrector_is_the_predictor(x64):
             np.testing.assert_allclose(after, expected, atol=1e-9 * at.sigma[0])
 
 
+@pytest.mark.slow
 def test_decoding_an_encoding_is_exact_in_the_limit_of_many_steps(x64):
     sde = PROCESSES["vp"]
     denoiser, x = PLANE.denoiser(sde), jnp.asarray(PLANE.sample(0, 8))

@@ -93,6 +93,7 @@ def test_ve_steps_are_the_published_ones(x64, pc_step, noise):
         (Ancestral(variance="large"), lambda x, score, b: (x + b * score) / np.sqrt(1 - b)),
     ],
 )
+@pytest.mark.slow
 def test_vp_steps_are_the_published_ones(x64, pc_step, published):
     """With beta_i = 1 - (alpha_t / alpha_s)^2; the table's beta(t) / N differs by O(1 / N^2)."""
     sde, t = PROCESSES["vp"], jnp.float64(0.6)

@@ -142,6 +142,7 @@ def test_every_combination_is_the_published_sampler(x64, kind, continuous, corre
 
 
 @pytest.mark.parametrize("predictor", [EulerMaruyama(), ReverseDiffusion()])
+@pytest.mark.slow
 def test_sub_vp_takes_eulers_steps_as_published(x64, predictor):
     denoiser = Denoiser(sde=SubVPSDE(), network=Partial(_network))
     solver = PredictorCorrector(predictor=predictor, discretization="published")

@@ -268,6 +268,7 @@ def test_one_device_and_four_train_alike():
     jax.tree.map(compare, together, alone)
 
 
+@pytest.mark.slow
 def test_step_consumes_its_state_and_returns_one_of_its_own():
     trainer = make_trainer(parallel=FOUR)
     first = trainer.init_state(KEY)

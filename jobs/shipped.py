@@ -1,0 +1,78 @@
+"""Trained networks that come with the project: a configuration and averaged parameters in float16.
+
+    results/NAME/model/config.json        the resolved configuration
+    results/NAME/model/parameters.npz     one array per parameter, named by its path, and the step
+
+`results/run.py` writes them from runs. Rounding to float16 changes a parameter by at most 0.05%.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiment.build import build
+from experiment.sampler import Checkpoint
+from files.nested import flatten, unflatten
+from files.writing import make_folder, write_json
+from jobs.restore import TrainedModel, experiment_of, load_model, restore_average
+from jobs.workdir import Workdir
+
+_RESULTS = Path(__file__).resolve().parent.parent / "results"
+_STEP = "step"
+
+# What `load` takes beside folders.
+SHIPPED = {"digits": "vp_digits"}
+
+
+def model_folder(result: str) -> Path:
+    """Return the folder of the network that a result in `results` comes with."""
+    return _RESULTS / result / "model"
+
+
+def write_model(workdir: Workdir, folder: Path) -> None:
+    """Write the main average of the latest good checkpoint of a run.
+
+    Raises:
+        WorkdirError, CheckpointError: if there is no run, or no checkpoint.
+    """
+    experiment = experiment_of(workdir)
+    averaged = restore_average(experiment, workdir)
+    params = flatten(experiment.parallel.fetch_tree(averaged.params))
+    make_folder(folder)
+    write_json(folder / "config.json", experiment.config)
+    arrays: dict[str, Any] = {name: np.asarray(a, np.float16) for name, a in params.items()}
+    arrays[_STEP] = averaged.step
+    np.savez_compressed(folder / "parameters.npz", **arrays)
+
+
+def read_model(folder: Path) -> TrainedModel:
+    """Read a network that `write_model` has written."""
+    experiment = build(json.loads((folder / "config.json").read_text()))
+    with np.load(folder / "parameters.npz") as arrays:
+        stored = dict(arrays)
+    step = int(stored.pop(_STEP))
+    wanted = experiment.trainer.abstract_state().ema_params
+    params = jax.tree.map(lambda leaf, array: array.astype(leaf.dtype), wanted, unflatten(stored))
+    checkpoint = Checkpoint(step=step, denoiser=experiment.model.denoiser(params))
+    return TrainedModel.of(experiment, checkpoint)
+
+
+def load(path: str | Path, step: int | None = None, ema: str = "") -> TrainedModel:
+    """Load the model of a run from its folder, or one that comes with the project.
+
+    Args:
+        path: the run's --workdir; or a name in SHIPPED, if there is no folder of that name.
+        step: of a run: step of the checkpoint; by default the latest good one.
+        ema: of a run: the average of its parameters, as "rate_0.999" for one of
+            `config.ema.more_rates`; by default the main one.
+
+    Raises:
+        WorkdirError, CheckpointError: if there is no run, or no such checkpoint.
+        ConfigError: if there is no such average.
+    """
+    if path in SHIPPED and not Path(path).exists():
+        return read_model(model_folder(SHIPPED[str(path)]))
+    return load_model(path, step, ema)

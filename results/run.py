@@ -1,0 +1,137 @@
+"""Make a result: train, evaluate and sample by main.py, and record what came out.
+
+    python results/run.py vp_digits
+    python results/run.py vdm_mnist --config.data.name=mnist.npz
+    python results/run.py --tables
+
+The run lies in runs/results/NAME and continues where it stopped. Further flags go to main.py. The
+record is results/NAME:
+
+    record.json    commands, commit, machine, seconds, images seen
+    config.json    the resolved configuration
+    eval.json      the evaluation, with its protocol
+    curve.jsonl    the measurements during training
+    samples.png    samples in the order of their seeds, not chosen
+    model/         the network in float16, if it is small
+
+`--tables` writes the tables of docs/results.md anew from these files.
+"""
+
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).resolve().parent
+ROOT = RESULTS.parent
+sys.path.insert(0, str(ROOT))
+
+from results import tables  # noqa: E402
+
+
+class Recipe(NamedTuple):
+    """How a result is made.
+
+    Attributes:
+        config: the configuration.
+        modes: the modes of main.py, in turn.
+        ships: whether its network is kept.
+    """
+
+    config: str
+    modes: tuple[str, ...] = ("train", "eval", "sample")
+    ships: bool = False
+
+
+RECIPES = {
+    "vp_digits": Recipe("configs/vp_digits.py", ships=True),
+    "vdm_digits": Recipe("configs/vdm_digits.py"),
+    "vdm_mnist": Recipe("configs/vdm_mnist.py"),
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Make the result that the first argument names, or the tables."""
+    if arguments == ["--tables"]:
+        tables.write()
+        return
+    if not arguments or arguments[0] not in RECIPES:
+        sys.exit(f"error: give --tables or one of: {', '.join(RECIPES)}")
+    name, *flags = arguments
+    recipe, workdir = RECIPES[name], ROOT / "runs" / "results" / name
+    for mode in recipe.modes:
+        _run(recipe, mode, workdir, flags)
+    _record(name, recipe, workdir)
+    tables.write()
+
+
+def _run(recipe: Recipe, mode: str, workdir: Path, flags: list[str]) -> None:
+    """Run a mode of main.py, and append its cost to the run's costs.jsonl."""
+    command = ["main.py", f"--config={recipe.config}", f"--mode={mode}", *flags]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
+    call = [sys.executable, *command, f"--workdir={workdir}"]
+    status = subprocess.run(call, cwd=ROOT, check=False).returncode
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    line = {
+        "mode": mode,
+        "command": " ".join(["python", *command]),
+        "wall_seconds": round(time.time() - start, 1),
+        "cpu_seconds": round(cpu, 1),
+        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "other_load": round(os.getloadavg()[2], 1),
+    }
+    if workdir.exists():
+        with (workdir / "costs.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    if status:
+        sys.exit(status)
+
+
+def _record(name: str, recipe: Recipe, workdir: Path) -> None:
+    """Copy what a run has made to the record."""
+    import jax
+
+    from jobs.shipped import model_folder, write_model
+    from jobs.workdir import Workdir
+
+    folder = RESULTS / name
+    folder.mkdir(exist_ok=True)
+    evaluation = max((workdir / "eval").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    step = json.loads(evaluation.read_text())["step"]
+    config = json.loads((workdir / "config.json").read_text())
+    record: dict[str, Any] = {
+        "step": step,
+        "images_seen": step * config["training"]["batch_size"],
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "devices": [device.device_kind for device in jax.devices()],
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "costs": tables.read_lines(workdir / "costs.jsonl"),
+    }
+    _write(folder / "record.json", record)
+    _write(folder / "config.json", config)
+    shutil.copy(evaluation, folder / "eval.json")
+    shutil.copy(workdir / "metrics.jsonl", folder / "curve.jsonl")
+    samples = max((workdir / "samples").rglob("*.png"), key=lambda path: path.stat().st_mtime)
+    shutil.copy(samples, folder / "samples.png")
+    if recipe.ships:
+        write_model(Workdir(workdir), model_folder(name))
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,106 @@
+"""The tables of docs/results.md, made from the files of the records."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent
+DOCUMENT = RESULTS.parent / "docs" / "results.md"
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Return the objects of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def names() -> list[str]:
+    """Return the results that are there."""
+    return sorted(path.parent.name for path in RESULTS.glob("*/record.json"))
+
+
+def read(name: str, file: str) -> Any:
+    """Return the content of a record's file of JSON."""
+    return json.loads((RESULTS / name / f"{file}.json").read_text())
+
+
+def likelihoods() -> list[tuple[str, ...]]:
+    """Return the rows of bits/dim by the ODE."""
+    rows = [("result", "bits/dim", "images x draws", "network evaluations", "solver error")]
+    for name in names():
+        found = read(name, "eval").get("bits_per_dim")
+        if found is None:
+            continue
+        error = found.get("solver_error", {}).get("mean")
+        rows.append(
+            (
+                f"`{name}`",
+                f"{found['mean']:.3f} ± {found['over_images']:.3f}",
+                f"{found['images']:,} x {found['draws']}",
+                f"{found['nfe']:.0f}",
+                "" if error is None else f"{error:+.4f}",
+            )
+        )
+    return rows
+
+
+def samples() -> list[tuple[str, ...]]:
+    """Return the rows of Frechet distances."""
+    rows = [("result", "features", "samples to training images", "test images to training images")]
+    for name in names():
+        for features, found in read(name, "eval").get("frechet", {}).items():
+            distance = found["to_train"]
+            to_train = f"{distance['mean']:.3f} ± {distance['std']:.3f}"
+            rows.append((f"`{name}`", features, to_train, f"{found['train_to_test']:.3f}"))
+    return rows
+
+
+def costs() -> list[tuple[str, ...]]:
+    """Return the rows of what each result took."""
+    rows = [("result", "commit", "images seen", "training", "evaluation", "on")]
+    for name in names():
+        record = read(name, "record")
+        training, evaluation = (
+            [cost for cost in record["costs"] if cost["mode"] == mode] for mode in ("train", "eval")
+        )
+        rows.append(
+            (
+                f"`{name}`",
+                training[-1]["commit"],
+                f"{record['images_seen']:,}",
+                _time(training),
+                _time(evaluation),
+                record["machine"],
+            )
+        )
+    return rows
+
+
+def _time(costs: list[dict[str, Any]]) -> str:
+    wall, cpu = (sum(cost[f"{kind}_seconds"] for cost in costs) for kind in ("wall", "cpu"))
+    return f"{wall / 60:.1f} min, {cpu / 60:.1f} CPU min"
+
+
+# By the name in the document, between <!-- table: NAME --> and <!-- end -->.
+TABLES: dict[str, Callable[[], list[tuple[str, ...]]]] = {
+    "likelihoods": likelihoods,
+    "samples": samples,
+    "costs": costs,
+}
+
+
+def filled(document: str) -> str:
+    """Return the document with its tables written anew."""
+    for name, make in TABLES.items():
+        head, *rows = make()
+        lines = [head, ("---",) * len(head), *rows]
+        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        before, mark, rest = document.partition(f"<!-- table: {name} -->\n")
+        after = rest[rest.index("<!-- end -->") :]
+        document = f"{before}{mark}{text}\n{after}"
+    return document
+
+
+def write() -> None:
+    """Write the tables of docs/results.md anew."""
+    DOCUMENT.write_text(filled(DOCUMENT.read_text()))

@@ -1,0 +1,50 @@
+"""The records of results: their tables in the documentation, and the network that comes along."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from command_line import ROOT
+
+import scoresde as ss
+from jobs.shipped import SHIPPED, model_folder
+from numerics.arrays import expand_like
+from results import run, tables
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_records():
+    document = tables.DOCUMENT.read_text()
+    assert tables.filled(document) == document
+
+
+@pytest.mark.parametrize("name", tables.names())
+def test_a_record_says_how_it_was_made(name):
+    record = tables.read(name, "record")
+    assert {cost["mode"] for cost in record["costs"]} == set(run.RECIPES[name].modes)
+    for cost in record["costs"]:
+        assert cost["commit"]
+        assert run.RECIPES[name].config in cost["command"]
+    assert tables.read(name, "eval")["step"] == record["step"]
+    assert tables.read(name, "config")["training"]["steps"] == record["step"]
+    assert (ROOT / "results" / name / "samples.png").stat().st_size > 1000
+    assert tables.read_lines(ROOT / "results" / name / "curve.jsonl")
+
+
+def test_networks_that_come_along_are_there_and_small():
+    shipped = {name for name, recipe in run.RECIPES.items() if recipe.ships}
+    assert shipped == set(SHIPPED.values())
+    for name in shipped:
+        assert (model_folder(name) / "parameters.npz").stat().st_size < 5e6
+        json.loads((model_folder(name) / "config.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_digits_load_by_name_and_denoise_digits():
+    model = ss.load("digits")
+    x0 = np.asarray(model.from_data(model.experiment.data.splits.test[:64]))
+    eps = np.random.default_rng(0).standard_normal(x0.shape).astype(np.float32)
+    t, sde = np.full(len(x0), 0.3, np.float32), model.denoiser.sde
+    x_t = expand_like(sde.alpha(t), x0) * x0 + expand_like(sde.sigma(t), x0) * eps
+    found = jax.jit(model.denoiser.predict)(x_t, t).x0
+    assert np.mean((found - x0) ** 2) < np.mean((x0 - x0.mean(0)) ** 2) / 3
