@@ -165,7 +165,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
             data,
             model,
             init=lambda network, key: _init_network(network, data.shape, key),
-            functions=lambda network: _network_functions(network, False, Sharding(), parallel),
+            functions=lambda network: _network_functions(network, _output, Sharding(), parallel),
         ),
         perceptor=build_perceptor(reader, data),
     )

@@ -15,6 +15,7 @@ from experiment.experiment import (
     Experiment,
     VarianceHeadModel,
 )
+from experiment.few_steps import require_scores
 from experiment.options import TrainingOptions
 from experiment.perceptor import PerceptorModel
 from experiment.sampler import Sampler
@@ -130,8 +131,10 @@ def variance_head_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob
     """Return the job that trains a variance head for a trained denoiser, which stays as it is.
 
     Raises:
-        ConfigError: if its network does not suit the data, or its batches the devices.
+        ConfigError: if its network does not suit the data, or its batches the devices; for a model
+            of few steps, or of paths between two data sets.
     """
+    require_scores(experiment, "a variance head", "take a run with another objective")
     job = _part_job(experiment, "variance_head", experiment.variance_head)
     return replace(job, load_teacher=lambda: denoiser)
 
