@@ -121,6 +121,20 @@ def test_moments_give_the_uncertainty_of_each_prediction(x64):
         moments.uncertainty(sde, np.array([1.0, 0.05]))
 
 
+def test_uncertainty_gets_a_time_per_sample():
+    """As networks do, though samplers give one time for all."""
+    shapes = []
+
+    def uncertainty(sde, x, t, eps):
+        shapes.append(t.shape)
+        return x
+
+    denoiser = Denoiser(sde=VPSDE(), network=Partial(lambda x, t: x), uncertainty=uncertainty)
+    for t in (0.5, jnp.asarray(0.5), jnp.full(3, 0.5)):
+        denoiser.predict(jnp.zeros((3, 2)), t)
+    assert shapes == [(3,)] * 3
+
+
 def test_variance_without_an_uncertainty_is_refused():
     denoiser = Denoiser(sde=VPSDE(), network=Partial(lambda x, t: x))
     prediction = denoiser.predict(jnp.zeros((1, 2)), 0.5)
