@@ -54,7 +54,9 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: 
     if getattr(getattr(solve, "solver", None), "needs_energy", False):
         _check_energy(reader, task)
     needs = {guidance.needs, solve.uncertainty}
-    needs |= {"moments"} if chosen is AnalyticDPM else set()
+    needs |= (
+        solve.solver.needs if isinstance(solve, FixedSteps) and chosen is AnalyticDPM else set()
+    )
     return Sampler(
         name=reader.config["sampling"]["name"],
         options=options,

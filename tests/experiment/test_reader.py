@@ -30,6 +30,7 @@ from experiment.options import (
     RowOptions,
     SamplingOptions,
     TrainingOptions,
+    VarianceHeadOptions,
 )
 from experiment.perceptor import PerceptorOptions
 from experiment.prompts import PromptOptions
@@ -44,6 +45,7 @@ from models.dequantizer import CouplingDequantizer
 from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
 from objectives.times import TIMES
+from objectives.uncertainty import VarianceHeadLoss
 from objectives.weights import WEIGHTS
 from sde_lib import SDES
 from solvers import ADAPTIVE, SOLVERS
@@ -92,6 +94,7 @@ OWNERS = {
     "analytic_dpm": ([AnalyticDPMOptions], set()),
     "classifier": ([CrossEntropy, ClassifierOptions, *CLASSIFIERS.values()], {"name"}),
     "dequantizer": ([CouplingDequantizer, DequantizationBound, DequantizerOptions], set()),
+    "variance_head": ([VarianceHeadLoss, VarianceHeadOptions], set()),
     "eval": ([EvaluationOptions], set()),
     "parallel": ([Sharding], set()),
 }
