@@ -301,6 +301,7 @@ def moments(
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
     experiment.model.require_no_image("--mode=moments")
+    experiment.ends.require_noise("--mode=moments")
     workdir.require_writable()
     workdir.check(experiment.config, training=False)
     model_job(experiment).batches()  # missing data are an error now

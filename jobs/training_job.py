@@ -114,6 +114,7 @@ def classifier_job(experiment: Experiment) -> TrainingJob:
         ConfigError: if the classifier does not suit the process, the images or the devices.
     """
     experiment.model.require_fixed_process("a classifier")
+    experiment.ends.require_noise("a classifier of noisy data")
     return _part_job(experiment, "classifier", experiment.classifier)
 
 
@@ -123,6 +124,7 @@ def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
     Raises:
         ConfigError: if its batches do not suit the devices.
     """
+    experiment.ends.require_noise("a dequantizer")
     job = _part_job(experiment, "dequantizer", experiment.dequantizer, dequantization=CENTERS)
     return replace(job, load_teacher=lambda: denoiser)
 
