@@ -222,10 +222,10 @@ def sample(
     """Write images of a checkpoint into a folder of their protocol, `samples/STEP-SAMPLER-DIGEST`.
 
     It holds samples.npz (uint8, NHWC, or floats in the units of the data), samples.png (with a
-    task, the inputs beside their samples), protocol.json, and processes.png of points. An animation
-    shows the reverse process of the first samples with gif="true", and the predicted samples beside
-    it with gif="x0". With `png`, a folder holds each image as a file. `ema` chooses the average of
-    the parameters.
+    task, the inputs beside their samples) and protocol.json. Of points of the plane it holds
+    processes.png too, and of an energy of such points density.png. An animation shows the reverse
+    process of the first samples with gif="true", and the predicted samples beside it with gif="x0".
+    With `png`, a folder holds each image as a file. `ema` chooses the average of the parameters.
 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.

@@ -1,6 +1,7 @@
 r"""Schroedinger bridges between Gaussians, whose closed form is known, and minibatch OT.
 
-    python benchmarks/bridges.py            # tables of docs/bridges.md, in a few minutes
+    python benchmarks/bridges.py                       # Gaussians, in a few minutes
+    python benchmarks/bridges.py --reflow=runs/reflow  # rounds of reflow on points
 
 From N(-0.1, I) to N(0.1, diag(1/4 .. 9/4)) with a Brownian motion of diffusion g, the bridge
 couples coordinate i of both ends with the covariance
@@ -26,8 +27,15 @@ from jax.tree_util import Partial
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from configs import bridge_points
 from data.couplings import Independent, MinibatchOT, Reference
 from denoising import Denoiser
+from experiment.build import build
+from jobs.bridges import train_rounds
+from jobs.restore import load_checkpoint
+from jobs.translate import task_run
+from jobs.workdir import Workdir
+from metrics.sliced_wasserstein import sliced_wasserstein
 from numerics.transport import assignment, entropic_plan, squared_distances
 from objectives.ends import draw_noise
 from sampling import sample
@@ -35,10 +43,10 @@ from sde_lib import LinearPathSDE
 from solvers.bridge import BridgeSteps
 from time_grids import Schedule
 
-STEPS, ROWS, BATCH = 30, 4000, 250
+STEPS, ROWS, BATCH = 40, 4000, 250
 CASES = ((0.5, 5), (1.0, 1), (1.0, 5), (1.0, 20), (1.0, 50), (2.0, 5))  # g, dimension
 MEAN = 0.1
-SCHEDULE = Schedule(steps=STEPS, t_min=1e-3, final_step="denoise")
+SCHEDULE = Schedule(grid="quadratic", steps=STEPS, t_min=1e-3, final_step="denoise")
 
 
 class Problem:
@@ -187,11 +195,35 @@ def table_of_transport(seeds):
             print(f"| {batch} | {dims} | {cells(np.array(ratios))} |", flush=True)
 
 
+def table_of_reflow(folder, rounds, steps):
+    """Train rounds of reflow on points; print the cost of transport and the distance to moons."""
+    config = bridge_points.get_config("independent")
+    training = {"steps": steps, "checkpoint_every": steps, "sample_every": 0}
+    config.training.update(training)
+    train_rounds(build(config), Workdir(folder), rounds)
+    config.task.update({"name": "translate", "input": "test"})
+    print("\n| round | steps | transport cost | sliced Wasserstein distance to moons |")
+    for number in range(rounds):
+        for count in (1, 4, 50):
+            config.sampling.steps = count
+            experiment = build(config)
+            run = task_run(experiment, experiment.sampler.task, 2000)
+            found = run.run(load_checkpoint(experiment, Workdir(f"{folder}/round_{number}")))
+            cost = np.mean(np.sum((found.samples - found.arrays["input"]) ** 2, axis=1))
+            distance = sliced_wasserstein(found.samples, experiment.data.splits.test)
+            print(f"| {number} | {count} | {cost:.3f} | {distance:.4f} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=10, help="even, after the first")
+    parser.add_argument("--reflow", help="a folder: print the table of reflow alone")
+    parser.add_argument("--steps", type=int, default=1500, help="of each round of reflow")
     given = parser.parse_args()
+    if given.reflow:
+        table_of_reflow(given.reflow, 3, given.steps)
+        return
     table_of_bridges(given.seeds, given.rounds)
     table_of_transport(given.seeds)
 

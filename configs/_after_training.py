@@ -233,7 +233,7 @@ def add_fields(config: ConfigDict) -> None:
     evaluation.checkpoints = ()  # steps; empty for the latest
     # loss, bits_per_dim, continuous_bound, discrete_bound, rate_distortion; of samples: frechet,
     # kid, precision_recall, inception_score; of points and series nats_per_dim,
-    # sliced_wasserstein, mmd.
+    # sliced_wasserstein, mmd; of energies log_density.
     # By default loss, the likelihood in the unit of the data, and distances
     evaluation.metrics = placeholder(tuple)
     evaluation.batch_size = 128  # images, over all devices

@@ -11,7 +11,7 @@ python main.py --config=configs/bridge_points.py --mode=sample --num_samples=200
     bridge        a Brownian bridge, with pairs by entropic optimal transport within batches
     dsbm          the Schroedinger bridge, by --mode=train_bridge
 
-Each trains for about half a minute on two cores. docs/bridges.md has what they reach.
+Each trains for about a minute on two cores, dsbm per round. docs/bridges.md has what they reach.
 """
 
 from ml_collections import ConfigDict
@@ -52,9 +52,14 @@ def get_config(variant: str = "ot") -> ConfigDict:
     if variant in ("bridge", "dsbm"):
         config.sde.diffusion = 0.7
         config.denoiser.parameterization = "bridge"
+        # Near the data, the noise of a bridge is of the size of the moons' width.
+        config.denoiser.conditioning = "log_snr"
+        config.times.name = "logit_normal"
+        config.times.mean = -1.0
+        config.times.std = 1.5
         config.weight.name = "bridge"
         config.sampling.name = "bridge"
-        config.sampling.grid = "quadratic"  # at the end, steps of the size of the moons' width
+        config.sampling.grid = "quadratic"
     if variant == "bridge":
         config.coupling.name = "minibatch_ot"
 
@@ -64,10 +69,10 @@ def get_config(variant: str = "ot") -> ConfigDict:
     config.ema.rate = 0.995
 
     config.training.batch_size = 256
-    config.training.steps = 2000
+    config.training.steps = 3000
     config.training.steps_per_call = 50
-    config.training.checkpoint_every = 2000
-    config.training.sample_every = 2000
+    config.training.checkpoint_every = 3000
+    config.training.sample_every = 3000
     config.training.sample_count = 2000
     config.diagnostics.every = 0
     config.eval.metrics = ("frechet", "sliced_wasserstein", "mmd")

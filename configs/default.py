@@ -207,10 +207,14 @@ def get_config() -> ConfigDict:
     config.coupling = coupling = ConfigDict()
     coupling.name = "independent"  # minibatch_ot, paired, reference, simulated
     coupling.data = ""  # the data set of x1, as data.name; empty for noise
-    coupling.measurement = ""  # instead: x1 is x0 after super_resolve, colorize, deblur or inpaint
-    coupling.factor = placeholder(int)  # of the measurement, as in config.task
+    # instead: what a measurement leaves of x0, such as super_resolve; its fields as in config.task
+    coupling.measurement = ""
+    coupling.factor = placeholder(int)
     coupling.blur_std = placeholder(float)
     coupling.mask = placeholder(str)
+    coupling.fraction = placeholder(float)
+    coupling.acceleration = placeholder(float)
+    coupling.measurement_seed = placeholder(int)
     coupling.regularization = placeholder(float)  # minibatch_ot: over the mean squared distance
     coupling.run = placeholder(str)  # simulated: RUN or RUN:STEP that makes the pairs
     coupling.samples = placeholder(int)  # simulated: number of pairs

@@ -92,15 +92,15 @@ class MinibatchOT(Coupling):
 
     def ends(self, x0: Rows, x1: Rows, rng: np.random.Generator) -> Rows:
         """Return an end for each x0, drawn from the plan."""
-        flat = [x.reshape(len(x), -1) for x in (x0, x1)]
+        x, y = x0.reshape(len(x0), -1), x1.reshape(len(x1), -1)
         if self.regularization == 0:
-            return x1[assignment(*flat)]
+            return x1[assignment(x, y)]
         if self.regularization is None and self.diffusion:
             epsilon = 2 * self.diffusion**2
         else:
             share = _REGULARIZATION if self.regularization is None else self.regularization
-            epsilon = share * float(squared_distances(*flat).mean())
-        cumulative = entropic_plan(*flat, epsilon).cumsum(axis=1) * len(x0)
+            epsilon = share * float(squared_distances(x, y).mean())
+        cumulative = entropic_plan(x, y, epsilon).cumsum(axis=1) * len(x0)
         chosen = (cumulative < rng.random((len(x0), 1))).sum(axis=1)
         return x1[np.minimum(chosen, len(x1) - 1)]
 
@@ -148,14 +148,14 @@ class Simulated(Coupling):
 
     Args:
         run: RUN or RUN:STEP, the folder of that run.
-        samples: number of pairs.
+        samples: number of pairs; by default, as many as there are training rows of x1.
 
     Raises:
         ValueError: for no run or a number out of range.
     """
 
     run: str = ""
-    samples: int = 10_000
+    samples: int | None = None
 
     simulates: ClassVar[bool] = True
 

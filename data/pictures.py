@@ -129,7 +129,7 @@ def _split(names: str) -> list[str]:
 
 def _chosen(
     name: str, test_images: Callable[[], TestImages] | None
-) -> Float[np.ndarray, "count h w c"]:
+) -> Float[np.ndarray, "count ..."]:
     """Return the test images of a name such as test:0-7."""
     if test_images is None:
         raise ValueError(f"input={name!r} must be a measurement, not a test image; give a file")

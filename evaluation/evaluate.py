@@ -44,6 +44,7 @@ def extractors_of(experiment: Experiment, workdir: Workdir) -> tuple[Extractor, 
     """
     check_options(experiment.evaluation, experiment.data.kind)
     _check_scores(experiment)
+    _check_energy(experiment)
     needed = any(METRICS[name].of_samples for name in experiment.evaluation.metrics)
     return make_extractors(experiment, workdir) if needed else ()
 
@@ -71,11 +72,22 @@ def needs_of(experiment: Experiment) -> frozenset[str]:
 def _check_scores(experiment: Experiment) -> None:
     """Raise ConfigError for metrics of likelihoods, where the objective trains no scores."""
     names = experiment.evaluation.metrics
-    kept = tuple(name for name in names if METRICS[name].of_samples)
+    kept = tuple(n for n in names if METRICS[n].of_samples or METRICS[n].of_energy)
     if kept != names:
         what = f"config.eval.metrics={names!r}: {min(set(names) - set(kept))}"
         remedy = f"give config.eval.metrics={kept or ('frechet',)!r}"
         require_scores(experiment, what, remedy)
+
+
+def _check_energy(experiment: Experiment) -> None:
+    """Raise ConfigError for a metric of energies, where the network is no gradient of one."""
+    names = experiment.evaluation.metrics
+    wrong = [name for name in names if METRICS[name].of_energy]
+    if wrong and not experiment.model.options.energy:
+        raise ConfigError(
+            f"config.eval.metrics={names!r}: {wrong[0]} needs a network that is trained with "
+            "config.denoiser.energy=True; leave it out"
+        )
 
 
 def evaluate(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from errors import ConfigError
-from evaluation import chains, likelihoods, samples, table
+from evaluation import chains, energies, likelihoods, samples, table
 from evaluation.features import FEATURES, require_features_of
 from evaluation.report import Evaluation, Report
 from evaluation.samples import SampleSets
@@ -38,6 +38,7 @@ class Metric:
         dequantizes: whether it needs a density of the test images.
         of_chain: whether it needs what the discrete bound needs of a checkpoint.
         of_samples: whether it looks at samples, and not at the likelihood of test images.
+        of_energy: whether it needs a network that is the gradient of an energy, and no other score.
         min_samples: number of samples that it needs.
         min_images: number of training images that it needs.
         needs_probabilities: whether its features must come with class probabilities.
@@ -50,6 +51,7 @@ class Metric:
     dequantizes: bool = False
     of_chain: bool = False
     of_samples: bool = False
+    of_energy: bool = False
     min_samples: int = 0
     min_images: int = 0
     needs_probabilities: bool = False
@@ -74,6 +76,12 @@ METRICS: dict[str, Metric] = {
         rows=table.nats_rows,
         comparable=(*_TEST, "likelihood."),
         kinds=("points", "series"),
+    ),
+    "log_density": Metric(
+        compute=energies.log_density,
+        rows=table.log_density_rows,
+        comparable=(*_TEST, "likelihood.t_min"),
+        of_energy=True,
     ),
     "continuous_bound": Metric(
         compute=likelihoods.continuous_bound_likelihood,

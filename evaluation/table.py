@@ -52,6 +52,16 @@ def nats_rows(result: dict[str, Any]) -> Iterator[Row]:
     yield from rows
 
 
+def log_density_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of the log-density of an energy, with its constant where that is known."""
+    note = f"{_error(result['over_images'], result['rows'])} in nats, at t = {result['t']:g}"
+    yield "log-density, up to a constant", f"{result['mean']:.4f}", note
+    if result["log_z"] is not None:
+        yield "  log Z", f"{result['log_z']:.4f}", "its constant, integrated over the plane"
+        mean = f"mean over the test {result['rows']}"
+        yield "log-likelihood in nats", f"{result['nats']:.4f}", mean
+
+
 def continuous_bound_rows(result: dict[str, Any]) -> Iterator[Row]:
     """Yield the row of the bound in continuous time."""
     yield _bound_row("continuous", result, ("prior", "diffusion", "decoder", "dequantization"))

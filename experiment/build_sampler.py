@@ -241,7 +241,7 @@ def _check_task(reader: Reader, task: Task, solve: FixedSteps | Adaptive) -> Non
         if adaptive:
             raise ConfigError(f"config.task.name='sdedit' needs fixed steps, but {fixed}")
         return
-    if task.upsamples or (task.translates and not task.encodes):
+    if task.upsamples or task.translates:  # experiment.check_ends has what concerns the latter
         return
     problem = task.inverse_problem
     if problem is None:

@@ -35,7 +35,7 @@ def build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
         what = f"config.loss.name={reader.config['loss']['name']!r}, a bound on gray levels,"
         data.kind.require_images(what, "choose denoising")
     parts = {"times": times, "weight": weight, "sde": sde, "pixel_levels": data.pixel_levels}
-    parts |= {"total_steps": reader.config["training"]["steps"], "shape": data.shape}
+    parts |= {"total_steps": reader.config["training"]["steps"], "row_shape": data.shape}
     return reader.build_named("loss", LOSSES, fixed=parts)
 
 

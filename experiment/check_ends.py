@@ -16,11 +16,6 @@ def check_ends(experiment: Experiment) -> None:
             f"none; give {FIELD}=NAME to a run that was trained with it, or choose another task"
         )
     if ends.plain:
-        if sampler.name == "bridge":
-            raise ConfigError(
-                "config.sampling.name='bridge' is for coupled ends, and config.coupling has none; "
-                "choose another, such as ddim"
-            )
         return
     _check_training(experiment)
     _check_sampling(ends, sampler)
@@ -36,6 +31,11 @@ def check_ends(experiment: Experiment) -> None:
             "config.task.direction='from_data' needs a network of that direction, and with "
             f"config.sde.diffusion={ends.diffusion:g} a network has one; sample a run in which "
             f"config.data.name and {FIELD} have changed places (docs/bridges.md)"
+        )
+    if task.encodes and not sampler.solve.inverts:
+        raise ConfigError(
+            f"config.task.direction='from_data' inverts the flow, which config.sampling.name="
+            f"{sampler.name!r} cannot do; choose ode, or ddim with eta=0"
         )
 
 

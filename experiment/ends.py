@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -24,7 +25,7 @@ from data.couplings import (
     PairBatches,
     seed_of_other,
 )
-from errors import ConfigError
+from errors import ConfigError, require_choice
 from experiment.data import Batches, Data
 from experiment.reader import Reader, config_errors
 from experiment.tasks import TASKS, Measurement
@@ -87,6 +88,12 @@ class Ends:
         """The data set whose test rows are ends, perhaps after the operator; None for noise."""
         return self.data if self.operator is not None else self.other
 
+    @property
+    def sets(self) -> tuple[str, str]:
+        """The names of the data sets of x0 and of x1; "" for ends that are in no set."""
+        other = "" if self.other is None else self.other.options.name
+        return self.data.options.name, other
+
     def training_batches(
         self, batch_size: int, seed: int, *, labels: bool, pairs: Any = None
     ) -> Batches:
@@ -128,6 +135,7 @@ class Ends:
     def degraded(self, x0: Float[Any, "batch ..."]) -> Array:
         """Return A^+ A x0, what a measurement leaves of images."""
         assert self.operator is not None
+        x0 = jnp.asarray(x0)
         return self.operator.pseudo_inverse(self.operator(x0))
 
     def check_rows(self) -> None:
@@ -145,7 +153,9 @@ class Ends:
         self.check_rows()
         return len(getattr(self.data.splits, split)), len(getattr(self.other.splits, split))
 
-    def starts(self, indices: Sequence[int], seed: int) -> Float[Array, "batch ..."] | None:
+    def starts(
+        self, indices: Sequence[int] | np.ndarray, seed: int
+    ) -> Float[Array, "batch ..."] | None:
         """Return random test rows as the ends where samples start; None for noise.
 
         That of sample k depends on the seed and k alone.
@@ -186,7 +196,8 @@ def build_ends(reader: Reader, sde: SDE, data: Data) -> Ends:
     classes: tuple[type, ...] = (EndOptions, kind)
     if measurement:
         with config_errors("coupling"):
-            classes = (*classes, _measurement(measurement))
+            require_choice("measurement", measurement, measurements())
+        classes = (*classes, measurements()[measurement])
     options, coupling, *measured = reader.build_all(
         "coupling", classes, ignore={"name"}, fixed={"diffusion": sde.diffusion}
     )
@@ -216,17 +227,10 @@ def build_ends(reader: Reader, sde: SDE, data: Data) -> Ends:
     )
 
 
-def _measurement(name: str) -> type[Measurement]:
-    able = {
-        task: classes[-1]
-        for task, classes in TASKS.items()
-        if classes and issubclass(classes[-1], Measurement)
-    }
-    if name not in able:
-        raise ValueError(
-            f"measurement={name!r} is unknown; choose one of: {', '.join(sorted(able))}"
-        )
-    return able[name]
+def measurements() -> dict[str, type[Measurement]]:
+    """Return the measurements of TASKS by name."""
+    last = {name: classes[-1] for name, classes in TASKS.items() if classes}
+    return {name: each for name, each in last.items() if issubclass(each, Measurement)}
 
 
 def _other_data(name: str, data: Data) -> Data:

@@ -84,6 +84,32 @@ def process_picture(
     return _to_array(canvas)
 
 
+def density_picture(
+    data: Points,
+    samples: Points,
+    density: Float[np.ndarray, "side side"],
+    corners: Float[np.ndarray, "2 2"],
+    t: float,
+) -> Picture:
+    """Return three panels with the same axes: data, samples, and the density at time t.
+
+    `corners` are the lowest and the highest place of the rectangle that the density covers, by row
+    and column.
+    """
+    figure, canvas = _figure(3, 1, side=_SIDE)
+    limits = [_limits(np.concatenate([data, samples])[:, axis]) for axis in (0, 1)]
+    axes = [figure.add_subplot(1, 3, column + 1) for column in range(3)]
+    for each, name, points in zip(axes, ("data", "samples"), (data, samples), strict=False):
+        _scatter(each, points, limits, size=min(12.0, max(1.5, 4000 / len(points))))
+        each.set_title(name, fontsize=9, color=_TEXT)
+    (left, bottom), (right, top) = corners.tolist()
+    extent = (left, right, bottom, top)
+    axes[2].imshow(density, origin="lower", extent=extent, aspect="auto", cmap="Blues")
+    _bare(axes[2], limits)
+    axes[2].set_title(f"learned density, t = {t:.2g}", fontsize=9, color=_TEXT)
+    return _to_array(canvas)
+
+
 def translation_picture(inputs: Points, samples: Points) -> Picture:
     """Return points of the plane, lines to their translations, and the translations."""
     figure, canvas = _figure(3, 1, side=_SIDE)
@@ -105,8 +131,9 @@ def _figure(columns: int, rows: int, *, side: float) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(side * columns, side * rows), dpi=_DPI, facecolor="white")
-    figure.set_layout_engine("none")  # whatever layout the user's figures have
+    size = (side * columns, side * rows)
+    layout: Any = "none"  # whatever the user's figures have; a layout forbids subplots_adjust
+    figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout=layout)
     figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.93, wspace=0.06, hspace=0.2)
     return figure, FigureCanvasAgg(figure)
 

@@ -18,12 +18,12 @@ Round k is a run of its own in the folder round_k: it resumes, is sampled and is
 other. It starts with the parameters of the last round of its direction.
 """
 
-import copy
-from typing import Any
+from functools import partial
 
 from errors import ConfigError, require_in
 from experiment.build import build
 from experiment.experiment import Experiment
+from experiment.rounds import round_config
 from jobs.train import train
 from jobs.training_job import model_job
 from jobs.workdir import Workdir
@@ -42,47 +42,25 @@ def train_rounds(experiment: Experiment, workdir: Workdir, rounds: int) -> None:
         require_in("--rounds", rounds, "[1, inf)")
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    last = []
     for number in range(rounds):
-        config = round_config(experiment, workdir, number)
-        folder = _folder(workdir, number)
-        if max(Checkpoints(folder.checkpoints).steps(), default=0) >= experiment.training.steps:
-            print(f"round {number} of {rounds} is trained: {folder.path}")
-            continue
-        print(f"round {number} of {rounds}, {_direction(config)}: {folder.path}")
-        train(model_job(build(config)), folder)
-    for number in range(max(rounds - 2, 0), rounds):
-        config = round_config(experiment, workdir, number)
-        given = f"--config.data.name={config['data']['name']} --config.coupling.data="
-        given += config["coupling"]["data"]
-        print(
-            f"{_direction(config)}: --mode=sample --workdir={_folder(workdir, number).path} {given}"
+        of_round = build(round_config(experiment, partial(_path, workdir), number))
+        path, (data, other) = _path(workdir, number), of_round.ends.sets
+        folder = Workdir(path)
+        last.append(
+            f"{other} to {data}: --mode=sample --workdir={path} --config.data.name={data} "
+            f"--config.coupling.data={other}"
         )
+        if max(Checkpoints(folder.checkpoints).steps(), default=0) >= experiment.training.steps:
+            print(f"round {number} is trained: {path}")
+            continue
+        print(f"round {number}, {other} to {data}: {path}")
+        train(model_job(of_round), folder)
+    print("\n".join(last[-2:]))
 
 
-def round_config(experiment: Experiment, workdir: Workdir, number: int) -> dict[str, Any]:
-    """Return the configuration of a round."""
-    config = copy.deepcopy(experiment.config)
-    if number == 0:
-        return config
-    alternates = experiment.ends.diffusion > 0
-    data, coupling, training = config["data"], config["coupling"], config["training"]
-    if alternates and number % 2:
-        data["name"], coupling["data"] = coupling["data"], data["name"]
-    coupling["name"] = "simulated"
-    coupling["run"] = str(_folder(workdir, number - 1).path)
-    coupling["regularization"] = None
-    before = number - 2 if alternates else number - 1
-    if before >= 0:
-        training["init_from"] = str(_folder(workdir, before).path)
-    return config
-
-
-def _folder(workdir: Workdir, number: int) -> Workdir:
-    return Workdir(workdir.path / f"round_{number}")
-
-
-def _direction(config: dict[str, Any]) -> str:
-    return f"from {config['coupling']['data']} to {config['data']['name']}"
+def _path(workdir: Workdir, number: int) -> str:
+    return str(workdir.path / f"round_{number}")
 
 
 def _require_two_sets(experiment: Experiment) -> None:

@@ -47,13 +47,15 @@ def simulate_pairs(experiment: Experiment) -> Float32[np.ndarray, "n two ..."] |
     except (CheckpointError, WorkdirError) as error:
         raise ConfigError(f"{field}: {error}") from error
     print(f"the pairs are those of {workdir.path} at step {checkpoint.step}")
-    pairs = _simulated(teacher, checkpoint, coupling.samples, experiment.seed)
+    ends = teacher.ends.given or teacher.data
+    count = coupling.samples or len(ends.splits.train)
+    pairs = _simulated(teacher, checkpoint, count, experiment.seed)
     return pairs[:, ::-1] if swapped else pairs
 
 
 def _require_fitting(experiment: Experiment, teacher: Experiment, field: str) -> bool:
     """Return whether the data sets have changed places; raise ConfigError if they are others."""
-    ours, theirs = _sets(experiment), _sets(teacher)
+    ours, theirs = experiment.ends.sets, teacher.ends.sets
     if ours not in (theirs, theirs[::-1]):
         raise ConfigError(
             f"{field} has config.data.name={theirs[0]!r} and config.coupling.data={theirs[1]!r}, "
@@ -66,10 +68,6 @@ def _require_fitting(experiment: Experiment, teacher: Experiment, field: str) ->
             "config.data.std to both runs"
         )
     return ours != theirs
-
-
-def _sets(experiment: Experiment) -> tuple[str, str]:
-    return experiment.config["data"]["name"], experiment.config["coupling"]["data"]
 
 
 def _simulated(

@@ -27,6 +27,8 @@ def draw_processes(
 ) -> UInt8[np.ndarray, "h w 3"] | None:
     """Return the picture for points of the plane whose data are at hand, else None.
 
+    It is None for a sampler that stays at one noise level, too.
+
     Raises:
         SamplingError, IntegrationError: if a sample becomes NaN or infinite.
     """
@@ -38,6 +40,8 @@ def draw_processes(
     except ConfigError:  # the run was trained elsewhere
         return None
     drawn = sampler.draw(checkpoint, np.arange(min(_POINTS, 4 * len(rows))), frames=_TIMES)
+    if len(set(drawn.times)) == 1:
+        return None
     denoiser, times = checkpoint.denoiser, drawn.times[::-1]
     x0 = jnp.asarray(data.encode(rows))
     key = base_key(sampler.options.seed, "sampling")

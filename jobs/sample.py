@@ -4,8 +4,9 @@ Inputs are cycled: sample k is conditioned on input k modulo their number.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from files.writing import write_json, write_npz
 from guidance.base import guide
 from guidance.operators import LinearOperator
 from jobs.cache import batches_of
+from jobs.densities import draw_density
 from jobs.processes import draw_processes
 from models.blocks.resample import average_downsample
 from numerics.arrays import normal_like, sample_keys
@@ -55,26 +57,27 @@ class AllDrawn(NamedTuple):
 class TaskResult(NamedTuple):
     """Samples, arrays to save beside them, a figure, and a one-line summary.
 
-    In a row of the figure, the input comes first. Points of the plane have a picture of their
-    processes too.
+    In a row of the figure, the input comes first. Points of the plane have further pictures by
+    name: of their processes, and of the density of an energy.
     """
 
     samples: Shaped[np.ndarray, "count ..."]
     arrays: dict[str, np.ndarray]
     figure: UInt8[np.ndarray, "h w c"]
     summary: str
-    processes: UInt8[np.ndarray, "h w c"] | None = None
+    pictures: Mapping[str, UInt8[np.ndarray, "h w c"] | None] = MappingProxyType({})
 
     def write(self, folder: AnyPath, protocol: dict[str, Any]) -> None:
-        """Write samples.npz, samples.png, protocol.json, and processes.png if there is one.
+        """Write samples.npz, samples.png, protocol.json, and the further pictures.
 
         The samples are stored twice: as arr_0 too, the name that ADM's evaluator reads.
         """
         arrays = {"samples": self.samples, "arr_0": self.samples, **self.arrays}
         write_npz(folder / "samples.npz", arrays, compress=True)
         write_png(folder / "samples.png", self.figure)
-        if self.processes is not None:
-            write_png(folder / "processes.png", self.processes)
+        for name, picture in self.pictures.items():
+            if picture is not None:
+                write_png(folder / f"{name}.png", picture)
         write_json(folder / "protocol.json", protocol | {"result": self.summary})
 
 
@@ -104,8 +107,11 @@ def draw_plain(experiment: Experiment, checkpoint: Checkpoint, count: int) -> Ta
     """Draw samples without a task; raise as `draw_all`."""
     drawn = draw_all(experiment, checkpoint, count)
     (figure,) = experiment.data.pictures([drawn.samples])
-    processes = draw_processes(experiment, checkpoint)
-    return TaskResult(drawn.samples, drawn.arrays, figure, drawn.summary, processes)
+    pictures = {
+        "processes": draw_processes(experiment, checkpoint),
+        "density": draw_density(experiment, checkpoint, drawn.samples),
+    }
+    return TaskResult(drawn.samples, drawn.arrays, figure, drawn.summary, pictures)
 
 
 class TaskRun:

@@ -47,7 +47,8 @@ def entropic_plan(x: Vectors, y: Vectors, epsilon: float) -> Float[np.ndarray, "
 
     The rows sum to 1 / n, up to rounding.
     """
-    plan = np.asarray(_sinkhorn(jnp.asarray(x), jnp.asarray(y), epsilon), np.float64)
+    with jax.numpy_rank_promotion("allow"):  # inside ott-jax
+        plan = np.asarray(_sinkhorn(jnp.asarray(x), jnp.asarray(y), epsilon), np.float64)
     return plan / plan.sum(axis=1, keepdims=True) / len(plan)
 
 

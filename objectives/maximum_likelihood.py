@@ -6,8 +6,8 @@ p(x) = exp(f(x)) / Z. The gradient of its log-likelihood by the parameters needs
     d/dtheta E_data log p = E_data df/dtheta - E_p df/dtheta
 
 (Hinton 2002). The second mean is over samples of the model. They are the ends of Langevin chains
-that go on from one training step to the next, as the model changes little in a step (Tieleman 2008;
-Nijkamp et al. 2019, arXiv:1903.12370):
+that continue from one training step to the next, since the model changes little in a step (Tieleman
+2008; Nijkamp et al. 2019, arXiv:1903.12370):
 
     x  <-  x + h grad f(x) + sqrt(2 h) z,    h = step_size sigma(t)^2
 
@@ -57,7 +57,7 @@ class MaximumLikelihood(Objective):
     hovers around 0 and is no measure of success; the metric log_density is one.
 
     Args:
-        shape: of a row of the data.
+        row_shape: of a row of the data.
         t_min: the time whose density is learned, in (0, 1).
         chains: number of chains, at least the batch size.
         chain_steps: Langevin steps of a chain for each batch that takes it.
@@ -72,7 +72,7 @@ class MaximumLikelihood(Objective):
     needs_energy: ClassVar[bool] = True
     samplers: ClassVar[tuple[str, ...]] = ("langevin", "mala")
 
-    shape: tuple[int, ...]
+    row_shape: tuple[int, ...]
     t_min: float = 0.03
     chains: int = 4096
     chain_steps: int = 20
@@ -90,7 +90,7 @@ class MaximumLikelihood(Objective):
 
     def init_state(self) -> Chains:
         """Return chains of which none has started."""
-        return Chains(jnp.zeros((self.chains, *self.shape)), jnp.int32(0), jnp.int32(0))
+        return Chains(jnp.zeros((self.chains, *self.row_shape)), jnp.int32(0), jnp.int32(0))
 
     def draw(self, key: Key[Array, ""], model: Denoiser, x0: Batch, context: Context) -> Negatives:
         """Draw the noise of the data, and continue a chain of the model per row.
@@ -114,7 +114,8 @@ class MaximumLikelihood(Objective):
             return x + h * model.score(x, t) + jnp.sqrt(2 * h) * noise
 
         x = jax.lax.fori_loop(0, self.chain_steps, move, x)
-        return Negatives(jax.random.normal(eps_key, x0.shape, x0.dtype), x)
+        # The network may hold parameters where the first `stop_gradient` does not see them.
+        return Negatives(jax.random.normal(eps_key, x0.shape, x0.dtype), jax.lax.stop_gradient(x))
 
     def evaluate(
         self, key: Key[Array, ""], drawn: Negatives, model: Denoiser, x0: Batch, context: Context

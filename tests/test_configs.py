@@ -199,6 +199,8 @@ UNPUBLISHED = (
     "vp_digits",
     "consistency_digits",
     "vdm_digits",
+    "bridge_points",
+    "bridge_digits",
     "vp_swiss_roll",
     "vp_waves",
     "subvp_mnist",

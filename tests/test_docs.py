@@ -67,6 +67,9 @@ POINTS = {
     "likelihood.rtol": 0.1,
     "likelihood.atol": 0.1,
 }
+ROWS = tuple(
+    f"configs/{name}.py" for name in ("vp_swiss_roll", "vp_waves", "energy_moons", "bridge_points")
+)
 SAMPLING = {"steps": 4, "max_steps": 1000, "rtol": 0.1, "atol": 0.1}
 
 
@@ -175,7 +178,7 @@ def reduced(command, folder):
     if "workdir" not in given:
         name = "_".join(filter(None, [file.removeprefix("configs/").removesuffix(".py"), variant]))
         arguments.append(f"--workdir={folder}/runs/{name}")
-    of_points = file in ("configs/vp_swiss_roll.py", "configs/vp_waves.py")
+    of_points = file in ROWS
     fields = dict(POINTS if of_points else TINY)
     if "cifar10" in file:
         fields["data.name"] = folder / "cifar10.npz"

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ADDRESS = PROJECT["project"].get("urls", {}).get("Repository")
-OUTSIDE = {"benchmarks", "notebooks", "tests"}  # not installed
+OUTSIDE = {"benchmarks", "notebooks", "results", "tests"}  # not installed
 PLACEHOLDER = re.compile(r"(?i)\b(owner|user|your[-_ ]?(user)?name)/(repo|repository|project)\b")
 
 

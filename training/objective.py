@@ -71,7 +71,7 @@ class Objective(abc.ABC):
 
         Args:
             key: of the batch.
-            model: the network, such as a Denoiser; only its process and its `end` are used.
+            model: the network, such as a Denoiser; most objectives use its process and `end` alone.
             x0: the images (batch, ...); only their shape and type are used.
             context: step, state and teacher.
         """

@@ -65,11 +65,11 @@ def test_pairs_drawn_from_a_regularized_plan_cost_little_more():
 
 
 def test_with_brownian_bridges_the_plan_is_that_of_their_schroedinger_bridge():
-    """Of two points at each end it is known: the odds of staying are exp((C_1 - C_0) / g^2)."""
+    """Of two points at distance 1 it is known: the odds of staying are exp(1 / (2 g^2))."""
     pytest.importorskip("ott")
     x = np.repeat(np.float32([[0.0], [1.0]]), 200, axis=0)
     ends = MinibatchOT(diffusion=0.8).ends(x, x, np.random.default_rng(0))
-    odds = np.exp(1 / 0.8**2)
+    odds = np.exp(1 / (2 * 0.8**2))
     assert np.mean(ends == x) == pytest.approx(odds / (1 + odds), abs=0.06)
 
 

@@ -12,10 +12,12 @@ from bounds.continuous import ContinuousBoundOptions
 from bounds.dequantization import DequantizationBound
 from bounds.discrete import DiscreteBoundOptions
 from configs import default
+from data.couplings import COUPLINGS
 from errors import ConfigError
 from experiment.build import build
 from experiment.class_guidance import GuidanceOptions
 from experiment.configurations import load_configuration
+from experiment.ends import EndOptions, measurements
 from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
@@ -62,6 +64,7 @@ OWNERS = {
     "optim": ([*OPTIMIZERS.values(), *SCHEDULES.values()], {"name", "schedule"}),
     "ema": ([MovingAverage, HalfLifeAverage, MoreAverages], set()),
     "data": ([DataOptions, RowOptions], {"name"}),
+    "coupling": ([EndOptions, *COUPLINGS.values(), *measurements().values()], {"name"}),
     "augmentation": ([Augmentation], set()),
     "training": ([TrainingOptions], set()),
     "diagnostics": ([DiagnosticsOptions], set()),
@@ -93,12 +96,13 @@ OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS
 
 # Fields that no user chooses: Linen's own, and those that data, checkpoint or task decide.
 NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments", "sde", "pixel_levels"}
-NOT_CHOSEN |= {"total_steps", "interior"}
+NOT_CHOSEN |= {"total_steps", "interior", "row_shape"}
 UNSET = {("guidance", "scale"), ("data", "memory_gb")}  # the machine decides the latter
 ELSEWHERE = {
     "loss": {"times", "weight"},
     "weight": {"sigma_data"},
     "ema": {"batch_size"},
+    "coupling": {"diffusion"},
     "sampling": {"start"},
     "discrete_bound": {"final_step", "start"},
 }

@@ -1,5 +1,6 @@
 """Pictures of points and series: one per frame, the same axes in all, marks where points are."""
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -47,3 +48,12 @@ def test_processes_are_three_rows():
     low, high = places.min(axis=0), places.max(axis=0)
     assert (low < np.quantile(points, 0.01, axis=0)).all()
     assert (high > np.quantile(points, 0.99, axis=0)).all()
+
+
+def test_layout_of_the_users_figures_changes_nothing(recwarn):
+    points = np.random.default_rng(0).normal(size=(60, 2))
+    (plain,) = point_pictures([points])
+    with matplotlib.rc_context({"figure.constrained_layout.use": True}):
+        (picture,) = point_pictures([points])
+    assert not recwarn.list
+    np.testing.assert_array_equal(picture, plain)

@@ -7,7 +7,8 @@ import pytest
 from configs import bridge_points
 from errors import ConfigError
 from experiment.build import build
-from jobs.bridges import round_config, train_rounds
+from experiment.rounds import round_config
+from jobs.bridges import train_rounds
 from jobs.pairs import simulate_pairs
 from jobs.restore import load_checkpoint
 from jobs.train import train
@@ -26,8 +27,7 @@ TINY = {
     "training.steps_per_call": 1,
     "training.sample_every": 0,
     "sampling.steps": 3,
-    "eval.batch_size": 50,
-    "coupling.samples": 60,
+    "eval.batch_size": 48,
 }
 
 
@@ -49,19 +49,18 @@ def parameters(folder, step=None):
 
 
 def test_rounds_of_a_bridge_alternate_and_those_of_a_flow_do_not(tmp_path):
-    workdir = Workdir(tmp_path)
-    bridge, flow = built("dsbm"), built("independent")
-    names = [round_config(bridge, workdir, k)["data"]["name"] for k in range(4)]
+    bridge, flow, folder = built("dsbm"), built("independent"), "round_{}".format
+    names = [round_config(bridge, folder, k)["data"]["name"] for k in range(4)]
     assert names == ["points:moons", "points:eight_gaussians"] * 2
-    third = round_config(bridge, workdir, 3)
+    third = round_config(bridge, folder, 3)
     assert third["coupling"]["name"] == "simulated"
     assert third["coupling"]["run"].endswith("round_2")
     assert third["training"]["init_from"].endswith("round_1")
-    second = round_config(flow, workdir, 2)
+    second = round_config(flow, folder, 2)
     assert second["data"]["name"] == "points:moons"
     assert second["training"]["init_from"].endswith("round_1")
     with pytest.raises(ConfigError, match=r"give config\.coupling\.data=NAME"):
-        train_rounds(built("independent", {"coupling.data": ""}), workdir, 2)
+        train_rounds(built("independent", {"coupling.data": ""}), Workdir(tmp_path), 2)
 
 
 @pytest.mark.slow
@@ -69,8 +68,8 @@ def test_a_run_of_pairs_resumes_bit_for_bit_and_translates(tmp_path, capsys):
     first = built("dsbm")
     train_rounds(first, Workdir(tmp_path / "whole"), 2)
     train_rounds(first, Workdir(tmp_path / "whole"), 2)
-    assert "round 1 of 2 is trained" in capsys.readouterr().out
-    config = round_config(first, Workdir(tmp_path / "whole"), 1)
+    assert "round 1 is trained" in capsys.readouterr().out
+    config = round_config(first, lambda k: str(tmp_path / f"whole/round_{k}"), 1)
     for steps in (2, 4):
         config["training"]["steps"] = steps
         train(model_job(build(config)), Workdir(tmp_path / "stopped"))
@@ -79,9 +78,9 @@ def test_a_run_of_pairs_resumes_bit_for_bit_and_translates(tmp_path, capsys):
 
     swapped = build(Workdir(tmp_path / "whole/round_1").read_config())
     pairs = simulate_pairs(swapped)
-    assert pairs.shape == (60, 2, 2)
+    assert pairs.shape == (180, 2, 2)
     # Its data are the rows at which round 0 started.
-    np.testing.assert_allclose(pairs[:, 0], first.ends.other.splits.train[:60], rtol=1e-6)
+    np.testing.assert_allclose(pairs[:, 0], first.ends.other.splits.train, rtol=1e-6)
     config["coupling"]["data"] = "points:rings"
     wrong = build(config)
     with pytest.raises(ConfigError, match=r"and this run .* give the same two"):

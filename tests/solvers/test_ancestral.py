@@ -210,3 +210,23 @@ def test_learned_variance_needs_a_network_that_predicts_one():
         ValueError, match=r"variance='big' is unknown; choose one of: analytic, large"
     ):
         Ancestral(variance="big")
+
+
+def test_the_large_variance_is_the_sigma_hat_of_ddim(x64):
+    """DDIM's Section 5: the mean is that of eta = 1 (Eq. 12), and only the noise is larger."""
+    sde, t, s = VPSDE(), jnp.asarray(0.6), jnp.asarray(0.2)
+    denoiser = Denoiser(
+        sde=sde, network=lambda x, t: jnp.sin(3 * x), parameterization="eps", conditioning="t"
+    )
+    x = jnp.linspace(-2.0, 2.0, 6).reshape(3, 2)
+    after = Ancestral(variance="large").step(
+        sample_keys(KEY, jnp.arange(3)), denoiser, Step(x, x), t, s
+    )
+    a_t, a_s = (float(sde.alpha(time)) ** 2 for time in (t, s))
+    eps = np.sin(3 * np.asarray(x))
+    x0 = (np.asarray(x) - np.sqrt(1 - a_t) * eps) / np.sqrt(a_t)
+    one = np.sqrt((1 - a_s) / (1 - a_t)) * np.sqrt(1 - a_t / a_s)
+    mean = np.sqrt(a_s) * x0 + np.sqrt(1 - a_s - one**2) * eps
+    np.testing.assert_allclose(after.mean, mean, rtol=1e-10)
+    noise = normal_like(sample_keys(KEY, jnp.arange(3)), x)
+    np.testing.assert_allclose(after.x - after.mean, np.sqrt(1 - a_t / a_s) * noise, rtol=1e-10)

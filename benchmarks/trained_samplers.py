@@ -1,0 +1,102 @@
+"""What the tables of samplers on trained networks share: samples, their distance, and tables."""
+
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from runs import ROOT, Line, Results
+
+sys.path.insert(0, str(ROOT))
+
+import jax
+import numpy as np
+
+import scoresde as ss
+from evaluation.features import FEATURES
+from evaluation.references import reference_of_split
+from jobs.workdir import Workdir
+from metrics.frechet import Accumulator, Statistics, frechet_interval
+
+KEYS = ("run", "row", "column", "samples")
+
+
+class Run:
+    """A trained network, and the Frechet distance of its samples to the training images.
+
+    The distance is that of `--mode=eval`: the first features that the run's configuration names
+    (docs/evaluation.md), and all training images. The 95% interval is over sets of samples.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.model, self.count = ss.load(folder), count
+        self.name = type(self.model.denoiser.sde).__name__.removesuffix("SDE")
+        experiment, workdir = self.model.experiment, Workdir(folder)
+        self._extractor = FEATURES[experiment.evaluation.features[0]].make(experiment, workdir)
+        split = reference_of_split(experiment, "train", self._extractor, workdir.statistics)
+        self._reference: Statistics = split.statistics
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.count, *self.model.shape)
+
+    def distance(self, rows: np.ndarray) -> Line:
+        """Return the Frechet distance of images 0..255 and its interval."""
+        drawn = Accumulator(len(rows))
+        drawn.add(self._extractor(rows).features)
+        found = frechet_interval(drawn, self._reference)
+        return {"frechet": found.distance, "low": found.low, "high": found.high}
+
+    def floor(self, draws: int = 20) -> float:
+        """Return the mean distance of as many training images, drawn with replacement."""
+        data, rng = self.model.experiment.data, np.random.default_rng(0)
+        chosen = rng.integers(0, len(data.splits.train), (draws, self.count))
+        distances = [self.distance(data.as_samples(data.splits.train[row])) for row in chosen]
+        return float(np.mean([each["frechet"] for each in distances]))
+
+    def measure(self, solver: Any, schedule: ss.Schedule) -> Line:
+        """Draw the samples of one cell and return their distance; the noise is that of the run."""
+        start = time.process_time()
+        drawn = ss.sample(
+            jax.random.key(0), self.model.denoiser, self.shape, solver=solver, schedule=schedule
+        )
+        line = self.distance(self.model.to_data(np.asarray(drawn.x)))
+        return {**line, "nfe": drawn.nfe, "cpu_seconds": round(time.process_time() - start, 1)}
+
+
+def fill(results: Results, run: Run, cells: Iterable[tuple[str, str, Any, ss.Schedule]]) -> None:
+    """Measure the cells (row, column, solver, schedule) that the results do not have yet."""
+    for row, column, solver, schedule in cells:
+        key = {"run": run.name, "row": row, "column": column, "samples": run.count}
+        if not results.has(**key):
+            results.add({**key, **run.measure(solver, schedule)})
+
+
+def markdown(
+    results: Results, run: str, count: int, corner: str, rows: Iterable[str], columns: list[str]
+) -> str:
+    """Return the table of a run: distances with their 95% intervals, the best of a column bold."""
+    rows = list(rows)
+    found = {
+        (line["row"], line["column"]): line
+        for line in results.lines()
+        if line["run"] == run and line["samples"] == count
+    }
+    best = {}
+    for column in columns:
+        distances = [line["frechet"] for (_, other), line in found.items() if other == column]
+        best[column] = min(distances) if len(distances) > 1 else None
+    lines = [f"| {corner} | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [_cell(found.get((row, column)), best[column]) for column in columns]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(line: Line | None, best: float | None) -> str:
+    if line is None:
+        return ""
+    shown = f"{line['frechet']:.3f}"
+    shown = f"**{shown}**" if line["frechet"] == best else shown
+    return f"{shown} ({line['low']:.3f} to {line['high']:.3f})"
