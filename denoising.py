@@ -362,7 +362,6 @@ class Denoiser:
         found = parameterization.predict(x, *at[:2], output, *at[2:])
         if self.uncertainty is None:
             return found
-        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         return found._replace(uncertainty=self.uncertainty(self.sde, x, t, found.eps))
 
     def _at(self, x: Batch, t: Time | float) -> tuple[Any, ...]:
