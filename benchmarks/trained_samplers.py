@@ -83,10 +83,10 @@ def markdown(
         for line in results.lines()
         if line["run"] == run and line["samples"] == count
     }
-    best = {
-        column: min((line["frechet"] for (_, c), line in found.items() if c == column), default=0)
-        for column in columns
-    }
+    best = {}
+    for column in columns:
+        distances = [line["frechet"] for (_, other), line in found.items() if other == column]
+        best[column] = min(distances) if len(distances) > 1 else None
     lines = [f"| {corner} | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     for row in rows:
         cells = [_cell(found.get((row, column)), best[column]) for column in columns]
@@ -94,7 +94,7 @@ def markdown(
     return "\n".join(lines)
 
 
-def _cell(line: Line | None, best: float) -> str:
+def _cell(line: Line | None, best: float | None) -> str:
     if line is None:
         return ""
     shown = f"{line['frechet']:.3f}"
