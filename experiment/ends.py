@@ -25,6 +25,7 @@ from data.couplings import (
     PairBatches,
     seed_of_other,
 )
+from data.rows import kind_of
 from errors import ConfigError, require_choice
 from experiment.data import Batches, Data
 from experiment.reader import Reader, config_errors
@@ -247,6 +248,13 @@ def _other_data(name: str, data: Data) -> Data:
     Raises:
         ConfigError: if it has rows of another kind or shape.
     """
+    with config_errors("coupling"):
+        kind = kind_of(name)
+    if kind not in ("images", data.kind.name):  # a file that is missing counts as images
+        raise ConfigError(
+            f"{FIELD}={name!r} holds {kind}, but config.data.name={data.options.name!r} holds "
+            f"{data.kind.name}; give two data sets of one kind"
+        )
     given: dict[str, Any] = {"name": name}
     if not data.kind.quantized:
         scaler: Any = data.scaler
@@ -269,6 +277,8 @@ def _of_the_other(other: Data) -> Iterator[None]:
         yield
     except ValueError as error:  # a ConfigError is one
         text = str(error).replace("config.data.name", FIELD)
+        if FIELD not in text:
+            text = text.replace(f"name={other.options.name!r}", f"{FIELD}={other.options.name!r}")
         if FIELD not in text:
             text = f"{FIELD}={other.options.name!r}: {text}"
         raise ConfigError(text) from error

@@ -73,11 +73,9 @@ def test_sets_whose_rows_are_no_pairs_are_refused(tmp_path):
     [
         ({"coupling.name": "dummy"}, r"config\.coupling\.name='dummy' is unknown; choose one of: "),
         ({"coupling.data": "points:spiral"}, r"config\.coupling\.data='points:spiral' is unknown"),
-        (
-            {"coupling.data": "series:waves"},
-            r"coupling\.data='series:waves': kind='points'",
-        ),
-        ({"coupling.data": "digits"}, r"config\.coupling\.data='digits'.*is not points; give"),
+        ({"coupling.data": "series:waves"}, r"coupling\.data='series:waves' holds series, but"),
+        ({"coupling.data": "no.npy"}, r"^config\.coupling\.data='no\.npy': the file is missing"),
+        ({"coupling.data": "digits"}, r"^config\.coupling\.data='digits' is not points; give"),
         ({"coupling.measurement": "colorize"}, r"both say what x1 is; leave one out"),
         ({"coupling.data": "", "coupling.name": "paired"}, r"give config\.coupling\.data=FILE"),
         ({"coupling.name": "simulated"}, r"config\.coupling\.name='simulated'.*coupling\.run=RUN"),
@@ -102,6 +100,11 @@ def test_what_does_not_go_together_is_refused_in_one_line(fields, message):
     with pytest.raises(ConfigError, match=message) as error:
         built(kept | fields)
     assert "\n" not in str(error.value)
+
+
+def test_images_do_not_go_to_points():
+    with pytest.raises(ConfigError, match=r"'points:moons' holds points, but .* images; give"):
+        built(IMAGES | {"coupling.data": "points:moons"}, config=bridge_digits)
 
 
 def test_what_relies_on_noise_is_refused_of_other_ends(tmp_path):
