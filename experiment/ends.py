@@ -83,6 +83,14 @@ class Ends:
         """Whether ends are noise, independent of the data."""
         return self.given is None and self.name == "independent" and not self.diffusion
 
+    def require_noise(self, what: str) -> None:
+        """Raise ConfigError unless ends are independent noise, on which `what` relies."""
+        if not self.plain:
+            raise ConfigError(
+                f"{what} is for networks of data and noise, and config.coupling.name={self.name!r} "
+                f"with config.coupling.data={self.sets[1]!r} has other ends; take a run without"
+            )
+
     @property
     def given(self) -> Data | None:
         """The data set whose test rows are ends, perhaps after the operator; None for noise."""

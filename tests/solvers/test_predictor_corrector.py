@@ -316,7 +316,7 @@ def test_ddpm_along_all_timesteps_is_its_algorithm(variance):
     ("make", "message"),
     [
         (lambda: EulerMaruyama(churn=-1.0), r"churn=-1\.0 must be at least 0"),
-        (lambda: Ancestral(variance="no"), "variance='no' is unknown; choose one of: analytic, "),
+        (lambda: Ancestral(variance="no"), "variance='no' is unknown; choose one of: analytic, d"),
         (lambda: Langevin(snr=0.0), r"snr=0\.0 must be above 0"),
         (
             lambda: Langevin(norm_reduction="no"),
