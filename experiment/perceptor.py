@@ -26,7 +26,7 @@ class PerceptorOptions:
     Args:
         class_names: the words for each class, alternatives as "seven|7"; None for the names that
             the data have, or else the numbers from zero on.
-        captions: what is said of an image, with {} in the place of the word for its class.
+        captions: sentences about an image, with {} in the place of the word for its class.
         features: numbers of a token, a multiple of `heads`.
         depth: number of blocks of either tower.
         heads: attention heads of a block.
