@@ -348,6 +348,7 @@ class Denoiser:
 
     def _interpret_output(self, x: Batch, t: Time | float) -> Prediction:
         """Return the prediction that the network's output encodes."""
+        t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
         parameterization = self._parameterization
         at = self._at(x, t)
         output = self._evaluate(self.network, x, t, at)

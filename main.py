@@ -45,6 +45,7 @@ MODES = {
     "prepare": Mode("prepare", flags=("target", "skip_damaged")),
     "train_classifier": Mode("train_classifier"),
     "train_dequantizer": Mode("train_dequantizer"),
+    "train_variance": Mode("train_variance"),
     "train_perceptor": Mode("train_perceptor"),
     "train_bridge": Mode("train_bridge", flags=("rounds",)),
     "stats": Mode("stats", flags=("target",)),

@@ -41,7 +41,13 @@ from jobs.restore import (
 from jobs.sample import draw_plain
 from jobs.teacher import find_teacher
 from jobs.train import train as run_job
-from jobs.training_job import classifier_job, dequantizer_job, model_job, perceptor_job
+from jobs.training_job import (
+    classifier_job,
+    dequantizer_job,
+    model_job,
+    perceptor_job,
+    variance_head_job,
+)
 from jobs.translate import task_run
 from jobs.workdir import Workdir
 from training.hosts import agreed, require_same
@@ -115,6 +121,21 @@ def train_dequantizer(experiment: Experiment, workdir: Workdir) -> None:
     denoiser = load_checkpoint(experiment, workdir).denoiser
     if run_job(dequantizer_job(experiment, denoiser), workdir.dequantizer):
         print("next: --mode=eval with --config.data.dequantization=variational")
+
+
+def train_variance(experiment: Experiment, workdir: Workdir) -> None:
+    """Train the variance head of a run, for its latest checkpoint, to `config.variance_head.steps`.
+
+    Raises:
+        as `train`.
+    """
+    experiment.model.require_no_image("--mode=train_variance")
+    denoiser = load_checkpoint(experiment, workdir, needs=frozenset()).denoiser
+    if run_job(variance_head_job(experiment, denoiser), workdir.variance_head):
+        print(
+            "next: --config.sampling.name=analytic --config.sampling.variance=diagonal, or "
+            "--config.discrete_bound.variance=diagonal"
+        )
 
 
 def train_perceptor(experiment: Experiment, workdir: Workdir) -> None:
@@ -280,6 +301,7 @@ def moments(
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
     """
     experiment.model.require_no_image("--mode=moments")
+    experiment.ends.require_noise("--mode=moments")
     workdir.require_writable()
     workdir.check(experiment.config, training=False)
     model_job(experiment).batches()  # missing data are an error now

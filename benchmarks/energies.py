@@ -3,6 +3,7 @@
     python benchmarks/energies.py                  # trains three seeds of each; about 5 minutes
     python benchmarks/energies.py --seeds=0
     python benchmarks/energies.py --report         # the table alone
+    python benchmarks/energies.py --chains         # plain and Metropolis-adjusted Langevin
 
 The points are the two moons with the noise of t = 0.03, whose density is known: an integral over
 the arcs. The normalizing constants of the energies are integrals on a grid. Results are in
@@ -114,6 +115,38 @@ def arc(x, y):
     return np.where(y > 0, np.abs(np.hypot(x, y) - 1), ends)
 
 
+def chains(count=40_000, steps=60):
+    """Print the variance of chains over that of the Gaussian N(0, V), V = sigma^2, of an energy."""
+    import jax
+    import jax.numpy as jnp
+
+    from denoising import Denoiser
+    from sampling import sample
+    from sde_lib import VPSDE
+    from solvers.langevin import LangevinDynamics
+    from solvers.mala import MALA
+    from time_grids import Schedule
+
+    def energy(x, t):
+        return -jnp.sum(x**2, axis=1) / (2 * VPSDE().sigma(t) ** 2)
+
+    def network(x, t):
+        return -x / VPSDE().sigma(t)[:, None] ** 2
+
+    denoiser = Denoiser(
+        sde=VPSDE(), network=network, energy=energy, parameterization="score", conditioning="t"
+    )
+    schedule = Schedule(steps=steps, t_min=T, final_step="none")
+    variance = float(VPSDE().sigma(jnp.float32(T))) ** 2
+    for step_size in (0.2, 0.5, 1.0, 1.5):
+        for solver in (LangevinDynamics(step_size=step_size), MALA(step_size=step_size)):
+            key, shape = jax.random.key(0), (count, 1)
+            found = sample(key, denoiser, shape, solver=solver, schedule=schedule)
+            rate = "" if found.acceptance is None else f", accepted {found.acceptance.mean():.0%}"
+            ratio = np.var(np.asarray(found.x, float)) / variance
+            print(f"{type(solver).__name__:17} step_size {step_size}: {ratio:.3f}{rate}")
+
+
 def report():
     lines = RESULTS.lines()
     columns = {
@@ -141,7 +174,10 @@ def main():
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--report", action="store_true", help="print the table alone")
+    parser.add_argument("--chains", action="store_true", help="compare chains, train nothing")
     given = parser.parse_args()
+    if given.chains:
+        return chains()
     if not given.report:
         for seed in map(int, given.seeds.split(",")):
             for method in given.methods.split(","):

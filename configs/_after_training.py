@@ -36,7 +36,8 @@ def add_fields(config: ConfigDict) -> None:
     # exact transitions; or published, the tables and times of Song et al.'s code
     sampling.discretization = placeholder(str)
     sampling.churn = placeholder(float)  # euler_maruyama, sde: 1 is the reverse SDE, 0 the ODE
-    sampling.variance = placeholder(str)  # ancestral: small, large, learned, analytic
+    # ancestral: small, large, learned, analytic, diagonal; analytic: the last two
+    sampling.variance = placeholder(str)
     sampling.guidance_form = placeholder(str)  # ancestral: score, mean
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio
     sampling.corrector_steps = placeholder(int)  # correctors: Langevin steps at each time
@@ -148,7 +149,8 @@ def add_fields(config: ConfigDict) -> None:
 
     # The variational bound of a chain, or of any process on a grid; images are not dequantized.
     config.discrete_bound = discrete_bound = ConfigDict()
-    # small, large, learned; the optimal ones: analytic (after --mode=moments)
+    # small, large, learned; the optimal ones: analytic (after --mode=moments), diagonal (after
+    # --mode=train_variance)
     discrete_bound.variance = "small"
     discrete_bound.timestep_choice = "grid"  # grid, optimal (after --mode=moments)
     discrete_bound.decoder = "chain"  # variance of L_0: chain (as published), tweedie
@@ -228,6 +230,17 @@ def add_fields(config: ConfigDict) -> None:
     dequantizer.warmup = 50  # steps
     dequantizer.batch_size = 64
     dequantizer.steps = 1000
+
+    # --mode=train_variance: a network for variance=diagonal of samplers and of the discrete bound.
+    config.variance_head = head = ConfigDict()
+    # what it predicts: residual (NPR), the squared error of the predicted noise; squared_noise (SN)
+    head.target = "residual"
+    head.features = placeholder(int)  # width of its network; by default as the model's
+    head.t_min = 1e-5  # the smallest time in its training
+    head.lr = 1e-3
+    head.warmup = 50  # steps
+    head.batch_size = 64
+    head.steps = 1000
 
     config.eval = evaluation = ConfigDict()
     evaluation.checkpoints = ()  # steps; empty for the latest

@@ -52,9 +52,14 @@ def get_config(variant: str = "ot") -> ConfigDict:
     if variant in ("bridge", "dsbm"):
         config.sde.diffusion = 0.7
         config.denoiser.parameterization = "bridge"
+        # Near the data, the noise of a bridge is of the size of the moons' width.
+        config.denoiser.conditioning = "log_snr"
+        config.times.name = "logit_normal"
+        config.times.mean = -1.0
+        config.times.std = 1.5
         config.weight.name = "bridge"
         config.sampling.name = "bridge"
-        config.sampling.grid = "quadratic"  # at the end, steps of the size of the moons' width
+        config.sampling.grid = "quadratic"
     if variant == "bridge":
         config.coupling.name = "minibatch_ot"
 

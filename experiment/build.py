@@ -33,6 +33,7 @@ from experiment.build_training import (
     check_objective,
     part_trainer,
 )
+from experiment.build_variance_head import build_variance_head
 from experiment.check_ends import check_ends
 from experiment.class_guidance import Classes
 from experiment.data import Data
@@ -159,6 +160,13 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         analytic_dpm=reader.build("analytic_dpm", AnalyticDPMOptions),
         classifier=_build_classifier(reader, sde, data),
         dequantizer=build_dequantizer(reader, data, model.num_classes),
+        variance_head=build_variance_head(
+            reader,
+            data,
+            model,
+            init=lambda network, key: _init_network(network, data.shape, key),
+            functions=lambda network: _network_functions(network, _output, Sharding(), parallel),
+        ),
         perceptor=build_perceptor(reader, data),
     )
     check_few_steps(experiment)

@@ -54,7 +54,9 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: 
     if getattr(getattr(solve, "solver", None), "needs_energy", False):
         _check_energy(reader, task)
     needs = {guidance.needs, solve.uncertainty}
-    needs |= {"moments"} if chosen is AnalyticDPM else set()
+    needs |= (
+        solve.solver.needs if isinstance(solve, FixedSteps) and chosen is AnalyticDPM else set()
+    )
     return Sampler(
         name=reader.config["sampling"]["name"],
         options=options,
@@ -214,9 +216,9 @@ def _build_task(reader: Reader, data: Data) -> Task | None:
     name = reader.config["task"]["name"]
     what = f"config.task.name={name!r}"
     source, *inverse_problem, options = built
-    if not isinstance(options, Translate):
-        remedy = "leave it out, or guide by a loss in Python (docs/points.md)"
-        data.kind.require_images(what, remedy)
+    if isinstance(options, Translate):
+        return Task(name=name, input=source.input, options=options)
+    data.kind.require_images(what, "leave it out, or guide by a loss in Python (docs/points.md)")
     if not inverse_problem:
         return Task(name=name, input=source.input, options=options)
     with config_errors("task"):

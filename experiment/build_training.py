@@ -9,7 +9,12 @@ from jaxtyping import Array, Key
 from errors import ConfigError
 from experiment.data import Data
 from experiment.few_steps import require_used
-from experiment.options import ClassifierOptions, DequantizerOptions, TrainingOptions
+from experiment.options import (
+    ClassifierOptions,
+    DequantizerOptions,
+    TrainingOptions,
+    VarianceHeadOptions,
+)
 from experiment.perceptor import PerceptorOptions
 from experiment.reader import Reader, config_errors
 from losses import LOSSES, sees_noise_alone
@@ -35,7 +40,7 @@ def build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
         what = f"config.loss.name={reader.config['loss']['name']!r}, a bound on gray levels,"
         data.kind.require_images(what, "choose denoising")
     parts = {"times": times, "weight": weight, "sde": sde, "pixel_levels": data.pixel_levels}
-    parts |= {"total_steps": reader.config["training"]["steps"], "shape": data.shape}
+    parts |= {"total_steps": reader.config["training"]["steps"], "row_shape": data.shape}
     return reader.build_named("loss", LOSSES, fixed=parts)
 
 
@@ -117,7 +122,7 @@ def build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage,
 
 def part_trainer(
     section: str,
-    options: ClassifierOptions | DequantizerOptions | PerceptorOptions,
+    options: ClassifierOptions | DequantizerOptions | PerceptorOptions | VarianceHeadOptions,
     data: Data,
     *,
     init: Callable[[Key[Array, ""]], Any],

@@ -74,10 +74,10 @@ def _check_training(experiment: Experiment) -> None:
 
 def _check_sampling(ends: Ends, sampler: Sampler) -> None:
     """Raise ConfigError for a sampler that relies on ends being independent noise."""
-    if sampler.guidance.needs == "classifier":
+    if sampler.guidance.needs not in ("", "bad_model"):  # it adds a gradient to the score
         raise ConfigError(
-            "config.guidance.name='classifier' needs scores, which networks of coupled ends do "
-            "not have; set it to none"
+            f"config.guidance.name={sampler.guidance.name!r} needs scores, which networks of "
+            "coupled ends do not have; set it to none"
         )
     name = f"config.sampling.name={sampler.name!r}"
     if ends.diffusion:

@@ -25,6 +25,7 @@ from data.couplings import (
     PairBatches,
     seed_of_other,
 )
+from data.rows import kind_of
 from errors import ConfigError, require_choice
 from experiment.data import Batches, Data
 from experiment.reader import Reader, config_errors
@@ -82,6 +83,14 @@ class Ends:
     def plain(self) -> bool:
         """Whether ends are noise, independent of the data."""
         return self.given is None and self.name == "independent" and not self.diffusion
+
+    def require_noise(self, what: str) -> None:
+        """Raise ConfigError unless ends are independent noise, on which `what` relies."""
+        if not self.plain:
+            raise ConfigError(
+                f"{what} is for networks of data and noise, and config.coupling.name={self.name!r} "
+                f"with config.coupling.data={self.sets[1]!r} has other ends; take a run without"
+            )
 
     @property
     def given(self) -> Data | None:
@@ -239,6 +248,13 @@ def _other_data(name: str, data: Data) -> Data:
     Raises:
         ConfigError: if it has rows of another kind or shape.
     """
+    with config_errors("coupling"):
+        kind = kind_of(name)
+    if kind not in ("images", data.kind.name):  # a file that is missing counts as images
+        raise ConfigError(
+            f"{FIELD}={name!r} holds {kind}, but config.data.name={data.options.name!r} holds "
+            f"{data.kind.name}; give two data sets of one kind"
+        )
     given: dict[str, Any] = {"name": name}
     if not data.kind.quantized:
         scaler: Any = data.scaler
@@ -261,6 +277,8 @@ def _of_the_other(other: Data) -> Iterator[None]:
         yield
     except ValueError as error:  # a ConfigError is one
         text = str(error).replace("config.data.name", FIELD)
+        if FIELD not in text:
+            text = text.replace(f"name={other.options.name!r}", f"{FIELD}={other.options.name!r}")
         if FIELD not in text:
             text = f"{FIELD}={other.options.name!r}: {text}"
         raise ConfigError(text) from error

@@ -24,6 +24,7 @@ from experiment.options import (
     EvaluationOptions,
     LoggingOptions,
     TrainingOptions,
+    VarianceHeadOptions,
 )
 from experiment.perceptor import PerceptorModel
 from experiment.sampler import Checkpoint, Sampler
@@ -32,6 +33,7 @@ from likelihood import LikelihoodOptions
 from models import CLASSIFIERS
 from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
+from objectives.uncertainty import VarianceHead
 from objectives.variational import VARIANCES
 from sde_lib import SDE
 from solvers.analytic_dpm import optimal_times
@@ -171,6 +173,31 @@ class DequantizerModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VarianceHeadModel:
+    """The variance head of a run, trained after its model for optimal variances of steps.
+
+    Attributes:
+        network: the raw Flax module.
+        head: params -> VarianceHead.
+        trainer: makes its training states; the teacher of its steps is the frozen denoiser.
+        options: its width and how it is trained.
+    """
+
+    network: Any
+    head: Callable[..., VarianceHead]
+    trainer: Trainer
+    options: VarianceHeadOptions
+
+    def check(self, data: Data) -> None:
+        """Raise ConfigError unless it suits the data and the devices, once it is trained."""
+        try:
+            self.network.validate(*data.shape[-2:])
+            data.parallel.check_batch(self.options.batch_size, "batch_size")
+        except ValueError as error:
+            raise ConfigError(f"config.variance_head.{error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that `build` makes of a configuration.
 
@@ -203,6 +230,7 @@ class Experiment:
     analytic_dpm: AnalyticDPMOptions
     classifier: ClassifierModel
     dequantizer: DequantizerModel
+    variance_head: VarianceHeadModel
     perceptor: PerceptorModel
 
     @property

@@ -374,6 +374,31 @@ class ClassifierOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VarianceHeadOptions:
+    """The network of a variance head, and how it is trained.
+
+    Args:
+        features: width of its network, which is otherwise that of the model; None for the model's.
+        lr: learning rate after warm-up; it decays to 0 by a cosine.
+        warmup: steps.
+        batch_size: images, points or series per step, over all devices.
+        steps: number of steps.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    features: int | None = None
+    lr: float = 1e-3
+    warmup: int = 50
+    batch_size: int = 64
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        _require_all_in(self, "[1, inf)", "features", "steps")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DequantizerOptions:
     """How the dequantizer of a run is trained.
 

@@ -26,7 +26,7 @@ class PerceptorOptions:
     Args:
         class_names: the words for each class, alternatives as "seven|7"; None for the names that
             the data have, or else the numbers from zero on.
-        captions: what is said of an image, with {} in the place of the word for its class.
+        captions: sentences about an image, with {} in the place of the word for its class.
         features: numbers of a token, a multiple of `heads`.
         depth: number of blocks of either tower.
         heads: attention heads of a block.
@@ -60,7 +60,13 @@ class PerceptorOptions:
     steps: int = 1200
 
     def __post_init__(self) -> None:
-        if not self.captions or not all(_PLACE in text for text in self.captions):
+        names = self.class_names
+        if names is not None and not (names and all(isinstance(name, str) for name in names)):
+            raise ValueError(
+                f"class_names={names!r:.80} must be the words for each class, such as "
+                "('zero|0', 'one|1')"
+            )
+        if not self.captions or not all(_PLACE in str(text) for text in self.captions):
             raise ValueError(
                 f"captions={self.captions!r:.80} must each have {_PLACE} for the class, "
                 f"such as ('{_PLACE}', 'a {_PLACE}')"

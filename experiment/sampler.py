@@ -32,6 +32,7 @@ from guidance.base import guide
 from guidance.classifier import Classifier
 from numerics.arrays import Batch, sample_keys
 from numerics.clipping import Clipping
+from objectives.uncertainty import VarianceHead
 from sampling import Projection, Samples
 from solvers import ddim, ode
 from solvers.ddim import DDIM
@@ -47,19 +48,21 @@ class Checkpoint:
         step: training step.
         denoiser: the network with averaged parameters.
         average: the average's name, such as "length_0.08"; "" for the main one.
-        moments: second moments of the network, for config.sampling.name=analytic.
+        moments: second moments of the network, for variance=analytic and optimal times.
+        variance_head: predicts the uncertainty of the network, for variance=diagonal.
         classifier: noise-conditional classifier, for config.guidance.name=classifier.
         dequantizer: for bits/dim with config.data.dequantization=variational.
         bad_model: the network of config.guidance.run, for config.guidance.name=autoguidance.
         perceptor: with the prompts of config.guidance, for config.guidance.name=text.
-        digests: digests of `moments`, `classifier`, `bad_model` and `perceptor`, by name, for the
-            protocol of results.
+        digests: digests of `moments`, `variance_head`, `classifier`, `bad_model` and `perceptor`,
+            by name, for the protocol of results.
     """
 
     step: int
     denoiser: Denoiser
     average: str = ""
     moments: EpsMoments | None = None
+    variance_head: VarianceHead | None = None
     classifier: Classifier | None = None
     dequantizer: Dequantizer | None = None
     bad_model: BadModel | None = None
@@ -77,7 +80,7 @@ class Checkpoint:
         """Return the denoiser with an uncertainty, for the optimal variances of reverse steps.
 
         Args:
-            source: what gives it, "moments"; "" for none.
+            source: what gives it, "moments" or "variance_head"; "" for none.
             times: the times of the steps.
             limits: the ends of the interval of the data.
 
@@ -86,9 +89,12 @@ class Checkpoint:
         """
         if not source:
             return self.denoiser
-        assert self.moments is not None, "a checkpoint is loaded with what it needs"
-        radius = (limits[1] - limits[0]) / 2
-        found = self.moments.uncertainty(self.denoiser.sde, times, radius)
+        found: Any = self.variance_head
+        if source == "moments":
+            assert self.moments is not None, "a checkpoint is loaded with what it needs"
+            radius = (limits[1] - limits[0]) / 2
+            found = self.moments.uncertainty(self.denoiser.sde, times, radius)
+        assert found is not None, "a checkpoint is loaded with what it needs"
         return dataclasses.replace(self.denoiser, uncertainty=found)
 
 
@@ -241,7 +247,8 @@ class Sampler:
         task: what config.task asks for; None for plain samples.
         solve: runs the solver.
         evaluations: network evaluations per image; None for adaptive steps.
-        needs: what a checkpoint must come with: "moments", "classifier", "bad_model", "perceptor".
+        needs: what a checkpoint must come with: "moments", "variance_head", "classifier",
+            "bad_model", "perceptor".
         ends: where samples start.
     """
 

@@ -24,7 +24,7 @@ def snapshot(
         patterns: of the files that are wanted.
         packages: what to install for it, for messages.
         local: what to give where there is no network, for messages.
-        downloads: whether to download what is not there yet.
+        downloads: whether to download files that are missing.
 
     Raises:
         ValueError: if huggingface_hub is missing.

@@ -162,6 +162,7 @@ def _codec(
 ) -> ImageCodec:
     model = experiment.model
     model.require_no_image("compression")
+    experiment.ends.require_noise("compression")
     if model.num_classes:
         raise ConfigError(
             f"config.model.num_classes={model.num_classes}: images are compressed without classes; "

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from denoising import Denoiser
 from errors import ConfigError
@@ -60,7 +60,7 @@ def density_on_grid(
 
 
 def draw_density(
-    experiment: Experiment, checkpoint: Checkpoint, samples: Float[np.ndarray, "n 2"]
+    experiment: Experiment, checkpoint: Checkpoint, samples: Shaped[np.ndarray, "n ..."]
 ) -> UInt8[np.ndarray, "h w 3"] | None:
     """Return a picture of data, samples and density of an energy of points of the plane.
 

@@ -135,7 +135,8 @@ class Diagnostics:
         if objective.teacher:
             impossible |= {"loss"}
         if not self.experiment.ends.plain:
-            impossible |= set(DIAGNOSTICS) - {"frechet", "weights"}
+            kept = {"weights"} if self.experiment.ends.diffusion else {"frechet", "weights"}
+            impossible |= set(DIAGNOSTICS) - kept
         if self.experiment.trainer.image is not None:
             impossible |= {"frechet"}
         return tuple(n for n in self.experiment.diagnostics.metrics if n not in impossible)

@@ -33,7 +33,7 @@ def draw_processes(
         SamplingError, IntegrationError: if a sample becomes NaN or infinite.
     """
     data, sampler = experiment.data, experiment.sampler
-    if data.shape != (2,):
+    if data.shape != (2,) or not experiment.ends.plain:
         return None
     try:
         rows = data.splits.test[:_POINTS]

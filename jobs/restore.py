@@ -21,6 +21,7 @@ from jobs.averages import kept_averages
 from jobs.perceptor import load_perceptor
 from jobs.workdir import Workdir, run_and_step
 from numerics.arrays import digest
+from objectives.uncertainty import VarianceHead
 from objectives.variational import VARIANCES
 from solvers.moments import EpsMoments
 from training.checkpoints import Checkpoints, Restored
@@ -133,17 +134,20 @@ def load_checkpoint(
         needs: what it must come with, as of `Sampler.needs`; by default what the sampler needs.
 
     Raises:
-        ConfigError: if moments, a classifier, a bad model or a perceptor is needed and not there,
-            if the moments do not suit the sampler, or there is no such average.
+        ConfigError: if moments, a variance head, a classifier, a bad model or a perceptor is needed
+            and not there, if the moments do not suit the sampler, or there is no such average.
         WorkdirError, CheckpointError: as `restore_parameters`.
     """
     restored = restore_average(experiment, workdir, step, ema)
     needs = experiment.sampler.needs if needs is None else needs
-    moments, classifier, bad_model, digests = None, None, None, {}
+    moments, head, classifier, bad_model, digests = None, None, None, None, {}
     if "moments" in needs:
         name = checkpoint_name(restored.step, ema)
         moments = load_moments(experiment, workdir, name)
         digests["moments"] = sha256_of(workdir.moments / f"{name}.npz")[:16]
+    if "variance_head" in needs:
+        head = load_variance_head(experiment, workdir)
+        digests["variance_head"] = digest(experiment.parallel.fetch_tree(head.network.args))
     if "classifier" in needs:
         classifier = load_classifier(experiment, workdir, "config.guidance.name")
         digests["classifier"] = digest(classifier.network.args)
@@ -162,6 +166,7 @@ def load_checkpoint(
         denoiser=experiment.model.denoiser(restored.params),
         average=ema,
         moments=moments,
+        variance_head=head,
         classifier=classifier,
         bad_model=bad_model,
         perceptor=perceptor,
@@ -193,6 +198,25 @@ def _field_of(experiment: Experiment, need: str) -> str:
         return f"config.discrete_bound.{name}={bound[name]}"
     name = "variance" if experiment.sampler.solve.uncertainty == need else "name"
     return f"config.sampling.{name}={sampling[name]}"
+
+
+def load_variance_head(experiment: Experiment, workdir: Workdir) -> VarianceHead:
+    """Return the latest variance head of a run.
+
+    Raises:
+        ConfigError: if there is none yet.
+        WorkdirError: if it was trained for another configuration.
+    """
+    model, folder = experiment.variance_head, workdir.variance_head
+    folder.check(experiment.config, training=False)
+    template = model.trainer.abstract_parameters()
+    restored = Checkpoints(folder.checkpoints).restore(template, partial=True)
+    if restored is None:
+        raise ConfigError(
+            f"{_field_of(experiment, 'variance_head')}: there is no variance head in {folder.path} "
+            "yet; run --mode=train_variance first, or choose analytic"
+        )
+    return model.head(restored.state.ema_params)
 
 
 def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Classifier:

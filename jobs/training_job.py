@@ -9,7 +9,13 @@ from data.dequantization import CENTERS
 from denoising import Denoiser
 from experiment.data import Batches, Data
 from experiment.ends import Ends
-from experiment.experiment import ClassifierModel, DequantizerModel, Experiment
+from experiment.experiment import (
+    ClassifierModel,
+    DequantizerModel,
+    Experiment,
+    VarianceHeadModel,
+)
+from experiment.few_steps import require_scores
 from experiment.options import TrainingOptions
 from experiment.perceptor import PerceptorModel
 from experiment.sampler import Sampler
@@ -33,7 +39,7 @@ class TrainingJob:
         dequantization: how gray levels become numbers, by default config.data.dequantization.
         diagnostics: what is measured during training; None for nothing.
         wandb: a project of Weights & Biases; "" for none.
-        load_teacher: loads the frozen network of a distillation or of a dequantizer, else None.
+        load_teacher: loads the frozen network of a distillation or of a part, else None.
     """
 
     config: dict[str, Any]
@@ -108,6 +114,7 @@ def classifier_job(experiment: Experiment) -> TrainingJob:
         ConfigError: if the classifier does not suit the process, the images or the devices.
     """
     experiment.model.require_fixed_process("a classifier")
+    experiment.ends.require_noise("a classifier of noisy data")
     return _part_job(experiment, "classifier", experiment.classifier)
 
 
@@ -117,7 +124,20 @@ def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
     Raises:
         ConfigError: if its batches do not suit the devices.
     """
+    experiment.ends.require_noise("a dequantizer")
     job = _part_job(experiment, "dequantizer", experiment.dequantizer, dequantization=CENTERS)
+    return replace(job, load_teacher=lambda: denoiser)
+
+
+def variance_head_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
+    """Return the job that trains a variance head for a trained denoiser, which stays as it is.
+
+    Raises:
+        ConfigError: if its network does not suit the data, or its batches the devices; for a model
+            of few steps, or of paths between two data sets.
+    """
+    require_scores(experiment, "a variance head", "take a run with another objective")
+    job = _part_job(experiment, "variance_head", experiment.variance_head)
     return replace(job, load_teacher=lambda: denoiser)
 
 
@@ -133,7 +153,7 @@ def perceptor_job(experiment: Experiment) -> TrainingJob:
 def _part_job(
     experiment: Experiment,
     section: str,
-    model: ClassifierModel | DequantizerModel | PerceptorModel,
+    model: ClassifierModel | DequantizerModel | PerceptorModel | VarianceHeadModel,
     dequantization: str = "",
 ) -> TrainingJob:
     """Return the job that trains a network beside the score model."""

@@ -23,6 +23,7 @@ _MAY_CHANGE = (
     *("analytic_dpm.", "classifier.", "continuous_bound.", *_READING, "dequantizer.", "perceptor."),
     *("diagnostics.", "discrete_bound.", "ema.snapshot_every", "eval.", "guidance."),
     *("likelihood.", "logging.", "optim.", "parallel.", "sampling.", "task.", "training."),
+    "variance_head.",
 )
 # Except for these: where the run started, and what decides the state of its optimizer.
 _FIXED = ("training.init_from", "optim.name")
@@ -75,6 +76,11 @@ PARTS = {
         training=("batch_size", "lr", "steps", "t_min", "warmup"),
         ignored=(*_READING, "data.dequantization"),
     ),
+    "variance_head": Part(
+        describe=("variance_head.", "data.", "denoiser.", "model.", "sde."),
+        training=("batch_size", "lr", "steps", "t_min", "warmup"),
+        ignored=(*_READING, "data.dequantization"),
+    ),
     "perceptor": Part(
         describe=("perceptor.", "data."),
         training=("batch_size", "cutout_min", "lr", "noise", "steps", "warmup"),
@@ -122,6 +128,11 @@ class Workdir:
     def dequantizer(self) -> "Workdir":
         """The folder of the run's dequantizer."""
         return Workdir(self.path / "dequantizer", part="dequantizer")
+
+    @property
+    def variance_head(self) -> "Workdir":
+        """The folder of the run's variance head."""
+        return Workdir(self.path / "variance_head", part="variance_head")
 
     @property
     def perceptor(self) -> "Workdir":

@@ -7,9 +7,9 @@ the time of a small network's training step.
 
 import ctypes
 import os
-import resource
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 # Parameters of mallopt, and the variables of the environment by which a user sets them.
 _TRIM, _LARGE_BLOCKS, _HEAPS = -1, -4, -8
@@ -28,12 +28,13 @@ def share_heap() -> None:
 
 
 def keep_freed_memory(limit: int = 10**9) -> None:
-    """Keep large blocks as well from now on, as long as the process never exceeded `limit` bytes.
+    """Keep large blocks as well from now on, if the process takes at most `limit` bytes.
 
     Blocks of different sizes leave gaps, so a large process could grow to several times its size.
     """
     if mallopt := _mallopt():
-        small = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss <= limit
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        small = pages * os.sysconf("SC_PAGE_SIZE") <= limit
         mallopt(_LARGE_BLOCKS, 0 if small else _DEFAULT_LARGE_BLOCKS)
 
 

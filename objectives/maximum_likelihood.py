@@ -57,7 +57,7 @@ class MaximumLikelihood(Objective):
     hovers around 0 and is no measure of success; the metric log_density is one.
 
     Args:
-        shape: of a row of the data.
+        row_shape: of a row of the data.
         t_min: the time whose density is learned, in (0, 1).
         chains: number of chains, at least the batch size.
         chain_steps: Langevin steps of a chain for each batch that takes it.
@@ -72,7 +72,7 @@ class MaximumLikelihood(Objective):
     needs_energy: ClassVar[bool] = True
     samplers: ClassVar[tuple[str, ...]] = ("langevin", "mala")
 
-    shape: tuple[int, ...]
+    row_shape: tuple[int, ...]
     t_min: float = 0.03
     chains: int = 4096
     chain_steps: int = 20
@@ -90,7 +90,7 @@ class MaximumLikelihood(Objective):
 
     def init_state(self) -> Chains:
         """Return chains of which none has started."""
-        return Chains(jnp.zeros((self.chains, *self.shape)), jnp.int32(0), jnp.int32(0))
+        return Chains(jnp.zeros((self.chains, *self.row_shape)), jnp.int32(0), jnp.int32(0))
 
     def draw(self, key: Key[Array, ""], model: Denoiser, x0: Batch, context: Context) -> Negatives:
         """Draw the noise of the data, and continue a chain of the model per row.

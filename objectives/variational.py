@@ -12,7 +12,8 @@ delta = v log(sigma_t^2 / sigma_s^2), the divergence of q from p is
 
 The optimal delta is log(1 + (SNR_s / SNR_t - 1) u), with the uncertainty u = E[d^2 | x_t] of the
 predicted noise. Its mean at a time makes the variance "analytic" (Bao et al. 2022,
-arXiv:2201.06503, Theorem 1). See `objectives.uncertainty`.
+arXiv:2201.06503, Theorem 1), and its value for each x_t and pixel "diagonal" (Bao et al. 2022,
+arXiv:2206.07309). See `objectives.uncertainty`.
 
 The last term is -E log p(x0 | x_t). This p is a Gaussian around the predicted x0, integrated over
 the cell of each pixel's level. The cells of the lowest and the highest level are unbounded (Ho et
@@ -94,6 +95,7 @@ VARIANCES = {
         learned_fraction,
     ),
     "analytic": Variance(_optimal, needs="moments"),
+    "diagonal": Variance(_optimal, needs="variance_head"),
 }
 # Logarithms of the standard deviation of p(x0 | x_t) for v = 0 and v = 1, as functions of
 # log alpha and log sigma there, and of the last step's log(1 - SNR_t / SNR_s).

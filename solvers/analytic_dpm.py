@@ -25,19 +25,27 @@ The KL divergence of a chain with eta = 1 is, up to a constant for all paths, d 
 over its steps. Dynamic programming finds the path of K steps with the least sum. With v = 0 every
 path has an infinite KL divergence: eta = 0 has no optimal times of its own. Optimal times are those
 of eta = 1, whatever eta.
+
+With a variance head, 1 - Gamma_t is replaced by the uncertainty u of each x_t and pixel, as of
+`objectives.uncertainty` (Extended Analytic-DPM, Bao et al. 2022, arXiv:2206.07309).
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from denoising import Denoiser
 from errors import require_choice, require_in
+from numerics.arrays import Batch, normal_like
 from objectives.uncertainty import TIMESTEP_CHOICES
-from sampling import Plan
+from objectives.variational import VARIANCES, uncertainty_of
+from sampling import Keys, Plan, Project, Step
 from sde_lib import SDE
 from solvers.moments import EpsMoments
-from solvers.tables import Coefficients, coefficients_at, table_plan
+from solvers.tables import Coefficients, coefficients_at, combine, table_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,8 @@ class AnalyticDPM:
 
     Args:
         eta: variance of the chain, from 0 (DDIM) to 1 (DDPM); the optimal one is larger.
+        variance: "analytic" is the variance for the moments; "diagonal" that of each pixel, for the
+            denoiser's `uncertainty`.
         timestep_choice: "grid" takes the given times; "optimal" takes as many steps along
             `optimal_times`, which end with the last of the given times.
         clip_last_std: largest standard deviation of the noise of the last step, before
@@ -54,13 +64,15 @@ class AnalyticDPM:
             and 0.0098 (their Appendix on clipping).
         clip_x0_range: half the width of the interval of the data, 1 for [-1, 1]; None for data
             without bounds.
-        moments: moments of the network to sample from, which `plan` needs.
+        moments: moments of the network to sample from, for variance "analytic" and for optimal
+            times.
 
     Raises:
         ValueError: for an unknown name or a number out of range.
     """
 
     eta: float = 1.0
+    variance: str = "analytic"
     timestep_choice: str = "grid"
     clip_last_std: float | None = None
     clip_x0_range: float | None = None
@@ -68,17 +80,31 @@ class AnalyticDPM:
 
     def __post_init__(self) -> None:
         require_in("eta", self.eta, "[0, 1]")
+        require_choice("variance", self.variance, (n for n, row in VARIANCES.items() if row.needs))
         require_choice("timestep_choice", self.timestep_choice, TIMESTEP_CHOICES)
         require_in("clip_last_std", self.clip_last_std, "(0, inf)")
         require_in("clip_x0_range", self.clip_x0_range, "(0, inf)")
 
+    @property
+    def uncertainty(self) -> str:
+        """As of `solvers.predictor_corrector.Ancestral`."""
+        source = VARIANCES[self.variance].needs
+        return "" if source == "moments" else source
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a checkpoint must come with, as of `objectives.variational.Variance.needs`."""
+        optimal = {"moments"} if self.timestep_choice == "optimal" else set()
+        return frozenset({VARIANCES[self.variance].needs} | optimal)
+
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
-        if self.moments is None:
+        if self.moments is None and "moments" in self.needs:
             raise ValueError(
                 "name='analytic' needs the second moments of the network; run --mode=moments "
                 "first, or choose another solver"
             )
         if self.timestep_choice == "optimal":
+            assert self.moments is not None
             times = optimal_times(sde, self.moments, len(times) - 1, times[-1])
         coefficients = coefficients_at(sde, times)
         sigma, step = coefficients.sigma[1:], np.diff(coefficients.half_log_snr)
@@ -86,14 +112,56 @@ class AnalyticDPM:
         log_kept = np.log1p(self.eta**2 * np.expm1(-2 * step)) / 2  # of k / sigma_s
         of_eps = sigma * (np.expm1(log_kept) - np.expm1(step))
         before = Coefficients(*(values[:-1] for values in coefficients))
-        unknown = 1 - self.moments.at(sde, before)
-        if self.clip_x0_range is not None:
-            unknown = np.minimum(unknown, self.clip_x0_range**2 * np.exp(2 * before.half_log_snr))
-        noise = np.sqrt(least + of_eps**2 * unknown)
-        if self.clip_last_std is not None:
-            noise[-1] = min(noise[-1], self.clip_last_std)
         weights = np.stack([coefficients.alpha[1:] / coefficients.alpha[:-1], of_eps], axis=1)
+        radius = np.inf if self.clip_x0_range is None else self.clip_x0_range
+        bound = radius**2 * np.exp(2 * before.half_log_snr)
+        largest = np.full(len(weights), np.inf)
+        if self.clip_last_std is not None:
+            largest[-1] = self.clip_last_std
+        if self.uncertainty:
+            steps = DiagonalSteps(times[:-1], weights, least, bound, largest)
+            return Plan(DiagonalStep(), steps, times)
+        assert self.moments is not None
+        unknown = np.minimum(1 - self.moments.at(sde, before), bound)
+        noise = np.minimum(np.sqrt(least + of_eps**2 * unknown), largest)
         return table_plan(times, weights, prediction="eps", noise=noise)
+
+
+class DiagonalSteps(NamedTuple):
+    """Coefficients of steps whose noise depends on the prediction.
+
+    Attributes:
+        t: the times of evaluations.
+        weights: those of x and of the predicted eps.
+        least: variance of the noise, v of the module docstring.
+        bound: the largest uncertainty.
+        largest: the largest standard deviation of the noise.
+    """
+
+    t: Any
+    weights: Any
+    least: Any
+    bound: Any
+    largest: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagonalStep:
+    """The step function of variance "diagonal"."""
+
+    evaluations = 1
+
+    def start(self, x: Batch) -> Step:
+        return Step(x, x)
+
+    def step(
+        self, keys: Keys, denoiser: Denoiser, state: Step, step: DiagonalSteps, project: Project
+    ) -> Step:
+        prediction = denoiser.predict(state.x, step.t)
+        mean = combine(step.weights, state.x, prediction.eps)
+        unknown = jnp.minimum(uncertainty_of(prediction), step.bound)
+        std = jnp.sqrt(step.least + step.weights[1] ** 2 * unknown)
+        return Step(mean + jnp.minimum(std, step.largest) * normal_like(keys, mean), mean)
 
 
 def optimal_times(

@@ -28,8 +28,8 @@ from sampling import Keys, Plan, Project, Scalar, Step
 from sde_lib import SDE
 
 
-def require_blackjax() -> Any:
-    """Return the module of blackjax's kernel.
+def blackjax_kernel(field: str = "name") -> Any:
+    """Return the module of blackjax's kernel; `field` of config.sampling chooses MALA.
 
     Raises:
         ValueError: if blackjax is not installed.
@@ -38,8 +38,8 @@ def require_blackjax() -> Any:
         return importlib.import_module("blackjax.mcmc.mala")
     except ImportError as error:
         raise ValueError(
-            "MALA needs a package that is not installed; run: pip install blackjax, or choose "
-            "langevin"
+            f"{field}='mala' needs a package that is not installed; run: pip install blackjax, or "
+            "choose langevin"
         ) from error
 
 
@@ -81,7 +81,7 @@ class MALA:
 
     def __post_init__(self) -> None:
         require_in("step_size", self.step_size, "(0, inf)")
-        require_blackjax()
+        blackjax_kernel("name")
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         return Plan(self, np.full(len(times) - 1, times[-1]), np.full_like(times, times[-1]))
@@ -118,7 +118,7 @@ class MALACorrector:
     def __post_init__(self) -> None:
         require_in("snr", self.snr, "(0, inf)")
         require_in("corrector_steps", self.corrector_steps, "[1, inf)")
-        require_blackjax()
+        blackjax_kernel("corrector")
 
     @property
     def evaluations(self) -> int:
@@ -142,7 +142,7 @@ class MALACorrector:
 
 def _move(keys: Keys, denoiser: Denoiser, chain: Chain, t: Scalar, h: Scalar) -> Chain:
     """Take one step of blackjax's kernel; sample k draws its noise from `keys[k]` alone."""
-    mala = require_blackjax()
+    mala = blackjax_kernel()
     kernel = mala.build_kernel()
 
     def of_one(log_density: Callable[[Array], Array], key: Array, *state: Array) -> Any:

@@ -84,7 +84,10 @@ def lowered(program):
 
 
 # Sections on which no program depends, beside the names of data, and the fields that are numbers.
-_ELSEWHERE = {"analytic_dpm", "classifier", "dequantizer", "diagnostics", "eval", "logging", "seed"}
+_ELSEWHERE = {
+    *("analytic_dpm", "classifier", "dequantizer", "diagnostics", "eval", "logging", "seed"),
+    "variance_head",
+}
 
 
 def code_of(config):

@@ -199,6 +199,7 @@ UNPUBLISHED = (
     "vp_digits",
     "consistency_digits",
     "vdm_digits",
+    "energy_moons",
     "bridge_points",
     "bridge_digits",
     "vp_swiss_roll",

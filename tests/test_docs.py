@@ -38,6 +38,9 @@ TINY = {
     "classifier.steps": 2,
     "dequantizer.features": 4,
     "dequantizer.steps": 2,
+    "variance_head.features": 8,
+    "variance_head.steps": 2,
+    "analytic_dpm.num_images": 8,
     "perceptor.features": 8,
     "perceptor.depth": 1,
     "perceptor.steps": 2,
@@ -70,6 +73,8 @@ POINTS = {
 ROWS = tuple(
     f"configs/{name}.py" for name in ("vp_swiss_roll", "vp_waves", "energy_moons", "bridge_points")
 )
+# The commands that the code of a page needs, besides those of `trained`.
+CODE_NEEDS = {"text": "python main.py --config=configs/vp_digits.py --mode=train_perceptor"}
 SAMPLING = {"steps": 4, "max_steps": 1000, "rtol": 0.1, "atol": 0.1}
 
 
@@ -223,6 +228,8 @@ def test_commands_run(page, trained):
 @pytest.mark.slow
 @pages_with(lambda page: blocks(page, "python"))
 def test_code_runs(page, trained, monkeypatch):
+    if needed := CODE_NEEDS.get(page.stem):
+        succeeds(needed, trained)
     monkeypatch.chdir(trained)
     for module, name in TABLES:
         monkeypatch.setattr(module, name, dict(getattr(module, name)))

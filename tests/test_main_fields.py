@@ -38,7 +38,7 @@ CHOICES = [
     ("likelihood.ode_variable", "time", "angle, log_snr, sqrt_angle, t"),
     ("likelihood.step_size_control", "global", "batch, per_sample"),
     ("continuous_bound.importance", "t", "log_snr, uniform"),
-    ("discrete_bound.variance", "big", "analytic, large, learned, small"),
+    ("discrete_bound.variance", "big", "analytic, diagonal, large, learned, small"),
     ("classifier.name", "resnet", "adm_classifier, mlp_classifier, wide_resnet"),
     ("eval.metrics", "('fid',)", "loss.*bits_per_dim.*frechet"),
     ("eval.metrics", "()", "loss.*bits_per_dim.*frechet"),

@@ -18,6 +18,7 @@ from data import readers
 from data.couplings import COUPLINGS, Coupling
 from data.dequantization import DEQUANTIZATIONS, Dequantization, Noise
 from data.readers import Item, Split
+from denoising import Prediction
 from errors import ConfigError
 from evaluation.compare import compare
 from evaluation.evaluate import evaluate, extractors_of
@@ -36,6 +37,8 @@ from losses import LOSSES, ScoreMatching
 from metrics.features import Extracted, Extractor
 from models import NETWORKS
 from numerics.arrays import pytree
+from objectives.uncertainty import TARGETS
+from objectives.variational import VARIANCES, Variance, step_divergence
 from sde_lib import SDES, VPSDE
 from solvers import ADAPTIVE, SOLVERS
 from solvers.ddim import DDIM
@@ -400,3 +403,21 @@ def test_dequantization(monkeypatch):
     position = np.asarray(data.scaler.inverse(x)) * 17 - levels
     assert 0 <= position.min() < 0.02
     assert 0.48 < position.max() < 0.5 + 1e-5
+
+
+def test_variance_and_target(monkeypatch):
+    """A variance of reverse steps serves sampler and bound; a target serves the variance head."""
+    row = Variance(lambda prediction, growth, log_range: 0.5 * log_range)
+    monkeypatch.setitem(VARIANCES, "dummy", row)
+    monkeypatch.setitem(TARGETS, "dummy", TARGETS["residual"])
+    experiment = built(
+        sampling={"predictor": "ancestral", "variance": "dummy"},
+        discrete_bound={"variance": "dummy"},
+        variance_head={"target": "dummy"},
+    )
+    assert experiment.variance_head.trainer.loss.target == "dummy"
+    options = experiment.discrete_bound.options
+    prediction = Prediction(jnp.zeros(3), jnp.zeros(3))
+    term = step_divergence(prediction, jnp.zeros(3), jnp.ones(()), jnp.ones(()), options.variance)
+    np.testing.assert_allclose(term, 0.5 * (0.5 + np.expm1(-0.5)), rtol=1e-6)
+    assert experiment.sampler.solve.solver.predictor.variance == "dummy"

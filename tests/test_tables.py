@@ -27,6 +27,8 @@ from losses import LOSSES
 from main import MODES
 from models import CLASSIFIERS, NETWORKS
 from objectives.times import TIMES
+from objectives.uncertainty import TARGETS
+from objectives.variational import VARIANCES
 from objectives.weights import WEIGHTS
 from sde_lib import SDES
 from solvers import ADAPTIVE, SOLVERS
@@ -113,6 +115,8 @@ TABLES = {
     "SCHEDULES": ("training.schedules", SCHEDULES),
     "TIMES": ("objectives.times", TIMES),
     "WEIGHTS": ("objectives.weights", WEIGHTS),
+    "TARGETS": ("objectives.uncertainty", TARGETS),
+    "VARIANCES": ("objectives.variational", VARIANCES),
     "DEQUANTIZATIONS": ("data.dequantization", DEQUANTIZATIONS),
 }
 TABLES = {table: (module, set(rows)) for table, (module, rows) in TABLES.items()}

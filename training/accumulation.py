@@ -52,7 +52,8 @@ def accumulated_gradient(
         rows = partial(parallel.part, index=index, parts=parts)
         model = network(params, index, jax.tree.map(rows, conditions))
         # Inside the derivative, since a learned process may be part of what is drawn.
-        drawn = jax.tree.map(rows, loss.draw(key, model, batch, context))
+        whole = network(params, index, conditions)
+        drawn = jax.tree.map(rows, loss.draw(key, whole, batch, context))
         further = jax.random.fold_in(key, index)
         losses = loss.evaluate(further, drawn, model, rows(batch), context)
         return jnp.mean(loss.weighted(drawn, losses, model, context).values), losses

@@ -333,7 +333,7 @@ def test_invalid_arguments_are_named(change, message):
     [
         (
             lambda: DiscreteBoundOptions(variance="no"),
-            "variance='no' is unknown; choose one of: analytic, large, learned, small",
+            "variance='no' is unknown; choose one of: analytic, diagonal, large, learned, small",
         ),
         (
             lambda: DiscreteBoundOptions(decoder="no"),

@@ -166,7 +166,7 @@ def test_a_reader_is_one_row(monkeypatch):
     assert set(data.train_labels) == {7}
     assert prepare("stripes") == "config.data.name='stripes' needs no preparation"
     with pytest.raises(
-        ValueError, match=r"did you mean 'stripes'.* Choose stripes, digits, a path"
+        ValueError, match=r"did you mean 'stripes'.* Choose stripes, digits, .*a path"
     ):
         load("stripe", image_size=1, channels=1)
 

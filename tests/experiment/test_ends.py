@@ -6,7 +6,10 @@ import pytest
 from configs import bridge_digits, bridge_points
 from errors import ConfigError
 from experiment.build import build
+from jobs.training_job import classifier_job
 from jobs.translate import task_run
+from jobs.workdir import Workdir
+from run_lib import moments
 
 SMALL = {"model.features": 8, "model.depth": 1, "data.samples": 200, "training.batch_size": 8}
 IMAGES = {"model.features": 8, "training.batch_size": 8}
@@ -70,11 +73,9 @@ def test_sets_whose_rows_are_no_pairs_are_refused(tmp_path):
     [
         ({"coupling.name": "dummy"}, r"config\.coupling\.name='dummy' is unknown; choose one of: "),
         ({"coupling.data": "points:spiral"}, r"config\.coupling\.data='points:spiral' is unknown"),
-        (
-            {"coupling.data": "series:waves"},
-            r"coupling\.data='series:waves': kind='points'",
-        ),
-        ({"coupling.data": "digits"}, r"config\.coupling\.data='digits'.*is not points; give"),
+        ({"coupling.data": "series:waves"}, r"coupling\.data='series:waves' holds series, but"),
+        ({"coupling.data": "no.npy"}, r"^config\.coupling\.data='no\.npy': the file is missing"),
+        ({"coupling.data": "digits"}, r"^config\.coupling\.data='digits' is not points; give"),
         ({"coupling.measurement": "colorize"}, r"both say what x1 is; leave one out"),
         ({"coupling.data": "", "coupling.name": "paired"}, r"give config\.coupling\.data=FILE"),
         ({"coupling.name": "simulated"}, r"config\.coupling\.name='simulated'.*coupling\.run=RUN"),
@@ -99,6 +100,23 @@ def test_what_does_not_go_together_is_refused_in_one_line(fields, message):
     with pytest.raises(ConfigError, match=message) as error:
         built(kept | fields)
     assert "\n" not in str(error.value)
+
+
+def test_images_do_not_go_to_points():
+    with pytest.raises(ConfigError, match=r"'points:moons' holds points, but .* images; give"):
+        built(IMAGES | {"coupling.data": "points:moons"}, config=bridge_digits)
+
+
+def test_what_relies_on_noise_is_refused_of_other_ends(tmp_path):
+    experiment = built()
+    for use in (
+        lambda: moments(experiment, Workdir(tmp_path)),
+        lambda: classifier_job(experiment),
+    ):
+        with pytest.raises(ConfigError, match=r"is for networks of data and noise, and .* without"):
+            use()
+    assert experiment.ends.sets == ("points:moons", "points:eight_gaussians")
+    classifier_job(built(FLOW | {"coupling.data": "", "classifier.name": "mlp_classifier"}))
 
 
 def test_a_bridge_translates_in_one_direction():

@@ -28,6 +28,7 @@ def test_captions_are_the_words_of_each_class_in_each_template():
     ("fields", "problem"),
     [
         ({"perceptor.captions": ("a",)}, r"config\.perceptor\.captions=.*must each have {}"),
+        ({"perceptor.class_names": ()}, r"config\.perceptor\.class_names=\(\) must be the words"),
         ({"perceptor.steps": 0}, r"config\.perceptor\.steps=0 must be at least 1"),
         ({"perceptor.noise": -1.0}, r"config\.perceptor\.noise=-1\.0 must"),
     ],

@@ -30,7 +30,10 @@ from experiment.options import (
     RowOptions,
     SamplingOptions,
     TrainingOptions,
+    VarianceHeadOptions,
 )
+from experiment.perceptor import PerceptorOptions
+from experiment.prompts import PromptOptions
 from experiment.reader import Reader
 from experiment.tasks import TASKS
 from guidance.classifier import CrossEntropy
@@ -42,6 +45,7 @@ from models.dequantizer import CouplingDequantizer
 from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
 from objectives.times import TIMES
+from objectives.uncertainty import VarianceHeadLoss
 from objectives.weights import WEIGHTS
 from sde_lib import SDES
 from solvers import ADAPTIVE, SOLVERS
@@ -81,7 +85,8 @@ OWNERS = {
         ],
         {"name", "predictor", "corrector"},
     ),
-    "guidance": ([GuidanceOptions], {"name"}),
+    "guidance": ([GuidanceOptions, PromptOptions], {"name"}),
+    "perceptor": ([PerceptorOptions], set()),
     "task": (itertools.chain(*TASKS.values()), {"name"}),
     "likelihood": ([LikelihoodOptions, ODEOptions], set()),
     "continuous_bound": ([ContinuousBoundOptions], set()),
@@ -89,6 +94,7 @@ OWNERS = {
     "analytic_dpm": ([AnalyticDPMOptions], set()),
     "classifier": ([CrossEntropy, ClassifierOptions, *CLASSIFIERS.values()], {"name"}),
     "dequantizer": ([CouplingDequantizer, DequantizationBound, DequantizerOptions], set()),
+    "variance_head": ([VarianceHeadLoss, VarianceHeadOptions], set()),
     "eval": ([EvaluationOptions], set()),
     "parallel": ([Sharding], set()),
 }
@@ -96,7 +102,7 @@ OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS
 
 # Fields that no user chooses: Linen's own, and those that data, checkpoint or task decide.
 NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments", "sde", "pixel_levels"}
-NOT_CHOSEN |= {"total_steps", "interior"}
+NOT_CHOSEN |= {"total_steps", "interior", "row_shape"}
 UNSET = {("guidance", "scale"), ("data", "memory_gb")}  # the machine decides the latter
 ELSEWHERE = {
     "loss": {"times", "weight"},

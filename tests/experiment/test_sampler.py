@@ -13,6 +13,8 @@ def test_every_sampler_is_built_by_its_name(name):
     if name == "consistency":
         fields["loss.name"] = "consistency_training"
         fields["denoiser.parameterization"] = "consistency"
+    if name == "mala":
+        fields["denoiser.energy"] = True
     experiment = build(configuration(TINY | fields))
     sampler, resolved = experiment.sampler, experiment.config["sampling"]
     assert sampler.name == name

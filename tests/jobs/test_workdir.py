@@ -105,8 +105,18 @@ DEQUANTIZER_RULES = [
 ]
 
 
-PART_RULES = [("classifier", CLASSIFIER, *rule) for rule in CLASSIFIER_RULES] + [
-    ("dequantizer", DEQUANTIZER, *rule) for rule in DEQUANTIZER_RULES
+VARIANCE_HEAD = CONFIG | {"variance_head": {"target": "residual", "steps": 10}}
+VARIANCE_HEAD_RULES = [
+    ("variance_head.target", "squared_noise", False, False),
+    ("variance_head.steps", 20, False, True),
+    ("model.features", 16, False, False),
+    ("optim.lr", 0.25, True, True),
+]
+
+PART_RULES = [
+    *(("classifier", CLASSIFIER, *rule) for rule in CLASSIFIER_RULES),
+    *(("dequantizer", DEQUANTIZER, *rule) for rule in DEQUANTIZER_RULES),
+    *(("variance_head", VARIANCE_HEAD, *rule) for rule in VARIANCE_HEAD_RULES),
 ]
 
 

@@ -1,5 +1,7 @@
 """CLIP's towers: what they see, and what they refuse. The numbers are in published/test_clip.py."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ NETWORK = CLIP(
 
 @pytest.fixture(scope="module")
 def params():
-    return clip.init_clip(NETWORK, jax.random.key(0))
+    return jax.jit(functools.partial(clip.init_clip, NETWORK))(jax.random.key(0))
 
 
 def test_what_follows_the_end_of_a_text_has_no_effect(params):

@@ -57,7 +57,7 @@ def trainer_of(loss, parallel=ONE):
 @pytest.mark.slow
 def test_gaussian_is_fitted_by_its_samples():
     """The law of the chains, V / (1 - h / 2 V) wide, becomes that of the noised data."""
-    loss = MaximumLikelihood(shape=(1,), t_min=T_MIN, chains=512, chain_steps=10)
+    loss = MaximumLikelihood(row_shape=(1,), t_min=T_MIN, chains=512, chain_steps=10)
     trainer = trainer_of(loss)
     rows = np.random.default_rng(0).normal(MEAN, np.sqrt(VARIANCE), (400, 512, 1))
     state = trainer.init_state(KEY)
@@ -77,7 +77,7 @@ def test_gaussian_is_fitted_by_its_samples():
 @pytest.mark.slow
 def test_chains_are_part_of_the_state_on_any_number_of_devices():
     """Half of the steps, then the others from a copy, are all steps; the chains come in turn."""
-    loss = MaximumLikelihood(shape=(1,), t_min=T_MIN, chains=20, chain_steps=2, restart=0.1)
+    loss = MaximumLikelihood(row_shape=(1,), t_min=T_MIN, chains=20, chain_steps=2, restart=0.1)
     rows = np.random.default_rng(0).normal(size=(4, 8, 1)).astype(np.float32)
     ends = []
     for parallel in (ONE, FOUR):
@@ -101,7 +101,7 @@ def test_chains_are_part_of_the_state_on_any_number_of_devices():
 
 
 def test_an_evaluation_keeps_no_chains():
-    loss = MaximumLikelihood(shape=(1,), t_min=T_MIN, chain_steps=1)
+    loss = MaximumLikelihood(row_shape=(1,), t_min=T_MIN, chain_steps=1)
     params = {"mean": jnp.zeros(()), "log_precision": jnp.zeros(())}
     found = loss(KEY, gaussian(params), jnp.zeros((5, 1)), Context())
     assert found.state == ()

@@ -1,19 +1,30 @@
 """Optimal variances of reverse steps, against the true reverse steps of Gaussian mixtures."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from analytic import Mixture, gaussian
 from jax.tree_util import Partial
 
 from denoising import Denoiser, Prediction
-from objectives.uncertainty import MeasuredUncertainty
+from models.mlp import MLP
+from objectives.uncertainty import (
+    TARGETS,
+    MeasuredUncertainty,
+    TrainedHead,
+    VarianceHead,
+    VarianceHeadLoss,
+)
 from objectives.variational import VARIANCES, bound_tables, step_divergence
 from sde_lib import VESDE, VPSDE, LinearPathSDE, SubVPSDE
 from solvers.moments import EpsMoments
 from solvers.tables import coefficients_at
+from training.objective import Context
 
 PROCESSES = {"vp": VPSDE(), "ve": VESDE(), "subvp": SubVPSDE(), "linear": LinearPathSDE()}
 TIMES = np.array([1.0, 0.8, 0.5, 0.3, 0.1])
@@ -110,6 +121,20 @@ def test_moments_give_the_uncertainty_of_each_prediction(x64):
         moments.uncertainty(sde, np.array([1.0, 0.05]))
 
 
+def test_uncertainty_gets_a_time_per_sample():
+    """As networks do, though samplers give one time for all."""
+    shapes = []
+
+    def uncertainty(sde, x, t, eps):
+        shapes.append(t.shape)
+        return x
+
+    denoiser = Denoiser(sde=VPSDE(), network=Partial(lambda x, t: x), uncertainty=uncertainty)
+    for t in (0.5, jnp.asarray(0.5), jnp.full(3, 0.5)):
+        denoiser.predict(jnp.zeros((3, 2)), t)
+    assert shapes == [(3,)] * 3
+
+
 def test_variance_without_an_uncertainty_is_refused():
     denoiser = Denoiser(sde=VPSDE(), network=Partial(lambda x, t: x))
     prediction = denoiser.predict(jnp.zeros((1, 2)), 0.5)
@@ -123,3 +148,103 @@ def test_uncertainty_is_interpolated_in_the_log_snr():
     u = found(sde, jnp.zeros((2, 3, 4)), t, jnp.zeros((2, 3, 4)))
     assert u.shape == (2, 1, 1)
     np.testing.assert_allclose(u[:, 0, 0], (sde.log_snr(t) / 2 + 5) / 10, rtol=1e-5)
+
+
+def posterior(at, x, error=0.0):
+    """Of PLANE, row by row: the best eps, off by `error`, and its uncertainty."""
+    eps, u = [], []
+    for i, row in enumerate(x):
+        alpha, sigma = at.alpha[i], at.sigma[i]
+        truth = PLANE.posterior(alpha * np.eye(2), row, sigma)
+        eps.append((row - alpha * truth.mean) / sigma + error)
+        u.append((alpha / sigma) ** 2 * np.diag(truth.covariance) + error**2)
+    return np.array(eps), np.array(u)
+
+
+def best_head(target, at, eps, u):
+    """A head with the exact means of its targets."""
+    mean = {"squared_noise": u + eps**2, "residual": u}[target]
+    log_mean = np.log(mean / np.asarray(TARGETS[target].size(2 * at.half_log_snr))[:, None])
+    network = Partial(lambda log_mean, x, t: log_mean, jnp.asarray(log_mean))
+    return VarianceHead(network=network, target=target, conditioning="t")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_best_head_gives_the_uncertainty_of_each_coordinate(x64, target):
+    """SN for the exact eps; NPR for one that is off, whose error counts as uncertainty."""
+    sde, error = VPSDE(), 0.3 if target == "residual" else 0.0
+    at = coefficients_at(sde, TIMES)
+    x = PLANE.sample(0, len(TIMES)) * at.alpha[:, None] + at.sigma[:, None]
+    eps, u = posterior(at, x, error)
+    head = best_head(target, at, eps, u)
+    given = jnp.asarray(x), jnp.asarray(TIMES), jnp.asarray(eps)
+    np.testing.assert_allclose(head(sde, *given), u, rtol=1e-6)
+    most = 0.01 * np.exp(2 * at.half_log_snr)[:, None]
+    bounded = dataclasses.replace(head, radius=0.1)(sde, *given)
+    np.testing.assert_allclose(bounded, np.minimum(u, most), rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_loss_is_least_for_the_best_head(x64, target):
+    """Among heads whose means are larger or smaller, on the same draws."""
+    sde, loss, count = VPSDE(), VarianceHeadLoss(target=target), 1000
+    context = Context(teacher=PLANE.denoiser(sde))
+    x0, key = jnp.asarray(PLANE.sample(1, count)), jax.random.key(0)
+    empty = TrainedHead(head=VarianceHead(network=Partial(lambda x, t: x), target=target))
+    drawn = loss.draw(key, empty, x0, context)
+    assert 1e-5 <= drawn.t.min() < 1e-3
+    assert drawn.t.max() > 0.9
+    at = coefficients_at(sde, np.asarray(drawn.t))
+    head = best_head(target, at, *posterior(at, np.asarray(sde.perturb(x0, *drawn))))
+    best = head.network.args[0]
+
+    def mean_loss(shift):
+        network = Partial(lambda best, x, t: best, best + shift)
+        trained = TrainedHead(head=dataclasses.replace(head, network=network))
+        return float(loss.evaluate(key, drawn, trained, x0, context).mean())
+
+    # The slope is the mean of (1 - target / mean) / 2, whose expectation is 0.
+    slope = (mean_loss(0.001) - mean_loss(-0.001)) / 0.002
+    assert abs(slope) < 4 * 0.5 * np.sqrt(2.5 / (2 * count))
+    assert mean_loss(0.3) > mean_loss(0.0) < mean_loss(-0.3)
+
+
+@pytest.mark.slow
+def test_trained_head_comes_near_the_true_variances():
+    """A small network after seconds of training; benchmarks/analytic.py trains longer."""
+    sde, loss, steps = VPSDE(), VarianceHeadLoss(t_min=1e-2), 600
+    network = MLP(features=32, depth=1)
+    context = Context(teacher=PLANE.denoiser(sde))
+    x0 = jnp.asarray(PLANE.sample(2, 20000), jnp.float32)
+    params = network.init(jax.random.key(0), x0[:1], jnp.zeros(1), train=False)["params"]
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+    apply = functools.partial(network.apply, train=False)
+
+    def head_of(params):
+        return VarianceHead(network=Partial(apply, {"params": params}))
+
+    @jax.jit
+    def train(params):
+        def step(carry, key):
+            params, state = carry
+            batch = x0[jax.random.randint(key, (256,), 0, len(x0))]
+
+            def mean_loss(params):
+                return loss(key, TrainedHead(head=head_of(params)), batch, context).values.mean()
+
+            updates, state = optimizer.update(jax.grad(mean_loss)(params), state)
+            return (optax.apply_updates(params, updates), state), None
+
+        keys = jax.random.split(jax.random.key(1), steps)
+        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
+
+    head, at = head_of(train(params)), coefficients_at(sde, TIMES)
+    rng = np.random.default_rng(3)
+    x = PLANE.sample(3, 250) * np.repeat(at.alpha, 50)[:, None]
+    x += rng.normal(size=x.shape) * np.repeat(at.sigma, 50)[:, None]
+    times = np.repeat(TIMES, 50)
+    eps, truth = posterior(coefficients_at(sde, times), x)
+    found = head(sde, *(jnp.asarray(a, jnp.float32) for a in (x, times, eps)))
+    ratios = np.log(np.asarray(found) / truth).reshape(5, 100)
+    assert np.abs(ratios.mean(axis=1)).max() < 0.1, ratios.mean(axis=1)
+    assert np.sqrt(np.mean(ratios**2, axis=1)).max() < 0.35, np.sqrt(np.mean(ratios**2, axis=1))

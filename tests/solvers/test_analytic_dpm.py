@@ -18,11 +18,12 @@ from jax.tree_util import Partial
 
 from denoising import Denoiser
 from numerics.arrays import expand_like, fold_in_each, normal_like, sample_keys
-from sampling import sample
+from sampling import Step, sample
 from sde_lib import VESDE, VPSDE, CosineVPSDE, DiscreteVPSDE, LinearPathSDE, SubVPSDE
 from solvers.analytic_dpm import AnalyticDPM, optimal_times
 from solvers.ddim import DDIM
 from solvers.moments import EpsMoments, estimate_moments, moments_of
+from solvers.predictor_corrector import Ancestral
 from solvers.tables import coefficients_at
 from time_grids import Schedule
 
@@ -183,6 +184,44 @@ def test_bounds():
     capped = np.append(noise(0.4)[:-1], 0.01)
     np.testing.assert_allclose(noise(0.4, clip_last_std=0.01), capped, rtol=1e-12)
     np.testing.assert_array_equal(noise(0.4, clip_last_std=9.0), noise(0.4))
+
+
+def _uneven(sde, x, t, eps):
+    """An uncertainty that differs between the coordinates."""
+    return jnp.clip(1 - sde.alpha(t), 0.01, 1)[:, None] * jnp.asarray([[1.0, 0.25]], x.dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+def test_diagonal_variance_is_that_of_each_coordinate(x64, eta):
+    """Each coordinate is stepped as by moments with its own uncertainty."""
+    sde = PROCESSES["vp"]
+    denoiser = dataclasses.replace(gaussian_denoiser(sde), uncertainty=Partial(_uneven))
+    schedule = Schedule(times=tuple(TIMES), final_step="none")
+    given = {"schedule": schedule, "indices": jnp.arange(4)}
+    fields = {"eta": eta, "clip_x0_range": 1.5, "clip_last_std": 0.02}
+    solver = AnalyticDPM(variance="diagonal", **fields)
+    ours = sample(KEY, denoiser, (4, 2), solver=solver, **given)
+    for coordinate, share in enumerate([1.0, 0.25]):
+        moments = known(sde, lambda alpha, sigma, s=share: 1 - s * np.clip(1 - alpha, 0.01, 1))
+        solver = AnalyticDPM(moments=moments, **fields)
+        alone = sample(KEY, gaussian_denoiser(sde), (4, 2), solver=solver, **given)
+        np.testing.assert_allclose(ours.x[:, coordinate], alone.x[:, coordinate], rtol=1e-9)
+    assert ours.nfe == alone.nfe
+
+
+@pytest.mark.slow
+def test_ancestral_sampling_with_the_same_variance_is_the_same(x64):
+    sde = PROCESSES["vp"]
+    denoiser = dataclasses.replace(gaussian_denoiser(sde), uncertainty=Partial(_uneven))
+    x, t, s = jnp.ones((4, 2)), jnp.asarray(0.5), jnp.asarray(0.3)
+    keys = sample_keys(KEY, jnp.arange(4))
+    ancestral = Ancestral(variance="diagonal").step(keys, denoiser, Step(x, x), t, s)
+    plan = AnalyticDPM(variance="diagonal").plan(sde, np.array([0.5, 0.3]))
+    row = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), plan.steps)
+    ours = plan.function.step(keys, denoiser, Step(x, x), row, lambda keys, state, t: state)
+    np.testing.assert_allclose(ancestral.mean, ours.mean, rtol=1e-9)
+    np.testing.assert_allclose(ancestral.x, ours.x, rtol=1e-9)
 
 
 def images(count):

@@ -207,7 +207,7 @@ def test_learned_variance_needs_a_network_that_predicts_one():
     with pytest.raises(ValueError, match=r"variance='learned' needs a network that predicts var"):
         jax.eval_shape(step, jnp.zeros(SHAPE))
     with pytest.raises(
-        ValueError, match=r"variance='big' is unknown; choose one of: analytic, large"
+        ValueError, match=r"variance='big' is unknown; choose one of: analytic, diagonal, large"
     ):
         Ancestral(variance="big")
 

@@ -136,5 +136,6 @@ def test_missing_package_is_one_line_with_the_remedy(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ConfigError, match=r"^config\.sampling\.MALA needs a package .* langevin$"):
+    message = r"^config\.sampling\.name='mala' needs a package .* install blackjax, .* langevin$"
+    with pytest.raises(ConfigError, match=message):
         built(sampling__name="mala")

@@ -94,6 +94,25 @@ def test_gradient_of_parts_is_that_of_the_batch(parallel, parts, x64):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(expected[1]))
 
 
+@pytest.mark.slow
+def test_gradient_of_parts_of_pairs_is_that_of_the_batch(x64):
+    """Each image keeps the end of its own path."""
+    whole = make_trainer(coupled=True)
+    x, labels = (each[0] for each in batches(1))
+    pairs = np.stack([x, 2 * x[::-1]], axis=1)
+    params = whole.init_state(KEY).params
+    found, expected, other = (
+        jax.jit(trainer.gradient)(params, KEY, each, labels, Context())
+        for trainer, each in (
+            (dataclasses.replace(whole, accumulate=4), pairs),
+            (whole, pairs),
+            (whole, np.stack([x, 2 * x], axis=1)),
+        )
+    )
+    close(found, expected, rtol=1e-12)
+    assert abs(float(other[0][0] - expected[0][0])) > 1e-3
+
+
 class Echo(Objective):
     """A loss that is a random number of its network, which here is the key of its dropout."""
 
