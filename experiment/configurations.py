@@ -62,6 +62,11 @@ def default_configuration() -> dict[str, Any]:
     return to_builtin(load_configuration("configs/default.py"))
 
 
+def with_younger_sections(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return a saved configuration with the sections that it is too old to have, at defaults."""
+    return default_configuration() | saved if "model" in saved else saved  # damaged
+
+
 def known_configurations() -> Iterator[tuple[str, ConfigDict]]:
     """Yield every configuration of the project with its name, each with its variants."""
     for name in configuration_names():

@@ -12,6 +12,7 @@ from denoising import Denoiser
 from errors import CheckpointError, ConfigError, WorkdirError
 from experiment.build import build
 from experiment.class_guidance import BadModel
+from experiment.configurations import with_younger_sections
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint, checkpoint_name
 from files.paths import AnyPath
@@ -307,7 +308,7 @@ def experiment_of(workdir: Workdir) -> Experiment:
         WorkdirError: if there is no run, or its configuration is not valid.
     """
     try:
-        return build(workdir.read_config())
+        return build(with_younger_sections(workdir.read_config()))
     except ConfigError as error:
         raise WorkdirError(f"{workdir.config} does not describe a run: {error}") from error
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from experiment.build import build
+from experiment.configurations import with_younger_sections
 from experiment.sampler import Checkpoint
 from files.nested import flatten, unflatten
 from files.writing import make_folder, write_json
@@ -50,7 +51,8 @@ def write_model(workdir: Workdir, folder: Path) -> None:
 
 def read_model(folder: Path) -> TrainedModel:
     """Read a network that `write_model` has written."""
-    experiment = build(json.loads((folder / "config.json").read_text()))
+    config = json.loads((folder / "config.json").read_text())
+    experiment = build(with_younger_sections(config))
     with np.load(folder / "parameters.npz") as arrays:
         stored = dict(arrays)
     step = int(stored.pop(_STEP))

@@ -156,6 +156,7 @@ def wrong_reads(path: Path, text: str) -> Iterator[str]:
             yield f"{path}:{node.lineno}: {ast.unparse(node)}: give it a typed option"
 
 
+@pytest.mark.slow
 def test_configurations_are_read_where_experiments_are_built():
     wrong = [line for path, text in sources() for line in wrong_reads(path, text)]
     assert not wrong, "\n" + "\n".join(wrong)

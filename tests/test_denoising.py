@@ -244,6 +244,7 @@ def test_gradient_of_the_log_density_is_the_score(x64, name):
 
 
 @every_process
+@pytest.mark.slow
 def test_differences_of_log_densities_are_those_of_the_mixture(x64, sde):
     data = standardized_mixture()
     x, t = data.sample(0, 50), 0.2

@@ -3,7 +3,7 @@
 import json
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 from command_line import ROOT
 
@@ -42,9 +42,9 @@ def test_networks_that_come_along_are_there_and_small():
 @pytest.mark.slow
 def test_the_digits_load_by_name_and_denoise_digits():
     model = ss.load("digits")
-    x0 = np.asarray(model.from_data(model.experiment.data.splits.test[:64]))
-    eps = np.random.default_rng(0).standard_normal(x0.shape).astype(np.float32)
-    t, sde = np.full(len(x0), 0.3, np.float32), model.denoiser.sde
+    x0 = jnp.asarray(model.from_data(model.experiment.data.splits.test[:64]))
+    eps = jax.random.normal(jax.random.key(0), x0.shape)
+    t, sde = jnp.full(len(x0), 0.3), model.denoiser.sde
     x_t = expand_like(sde.alpha(t), x0) * x0 + expand_like(sde.sigma(t), x0) * eps
     found = jax.jit(model.denoiser.predict)(x_t, t).x0
-    assert np.mean((found - x0) ** 2) < np.mean((x0 - x0.mean(0)) ** 2) / 3
+    assert jnp.mean((found - x0) ** 2) < jnp.mean((x0 - x0.mean(0)) ** 2) / 3

@@ -70,6 +70,7 @@ def test_beginning_of_a_code_has_the_first_images_and_then_guesses():
     assert np.abs(previews[0][-1] - stored[len(previews[0]) - 1]).mean() < 5
 
 
+@pytest.mark.slow
 def test_other_words_do_not_decode_quietly():
     coder, stored = codec(lanes=1), images(4)
     (code,) = coder.encode(stored)

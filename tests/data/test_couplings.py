@@ -53,6 +53,7 @@ def test_without_regularization_the_pairs_are_the_assignment_of_least_cost():
     np.testing.assert_array_equal(np.sort(ends, axis=0), np.sort(Y, axis=0))
 
 
+@pytest.mark.slow
 def test_pairs_drawn_from_a_regularized_plan_cost_little_more():
     pytest.importorskip("ott")
     rng = np.random.default_rng(1)

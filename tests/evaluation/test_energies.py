@@ -28,6 +28,7 @@ def of_gaussian(**fields):
     return experiment, Checkpoint(step=1, denoiser=denoiser)
 
 
+@pytest.mark.slow
 def test_result_is_the_density_of_the_gaussian(tmp_path):
     fields = {"likelihood.t_min": 0.1, "eval.metrics": ("log_density",)}
     experiment, checkpoint = of_gaussian(**fields)

@@ -83,6 +83,7 @@ def test_choices_that_do_not_go_together_are_refused(fields, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_experiments_built_again_share_their_programs():
     """Or every build in a long process would add programs that are never freed."""
     first, second = (build(configuration(TINY)) for _ in range(2))

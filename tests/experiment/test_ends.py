@@ -50,6 +50,7 @@ def test_both_data_sets_have_the_units_of_the_first():
     assert pairs.shape == (8, 2, 2)
 
 
+@pytest.mark.slow
 def test_images_are_paired_with_what_their_measurement_leaves():
     experiment = built(IMAGES, config=bridge_digits, variant="super_resolve")
     x0, x1 = experiment.ends.training_batches(8, 0, labels=False).at(0).swapaxes(0, 1)

@@ -12,6 +12,7 @@ def built(fields):
     return build(configuration(TINY | fields), overrides=frozenset(fields))
 
 
+@pytest.mark.slow
 def test_captions_are_the_words_of_each_class_in_each_template():
     model = built({"perceptor.captions": ("{}", "a {}")}).perceptor
     assert model.captions[7] == ["seven", "a seven", "7", "a 7"]
@@ -48,6 +49,7 @@ def test_wrong_options_are_refused(fields, problem):
         ({"perceptor.context_length": 3}, r"has 2 tokens, and the perceptor takes 1"),
     ],
 )
+@pytest.mark.slow
 def test_what_does_not_suit_the_data_is_refused_before_training(fields, problem):
     experiment = built(fields)
     with pytest.raises(ConfigError, match=problem):

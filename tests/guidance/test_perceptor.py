@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from guidance.perceptor import (
     CaptionModel,
@@ -35,6 +36,7 @@ def test_loss_is_the_cross_entropy_of_both_choices(x64):
     np.testing.assert_allclose(contrastive_loss(images, texts, scale, labels), expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_each_image_has_a_caption_of_its_class():
     captions = np.arange(3 * 4).reshape(3, 4, 1).astype(np.int32)
     labels, seen = jnp.array([2, 0, 1, 1, 2, 0, 0, 1]), []

@@ -85,6 +85,7 @@ def test_total_variation_is_that_of_a_ramp(x64):
     np.testing.assert_allclose(total_variation(ramp), [2.0**2 + 3.0**2])
 
 
+@pytest.mark.slow
 def test_cutouts_are_parts_of_the_image(x64):
     """A ramp is linear in each of its parts, apart from their borders."""
     row, column = np.mgrid[:16, :16] + 0.5
@@ -101,6 +102,7 @@ def test_cutouts_are_parts_of_the_image(x64):
     np.testing.assert_array_equal(resized(jnp.asarray(wide), 16), ramp)  # the central square
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_weighted_sum(x64):
     x0 = images()
     angles = np.arccos(see(((x0 + 1) / 2 - 0.5) / 0.5) @ TARGETS.T)
@@ -112,6 +114,7 @@ def test_the_loss_is_the_weighted_sum(x64):
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(sigma_max=20.0)], ids=["vp", "ve"])
+@pytest.mark.slow
 def test_both_gradients_agree_for_data_of_unit_variance(x64, sde):
     """There x0 = alpha x / (alpha^2 + sigma^2), and the score that of a product of densities."""
     x, t = images(), jnp.asarray(0.4)

@@ -67,6 +67,7 @@ def test_sample_k_depends_on_seed_and_k_alone(workdir):
     assert np.mean(away == whole) < 0.9  # the prompts have an effect
 
 
+@pytest.mark.slow
 def test_prompts_are_texts_and_images(workdir, tmp_path):
     file = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)).save(file)

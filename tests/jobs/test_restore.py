@@ -127,3 +127,12 @@ def test_a_network_is_kept_in_float16(runs, tmp_path):
         np.testing.assert_allclose(half, full, rtol=2**-11, atol=1e-7)
 
     jax.tree.map(close, kept.denoiser.network.args, trained.denoiser.network.args)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_older_than_a_section_of_the_configuration_loads(runs, tmp_path):
+    run = shutil.copytree(runs / "good", tmp_path / "old")
+    config = json.loads((run / "config.json").read_text())
+    del config["coupling"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert "coupling" in load_model(run).experiment.config

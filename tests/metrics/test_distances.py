@@ -127,6 +127,7 @@ def test_large_means_do_not_cancel():
     np.testing.assert_allclose(ours.covariance, np.cov(noise.T), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_many_features_have_fewer_groups():
     """Matrices of 5 groups of 8192^2 would be 2.7 GB, and are not touched before they are used."""
     for features, groups in ((2, 20), (2048, 20), (4096, 5), (8192, 5)):

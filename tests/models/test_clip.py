@@ -28,6 +28,7 @@ def params():
     return jax.jit(functools.partial(clip.init_clip, NETWORK))(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_what_follows_the_end_of_a_text_has_no_effect(params):
     tokens = np.array([[8, 1, 2, 9, 9, 9], [8, 1, 2, 9, 3, 9], [8, 2, 1, 9, 9, 9]])
     first, second, other = clip.embed_texts(NETWORK, params, tokens)
@@ -35,6 +36,7 @@ def test_what_follows_the_end_of_a_text_has_no_effect(params):
     assert np.abs(first - other).max() > 1e-3  # but the order of the words has one
 
 
+@pytest.mark.slow
 def test_vectors_have_length_one(params):
     images = np.random.default_rng(0).normal(size=(3, 4, 4, 1)).astype(np.float32)
     tokens = np.full((2, 6), 9)

@@ -76,6 +76,7 @@ def test_euler_maruyama_without_noise_has_the_order_one():
     assert 1.8 < errors[0] / errors[1] < 2.2
 
 
+@pytest.mark.slow
 def test_euler_maruyama_backward_returns_the_data_of_a_gaussian():
     """The reverse SDE of N(0, 4) under dx = dw, whose score is -x / (4 + t)."""
     start = np.sqrt(5.0) * wiener_paths(KEYS, jnp.array([0.0, 1.0]), 1)[1]
@@ -87,6 +88,7 @@ def test_euler_maruyama_backward_returns_the_data_of_a_gaussian():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["vp", "subvp", "ve"])
+@pytest.mark.slow
 def test_reverse_processes_of_any_churn_have_the_marginals_of_the_forward_one(name):
     sde, x, t = sde_lib.SDES[name](), jnp.asarray(POINTS), jnp.asarray(0.3)
 
@@ -120,6 +122,7 @@ def test_reverse_processes_of_any_churn_have_the_marginals_of_the_forward_one(na
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_transported_density_of_a_linear_flow_is_a_gaussian_and_obeys_continuity():
     """The flow of A = a I + b J turns by b t and grows by exp(a t)."""
     grow, turn = -0.2, 1.3

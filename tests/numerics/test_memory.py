@@ -27,6 +27,7 @@ def faults(*, limit: int = 10**9, **variables: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of the GNU C library")
+@pytest.mark.slow
 def test_only_a_small_process_keeps_its_memory_and_only_where_the_user_set_nothing():
     kept = faults()
     assert faults(limit=1000) > 3 * kept

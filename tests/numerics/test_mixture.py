@@ -18,6 +18,7 @@ POINTS = np.random.default_rng(0).normal(size=(20, 2))
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("t", [0.05, 0.4])
+@pytest.mark.slow
 def test_density_and_score_at_a_noise_level_are_those_of_the_reference(t):
     sde = sde_lib.VPSDE()
     alpha, sigma = sde.alpha(jnp.asarray(t)), sde.sigma(jnp.asarray(t))
@@ -30,6 +31,7 @@ def test_samples_follow_it():
     analytic.assert_samples_follow(MIXTURE.sample(jax.random.key(0), 20_000), TRUTH)
 
 
+@pytest.mark.slow
 def test_one_point_with_noise_is_the_heat_kernel():
     x, t = jnp.linspace(-2, 2, 9)[:, None], 0.7
     expected = -(x[:, 0] ** 2) / (2 * t) - 0.5 * np.log(2 * np.pi * t)

@@ -42,6 +42,7 @@ def test_a_bridge_has_both_ends_and_the_deviation_of_brownian_motion_between_the
         ("bridge", lambda x0, x, eps, t: (x - x0) / np.sqrt(t)),
     ],
 )
+@pytest.mark.slow
 def test_the_weight_of_its_name_gives_the_error_of_the_network_weight_one(parameterization, target):
     with jax.enable_x64(True):
         sde = LinearPathSDE(diffusion=0.5, alpha_min=1e-9)

@@ -100,6 +100,7 @@ def test_chains_are_part_of_the_state_on_any_number_of_devices():
     np.testing.assert_allclose(one.objective.x, four.objective.x, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_evaluation_keeps_no_chains():
     loss = MaximumLikelihood(row_shape=(1,), t_min=T_MIN, chain_steps=1)
     params = {"mean": jnp.zeros(()), "log_precision": jnp.zeros(())}
@@ -136,6 +137,7 @@ def test_an_evaluation_keeps_no_chains():
         ({"times.t_min": 0.1}, "config.times.t_min is not used with config.loss.name='maximum_l"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_trained_is_refused(fields, message):
     config = energy_moons.get_config("maximum_likelihood")
     config.update_from_flattened_dict(fields)

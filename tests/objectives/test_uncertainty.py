@@ -99,6 +99,7 @@ def moments_of_gaussian(sde, width):
     return EpsMoments(times=TIMES, half_log_snr=at.half_log_snr, values=gamma, errors=0 * TIMES)
 
 
+@pytest.mark.slow
 def test_moments_give_the_uncertainty_of_each_prediction(x64):
     """On Gaussian data it is alpha^2 w / (alpha^2 w + sigma^2), or what bounded data allow."""
     sde, width = VPSDE(), 0.3
@@ -185,6 +186,7 @@ def test_best_head_gives_the_uncertainty_of_each_coordinate(x64, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.slow
 def test_loss_is_least_for_the_best_head(x64, target):
     """Among heads whose means are larger or smaller, on the same draws."""
     sde, loss, count = VPSDE(), VarianceHeadLoss(target=target), 1000

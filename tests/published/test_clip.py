@@ -81,6 +81,7 @@ def edit(file, change):
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.slow
 def test_vectors_are_those_of_transformers(activation, tmp_path, tables):
     """The files of OpenAI have the last token as the end, which they call 2."""
     made = network(20, activation=activation)

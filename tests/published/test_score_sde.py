@@ -154,6 +154,7 @@ def test_rules_have_the_names_of_the_original(name, code):
         assert fixed <= {score_sde._FREQUENCIES}
 
 
+@pytest.mark.slow
 def test_ncsn_state_is_a_list():
     """[model, optimizer, epoch, step, averages] of ermongroup/ncsnv2, or its first two."""
     case = NAMES["ncsn"]

@@ -212,6 +212,7 @@ def test_learned_variance_needs_a_network_that_predicts_one():
         Ancestral(variance="big")
 
 
+@pytest.mark.slow
 def test_the_large_variance_is_the_sigma_hat_of_ddim(x64):
     """DDIM's Section 5: the mean is that of eta = 1 (Eq. 12), and only the noise is larger."""
     sde, t, s = VPSDE(), jnp.asarray(0.6), jnp.asarray(0.2)

@@ -15,6 +15,7 @@ from time_grids import Schedule
 TIMES = np.linspace(1, 1e-3, 9)
 
 
+@pytest.mark.slow
 def test_without_diffusion_it_is_ddim():
     with jax.enable_x64(True):
         sde, x1 = LinearPathSDE(), jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))

@@ -59,6 +59,7 @@ def test_samples_follow_the_data_in_any_number_of_steps(sde, steps):
     assert x.var() == pytest.approx(SPREAD**2 + SIGMA_MIN**2, rel=4 * np.sqrt(2 / x.size) + 2e-4)
 
 
+@pytest.mark.slow
 def test_noise_is_added_anew_between_steps():
     """With one step samples are a function of the prior; each later step forgets it."""
     sde, keys = VPSDE(), jax.random.key(0)

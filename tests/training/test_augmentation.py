@@ -117,6 +117,7 @@ def test_labels_are_zero_exactly_where_a_kind_is_absent():
         assert np.any(labels[:, COLUMNS[kind]] != 0, axis=0).all()
 
 
+@pytest.mark.slow
 def test_kinds_are_as_frequent_as_they_should_be():
     """Also the distributions of the parameters, by their second moments."""
     count = 20_000

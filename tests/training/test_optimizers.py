@@ -141,6 +141,7 @@ def test_sgd_has_momentum_and_decay(nesterov, x64):
     same(found[-1], numpy_steps(update), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_schedule_free_samples_with_the_mean_of_its_steps(x64):
     """Defazio et al. 2024, Algorithm 1, with the weights of its Section 4.
 

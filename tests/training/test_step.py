@@ -188,6 +188,7 @@ def test_the_augmented_batch_is_trained_on_with_its_labels():
     assert len(np.unique(bits, axis=0)) == 4, "the loss has the first half, the labels their own"
 
 
+@pytest.mark.slow
 def test_training_learns_the_best_linear_denoiser():
     """On N(0, I) the noise in x_t is best predicted by sigma x_t, and mostly by x_t."""
     _, losses = run(make_trainer(optimizer=adam(lr=3e-2)), 150)
