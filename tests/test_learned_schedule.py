@@ -270,6 +270,7 @@ def test_what_needs_a_fixed_process_is_refused():
     build(configuration(TINY)).model.require_fixed_process("--mode=export")
 
 
+@pytest.mark.slow
 def test_process_is_part_of_the_parameters_and_of_the_protocol():
     experiment = build(configuration(TINY | LEARNED))
     abstract = experiment.trainer.abstract_state().params

@@ -308,6 +308,7 @@ def test_trajectory_goes_from_the_prior_to_the_samples(draw):
     assert min(changes) > 0
 
 
+@pytest.mark.slow
 def test_progress_adds_up_to_the_steps():
     done = []
     draw_pc(jnp.arange(4), progress=lambda *numbers: done.append(numbers))
@@ -322,6 +323,7 @@ def test_snapshots_are_taken_at_the_given_times():
     np.testing.assert_array_equal(some.trajectory, every.trajectory[[0, 5, 18]])
 
 
+@pytest.mark.slow
 def test_nan_is_reported_with_its_time():
     def network(x, t):
         return jnp.where((t < 500)[:, None] & (jnp.arange(len(x)) % 2 == 0)[:, None], jnp.nan, x)

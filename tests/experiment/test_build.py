@@ -104,6 +104,7 @@ def test_half_life_in_images_takes_the_place_of_the_rate_of_a_file():
     assert (ema["rate"], ema["half_life_images"], ema["ramp_up"]) == (None, 5e4, 0.05)
 
 
+@pytest.mark.slow
 def test_rate_and_half_life_are_not_given_together_and_the_remedies_work():
     config = configuration(TINY | {"ema.rate": 0.9, "ema.half_life_images": 5e4})
     with pytest.raises(ConfigError, match=r"rate=0\.9 and config\.ema\.half_life_images=50000\.0 "):

@@ -13,6 +13,7 @@ def built(fields):
     return build(configuration(FIELDS | fields), overrides=frozenset(fields))
 
 
+@pytest.mark.slow
 def test_prompts_reach_the_sampler():
     prompts = {"guidance.prompt": "a cat:2 | dog", "guidance.image_prompt": "a.png:-0.5"}
     experiment = built(prompts | {"guidance.cutouts": 3, "guidance.interval": (0.1, 0.9)})

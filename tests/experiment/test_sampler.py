@@ -50,6 +50,7 @@ def test_guidance_says_what_it_needs_and_costs(guidance, classes, needs, factor)
     assert sampler.sample_classes == (classes if guidance in ("none", "autoguidance") else 10)
 
 
+@pytest.mark.slow
 def test_sdedit_walks_the_rest_of_the_grid():
     fields = {"sampling.steps": 10, "sampling.times": None, "task.input": "test"}
     whole = build(configuration(TINY | fields)).sampler

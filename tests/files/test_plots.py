@@ -25,6 +25,7 @@ def share_of(image, color, tolerance=8):
     return np.mean(distance < tolerance)
 
 
+@pytest.mark.slow
 def test_every_series_is_drawn_in_its_color_and_error_bars_add_ink(tmp_path):
     x, y = np.arange(5.0), np.linspace(0.1, 1, 5)
     lines = [Series(label=f"series {k}", x=x, y=y + k) for k in range(3)]

@@ -258,6 +258,7 @@ def test_pigdm_is_exact_where_data_are_as_wide_as_it_is_told(x64, sde):
         np.testing.assert_allclose(guided, gaussian_scores(posteriors, sde, x, t), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_dps_with_the_variance_of_the_residual(x64):
     x, t = noisy(CORRELATED, VP)
     y = np.random.default_rng(2).normal(size=(5, 2))

@@ -70,6 +70,7 @@ def test_wrong_prompts_are_one_line(text, problem):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_distance_is_half_of_the_squared_angle(x64):
     u, v = np.random.default_rng(0).normal(size=(2, 50, 8))
     u, v = (jnp.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True) for x in (u, v))

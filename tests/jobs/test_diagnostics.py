@@ -104,6 +104,7 @@ def test_samples_of_the_optimal_network_are_as_near_as_images(measured):
     assert values["frechet"] == pytest.approx(values["frechet_real"], abs=spread + 0.02)
 
 
+@pytest.mark.slow
 def test_losses_are_means_of_their_groups_and_those_of_the_objective(measured):
     values = measured[1]
     for split in ("train", "test"):
@@ -133,6 +134,7 @@ def with_options(diagnostics, **options):
     return dataclasses.replace(diagnostics, experiment=experiment)
 
 
+@pytest.mark.slow
 def test_only_what_is_asked_for_is_measured(measured):
     moved = state()._replace(ema_params=jnp.float32(0.75), params=jnp.float32(1.0))
     found = with_options(measured[0], metrics=("weights",)).measure(moved)
@@ -149,6 +151,7 @@ class Other(Objective):
         return jnp.mean(x0**2, axis=(1, 2, 3)) * context.step
 
 
+@pytest.mark.slow
 def test_the_loss_of_any_objective_is_measured(measured):
     experiment = dataclasses.replace(measured[0].experiment, loss=Other())
     diagnostics = dataclasses.replace(measured[0], experiment=experiment)
@@ -157,6 +160,7 @@ def test_the_loss_of_any_objective_is_measured(measured):
     assert found["noise_levels"] == measured[1]["noise_levels"]
 
 
+@pytest.mark.slow
 def test_what_the_objective_does_not_allow_is_left_out(measured):
     experiment = measured[0].experiment
     for samplers, teacher, left in (
@@ -173,6 +177,7 @@ def test_what_the_objective_does_not_allow_is_left_out(measured):
     assert "frechet" not in dataclasses.replace(measured[0], experiment=other).metrics
 
 
+@pytest.mark.slow
 def test_what_the_data_cannot_give_is_refused(measured, tmp_path):
     diagnostics = measured[0]
     diagnostics.check()
@@ -185,6 +190,7 @@ def test_what_the_data_cannot_give_is_refused(measured, tmp_path):
         diagnostics_of(tmp_path, count=1).check()
 
 
+@pytest.mark.slow
 def test_features_are_looked_up_by_name(measured, tmp_path):
     experiment = measured[0].experiment
     assert diagnostics_extractor(experiment, Workdir(tmp_path)) is THUMBNAILS

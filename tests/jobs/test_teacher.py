@@ -197,5 +197,6 @@ def test_plan_of_a_distillation_needs_no_teacher(teacher):
     assert "ddim: 4 network evaluations per image" in text
 
 
+@pytest.mark.slow
 def test_objective_without_a_teacher_loads_none(teacher):
     assert load_teacher(experiment_of(BASE)) is None

@@ -118,6 +118,7 @@ def test_calls_end_where_something_is_due(tmp_path, monkeypatch):
     assert Checkpoints(tmp_path / "checkpoints").steps() == (6, 12)
 
 
+@pytest.mark.slow
 def test_error_of_the_data_reaches_the_user(tmp_path, monkeypatch):
     read = TrainingBatches.at
 

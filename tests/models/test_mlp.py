@@ -52,6 +52,7 @@ def test_the_output_depends_on_rows_time_and_class_of_its_own_row(network, shape
     np.testing.assert_allclose(f(x, cond, jnp.array([3, 3, 3])), again, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_new_network_is_zero_and_variances_double_the_last_axis():
     x, cond = inputs((2,))
     both = POINTS.copy(learned_variance=True)

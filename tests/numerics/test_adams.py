@@ -12,6 +12,7 @@ NODES = np.array([1.0, 0.0, -0.3, -1.1, -1.5, -2.6])
 
 @pytest.mark.parametrize("known", [1, 3, 6])
 @pytest.mark.parametrize("end", [1.0, 0.4])
+@pytest.mark.slow
 def test_integrals_are_exact_for_polynomials_through_the_known_nodes(x64, known, end):
     weights = integrals(jnp.asarray(NODES), jnp.arange(6) < known, end)
     np.testing.assert_array_equal(weights[known:], 0)

@@ -65,6 +65,7 @@ def test_coupled_ornstein_uhlenbeck_paths_contract_exponentially():
         ornstein_uhlenbeck_paths(KEYS[:1], starts[0], TIMES, theta=0, diffusion=1.0)
 
 
+@pytest.mark.slow
 def test_euler_maruyama_without_noise_has_the_order_one():
     start, errors = jnp.ones((1, 1)), []
     for steps in (20, 40):

@@ -27,6 +27,7 @@ def test_density_and_score_at_a_noise_level_are_those_of_the_reference(t):
     np.testing.assert_allclose(MIXTURE.score(x, alpha, sigma), noisy.score(POINTS), 1e-10)
 
 
+@pytest.mark.slow
 def test_samples_follow_it():
     analytic.assert_samples_follow(MIXTURE.sample(jax.random.key(0), 20_000), TRUTH)
 
@@ -39,6 +40,7 @@ def test_one_point_with_noise_is_the_heat_kernel():
     np.testing.assert_allclose(kernel.log_prob(x, sigma=np.sqrt(t)), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_passes_through_jit_with_its_numbers_traced():
     density = jax.jit(lambda mixture, x: mixture.log_prob(x))
     wider = Mixture(means=MEANS, weights=WEIGHTS, std=0.6)

@@ -81,6 +81,7 @@ def test_each_sample_has_steps_of_its_own():
     assert together.evaluations[1] > together.evaluations[0]
 
 
+@pytest.mark.slow
 def test_success_passes_silently():
     solution = integrate(spiral, jnp.asarray(Y0), jnp.full(2, RATE), t0=0.0, t1=0.1, options=COARSE)
     assert require_success(solution, "anything", COARSE) is None

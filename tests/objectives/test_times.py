@@ -79,6 +79,7 @@ def test_losses_divided_by_the_density_have_the_expectation_of_uniform_times(tim
     assert abs(values.mean() - expected) < 4 * values.std() / math.sqrt(MANY)
 
 
+@pytest.mark.slow
 def test_density_of_log_normal_times_integrates_to_the_mass_inside():
     sde = VPSDE()
     times = LogNormal(mean=-1.0, std=1.0, t_min=T_MIN, divide_density=True)

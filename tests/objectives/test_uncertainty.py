@@ -68,6 +68,7 @@ def test_optimal_variance_is_that_of_the_true_reverse_step(x64, sde, variance):
 
 
 @pytest.mark.parametrize("sde", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.slow
 def test_bound_of_exact_scores_is_least_with_optimal_variances(x64, sde):
     """Each step's term in expectation, by quadrature over x_t."""
     at = coefficients_at(sde, TIMES)

@@ -327,6 +327,7 @@ def deis(world, x, times, orders):
 
 @both
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.slow
 def test_deis_is_the_papers(x64, order, process):
     sde = PROCESSES[process]
     start, times = float(sde.prior_std) * START, grid(sde)

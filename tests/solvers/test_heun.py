@@ -236,6 +236,7 @@ def test_every_variable_and_scaling_is_the_papers(x64, s_churn, stage):
         assert found.nfe == (12 if stage is None else 23)
 
 
+@pytest.mark.slow
 def test_final_euler_step_in_sigma_is_the_final_step_denoise(x64):
     sde, schedule = PROCESSES["vp"], Schedule(grid="karras", steps=6, final_step="denoise")
     denoised = sample(KEY, two_points(sde), SHAPE, solver=Heun(), schedule=schedule)
@@ -299,6 +300,7 @@ def test_error_is_of_second_order(x64, sde, stage):
 
 
 @pytest.mark.parametrize("stage", [0.5, 1.0])
+@pytest.mark.slow
 def test_processes_agree_in_y_on_the_same_levels(x64, stage):
     s = np.geomspace(50, 0.05, 13)
     paths = []

@@ -83,6 +83,7 @@ def test_host_that_does_not_come_is_named():
         open_first(free_port(), 3, timeout=0.05)
 
 
+@pytest.mark.slow
 def test_first_host_that_is_not_there_is_named():
     port = free_port()
     with pytest.raises(HostsError, match=rf"is not at {HERE}:{port} \(.*\) after 0.3 s; start the"):

@@ -199,6 +199,7 @@ def test_muon_orthogonalizes_matrices_and_kernels_and_leaves_vectors_to_adam(x64
     same(found[-1], numpy_steps(update), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_fields_reach_optax(x64):
     """Where the formulas above leave out a field."""
     rate = optax.linear_schedule(0.0, LR, 3)
