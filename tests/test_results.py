@@ -45,7 +45,7 @@ def test_the_digits_load_by_name_and_denoise_digits():
     data = model.experiment.data
     x0 = jnp.asarray(model.from_data(data.as_samples(data.splits.test[:64])))
     eps = jax.random.normal(jax.random.key(0), x0.shape)
-    t, sde = jnp.full(len(x0), 0.3), model.denoiser.sde
+    t, sde = jnp.full(len(x0), 0.1), model.denoiser.sde
     x_t = expand_like(sde.alpha(t), x0) * x0 + expand_like(sde.sigma(t), x0) * eps
     found = jax.jit(model.denoiser.predict)(x_t, t).x0
     assert jnp.mean((found - x0) ** 2) < x0.var(axis=0).mean() / 3
