@@ -14,12 +14,11 @@ from tqdm import tqdm
 
 from data.couplings import Simulated
 from errors import CheckpointError, ConfigError, WorkdirError
-from experiment.build import build
 from experiment.experiment import Experiment
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Conditioned
 from jobs.cache import batches_of
-from jobs.restore import load_checkpoint
+from jobs.restore import experiment_of, load_checkpoint
 from jobs.workdir import Workdir, run_and_step
 from numerics.arrays import normal_like, sample_keys
 
@@ -41,7 +40,7 @@ def simulate_pairs(experiment: Experiment) -> Float32[np.ndarray, "n two ..."] |
     run, step = run_and_step(coupling.run)
     workdir, field = Workdir(run), f"{_FIELD}={coupling.run!r}"
     try:
-        teacher = build(workdir.read_config())
+        teacher = experiment_of(workdir)
         swapped = _require_fitting(experiment, teacher, field)
         checkpoint = load_checkpoint(teacher, workdir, step)
     except (CheckpointError, WorkdirError) as error:

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 
 from denoising import Denoiser
 from errors import CheckpointError, ConfigError, WorkdirError
-from experiment.build import build
 from experiment.experiment import Experiment
 from experiment.few_steps import TEACHER, check_teacher
-from jobs.restore import restore_parameters
-from jobs.workdir import Workdir
+from jobs.restore import experiment_of, restore_parameters
+from jobs.workdir import Workdir, run_and_step
 
 
 def load_teacher(experiment: Experiment) -> Denoiser | None:
@@ -56,12 +55,11 @@ def find_teacher(experiment: Experiment) -> tuple[Experiment, Workdir, int | Non
         ConfigError: if there is no such run, or it cannot teach this network.
     """
     text = experiment.loss.teacher
-    run, _, number = text.rpartition(":")
-    run, step = (run, int(number)) if run and number.isdecimal() else (text, None)
+    run, step = run_and_step(text)
     workdir = Workdir(run)
     try:
-        teacher = build(workdir.read_config())
-    except (WorkdirError, ConfigError) as error:
+        teacher = experiment_of(workdir)
+    except WorkdirError as error:
         raise ConfigError(f"{TEACHER}={text!r}: {error}") from error
     check_teacher(experiment, teacher)
     return teacher, workdir, step
