@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.optimize import linear_sum_assignment
 
 _THRESHOLD, _MOST = 1e-2, 2000  # where Sinkhorn's iteration stops: marginals' error, iterations
 
@@ -39,6 +38,8 @@ def squared_distances(x: Vectors, y: Vectors) -> Float[np.ndarray, "n n"]:
 
 def assignment(x: Vectors, y: Vectors) -> Int[np.ndarray, " n"]:
     """Return for each row of x the row of y that the assignment of least cost gives it."""
+    from scipy.optimize import linear_sum_assignment  # takes a tenth of a second
+
     return linear_sum_assignment(squared_distances(x, y))[1]
 
 

@@ -49,6 +49,8 @@ def distinct():
     for name, config in known_configurations():
         if LOSSES[config.loss.name].samplers:  # they sample with their own networks only
             continue
+        if config.coupling.data or config.coupling.measurement:  # samples do not start from noise
+            continue
         sections = config.sde.to_dict(), config.sampling.to_dict(), config.data.centered
         found.setdefault(str(sections), name.removeprefix("configs/"))
     return tuple(found.values())

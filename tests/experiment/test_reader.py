@@ -103,7 +103,7 @@ OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS
 # Fields that no user chooses: Linen's own, and those that data, checkpoint or task decide.
 NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments", "sde", "pixel_levels"}
 NOT_CHOSEN |= {"total_steps", "interior", "row_shape"}
-UNSET = {("guidance", "scale"), ("data", "memory_gb")}  # the machine decides the latter
+UNSET = {("guidance", "scale"), ("data", "memory_gb"), ("perceptor", "class_names")}  # see their docs
 ELSEWHERE = {
     "loss": {"times", "weight"},
     "weight": {"sigma_data"},
@@ -189,6 +189,8 @@ def test_resolved_configuration_is_complete_plain_json(name):
         "ema": [MovingAverage, MoreAverages],
         "sampling": parts,
         "task": TASKS[resolved["task"]["name"]],
+        "coupling": [EndOptions, COUPLINGS[resolved["coupling"]["name"]]],
+        "guidance": [GuidanceOptions],
     }
     for path, (classes, choices) in OWNERS.items():
         own = {f.name for cls in chosen.get(path, classes) for f in dataclasses.fields(cls)}

@@ -214,7 +214,7 @@ def test_flash_kernel_serves_what_it_can(monkeypatch, backend, dtype, width, tra
     """Only when the kernel is requested; its results need a GPU."""
     requested = []
 
-    def kernel(query, key, value, *, implementation):
+    def kernel(query, key, value, *, is_causal, implementation):
         requested.append(implementation)
         return value
 
