@@ -103,6 +103,7 @@ OWNERS = {path: (tuple(classes), choices) for path, (classes, choices) in OWNERS
 # Fields that no user chooses: Linen's own, and those that data, checkpoint or task decide.
 NOT_CHOSEN = {"parent", "out_channels", "low", "high", "moments", "sde", "pixel_levels"}
 NOT_CHOSEN |= {"total_steps", "interior", "row_shape"}
+# The method of guidance, the machine and the data decide these.
 UNSET = {("guidance", "scale"), ("data", "memory_gb"), ("perceptor", "class_names")}
 ELSEWHERE = {
     "loss": {"times", "weight"},
