@@ -210,6 +210,11 @@ def sample(
     if (source is None) != (schedule.start == 1):
         needed = "needs source images to add noise to" if source is None else "takes no source"
         raise ValueError(f"start={schedule.start:g} {needed}; start=1 starts from the prior")
+    if projection is not None and not getattr(solver, "takes_projection", True):
+        raise ValueError(
+            f"{type(solver).__name__} keeps the density of x, which a projection changes; leave "
+            "the projection out, or choose another solver"
+        )
     plan = solver.plan(denoiser.sde, times)
     keys, x = _start(key, denoiser, indices, shape[1:], source, initial, times[0], projection)
     return run(

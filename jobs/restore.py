@@ -27,6 +27,7 @@ from objectives.variational import VARIANCES
 from solvers.moments import EpsMoments
 from training.checkpoints import Checkpoints, Restored
 from training.hosts import agreed
+from training.step import Trainer
 
 
 def restore_parameters(
@@ -201,6 +202,21 @@ def _field_of(experiment: Experiment, need: str) -> str:
     return f"config.sampling.{name}={sampling[name]}"
 
 
+def _params_of_part(experiment: Experiment, part: Workdir, trainer: Trainer, missing: str) -> Any:
+    """Return the averaged parameters of a network that was trained beside the model.
+
+    Raises:
+        ConfigError: with the message `missing`, if there are none yet.
+        WorkdirError: if it was trained for another configuration.
+    """
+    part.check(experiment.config, training=False)
+    template = trainer.abstract_parameters()
+    restored = Checkpoints(part.checkpoints).restore(template, partial=True)
+    if restored is None:
+        raise ConfigError(missing)
+    return restored.state.ema_params
+
+
 def load_variance_head(experiment: Experiment, workdir: Workdir) -> VarianceHead:
     """Return the latest variance head of a run.
 
@@ -209,15 +225,14 @@ def load_variance_head(experiment: Experiment, workdir: Workdir) -> VarianceHead
         WorkdirError: if it was trained for another configuration.
     """
     model, folder = experiment.variance_head, workdir.variance_head
-    folder.check(experiment.config, training=False)
-    template = model.trainer.abstract_parameters()
-    restored = Checkpoints(folder.checkpoints).restore(template, partial=True)
-    if restored is None:
-        raise ConfigError(
-            f"{_field_of(experiment, 'variance_head')}: there is no variance head in {folder.path} "
-            "yet; run --mode=train_variance first, or choose analytic"
-        )
-    return model.head(restored.state.ema_params)
+    params = _params_of_part(
+        experiment,
+        folder,
+        model.trainer,
+        f"{_field_of(experiment, 'variance_head')}: there is no variance head in {folder.path} "
+        "yet; run --mode=train_variance first, or choose analytic",
+    )
+    return model.head(params)
 
 
 def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Classifier:
@@ -229,15 +244,14 @@ def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Cla
     """
     model, folder = experiment.classifier, workdir.classifier
     model.check(experiment.data)
-    folder.check(experiment.config, training=False)
-    template = model.trainer.abstract_parameters()
-    restored = Checkpoints(folder.checkpoints).restore(template, partial=True)
-    if restored is None:
-        raise ConfigError(
-            f"{field}='classifier', but there is none in {folder.path} yet; run "
-            "--mode=train_classifier or --mode=import_classifier first, or choose another"
-        )
-    return model.classifier(experiment.parallel.fetch_tree(restored.state.ema_params))
+    params = _params_of_part(
+        experiment,
+        folder,
+        model.trainer,
+        f"{field}='classifier', but there is none in {folder.path} yet; run "
+        "--mode=train_classifier or --mode=import_classifier first, or choose another",
+    )
+    return model.classifier(experiment.parallel.fetch_tree(params))
 
 
 def load_dequantizer(experiment: Experiment, workdir: Workdir) -> Dequantizer:
@@ -248,15 +262,14 @@ def load_dequantizer(experiment: Experiment, workdir: Workdir) -> Dequantizer:
         WorkdirError: if it was trained for another configuration.
     """
     model, folder = experiment.dequantizer, workdir.dequantizer
-    folder.check(experiment.config, training=False)
-    template = model.trainer.abstract_parameters()
-    restored = Checkpoints(folder.checkpoints).restore(template, partial=True)
-    if restored is None:
-        raise ConfigError(
-            f"config.data.dequantization='variational', but there is no dequantizer in "
-            f"{folder.path} yet; run --mode=train_dequantizer first, or choose uniform"
-        )
-    return model.dequantizer(restored.state.ema_params)
+    params = _params_of_part(
+        experiment,
+        folder,
+        model.trainer,
+        f"config.data.dequantization='variational', but there is no dequantizer in "
+        f"{folder.path} yet; run --mode=train_dequantizer first, or choose uniform",
+    )
+    return model.dequantizer(params)
 
 
 def load_bad_model(experiment: Experiment, workdir: Workdir, step: int) -> BadModel:

@@ -65,8 +65,6 @@ class MALA:
 
     The first step has no density to compare with. It adds noise alone, and is accepted.
 
-    It does not go with a projection, which changes x without its density.
-
     Args:
         step_size: h in units of sigma(t)^2. About 57% of the steps are accepted at the best one in
             many dimensions (Roberts & Rosenthal 1998).
@@ -77,6 +75,7 @@ class MALA:
 
     step_size: float = 0.5
     needs_energy = True
+    takes_projection = False  # it would change x without the density that a step compares with
     evaluations = 1
 
     def __post_init__(self) -> None:

@@ -139,3 +139,24 @@ def test_missing_package_is_one_line_with_the_remedy(monkeypatch):
     message = r"^config\.sampling\.name='mala' needs a package .* install blackjax, .* langevin$"
     with pytest.raises(ConfigError, match=message):
         built(sampling__name="mala")
+
+
+@jax.tree_util.register_static
+class Origin:
+    """A projection onto the origin."""
+
+    def project(self, keys, sde, x, t):
+        return 0 * x
+
+    def project_final(self, x0):
+        return 0 * x0
+
+
+def test_projection_is_refused_where_it_would_leave_the_density_behind():
+    denoiser = GAUSSIAN.energy_denoiser(SDE)
+    with pytest.raises(ValueError, match=r"^MALA keeps the density of x.* choose another solver"):
+        sample(KEY, denoiser, (2, 2), solver=MALA(), projection=Origin())
+    schedule = Schedule(steps=2, t_min=T_MIN)
+    solver = PredictorCorrector(predictor=EulerMaruyama(), corrector=MALACorrector())
+    found = sample(KEY, denoiser, (2, 2), solver=solver, schedule=schedule, projection=Origin())
+    assert not np.any(found.x)
