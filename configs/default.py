@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     model.fourier_scale = placeholder(float)
     model.num_classes = placeholder(int)
     model.augment_labels = placeholder(int)  # 9 for a network that sees config.augmentation
+    model.input_frequencies = placeholder(tuple)  # ncsnpp: of waves that tell gray levels apart
     model.activation = placeholder(str)
     model.skip_rescale = placeholder(bool)
     model.init_scale = placeholder(float)

@@ -31,6 +31,7 @@ from models.blocks.attention import SelfAttention
 from models.blocks.checks import (
     check_choices,
     check_field,
+    check_frequencies,
     check_groups,
     check_images,
     check_integers,
@@ -40,7 +41,13 @@ from models.blocks.checks import (
     is_integer,
     unet_widths,
 )
-from models.blocks.embeddings import FourierEmbedding, LabelEmbedding, Labels, positional_embedding
+from models.blocks.embeddings import (
+    FourierEmbedding,
+    LabelEmbedding,
+    Labels,
+    positional_embedding,
+    with_waves,
+)
 from models.blocks.layers import (
     ACTIVATIONS,
     AugmentLabels,
@@ -96,6 +103,9 @@ class NCSNpp(nn.Module):
         fourier_scale: standard deviation of the Fourier frequencies.
         num_classes: number of classes; 0 for an unconditional network.
         augment_labels: number of augmentation labels; 0 for a network that does not see any.
+        input_frequencies: beside x, the network sees sin and cos of 2 pi f x for these f, as in
+            Kingma et al. 2021 (arXiv:2107.00630, Appendix C), to tell gray levels apart. With 8
+            bits in [-1, 1], f = 127.5 turns once from a gray level to the next.
         activation: a name in `layers.ACTIVATIONS`.
         skip_rescale: divide residual sums by sqrt 2.
         init_scale: initial variance scale of the last layer of every block and of the output.
@@ -122,6 +132,7 @@ class NCSNpp(nn.Module):
     fourier_scale: float = 16.0
     num_classes: int = 0
     augment_labels: int = 0
+    input_frequencies: Sequence[float] = ()
     activation: str = "swish"
     skip_rescale: bool = True
     init_scale: float = 0.0
@@ -153,7 +164,8 @@ class NCSNpp(nn.Module):
         check_images(self, x)
         e = self._embed(cond, labels, augment_labels)
         e = None if e is None else cast(e.astype(x.dtype), self.compute_dtype)
-        h, skips = self._encode(cast(x, self.compute_dtype), e, train=train)
+        seen = with_waves(x, self.input_frequencies)
+        h, skips = self._encode(cast(seen, self.compute_dtype), e, train=train)
         h = self._block("middle_block_0", h.shape[-1])(h, e, train)
         h = self._attention("middle_attention")(h, train=train)
         h = self._block("middle_block_1", h.shape[-1])(h, e, train)
@@ -172,6 +184,7 @@ class NCSNpp(nn.Module):
         check_field(self, "channel_multipliers", integers, "positive integers")
         check_integers(self, num_classes=0, augment_labels=0, out_channels=1)
         check_numbers(self, fourier_scale="(0, inf)", init_scale="[0, inf)")
+        check_frequencies(self)
         for field in ("num_classes", "augment_labels"):
             if getattr(self, field) and self.embedding == "none":
                 raise field_error(

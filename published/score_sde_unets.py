@@ -118,11 +118,13 @@ def _as_ncsnpp(network: NCSNpp | DDPM) -> NCSNpp:
     Raises:
         ValueError: neither code base has such a network.
     """
-    for field, valid in (("decoder_attention", "resolution"), ("num_classes", 0)):
-        if getattr(network, field) != valid:
+    needed = {"decoder_attention": "resolution", "num_classes": 0, "input_frequencies": ()}
+    for field, valid in needed.items():
+        value = getattr(network, field, valid)
+        if value != valid:
             raise ValueError(
-                f"config.model.{field}={getattr(network, field)!r}; networks of score_sde have "
-                f"{valid!r}. Set it so, or use another format"
+                f"config.model.{field}={value!r}; networks of score_sde have {valid!r}. Set it so, "
+                "or use another format"
             )
     if isinstance(network, NCSNpp):
         check_groups(network, "score_sde's ncsnpp", 0)

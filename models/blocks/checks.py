@@ -52,6 +52,13 @@ def check_numbers(network: Any, **intervals: str) -> None:
         require_in(field_name(network, field), getattr(network, field), interval)
 
 
+def check_frequencies(network: Any) -> None:
+    """Raise ValueError unless `input_frequencies` are positive numbers."""
+    values = network.input_frequencies
+    numbers = all(isinstance(value, int | float) and 0 < value < math.inf for value in values)
+    check_field(network, "input_frequencies", numbers, "positive numbers, such as (127.5,)")
+
+
 def check_integers(network: Any, *, most: int = MOST, **least: int) -> None:
     """Raise ValueError unless each field is an integer, from the number given to `most`.
 

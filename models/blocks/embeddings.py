@@ -4,6 +4,8 @@
     Fourier:     [sin(2 pi w_j cond), cos(2 pi w_j cond)],  w_j ~ N(0, scale^2),  j = 0 .. d - 1
     class:       a trained vector per class, and one for "no class"
 
+and `with_waves` embeds the pixels of an image.
+
 The first is from Vaswani et al. 2017 (arXiv:1706.03762, Section 3.5) by way of DDPM (Ho et al.
 2020, arXiv:2006.11239, Appendix B), for cond = 0 .. 999. The second is from Tancik et al. 2020
 (arXiv:2006.10739), for cond = log sigma (Song et al. 2021, arXiv:2011.13456, Appendix H).
@@ -11,6 +13,7 @@ Classifier-free guidance needs "no class" (Ho and Salimans 2022, arXiv:2207.1259
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +39,15 @@ def positional_embedding(
     frequencies = np.exp(-math.log(10000.0) * np.arange(half) / (half - 1 if endpoint else half))
     angles = cond[:, None] * jnp.asarray(frequencies, cond.dtype)[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def with_waves(
+    x: Float[Array, "*rest channels"], frequencies: Sequence[float]
+) -> Float[Array, "*rest more"]:
+    """Return [x, sin(2 pi f x), cos(2 pi f x), ...] along channels, for all frequencies f."""
+    angles = [2.0 * math.pi * frequency * x for frequency in frequencies]
+    waves = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]
+    return jnp.concatenate([x, *waves], axis=-1)
 
 
 class FourierEmbedding(nn.Module):

@@ -207,6 +207,25 @@ def test_network_without_embedding_does_not_see_the_noise_level():
 
 
 @pytest.mark.slow
+def test_waves_repeat_from_gray_level_to_gray_level():
+    """A first layer that sees waves of f = 127.5 alone cannot tell levels apart, only what lies
+    between them."""
+    network = NCSNpp(**TINY, input_frequencies=(127.5,))
+    params, (_, cond) = seeded_params(network), seeded_batch()
+    kernel = params["input_conv"]["kernel"]
+    assert kernel.shape[2] == 9  # 3 channels: x, sin, cos
+    params["input_conv"]["kernel"] = kernel * (np.arange(9) >= 3)[:, None]
+    levels = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3))
+    f = compiled(network)
+    y, next_level, between = (
+        f(params, (2 * (levels + shift) / 255 - 1).astype(np.float32), cond)
+        for shift in (0, 1, 0.5)
+    )
+    np.testing.assert_allclose(y, next_level, atol=1e-3)
+    assert np.abs(y - between).max() > 0.1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_is_used(activation):
     network = NCSNpp(**TINY, activation=activation)
@@ -247,6 +266,7 @@ INVALID = [
     ({"out_channels": 0}, "an integer, 1 or more"),
     ({"num_classes": -1}, "an integer, 0 or more"),
     ({"num_classes": 3, "embedding": "none"}, "0 with embedding='none'"),
+    ({"input_frequencies": (127.5, 0.0)}, "positive numbers"),
     ({"augment_labels": -1}, "an integer, 0 or more"),
     ({"augment_labels": 9, "embedding": "none"}, "0 with embedding='none'"),
     ({"compute_dtype": "float16"}, "choose one of: bfloat16, float32"),
