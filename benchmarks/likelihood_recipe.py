@@ -1,6 +1,6 @@
 """What each choice of configs/vdm_mnist.py gains: short runs, each with one choice undone.
 
-    python benchmarks/likelihood_recipe.py MNIST.npz [--steps=300] [--seeds=1] [--only="all;uniform"]
+    python benchmarks/likelihood_recipe.py MNIST.npz [--steps=300] [--seeds=1] [--only="all"]
     python benchmarks/likelihood_recipe.py --table
 
 Each run is measured by the variational bound on the first 1,000 test images, and adds a line to
