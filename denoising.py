@@ -18,6 +18,7 @@ and `score` only, whatever the network was trained to output.
     edm                   (x0 - c_skip y) / c_out        c_in y     Karras et al., arXiv:2206.00364
     iddpm                 eps and a variance's channels  x / size   the same, for ADM's network
     consistency           (x0 - c_skip y) / c_out        c_in y     Song et al., arXiv:2303.01469
+    levels                log-odds of gray levels        x
 
 For edm, y = x / alpha has noise s = sigma / alpha, and with the data's deviation sigma_d, 0.5,
 c_skip = sigma_d^2 / (s^2 + sigma_d^2), c_out = s sigma_d c_in, c_in = 1 / sqrt(s^2 + sigma_d^2).
@@ -27,6 +28,11 @@ at that noise (their Appendix C).
 
 For iddpm, size = sqrt(alpha^2 + sigma^2). It presents x_t of any process to a network of DDPM's
 chain, for which the size is 1. The variance is that of a step of the chain, and is not used.
+
+For levels, the network predicts the probabilities of each pixel's gray levels from what surrounds
+it. Bayes' rule adds what the noisy pixel itself says, and x0 is the mean of the result. So pixels
+whose noise is small become exact without being learned. Dieleman et al. 2022 (arXiv:2211.15089,
+Section 3.1) take such means without the second step.
 """
 
 import dataclasses
@@ -44,6 +50,7 @@ from jaxtyping import Array, Float, Int
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, pytree, sum_per_sample
 from numerics.clipping import Clipping
+from numerics.pixel_levels import PixelLevels
 from sde_lib import BETAS, SDE, Time, reverse_drift
 
 Coefficient = Float[Array, "..."]
@@ -124,6 +131,12 @@ def _from_consistency(
     return Prediction(c_skip * y + c_out * h, eps)
 
 
+def _from_levels(
+    x: Batch, alpha: Batch, sigma: Batch, h: Batch, pixel_levels: PixelLevels
+) -> Prediction:
+    return _from_x0(x, alpha, sigma, pixel_levels.posterior_mean(h, x, alpha, sigma))
+
+
 def _edm_gain(s: Batch, sigma_data: float) -> Batch:
     """Return c_in, which scales y to unit variance."""
     return jax.lax.rsqrt(s**2 + sigma_data**2)
@@ -135,7 +148,7 @@ class Parameterization:
 
     Args:
         predict: the map (x, alpha, sigma, output) -> Prediction.
-        channels: channels of the output per channel of x.
+        channels: channels of the output per channel of x; with `pixel_levels`, one per level.
         input: the map (x, alpha, sigma) -> input of the network.
         uses: fields of the Denoiser, which are the last arguments of both maps.
         predicts_mean: whether the predicted x0 is the mean of x0 given x_t, as scores need.
@@ -178,6 +191,9 @@ PARAMETERIZATIONS = {
         predict=lambda x, a, s, h: _from_eps(x, a, s, jnp.split(h, 2, axis=-1)[0]),
         channels=2,
         input=lambda x, a, s: x / jnp.hypot(a, s),
+    ),
+    "levels": Parameterization(
+        predict=_from_levels, input=lambda x, a, s, pixel_levels: x, uses=("pixel_levels",)
     ),
 }
 
@@ -248,7 +264,10 @@ class Guidance(Protocol):
         ...
 
 
-@pytree(static=("parameterization", "conditioning", "num_timesteps", *_PARAMETERS, "clipping"))
+_STATIC = ("parameterization", "conditioning", "num_timesteps", "pixel_levels", "clipping")
+
+
+@pytree(static=(*_STATIC, *_PARAMETERS))
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """A network that predicts data and noise from noisy data at every noise level.
@@ -271,6 +290,7 @@ class Denoiser:
         sigma_data: standard deviation of the data, for parameterizations "edm" and "consistency".
             EDM takes 0.5 for images in [-1, 1].
         sigma_min: for "consistency", the level sigma / alpha where the function is the identity.
+        pixel_levels: for "levels", the values of x0's pixels.
         clipping: of the predicted x0; eps and the score are changed to match. Each guidance
             receives the clipped prediction, and may clip the guided one.
         guidances: changes of the predictions, applied in order.
@@ -278,7 +298,8 @@ class Denoiser:
             such as those of `objectives.uncertainty`.
 
     Raises:
-        ValueError: for an unknown name, fewer than two timesteps, or a sigma_data that is not used.
+        ValueError: for an unknown name, fewer than two timesteps, or a sigma_data or pixel
+            levels that are not used.
     """
 
     sde: SDE
@@ -293,6 +314,7 @@ class Denoiser:
     num_timesteps: int = 1000
     sigma_data: float = 0.5
     sigma_min: float = 0.002
+    pixel_levels: PixelLevels | None = None
     clipping: Clipping = Clipping()
     guidances: tuple[Guidance, ...] = ()
     uncertainty: Callable[[SDE, Batch, Time, Batch], Batch] | None = None
@@ -301,6 +323,11 @@ class Denoiser:
         require_parameterization(
             self.parameterization, sigma_data=self.sigma_data, sigma_min=self.sigma_min
         )
+        if (self.pixel_levels is not None) != ("pixel_levels" in self._parameterization.uses):
+            raise ValueError(
+                f"pixel_levels={self.pixel_levels} does not go with parameterization="
+                f"{self.parameterization!r}; give them for 'levels', and for it alone"
+            )
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
         for name in ("network", "energy"):
@@ -352,7 +379,9 @@ class Denoiser:
         parameterization = self._parameterization
         at = self._at(x, t)
         output = self._evaluate(self.network, x, t, at)
-        expected = (*x.shape[:-1], parameterization.channels * x.shape[-1])
+        levels = self.pixel_levels
+        channels = parameterization.channels if levels is None else levels.gray_levels
+        expected = (*x.shape[:-1], channels * x.shape[-1])
         if output.shape != expected:
             raise ValueError(
                 f"parameterization={self.parameterization!r} needs a network output of shape "

@@ -39,13 +39,14 @@ from jaxtyping import Array, Float, Key
 from denoising import CONDITIONINGS, Denoiser
 from errors import require_choice, require_in
 from numerics.arrays import Batch, pytree, sum_per_sample
+from numerics.pixel_levels import PixelLevels
 from numerics.traces import PROBES, exact_trace
 from objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from objectives.distillation import ProgressiveDistillation
 from objectives.ends import draw_noise
 from objectives.maximum_likelihood import MaximumLikelihood
 from objectives.times import TimeDistribution, Times, Uniform
-from objectives.variational import DECODERS, VARIANCES, ChainBound, PixelLevels
+from objectives.variational import DECODERS, VARIANCES, ChainBound
 from objectives.weights import Sigma2, Weight
 from sde_lib import SDE, OfLogSNR
 from training.objective import Context, Losses, Objective

@@ -41,6 +41,7 @@ MODES = {
     "train": Mode("train", flags=("profile",)),
     "eval": Mode("evaluate", flags=("ema",)),
     "sample": Mode("sample", flags=("num_samples", "checkpoint", "ema", "gif", "png")),
+    "demo": Mode("demo", flags=("checkpoint", "ema", "port")),
     "check": Mode("check", flags=("num_samples", "compile")),
     "prepare": Mode("prepare", flags=("target", "skip_damaged")),
     "train_classifier": Mode("train_classifier"),
@@ -78,12 +79,12 @@ _CACHE = flags.DEFINE_boolean(
 flags.DEFINE_integer(
     "checkpoint",
     None,
-    "sample, moments, ema, export, compress, decompress: step; by default the latest.",
+    "sample, demo, moments, ema, export, compress, decompress: step; by default the latest.",
 )
 flags.DEFINE_string(
     "ema",
     "",
-    "sample, eval, moments, compress, decompress: another average of the parameters, such as "
+    "sample, demo, eval, moments, compress, decompress: another average of the parameters, such as "
     "rate_0.999 or length_0.08.",
 )
 flags.DEFINE_string(
@@ -132,6 +133,7 @@ _GIF = flags.Flag(
 )
 _GIF.boolean = True  # --gif and --nogif are valid
 flags.DEFINE_flag(_GIF)
+flags.DEFINE_integer("port", 8000, "demo: port of the page; 0 for a free one.", 0, 65535)
 flags.DEFINE_boolean("png", False, "sample: also write each image as a PNG.")
 
 _SMALLER = "lower the batch size, or set config.model.remat=True"

@@ -24,6 +24,7 @@ from jobs.averages import parse_lengths, reconstruct
 from jobs.bridges import train_rounds
 from jobs.compress import compress as compress
 from jobs.compress import decompress as decompress
+from jobs.demo import serve
 from jobs.diagnostics import Diagnostics
 from jobs.exchange import export_checkpoint as export_checkpoint
 from jobs.exchange import import_checkpoint as import_checkpoint
@@ -33,6 +34,7 @@ from jobs.perceptor import export_perceptor, load_perceptor
 from jobs.plan import describe
 from jobs.profile import ProfiledSteps
 from jobs.restore import (
+    TrainedModel,
     checkpoints_of,
     load_checkpoint,
     load_moments,
@@ -228,6 +230,24 @@ def compare(files: list[AnyPath]) -> None:
             "runs/a/eval/100.json runs/b/eval/100.json, or two run folders"
         )
     print(compare_files(*files))
+
+
+def demo(
+    experiment: Experiment,
+    workdir: Workdir,
+    *,
+    checkpoint: int | None = None,
+    ema: str = "",
+    port: int = 8000,
+) -> None:
+    """Serve a page that draws samples of a checkpoint as they come out of the noise, until Ctrl-C.
+
+    Raises:
+        ConfigError, WorkdirError, CheckpointError: if the run has no network of images.
+        OSError: if the port is taken.
+    """
+    loaded = load_checkpoint(experiment, workdir, checkpoint, ema, needs=frozenset())
+    serve(TrainedModel.of(experiment, loaded), port)
 
 
 def sample(

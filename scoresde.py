@@ -23,6 +23,7 @@ from guidance.classifier import Classifier, ClassifierGuidance
 from guidance.classifier_free import ClassifierFreeGuidance
 from guidance.posterior import DPS, LossGuidance, PiGDM
 from guidance.projection import Projection
+from jobs.demo import serve
 from jobs.restore import TrainedModel
 from jobs.shipped import load
 from likelihood import LikelihoodOptions, log_prob
@@ -80,4 +81,5 @@ __all__ = [
     "log_prob",
     "sample",
     "sample_ode",
+    "serve",
 ]

@@ -48,7 +48,8 @@ from numerics.entropy_coder import (
     library,
     random_words,
 )
-from objectives.variational import VARIANCES, PixelLevels, Steps, bound_tables
+from numerics.pixel_levels import PixelLevels
+from objectives.variational import VARIANCES, Steps, bound_tables
 
 Rows = Float64[np.ndarray, "images dims"]
 Images = Int64[np.ndarray, "_ ..."]

@@ -47,8 +47,8 @@ from numerics.arrays import (
     sample_keys,
     sum_per_sample,
 )
+from numerics.pixel_levels import PixelLevels
 from objectives.times import log_snr_range, log_snr_speed, log_snr_times
-from objectives.variational import PixelLevels
 from sde_lib import SDE
 
 Uniforms = Float[Array, "times batch"]

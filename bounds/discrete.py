@@ -34,11 +34,11 @@ from numerics.arrays import (
     sum_per_sample,
     whole,
 )
+from numerics.pixel_levels import PixelLevels
 from objectives.uncertainty import TIMESTEP_CHOICES
 from objectives.variational import (
     DECODERS,
     VARIANCES,
-    PixelLevels,
     Steps,
     bound_tables,
     decoder_surprise,

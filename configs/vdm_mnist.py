@@ -27,12 +27,13 @@ def get_config() -> ConfigDict:
     config.model.channel_multipliers = (1, 2, 2)
     config.model.attention_resolutions = (7,)
     # From one turn per gray level down to one per 128 levels
-    config.model.input_frequencies = tuple(127.5 / 2**octave for octave in range(8))
+    config.model.input_frequencies = tuple(128.0 / 2**octave for octave in range(8))
+    config.denoiser.parameterization = "levels"
     config.optim.lr = 2e-3
     config.ema.rate = 0.999
     config.ema.snapshot_every = 500
     config.training.batch_size = 64
-    config.training.steps = 5000
+    config.training.steps = 2600
     config.training.checkpoint_every = 500
     config.training.sample_every = 2500
     config.diagnostics.every = 2500

@@ -40,6 +40,7 @@ from experiment.data import Data
 from experiment.ends import build_ends
 from experiment.experiment import ClassifierModel, DiscreteBoundPlan, Experiment, Model
 from experiment.few_steps import check_few_steps
+from experiment.images import as_images
 from experiment.kinds import require_kind
 from experiment.options import (
     AnalyticDPMOptions,
@@ -62,6 +63,7 @@ from models.blocks.resample import average_downsample
 from models.energy import energies, energy_gradient
 from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
+from numerics.pixel_levels import PixelLevels
 from sde_lib import SDE, SDES
 from time_grids import Schedule
 from training.objective import Objective
@@ -233,6 +235,9 @@ def _build_model(
     require_kind("model", reader.lookup("model", NETWORKS), NETWORKS, data.kind)
     network = reader.build_named("model", NETWORKS)
     options = reader.build("denoiser", DenoiserOptions)
+    pixel_levels = _pixel_levels(options, data)
+    if pixel_levels is not None:
+        network = _with_outputs(network, data.shape[-1] * pixel_levels.gray_levels)
     with config_errors("model"):
         network.validate(*data.shape[-2:])
     _check_timesteps(reader, sde, network, loss, options)
@@ -244,14 +249,47 @@ def _build_model(
         options=options,
         num_classes=getattr(network, "num_classes", 0),
         upsampling=getattr(network, "upsampling", 1),
-        denoiser=_denoiser_factory(sde, network, options, sharding, data.parallel),
+        denoiser=_denoiser_factory(sde, network, options, pixel_levels, sharding, data.parallel),
     )
+
+
+def _pixel_levels(options: DenoiserOptions, data: Data) -> PixelLevels | None:
+    """Return the gray levels whose probabilities the network predicts, if it does.
+
+    Raises:
+        ConfigError: for data that are not on gray levels.
+    """
+    if options.parameterization != "levels":
+        return None
+    what = f"config.denoiser.parameterization={options.parameterization!r}"
+    images = as_images(data, what, "choose eps")
+    if images.dequantization.noisy:
+        raise ConfigError(
+            f"config.data.dequantization={data.options.dequantization!r} adds noise to gray "
+            f"levels, which {what} predicts; choose none or truncated_normal"
+        )
+    return images.pixel_levels
+
+
+def _with_outputs(network: nn.Module, channels: int) -> nn.Module:
+    """Return a network with as many channels of its output.
+
+    Raises:
+        ConfigError: if it has no such field, or predicts a variance too.
+    """
+    if not hasattr(network, "out_channels") or getattr(network, "learned_variance", False):
+        raise ConfigError(
+            "config.denoiser.parameterization='levels' needs a network of images without learned "
+            "variance; choose config.model.name=ncsnpp"
+        )
+    return network.clone(out_channels=channels)
 
 
 def _denoiser_factory(
     sde: SDE,
     network: nn.Module,
     options: DenoiserOptions,
+    pixel_levels: PixelLevels | None,
     sharding: Sharding,
     parallel: DataParallel,
 ) -> Callable[..., Denoiser]:
@@ -274,6 +312,7 @@ def _denoiser_factory(
             num_timesteps=options.num_timesteps,
             sigma_data=options.sigma_data,
             sigma_min=options.sigma_min,
+            pixel_levels=pixel_levels,
         )
 
     return denoiser

@@ -23,7 +23,7 @@ from data.scaling import ImageScaler, Standardizer
 from errors import ConfigError
 from experiment.kinds import Kind
 from files.paths import AnyPath
-from objectives.variational import PixelLevels
+from numerics.pixel_levels import PixelLevels
 from training.parallel import DataParallel
 
 Batches = TrainingBatches | RowBatches | CoupledBatches | PairBatches

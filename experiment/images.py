@@ -21,7 +21,7 @@ from experiment.data import Data
 from experiment.kinds import KINDS, Kind
 from experiment.options import DataOptions
 from files.paths import AnyPath, in_bucket
-from objectives.variational import PixelLevels
+from numerics.pixel_levels import PixelLevels
 
 _BLOCK = 256  # images that are in memory at a time, where their variances are taken
 

@@ -105,7 +105,7 @@ class DenoiserOptions:
         energy: take the gradient of the network's output for its output (`models.energy`).
 
     Raises:
-        ValueError: for an unknown name, or an energy network that predicts a variance too.
+        ValueError: for an unknown name, or an energy network with several outputs.
     """
 
     parameterization: str = "eps"
@@ -121,10 +121,10 @@ class DenoiserOptions:
         )
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
-        if self.energy and self.parameterization == "eps_learned_variance":
+        if self.energy and self.parameterization in ("eps_learned_variance", "levels"):
             raise ValueError(
-                "energy=True needs a network with one output, not the two of "
-                "config.denoiser.parameterization='eps_learned_variance'; choose eps, or set "
+                "energy=True needs a network with one output, not the several of "
+                f"config.denoiser.parameterization={self.parameterization!r}; choose eps, or set "
                 "energy=False"
             )
 

@@ -15,7 +15,7 @@ from experiment.data import Data
 from experiment.kinds import KINDS, Kind
 from experiment.options import RowOptions
 from files.paths import AnyPath
-from objectives.variational import PixelLevels
+from numerics.pixel_levels import PixelLevels
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Image grids as arrays, and PNG and GIF files of uint8 images."""
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,13 @@ def _pil_image(array: UInt8[np.ndarray, "h w c"]) -> Any:
 def write_png(path: AnyPath, array: UInt8[np.ndarray, "h w c"]) -> None:
     """Write an image as PNG."""
     write_file(path, lambda temporary: _pil_image(array).save(temporary))
+
+
+def png_bytes(array: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """Return an image as the content of a PNG file."""
+    content = io.BytesIO()
+    _pil_image(array).save(content, "png")
+    return content.getvalue()
 
 
 def write_png_folder(folder: AnyPath, images: UInt8[np.ndarray, "count h w c"]) -> None:

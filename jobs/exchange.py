@@ -122,6 +122,11 @@ def export_checkpoint(
         ConfigError, WorkdirError, CheckpointError: before anything is written.
     """
     experiment.model.require_fixed_process("--mode=export")
+    if (name := experiment.model.options.parameterization) == "levels":
+        raise ConfigError(
+            f"config.denoiser.parameterization={name!r} is unknown to score_sde_pytorch; export a "
+            "network that predicts noise"
+        )
     restored = restore_parameters(experiment, workdir, checkpoint)
     if agreed(target.exists):
         raise ConfigError(f"--target={target} exists already; give the name of a new file")

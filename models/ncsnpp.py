@@ -104,8 +104,9 @@ class NCSNpp(nn.Module):
         num_classes: number of classes; 0 for an unconditional network.
         augment_labels: number of augmentation labels; 0 for a network that does not see any.
         input_frequencies: beside x, the network sees sin and cos of 2 pi f x for these f, as in
-            Kingma et al. 2021 (arXiv:2107.00630, Appendix C), to tell gray levels apart. With 8
-            bits in [-1, 1], f = 127.5 turns once from a gray level to the next.
+            Kingma et al. 2021 (arXiv:2107.00630, Appendix C), to tell gray levels apart. With 256
+            levels in [-1, 1], f = 127.5 turns once from one to the next; f = 128 with
+            config.data.dequantization=truncated_normal, whose levels are 2 / 256 apart.
         activation: a name in `layers.ACTIVATIONS`.
         skip_rescale: divide residual sums by sqrt 2.
         init_scale: initial variance scale of the last layer of every block and of the output.

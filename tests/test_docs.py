@@ -7,10 +7,11 @@ the place of data that would have to be downloaded.
 import functools
 import re
 import shlex
+import signal
 
 import numpy as np
 import pytest
-from command_line import ROOT, run, write_images
+from command_line import ROOT, run, start, write_images
 from PIL import Image
 
 import losses
@@ -203,10 +204,19 @@ def reduced(command, folder):
     return arguments
 
 
+def opened(arguments):
+    """Start a server at a free port, and end it by Ctrl-C."""
+    running = start(*(a for a in arguments if not a.startswith("--port")), "--port=0")
+    running.until(lambda: "Ctrl-C ends" in (running.folder / "stdout").read_text())
+    running.send(signal.SIGINT)
+    return running.wait()
+
+
 @functools.cache
 def succeeds(command, folder):
     """Run the command, once for all pages that show it."""
-    done = run(*reduced(command, folder))
+    arguments = reduced(command, folder)
+    done = opened(arguments) if "--mode=demo" in arguments else run(*arguments)
     assert done.status == 0, f"{command}\n{done.stderr[-2000:]}"
 
 

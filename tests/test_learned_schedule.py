@@ -17,8 +17,8 @@ from experiment.build import build
 from experiment.sampler import Checkpoint
 from jobs.plan import parameter_table
 from losses import LearnedSchedule, Noise, NoiseLevels
+from numerics.pixel_levels import PixelLevels
 from objectives.times import LogSNR, Stratified
-from objectives.variational import PixelLevels
 from sde_lib import LearnedVPSDE
 from training.objective import FIRST
 

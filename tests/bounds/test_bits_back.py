@@ -11,7 +11,7 @@ from analytic import gaussian
 from bounds.bits_back import ImageCodec
 from bounds.discrete import DiscreteBoundOptions, discrete_bound
 from errors import CodecError
-from objectives.variational import PixelLevels
+from numerics.pixel_levels import PixelLevels
 from sde_lib import VESDE, VPSDE
 from time_grids import Schedule
 

@@ -17,7 +17,7 @@ from denoising import Denoiser
 from errors import BoundError
 from numerics.arrays import fold_in_each, in_float64, normal_like, sample_keys
 from numerics.clipping import Clipping
-from objectives.variational import PixelLevels
+from numerics.pixel_levels import PixelLevels
 from sde_lib import VESDE, VPSDE, DiscreteVPSDE, SubVPSDE
 from time_grids import Schedule
 

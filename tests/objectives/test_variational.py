@@ -14,8 +14,9 @@ from denoising import Denoiser, Prediction
 from errors import ConfigError
 from experiment.build import build
 from losses import Hybrid, Noise, ScoreMatching, VariationalBound
+from numerics.pixel_levels import PixelLevels
 from objectives.times import Timesteps
-from objectives.variational import PixelLevels, step_divergence
+from objectives.variational import step_divergence
 from sde_lib import DiscreteVPSDE
 from training.objective import FIRST
 

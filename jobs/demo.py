@@ -1,0 +1,257 @@
+"""A page in the browser that draws samples of a trained network as they come out of the noise.
+
+    GET  /           the page, demo.html
+    GET  /options    what the page offers: solvers, classes, the size of an image
+    POST /sample     a `Wish` as JSON; answered by pictures of the reverse process, from noise on
+
+The server listens on this machine alone.
+"""
+
+import base64
+import dataclasses
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from denoising import Denoiser
+from errors import ScoreSDEError, require_choice, require_in
+from experiment.images import as_images
+from experiment.sampler import FixedSteps
+from files.pictures import image_grid, png_bytes
+from guidance.base import guide
+from guidance.operators import LinearOperator, inpainting
+from guidance.posterior import PiGDM
+from guidance.projection import Projection
+from jobs.restore import TrainedModel
+from numerics.clipping import Clipping
+from sampling import Solver, sample
+from solvers.ddim import DDIM
+from solvers.dpm_solver import DPMSolver
+from solvers.heun import Heun
+from solvers.predictor_corrector import (
+    EulerMaruyama,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+)
+from solvers.unipc import UniPC
+from time_grids import Schedule
+
+PAGE = Path(__file__).with_name("demo.html")
+SOLVERS: dict[str, Solver] = {
+    "UniPC": UniPC(),
+    "DPM-Solver++": DPMSolver(),
+    "DDIM": DDIM(),
+    "DDIM with fresh noise": DDIM(eta=1.0),
+    "Heun": Heun(final_euler=False),
+    "Euler-Maruyama": PredictorCorrector(predictor=EulerMaruyama()),
+    "Predictor-Corrector": PredictorCorrector(predictor=ReverseDiffusion(), corrector=Langevin()),
+}
+COUNT = 36  # images
+FRAMES = 30  # pictures of the reverse process, at most
+MOST_STEPS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a visitor of the page wants to see.
+
+    Args:
+        solver: a name in SOLVERS.
+        steps: number of steps, 1 to 200.
+        seed: seed of the noise.
+        label: class of the images; -1 for all classes in turn.
+        known: drawn pixels, each a row, a column and a gray level 0..255, which all images have.
+
+    Raises:
+        ValueError: for a name that is unknown, or a number out of range.
+    """
+
+    solver: str = "UniPC"
+    steps: int = 20
+    seed: int = 0
+    label: int = -1
+    known: tuple[tuple[int, int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        require_choice("solver", self.solver, SOLVERS)
+        require_in("steps", self.steps, f"[1, {MOST_STEPS}]")
+        require_in("seed", self.seed, "[0, 2147483647]")
+
+    @classmethod
+    def read(cls, text: bytes) -> "Wish":
+        """Read a wish from JSON.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        try:
+            values = json.loads(text)
+            names = ("steps", "seed", "label")
+            numbers = {name: int(values[name]) for name in names if name in values}
+            known = tuple((int(row), int(column), int(v)) for row, column, v in values["known"])
+            return cls(solver=str(values["solver"]), known=known, **numbers)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"this is no wish of the page: {error!r}; reload the page") from error
+
+
+class Shown(NamedTuple):
+    """PNGs of the images on their way from noise, and network evaluations per image."""
+
+    pictures: list[bytes]
+    evaluations: int
+
+
+class Demo:
+    """Draws what visitors want, one after the other.
+
+    Args:
+        model: a network of images.
+
+    Raises:
+        ConfigError: for points or series, and for a network that needs an image beside x.
+    """
+
+    def __init__(self, model: TrainedModel) -> None:
+        self.images = as_images(model.experiment.data, "--mode=demo", "take a run on images")
+        model.experiment.model.require_no_image("--mode=demo")
+        self.model = model
+        self.classes: int = model.experiment.model.num_classes
+        solve = model.experiment.sampler.solve
+        schedule = solve.schedule if isinstance(solve, FixedSteps) else Schedule()
+        self._schedule = dataclasses.replace(schedule, times=(), final_step="denoise")
+        self._one_at_a_time = threading.Lock()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the page offers."""
+        height, width, _ = self.model.shape
+        sizes = {"height": height, "width": width, "classes": self.classes}
+        return sizes | {"solvers": list(SOLVERS), "most_steps": MOST_STEPS}
+
+    def draw(self, wish: Wish) -> Shown:
+        """Draw images.
+
+        Raises:
+            ValueError: for a class or a pixel that is not there, or a solver that does not suit the
+                process.
+            SamplingError: if an image becomes NaN or infinite.
+        """
+        denoiser, projection, clipping = self._denoiser(wish), None, Clipping()
+        if wish.known:
+            # Guidance toward pixels that the network finds unlikely diverges without clipping.
+            low, high = self.images.limits
+            clipping = Clipping(clip="range", low=low, high=high)
+            operator, measurement = self._measurement(wish.known)
+            denoiser = guide(denoiser, PiGDM(operator=operator, measurement=measurement))
+            projection = Projection(operator=operator, measurement=measurement)
+        with self._one_at_a_time:
+            found = sample(
+                jax.random.key(wish.seed),
+                denoiser,
+                (COUNT, *self.model.shape),
+                solver=SOLVERS[wish.solver],
+                schedule=self._schedule,
+                steps=wish.steps,
+                projection=projection,
+                clipping=clipping,
+                frames=min(FRAMES, wish.steps + 1),
+            )
+        assert found.trajectory is not None
+        pictures = [png_bytes(image_grid(self.images.decode(x))) for x in found.trajectory]
+        return Shown(pictures, found.nfe)
+
+    def _denoiser(self, wish: Wish) -> Denoiser:
+        """Return the denoiser of the wanted class."""
+        if not self.classes:
+            return self.model.denoiser
+        require_in("label", wish.label, f"[-1, {self.classes - 1}]")
+        indices = jnp.arange(COUNT)
+        labels = indices % self.classes if wish.label < 0 else jnp.full_like(indices, wish.label)
+        return dataclasses.replace(self.model.denoiser, labels=labels)
+
+    def _measurement(
+        self, known: tuple[tuple[int, int, int], ...]
+    ) -> tuple[LinearOperator, Float[Array, "count ..."]]:
+        """Return the measurement of known pixels, and what it gives for all images."""
+        height, width, channels = self.model.shape
+        image, mask = np.zeros((2, height, width, channels), np.float32)
+        for row, column, gray in known:
+            require_in("row", row, f"[0, {height - 1}]")
+            require_in("column", column, f"[0, {width - 1}]")
+            require_in("gray level", gray, "[0, 255]")
+            image[row, column], mask[row, column] = gray / 255, 1
+        measured = jnp.asarray(mask * self.images.from_unit_range(image))
+        operator = inpainting((height, width, channels), mask)
+        return operator, jnp.broadcast_to(measured, (COUNT, *measured.shape))
+
+
+def server(model: TrainedModel, port: int) -> ThreadingHTTPServer:
+    """Return the server of a model's page; port 0 takes a free one.
+
+    Raises:
+        OSError: if the port is taken.
+    """
+    demo = Demo(model)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/":
+                self._answer(200, PAGE.read_bytes(), "text/html; charset=utf-8")
+            elif self.path == "/options":
+                self._answer_json(200, demo.options)
+            else:
+                self._answer_json(404, {"error": f"there is no {self.path} here"})
+
+        def do_POST(self) -> None:
+            try:
+                wish = Wish.read(self.rfile.read(int(self.headers["Content-Length"])))
+                shown = demo.draw(wish)
+            except (ValueError, ScoreSDEError) as error:
+                self._answer_json(400, {"error": str(error)})
+                return
+            pictures = [base64.b64encode(picture).decode() for picture in shown.pictures]
+            self._answer_json(200, {"pictures": pictures, "evaluations": shown.evaluations})
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing of requests that are answered."""
+
+        def _answer_json(self, status: int, content: Mapping[str, Any]) -> None:
+            self._answer(status, json.dumps(content).encode(), "application/json")
+
+        def _answer(self, status: int, content: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+
+
+def serve(model: TrainedModel, port: int = 8000) -> None:
+    """Serve the page of a model until Ctrl-C.
+
+    Args:
+        model: as `load` returns it.
+        port: of this machine; 0 takes a free one.
+
+    Raises:
+        ConfigError: as `Demo`.
+        OSError: if the port is taken.
+    """
+    with server(model, port) as running:
+        print(f"open http://127.0.0.1:{running.server_port} in a browser; Ctrl-C ends", flush=True)
+        try:
+            running.serve_forever()
+        except KeyboardInterrupt:
+            print("ended")
