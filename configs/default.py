@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
     config.denoiser = denoiser = ConfigDict()
     # Meaning of the network's output: eps, eps_learned_variance, score, x0, v, velocity, bridge,
     # scaled_score, score_centered_input, edm, iddpm, consistency, levels; see
-    # denoising.py.
+    # numerics/parameterizations.py.
     denoiser.parameterization = "eps"
     # Time input of the network: timestep_999, t, log_sigma, log_snr, edm, timestep,
     # rescaled_timestep, reversed_timestep, iddpm.

@@ -18,11 +18,19 @@ from ml_collections import ConfigDict
 
 from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
-from denoising import Denoiser
 from errors import SEEDS, ConfigError, require_choice, require_in, require_memory
 from experiment.build_augmentation import build_augmentation
 from experiment.build_data import build_data, settle_kind
 from experiment.build_dequantizer import build_dequantizer
+from experiment.build_model import (
+    abstract_params,
+    build_model,
+    init_model,
+    init_network,
+    network_functions,
+    network_output,
+    shrinking,
+)
 from experiment.build_perceptor import build_perceptor
 from experiment.build_sampler import build_sampler, require_learned
 from experiment.build_training import (
@@ -40,13 +48,10 @@ from experiment.data import Data
 from experiment.ends import build_ends
 from experiment.experiment import ClassifierModel, DiscreteBoundPlan, Experiment, Model
 from experiment.few_steps import check_few_steps
-from experiment.images import as_images
-from experiment.kinds import require_kind
 from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
     DataOptions,
-    DenoiserOptions,
     DiagnosticsOptions,
     EvaluationOptions,
     LoggingOptions,
@@ -59,14 +64,10 @@ from guidance.classifier import Classifier, CrossEntropy
 from likelihood import LikelihoodOptions
 from metrics.inception.network import RECIPES
 from models import CLASSIFIERS, NETWORKS, with_features
-from models.blocks.resample import average_downsample
-from models.energy import energies, energy_gradient
 from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
-from numerics.pixel_levels import PixelLevels
 from sde_lib import SDE, SDES
 from time_grids import Schedule
-from training.objective import Objective
 from training.parallel import DataParallel
 from training.sharding import Sharding
 from training.step import Trainer
@@ -92,7 +93,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     data = build_data(reader, parallel)
     loss = build_loss(reader, sde, data)
     sharding = reader.build("parallel", Sharding)
-    model = _build_model(reader, sde, loss, data, sharding)
+    model = build_model(reader, sde, loss, data, sharding)
     check_objective(reader, sde, loss)
     check_energy_objective(reader, loss)
     training = reader.build("training", TrainingOptions)
@@ -125,7 +126,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         last = sampler.options.seed + evaluation.sampling_seeds - 1
         require_in("config.sampling.seed + config.eval.sampling_seeds - 1", last, SEEDS)
     trainer = Trainer(
-        init=partial(_init_model, model, data.shape),
+        init=partial(init_model, model, data.shape),
         denoiser=model.denoiser,
         loss=loss,
         optimizer=build_optimizer(reader, training),
@@ -134,7 +135,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         parallel=parallel,
         classes=model.num_classes,
         label_dropout=training.label_dropout,
-        image=_shrinking(model.network),
+        image=shrinking(model.network),
         augment=build_augmentation(reader, model.network, data.kind),
         accumulate=training.accumulate,
         sharding=sharding,
@@ -166,8 +167,10 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
             reader,
             data,
             model,
-            init=lambda network, key: _init_network(network, data.shape, key),
-            functions=lambda network: _network_functions(network, _output, Sharding(), parallel),
+            init=lambda network, key: init_network(network, data.shape, key),
+            functions=lambda network: network_functions(
+                network, network_output, Sharding(), parallel
+            ),
         ),
         perceptor=build_perceptor(reader, data),
     )
@@ -197,195 +200,6 @@ def build_network(
     options = reader.build("data", DataOptions)
     shape = (options.image_size, options.image_size, options.channels)
     return network, options.image_size, partial(abstract_params, shape=shape)
-
-
-@functools.cache
-def abstract_params(network: nn.Module, shape: tuple[int, ...]) -> Any:
-    """Return the shapes of a network's parameters for rows of data of a shape."""
-    # Many configurations have the same network, and some take seconds to trace.
-    return jax.eval_shape(partial(_init_network, network, shape), jax.random.key(0))
-
-
-def _init_model(model: Model, shape: tuple[int, ...], key: Key[Array, ""]) -> Any:
-    """Return the parameters of the network; with those of a process, if that has some."""
-    network = _init_network(model.network, shape, key)
-    process = model.sde.parameters()
-    return {"network": network, "process": process} if process else network
-
-
-def _init_network(network: nn.Module, shape: tuple[int, ...], key: Key[Array, ""]) -> Any:
-    images, condition = jnp.zeros((1, *shape)), jnp.zeros(1)
-    shrunk = _shrinking(network)
-    image: dict[str, Any] = {} if shrunk is None else {"image": shrunk(images)}
-    return network.init(key, images, condition, **image, train=False)["params"]
-
-
-def _shrinking(network: nn.Module) -> Callable[[Array], Array] | None:
-    """Return the function from images to the small ones of an upsampler; None for other networks.
-
-    They are means over blocks of pixels, as in the published training.
-    """
-    factor = getattr(network, "upsampling", 1)
-    return None if factor == 1 else partial(average_downsample, factor=factor)
-
-
-def _build_model(
-    reader: Reader, sde: SDE, loss: Objective, data: Data, sharding: Sharding
-) -> Model:
-    require_kind("model", reader.lookup("model", NETWORKS), NETWORKS, data.kind)
-    network = reader.build_named("model", NETWORKS)
-    options = reader.build("denoiser", DenoiserOptions)
-    pixel_levels = _pixel_levels(options, data)
-    if pixel_levels is not None:
-        network = _with_outputs(network, data.shape[-1] * pixel_levels.gray_levels)
-    with config_errors("model"):
-        network.validate(*data.shape[-2:])
-    _check_timesteps(reader, sde, network, loss, options)
-    return Model(
-        process=reader.config["sde"]["name"],
-        sde=sde,
-        name=reader.config["model"]["name"],
-        network=network,
-        options=options,
-        num_classes=getattr(network, "num_classes", 0),
-        upsampling=getattr(network, "upsampling", 1),
-        denoiser=_denoiser_factory(sde, network, options, pixel_levels, sharding, data.parallel),
-    )
-
-
-def _pixel_levels(options: DenoiserOptions, data: Data) -> PixelLevels | None:
-    """Return the gray levels whose probabilities the network predicts, if it does.
-
-    Raises:
-        ConfigError: for data that are not on gray levels.
-    """
-    if options.parameterization != "levels":
-        return None
-    what = f"config.denoiser.parameterization={options.parameterization!r}"
-    images = as_images(data, what, "choose eps")
-    if images.dequantization.noisy:
-        raise ConfigError(
-            f"config.data.dequantization={data.options.dequantization!r} adds noise to gray "
-            f"levels, which {what} predicts; choose none or truncated_normal"
-        )
-    return images.pixel_levels
-
-
-def _with_outputs(network: nn.Module, channels: int) -> nn.Module:
-    """Return a network with as many channels of its output.
-
-    Raises:
-        ConfigError: if it has no such field, or predicts a variance too.
-    """
-    if not hasattr(network, "out_channels") or getattr(network, "learned_variance", False):
-        raise ConfigError(
-            "config.denoiser.parameterization='levels' needs a network of images without learned "
-            "variance; choose config.model.name=ncsnpp"
-        )
-    return network.clone(out_channels=channels)
-
-
-def _denoiser_factory(
-    sde: SDE,
-    network: nn.Module,
-    options: DenoiserOptions,
-    pixel_levels: PixelLevels | None,
-    sharding: Sharding,
-    parallel: DataParallel,
-) -> Callable[..., Denoiser]:
-    """Return the function (params, dropout key or None) -> Denoiser."""
-    shared = sharding, parallel
-    outputs = _network_functions(network, energy_gradient if options.energy else _output, *shared)
-    scalars = _network_functions(network, energies, *shared) if options.energy else None
-    learned = bool(sde.parameters())
-
-    def denoiser(params: Any, dropout: Key[Array, ""] | None = None) -> Denoiser:
-        process = sde.with_parameters(params["process"]) if learned else sde
-        params = params["network"] if learned else params
-        given = (params,) if dropout is None else (params, dropout)
-        return Denoiser(
-            sde=process,
-            network=Partial(outputs[dropout is not None], *given),
-            energy=None if scalars is None else Partial(scalars[dropout is not None], *given),
-            parameterization=options.parameterization,
-            conditioning=options.conditioning,
-            num_timesteps=options.num_timesteps,
-            sigma_data=options.sigma_data,
-            sigma_min=options.sigma_min,
-            pixel_levels=pixel_levels,
-        )
-
-    return denoiser
-
-
-def _output(network: Callable[[Array], Array], x: Array) -> Array:
-    return network(x)
-
-
-@functools.cache
-def _network_functions(
-    network: nn.Module, view: Callable, sharding: Sharding, parallel: DataParallel
-) -> tuple[Callable, Callable]:
-    """Return the functions of a network without and with dropout.
-
-    `view` maps the network as a function of x, and x, to what is wanted: its output or gradient.
-
-    They are made once per network: jit takes a Partial of the same function for the same, and
-    programs of other functions would pile up where experiments are built again and again.
-    """
-
-    def of_whole(params: Any, x: Array, *conditions: Array, **more: Any) -> Any:
-        def of_x(x: Array) -> Any:
-            return network.apply({"params": params}, x, *conditions, **more)
-
-        return view(of_x, x)
-
-    keep = getattr(network, "remat", False)
-    output = sharding.with_whole_parameters(of_whole, parallel, keep=keep)
-
-    def apply(params: Any, x: Array, *conditions: Array, **more: Array) -> Array:
-        return output(params, x, *conditions, **more, train=False)
-
-    def apply_with_dropout(
-        params: Any, dropout: Array, x: Array, *conditions: Array, **more: Array
-    ) -> Array:
-        return output(params, x, *conditions, **more, train=True, rngs={"dropout": dropout})
-
-    return apply, apply_with_dropout
-
-
-def _check_timesteps(
-    reader: Reader, sde: SDE, network: nn.Module, loss: Objective, denoiser: DenoiserOptions
-) -> None:
-    """Raise ConfigError unless process, objective and network count the same timesteps."""
-    count = getattr(sde, "num_timesteps", None)
-    trained = getattr(getattr(loss, "times", None), "num_timesteps", None)
-    counts = denoiser.conditioning in ("timestep", "rescaled_timestep", "reversed_timestep")
-    for name, value, used in (
-        ("times.num_timesteps", trained, trained is not None),
-        ("denoiser.num_timesteps", denoiser.num_timesteps, counts),
-    ):
-        if count and used and value != count:
-            raise ConfigError(
-                f"config.{name}={value}, but config.sde.num_timesteps={count}; set both to the same"
-            )
-    if trained is not None and not sde.sigma(jnp.zeros(())) > 0:
-        raise ConfigError(
-            f"config.times.name={reader.config['times']['name']!r} trains at t = 0 too, where "
-            f"config.sde.name={reader.config['sde']['name']!r} has no noise; choose uniform or "
-            "stratified, or the sde ddpm, smld or ve (vlb and hybrid need one of these)"
-        )
-    embedded = getattr(network, "num_timesteps", None)  # the network embeds an integer timestep
-    fits = (
-        denoiser.conditioning in ("timestep", "reversed_timestep")
-        and denoiser.num_timesteps == embedded
-    )
-    if embedded and not fits:
-        raise ConfigError(
-            f"config.model.num_timesteps={embedded} needs config.denoiser.num_timesteps={embedded} "
-            "and conditioning reversed_timestep or timestep, not num_timesteps="
-            f"{denoiser.num_timesteps} and {denoiser.conditioning!r}"
-        )
 
 
 def _check_upsampling(model: Model, sampler: Sampler) -> None:
@@ -430,7 +244,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
         "classifier",
         options,
         data,
-        init=partial(_init_network, network, data.shape),
+        init=partial(init_network, network, data.shape),
         model=classifier,
         loss=loss,
         classes=network.num_classes,
@@ -442,7 +256,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
 
 @functools.cache
 def _classifier_function(network: nn.Module) -> Callable:
-    """Return the function of a classifier's network, made once as in `_network_functions`."""
+    """Return the function of a classifier's network, made once as in `network_functions`."""
 
     def output(params: Any, dropout: Any, x: Array, cond: Array) -> tuple[Array, Array]:
         more = {} if dropout is None else {"rngs": {"dropout": dropout}}

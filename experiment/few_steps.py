@@ -9,13 +9,14 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from denoising import PARAMETERIZATIONS, Denoiser
+from denoising import Denoiser
 from errors import ConfigError
 from experiment.experiment import Experiment
 from experiment.reader import Reader, config_errors
 from experiment.sampler import FixedSteps
 from experiment.tasks import SDEdit
 from losses import LOSSES
+from numerics.parameterizations import PARAMETERIZATIONS
 from objectives.consistency import require_level
 from objectives.distillation import ProgressiveDistillation
 from objectives.maximum_likelihood import MaximumLikelihood

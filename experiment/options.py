@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from data.dequantization import DEQUANTIZATIONS
 from data.fitting import RESIZES
 from data.rows import GENERATORS, RANKS
-from denoising import CONDITIONINGS, require_parameterization
+from denoising import CONDITIONINGS
 from errors import SEEDS, require_choice, require_in
+from numerics.parameterizations import require_parameterization
 
 
 def _require_all_in(options: object, interval: str, *names: str) -> None:

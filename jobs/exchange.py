@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from errors import ConfigError, WorkdirError
-from experiment.build import abstract_params, build_network
+from experiment.build import build_network
+from experiment.build_model import abstract_params
 from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
 from files.paths import AnyPath

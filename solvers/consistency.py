@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from denoising import PARAMETERIZATIONS, Denoiser
+from denoising import Denoiser
 from numerics.arrays import Batch, normal_like
+from numerics.parameterizations import PARAMETERIZATIONS
 from sampling import Keys, Plan, Project, Step
 from sde_lib import SDE
 

@@ -16,7 +16,6 @@ from data import readers
 from data.couplings import COUPLINGS
 from data.dequantization import DEQUANTIZATIONS
 from data.generators import POINTS
-from denoising import PARAMETERIZATIONS
 from evaluation.features import FEATURES
 from evaluation.metrics import METRICS
 from experiment.class_guidance import GUIDANCES
@@ -26,6 +25,7 @@ from jobs.diagnostics import DIAGNOSTICS
 from losses import LOSSES
 from main import MODES
 from models import CLASSIFIERS, NETWORKS
+from numerics.parameterizations import PARAMETERIZATIONS
 from objectives.times import TIMES
 from objectives.uncertainty import TARGETS
 from objectives.variational import VARIANCES
@@ -99,7 +99,7 @@ TABLES = {
     "FEATURES": ("evaluation.features", FEATURES),
     "TASKS": ("experiment.tasks", TASKS),
     "GUIDANCES": ("experiment.class_guidance", GUIDANCES),
-    "PARAMETERIZATIONS": ("denoising", PARAMETERIZATIONS),
+    "PARAMETERIZATIONS": ("numerics.parameterizations", PARAMETERIZATIONS),
     "TIME_GRIDS": ("time_grids", TIME_GRIDS),
     "SOLVERS": ("solvers", SOLVERS),
     "ADAPTIVE": ("solvers", ADAPTIVE),

@@ -4,10 +4,24 @@ import jax
 import pytest
 from command_line import TINY, configuration
 
-from configs import vp_cifar10
+from configs import vp_cifar10, vp_swiss_roll
 from errors import ConfigError
 from experiment.build import build
 from training.averages import HalfLifeAverage, MovingAverage
+
+
+def test_a_network_of_gray_levels_has_an_output_for_each():
+    fields = {"denoiser.parameterization": "levels", "data.dequantization": "none"}
+    model = build(configuration(TINY | fields)).model
+    assert model.network.out_channels == 17
+
+
+def test_points_have_no_gray_levels():
+    config = vp_swiss_roll.get_config()
+    config.denoiser.parameterization = "levels"
+    config.denoiser.sigma_data = 0.5
+    with pytest.raises(ConfigError, match=r"denoiser\.parameterization='levels'.*choose eps"):
+        build(config)
 
 
 @pytest.mark.slow
@@ -48,6 +62,20 @@ def test_limits_of_the_classifier_bind_only_those_who_use_it():
         (
             {"denoiser.energy": True, "denoiser.parameterization": "eps_learned_variance"},
             r"config\.denoiser\.energy=True needs a network with one output.*; choose eps, or set",
+        ),
+        (
+            {"denoiser.parameterization": "levels"},
+            r"config\.data\.dequantization='uniform' adds noise to gray levels, which config\."
+            r"denoiser\.parameterization='levels' predicts; choose none or truncated_normal",
+        ),
+        (
+            {"denoiser.parameterization": "levels", "data.dequantization": "none"}
+            | {"model.name": "mlp"},
+            r"levels' needs a network of images .*; choose config\.model\.name=ncsnpp",
+        ),
+        (
+            {"denoiser.parameterization": "levels", "denoiser.energy": True},
+            r"config\.denoiser\.energy=True needs a network with one output.*'levels'",
         ),
         (
             {"discrete_bound.variance": "learned"},
