@@ -18,25 +18,25 @@ from runs import Results, evaluated, trained
 RESULTS = Results("likelihood_recipe", ("name", "seed", "steps"))
 CONFIGURATION = "configs/vdm_mnist.py"
 TEST_IMAGES = 1000
-FIXED = {"sde.name": "vp", "loss.name": "denoising"}
+EPS = {"denoiser.parameterization": "eps"}
+WITHOUT_WAVES = {"model.input_frequencies": ()}
+FIXED = {
+    "sde.name": "vp",
+    "loss.name": "denoising",
+    "weight.name": "g2",
+    "times.name": "log_snr",
+}
 CHOICES = {
     "all": {},
-    "without waves of the input": {"model.input_frequencies": ()},
-    "linear schedule, g2, uniform log-SNR": {
-        **FIXED,
-        "weight.name": "g2",
-        "times.name": "log_snr",
-    },
-    "linear schedule, sigma2, uniform times": {**FIXED, "times.name": "uniform"},
-    "uniform dequantization": {
-        **FIXED,
-        "weight.name": "g2",
-        "times.name": "log_snr",
-        "data.dequantization": "uniform",
-    },
-    "velocity prediction": {"denoiser.parameterization": "v"},
+    "without waves of the input": WITHOUT_WAVES,
+    "noise prediction": EPS,
+    "noise prediction without waves": EPS | WITHOUT_WAVES,
+    "fixed schedule": FIXED,
+    "fixed schedule, noise prediction, uniform dequantization": FIXED
+    | EPS
+    | {"data.dequantization": "uniform"},
     "constant learning rate": {"optim.schedule": "constant"},
-    "constant learning rate, no average": {"optim.schedule": "constant", "ema.rate": 0.0},
+    "no average of parameters": {"ema.rate": 0.0},
 }
 
 
