@@ -38,8 +38,11 @@ def get_config() -> ConfigDict:
     config.training.sample_every = 2500
     config.diagnostics.every = 2500
     config.likelihood.probes = 1
-    config.eval.metrics = ("loss", "bits_per_dim", "frechet")
+    config.continuous_bound.num_times = 8
+    config.eval.metrics = ("continuous_bound", "bits_per_dim", "frechet")
+    config.eval.features = ("pixels", "classifier")
+    config.eval.samples = 1000
+    config.eval.sampling_seeds = 2
     config.eval.batch_size = 500
     config.eval.dequantizations = 1
-    config.eval.loss_repeats = 4
     return config

@@ -25,23 +25,33 @@ def read(name: str, file: str) -> Any:
 
 
 def likelihoods() -> list[tuple[str, ...]]:
-    """Return the rows of bits/dim by the ODE."""
-    rows = [("result", "bits/dim", "images x draws", "network evaluations", "solver error")]
+    """Return the rows of bits/dim, by the ODE and by the variational bound."""
+    rows = [("result", "by the ODE", "images x draws", "evaluations", "solver error", "bound")]
     for name in names():
-        found = read(name, "eval").get("bits_per_dim")
-        if found is None:
+        results = read(name, "eval")
+        exact, bound = results.get("bits_per_dim"), results.get("continuous_bound")
+        if exact is None and bound is None:
             continue
-        error = found.get("solver_error", {}).get("mean")
+        images, nfe, error = "", "", None
+        if exact is not None:
+            images, nfe = f"{exact['images']:,} x {exact['draws']}", f"{exact['nfe']:.0f}"
+            error = exact.get("solver_error", {}).get("mean")
         rows.append(
             (
                 f"`{name}`",
-                f"{found['mean']:.3f} ± {found['over_images']:.3f}",
-                f"{found['images']:,} x {found['draws']}",
-                f"{found['nfe']:.0f}",
+                _with_error(exact),
+                images,
+                nfe,
                 "" if error is None else f"{error:+.4f}",
+                _with_error(bound),
             )
         )
     return rows
+
+
+def _with_error(found: dict[str, Any] | None) -> str:
+    """Return a mean over images with its standard error."""
+    return "" if found is None else f"{found['mean']:.3f} ± {found['over_images']:.3f}"
 
 
 def samples() -> list[tuple[str, ...]]:

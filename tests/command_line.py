@@ -87,9 +87,9 @@ class Running:
             assert time.monotonic() < deadline, f"nothing happened in {seconds} s"
             time.sleep(0.001)
 
-    def has_said(self, text):
-        """Whether `text` is on standard error by now."""
-        file = self.folder / "stderr"
+    def has_said(self, text, stream="stderr"):
+        """Whether `text` is on standard error, or output, by now."""
+        file = self.folder / stream
         return file.exists() and text in file.read_text()
 
     def wait(self, seconds=300):

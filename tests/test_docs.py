@@ -207,7 +207,7 @@ def reduced(command, folder):
 def opened(arguments):
     """Start a server at a free port, and end it by Ctrl-C."""
     running = start(*(a for a in arguments if not a.startswith("--port")), "--port=0")
-    running.until(lambda: "Ctrl-C ends" in (running.folder / "stdout").read_text())
+    running.until(lambda: running.has_said("Ctrl-C ends", "stdout"))
     running.send(signal.SIGINT)
     return running.wait()
 
