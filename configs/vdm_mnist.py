@@ -43,6 +43,6 @@ def get_config() -> ConfigDict:
     config.eval.features = ("pixels", "classifier")
     config.eval.samples = 1000
     config.eval.sampling_seeds = 2
-    config.eval.batch_size = 500
+    config.eval.batch_size = 100
     config.eval.dequantizations = 1
     return config
