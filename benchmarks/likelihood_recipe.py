@@ -1,11 +1,10 @@
 """What each choice of configs/vdm_mnist.py gains: short runs, each with one choice undone.
 
     python benchmarks/likelihood_recipe.py MNIST.npz [--steps=300] [--seeds=1] [--only="all"]
-    python benchmarks/likelihood_recipe.py --table
 
 Each run is measured by the variational bound on the first 1,000 test images, and adds a line to
-results/likelihood_recipe.jsonl; runs that are there are not repeated. 300 steps take three to four
-minutes on two cores. `--table` prints the table of docs/results.md.
+results/likelihood_recipe.jsonl; runs that are there are not repeated. 300 steps take five minutes
+on two cores. `python results/run.py --tables` writes the table of docs/results.md.
 """
 
 import argparse
@@ -77,30 +76,13 @@ def with_fewer_test_images(source: str, folder: Path) -> Path:
     return path
 
 
-def table(lines: list[dict]) -> str:
-    """Return the Markdown table of the runs; the difference is that to "all"."""
-    rows = ["| recipe | steps | bound, bits/dim | change |", "| --- | --- | --- | --- |"]
-    whole = {
-        (line["seed"], line["steps"]): line["bound"] for line in lines if line["name"] == "all"
-    }
-    for line in lines:
-        change = line["bound"] - whole[line["seed"], line["steps"]]
-        bound = f"{line['bound']:.3f} ± {line['over_images']:.3f}"
-        rows.append(f"| {line['name']} | {line['steps']} | {bound} | {change:+.3f} |")
-    return "\n".join(rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="?", help="an .npz of MNIST, as --mode=prepare makes one")
+    parser.add_argument("data", help="an .npz of MNIST, as --mode=prepare makes one")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", default=";".join(CHOICES), help="names of recipes")
-    parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    if arguments.table:
-        print(table(RESULTS.lines()))
-        return
     with tempfile.TemporaryDirectory() as folder:
         data = with_fewer_test_images(arguments.data, Path(folder))
         for seed in range(arguments.seeds):
