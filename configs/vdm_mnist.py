@@ -40,7 +40,6 @@ def get_config() -> ConfigDict:
     config.likelihood.probes = 1
     config.continuous_bound.num_times = 8
     config.eval.metrics = ("continuous_bound", "bits_per_dim", "frechet")
-    config.eval.features = ("pixels", "classifier")
     config.eval.samples = 1000
     config.eval.sampling_seeds = 2
     config.eval.batch_size = 100

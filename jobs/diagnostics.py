@@ -26,6 +26,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -34,6 +35,7 @@ from bounds.discrete import prior_divergence
 from denoising import Denoiser
 from errors import ConfigError, SamplingError
 from experiment.experiment import Experiment, with_data_labels
+from experiment.images import Images
 from experiment.kinds import Kind
 from experiment.options import DiagnosticsOptions
 from experiment.sampler import Checkpoint
@@ -42,7 +44,8 @@ from losses import Noise
 from metrics.bits_per_dim import UNITS
 from metrics.features import Extractor
 from metrics.frechet import frechet_distance, frechet_interval
-from numerics.arrays import Batch
+from numerics.arrays import Batch, sum_per_sample
+from numerics.pixel_levels import PixelLevels
 from objectives.times import log_snr_range, log_snr_times
 from sde_lib import SDE
 from training.objective import Context
@@ -176,6 +179,16 @@ def _decoder_term(
     return decoder_term(sde, x0, t_min=t_min, error=squares, noise=size)
 
 
+@partial(jax.jit, static_argnames=("t_min", "levels"))
+def _level_term(
+    sde: SDE, x0: Batch, t_min: float, eps: Batch, levels: PixelLevels
+) -> Float[Array, "batch"]:
+    """Return -log P(x0 | x) in nats of gray levels x0, given x at t_min."""
+    t = jnp.asarray(t_min, x0.dtype)
+    log_std = -sde.log_snr(t) / 2
+    return -sum_per_sample(levels.log_posterior(x0, x0 + jnp.exp(log_std) * eps, log_std))
+
+
 @dataclass(frozen=True)
 class _Subject:
     """A training state under measurement, and what several measurements of it share."""
@@ -248,16 +261,20 @@ class _Subject:
         self, denoiser: Denoiser, x0: Array, times: np.ndarray, draws: Draws, stream: int
     ) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
         """Return ||eps_hat - eps||^2 and ||eps||^2 of draws at their times."""
-        # By NumPy, which has nothing to compile; draw k has a generator of its own.
-        seed, shape = self.experiment.seed, x0.shape[1:]
+        split = self.experiment.parallel.split_rows
+        noise = Noise(split(times), self.noise(x0.shape[1:], draws, stream))
+        key = self.instruments.key
+        return self.instruments.at_noise(key, denoiser, x0, noise, self.context)[:2]
+
+    def noise(self, shape: tuple[int, ...], draws: Draws, stream: int) -> Float[Array, "batch ..."]:
+        """Return Gaussian noise; draw k has a generator of its own."""
+        # By NumPy, which has nothing to compile.
+        seed = self.experiment.seed
         eps = [
             np.random.default_rng([seed, stream, k]).standard_normal(shape, np.float32)
             for k in draws
         ]
-        split = self.experiment.parallel.split_rows
-        noise = Noise(split(times), split(np.stack(eps)))
-        key = self.instruments.key
-        return self.instruments.at_noise(key, denoiser, x0, noise, self.context)[:2]
+        return self.experiment.parallel.split_rows(np.stack(eps))
 
     def level_errors(self, split: str, dequantization: str) -> Float[np.ndarray, "levels draws"]:
         """Return the squared errors per dimension at each level, less their known noise."""
@@ -317,18 +334,24 @@ def _noise_levels(subject: _Subject) -> dict[str, Any]:
 
 
 def _likelihood(subject: _Subject) -> dict[str, Any]:
-    """Estimate the variational bound on -log p per dimension; gray levels get uniform noise.
+    """Estimate the variational bound on -log p per dimension, as `bounds.continuous`.
 
-    See `bounds.continuous`.
+    Gray levels get uniform noise, unless the noise at t_min is theirs.
     """
     experiment, instruments = subject.experiment, subject.instruments
     sde, t_min, dims = subject.denoiser.sde, subject.t_min, experiment.data.size
-    how = "uniform" if experiment.data.kind.quantized else ""
+    data, levels = experiment.data, None
+    if isinstance(data, Images) and data.dequantization.at_t_min:
+        levels = data.pixel_levels
+    how = "uniform" if data.kind.quantized and levels is None else data.dequantization_name
     errors = subject.level_errors("test", how)
     low, high = subject.log_snr_ends
     diffusion = 0.5 * (high - low) * dims * errors.mean(axis=1)
 
     def compute(denoiser: Denoiser, x0: Array, draws: Draws) -> tuple[Array, Array]:
+        if levels is not None:
+            eps = subject.noise(x0.shape[1:], draws, _DECODER)
+            return _level_term(sde, x0, t_min, eps, levels), prior_divergence(sde, x0)
         times = np.full(len(draws), t_min, np.float32)
         squares, size = subject.squared_errors(denoiser, x0, times, draws, _DECODER)
         return _decoder_term(sde, x0, t_min, squares, size), prior_divergence(sde, x0)
@@ -339,7 +362,7 @@ def _likelihood(subject: _Subject) -> dict[str, Any]:
     # The levels are strata: the variances of their means add up.
     of_diffusion = 0.5 * (high - low) * dims * np.sqrt(np.sum(_errors(errors) ** 2)) / len(errors)
     error = np.hypot(of_diffusion, _error(decoder + prior))
-    unit, log_det = experiment.data.kind.unit, experiment.data.log_det
+    unit, log_det = data.kind.unit, data.log_det if levels is None else 0.0
     return {
         unit.metric: float(unit.per_dim(nats, log_det=log_det, dims=dims)[0]),
         f"{unit.metric}_error": unit.of(float(error), dims),
