@@ -49,3 +49,11 @@ def test_the_digits_load_by_name_and_denoise_digits():
     x_t = expand_like(sde.alpha(t), x0) * x0 + expand_like(sde.sigma(t), x0) * eps
     found = jax.jit(model.denoiser.predict)(x_t, t).x0
     assert jnp.mean((found - x0) ** 2) < x0.var(axis=0).mean() / 3
+
+
+@pytest.mark.slow
+def test_mnist_loads_without_its_data():
+    model = ss.load("mnist")
+    assert model.shape == (28, 28, 1)
+    x0 = jax.jit(model.denoiser.predict)(jnp.zeros((2, 28, 28, 1)), jnp.full(2, 0.5)).x0
+    assert -1 <= x0.min() <= x0.max() <= 1
