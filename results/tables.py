@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent
+CHOICES = RESULTS.parent / "benchmarks" / "results" / "likelihood_recipe.jsonl"
 DOCUMENT = RESULTS.parent / "docs" / "results.md"
 
 
@@ -65,6 +66,21 @@ def samples() -> list[tuple[str, ...]]:
     return rows
 
 
+def choices() -> list[tuple[str, ...]]:
+    """Return the rows of short runs with one choice undone."""
+    rows = [("recipe", "steps", "seconds", "bound, bits/dim", "change")]
+    lines = read_lines(CHOICES)
+    whole = {
+        (line["seed"], line["steps"]): line["bound"] for line in lines if line["name"] == "all"
+    }
+    for line in lines:
+        change = line["bound"] - whole[line["seed"], line["steps"]]
+        bound = f"{line['bound']:.3f} ± {line['over_images']:.3f}"
+        seconds = f"{line['seconds']:.0f}"
+        rows.append((line["name"], str(line["steps"]), seconds, bound, f"{change:+.3f}"))
+    return rows
+
+
 def costs() -> list[tuple[str, ...]]:
     """Return the rows of what each result took."""
     rows = [("result", "commit", "images seen", "training", "evaluation", "on")]
@@ -95,6 +111,7 @@ def _time(costs: list[dict[str, Any]]) -> str:
 TABLES: dict[str, Callable[[], list[tuple[str, ...]]]] = {
     "likelihoods": likelihoods,
     "samples": samples,
+    "choices": choices,
     "costs": costs,
 }
 
