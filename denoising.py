@@ -23,7 +23,7 @@ from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, pytree, sum_per_sample
 from numerics.clipping import Clipping
 from numerics.parameterizations import (
-    DEFAULTS,
+    FIELD_DEFAULTS,
     PARAMETERIZATIONS,
     Parameterization,
     Prediction,
@@ -89,7 +89,7 @@ class Guidance(Protocol):
 _STATIC = ("parameterization", "conditioning", "num_timesteps", "pixel_levels", "clipping")
 
 
-@pytree(static=(*_STATIC, *DEFAULTS))
+@pytree(static=(*_STATIC, *FIELD_DEFAULTS))
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """A network that predicts data and noise from noisy data at every noise level.
@@ -145,7 +145,7 @@ class Denoiser:
         require_parameterization(
             self.parameterization, sigma_data=self.sigma_data, sigma_min=self.sigma_min
         )
-        if (self.pixel_levels is not None) != ("pixel_levels" in self._parameterization.uses):
+        if (self.pixel_levels is not None) != self._parameterization.of_levels:
             raise ValueError(
                 f"pixel_levels={self.pixel_levels} does not go with parameterization="
                 f"{self.parameterization!r}; give them for 'levels', and for it alone"

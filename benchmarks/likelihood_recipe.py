@@ -1,10 +1,10 @@
 """What each choice of configs/vdm_mnist.py gains: short runs, each with one choice undone.
 
-    python benchmarks/likelihood_recipe.py MNIST.npz [--steps=300] [--seeds=1] [--only="all"]
+    python benchmarks/likelihood_recipe.py MNIST.npz [--steps=200] [--seeds=1] [--only="all"]
 
 Each run is measured by the variational bound on the first 1,000 test images, and adds a line to
-results/likelihood_recipe.jsonl; runs that are there are not repeated. 300 steps take five minutes
-on two cores. `python results/run.py --tables` writes the table of docs/results.md.
+results/likelihood_recipe.jsonl; runs that are there are not repeated. 200 steps take two to
+five minutes on two cores. `python results/run.py --tables` writes the table of docs/results.md.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
 from runs import Results, evaluated, trained
 
 RESULTS = Results("likelihood_recipe", ("name", "seed", "steps"))
@@ -78,15 +79,20 @@ def with_fewer_test_images(source: str, folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", help="an .npz of MNIST, as --mode=prepare makes one")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument(
+        "data", help="an .npz with train_images, train_labels, test_images, test_labels"
+    )
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", default=";".join(CHOICES), help="names of recipes")
     arguments = parser.parse_args()
+    names = arguments.only.split(";")
+    if unknown := set(names) - set(CHOICES):
+        parser.error(f"--only: {', '.join(unknown)} is unknown; choose among {'; '.join(CHOICES)}")
     with tempfile.TemporaryDirectory() as folder:
         data = with_fewer_test_images(arguments.data, Path(folder))
         for seed in range(arguments.seeds):
-            for name in arguments.only.split(";"):
+            for name in names:
                 if not RESULTS.has(name=name, seed=seed, steps=arguments.steps):
                     RESULTS.add(measure(name, seed, arguments.steps, data))
 

@@ -22,6 +22,7 @@ from experiment.reader import Reader, config_errors
 from models import NETWORKS
 from models.blocks.resample import average_downsample
 from models.energy import energies, energy_gradient
+from numerics.parameterizations import PARAMETERIZATIONS
 from numerics.pixel_levels import PixelLevels
 from sde_lib import SDE
 from training.objective import Objective
@@ -93,7 +94,7 @@ def _pixel_levels(options: DenoiserOptions, data: Data) -> PixelLevels | None:
     Raises:
         ConfigError: for data that are not on gray levels.
     """
-    if options.parameterization != "levels":
+    if not PARAMETERIZATIONS[options.parameterization].of_levels:
         return None
     what = f"config.denoiser.parameterization={options.parameterization!r}"
     images = as_images(data, what, "choose eps")

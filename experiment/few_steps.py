@@ -144,9 +144,10 @@ def _check_student(experiment: Experiment, objective: ProgressiveDistillation) -
 def _gain(experiment: Experiment) -> float:
     """Return the change of x0 for a change by 1 of the network's output at t = 1."""
     options = experiment.model.options
-    if options.parameterization == "levels":
+    parameterization = PARAMETERIZATIONS[options.parameterization]
+    if parameterization.of_levels:
         return 0.0  # x0 is a mean of gray levels, whatever the output is
-    channels = PARAMETERIZATIONS[options.parameterization].channels
+    channels = parameterization.channels
 
     def x0(output: float) -> float:
         denoiser = Denoiser(

@@ -2,7 +2,7 @@
 
     GET  /           the page, demo.html
     GET  /options    what the page offers: solvers, classes, the size of an image
-    POST /sample     a `Wish` as JSON; answered by pictures of the reverse process, from noise on
+    POST /sample     a `Request` as JSON; answered by pictures of the reverse process, from noise on
 
 The server listens on this machine alone.
 """
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from denoising import Denoiser
-from errors import ScoreSDEError, require_choice, require_in
+from errors import ConfigError, ScoreSDEError, require_choice, require_in
 from experiment.images import as_images
 from experiment.sampler import FixedSteps
 from files.pictures import image_grid, png_bytes
@@ -62,8 +62,8 @@ MOST_STEPS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What a visitor of the page wants to see.
+class Request:
+    """What a visitor of the page asks for.
 
     Args:
         solver: a name in SOLVERS.
@@ -88,8 +88,8 @@ class Wish:
         require_in("seed", self.seed, "[0, 2147483647]")
 
     @classmethod
-    def read(cls, text: bytes) -> "Wish":
-        """Read a wish from JSON.
+    def read(cls, text: bytes) -> "Request":
+        """Read a request from JSON.
 
         Raises:
             ValueError: if it is none.
@@ -101,7 +101,9 @@ class Wish:
             known = tuple((int(row), int(column), int(v)) for row, column, v in values["known"])
             return cls(solver=str(values["solver"]), known=known, **numbers)
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"this is no wish of the page: {error!r}; reload the page") from error
+            raise ValueError(
+                f"this is no request of the page: {error!r}; reload the page"
+            ) from error
 
 
 class Shown(NamedTuple):
@@ -138,7 +140,7 @@ class Demo:
         sizes = {"height": height, "width": width, "classes": self.classes}
         return sizes | {"solvers": list(SOLVERS), "most_steps": MOST_STEPS}
 
-    def draw(self, wish: Wish) -> Shown:
+    def draw(self, request: Request) -> Shown:
         """Draw images.
 
         Raises:
@@ -146,37 +148,38 @@ class Demo:
                 process.
             SamplingError: if an image becomes NaN or infinite.
         """
-        denoiser, projection, clipping = self._denoiser(wish), None, Clipping()
-        if wish.known:
+        denoiser, projection, clipping = self._denoiser(request), None, Clipping()
+        if request.known:
             # Guidance toward pixels that the network finds unlikely diverges without clipping.
             low, high = self.images.limits
             clipping = Clipping(clip="range", low=low, high=high)
-            operator, measurement = self._measurement(wish.known)
+            operator, measurement = self._measurement(request.known)
             denoiser = guide(denoiser, PiGDM(operator=operator, measurement=measurement))
             projection = Projection(operator=operator, measurement=measurement)
         with self._one_at_a_time:
             found = sample(
-                jax.random.key(wish.seed),
+                jax.random.key(request.seed),
                 denoiser,
                 (COUNT, *self.model.shape),
-                solver=SOLVERS[wish.solver],
+                solver=SOLVERS[request.solver],
                 schedule=self._schedule,
-                steps=wish.steps,
+                steps=request.steps,
                 projection=projection,
                 clipping=clipping,
-                frames=min(FRAMES, wish.steps + 1),
+                frames=min(FRAMES, request.steps + 1),
             )
         assert found.trajectory is not None
         pictures = [png_bytes(image_grid(self.images.decode(x))) for x in found.trajectory]
         return Shown(pictures, found.nfe)
 
-    def _denoiser(self, wish: Wish) -> Denoiser:
+    def _denoiser(self, request: Request) -> Denoiser:
         """Return the denoiser of the wanted class."""
         if not self.classes:
             return self.model.denoiser
-        require_in("label", wish.label, f"[-1, {self.classes - 1}]")
-        indices = jnp.arange(COUNT)
-        labels = indices % self.classes if wish.label < 0 else jnp.full_like(indices, wish.label)
+        require_in("label", request.label, f"[-1, {self.classes - 1}]")
+        labels = jnp.full(COUNT, request.label)
+        if request.label < 0:
+            labels = jnp.arange(COUNT) % self.classes
         return dataclasses.replace(self.model.denoiser, labels=labels)
 
     def _measurement(
@@ -199,7 +202,7 @@ def server(model: TrainedModel, port: int) -> ThreadingHTTPServer:
     """Return the server of a model's page; port 0 takes a free one.
 
     Raises:
-        OSError: if the port is taken.
+        ConfigError: as `Demo`, or if the port cannot be had.
     """
     demo = Demo(model)
 
@@ -214,8 +217,9 @@ def server(model: TrainedModel, port: int) -> ThreadingHTTPServer:
 
         def do_POST(self) -> None:
             try:
-                wish = Wish.read(self.rfile.read(int(self.headers["Content-Length"])))
-                shown = demo.draw(wish)
+                length = int(self.headers.get("Content-Length", 0))
+                request = Request.read(self.rfile.read(length))
+                shown = demo.draw(request)
             except (ValueError, ScoreSDEError) as error:
                 self._answer_json(400, {"error": str(error)})
                 return
@@ -235,7 +239,12 @@ def server(model: TrainedModel, port: int) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(content)
 
-    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise ConfigError(
+            f"--port={port}: {error.strerror}; give another one, or 0 for a free one"
+        ) from error
 
 
 def serve(model: TrainedModel, port: int = 8000) -> None:
@@ -246,8 +255,7 @@ def serve(model: TrainedModel, port: int = 8000) -> None:
         port: of this machine; 0 takes a free one.
 
     Raises:
-        ConfigError: as `Demo`.
-        OSError: if the port is taken.
+        ConfigError: as `Demo`, or if the port cannot be had.
     """
     with server(model, port) as running:
         print(f"open http://127.0.0.1:{running.server_port} in a browser; Ctrl-C ends", flush=True)

@@ -336,7 +336,8 @@ def _noise_levels(subject: _Subject) -> dict[str, Any]:
 def _likelihood(subject: _Subject) -> dict[str, Any]:
     """Estimate the variational bound on -log p per dimension, as `bounds.continuous`.
 
-    Gray levels get uniform noise, unless the noise at t_min is theirs.
+    Gray levels get uniform noise. Where the noise at t_min is theirs, they get none, and the last
+    term compares each noisy pixel with every level.
     """
     experiment, instruments = subject.experiment, subject.instruments
     sde, t_min, dims = subject.denoiser.sde, subject.t_min, experiment.data.size

@@ -144,6 +144,11 @@ class Parameterization:
     uses: tuple[str, ...] = ()
     predicts_mean: bool = True
 
+    @property
+    def of_levels(self) -> bool:
+        """Whether the output is about gray levels, with a channel for each."""
+        return "pixel_levels" in self.uses
+
 
 def _center(x: Batch, alpha: Batch, sigma: Batch) -> Batch:
     """Map the data's range [0, 1] to [-1, 1]."""
@@ -183,7 +188,7 @@ PARAMETERIZATIONS = {
 
 
 # Fields of some parameterizations, and their defaults.
-DEFAULTS = {"sigma_data": 0.5, "sigma_min": 0.002}
+FIELD_DEFAULTS = {"sigma_data": 0.5, "sigma_min": 0.002}
 
 
 def require_parameterization(name: str, **parameters: float) -> None:
@@ -192,7 +197,7 @@ def require_parameterization(name: str, **parameters: float) -> None:
     for field, value in parameters.items():
         require_in(field, value, "(0, inf)")
         users = [name for name, row in PARAMETERIZATIONS.items() if field in row.uses]
-        if value != DEFAULTS[field] and name not in users:
+        if value != FIELD_DEFAULTS[field] and name not in users:
             raise ValueError(
                 f"{field}={value} is used with parameterization={' or '.join(users)}, not with "
                 f"{name!r}; leave it out"

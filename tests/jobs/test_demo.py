@@ -77,7 +77,7 @@ def pixels(picture):
     )
 
 
-def test_a_wish_that_cannot_be_had_is_refused():
+def test_a_request_that_cannot_be_had_is_refused():
     for content, message in (
         (b"[1, 2]", "reload the page"),
         (b'{"solver": "UniPC"}', "reload the page"),
@@ -88,7 +88,7 @@ def test_a_wish_that_cannot_be_had_is_refused():
         (b'{"solver": "UniPC", "known": [[1, 2]]}', "not enough values"),
     ):
         with pytest.raises(ValueError, match=message):
-            demo.Wish.read(content)
+            demo.Request.read(content)
 
 
 def test_a_model_of_points_is_refused():
@@ -103,13 +103,13 @@ def test_a_server_answers_with_pictures_or_one_line(conditional):
         assert status == 200
         assert (options["height"], options["width"], options["classes"]) == (8, 8, 10)
         assert set(options["solvers"]) == set(demo.SOLVERS)
-        wish = {"solver": "DDIM", "steps": 3, "seed": 1, "label": 2, "known": []}
-        status, found = asked(f"{address}/sample", wish)
+        request = {"solver": "DDIM", "steps": 3, "seed": 1, "label": 2, "known": []}
+        status, found = asked(f"{address}/sample", request)
         assert (status, len(found["pictures"]), found["evaluations"]) == (200, 4, 4)
-        status, found = asked(f"{address}/sample", wish | {"label": 10})
+        status, found = asked(f"{address}/sample", request | {"label": 10})
         assert status == 400
         assert "label=10 must lie in [-1, 9]" in found["error"]
-        status, found = asked(f"{address}/sample", wish | {"known": [[8, 0, 255]]})
+        status, found = asked(f"{address}/sample", request | {"known": [[8, 0, 255]]})
         assert "row=8 must lie in [0, 7]" in found["error"]
         assert asked(f"{address}/secrets")[0] == 404
 
@@ -118,8 +118,10 @@ def test_a_server_answers_with_pictures_or_one_line(conditional):
 def test_known_pixels_stay_and_the_seed_decides_the_rest(conditional):
     page = demo.Demo(conditional)
     known = tuple((row, column, 255 * (row % 2)) for row in range(8) for column in range(4))
-    wish = {"solver": "UniPC", "steps": 10, "known": known}
-    first, again, other = (page.draw(demo.Wish(**wish, seed=seed)).pictures for seed in (1, 1, 2))
+    request = {"solver": "UniPC", "steps": 10, "known": known}
+    first, again, other = (
+        page.draw(demo.Request(**request, seed=seed)).pictures for seed in (1, 1, 2)
+    )
     assert first == again != other
     drawn = pixels(first[-1])
     wanted = np.broadcast_to(255.0 * (np.arange(8) % 2)[:, None], (36, 8, 4))
@@ -129,7 +131,7 @@ def test_known_pixels_stay_and_the_seed_decides_the_rest(conditional):
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", demo.SOLVERS)
 def test_every_solver_draws(conditional, solver):
-    shown = demo.Demo(conditional).draw(demo.Wish(solver=solver, steps=4))
+    shown = demo.Demo(conditional).draw(demo.Request(solver=solver, steps=4))
     assert len(shown.pictures) == 5
     assert pixels(shown.pictures[-1]).std() > 0
 
@@ -141,8 +143,7 @@ def test_a_taken_port_is_one_line(finished):
         port = f"--port={server.server_port}"
         call = run(f"--config={CONFIG}", "--mode=demo", f"--workdir={finished}", *tiny, port)
     assert call.status != 0
-    assert "Address already in use" in call.stderr
-    assert "Traceback" not in call.stderr
+    assert f"error: {port}: Address already in use; give another one, or 0" in call.stderr
 
 
 @pytest.mark.slow
@@ -150,11 +151,11 @@ def test_a_taken_port_is_one_line(finished):
 def test_a_browser_draws_samples_without_errors(conditional, tmp_path):
     known = ";".join(f"{row},3,255" for row in range(8))
     folder = f"--user-data-dir={tmp_path}"
-    wish = urlencode({"solver": "DDIM", "steps": 3, "label": 4, "known": known})
+    request = urlencode({"solver": "DDIM", "steps": 3, "label": 4, "known": known})
     flags = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", folder]
     flags += ["--enable-logging=stderr", "--virtual-time-budget=60000", "--dump-dom"]
     with served(conditional) as address:
-        command = [*flags, f"{address}/#{wish}"]
+        command = [*flags, f"{address}/#{request}"]
         call = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert 'data-state="done"' in call.stdout, call.stderr
     assert "4 network evaluations" in call.stdout or "8 network evaluations" in call.stdout

@@ -19,8 +19,10 @@ import pytest
 from command_line import ROOT, run, samples_of, snapshot
 
 from errors import ConfigError
-from experiment.build import build_network
+from experiment.build import build, build_network
 from experiment.configurations import load_configuration
+from jobs.exchange import export_checkpoint
+from jobs.workdir import Workdir
 from published import exchange
 from published.formats import read
 from published.formats.torch_writer import write_torch
@@ -178,6 +180,13 @@ def test_file_that_cannot_be_used_is_one_line(tmp_path, content, message):
 
 
 @pytest.mark.slow
+def test_a_network_of_gray_levels_is_not_exported(tmp_path):
+    config = load_configuration("configs/vp_digits.py")
+    config.denoiser.parameterization, config.data.dequantization = "levels", "none"
+    with pytest.raises(ConfigError, match=r"parameterization='levels' is unknown to score_sde_py"):
+        export_checkpoint(build(config), Workdir(tmp_path), target=tmp_path / "file.pth")
+
+
 def test_missing_flags_are_errors(tmp_path):
     for mode, flag in (("import", "source"), ("export", "target")):
         call = run(*flags(mode, tmp_path / "run", "edm"))

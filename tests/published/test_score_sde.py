@@ -216,6 +216,7 @@ def test_wrong_settings_are_named():
     [
         (NCSNpp(num_classes=10), "jax", "config.model.num_classes=10"),
         (DDPM(decoder_attention="block"), "pytorch", "decoder_attention='block'.* 'resolution'"),
+        (NCSNpp(input_frequencies=(1.0,)), "jax", r"input_frequencies=\(1\.0,\).* have \(\)"),
         (NCSN(), "jax", "'ncsn' cannot run in the JAX code of score_sde"),
         (NCSNv2(), "pytorch", "implementation='jax'; the checkpoint needs 'pytorch'"),
         (NCSNv2(implementation="pytorch"), "jax", "the checkpoint needs 'jax'"),
