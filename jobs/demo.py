@@ -20,19 +20,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from denoising import Denoiser
 from errors import ConfigError, ScoreSDEError, require_choice, require_in
 from experiment.images import as_images
 from experiment.sampler import FixedSteps
 from files.pictures import image_grid, png_bytes
-from guidance.base import guide
-from guidance.operators import LinearOperator, inpainting
-from guidance.posterior import PiGDM
+from guidance.operators import inpainting
 from guidance.projection import Projection
 from jobs.restore import TrainedModel
-from numerics.clipping import Clipping
 from sampling import Solver, sample
 from solvers.ddim import DDIM
 from solvers.dpm_solver import DPMSolver
@@ -148,14 +144,7 @@ class Demo:
                 process.
             SamplingError: if an image becomes NaN or infinite.
         """
-        denoiser, projection, clipping = self._denoiser(request), None, Clipping()
-        if request.known:
-            # Guidance toward pixels that the network finds unlikely diverges without clipping.
-            low, high = self.images.limits
-            clipping = Clipping(clip="range", low=low, high=high)
-            operator, measurement = self._measurement(request.known)
-            denoiser = guide(denoiser, PiGDM(operator=operator, measurement=measurement))
-            projection = Projection(operator=operator, measurement=measurement)
+        denoiser, projection = self._denoiser(request), self._projection(request)
         with self._one_at_a_time:
             found = sample(
                 jax.random.key(request.seed),
@@ -165,7 +154,6 @@ class Demo:
                 schedule=self._schedule,
                 steps=request.steps,
                 projection=projection,
-                clipping=clipping,
                 frames=min(FRAMES, request.steps + 1),
             )
         assert found.trajectory is not None
@@ -182,20 +170,22 @@ class Demo:
             labels = jnp.arange(COUNT) % self.classes
         return dataclasses.replace(self.model.denoiser, labels=labels)
 
-    def _measurement(
-        self, known: tuple[tuple[int, int, int], ...]
-    ) -> tuple[LinearOperator, Float[Array, "count ..."]]:
-        """Return the measurement of known pixels, and what it gives for all images."""
+    def _projection(self, request: Request) -> Projection | None:
+        """Return the projection onto the known pixels, if there are some."""
+        if not request.known:
+            return None
         height, width, channels = self.model.shape
         image, mask = np.zeros((2, height, width, channels), np.float32)
-        for row, column, gray in known:
+        for row, column, gray in request.known:
             require_in("row", row, f"[0, {height - 1}]")
             require_in("column", column, f"[0, {width - 1}]")
             require_in("gray level", gray, "[0, 255]")
             image[row, column], mask[row, column] = gray / 255, 1
         measured = jnp.asarray(mask * self.images.from_unit_range(image))
-        operator = inpainting((height, width, channels), mask)
-        return operator, jnp.broadcast_to(measured, (COUNT, *measured.shape))
+        return Projection(
+            operator=inpainting((height, width, channels), mask),
+            measurement=jnp.broadcast_to(measured, (COUNT, *measured.shape)),
+        )
 
 
 def server(model: TrainedModel, port: int) -> ThreadingHTTPServer:
