@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-
 from runs import Results, evaluated, trained
 
 RESULTS = Results("likelihood_recipe", ("name", "seed", "steps"))
