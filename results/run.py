@@ -53,6 +53,9 @@ RECIPES = {
     "vp_digits": Recipe("configs/vp_digits.py", ships=True),
     "vdm_digits": Recipe("configs/vdm_digits.py"),
     "vdm_mnist": Recipe("configs/vdm_mnist.py", ships=True),
+    "vp_mnist": Recipe(
+        "configs/vp_mnist.py", modes=("train", "train_classifier", "eval", "sample"), ships=True
+    ),
 }
 
 
