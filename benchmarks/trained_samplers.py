@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +12,37 @@ from runs import ROOT, Line, Results
 sys.path.insert(0, str(ROOT))
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import scoresde as ss
+from denoising import Denoiser
 from evaluation.features import FEATURES
 from evaluation.references import reference_of_split
+from jobs.cache import batches_of
 from jobs.workdir import Workdir
 from metrics.frechet import Accumulator, Statistics, frechet_interval
 
 KEYS = ("run", "row", "column", "samples")
+BATCH = 250
 
 
 class Run:
     """A trained network, and the Frechet distance of its samples to the training images.
 
-    The distance is that of `--mode=eval`: the first features that the run's configuration names
-    (docs/evaluation.md), and all training images. The 95% interval is over sets of samples.
+    The distance is that of `--mode=eval` to all training images (docs/evaluation.md), by default of
+    the first features that the run's configuration names. The 95% interval is over sets of samples.
+    Samples of a network with classes are of each in turn.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, count: int, name: str = "", features: str = "") -> None:
         self.model, self.count = ss.load(folder), count
-        self.name = type(self.model.denoiser.sde).__name__.removesuffix("SDE")
+        self.name = name or type(self.model.denoiser.sde).__name__.removesuffix("SDE")
         experiment, workdir = self.model.experiment, Workdir(folder)
-        self._extractor = FEATURES[experiment.evaluation.features[0]].make(experiment, workdir)
+        features = features or experiment.evaluation.features[0]
+        self._extractor = FEATURES[features].make(experiment, workdir)
         split = reference_of_split(experiment, "train", self._extractor, workdir.statistics)
         self._reference: Statistics = split.statistics
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.count, *self.model.shape)
 
     def distance(self, rows: np.ndarray) -> Line:
         """Return the Frechet distance of images 0..255 and its interval."""
@@ -47,6 +50,10 @@ class Run:
         drawn.add(self._extractor(rows).features)
         found = frechet_interval(drawn, self._reference)
         return {"frechet": found.distance, "low": found.low, "high": found.high}
+
+    def classes(self, rows: np.ndarray) -> np.ndarray:
+        """Return the classes that the features' classifier sees in images 0..255."""
+        return self._extractor(rows).probabilities.argmax(axis=1)
 
     def floor(self, draws: int = 20) -> float:
         """Return the mean distance of as many training images, drawn with replacement."""
@@ -58,11 +65,32 @@ class Run:
     def measure(self, solver: Any, schedule: ss.Schedule) -> Line:
         """Draw the samples of one cell and return their distance; the noise is that of the run."""
         start = time.process_time()
-        drawn = ss.sample(
-            jax.random.key(0), self.model.denoiser, self.shape, solver=solver, schedule=schedule
-        )
-        line = self.distance(self.model.to_data(np.asarray(drawn.x)))
-        return {**line, "nfe": drawn.nfe, "cpu_seconds": round(time.process_time() - start, 1)}
+        rows, nfe = self.draw(solver, schedule)
+        taken = time.process_time() - start
+        return {**self.distance(rows), "nfe": nfe, "cpu_seconds": round(taken, 1)}
+
+    def draw(
+        self,
+        solver: Any,
+        schedule: ss.Schedule,
+        adapt: Callable[[Denoiser], Denoiser] = lambda d: d,
+    ) -> tuple[np.ndarray, float]:
+        """Return samples as images 0..255, and the evaluations of each; `adapt` may guide them."""
+        parts = []
+        for indices in batches_of(self.count, BATCH):
+            denoiser = self.model.denoiser
+            if classes := self.model.experiment.model.num_classes:
+                denoiser = replace(denoiser, labels=jnp.asarray(indices % classes))
+            drawn = ss.sample(
+                jax.random.key(0),
+                adapt(denoiser),
+                (len(indices), *self.model.shape),
+                solver=solver,
+                schedule=schedule,
+                indices=jnp.asarray(indices),
+            )
+            parts.append(self.model.to_data(np.asarray(drawn.x)))
+        return np.concatenate(parts), drawn.nfe
 
 
 def fill(results: Results, run: Run, cells: Iterable[tuple[str, str, Any, ss.Schedule]]) -> None:

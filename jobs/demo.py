@@ -245,8 +245,13 @@ def serve(model: TrainedModel, port: int = 8000) -> None:
         port: of this machine; 0 takes a free one.
 
     Raises:
-        ConfigError: as `Demo`, or if the port cannot be had.
+        ConfigError: as `Demo`, on several hosts, or if the port cannot be had.
     """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"the page runs on one host, but here are {jax.process_count()}; give --num_processes=1 "
+            "without --coordinator"
+        )
     with server(model, port) as running:
         print(f"open http://127.0.0.1:{running.server_port} in a browser; Ctrl-C ends", flush=True)
         try:

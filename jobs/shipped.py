@@ -25,7 +25,7 @@ _RESULTS = Path(__file__).resolve().parent.parent / "results"
 _STEP = "step"
 
 # What `load` takes beside folders.
-SHIPPED = {"digits": "vp_digits", "mnist": "vdm_mnist"}
+SHIPPED = {"digits": "vp_digits", "mnist": "vp_mnist", "mnist_likelihood": "vdm_mnist"}
 
 
 def model_folder(result: str) -> Path:

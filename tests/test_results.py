@@ -57,8 +57,9 @@ def test_the_digits_load_by_name_and_denoise_digits():
 
 
 @pytest.mark.slow
-def test_mnist_loads_without_its_data_and_denoises_its_samples():
-    grid = np.asarray(Image.open(ROOT / "results" / "vdm_mnist" / "samples.png"))
+@pytest.mark.parametrize("name", ["mnist", "mnist_likelihood"])
+def test_mnist_loads_without_its_data_and_denoises_samples(name):
+    grid = np.asarray(Image.open(ROOT / "results" / SHIPPED[name] / "samples.png"))
     rows = [grid[start : start + 28] for start in range(0, 231, 29)]
     samples = np.array([row[:, start : start + 28] for row in rows for start in range(0, 231, 29)])
-    assert denoised_error(ss.load("mnist"), samples[..., None], 0.9) < 1 / 3
+    assert denoised_error(ss.load(name), samples[..., None], 0.9) < 1 / 3

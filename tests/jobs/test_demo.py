@@ -96,6 +96,12 @@ def test_a_model_of_points_is_refused():
         demo.Demo(model_of("configs/vp_swiss_roll.py"))
 
 
+def test_several_hosts_are_refused(conditional, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"one host, but here are 2; .*--num_processes=1"):
+        ss.serve(conditional)
+
+
 @pytest.mark.slow
 def test_a_server_answers_with_pictures_or_one_line(conditional):
     with served(conditional) as address:
