@@ -249,8 +249,8 @@ def serve(model: TrainedModel, port: int = 8000) -> None:
     """
     if jax.process_count() > 1:
         raise ConfigError(
-            f"the page runs on one host, but here are {jax.process_count()}; give --num_processes=1 "
-            "without --coordinator"
+            f"the page runs on one host, but here are {jax.process_count()}; give "
+            "--num_processes=1 without --coordinator"
         )
     with server(model, port) as running:
         print(f"open http://127.0.0.1:{running.server_port} in a browser; Ctrl-C ends", flush=True)
