@@ -1,0 +1,143 @@
+"""Likelihood against steps, of the network of MNIST that comes along: the ODE, and bounds.
+
+    python benchmarks/likelihood_steps.py MNIST.npz
+    python benchmarks/likelihood_steps.py --table
+
+MNIST.npz has test_images. The first 100 of them are measured by `ss.load("mnist_likelihood")`: by
+the ODE with the configuration's solver and a range of tolerances, by the variational bound of
+chains with times even in log-SNR, and by the bound in continuous time. Differences are to the ODE
+with the smallest tolerance, image by image. Results go to results/likelihood_steps.jsonl, and what
+is there is not repeated. All takes about eight minutes on two cores.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from runs import Results
+
+import scoresde as ss
+from bounds.continuous import continuous_bound
+from bounds.discrete import DiscreteBoundOptions, discrete_bound
+
+RESULTS = Results("likelihood_steps", ("name", "images"))
+IMAGES, BATCH = 100, 50
+TOLERANCES = (1e-5, 1e-4, 1e-3, 1e-2)
+STEPS = (10, 20, 50, 100, 250)
+KEY = jax.random.key(0)
+
+# From the model, test images and their indices to nats of each image, and evaluations.
+Measure = Callable[[Any, np.ndarray, jax.Array], tuple[Any, Any]]
+
+
+def by_ode(tolerance: float) -> Measure:
+    def measure(model: Any, images: np.ndarray, indices: jax.Array) -> tuple[Any, Any]:
+        experiment, denoiser = model.experiment, model.denoiser
+        data, options = experiment.data, experiment.likelihood
+        t_min = jnp.float32(options.t_min)
+        alpha, sigma = (float(f(t_min)) for f in (denoiser.sde.alpha, denoiser.sde.sigma))
+        x, log_q = data.dequantized(images, indices, seed=0, draw=0, alpha=alpha, sigma=sigma)
+        ode = replace(experiment.ode, rtol=tolerance, atol=tolerance)
+        found = ss.log_prob(KEY, denoiser, x, indices=indices, options=options, ode=ode)
+        return log_q - found.nats - data.log_det, found.nfe
+
+    return measure
+
+
+def by_chain(steps: int) -> Measure:
+    schedule = ss.Schedule(grid="log_snr", steps=steps, t_min=1e-5)
+
+    def measure(model: Any, images: np.ndarray, indices: jax.Array) -> tuple[Any, Any]:
+        found = discrete_bound(
+            KEY,
+            model.denoiser,
+            model.experiment.data.noiseless(images, indices),
+            times=schedule.of(model.denoiser.sde),
+            pixel_levels=model.experiment.data.pixel_levels,
+            options=DiscreteBoundOptions(),
+            indices=indices,
+        )
+        return found.total, found.nfe
+
+    return measure
+
+
+def by_continuous_bound(model: Any, images: np.ndarray, indices: jax.Array) -> tuple[Any, Any]:
+    options = model.experiment.continuous_bound
+    found = continuous_bound(
+        KEY,
+        model.denoiser,
+        model.experiment.data.noiseless(images, indices),
+        options=options,
+        pixel_levels=model.experiment.data.pixel_levels,
+        indices=indices,
+    )
+    return found.prior + found.diffusion + found.decoder, options.num_times + 1
+
+
+MEASURES: dict[str, Measure] = {
+    **{f"ODE, tolerance {tolerance:g}": by_ode(tolerance) for tolerance in TOLERANCES},
+    **{f"chain of {steps} steps": by_chain(steps) for steps in STEPS},
+    "bound in continuous time": by_continuous_bound,
+}
+
+
+def bits_of(measure: Measure, model: Any, images: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return bits/dim of each image, and the mean number of evaluations."""
+    nats, evaluations = [], []
+    for start in range(0, len(images), BATCH):
+        found, nfe = measure(model, images, jnp.arange(start, start + BATCH))
+        nats.append(np.asarray(found))
+        evaluations.append(np.broadcast_to(nfe, BATCH))
+    bits = np.concatenate(nats) / images[0].size / math.log(2)
+    return bits, float(np.mean(evaluations))
+
+
+def rows() -> Iterator[tuple[str, ...]]:
+    """Yield the rows of the table."""
+    found = {line["name"]: line for line in RESULTS.lines() if line["images"] == IMAGES}
+    exact = np.array(found[next(iter(MEASURES))]["bits"])
+    for name, line in found.items():
+        bits, difference = np.array(line["bits"]), np.array(line["bits"]) - exact
+        change = f"{difference.mean():+.4f} ± {_error(difference):.4f}"
+        mean = f"{bits.mean():.3f} ± {_error(bits):.3f}"
+        yield name, f"{line['nfe']:.0f}", mean, change
+
+
+def _error(values: np.ndarray) -> float:
+    return values.std(ddof=1) / math.sqrt(len(values))
+
+
+def table() -> str:
+    """Return the table of what is measured."""
+    head = ("by", "evaluations", "bits/dim", "minus that of the first row")
+    lines = [head, ("---",) * len(head), *rows()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="?", help="an .npz with test_images")
+    parser.add_argument("--table", action="store_true", help="print what is measured")
+    options = parser.parse_args()
+    if not options.table:
+        if not options.data:
+            parser.error("give an .npz with the images of MNIST")
+        with np.load(options.data) as arrays:
+            images = arrays["test_images"][:IMAGES].reshape(-1, 28, 28, 1)
+        model = ss.load("mnist_likelihood")
+        for name, measure in MEASURES.items():
+            if not RESULTS.has(name=name, images=IMAGES):
+                bits, nfe = bits_of(measure, model, images)
+                line = {"name": name, "images": IMAGES, "nfe": nfe}
+                RESULTS.add({**line, "bits": np.round(bits, 6).tolist()})
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
