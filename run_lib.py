@@ -243,8 +243,8 @@ def demo(
     """Serve a page that draws samples of a checkpoint as they come out of the noise, until Ctrl-C.
 
     Raises:
-        ConfigError, WorkdirError, CheckpointError: if the run has no network of images, or the port
-            cannot be had.
+        ConfigError, WorkdirError, CheckpointError: if the run has no network of images, on several
+            hosts, or if the port cannot be had.
     """
     loaded = load_checkpoint(experiment, workdir, checkpoint, ema, needs=frozenset())
     serve(TrainedModel.of(experiment, loaded), port)

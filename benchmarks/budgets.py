@@ -8,10 +8,10 @@
 one of configs/vp_mnist.py with its classifier, such as runs/results/vp_mnist. Its samples are of
 all classes in turn, and the distance is that of the classifier's features.
 
-Each solver takes the quadratic grid, and some take EDM's too. Each ends with a prediction of x0,
-which counts as an evaluation. Steps of two evaluations make an odd number with it, so these have
-one less where the column is even. All cells begin with the same noise. Results go to
-results/budgets.jsonl, and what is there is not repeated.
+A row takes the quadratic grid, unless it names EDM's. Each ends with a prediction of x0, which
+counts as an evaluation. Steps of two evaluations make an odd number with it, so these have one less
+where the column is even. All cells begin with the same noise. `floor` is the mean distance of as
+many training images. Results go to results/budgets.jsonl, and what is there is not repeated.
 """
 
 import argparse
@@ -33,6 +33,7 @@ BUDGETS = (5, 10, 20, 50, 100)
 FEATURES = {"digits": "pixels", "mnist": "classifier"}
 SAMPLES = {"digits": 1500, "mnist": 500}
 T_MIN = 1e-3
+FLOOR = "floor"
 
 
 class Choice(NamedTuple):
@@ -43,7 +44,7 @@ class Choice(NamedTuple):
     per_step: int = 1
 
 
-WITHOUT_NOISE = {
+CHOICES = {
     "DDIM": Choice(ss.DDIM()),
     "DPM-Solver++ 2M": Choice(ss.DPMSolver(order=2)),
     "DPM-Solver++ 3M": Choice(ss.DPMSolver(order=3)),
@@ -52,8 +53,7 @@ WITHOUT_NOISE = {
     "UniPC 3, EDM's grid": Choice(ss.UniPC(order=3), grid="karras"),
     "Heun": Choice(ss.Heun(), per_step=2),
     "Heun, EDM's grid": Choice(ss.Heun(), grid="karras", per_step=2),
-}
-WITH_NOISE = {
+    # With fresh noise:
     "Heun, EDM's grid, churn 10": Choice(ss.Heun(s_churn=10.0), grid="karras", per_step=2),
     "DDIM, eta = 1": Choice(ss.DDIM(eta=1.0)),
     "DPM-Solver++ 2M SDE": Choice(ss.DPMSolver(order=2, eta=1.0)),
@@ -65,7 +65,6 @@ WITH_NOISE = {
         ss.PredictorCorrector(predictor=EulerMaruyama(), corrector=Langevin(snr=0.16)), per_step=2
     ),
 }
-CHOICES = WITHOUT_NOISE | WITH_NOISE
 
 
 def schedule(choice: Choice, evaluations: int) -> ss.Schedule:
@@ -75,6 +74,7 @@ def schedule(choice: Choice, evaluations: int) -> ss.Schedule:
 
 
 def cells() -> Iterator[tuple]:
+    """Yield the cells of the table, those of few evaluations first."""
     for evaluations in BUDGETS:
         for name, choice in CHOICES.items():
             yield name, str(evaluations), choice.solver, schedule(choice, evaluations)
@@ -84,6 +84,12 @@ def table(run: str) -> str:
     """Return the table of a run."""
     columns = [str(evaluations) for evaluations in BUDGETS]
     return markdown(RESULTS, run, SAMPLES[run], "evaluations", CHOICES, columns)
+
+
+def floor(run: str) -> float:
+    """Return the mean distance of as many training images as there are samples."""
+    lines = [each for each in RESULTS.lines() if (each["run"], each["row"]) == (run, FLOOR)]
+    return next(each["frechet"] for each in lines if each["samples"] == SAMPLES[run])
 
 
 def main() -> None:
@@ -102,7 +108,9 @@ def main() -> None:
                 trained(CONFIGURATION, {}, folder)
             count = options.samples or SAMPLES[options.run]
             run = Run(folder, count, name=options.run, features=FEATURES[options.run])
-            print(f"as many training images: {run.floor():.3f}", flush=True)
+            key = {"run": run.name, "row": FLOOR, "column": "", "samples": count}
+            if not RESULTS.has(**key):
+                RESULTS.add({**key, "frechet": run.floor()})
             fill(RESULTS, run, cells())
     for run in FEATURES:
         print(f"\n{run}\n{table(run)}")

@@ -7,24 +7,24 @@
 RUN is a run of configs/vp_mnist.py with its classifier, such as runs/results/vp_mnist.
 
 Classes. 1,000 samples of the ten digits in turn by classifier-free guidance, with 19 steps of UniPC
-and a prediction of x0. The accuracy is the fraction that shows the wanted digit, as the run's
-classifier sees it, which is trained apart and takes no part in the sampling. The distance is that
-of its features to the training images.
+and a prediction of x0, which take 40 evaluations. The accuracy is the fraction that shows the
+wanted digit, as the run's classifier sees it, which is trained apart and takes no part in the
+sampling. The distance is that of its features to the training images.
 
 Inverse problems. The first 100 test images are measured, with noise of standard deviation 0.05 in
 the network's range of -1 to 1, and restored without their classes in 99 steps of DDIM and a
 prediction of x0. PSNR and SSIM compare the restored images 0..255 with the test images; their means
-have standard errors over images. `measurement` is the pseudoinverse of the measurement itself.
+have standard errors over images. `measurement` is the measurement itself, as an image.
 
 Results go to results/controllable.jsonl, and what is there is not repeated.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,6 @@ from trained_samplers import Run
 
 import scoresde as ss
 from denoising import Denoiser
-from errors import SamplingError
 from files.pictures import image_grid, write_png
 from guidance.operators import LinearOperator, blur, downsampling, inpainting
 
@@ -49,16 +48,47 @@ SHORT, LONG = (
 SHAPE = (28, 28, 1)
 LEFT = np.broadcast_to(np.arange(28) < 14, (28, 28)).astype(float)
 SCATTERED = (np.random.default_rng(0).random((28, 28)) < 0.2).astype(float)
-OPERATORS: dict[str, Callable[[], LinearOperator]] = {
-    "right half hidden": partial(inpainting, SHAPE, LEFT),
-    "four pixels of five hidden": partial(inpainting, SHAPE, SCATTERED),
-    "means of 4x4 pixels": partial(downsampling, SHAPE, 4),
-    "blur of 2 pixels": partial(blur, SHAPE, 2.0),
+
+
+class Problem(NamedTuple):
+    """A measurement of images.
+
+    Attributes:
+        make: makes the operator A.
+        dps_scale: scale of DPS, 1 / |A A^T|.
+        inverts: whether the pseudoinverse keeps the noise small, as projection needs.
+    """
+
+    make: Callable[[], LinearOperator]
+    dps_scale: float = 1.0
+    inverts: bool = True
+
+
+PROBLEMS = {
+    "right half hidden": Problem(partial(inpainting, SHAPE, LEFT)),
+    "four pixels of five hidden": Problem(partial(inpainting, SHAPE, SCATTERED)),
+    "means of 4x4 pixels": Problem(partial(downsampling, SHAPE, 4), dps_scale=16.0),
+    "blur of 2 pixels": Problem(partial(blur, SHAPE, 2.0), inverts=False),
 }
+METHODS = ("PiGDM", "DPS", "projection")
+
+
+class Measured(NamedTuple):
+    """Test images 0..255 and their noisy measurements by a problem's operator."""
+
+    problem: Problem
+    operator: LinearOperator
+    truth: np.ndarray
+    y: jax.Array
+
+    @property
+    def as_image(self) -> np.ndarray:
+        """The measurement in the network's range, as an image."""
+        return np.asarray(self.operator.pseudo_inverse(self.y) if self.problem.inverts else self.y)
 
 
 def measure_classes(run: Run) -> None:
-    """Measure accuracy and distance at each scale of guidance."""
+    """Measure accuracy and distance at each scale of guidance, and the accuracy on test images."""
 
     def guided(scale: float, denoiser: Denoiser) -> Denoiser:
         return ss.guide(denoiser, ss.ClassifierFreeGuidance(null_label=CLASSES, scale=scale))
@@ -66,54 +96,55 @@ def measure_classes(run: Run) -> None:
     wanted = np.arange(run.count) % CLASSES
     for scale in SCALES:
         key = {"part": "classes", "row": f"{scale:g}", "column": str(run.count)}
-        if RESULTS.has(**key):
-            continue
-        rows, nfe = run.draw(ss.UniPC(), SHORT, partial(guided, scale))
-        right = float(np.mean(run.classes(rows) == wanted))
-        RESULTS.add({**key, "accuracy": right, "nfe": nfe, **run.distance(rows)})
-    key = {"part": "classes", "row": "test images", "column": str(run.count)}
-    if not RESULTS.has(**key):
-        splits = run.model.experiment.data.splits
-        found = np.concatenate([run.classes(rows) for rows in np.split(splits.test, 10)])
-        RESULTS.add({**key, "accuracy": float(np.mean(found == splits.test_labels))})
-
-
-# From the denoiser, the operator and the measurement to what samples: a denoiser and a projection.
-METHODS: dict[str, Callable[..., tuple[Denoiser, Any]]] = {
-    "PiGDM": lambda d, A, y, std: (
-        ss.guide(d, ss.PiGDM(operator=A, measurement=y, noise=NOISE, data_std=std)),
-        None,
-    ),
-    "DPS": lambda d, A, y, std: (
-        ss.guide(d, ss.DPS(operator=A, measurement=A.in_range(y), noise=NOISE)),
-        None,
-    ),
-    "projection": lambda d, A, y, std: (d, ss.Projection(operator=A, measurement=y)),
-}
-
-
-def restore(
-    run: Run, method: str, operator: LinearOperator, y: jax.Array, eta: float
-) -> np.ndarray:
-    """Return the restored images in the network's range; NaN where sampling fails."""
+        if not RESULTS.has(**key):
+            rows, nfe = run.draw(ss.UniPC(), SHORT, partial(guided, scale))
+            right = float(np.mean(run.classes(rows) == wanted))
+            RESULTS.add({**key, "accuracy": right, "nfe": nfe, **run.distance(rows)})
     data = run.model.experiment.data
-    std = float(data.encode(data.splits.train[:1000]).std())
-    labels = jnp.full(len(y), CLASSES)  # no class
-    denoiser = replace(run.model.denoiser, labels=labels, clipping=ss.Clipping(clip="range"))
-    denoiser, projection = METHODS[method](denoiser, operator, y, std)
-    try:
-        drawn = ss.sample(
-            jax.random.key(0),
-            denoiser,
-            (len(y), *SHAPE),
-            solver=ss.DDIM(eta=eta),
-            schedule=LONG,
-            projection=projection,
-        )
-    except SamplingError as error:
-        print(error)
-        return np.full((len(y), *SHAPE), np.nan)
-    return np.asarray(drawn.x)
+    key = {"part": "classes", "row": "test images", "column": str(len(data.splits.test))}
+    if not RESULTS.has(**key):
+        batches = np.split(data.as_samples(data.splits.test), 10)
+        found = np.concatenate([run.classes(rows) for rows in batches])
+        RESULTS.add({**key, "accuracy": float(np.mean(found == data.splits.test_labels))})
+
+
+def measure(run: Run, problem: Problem) -> Measured:
+    """Measure the first test images."""
+    data, operator = run.model.experiment.data, problem.make()
+    truth = data.as_samples(data.splits.test[:IMAGES])
+    clean = operator(jnp.asarray(data.encode(truth)))
+    noise = NOISE * jax.random.normal(jax.random.key(1), clean.shape)
+    hidden = clean == 0 if operator.measurement_shape == SHAPE and problem.inverts else False
+    return Measured(problem, operator, truth, jnp.where(hidden, 0, clean + noise))
+
+
+def restore(run: Run, found: Measured, method: str, eta: float) -> np.ndarray:
+    """Return restored images 0..255."""
+    data, operator, y = run.model.experiment.data, found.operator, found.y
+    denoiser = replace(
+        run.model.denoiser,
+        labels=jnp.full(len(y), CLASSES),  # no class
+        clipping=ss.Clipping(clip="range"),
+    )
+    known, projection = {"operator": operator, "measurement": y}, None
+    if method == "PiGDM":
+        std = float(data.encode(data.splits.train[:1000]).std())
+        denoiser = ss.guide(denoiser, ss.PiGDM(**known, noise=NOISE, data_std=std))
+    elif method == "DPS":
+        known["measurement"] = operator.in_range(y)
+        scale = found.problem.dps_scale
+        denoiser = ss.guide(denoiser, ss.DPS(**known, noise=NOISE, scale=scale))
+    else:
+        projection = ss.Projection(**known)
+    drawn = ss.sample(
+        jax.random.key(0),
+        denoiser,
+        (len(y), *SHAPE),
+        solver=ss.DDIM(eta=eta),
+        schedule=LONG,
+        projection=projection,
+    )
+    return run.model.to_data(np.asarray(drawn.x))
 
 
 def quality(restored: np.ndarray, truth: np.ndarray) -> Line:
@@ -127,47 +158,36 @@ def quality(restored: np.ndarray, truth: np.ndarray) -> Line:
     }
     line: Line = {}
     for name, values in found.items():
-        line |= {name: float(np.mean(values)), f"{name}_error": float(np.std(values) / 10)}
+        error = np.std(values, ddof=1) / math.sqrt(len(values))
+        line |= {name: float(np.mean(values)), f"{name}_error": float(error)}
     return line
 
 
-def measured(run: Run, operator: LinearOperator, count: int) -> tuple[np.ndarray, jax.Array]:
-    """Return the first test images 0..255, and their noisy measurements."""
-    data = run.model.experiment.data
-    truth = data.splits.test[:count]
-    clean = operator(jnp.asarray(data.encode(truth)))
-    noise = NOISE * jax.random.normal(jax.random.key(1), clean.shape)
-    return truth, clean + operator.in_range(noise)
-
-
-def measure_inverse_problems(run: Run) -> None:
-    """Measure the restored images of each operator and method."""
-    for problem, make in OPERATORS.items():
-        operator = make()
-        truth, y = measured(run, operator, IMAGES)
-        results = {"measurement": partial(operator.pseudo_inverse, y)}
-        for method in METHODS:
+def rows_of(problem: Problem) -> Iterator[tuple[str, str, float]]:
+    """Yield the rows of a problem: the name, the method and eta."""
+    for method in METHODS:
+        if method != "projection" or problem.inverts:
             for eta in (0.0, 1.0):
-                results[f"{method}, eta = {eta:g}"] = partial(
-                    restore, run, method, operator, y, eta
-                )
-        for row, compute in results.items():
-            key = {"part": "inverse problems", "row": row, "column": problem}
+                yield f"{method}, eta = {eta:g}", method, eta
+
+
+def measure_problems(run: Run) -> None:
+    """Measure the restored images of each problem and method, and draw some of them."""
+    shown = []
+    for name, problem in PROBLEMS.items():
+        found = measure(run, problem)
+        key = {"part": "inverse problems", "row": "measurement", "column": name}
+        measurement = run.model.to_data(found.as_image)
+        if not RESULTS.has(**key):
+            RESULTS.add({**key, **quality(measurement, found.truth)})
+        for row, method, eta in rows_of(problem):
+            key["row"] = row
             if not RESULTS.has(**key):
-                images = run.model.to_data(np.asarray(compute()))
-                RESULTS.add({**key, **quality(images, truth)})
-
-
-def picture(run: Run) -> None:
-    """Draw test images, and of each operator the measurements and the images restored by PiGDM."""
-    rows = [run.model.experiment.data.splits.test[:SHOWN]]
-    for make in OPERATORS.values():
-        operator = make()
-        _, y = measured(run, operator, SHOWN)
-        for x in (operator.pseudo_inverse(y), restore(run, "PiGDM", operator, y, 1.0)):
-            rows.append(run.model.to_data(np.asarray(x)))
-    grid = image_grid(np.concatenate(rows), columns=SHOWN)
-    write_png(PICTURE, grid)
+                RESULTS.add({**key, **quality(restore(run, found, method, eta), found.truth)})
+        first = Measured(problem, found.operator, found.truth[:SHOWN], found.y[:SHOWN])
+        shown += [first.truth] if not shown else []
+        shown += [measurement[:SHOWN], restore(run, first, "PiGDM", 1.0)]
+    write_png(PICTURE, image_grid(np.concatenate(shown), columns=SHOWN))
 
 
 def classes_table() -> str:
@@ -175,12 +195,11 @@ def classes_table() -> str:
     lines = ["| scale | accuracy | Frechet distance |", "|---|---|---|"]
     for line in RESULTS.lines():
         if line["part"] == "classes":
-            distance = (
-                "{frechet:.2f} ({low:.2f} to {high:.2f})".format(**line)
-                if "frechet" in line
-                else ""
-            )
-            lines.append(f"| {line['row']} | {line['accuracy']:.1%} | {distance} |")
+            right, count = line["accuracy"], int(line["column"])
+            error = math.sqrt(right * (1 - right) / count)
+            form = "{frechet:.2f} ({low:.2f} to {high:.2f})" if "frechet" in line else ""
+            cells = (line["row"], f"{right:.1%} ± {error:.1%}", form.format(**line))
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -191,9 +210,9 @@ def problems_table() -> str:
         for line in RESULTS.lines()
         if line["part"] == "inverse problems"
     }
-    lines = [f"| PSNR in dB, SSIM | {' | '.join(OPERATORS)} |", "|---|" + "---|" * len(OPERATORS)]
+    lines = [f"| PSNR in dB, SSIM | {' | '.join(PROBLEMS)} |", "|---|" + "---|" * len(PROBLEMS)]
     for row in dict.fromkeys(row for row, _ in found):
-        lines.append(f"| {row} | {' | '.join(found.get((row, c), '') for c in OPERATORS)} |")
+        lines.append(f"| {row} | {' | '.join(found.get((row, c), '') for c in PROBLEMS)} |")
     return "\n".join(lines)
 
 
@@ -203,12 +222,13 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is measured")
     options = parser.parse_args()
     if not options.table:
+        import skimage  # noqa: F401  # missing, it should be so before hours of sampling
+
         if not options.workdir:
             parser.error("give --workdir=RUN; `python results/run.py vp_mnist` makes one")
         run = Run(options.workdir, 1000, features="classifier")
         measure_classes(run)
-        measure_inverse_problems(run)
-        picture(run)
+        measure_problems(run)
     print(f"{classes_table()}\n\n{problems_table()}")
 
 

@@ -1,19 +1,14 @@
 """What the tables of samplers on trained networks share: samples, their distance, and tables."""
 
-import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runs import ROOT, Line, Results
-
-sys.path.insert(0, str(ROOT))
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from runs import Line, Results
 
 import scoresde as ss
 from denoising import Denoiser
@@ -32,7 +27,7 @@ class Run:
 
     The distance is that of `--mode=eval` to all training images (docs/evaluation.md), by default of
     the first features that the run's configuration names. The 95% interval is over sets of samples.
-    Samples of a network with classes are of each in turn.
+    A network with classes draws them in turn.
     """
 
     def __init__(self, folder: Path, count: int, name: str = "", features: str = "") -> None:
@@ -63,11 +58,9 @@ class Run:
         return float(np.mean([each["frechet"] for each in distances]))
 
     def measure(self, solver: Any, schedule: ss.Schedule) -> Line:
-        """Draw the samples of one cell and return their distance; the noise is that of the run."""
-        start = time.process_time()
+        """Draw the samples of a cell and return their distance; all begin with the same noise."""
         rows, nfe = self.draw(solver, schedule)
-        taken = time.process_time() - start
-        return {**self.distance(rows), "nfe": nfe, "cpu_seconds": round(taken, 1)}
+        return {**self.distance(rows), "nfe": nfe}
 
     def draw(
         self,

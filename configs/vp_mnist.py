@@ -5,9 +5,9 @@ python main.py --config=configs/vp_mnist.py --mode=train
 python main.py --config=configs/vp_mnist.py --mode=train_classifier
 python main.py --config=configs/vp_mnist.py --mode=eval
 
-The network predicts v (Salimans and Ho 2022, arXiv:2202.00512) and is trained with its weight. One
-label in ten is left out, so classifier-free guidance works. The classifier gives the features for
-Frechet distances, and judges whether samples show their digit.
+The network predicts v (Salimans and Ho 2022, arXiv:2202.00512) and is trained with its weight. A
+tenth of the labels are left out (`training.label_dropout`), so classifier-free guidance works. The
+classifier gives the features for Frechet distances, and judges whether samples show their digit.
 """
 
 from ml_collections import ConfigDict
@@ -47,9 +47,11 @@ def get_config() -> ConfigDict:
     config.sampling.grid = "quadratic"
     config.sampling.steps = 19
     config.sampling.final_step = "denoise"
+
     config.classifier.features = 16
     config.classifier.channel_multipliers = (1, 2, 4)
     config.classifier.steps = 1000
+
     config.eval.metrics = ("loss", "frechet")
     config.eval.features = ("pixels", "classifier")
     config.eval.batch_size = 100

@@ -206,6 +206,7 @@ UNPUBLISHED = (
     "vp_waves",
     "subvp_mnist",
     "vdm_mnist",
+    "vp_mnist",
     "edm_imagenet_64.py:adm",
 )
 
