@@ -216,7 +216,8 @@ def assert_one_error(call, pattern):
     """Failure in one line that says why, below the progress bar."""
     assert call.status == 1, call
     assert "Traceback" not in call.stderr, call.stderr
-    said = [line for line in call.stderr.splitlines() if not re.fullmatch(r"|\w+: .*%\|.*", line)]
+    lines = call.stderr.splitlines()
+    said = [line for line in lines if not re.fullmatch(r"|[\w ]+: .*%\|.*", line)]
     assert len(said) == 1, call.stderr
     assert re.fullmatch(f"error: .*{pattern}.*", said[0]), said
 
