@@ -35,7 +35,10 @@ FIELDS = TINY | {
     "eval.batch_size": 16,
     "eval.samples": 16,
     "eval.sampling_seeds": 1,
-    "eval.metrics": ("loss", "frechet"),
+    "eval.dequantizations": 1,
+    "likelihood.rtol": 1e-2,
+    "likelihood.atol": 1e-2,
+    "eval.metrics": ("loss", "bits_per_dim", "frechet"),
     "sampling.steps": 2,
 }
 
@@ -86,12 +89,16 @@ def test_killed_and_preempted_hosts_end_together_and_their_run_ends_as_that_of_o
 ):
     workdir = tmp_path / "run"
     command = flags("train", workdir, fields)
-    hosts = start_hosts(*command)
-    hosts[0].until(lambda: has_steps(workdir, 25))
-    hosts[1].send(signal.SIGKILL)
-    calls = [host.wait() for host in hosts]
-    assert [call.status for call in calls] == [1, -signal.SIGKILL]
-    assert "error: host 1 was killed or cut off; run the same command" in calls[0].stderr
+    for killed, steps in (((0, 1), 3), ((0,), 14), ((1,), 25)):
+        hosts = start_hosts(*command)
+        hosts[0].until(lambda steps=steps: has_steps(workdir, steps))
+        for number in killed:
+            hosts[number].send(signal.SIGKILL)
+        calls = [host.wait() for host in hosts]
+        expected = [-signal.SIGKILL if number in killed else 1 for number in (0, 1)]
+        assert [call.status for call in calls] == expected
+        said = f"error: host {killed[0]} was killed or cut off; run the same command"
+        assert len(killed) == 2 or said in calls[1 - killed[0]].stderr
 
     hosts = start_hosts(*command)
     hosts[0].until(lambda: has_steps(workdir, 60))
@@ -154,6 +161,8 @@ def test_samples_and_results_of_two_hosts_are_those_of_one_process(fields, alone
     first, second = (
         json.loads((folder / "eval" / "120.json").read_text()) for folder in (workdir, alone)
     )
-    for name in ("loss", "frechet", "samples"):
+    for results in (first, second):
+        assert results["bits_per_dim"].pop("seconds") > 0
+    for name in ("loss", "bits_per_dim", "frechet", "samples"):
         assert first[name] == second[name]
     assert names(workdir) == names(alone)
