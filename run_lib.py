@@ -398,8 +398,11 @@ def prepare(
 
     Raises:
         ConfigError: if it can neither be found nor downloaded, or images cannot be read.
+        OSError: if the disk is full; the same command continues.
     """
     try:
         print(agreed(lambda: experiment.data.prepare(target, skip_damaged=skip_damaged)))
     except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the system, such as a full disk
         raise ConfigError(str(error)) from error

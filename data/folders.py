@@ -20,7 +20,7 @@ from jaxtyping import Int32
 
 from data.bytes import read_file
 from data.fingerprints import fingerprint_of
-from data.listing import Files, Listing, Names, kept_listing
+from data.listing import Files, Listing, Names, as_listed, kept_listing
 from data.stored import SUFFIXES, Directory, ImageFile, ImageFiles, Split, Splits
 
 TRAIN_NAMES = ("train", "training")
@@ -61,10 +61,11 @@ def read_folder(name: str, data_dir: Directory) -> Splits:
         elif split != "train" and not classes[split]:
             own = {}
         labels = np.array([own[_first(name)] for name in files.names], np.int32) if own else None
+        items = FolderItems(folder=str(path), files=files, stored_labels=labels)
         splits[split] = Split(
-            items=FolderItems(files=files, stored_labels=labels),
+            items=items,
             labels=partial(_same, labels),
-            fingerprint=partial(_fingerprint, files),
+            fingerprint=items.fingerprint,
             notes=notes,
             class_names=tuple(classes["train"]) or None,
         )
@@ -77,10 +78,6 @@ def read_folder(name: str, data_dir: Directory) -> Splits:
 
 def _same(labels: Int32[np.ndarray, " n"] | None) -> Int32[np.ndarray, " n"] | None:
     return labels
-
-
-def _fingerprint(files: Files) -> str:
-    return fingerprint_of(files.names, files.sizes, _Paths(files))
 
 
 class _Paths(Sequence[str]):
@@ -101,10 +98,12 @@ class FolderItems(ImageFiles):
     """The images of a split, each read from its file when it is wanted.
 
     Args:
+        folder: the folder of all splits, of which a list may be kept.
         files: the files, as they were listed.
         stored_labels: of the files, where there are classes.
     """
 
+    folder: str
     files: Files
     stored_labels: Int32[np.ndarray, " n"] | None
 
@@ -115,7 +114,14 @@ class FolderItems(ImageFiles):
         """Return the file of an image."""
         path = self.files.path(index)
         label = None if self.stored_labels is None else int(self.stored_labels[index])
-        return ImageFile(read_file(path, int(self.files.sizes[index])), label, path)
+        with as_listed(self.folder):
+            content = read_file(path, int(self.files.sizes[index]))
+        return ImageFile(content, label, path)
+
+    def fingerprint(self) -> str:
+        """Return text that identifies the files by their names, sizes and bytes."""
+        with as_listed(self.folder):
+            return fingerprint_of(self.files.names, self.files.sizes, _Paths(self.files))
 
 
 def _list(where: str, path: Path) -> Listing:

@@ -2,7 +2,8 @@
 
 To list a million files takes minutes on a slow disk. So the list is kept, with the time of change
 of each folder in it. A file that is added, removed or renamed changes the time of its folder, and
-the list is then made again. A file that is overwritten does not; readers compare its size.
+the list is then made again. A file that is overwritten does not: readers compare its size, and
+forget the list if it differs.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -102,9 +103,7 @@ class Listing:
 
 def kept_listing(folder: Path, make: Callable[[], Listing]) -> Listing:
     """Return the list of a folder from the cache if the folder is unchanged; else make it."""
-    real = os.path.realpath(folder)
-    digest = hashlib.sha256(os.fsencode(real)).hexdigest()
-    file = cache_folder() / "listings" / f"{digest[:16]}.npz"
+    file = _file_of(folder)
     if (found := _read(file, str(folder))) is not None:
         return found
     start = time.time()
@@ -114,6 +113,26 @@ def kept_listing(folder: Path, make: Callable[[], Listing]) -> Listing:
         with suppress(OSError):  # a home that may not be written: it is listed again next time
             _write(file, str(folder), listing)
     return listing
+
+
+@contextmanager
+def as_listed(folder: str | Path) -> Iterator[None]:
+    """Forget the kept list of a folder if files are read that are not as they were listed.
+
+    The folders do not tell: a file that is overwritten leaves their times unchanged. So the next
+    run would fail as this one.
+    """
+    try:
+        yield
+    except FileError:
+        with suppress(OSError):
+            _file_of(folder).unlink()
+        raise
+
+
+def _file_of(folder: str | Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()
+    return cache_folder() / "listings" / f"{digest[:16]}.npz"
 
 
 def _write(file: Path, folder: str, listing: Listing) -> None:

@@ -5,6 +5,7 @@ PNG, so that nothing is lost. Each file holds 4096 images or fewer. A file is wr
 at all, and one that is there is not made again: the same command continues after it was stopped.
 """
 
+import errno
 import io
 import json
 import os
@@ -154,8 +155,8 @@ def _write_shard(
                 else:
                     damaged.append(str(found))
                 bar.update(1)
-        except RuntimeError as error:  # of the writer, where the disk is full
-            raise OSError(None, f"it cannot be written ({error})", str(shard)) from error
+        except RuntimeError as error:
+            raise _disk_error(error, shard) from error
         finally:
             _close(writer, shard)
     if not kept:
@@ -168,7 +169,14 @@ def _close(writer: Any, shard: Path) -> None:
     try:
         writer.close()
     except RuntimeError as error:
-        raise OSError(None, f"it cannot be written ({error})", str(shard)) from error
+        raise _disk_error(error, shard) from error
+
+
+def _disk_error(error: RuntimeError, shard: Path) -> OSError:
+    """Return the system's error, such as a full disk, that only the text of the writer names."""
+    causes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    cause = next((each for each in causes if os.strerror(each) in str(error)), errno.EIO)
+    return OSError(cause, os.strerror(cause), str(shard))
 
 
 def _encoded(

@@ -46,6 +46,7 @@ def train(job: TrainingJob, workdir: Workdir, profiled: ProfiledSteps | None = N
     batches, teacher = job.batches(), job.load_teacher()
     if job.diagnostics is not None:
         job.diagnostics.check()
+    require_same("the data", {"config.data": job.data.splits.fingerprint})
     with workdir.locked(leads=job.data.parallel.leads):
         changes = workdir.check(job.config, training=True)
         return _train(job, workdir, batches, changes, profiled, teacher)
@@ -60,7 +61,6 @@ def _train(
     teacher: Denoiser | None,
 ) -> bool:
     images = job.data.splits.fingerprint
-    require_same("the data", {"config.data": images})
     workdir.check_images(images)
     checkpoints = Checkpoints(workdir.checkpoints, keep=job.options.keep_checkpoints)
     state, origin = _initial_state(job, workdir, checkpoints, teacher)

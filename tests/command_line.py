@@ -105,34 +105,42 @@ class Running:
         return Call(self.process.exitcode, stdout, stderr)
 
 
-def start(*arguments, devices=1, file_limit=None, buckets=None):
+def start(*arguments, devices=1, file_limit=None, buckets=None, home=None):
     """Start main.py; with `file_limit` no file of its can grow beyond so many bytes.
 
-    With `buckets`, gs://NAME is the folder NAME in there; see fake_buckets.py.
+    With `buckets`, gs://NAME is the folder NAME in there; see fake_buckets.py. With `home`, that is
+    the folder ~.
     """
     folder = tempfile.mkdtemp(dir=_scratch())
-    environment = _environment(devices)
+    environment = _environment(devices) | ({} if home is None else {"HOME": str(home)})
     given = (arguments, environment, folder, file_limit, buckets)
     process = _server().Process(target=_main, args=given)
     process.start()
     return Running(process, folder)
 
 
-def start_hosts(*arguments, hosts=2, devices=1, more=()):
-    """Start main.py on several hosts; `more` are flags of the last one alone."""
+def start_hosts(*arguments, hosts=2, devices=1, more=(), homes=None):
+    """Start main.py on several hosts; `more` are flags of the last one alone.
+
+    With `homes`, each has its own folder ~.
+    """
     coordinator = f"--coordinator=127.0.0.1:{_free_port()}"
     ours = [*arguments, coordinator, f"--num_processes={hosts}", "--hosts_timeout=60"]
     return [
-        start(*ours, f"--process_id={i}", *(more if i == hosts - 1 else ()), devices=devices)
+        start(
+            *ours,
+            f"--process_id={i}",
+            *(more if i == hosts - 1 else ()),
+            devices=devices,
+            home=homes and homes[i],
+        )
         for i in range(hosts)
     ]
 
 
-def run_hosts(*arguments, hosts=2, devices=1, more=()):
-    """Run main.py on several hosts to their ends."""
-    return [
-        each.wait() for each in start_hosts(*arguments, hosts=hosts, devices=devices, more=more)
-    ]
+def run_hosts(*arguments, **options):
+    """Run main.py on several hosts to their ends; see `start_hosts`."""
+    return [each.wait() for each in start_hosts(*arguments, **options)]
 
 
 def _free_port():
@@ -216,7 +224,8 @@ def assert_one_error(call, pattern):
     """Failure in one line that says why, below the progress bar."""
     assert call.status == 1, call
     assert "Traceback" not in call.stderr, call.stderr
-    said = [line for line in call.stderr.splitlines() if not re.fullmatch(r"|\w+: .*%\|.*", line)]
+    lines = call.stderr.splitlines()
+    said = [line for line in lines if not re.fullmatch(r"|[\w ]+: .*%\|.*", line)]
     assert len(said) == 1, call.stderr
     assert re.fullmatch(f"error: .*{pattern}.*", said[0]), said
 

@@ -13,7 +13,8 @@ from PIL import Image
 from stored_images import assert_streamed_is, one_line, random_images
 
 from data import npz
-from data.datasets import load
+from data.datasets import load, open_splits
+from data.packing import pack
 from data.readers import prepare, reader_of
 from errors import FileError
 
@@ -251,3 +252,39 @@ def test_parquet_that_is_cut_short_is_one_line(tmp_path):
     with pytest.raises(FileError, match=r"missing, damaged or incomplete") as error:
         read(tmp_path)
     assert one_line(error)
+
+
+def save_npy(path):
+    np.save(path, IMAGES)
+    np.save(path.with_name("x_labels.npy"), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("x.zip", lambda path: write_zip(path, LABELS)),
+        ("x.npz", lambda path: np.savez(path, images=IMAGES, labels=LABELS)),
+        ("x.npy", save_npy),
+        (
+            "x.array_record",
+            lambda path: write_records(path, map(example, map(encoded, IMAGES), LABELS)),
+        ),
+        (".", lambda path: write_parquet(path / "train-00000-of-00001.parquet", IMAGES, LABELS)),
+    ],
+    ids=["zip", "npz", "npy", "array_record", "parquet"],
+)
+def test_a_packed_archive_holds_the_same(tmp_path, name, write):
+    (tmp_path / "source").mkdir()
+    source, target = tmp_path / "source" / name, tmp_path / "packed"
+    write(source)
+    _, splits, fit = open_splits(str(source), image_size=4, channels=3)
+    pack(str(source), splits, fit, target)
+    held = read(source, memory_gb=1)
+    for memory_gb in (0, 1):
+        data = read(target, memory_gb=memory_gb)
+        for split in ("train", "test"):
+            np.testing.assert_array_equal(getattr(data, split)[:], getattr(held, split))
+            labels = getattr(data, f"{split}_labels")
+            np.testing.assert_array_equal(labels, getattr(held, f"{split}_labels"))
+            assert labels is not None
+        assert data.class_names == held.class_names

@@ -4,11 +4,13 @@ import os
 
 import numpy as np
 import pytest
-from stored_images import random_images, save_folder
+from PIL import Image
+from stored_images import one_line, random_images, save_folder
 
 from data import folders, listing
 from data.datasets import load
 from data.listing import Names
+from errors import FileError
 
 
 @pytest.fixture
@@ -44,6 +46,27 @@ def test_a_list_is_kept_until_a_folder_changes(folder, monkeypatch):
     assert len(scans) == 4
     read(folder)
     assert len(scans) == 6  # its folder has changed just now, and may change again in this moment
+
+
+@pytest.mark.parametrize("memory_gb", [0, 1])
+@pytest.mark.parametrize("name", ["train/0/2.png", "test/1/3.png"])
+def test_a_file_that_changes_in_its_place_costs_one_error(folder, tmp_path, name, memory_gb):
+    def images():
+        data = load(str(folder), image_size=4, channels=3, memory_gb=memory_gb)
+        return data.fingerprints, np.concatenate([data.train[:], data.test[:]])
+
+    before, _ = images()
+    (kept,) = (tmp_path / "cache/scoresde/listings").iterdir()
+    time = (folder / name).parent.stat().st_mtime_ns
+    Image.fromarray(np.full((4, 4, 3), 7, np.uint8)).save(folder / name)
+    assert (folder / name).parent.stat().st_mtime_ns == time, "its folder does not tell"
+    with pytest.raises(FileError, match=rf"{name}: .*rerun to list the files again") as error:
+        images()
+    assert one_line(error)
+    after, found = images()
+    assert after != before
+    assert (found == 7).all(axis=(1, 2, 3)).sum() == 1
+    assert kept.exists(), "the new list is kept"
 
 
 def test_a_damaged_list_is_made_again(folder, tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from command_line import TINY, assert_one_error, flags, run, run_fresh
 from PIL import Image
 from stored_images import random_images, save_folder
 
@@ -75,6 +76,27 @@ def test_a_preparation_that_was_stopped_continues(folder, tmp_path, monkeypatch)
     assert (target / "train-00000.array_record").stat().st_mtime_ns == before
     data, source = load(str(target), image_size=4, channels=3), load(str(folder), **OPTIONS)
     np.testing.assert_array_equal(data.train, source.train)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_same_command_continues(tmp_path):
+    source, target = tmp_path / "set", tmp_path / "packed"
+    save_folder(source, [f"{k:02}.png" for k in range(30)], random_images(30, size=32))
+    fields = {"data.name": source, "data.image_size": 32, "data.channels": 3}
+    command = [*flags("prepare", tmp_path / "run", TINY | fields), f"--target={target}"]
+    limit = 40_000  # bytes: less than half of the images
+    assert sum(file.stat().st_size for file in source.iterdir()) > 2 * limit
+    call = run_fresh(*command, file_limit=limit)
+    shard = target / "train-00000.array_record"
+    assert_one_error(call, rf"File too large: '{shard}'\. Fix this and rerun")
+    assert [file.name for file in target.iterdir()] == ["unfinished.json"]
+    call = run(*command)
+    assert call.status == 0, call.stderr
+    assert call.stdout.startswith(f"prepared in {target}; ")
+    held = load(str(source), image_size=32, channels=3)
+    data = load(str(target), image_size=32, channels=3)
+    np.testing.assert_array_equal(data.train, held.train)
+    np.testing.assert_array_equal(data.test, held.test)
 
 
 def test_damaged_images_are_listed_all_at_once_and_skipped_if_asked(folder, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from command_line import TINY, configuration, write_images
@@ -29,6 +30,28 @@ def test_statistics_are_those_of_the_images_and_kept(experiment, tmp_path):
     again = references.reference_of_split(experiment, "train", PIXELS, tmp_path)
     np.testing.assert_array_equal(again.statistics.covariance, found.statistics.covariance)
     assert file.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_statistics_and_evaluated_batches_of_streamed_images_are_those_in_memory(tmp_path):
+    images = write_images(tmp_path / "images.npz", 32, 12)
+    found = []
+    for memory_gb in (0.0, 1.0):
+        fields = {"data.name": str(images), "data.memory_gb": memory_gb}
+        built = build(configuration(TINY | fields))
+        data = built.data
+        assert isinstance(data.splits.train, np.ndarray) == bool(memory_gb)
+        rows = jax.numpy.arange(3, 7)
+        arrays = [
+            data.batch(data.splits.test, rows, seed=0, draw=1),
+            *data.dequantized(data.splits.test, rows, seed=0, draw=1),
+        ]
+        for split in ("train", "test"):
+            made = references.compute_statistics(built, split, PIXELS, tmp_path / "made.npz")
+            arrays += [made.mean, made.covariance]
+        found.append(arrays)
+    for streamed, held in zip(*found, strict=True):
+        np.testing.assert_array_equal(streamed, held)
 
 
 def test_kept_statistics_that_do_not_fit_are_computed_again(experiment, tmp_path):

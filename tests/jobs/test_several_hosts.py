@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from command_line import (
     TINY,
+    assert_one_error,
     configuration,
     flags,
     run,
@@ -34,7 +35,10 @@ FIELDS = TINY | {
     "eval.batch_size": 16,
     "eval.samples": 16,
     "eval.sampling_seeds": 1,
-    "eval.metrics": ("loss", "frechet"),
+    "eval.dequantizations": 1,
+    "likelihood.rtol": 1e-2,
+    "likelihood.atol": 1e-2,
+    "eval.metrics": ("loss", "bits_per_dim", "frechet"),
     "sampling.steps": 2,
 }
 
@@ -85,12 +89,16 @@ def test_killed_and_preempted_hosts_end_together_and_their_run_ends_as_that_of_o
 ):
     workdir = tmp_path / "run"
     command = flags("train", workdir, fields)
-    hosts = start_hosts(*command)
-    hosts[0].until(lambda: has_steps(workdir, 25))
-    hosts[1].send(signal.SIGKILL)
-    calls = [host.wait() for host in hosts]
-    assert [call.status for call in calls] == [1, -signal.SIGKILL]
-    assert "error: host 1 was killed or cut off; run the same command" in calls[0].stderr
+    for killed, steps in (((0, 1), 3), ((0,), 14), ((1,), 25)):
+        hosts = start_hosts(*command)
+        hosts[0].until(lambda steps=steps: has_steps(workdir, steps))
+        for number in killed:
+            hosts[number].send(signal.SIGKILL)
+        calls = [host.wait() for host in hosts]
+        expected = [-signal.SIGKILL if number in killed else 1 for number in (0, 1)]
+        assert [call.status for call in calls] == expected
+        said = f"error: host {killed[0]} was killed or cut off; run the same command"
+        assert len(killed) == 2 or said in calls[1 - killed[0]].stderr
 
     hosts = start_hosts(*command)
     hosts[0].until(lambda: has_steps(workdir, 60))
@@ -113,6 +121,29 @@ def test_killed_and_preempted_hosts_end_together_and_their_run_ends_as_that_of_o
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "more", "problem"),
+    [
+        ({}, ["--config.optim.lr=0.5"], r"optim\.lr is 0\.0\S+ on host 0, 0\.5 on host 1"),
+        ({}, ["--config.data.name=other.npz"], r"data\.name is '~\S+' on host 0, 'other\.npz'"),
+        ({}, [], r"the data: config\.data is '\w+' on host 0, '\w+' on host 1"),
+        ({"training.batch_size": 15}, [], r"batch_size=15 does not divide over 2 .*14 or 16"),
+    ],
+    ids=["configuration", "path of the data", "content of the data", "batch"],
+)
+def test_hosts_that_do_not_fit_together_end_with_one_line(tmp_path, changes, more, problem):
+    workdir, homes = tmp_path / "run", [tmp_path / "first", tmp_path / "second"]
+    for seed, home in enumerate(homes):
+        home.mkdir()
+        write_images(home / "images.npz", 40, 16, seed=seed)
+    command = flags("train", workdir, FIELDS | {"data.name": "~/images.npz"} | changes)
+    first, second = run_hosts(*command, more=more, homes=homes)
+    assert_one_error(first, problem)
+    assert second.status == 1
+    assert not workdir.exists()
+
+
+@pytest.mark.slow
 def test_samples_and_results_of_two_hosts_are_those_of_one_process(fields, alone, tmp_path):
     workdir = shutil.copytree(alone, tmp_path / "run")
     sample, evaluate = (partial(flags, mode, fields=fields) for mode in ("sample", "eval"))
@@ -130,6 +161,8 @@ def test_samples_and_results_of_two_hosts_are_those_of_one_process(fields, alone
     first, second = (
         json.loads((folder / "eval" / "120.json").read_text()) for folder in (workdir, alone)
     )
-    for name in ("loss", "frechet", "samples"):
+    for results in (first, second):
+        assert results["bits_per_dim"].pop("seconds") > 0
+    for name in ("loss", "bits_per_dim", "frechet", "samples"):
         assert first[name] == second[name]
     assert names(workdir) == names(alone)

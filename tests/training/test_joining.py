@@ -51,6 +51,21 @@ def test_clusters_with_several_tasks_are_joined(monkeypatch, environment, found)
     assert joining._is_cluster() == found
 
 
+@pytest.mark.parametrize(
+    ("platforms", "library", "found"),
+    [
+        ("", "libtpu", True),
+        ("tpu,cpu", "libtpu", True),
+        ("cpu", "libtpu", False),  # on a TPU's machine, but not on the TPU
+        ("", None, False),
+    ],
+)
+def test_hosts_of_a_tpu_pod_are_joined(monkeypatch, platforms, library, found):
+    monkeypatch.setattr(joining.os, "environ", {"JAX_PLATFORMS": platforms})
+    monkeypatch.setattr(joining, "find_spec", {"libtpu": library}.get)
+    assert joining._is_cluster() == found
+
+
 def test_open_mpi_that_jax_does_not_know_has_a_remedy(monkeypatch):
     monkeypatch.setattr(joining.os, "environ", {"OMPI_COMM_WORLD_SIZE": "2"})
     with pytest.raises(HostsError, match=r"--process_id=\$OMPI_COMM_WORLD_RANK"):
