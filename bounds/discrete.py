@@ -42,6 +42,7 @@ from objectives.variational import (
     Steps,
     bound_tables,
     decoder_surprise,
+    needs_of_variance,
     step_divergence,
 )
 from sde_lib import SDE
@@ -77,9 +78,9 @@ class DiscreteBoundOptions:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What a checkpoint must come with, as `objectives.variational.Variance.needs`."""
-        optimal = "moments" if self.timestep_choice == "optimal" else ""
-        return frozenset({VARIANCES[self.variance].needs, optimal} - {""})
+        """What a checkpoint must come with, as of `objectives.variational.needs_of_variance`."""
+        optimal = {"moments"} if self.timestep_choice == "optimal" else set()
+        return needs_of_variance(self.variance) | optimal
 
 
 class DiscreteBound(NamedTuple):

@@ -54,9 +54,8 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: 
     if getattr(getattr(solve, "solver", None), "needs_energy", False):
         _check_energy(reader, task)
     needs = {guidance.needs, solve.uncertainty}
-    needs |= (
-        solve.solver.needs if isinstance(solve, FixedSteps) and chosen is AnalyticDPM else set()
-    )
+    if isinstance(solve, FixedSteps):
+        needs |= getattr(solve.solver, "needs", frozenset())
     return Sampler(
         name=reader.config["sampling"]["name"],
         options=options,

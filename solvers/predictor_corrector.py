@@ -27,7 +27,12 @@ from jaxtyping import Array, Int
 from denoising import Denoiser
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, fold_in_each, normal_like, sum_per_sample
-from objectives.variational import VARIANCES, learned_fraction, uncertainty_of
+from objectives.variational import (
+    VARIANCES,
+    learned_fraction,
+    needs_of_variance,
+    uncertainty_of,
+)
 from sampling import Keys, Plan, Project, Scalar, Step, predict_x0
 from sde_lib import SDE, reverse_drift
 from solvers.mala import MALACorrector
@@ -135,6 +140,11 @@ class Ancestral:
     def uncertainty(self) -> str:
         """What gives the denoiser's uncertainty, as of `Variance.needs`; "" for none."""
         return VARIANCES[self.variance].needs
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a checkpoint must come with, as of `needs_of_variance`."""
+        return needs_of_variance(self.variance)
 
     def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         sde = denoiser.sde
@@ -343,6 +353,11 @@ class PredictorCorrector:
     def uncertainty(self) -> str:
         """As of `Ancestral`; "" for other predictors."""
         return getattr(self.predictor, "uncertainty", "")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """As of `Ancestral`; nothing for other predictors."""
+        return getattr(self.predictor, "needs", frozenset())
 
     def plan(self, sde: SDE, times: np.ndarray) -> Plan:
         return DISCRETIZATIONS[self.discretization](self, sde, times)

@@ -136,3 +136,48 @@ def test_a_run_that_is_older_than_a_section_of_the_configuration_loads(runs, tmp
     del config["coupling"]
     (run / "config.json").write_text(json.dumps(config))
     assert "coupling" in load_model(run).experiment.config
+
+
+CHAIN = FIELDS | {
+    "sde.name": "ddpm",
+    "denoiser.conditioning": "timestep",
+    "denoiser.parameterization": "eps_learned_variance",
+    "model.name": "adm",
+    "model.head_width": 8,
+    "model.learned_variance": True,
+    "times.name": "timesteps",
+    "loss.name": "hybrid",
+    "data.dequantization": "none",
+    "training.steps": 2,
+}
+ANCESTRAL = {"sampling.name": "pc", "sampling.predictor": "ancestral", "sampling.steps": None}
+LEARNED = ANCESTRAL | {"sampling.grid": "timesteps", "sampling.variance": "learned"}
+
+
+@pytest.mark.slow
+def test_a_variance_that_the_run_never_trained_is_refused(tmp_path):
+    """By sampling and by the bound; not where the run is imported, or trained it."""
+    done = run(*flags("train", tmp_path, CHAIN))
+    assert done.status == 0, done.stderr
+    workdir, bound = Workdir(tmp_path), {"discrete_bound.variance": "learned"}
+    sampling, bounding = (build(configuration(CHAIN | more)) for more in (LEARNED, bound))
+    assert sampling.sampler.needs == {"trained_variance"}
+    needs = bounding.discrete_bound.options.needs
+    assert needs == {"trained_variance"}
+    load_checkpoint(sampling, workdir)
+    load_checkpoint(bounding, workdir, needs=needs)
+
+    saved = json.loads(workdir.config.read_text())
+    for loss in ({"name": "denoising"}, {"name": "vlb", "variance": "small"}):
+        workdir.config.write_text(json.dumps(saved | {"loss": loss}))
+        for experiment, section in ((sampling, "sampling"), (bounding, "discrete_bound")):
+            with pytest.raises(
+                ConfigError,
+                match=rf"^config\.{section}\.variance='learned', but the run in .* was trained with"
+                rf" config\.loss\.name='{loss['name']}', .*; choose small or large, or a run",
+            ):
+                load_checkpoint(experiment, workdir, needs=needs)
+        load_checkpoint(bounding, workdir)  # its sampler does without
+
+    workdir.metrics.unlink()
+    load_checkpoint(sampling, workdir)
