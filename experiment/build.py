@@ -37,6 +37,7 @@ from experiment.build_training import (
     build_averages,
     build_loss,
     build_optimizer,
+    check_cadences,
     check_energy_objective,
     check_objective,
     part_trainer,
@@ -114,6 +115,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     with config_errors("seed"):
         require_in("config.seed", reader.config["seed"], SEEDS)
     average, more_averages = build_averages(reader, training.batch_size)
+    check_cadences(reader, training)
     classes = Classes(
         network=model.num_classes,
         classifier=reader.config["classifier"]["num_classes"],

@@ -97,6 +97,21 @@ def check_energy_objective(reader: Reader, loss: Objective) -> None:
         )
 
 
+def check_cadences(reader: Reader, training: TrainingOptions) -> None:
+    """Raise ConfigError for more steps per call than from one measurement or snapshot to the next.
+
+    `TrainingOptions` checks its own cadences.
+    """
+    for section, name in (("diagnostics", "every"), ("ema", "snapshot_every")):
+        every = reader.config[section][name]
+        if 0 < every < training.steps_per_call:
+            raise ConfigError(
+                f"config.training.steps_per_call={training.steps_per_call} is more than "
+                f"config.{section}.{name}={every}, and no call goes past such a step; lower "
+                f"config.training.steps_per_call, raise config.{section}.{name}, or set it to 0"
+            )
+
+
 def build_optimizer(reader: Reader, training: TrainingOptions) -> Optimizer:
     """Return the update rule with its learning rate."""
     kinds = reader.lookup("optim", OPTIMIZERS), reader.lookup("optim", SCHEDULES, "schedule")

@@ -90,6 +90,11 @@ def test_limits_of_the_classifier_bind_only_those_who_use_it():
             {"augmentation.probability": 0.1, "model.name": "ddpm", "model.num_groups": 8},
             r"which config\.model\.name='ddpm' does not take; choose adm or ncsnpp, or config",
         ),
+        (
+            {"augmentation.probability": 0.1, "model.augment_labels": 9, "data.random_flip": True},
+            r"config\.augmentation\.probability=0\.1 mirrors images .*; set config\.data\."
+            r"random_flip=False, or config\.augmentation\.x_flip=False$",
+        ),
         ({"seed": -1}, r"config\.seed=-1 must lie in \[0, 4294967295\]"),
         ({"data.resize": "scale"}, r"config\.data\.resize='scale' is unknown; choose one of: crop"),
         (
@@ -109,6 +114,26 @@ def test_choices_that_do_not_go_together_are_refused(fields, message):
         build(configuration(TINY | fields))
     assert str(caught.value).startswith("config.")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["scale", "rotation", "x_flip"])
+def test_a_strength_of_no_augmentation_is_refused_on_the_command_line(name):
+    fields = {f"augmentation.{name}": False if name == "x_flip" else 0.0}
+    with pytest.raises(
+        ConfigError,
+        match=rf"^config\.augmentation\.{name} is not used with .*; raise the probability, .*out$",
+    ):
+        build(configuration(TINY | fields), overrides=fields)
+    build(configuration(TINY | fields))  # in a file
+
+
+@pytest.mark.slow
+def test_images_may_be_mirrored_in_the_data_or_by_the_augmentation():
+    for more in ({"data.random_flip": False}, {"augmentation.x_flip": False}):
+        fields = {"augmentation.probability": 0.1, "model.augment_labels": 9}
+        assert build(
+            configuration(TINY | {"data.random_flip": True} | fields | more), overrides=more
+        ).trainer.augment
 
 
 @pytest.mark.slow

@@ -209,6 +209,15 @@ def test_warmup_longer_than_training_is_reported(tmp_path, caplog):
         ({"training.accumulate": 3}, r"^config\.training\.accumulate=3 does not divide the 4 "),
         ({"training.accumulate": 0}, r"^config\.training\.accumulate=0 must be at least 1"),
         ({"training.steps_per_call": 5}, r"^config\.training\.steps_per_call=5 .*log_every=4"),
+        (
+            {"training.steps_per_call": 3, "diagnostics.every": 2},
+            r"^config\.training\.steps_per_call=3 is more than config\.diagnostics\.every=2, .*; "
+            r"lower config\.training\.steps_per_call, raise config\.diagnostics\.every, or set it",
+        ),
+        (
+            {"training.steps_per_call": 3, "ema.snapshot_every": 2},
+            r"^config\.training\.steps_per_call=3 is more than config\.ema\.snapshot_every=2, ",
+        ),
         ({"training.prefetch": -1}, r"^config\.training\.prefetch=-1 must lie in \[0, 1000\]"),
         (
             {"optim.momentum": 0.5},
