@@ -89,6 +89,8 @@ def add_fields(config: ConfigDict) -> None:
     guidance.scale = placeholder(float)  # 1 samples the class; more trades diversity for accuracy
     # classifier_free, autoguidance, text: the times between which they act
     guidance.interval = placeholder(tuple)
+    # classifier_free: 1 for the spread of class-conditional images, 0 for that of guided ones
+    guidance.rescale = placeholder(float)
     # autoguidance: the bad model, RUN or RUN:STEP of another run, or :STEP of this one
     guidance.run = placeholder(str)
     # text: prompts with weights, "a cat:1 | dog:-0.5"

@@ -15,7 +15,7 @@ from experiment.prompts import PromptOptions
 from guidance.autoguidance import Autoguidance
 from guidance.base import require_interval
 from guidance.classifier import ClassifierGuidance
-from guidance.classifier_free import ClassifierFreeGuidance
+from guidance.classifier_free import ClassifierFreeGuidance, ClassifierFreeOptions
 from guidance.text import DEFAULT_SCALE, PromptGuidance
 
 
@@ -44,7 +44,7 @@ class GuidanceMethod:
         takes_interval: whether it may act between two times only.
         evaluations: network evaluations per prediction.
         options: the class of options that it has beside `GuidanceOptions`, with a method `check` of
-            config.sampling.clip; None for none.
+            config.sampling.clip where that matters; None for none.
         images_only: whether it is for images, not for points and series.
     """
 
@@ -86,6 +86,7 @@ def _classifier_free(batch: GuidedBatch) -> Guidance:
         null_label=batch.classes.network,
         scale=batch.options.resolved_scale,
         interval=batch.options.times,
+        rescale=batch.own.rescale,
     )
 
 
@@ -161,6 +162,7 @@ GUIDANCES: dict[str, GuidanceMethod | None] = {
         default_scale=2.0,
         takes_interval=True,
         evaluations=2,
+        options=ClassifierFreeOptions,
     ),
     "autoguidance": GuidanceMethod(
         make=_autoguidance,

@@ -37,6 +37,7 @@ from experiment.prompts import PromptOptions
 from experiment.reader import Reader
 from experiment.tasks import TASKS
 from guidance.classifier import CrossEntropy
+from guidance.classifier_free import ClassifierFreeOptions
 from jobs.workdir import differences
 from likelihood import LikelihoodOptions
 from losses import LOSSES
@@ -85,7 +86,7 @@ OWNERS = {
         ],
         {"name", "predictor", "corrector"},
     ),
-    "guidance": ([GuidanceOptions, PromptOptions], {"name"}),
+    "guidance": ([GuidanceOptions, PromptOptions, ClassifierFreeOptions], {"name"}),
     "perceptor": ([PerceptorOptions], set()),
     "task": (itertools.chain(*TASKS.values()), {"name"}),
     "likelihood": ([LikelihoodOptions, ODEOptions], set()),

@@ -3,6 +3,7 @@
 import pytest
 from command_line import TINY, configuration
 
+from errors import ConfigError
 from experiment.build import build
 from solvers import ADAPTIVE, SOLVERS
 
@@ -48,6 +49,18 @@ def test_guidance_says_what_it_needs_and_costs(guidance, classes, needs, factor)
     assert sampler.needs == needs
     assert sampler.evaluations == factor * build(configuration()).sampler.evaluations
     assert sampler.sample_classes == (classes if guidance in ("none", "autoguidance") else 10)
+
+
+def test_guided_images_are_rescaled_where_that_is_asked_for():
+    fields = TINY | {"guidance.name": "classifier_free", "model.num_classes": 10}
+    for more, expected in (({}, 0.0), ({"guidance.rescale": 0.7}, 0.7)):
+        sampler = build(configuration(fields | more)).sampler
+        assert sampler.guidance_details.rescale == expected
+    with pytest.raises(ConfigError, match=r"^config\.guidance\.rescale=2\.0 must lie in \[0, 1\]"):
+        build(configuration(fields | {"guidance.rescale": 2.0}))
+    given = {"guidance.rescale": 0.7}
+    with pytest.raises(ConfigError, match=r"^config\.guidance\.rescale=0\.7 is not used"):
+        build(configuration(TINY | given), overrides=given)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import scipy.integrate
 import scipy.linalg
 from analytic import Mixture, gaussian, standardized_mixture
 
+from denoising import Denoiser
 from guidance.base import guide
 from guidance.classifier import ClassifierGuidance
 from guidance.classifier_free import ClassifierFreeGuidance
@@ -141,6 +142,45 @@ def test_classifier_free_guidance_from_none_to_the_class(x64):
     ):
         guidance = ClassifierFreeGuidance(null_label=4, scale=scale, interval=interval)
         np.testing.assert_allclose(score(guide(of_class(VE), guidance), x, t), expected)
+
+
+@pytest.mark.slow
+def test_rescaled_guidance_has_the_spread_of_the_class(x64):
+    """With phi = 1 in each sample, with phi = 0 none of it, in between the mixture of both."""
+    x, t = noisy(PLANE, VP)
+    t = jnp.asarray(t)
+
+    def predicted(**fields):
+        guidance = ClassifierFreeGuidance(null_label=4, scale=5.0, **fields)
+        return guide(of_class(VP), guidance).predict(x, t)
+
+    given, plain = of_class(VP).predict(x, t), predicted()
+    jax.tree.map(np.testing.assert_array_equal, predicted(rescale=0.0), plain)
+    whole, half = predicted(rescale=1.0), predicted(rescale=0.5)
+    spread, before = (np.std(found.x0, axis=1) for found in (given, plain))
+    assert np.any(before > 2 * spread)
+    np.testing.assert_allclose(np.std(whole.x0, axis=1), spread)
+    np.testing.assert_allclose(whole.x0, plain.x0 * (spread / before)[:, None])
+    np.testing.assert_allclose(half.x0, (plain.x0 + whole.x0) / 2)
+    alpha, sigma = (np.asarray(c(t))[:, None] for c in (VP.alpha, VP.sigma))
+    np.testing.assert_allclose(alpha * whole.x0 + sigma * whole.eps, x)
+
+
+@pytest.mark.slow
+def test_rescaling_leaves_a_constant_sample_and_refuses_other_fractions(x64):
+    denoiser = Denoiser(
+        sde=VP,
+        network=lambda x, t, label: label[:, None] + 0 * x,
+        parameterization="x0",
+        conditioning="t",
+        labels=jnp.array([1, 2]),
+    )
+    guidance = ClassifierFreeGuidance(null_label=0, scale=3.0, rescale=1.0)
+    x0 = guide(denoiser, guidance).predict(jnp.ones((2, 3)), 0.5).x0
+    np.testing.assert_array_equal(x0, np.array([[3.0], [6.0]]) * np.ones(3))
+    for rescale in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=rf"rescale={rescale} must lie in \[0, 1\]"):
+            ClassifierFreeGuidance(null_label=0, rescale=rescale)
 
 
 @pytest.mark.slow
