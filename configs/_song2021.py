@@ -73,10 +73,11 @@ def _train(
     config.eval.features = ("inception",)
 
 
-def published_batch(config: ConfigDict, batch_size: int) -> None:
-    """Set the batch size with which the published numbers were made; another one is reported."""
+def published_batch(config: ConfigDict, batch_size: int, hardware: str = "") -> None:
+    """Set batch size and hardware of the published numbers; training reports others."""
     config.training.batch_size = batch_size
     config.training.published_batch_size = batch_size
+    config.training.published_hardware = hardware
 
 
 def vp(config: ConfigDict, *, name: str = "vp", predictor: str = "euler_maruyama") -> None:

@@ -56,6 +56,8 @@ def get_config(variant: str = "64") -> ConfigDict:
         adm_training(config, lr=1e-4, batch_size=256, steps=steps[size])
     if size == "128":
         config.model.heads = 4
+    if size == "512":
+        config.training.published_hardware = "V100"
     if not unconditional:
         config.model.num_classes = 1000
     return config

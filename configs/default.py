@@ -242,6 +242,7 @@ def get_config() -> ConfigDict:
     training.batch_size = 128  # images, over all devices
     # batch_size of the published numbers; training with another one says so. 0 for no numbers
     training.published_batch_size = 0
+    training.published_hardware = ""  # of these numbers, such as "8 V100"; "" if not published
     training.steps = 1000
     training.accumulate = 1  # parts of a batch whose gradients are added up, to save memory
     training.steps_per_call = 1  # steps that the device runs without waiting for Python

@@ -72,6 +72,7 @@ def edm_training(
     augmentation: float,
     images: float = 200e6,
     half_life_images: float = 0.5e6,
+    hardware: str = "8 V100",
 ) -> None:
     """Set EDM's objective, augmentation, optimizer and average; it sees `images` in all."""
     config.times.name = "log_normal"
@@ -89,5 +90,5 @@ def edm_training(
     config.ema.half_life_images = half_life_images
     config.ema.ramp_up = 0.05
     config.training.label_dropout = 0.0
-    _song2021.published_batch(config, batch_size)
+    _song2021.published_batch(config, batch_size, hardware)
     config.training.steps = math.ceil(images / batch_size)

@@ -60,5 +60,6 @@ def get_config(variant: str = "edm") -> ConfigDict:
             augmentation=0.0,
             images=2500e6,
             half_life_images=50e6,
+            hardware="32 A100",
         )
     return config

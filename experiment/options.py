@@ -137,6 +137,8 @@ class TrainingOptions:
     Args:
         batch_size: images per step, over all devices.
         published_batch_size: the batch size of the configuration's published numbers; 0 for none.
+        published_hardware: the devices of these numbers, such as "8 V100", or "V100" where only
+            their kind is published; "" for none.
         steps: number of steps.
         accumulate: parts of a batch whose gradients are added up, to save memory.
         steps_per_call: steps that the device runs without waiting for Python.
@@ -154,6 +156,7 @@ class TrainingOptions:
 
     batch_size: int = 128
     published_batch_size: int = 0
+    published_hardware: str = ""
     steps: int = 1000
     accumulate: int = 1
     steps_per_call: int = 1

@@ -30,6 +30,7 @@ from jobs.workdir import Workdir, run_and_step
 from training.checkpoints import Checkpoints
 from training.hosts import agreed, require_same
 from training.metrics_log import MetricsLog, last_step, read_log
+from training.parallel import DataParallel
 from training.step import TrainState
 
 
@@ -69,6 +70,7 @@ def _train(
         print(f"{workdir.path} is trained: step {step} of {last}. To continue, give more steps.")
         return False
     _report_batch_size(job.options)
+    _report_hardware(job.options, job.data.parallel)
     if note := job.trainer.sharding.note(state.params, job.data.parallel):
         logging.warning("%s", note)
     if profiled is not None:
@@ -133,6 +135,17 @@ def _report_batch_size(options: TrainingOptions) -> None:
             "config.training.batch_size=%d, but the published numbers of this configuration were "
             "made with %d; docs/recipes.md says what changes",
             *(ours, published),
+        )
+
+
+def _report_hardware(options: TrainingOptions, parallel: DataParallel) -> None:
+    """Warn of other devices than those of the published numbers."""
+    published = options.published_hardware
+    if published and not parallel.matches(published):
+        logging.warning(
+            "the published numbers of this configuration were made on %s, and this run is on %d "
+            "%s; that changes the time, and nothing else but rounding (docs/recipes.md)",
+            *(published, parallel.devices, parallel.kind),
         )
 
 

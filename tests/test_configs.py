@@ -13,6 +13,7 @@ from command_line import flags, run, write_images
 import errors
 from experiment import build
 from experiment.configurations import (
+    PROJECT,
     configuration_names,
     known_configurations,
     load_configuration,
@@ -189,9 +190,11 @@ def test_main_trains_a_published_recipe_and_says_that_its_batch_is_smaller(tmp_p
         "with 512; docs/recipes.md says what changes"
     )
     assert call.stderr.count(message) == 1
+    hardware = "configuration were made on 8 V100, and this run is on 1 cpu; that changes the time"
+    assert call.stderr.count(hardware) == 1
     again = run(*flags("train", tmp_path / "run", fields, "configs/edm_cifar10.py"))
     assert "is trained: step 2 of 2" in again.stdout
-    assert "batch_size" not in again.stderr, "nothing is trained"
+    assert "published" not in again.stderr, "nothing is trained"
 
 
 # Ours on digits, and one that only samples.
@@ -216,6 +219,27 @@ def test_published_configurations_have_their_published_batch():
         published = config.training.published_batch_size
         assert published in (0, config.training.batch_size), name
         assert published or name.split("/")[1].startswith(UNPUBLISHED), name
+
+
+# The column of docs/recipes.md, without what a user reports; of ADM, the kind alone.
+HARDWARE = {
+    "edm_cifar10": "8 V100",
+    "edm_ffhq_64": "8 V100",
+    "edm_afhqv2_64": "8 V100",
+    "edm_imagenet_64.py:edm": "32 A100",
+    "adm_imagenet.py:512": "V100",
+}
+
+
+def test_published_configurations_have_their_published_hardware():
+    for name, config in known_configurations():
+        file = name.split("/")[1]
+        expected = [hardware for key, hardware in HARDWARE.items() if file.startswith(key)]
+        assert [config.training.published_hardware] == (expected or [""]), name
+    table = (PROJECT / "docs" / "recipes.md").read_text().partition("## What to expect")[2]
+    for key, hardware in HARDWARE.items():
+        start = f"| `{key.partition('.')[0]}"
+        assert hardware in next(row for row in table.splitlines() if row.startswith(start))
 
 
 # Options of EDM's train.py: its defaults, and those of the table in its README.

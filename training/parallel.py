@@ -80,13 +80,22 @@ class DataParallel:
         chosen = _LEVEL in os.environ.get("XLA_FLAGS", "")  # by the user, for all programs
         return {_LEVEL: 1} if on_cpu and not chosen else {}
 
+    @property
+    def kind(self) -> str:
+        """The kind of the devices, such as "cpu" or "Tesla V100-SXM2-32GB"."""
+        return self.mesh.devices.flat[0].device_kind
+
+    def matches(self, hardware: str) -> bool:
+        """Return whether these are the devices that `hardware` names, as "8 V100" or "V100"."""
+        *count, kind = hardware.split()
+        return kind in self.kind and count in ([], [str(self.devices)])
+
     def describe(self, batch_size: int) -> str:
         """Return one line about a batch's division, for people."""
-        kind = jax.devices()[0].device_kind
         hosts = jax.process_count()
         return (
             f"{batch_size} = {self.devices} device(s) x {batch_size // self.devices} "
-            f"({kind}, {hosts} host(s))"
+            f"({self.kind}, {hosts} host(s))"
         )
 
     def check_batch(self, batch_size: int, field: str) -> None:

@@ -78,3 +78,10 @@ def test_parts_that_do_not_divide_are_refused_with_those_that_do(parts, fits):
 def test_batch_that_divides_is_accepted():
     for size in (4, 8, 400):
         FOUR.check_batch(size, "batch_size")
+
+
+def test_devices_are_compared_with_published_hardware_by_kind_and_number():
+    for hardware in (FOUR.kind, f"{FOUR.devices} {FOUR.kind}"):
+        assert FOUR.matches(hardware)
+    for hardware in ("8 V100", "V100", f"{FOUR.devices + 1} {FOUR.kind}"):
+        assert not FOUR.matches(hardware)
