@@ -38,11 +38,11 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    "train": Mode("train", flags=("profile",)),
+    "train": Mode("train", flags=("profile", "init_from")),
     "eval": Mode("evaluate", flags=("ema",)),
     "sample": Mode("sample", flags=("num_samples", "checkpoint", "ema", "gif", "png")),
     "demo": Mode("demo", flags=("checkpoint", "ema", "port")),
-    "check": Mode("check", flags=("num_samples", "compile")),
+    "check": Mode("check", flags=("num_samples", "compile", "init_from")),
     "prepare": Mode("prepare", flags=("target", "skip_damaged")),
     "train_classifier": Mode("train_classifier"),
     "train_dequantizer": Mode("train_dequantizer"),
@@ -112,6 +112,9 @@ flags.DEFINE_string(
 flags.DEFINE_boolean("skip_damaged", False, "prepare: leave out images that cannot be read.")
 flags.DEFINE_string(
     "profile", None, "train: steps FIRST:LAST to trace with jax.profiler, into WORKDIR/profile."
+)
+flags.DEFINE_string(
+    "init_from", "", "train, check: RUN or RUN:STEP to start from, as config.training.init_from."
 )
 flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several hosts.")
 flags.DEFINE_integer("num_processes", None, "Number of hosts; by default they are detected.")
@@ -234,6 +237,7 @@ def _mode_flags(mode: Mode) -> dict[str, Any]:
         if not values[name]:
             value = {"length": "0.08"}.get(name, "FILE")
             sys.exit(f"error: --mode={_MODE.value} needs --{name}={value}")
+    values.pop("init_from", None)  # `_configuration` has it
     paths = ("source", "target")
     return {name: as_path(v) if name in paths and v else v for name, v in values.items()}
 
@@ -245,6 +249,8 @@ def _configuration() -> tuple[ConfigDict, frozenset[str]]:
         section, _, name = field.rpartition(".")
         config[section][name] = None
     given = config_flags.get_override_values(flags.FLAGS["config"])
+    if run := flags.FLAGS["init_from"].value:
+        config.training.init_from, given = run, {*given, "training.init_from"}
     return config, frozenset((*given, *unset))
 
 

@@ -42,6 +42,7 @@ from jobs.restore import (
 )
 from jobs.sample import draw_plain
 from jobs.teacher import find_teacher
+from jobs.train import check_start
 from jobs.train import train as run_job
 from jobs.training_job import (
     classifier_job,
@@ -383,6 +384,7 @@ def check(
         task_run(experiment, task, num_samples)
     if experiment.loss.teacher:
         find_teacher(experiment)
+    check_start(experiment.training, workdir)
     if "perceptor" in experiment.sampler.needs:
         load_perceptor(experiment, workdir)
     check_measurements(experiment)

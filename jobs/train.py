@@ -189,7 +189,26 @@ def _initial_state(
             f"{'; '.join(differing)}. Give these values, or another run"
         ) from error
     if other is None:
-        raise CheckpointError(f"config.training.init_from={run!r} holds no checkpoint")
+        raise _no_start(job.options)
     print(f"starting with the parameters of {run} at step {other.step}")
     state = job.trainer.state_from_params(other.state.params, other.state.ema_params, 0)
     return state, [f"started with the parameters of {run} at step {other.step}"]
+
+
+def check_start(options: TrainingOptions, workdir: Workdir) -> None:
+    """Raise CheckpointError if a run in `workdir` would start at a checkpoint that is not there."""
+    if not options.init_from or Checkpoints(workdir.checkpoints).steps():
+        return
+    run, step = run_and_step(options.init_from)
+    checkpoints = Checkpoints(Workdir(run).checkpoints)
+    if not checkpoints.steps():
+        raise _no_start(options)
+    if step is not None:
+        checkpoints.config(step)
+
+
+def _no_start(options: TrainingOptions) -> CheckpointError:
+    return CheckpointError(
+        f"config.training.init_from={options.init_from!r} holds no checkpoint; give RUN or "
+        "RUN:STEP, the folder of a run and a step that is saved there"
+    )

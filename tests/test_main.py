@@ -79,6 +79,14 @@ INPAINT = ("--config.task.name=inpaint", "--config.task.mask=left")
             [CONFIG_FLAG, "--mode=train", "--num_samples=3"],
             "--num_samples is only valid with --mode=sample, check, not train",
         ),
+        (
+            [CONFIG_FLAG, "--mode=sample", "--init_from=runs/old"],
+            "--init_from is only valid with --mode=train, check, not sample",
+        ),
+        (
+            [CONFIG_FLAG, "--mode=check", "--workdir=/nowhere", "--init_from=/nowhere/old"],
+            r"config\.training\.init_from='/nowhere/old' holds no checkpoint; give RUN or RUN:STEP",
+        ),
         ([CONFIG_FLAG, "--mode=check", "extra"], "extra: not expected here"),
         ([CONFIG_FLAG, "--mode=sample", "--num_samples=x"], "num_samples.*x"),
         *(

@@ -22,7 +22,7 @@ from denoising import Denoiser
 from errors import CheckpointError, ConfigError, TrainingError
 from experiment.build import build
 from jobs.profile import ProfiledSteps
-from jobs.train import train
+from jobs.train import check_start, train
 from jobs.training_job import model_job
 from jobs.workdir import Workdir
 from training.checkpoints import Checkpoints
@@ -178,8 +178,11 @@ def test_start_from_a_run_with_another_optimizer_is_recorded(tmp_path, capsys):
     assert saved["changes"] == [{"step": 0, "change": origin}]
     assert saved["training"]["init_from"] == str(tmp_path / "old")
     missing = job(**fields, training__init_from=f"{tmp_path / 'old'}:5")
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        train(missing, Workdir(tmp_path / "missing"))
+    for refuses in (train, lambda job, workdir: check_start(job.options, workdir)):
+        with pytest.raises(CheckpointError, match="no such checkpoint"):
+            refuses(missing, Workdir(tmp_path / "missing"))
+    check_start(new.options, Workdir(tmp_path / "missing"))
+    check_start(missing.options, Workdir(tmp_path / "new"))  # it continues, and starts nowhere
 
 
 @pytest.mark.slow
