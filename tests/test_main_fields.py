@@ -219,3 +219,21 @@ def test_batches_must_divide_over_the_devices(tmp_path):
         pattern = rf"config\.{field}=30 does not divide over 4 device\(s\).*28 or 32"
         assert_rejected(call, pattern)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("optim.foo", r"is not a field; the fields of config\.optim are: .*beta1.*lr.*name"),
+        (
+            "optim.ns_steps",
+            r"=3 is not used with name='adam', .*; the fields used are: beta1, beta2",
+        ),
+    ],
+)
+def test_field_that_no_optimizer_or_not_this_one_has(tmp_path, field, message):
+    workdir = tmp_path / "run"
+    call = run(*flags("train", workdir, TINY | {field: 3}))
+    assert_rejected(call, rf"config\.{re.escape(field)}.*{message}")
+    assert not workdir.exists()

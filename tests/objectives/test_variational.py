@@ -101,22 +101,34 @@ def test_hybrid_trains_the_noise_by_the_first_term_and_the_variance_by_the_bound
     assert np.all(bound != 0)
 
 
-@pytest.mark.slow
-def test_best_learned_variance_is_that_of_the_reverse_of_gaussian_data(x64):
-    """Its fraction has no slope where the variance of p(x_s | x_t) is the true one."""
-    spread, t, s = 0.6, np.array([0.9, 0.5, 0.2]), np.array([0.8, 0.4, 0.1])
-    alpha_t, sigma_t, alpha_s, sigma_s = (
-        np.asarray(c(jnp.asarray(time))) for time in (t, s) for c in (SDE.alpha, SDE.sigma)
-    )
-    signal = alpha_t**2 * spread**2
-    mean_square = signal / (signal + sigma_t**2)  # of the error of the best eps_hat
+SPREAD = 0.6  # of Gaussian data
+
+
+def coefficients(t):
+    return (np.asarray(c(jnp.asarray(t))) for c in (SDE.alpha, SDE.sigma))
+
+
+def best_fraction(t, s):
+    """The fraction at which the variance of p(x_s | x_t) is the true one, for steps from t to s."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = coefficients(t), coefficients(s)
     # p(x_s | x_t) of jointly Gaussian x_s, x_t = (alpha_t / alpha_s) x_s + noise.
     a = alpha_t / alpha_s
-    before = alpha_s**2 * spread**2 + sigma_s**2
+    before = alpha_s**2 * SPREAD**2 + sigma_s**2
     b2 = sigma_t**2 - a**2 * sigma_s**2
     true_variance = before * b2 / (a**2 * before + b2)
     small, log_range = b2 * sigma_s**2 / sigma_t**2, np.log(sigma_t**2 / sigma_s**2)
-    best = np.log(true_variance / small) / log_range
+    return np.log(true_variance / small) / log_range
+
+
+@pytest.mark.slow
+def test_best_learned_variance_is_that_of_the_reverse_of_gaussian_data(x64):
+    """Its fraction has no slope where the variance of p(x_s | x_t) is the true one."""
+    t, s = np.array([0.9, 0.5, 0.2]), np.array([0.8, 0.4, 0.1])
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = coefficients(t), coefficients(s)
+    signal = alpha_t**2 * SPREAD**2
+    mean_square = signal / (signal + sigma_t**2)  # of the error of the best eps_hat
+    log_range = np.log(sigma_t**2 / sigma_s**2)
+    best = best_fraction(t, s)
     assert np.all((best > 0) & (best < 1))
     growth = (alpha_s / sigma_s) ** 2 / (alpha_t / sigma_t) ** 2 - 1
 
@@ -127,6 +139,36 @@ def test_best_learned_variance_is_that_of_the_reverse_of_gaussian_data(x64):
         return jnp.sum(step_divergence(given, 0 * error, *steps, "learned"))
 
     np.testing.assert_allclose(jax.grad(expected)(jnp.asarray(best)), 0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_hybrid_learns_the_variance_of_the_reverse_of_gaussian_data(x64):
+    """At every timestep that has a step: the minimum is found without knowing it."""
+    # The loss is quadratic in data and noise, and these four points have their second moments.
+    x0, eps = SPREAD * np.array([1.0, 1, -1, -1]), np.array([1.0, -1, 1, -1])
+    t = np.arange(1, N) / (N - 1)
+    x0, eps, times = np.tile(x0, N - 1)[:, None], np.tile(eps, N - 1)[:, None], np.repeat(t, 4)
+    alpha, sigma = (c[:, None] for c in coefficients(times))
+    eps_hat = jnp.asarray(sigma * (alpha * x0 + sigma * eps) / (alpha**2 * SPREAD**2 + sigma**2))
+
+    @quick_jit
+    @jax.grad
+    def slope(fraction):
+        output = jnp.concatenate([eps_hat, jnp.repeat(2 * fraction - 1, 4)[:, None]], axis=1)
+        drawn = Noise(jnp.asarray(times), jnp.asarray(eps))
+        values = Hybrid(**CHAIN).evaluate(
+            jax.random.key(0), drawn, model(output), jnp.asarray(x0), FIRST
+        )
+        return jnp.sum(values)
+
+    low, high = np.zeros(N - 1), np.ones(N - 1)
+    for _ in range(40):  # the loss is convex
+        middle = (low + high) / 2
+        rises = np.asarray(slope(jnp.asarray(middle))) > 0
+        low, high = np.where(rises, low, middle), np.where(rises, middle, high)
+    best = best_fraction(t, t - 1 / (N - 1))
+    assert np.all((best > 0.01) & (best < 0.99))
+    np.testing.assert_allclose(low, best, atol=1e-7)
 
 
 LEARNED = {
