@@ -80,9 +80,16 @@ def cells() -> Iterator[tuple]:
             yield name, str(evaluations), choice.solver, schedule(choice, evaluations)
 
 
+def columns_of(run: str) -> list[str]:
+    """Return the budgets at which all solvers are measured."""
+    count = SAMPLES[run]
+    found = [e["column"] for e in RESULTS.lines() if (e["run"], e["samples"]) == (run, count)]
+    return [column for column in map(str, BUDGETS) if found.count(column) == len(CHOICES)]
+
+
 def table(run: str) -> str:
     """Return the table of a run."""
-    columns = [str(evaluations) for evaluations in BUDGETS]
+    columns = columns_of(run)
     return markdown(RESULTS, run, SAMPLES[run], "evaluations", CHOICES, columns)
 
 

@@ -20,6 +20,7 @@ Results go to results/controllable.jsonl, and what is there is not repeated.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial

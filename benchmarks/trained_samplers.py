@@ -51,11 +51,20 @@ class Run:
         return self._extractor(rows).probabilities.argmax(axis=1)
 
     def floor(self, draws: int = 20) -> float:
-        """Return the mean distance of as many training images, drawn with replacement."""
-        data, rng = self.model.experiment.data, np.random.default_rng(0)
-        chosen = rng.integers(0, len(data.splits.train), (draws, self.count))
-        distances = [self.distance(data.as_samples(data.splits.train[row])) for row in chosen]
-        return float(np.mean([each["frechet"] for each in distances]))
+        """Return the mean distance of as many training images, drawn with replacement.
+
+        They have the classes of the samples, if the network has classes.
+        """
+        experiment, rng = self.model.experiment, np.random.default_rng(0)
+        data, classes = experiment.data, experiment.model.num_classes
+        images, labels = data.splits.train, data.splits.train_labels
+        groups = [np.flatnonzero(labels == label) for label in range(classes)]
+        groups = groups or [np.arange(len(images))]
+        distances = []
+        for _ in range(draws):
+            chosen = [rng.choice(groups[k % len(groups)]) for k in range(self.count)]
+            distances.append(self.distance(data.as_samples(images[np.array(chosen)]))["frechet"])
+        return float(np.mean(distances))
 
     def measure(self, solver: Any, schedule: ss.Schedule) -> Line:
         """Draw the samples of a cell and return their distance; all begin with the same noise."""
