@@ -2,6 +2,7 @@
 
     python benchmarks/large_folder.py --folder=FOLDER                  # 200,000 images of 256x256
     python benchmarks/large_folder.py --folder=FOLDER --count=300      # a try
+    python benchmarks/large_folder.py --folder=FOLDER --list           # lists what is there
 
 The images are generated if they are missing. The folder is listed twice, with an empty cache at
 first; lists of fewer than 10,000 files are not kept. Then a small network of six sizes trains for
@@ -95,13 +96,18 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--list", action="store_true", help="list alone, and generate nothing")
     given = parser.parse_args()
     given.folder = Path(given.folder).resolve()
-    generate(given.folder, count=given.count, size=given.size)
-    time.sleep(3)  # the list of a folder that has just changed is not kept
+    if not given.list:
+        generate(given.folder, count=given.count, size=given.size)
+        time.sleep(3)  # the list of a folder that has just changed is not kept
     with tempfile.TemporaryDirectory() as name:
         os.environ["XDG_CACHE_HOME"] = name
         found: dict[str, object] = {"listed in s": [listed(given.folder) for _ in range(2)]}
+        if given.list:
+            print(json.dumps(found))
+            return
         one, two = Path(name, "one"), Path(name, "two")
         found["one process, GB"] = trained(given, one, processes=1)
         found["two processes, GB"] = trained(given, two, processes=2)
