@@ -174,9 +174,10 @@ def _close(writer: Any, shard: Path) -> None:
 
 def _disk_error(error: RuntimeError, shard: Path) -> OSError:
     """Return the system's error, such as a full disk, that only the text of the writer names."""
-    causes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    cause = next((each for each in causes if os.strerror(each) in str(error)), errno.EIO)
-    return OSError(cause, os.strerror(cause), str(shard))
+    for cause in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if os.strerror(cause) in str(error):
+            return OSError(cause, os.strerror(cause), str(shard))
+    return OSError(errno.EIO, " ".join(str(error).split()), str(shard))
 
 
 def _encoded(

@@ -81,9 +81,9 @@ def _build_guidance(reader: Reader, data: Data) -> tuple[GuidanceOptions, Any]:
     if row.images_only:
         data.kind.require_images(f"config.guidance.name={name!r}", "choose another")
     guidance, details = reader.build_all("guidance", (GuidanceOptions, row.options))
-    if hasattr(details, "check"):
+    if row.check is not None:
         with config_errors("guidance"):
-            details.check(reader.config["sampling"]["clip"])
+            row.check(details, reader.config["sampling"]["clip"])
     return guidance, details
 
 

@@ -43,8 +43,9 @@ class GuidanceMethod:
             config.guidance.perceptor with its prompts; or "".
         takes_interval: whether it may act between two times only.
         evaluations: network evaluations per prediction.
-        options: the class of options that it has beside `GuidanceOptions`, with a method `check` of
-            config.sampling.clip where that matters; None for none.
+        options: the class of options that it has beside `GuidanceOptions`; None for none.
+        check: (these options, config.sampling.clip) -> None, which raises ValueError where the two
+            do not go together; None where they always do.
         images_only: whether it is for images, not for points and series.
     """
 
@@ -56,6 +57,7 @@ class GuidanceMethod:
     takes_interval: bool = False
     evaluations: int = 1
     options: type | None = None
+    check: Callable[[Any, str | None], None] | None = None
     images_only: bool = False
 
 
@@ -180,6 +182,7 @@ GUIDANCES: dict[str, GuidanceMethod | None] = {
         needs="perceptor",
         takes_interval=True,
         options=PromptOptions,
+        check=PromptOptions.check,
         images_only=True,
     ),
 }
