@@ -41,21 +41,27 @@ class Recipe(NamedTuple):
     Attributes:
         config: the configuration.
         modes: the modes of main.py, in turn.
+        flags: further flags of main.py; those of the command line come after them.
         ships: whether its network is kept.
     """
 
     config: str
     modes: tuple[str, ...] = ("train", "eval", "sample")
+    flags: tuple[str, ...] = ()
     ships: bool = False
+
+
+WITH_CLASSIFIER = ("train", "train_classifier", "eval", "sample")
+FASHION = ("--config.data.name=fashion_mnist",)
 
 
 RECIPES = {
     "vp_digits": Recipe("configs/vp_digits.py", ships=True),
     "vdm_digits": Recipe("configs/vdm_digits.py"),
     "vdm_mnist": Recipe("configs/vdm_mnist.py", ships=True),
-    "vp_mnist": Recipe(
-        "configs/vp_mnist.py", modes=("train", "train_classifier", "eval", "sample"), ships=True
-    ),
+    "vp_mnist": Recipe("configs/vp_mnist.py", modes=WITH_CLASSIFIER, ships=True),
+    "vdm_fashion_mnist": Recipe("configs/vdm_mnist.py", flags=FASHION),
+    "vp_fashion_mnist": Recipe("configs/vp_mnist.py", modes=WITH_CLASSIFIER, flags=FASHION),
 }
 
 
@@ -76,7 +82,7 @@ def main(arguments: list[str]) -> None:
 
 def _run(recipe: Recipe, mode: str, workdir: Path, flags: list[str]) -> None:
     """Run a mode of main.py, and append its cost to the run's costs.jsonl."""
-    command = ["main.py", f"--config={recipe.config}", f"--mode={mode}", *flags]
+    command = ["main.py", f"--config={recipe.config}", f"--mode={mode}", *recipe.flags, *flags]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
     call = [sys.executable, *command, f"--workdir={workdir}"]
     status = subprocess.run(call, cwd=ROOT, check=False).returncode
