@@ -250,6 +250,8 @@ def _configuration() -> tuple[ConfigDict, frozenset[str]]:
         config[section][name] = None
     given = config_flags.get_override_values(flags.FLAGS["config"])
     if run := flags.FLAGS["init_from"].value:
+        if "training.init_from" in given:
+            sys.exit("error: give --init_from or --config.training.init_from, not both")
         config.training.init_from, given = run, {*given, "training.init_from"}
     return config, frozenset((*given, *unset))
 

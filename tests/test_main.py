@@ -87,6 +87,10 @@ INPAINT = ("--config.task.name=inpaint", "--config.task.mask=left")
             [CONFIG_FLAG, "--mode=check", "--workdir=/nowhere", "--init_from=/nowhere/old"],
             r"config\.training\.init_from='/nowhere/old' holds no checkpoint; give RUN or RUN:STEP",
         ),
+        (
+            [CONFIG_FLAG, "--mode=check", "--init_from=a", "--config.training.init_from=b"],
+            r"give --init_from or --config\.training\.init_from, not both",
+        ),
         ([CONFIG_FLAG, "--mode=check", "extra"], "extra: not expected here"),
         ([CONFIG_FLAG, "--mode=sample", "--num_samples=x"], "num_samples.*x"),
         *(
