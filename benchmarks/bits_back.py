@@ -1,11 +1,14 @@
 """Bytes of the test images, compressed by a run's model and by PNG, WebP and xz.
 
     python benchmarks/bits_back.py RUN --config.discrete_bound.steps=100 ...
+    python benchmarks/bits_back.py RUN --images=1000 ...
 
-The arguments after RUN are those of --mode=compress. Each other format has its smallest file for
-one picture of all images, and for separate ones; xz packs the gray levels, a byte each.
+Further arguments are those of --mode=compress. --images takes the first ones alone. Each other
+format has its smallest file for one picture of all images, and for separate ones; xz packs the gray
+levels, a byte each.
 """
 
+import argparse
 import io
 import lzma
 import re
@@ -33,9 +36,12 @@ def saved(image, **options):
 
 
 def main() -> None:
-    run, *more = sys.argv[1:]
-    data = build(Workdir(run).read_config()).data
-    images = np.asarray(data.splits.test)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run")
+    parser.add_argument("--images", type=int, help="the first images alone; all without it")
+    given, more = parser.parse_known_args()
+    data = build(Workdir(given.run).read_config()).data
+    images = np.asarray(data.splits.test[: given.images])
     sizes = {"xz": len(lzma.compress(images.tobytes(), preset=9 | lzma.PRESET_EXTREME))}
     formats = {
         "PNG": {"format": "PNG", "optimize": True},
@@ -46,7 +52,7 @@ def main() -> None:
         sizes[f"{name}, separate files"] = sum(saved(image, **options) for image in images)
     with tempfile.TemporaryDirectory() as folder:
         target, source = Path(folder, "code"), f"--source=test:0-{len(images) - 1}"
-        command = [sys.executable, "main.py", "--mode=compress", f"--workdir={run}", source]
+        command = [sys.executable, "main.py", "--mode=compress", f"--workdir={given.run}", source]
         done = subprocess.run(
             [*command, f"--target={target}", *more], cwd=ROOT, text=True, capture_output=True
         )
