@@ -5,10 +5,12 @@
 
 Further arguments are those of --mode=compress. --images takes the first ones alone. Each other
 format has its smallest file for one picture of all images, and for separate ones; xz packs the gray
-levels, a byte each.
+levels, a byte each. Last come the bits of the images without those to begin with, and their bound.
 """
 
 import argparse
+import ast
+import contextlib
 import io
 import lzma
 import re
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import trange
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -33,6 +36,42 @@ def saved(image, **options):
     file = io.BytesIO()
     Image.fromarray(image.squeeze()).save(file, **options)
     return file.tell()
+
+
+def bound_of(run: str, count: int, flags: list[str]) -> float:
+    """Return the mean discrete bound of the first test images in bits/dim."""
+    import jax.numpy as jnp
+
+    import scoresde as ss
+    from bounds.discrete import discrete_bound
+    from experiment.randomness import base_key
+
+    model = ss.load(run)
+    fields = {}
+    for flag in flags:
+        name, _, value = flag.removeprefix("--config.discrete_bound.").partition("=")
+        if name in model.experiment.config["discrete_bound"]:
+            with contextlib.suppress(ValueError):
+                value = ast.literal_eval(value)
+            fields[name] = value
+    config = dict(model.experiment.config)
+    experiment = build(config | {"discrete_bound": config["discrete_bound"] | fields})
+    data = experiment.data
+    denoiser, times = experiment.discrete_bound.of(model.checkpoint, data.limits)
+    found = []
+    for start in trange(0, count, 100, desc="bound", mininterval=5):
+        indices = jnp.arange(start, min(start + 100, count))
+        terms = discrete_bound(
+            base_key(0, "discrete_bound"),
+            denoiser,
+            data.noiseless(data.splits.test, indices),
+            times=times,
+            pixel_levels=data.pixel_levels,
+            options=experiment.discrete_bound.options,
+            indices=indices,
+        )
+        found.append(np.asarray(terms.total, np.float64))
+    return float(np.concatenate(found).mean() / (data.size * np.log(2)))
 
 
 def main() -> None:
@@ -50,6 +89,7 @@ def main() -> None:
     for name, options in formats.items():
         sizes[f"{name}, one picture"] = saved(image_grid(images), **options)
         sizes[f"{name}, separate files"] = sum(saved(image, **options) for image in images)
+    bound = bound_of(given.run, len(images), more)
     with tempfile.TemporaryDirectory() as folder:
         target, source = Path(folder, "code"), f"--source=test:0-{len(images) - 1}"
         command = [sys.executable, "main.py", "--mode=compress", f"--workdir={given.run}", source]
@@ -62,7 +102,7 @@ def main() -> None:
         note = re.search(r"^.* bits/dim.*$", done.stdout, re.M)
     for name, size in sorted(sizes.items(), key=lambda item: item[1]):
         print(f"| {name} | {size:,} | {8 * size / images.size:.3f} |")
-    print(note and note[0])
+    print(f"{note and note[0]}; the bound: {bound:.4f} bits/dim")
 
 
 if __name__ == "__main__":
