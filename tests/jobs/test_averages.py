@@ -126,6 +126,19 @@ def test_averages_of_lengths_are_made_once_evaluated_and_chosen_by_name(
     assert_equal(rate.params, state_of(experiment, workdir, 8).averages["rate_0.5"])
 
 
+@pytest.mark.slow
+def test_average_that_is_made_is_the_one_that_another_run_keeps(workdir, reader, tmp_path):
+    fields = FIELDS | {"ema.lengths": (0.08,)}
+    twin = Workdir(tmp_path / "twin")
+    call = run(*flags("train", twin.path, fields))
+    assert call.status == 0, call.stderr
+    kept = state_of(build(configuration(fields)), twin).averages["length_0.08"]
+    reconstruct(reader, workdir, 0.08)
+    made = restore_average(reader, workdir, None, "length_0.08").params
+    other = restore_average(reader, workdir, None, "").params
+    assert distance(made, kept) < 0.05 * distance(other, kept)  # six snapshots
+
+
 def distance(a, b):
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return sum(float(np.sum((np.asarray(x) - np.asarray(y)) ** 2)) for x, y in pairs) ** 0.5
