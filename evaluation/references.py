@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from errors import ConfigError
@@ -21,6 +22,7 @@ from metrics import statistics_files
 from metrics.features import Extractor
 from metrics.frechet import Accumulator, Statistics, check_alike
 from metrics.statistics_files import Provenance
+from training.hosts import agreed
 
 
 class Reference(NamedTuple):
@@ -70,10 +72,14 @@ def compute_statistics(
             f"config.data.name={data.options.name!r} has {len(images)} {split} image; statistics "
             "need 2"
         )
+
+    def features(rows: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m features"]:
+        return extractor(data.as_samples(images[rows])).features
+
     accumulator = Accumulator(len(images), groups=1)
     with tqdm(total=len(images), desc=f"{extractor.name} of {split}", dynamic_ncols=True) as bar:
         for rows in batches_of(len(images), experiment.evaluation.batch_size):
-            accumulator.add(extractor(data.as_samples(images[rows])).features)
+            accumulator.add(experiment.parallel.divided(rows, features))
             bar.update(len(rows))
     statistics = accumulator.statistics()
     statistics_files.save(file, statistics, _provenance(data, split, extractor))
@@ -87,13 +93,18 @@ def reference_of_split(
     file = statistics_file(experiment.data, split, extractor, folder)
     wanted = _provenance(experiment.data, split, extractor)
     origin = {"images": wanted.count, "fingerprint": wanted.fingerprint[:16]}
-    try:
-        statistics, given = statistics_files.load(file)
-        if given == wanted:
-            return Reference(statistics, origin)
-    except (FileNotFoundError, ValueError):
-        pass  # missing or of no use: they are computed from the images anyway
+    # The hosts agree, since they compute together.
+    if agreed(lambda: _holds(file, wanted)):
+        return Reference(statistics_files.load(file)[0], origin)
     return Reference(compute_statistics(experiment, split, extractor, file), origin)
+
+
+def _holds(file: AnyPath, wanted: Provenance) -> bool:
+    """Return whether a file holds the statistics that are wanted, unharmed."""
+    try:
+        return statistics_files.load(file)[1] == wanted
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def reference_of_file(experiment: Experiment, extractor: Extractor, file: Path) -> Reference:

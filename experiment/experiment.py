@@ -267,5 +267,5 @@ def with_data_labels(
         return denoiser
     experiment.data.require_classes(labels, num_classes, "model")
     assert labels is not None
-    chosen = labels[experiment.parallel.fetch(indices)]
-    return replace(denoiser, labels=experiment.parallel.split_rows(chosen))
+    chosen = labels[experiment.parallel.own_rows(indices)]
+    return replace(denoiser, labels=experiment.parallel.put_batch(chosen))

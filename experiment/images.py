@@ -166,14 +166,14 @@ class Images(Data):
         """
         found = batches.test_batch(
             images,
-            self.parallel.fetch(indices),
+            self.parallel.own_rows(indices),
             seed=seed,
             draw=draw,
             quantizer=self.quantizer,
             scaler=self.scaler,
             dequantization=dequantization or self.options.dequantization,
         )
-        return self.parallel.split_rows(found)
+        return self.parallel.put_batch(found)
 
     def noiseless(
         self, images: UInt8[Stored, "count h w c"], indices: Int[Array, "batch"]
@@ -204,8 +204,8 @@ class Images(Data):
         Raises:
             ValueError: without the sigma or the dequantizer that config.data.dequantization needs.
         """
-        how, rows = self.dequantization, self.parallel.fetch(indices)
-        stored, split = images[rows], self.parallel.split_rows
+        how, rows = self.dequantization, self.parallel.own_rows(indices)
+        stored, split = images[rows], self.parallel.put_batch
         uniforms = batches.test_noise(images, rows, seed=seed, draw=draw)
         if how.learned:
             if dequantizer is None:

@@ -110,7 +110,8 @@ class Rows(Data):
         dequantization: str = "",
     ) -> Float[Array, "batch ..."]:
         """Return some rows, standardized and split over the devices; nothing is random."""
-        return self.parallel.split_rows(self.scaler.forward(images[self.parallel.fetch(indices)]))
+        rows = images[self.parallel.own_rows(indices)]
+        return self.parallel.put_batch(self.scaler.forward(rows))
 
     def dequantized(
         self,

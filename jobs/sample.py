@@ -315,7 +315,7 @@ class TaskRun:
     def _rows(self, array: Array | np.ndarray, indices: Int[Array, "batch"]) -> Array:
         """Return the row of each sample's input, split over the devices as the samples are."""
         parallel = self.experiment.parallel
-        return parallel.split_rows(np.asarray(array)[parallel.fetch(indices) % len(array)])
+        return parallel.put_batch(np.asarray(array)[parallel.own_rows(indices) % len(array)])
 
     @property
     def _input_images(self) -> Pictures:

@@ -9,6 +9,7 @@ own rows of a batch.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -151,6 +152,20 @@ class DataParallel:
     def split_rows(self, everything: np.ndarray) -> jax.Array:
         """Return a global array split over the devices, from all of its rows."""
         return self.put_batch(everything[self.local_rows(len(everything))])
+
+    def own_rows(self, indices: jax.Array) -> np.ndarray:
+        """Return those of split indices that this process provides."""
+        return self.fetch(indices)[self.local_rows(len(indices))]
+
+    def divided(
+        self, indices: np.ndarray, compute: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """Return the float32 rows that `compute` makes of indices; each process makes its own.
+
+        All processes must call it together.
+        """
+        local = compute(self.own_rows(self.place(indices)))
+        return self.fetch(self.put_batch(local))[: len(indices)]
 
     def place(self, indices: np.ndarray) -> jax.Array:
         """Split indices over the devices; the last one is repeated until they divide."""
