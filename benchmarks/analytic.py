@@ -1,20 +1,22 @@
 """Optimal variances of reverse steps: bits/dim of the bound, and samples, against their number.
 
     python benchmarks/analytic.py
-    python benchmarks/analytic.py RUN --steps 5 10 20 50 100
+    python benchmarks/analytic.py digits
+    python benchmarks/analytic.py --tables
 
 Alone, it trains variance heads on points of a Gaussian mixture, whose optimal variances are known,
-and prints the errors of what they predict. With the folder of a run on images, it measures the
-moments and trains both heads for it, in memory, and prints two tables: the discrete bound in
-bits/dim of the test images, all rows with the same noises; and the Frechet distance of pixels from
-1500 samples to the training images, from the same latents.
+and prints the errors of what they predict. With a run on images, its folder or a name of
+`ss.load`, it measures the moments and trains both heads for it, in memory. Then it computes the
+discrete bound in bits/dim of the test images, with the same noises for all, by both decoders; and
+the Frechet distance of pixels from samples to the training images, from the same latents. Finished
+cells are not computed again: benchmarks/results/analytic.jsonl.
 """
 
 import argparse
 import dataclasses
 import functools
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
+from runs import ROOT, Results
 from tqdm import trange
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT / "tests"))
 
 CHOICES = {  # variance, target of the head, choice of times
     "small": ("small", "", "grid"),
@@ -38,18 +40,48 @@ CHOICES = {  # variance, target of the head, choice of times
 }
 
 
+DECODERS = {"chain": 1e-5, "tweedie": 0.02}  # with the smallest time of each
+
+RESULTS = Results("analytic", keys=("quantity", "run", "choice", "steps"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", nargs="?", help="its workdir")
-    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50, 100])
+    parser.add_argument("run", nargs="?", help="its workdir, or a name of ss.load")
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50])
     parser.add_argument("--sampling_steps", type=int, nargs="*", default=[5, 10, 20])
     parser.add_argument("--training_steps", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=1500)
+    parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
-    if options.run is None:
+    if options.tables:
+        for quantity in QUANTITIES:
+            head, *rows = table(quantity)
+            for row in (head, ("---",) * len(head), *rows):
+                print(f"| {' | '.join(row)} |")
+    elif options.run is None:
         of_mixture(options.training_steps)
     else:
         of_run(options)
+
+
+QUANTITIES = {  # heads of the tables
+    "chain": "bits/dim, `decoder=chain`, steps",
+    "tweedie": "bits/dim, `decoder=tweedie`, steps",
+    "frechet": "Frechet distance, steps",
+}
+
+
+def table(quantity: str) -> list[tuple[str, ...]]:
+    """Return the rows of a table: a choice each, by the number of steps."""
+    cells = {
+        (line["choice"], line["steps"]): f"{line['value']:.3f}"
+        for line in RESULTS.lines()
+        if line["quantity"] == quantity
+    }
+    steps = sorted({steps for _, steps in cells})
+    rows = [(choice, *(cells.get((choice, n), "") for n in steps)) for choice in CHOICES]
+    return [(QUANTITIES[quantity], *map(str, steps)), *rows]
 
 
 def of_mixture(steps: int) -> None:
@@ -112,33 +144,36 @@ def of_mixture(steps: int) -> None:
 
 
 def of_run(options: argparse.Namespace) -> None:
-    """Print the tables of a run."""
+    """Compute the cells of a run."""
     import scoresde as ss
     from experiment.build import build
     from jobs.moments import measure_moments
 
     model = ss.load(options.run)
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in model.experiment.config.items()}
-    config["discrete_bound"] |= {"variance": "analytic", "grid": "log_snr", "steps": 10}
-    experiment = build(config)
-    moments = measure_moments(experiment, model.denoiser)
-    targets = ("residual", "squared_noise")
-    heads = {target: trained(config, target, model, options.training_steps) for target in targets}
-    checkpoint = dataclasses.replace(model.checkpoint, moments=moments)
-    print("\n| bits/dim, steps |", " | ".join(map(str, options.steps)), "|")
-    for name, (variance, target, times) in CHOICES.items():
-        found = dataclasses.replace(checkpoint, variance_head=heads.get(target))
-        fields = {"variance": variance, "timestep_choice": times}
-        row = [bits(config, fields, found, steps) for steps in options.steps]
-        print(f"| {name} |", " | ".join(f"{value:.3f}" for value in row), "|", flush=True)
-    if not options.sampling_steps:
-        return
-    print("\n| Frechet distance, steps |", " | ".join(map(str, options.sampling_steps)), "|")
-    for name, (variance, target, times) in CHOICES.items():
-        found = dataclasses.replace(checkpoint, variance_head=heads.get(target))
-        fields = {"variance": variance, "timestep_choice": times}
-        row = [distance(config, fields, found, n, options.samples) for n in options.sampling_steps]
-        print(f"| {name} |", " | ".join(f"{value:.3f}" for value in row), "|", flush=True)
+    bound = {"variance": "analytic", "grid": "log_snr", "steps": 10}
+    config["discrete_bound"] |= bound | {"t_min": min(DECODERS.values())}
+    moments = measure_moments(build(config), model.denoiser)
+
+    @functools.cache
+    def head(target: str) -> Any:
+        return trained(config, target, model, options.training_steps) if target else None
+
+    def compute(quantity: str, of: Callable[..., float], steps: int) -> None:
+        for choice, (variance, target, times) in CHOICES.items():
+            key = {"quantity": quantity, "run": options.run, "choice": choice, "steps": steps}
+            if not RESULTS.has(**key):
+                more = {"moments": moments, "variance_head": head(target)}
+                checkpoint = dataclasses.replace(model.checkpoint, **more)
+                fields = {"variance": variance, "timestep_choice": times}
+                RESULTS.add(key | {"value": float(of(config, fields, checkpoint, steps))})
+
+    for decoder, t_min in DECODERS.items():
+        for steps in options.steps:
+            fields = {"decoder": decoder, "t_min": t_min}
+            compute(decoder, functools.partial(bits, decoding=fields), steps)
+    for steps in options.sampling_steps:
+        compute("frechet", functools.partial(distance, count=options.samples), steps)
 
 
 def trained(config: dict, target: str, model: Any, steps: int) -> Any:
@@ -157,13 +192,13 @@ def trained(config: dict, target: str, model: Any, steps: int) -> Any:
     return experiment.variance_head.head(state.ema_params)
 
 
-def bits(config: dict, fields: dict, checkpoint: Any, steps: int) -> float:
+def bits(config: dict, fields: dict, checkpoint: Any, steps: int, *, decoding: dict) -> float:
     """Return the mean of the discrete bound on the test images in bits/dim."""
     from bounds.discrete import discrete_bound
     from experiment.build import build
     from experiment.randomness import base_key
 
-    given = config["discrete_bound"] | fields | {"steps": steps}
+    given = config["discrete_bound"] | fields | decoding | {"steps": steps}
     experiment = build(config | {"discrete_bound": given})
     data = experiment.data
     denoiser, times = experiment.discrete_bound.of(checkpoint, data.limits)
@@ -181,7 +216,7 @@ def bits(config: dict, fields: dict, checkpoint: Any, steps: int) -> float:
     return float(total) / (data.size * np.log(2))
 
 
-def distance(config: dict, fields: dict, checkpoint: Any, steps: int, count: int) -> float:
+def distance(config: dict, fields: dict, checkpoint: Any, steps: int, *, count: int) -> float:
     """Return the Frechet distance between the pixels of samples and of the training images."""
     from experiment.build import build
     from metrics.frechet import Statistics, frechet_distance
