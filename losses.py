@@ -101,7 +101,7 @@ class FisherDivergence(NoiseObjective):
     """Base of the estimators: times, weight and reduction.
 
     Args:
-        times: as of `NoiseObjective`.
+        times: as in `NoiseObjective`.
         weight: lambda / sigma^2, one of `objectives.weights`.
         reduction: "mean" over a sample's dimensions, their "sum", or half of it: a name in
             REDUCTIONS. It scales the loss, and so the effect of gradient clipping.
@@ -275,7 +275,7 @@ class Hybrid(VariationalBound):
 
     Args:
         coefficient: of the bound in bits/dim; 0.001 there.
-        weight, reduction: of the first term, as of `FisherDivergence`.
+        weight, reduction: of the first term, as in `FisherDivergence`.
 
     The other fields are those of `VariationalBound`.
     """

@@ -65,7 +65,7 @@ class ClassifierFreeGuidance:
         scale: 0 is unconditional, 1 is the network as trained, larger values amplify the class.
         interval: the guided times (first, last). At other times the network is evaluated once, for
             the class.
-        rescale: as of `ClassifierFreeOptions`.
+        rescale: as in `ClassifierFreeOptions`.
 
     Raises:
         ValueError: for numbers out of range; when called, for a denoiser without labels.

@@ -133,7 +133,7 @@ def load_checkpoint(
     Args:
         experiment, workdir: of the run.
         step, ema: as in `restore_average`.
-        needs: what it must come with, as of `Sampler.needs`; by default what the sampler needs.
+        needs: what it must come with, as in `Sampler.needs`; by default what the sampler needs.
 
     Raises:
         ConfigError: if moments, a variance head, a classifier, a bad model, a perceptor or a
