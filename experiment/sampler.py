@@ -152,7 +152,7 @@ class FixedSteps:
     """Runs a solver along a schedule.
 
     `inverts` says whether `encode` maps images to latents, and `decode` latents to images.
-    `uncertainty` is the source of the uncertainty that steps need, as of
+    `uncertainty` is the source of the uncertainty that steps need, as in
     `Checkpoint.with_uncertainty`.
     """
 

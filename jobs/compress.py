@@ -183,7 +183,7 @@ def _codec(
 
 def _model(experiment: Experiment, denoiser: Denoiser) -> dict[str, Any]:
     """Return what compression and decompression must have in common, as it reads from JSON."""
-    levels, config = _images_of(experiment).pixel_levels, experiment.config
+    levels = _images_of(experiment).pixel_levels
     # The process, if it is learned; the uncertainty, if variances need it.
     leaves = jax.tree.leaves((denoiser.network, denoiser.sde, denoiser.uncertainty))
     params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
@@ -191,7 +191,7 @@ def _model(experiment: Experiment, denoiser: Denoiser) -> dict[str, Any]:
         "parameters": digest(experiment.parallel.fetch_tree(params)),
         "shape": experiment.data.shape,
         "levels": [levels.gray_levels, levels.low, levels.high],
-        "config": {name: config[name] for name in ("sde", "denoiser", "discrete_bound")},
+        "config": experiment.sections("sde", "denoiser", "discrete_bound"),
     }
     return json.loads(json.dumps(found))
 
