@@ -20,6 +20,7 @@ import losses
 import models
 import sde_lib
 import solvers
+from data import readers
 from experiment.configurations import configuration_names, known_configurations
 from main import MODES
 
@@ -58,7 +59,10 @@ TINY = {
     "likelihood.rtol": 0.1,
     "likelihood.atol": 0.1,
 }
-TABLES = ((sde_lib, "SDES"), (solvers, "SOLVERS"), (models, "NETWORKS"), (losses, "LOSSES"))
+TABLES = (
+    *((sde_lib, "SDES"), (solvers, "SOLVERS"), (models, "NETWORKS"), (losses, "LOSSES")),
+    (readers, "READERS"),
+)
 POINTS = {
     "model.features": 8,
     "data.samples": 100,

@@ -1,6 +1,6 @@
 """One row per choice: no module lists the rows of a table, and a mode is one row.
 
-That new rows of the other tables work end to end is in test_new_rows.py.
+That new rows of the other tables work is in test_new_rows.py and test_more_new_rows.py.
 """
 
 import ast
@@ -15,7 +15,8 @@ from test_architecture import OUTSIDE, module_of, sources
 from data import readers
 from data.couplings import COUPLINGS
 from data.dequantization import DEQUANTIZATIONS
-from data.generators import POINTS
+from data.generators import POINTS, SERIES
+from denoising import CONDITIONINGS
 from evaluation.features import FEATURES
 from evaluation.metrics import METRICS
 from experiment.class_guidance import GUIDANCES
@@ -91,6 +92,8 @@ def test_every_mode_is_a_function_of_run_lib():
 TABLES = {
     "KINDS": ("experiment.kinds", KINDS),
     "POINTS": ("data.generators", POINTS),
+    "SERIES": ("data.generators", SERIES),
+    "CONDITIONINGS": ("denoising", CONDITIONINGS),
     "READERS": ("data.readers", readers.READERS),
     "COUPLINGS": ("data.couplings", COUPLINGS),
     "MODES": ("main", MODES),
