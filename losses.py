@@ -228,6 +228,7 @@ class VariationalBound(NoiseObjective):
         decoder: the variance of p(x0 | x_t), a name in `objectives.variational.DECODERS`.
     """
 
+    bounds_levels = True
     sde: SDE
     pixel_levels: PixelLevels
     variance: str = "learned"
@@ -331,6 +332,7 @@ class LearnedSchedule(NoiseObjective):
     """
 
     trains_process = True
+    bounds_levels = True
     pixel_levels: PixelLevels
 
     def __post_init__(self) -> None:

@@ -233,11 +233,6 @@ class Experiment:
     variance_head: VarianceHeadModel
     perceptor: PerceptorModel
 
-    @property
-    def trains_on_levels(self) -> bool:
-        """Whether the objective is the bound on the probability of gray levels."""
-        return hasattr(self.loss, "pixel_levels")
-
     def sections(self, *names: str) -> dict[str, Any]:
         """Return parts of the configuration, to be recorded and compared."""
         return {name: self.config[name] for name in names}
@@ -257,7 +252,7 @@ class Experiment:
 
         An evaluation may have such noise: likelihoods need it, and the objective does without.
         """
-        if self.trains_on_levels and self.data.dequantization.noisy:
+        if self.loss.bounds_levels and self.data.dequantization.noisy:
             raise ConfigError(
                 f"config.data.dequantization={self.data.options.dequantization!r} adds noise, but "
                 f"config.loss.name={self.config['loss']['name']!r} needs images on gray levels; "
