@@ -12,6 +12,7 @@ import pytest
 from command_line import CONFIG, ROOT, run
 from test_architecture import OUTSIDE, module_of, sources
 
+import probability_flow
 from data import readers
 from data.couplings import COUPLINGS
 from data.dequantization import DEQUANTIZATIONS
@@ -26,7 +27,9 @@ from jobs.diagnostics import DIAGNOSTICS
 from losses import LOSSES
 from main import MODES
 from models import CLASSIFIERS, NETWORKS
+from numerics.ode import ODE_METHODS
 from numerics.parameterizations import PARAMETERIZATIONS
+from numerics.stochastic import SDE_METHODS
 from objectives.times import TIMES
 from objectives.uncertainty import TARGETS
 from objectives.variational import VARIANCES
@@ -107,6 +110,9 @@ TABLES = {
     "SOLVERS": ("solvers", SOLVERS),
     "ADAPTIVE": ("solvers", ADAPTIVE),
     "VARIABLES": ("solvers.heun", VARIABLES),
+    "VARIABLES of the ODE": ("probability_flow", probability_flow.VARIABLES),
+    "ODE_METHODS": ("numerics.ode", ODE_METHODS),
+    "SDE_METHODS": ("numerics.stochastic", SDE_METHODS),
     "SCALINGS": ("solvers.heun", SCALINGS),
     "PREDICTORS": ("solvers.predictor_corrector", PREDICTORS),
     "CORRECTORS": ("solvers.predictor_corrector", CORRECTORS),
