@@ -47,21 +47,40 @@ def _nearest_timestep(sde: SDE, t: Time, n: int) -> Time:
     return jnp.searchsorted(middles, jnp.exp(sde.log_snr(t) / -2)).astype(t.dtype)
 
 
-# The network's time input, from the process, t in [0, 1] and n = num_timesteps.
-CONDITIONINGS: dict[str, Callable[[SDE, Time, int], Time]] = {
-    "t": lambda sde, t, n: t,
+@dataclass(frozen=True)
+class Conditioning:
+    """The network's time input, from the process, t in [0, 1] and n = num_timesteps.
+
+    Args:
+        function: the map (sde, t, n) -> time input.
+        counts: whether it counts the n timesteps of the process, which must have as many.
+        embeds: whether it is the timestep itself, which a network may embed.
+    """
+
+    function: Callable[[SDE, Time, int], Time]
+    counts: bool = False
+    embeds: bool = False
+
+    def __call__(self, sde: SDE, t: Time, n: int) -> Time:
+        return self.function(sde, t, n)
+
+
+CONDITIONINGS = {
+    "t": Conditioning(lambda sde, t, n: t),
     # The continuous VP networks of Song et al. keep DDPM's range of the time input, 0..999.
-    "timestep_999": lambda sde, t, n: 999.0 * t,
+    "timestep_999": Conditioning(lambda sde, t, n: 999.0 * t),
     # The timestep 0 .. n - 1 of a chain, or the timestep scaled to 0 .. 1000 (improved DDPM).
-    "timestep": lambda sde, t, n: (n - 1) * t,
-    "rescaled_timestep": lambda sde, t, n: 1000 * (n - 1) / n * t,
+    "timestep": Conditioning(lambda sde, t, n: (n - 1) * t, counts=True, embeds=True),
+    "rescaled_timestep": Conditioning(lambda sde, t, n: 1000 * (n - 1) / n * t, counts=True),
     # SMLD counts its timesteps from the largest sigma down.
-    "reversed_timestep": lambda sde, t, n: jnp.round((1 - t) * (n - 1)),
-    "log_sigma": lambda sde, t, n: sde.log_sigma(t),
-    "log_snr": lambda sde, t, n: sde.log_snr(t),
+    "reversed_timestep": Conditioning(
+        lambda sde, t, n: jnp.round((1 - t) * (n - 1)), counts=True, embeds=True
+    ),
+    "log_sigma": Conditioning(lambda sde, t, n: sde.log_sigma(t)),
+    "log_snr": Conditioning(lambda sde, t, n: sde.log_snr(t)),
     # EDM's log(sigma / alpha) / 4.
-    "edm": lambda sde, t, n: -sde.log_snr(t) / 8,
-    "iddpm": _nearest_timestep,
+    "edm": Conditioning(lambda sde, t, n: -sde.log_snr(t) / 8),
+    "iddpm": Conditioning(_nearest_timestep),
 }
 
 

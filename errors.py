@@ -6,7 +6,7 @@
 import functools
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -75,6 +75,16 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     if value not in choices:
         valid = ", ".join(map(str, choices))
         raise ValueError(f"{name}={value!r} is unknown; choose one of: {valid}")
+
+
+def require_choices(name: str, values: Collection[Any], choices: Iterable[Any]) -> None:
+    """Raise ValueError unless `values` are one or more of `choices`, which the message lists."""
+    choices = list(choices)
+    unknown = sorted(set(values).difference(choices))
+    if unknown or not values:
+        problem = f"{unknown[0]!r} is unknown" if unknown else "it is empty"
+        valid = ", ".join(map(str, choices))
+        raise ValueError(f"{name}={values!r}: {problem}; choose some of: {valid}")
 
 
 def require_in(name: str, value: Any, interval: str) -> None:

@@ -101,7 +101,7 @@ class FisherDivergence(NoiseObjective):
     """Base of the estimators: times, weight and reduction.
 
     Args:
-        times: as of `NoiseObjective`.
+        times: as in `NoiseObjective`.
         weight: lambda / sigma^2, one of `objectives.weights`.
         reduction: "mean" over a sample's dimensions, their "sum", or half of it: a name in
             REDUCTIONS. It scales the loss, and so the effect of gradient clipping.
@@ -228,6 +228,7 @@ class VariationalBound(NoiseObjective):
         decoder: the variance of p(x0 | x_t), a name in `objectives.variational.DECODERS`.
     """
 
+    bounds_levels = True
     sde: SDE
     pixel_levels: PixelLevels
     variance: str = "learned"
@@ -275,7 +276,7 @@ class Hybrid(VariationalBound):
 
     Args:
         coefficient: of the bound in bits/dim; 0.001 there.
-        weight, reduction: of the first term, as of `FisherDivergence`.
+        weight, reduction: of the first term, as in `FisherDivergence`.
 
     The other fields are those of `VariationalBound`.
     """
@@ -331,6 +332,7 @@ class LearnedSchedule(NoiseObjective):
     """
 
     trains_process = True
+    bounds_levels = True
     pixel_levels: PixelLevels
 
     def __post_init__(self) -> None:

@@ -100,7 +100,7 @@ class _Chain:
 
     @cached_property
     def std(self) -> Float64[np.ndarray, "levels"]:
-        """b, as of `scale`."""
+        """b, as in `scale`."""
         gain = 2 * np.diff(self.log_alpha - self.log_sigma)  # log(SNR_t / SNR_s)
         return np.exp(self.log_sigma) * np.sqrt(-np.expm1(np.append(-np.inf, gain)))
 
@@ -157,7 +157,7 @@ class ImageCodec:
 
     Args:
         denoiser: the model, of images without classes.
-        times: two or more decreasing times, as of `bounds.discrete.discrete_bound`.
+        times: two or more decreasing times, as in `bounds.discrete.discrete_bound`.
         pixel_levels: the values of pixels, in the network's range.
         options: variances of the steps.
         shape: of an image.
@@ -297,7 +297,7 @@ class ImageCodec:
         return np.where(ended[:, None], guesses, z), bool(ended.any())
 
     def _mix(self, stacks: list[Stack], start: int, i: int) -> None:
-        """Mix the words that the next reading takes in encoding, of z_(i+1) or another image."""
+        """Mix the words that will be read next in encoding, of z_(i+1) or another image."""
         following = (i + 1) % len(self.times)
         entropy = np.log2(
             _ENTROPY * self._chain.std[following] / self._chain.forward[following].width
@@ -332,7 +332,7 @@ class ImageCodec:
         return mean, np.exp(low + fraction * (high - low)), x0
 
     def _bins_below(self, i: int) -> "Bins | Levels":
-        """Return the bins of what p(. | z_i) gives: of z_(i-1), or of x0."""
+        """Return the bins of what is read after z_i: of z_(i-1), or of x0."""
         return self._chain.backward[i - 1] if i else Levels(self.pixel_levels.gray_levels)
 
     def _to_numbers(self, levels: Int64[np.ndarray, "images dims"]) -> Rows:

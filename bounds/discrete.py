@@ -78,7 +78,7 @@ class DiscreteBoundOptions:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What a checkpoint must come with, as of `objectives.variational.needs_of_variance`."""
+        """What a checkpoint must come with, as in `objectives.variational.needs_of_variance`."""
         optimal = {"moments"} if self.timestep_choice == "optimal" else set()
         return needs_of_variance(self.variance) | optimal
 

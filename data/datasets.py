@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from data.batches import HOLD_OUT, Stored
+from data.batches import Stored
 from data.fingerprints import pixel_fingerprint, training_fingerprint
 from data.fitting import RESIZES, Fit
+from data.held_out import held_out_count, hold_out
 from data.readers import DIGITS, Reader, gray_levels, reader_of
 from data.scaling import Quantizer
 from data.stored import Item, Split
@@ -35,7 +36,6 @@ _TRAIN_COUNTS = {
     "svhn_cropped": 73_257,
     "celeb_a": 162_770,
 }
-_HELD_OUT_FRACTION = 0.1
 _FEW_LEVELS, _DARK = 2, 32  # images with so few levels, or none as bright, are reported
 _SHARE = 0.25  # of the machine's memory, the budget of a data set by default
 _LOOKED_AT = 64  # images of a streamed split that are read at the start, spread evenly
@@ -352,19 +352,14 @@ def _note_on_levels(images: UInt8[Stored, "n h w c"]) -> str | None:
 
 def _held_out_count(reader: Reader, count: int) -> int:
     """Return how many of `count` images are held out where there is no test split."""
-    return reader.test_count or max(1, round(count * _HELD_OUT_FRACTION))
+    return reader.test_count or held_out_count(count)
 
 
 def _hold_out(name: str, reader: Reader, loaded: _Loaded, split_seed: int) -> dict[str, _Loaded]:
     """Split one set into train and test by a seeded draw, each in the original order."""
     images, labels, source = loaded
-    count = len(images)
-    held = _held_out_count(reader, count)
-    if held >= count:
-        raise ValueError(f"config.data.name={name!r} has {count} image; train and test need two")
-    sequence = np.random.SeedSequence(split_seed, spawn_key=(HOLD_OUT,))
-    order = np.random.default_rng(sequence).permutation(count)
-    chosen = {"train": np.sort(order[held:]), "test": np.sort(order[:held])}
+    held = _held_out_count(reader, len(images))
+    chosen = hold_out(name, "image", len(images), held, split_seed)
     return {
         split: _Loaded(
             images[rows] if isinstance(images, np.ndarray) else images.subset(rows),

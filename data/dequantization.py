@@ -95,14 +95,6 @@ def truncated_normal_noise(uniforms: Uniforms, width: float) -> Noise:
     return Noise(0.5 + width * w, log_density.reshape(len(w), -1).sum(axis=1))
 
 
-def truncated_normal_entropy(width: float) -> float:
-    """Return -E log q of one number's truncated normal noise in nats; `width` in gray levels."""
-    tau, log_mass = _bounds(width)
-    density = math.exp(-(tau**2) / 2) / math.sqrt(2 * math.pi)
-    mass = math.exp(log_mass)
-    return math.log(width * math.sqrt(2 * math.pi * math.e)) + log_mass - tau * density / mass
-
-
 def _bounds(width: float) -> tuple[float, float]:
     """Return tau, the largest |w|, and the logarithm of the normal distribution's mass within."""
     tau = 0.5 / width

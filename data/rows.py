@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from data.batches import HOLD_OUT, Order
+from data.batches import Order
 from data.fingerprints import pixel_fingerprint, training_fingerprint
 from data.generators import POINTS, SERIES, Generator
+from data.held_out import held_out_count, hold_out
 from data.npz import HELD_OUT_KEYS, TRAIN_KEYS, checked_labels, only_key
 from data.scaling import Standardizer
 from errors import SEEDS, require_choice, require_in, require_memory
@@ -27,7 +28,6 @@ from files.paths import in_bucket
 GENERATORS: Mapping[str, Mapping[str, Generator]] = {"points": POINTS, "series": SERIES}
 RANKS = {"points": 2, "series": 3}  # of an array of rows, by the kind of the data
 _AXES = {"points": "(n, coordinates)", "series": "(n, length, channels)"}
-_HELD_OUT_FRACTION = 0.1
 _TRAIN, _TEST = "train", "test"
 
 
@@ -267,14 +267,10 @@ def _floats(where: str, array: np.ndarray) -> Float32[np.ndarray, "n ..."]:
 def _hold_out(name: str, whole: _Split, seed: int) -> dict[str, _Split]:
     """Split rows into train and test by a seeded draw, each in the original order."""
     count = len(whole.rows)
-    held = max(1, round(count * _HELD_OUT_FRACTION))
-    if held >= count:
-        raise ValueError(f"config.data.name={name!r} has {count} row; train and test need two")
-    sequence = np.random.SeedSequence(seed, spawn_key=(HOLD_OUT,))
-    order = np.random.default_rng(sequence).permutation(count)
+    chosen = hold_out(name, "row", count, held_out_count(count), seed)
     return {
         split: _Split(whole.rows[rows], None if whole.labels is None else whole.labels[rows])
-        for split, rows in ((_TRAIN, np.sort(order[held:])), (_TEST, np.sort(order[:held])))
+        for split, rows in chosen.items()
     }
 
 

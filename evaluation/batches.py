@@ -48,10 +48,10 @@ def in_batches(
     def computed(rows: Int[np.ndarray, "batch"]) -> Arrays:
         start = time.perf_counter()
         indices = experiment.parallel.place(chosen[rows])
-        labelled = with_data_labels(experiment, denoiser, indices, images.test_labels)
+        labeled = with_data_labels(experiment, denoiser, indices, images.test_labels)
         arrays = {
             key: experiment.parallel.fetch(value)[: len(rows)]
-            for key, value in compute(Batch(indices, labelled)).items()
+            for key, value in compute(Batch(indices, labeled)).items()
         }
         seconds = (time.perf_counter() - start) / len(rows)
         return arrays | {"seconds": np.full(len(rows), seconds)}

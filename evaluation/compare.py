@@ -109,7 +109,7 @@ def _rows(metric: str, a: dict, b: dict, files: list[AnyPath]) -> Iterator[tuple
 
 def _seeds_row(label: str, a: dict, b: dict) -> tuple[str, ...]:
     """Return the row of two means over sampling seeds."""
-    return label, _spread(a), _spread(b), _difference(a, b, _over_seeds(a, b))
+    return label, _spread(a), _spread(b), _difference(a, b, _seeds_error(a, b))
 
 
 def _difference(a: dict, b: dict, error: float | None) -> str:
@@ -122,7 +122,7 @@ def _spread(value: dict) -> str:
     return text if value["std"] is None else f"{text} +- {value['std']:.4f}"
 
 
-def _over_seeds(a: dict, b: dict) -> float | None:
+def _seeds_error(a: dict, b: dict) -> float | None:
     """Return the standard error of the difference of two means over seeds.
 
     Single seeds have standard errors of their own, or none.

@@ -90,16 +90,9 @@ def diagnostics_extractor(experiment: Experiment, workdir: Workdir) -> Extractor
         raise ConfigError(str(error).replace("config.eval.", "config.diagnostics.")) from error
 
 
-def _pixels(experiment: Experiment, workdir: Workdir) -> Extractor:
-    return PIXELS
-
-
-def _thumbnails(experiment: Experiment, workdir: Workdir) -> Extractor:
-    return THUMBNAILS
-
-
-def _raw(experiment: Experiment, workdir: Workdir) -> Extractor:
-    return RAW
+def _ready(extractor: Extractor) -> Callable[[Experiment, Workdir], Extractor]:
+    """Return the `make` of features that need neither an experiment nor files."""
+    return lambda experiment, workdir: extractor
 
 
 def _inception(experiment: Experiment, workdir: Workdir) -> Extractor:
@@ -140,7 +133,7 @@ def _classifier(experiment: Experiment, workdir: Workdir) -> Extractor:
 FEATURES: dict[str, FeatureKind] = {
     "classifier": FeatureKind(make=_classifier, has_probabilities=True),
     "inception": FeatureKind(make=_inception, has_probabilities=True, kinds=("images",)),
-    "pixels": FeatureKind(make=_pixels, kinds=("images",)),
-    "raw": FeatureKind(make=_raw, kinds=("points", "series")),
-    "thumbnails": FeatureKind(make=_thumbnails, kinds=("images",)),
+    "pixels": FeatureKind(make=_ready(PIXELS), kinds=("images",)),
+    "raw": FeatureKind(make=_ready(RAW), kinds=("points", "series")),
+    "thumbnails": FeatureKind(make=_ready(THUMBNAILS), kinds=("images",)),
 }

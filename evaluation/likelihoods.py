@@ -105,7 +105,7 @@ def test_loss(evaluation: Evaluation) -> Report:
 
     def images(indices: Int[Array, "batch"], repeat: int) -> Float[Array, "batch ..."]:
         data, seed = experiment.data, experiment.evaluation.seed
-        if experiment.trains_on_levels:
+        if experiment.loss.bounds_levels:
             return as_images(data).noiseless(data.splits.test, indices)
         return data.batch(data.splits.test, indices, seed=seed, draw=repeat)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from errors import ConfigError
+from errors import ConfigError, require_choices
 from evaluation import chains, energies, likelihoods, samples, table
 from evaluation.features import FEATURES, require_features_of
 from evaluation.report import Evaluation, Report
@@ -15,6 +15,7 @@ from evaluation.samples import SampleSets
 from evaluation.table import Row
 from experiment.kinds import Kind
 from experiment.options import EvaluationOptions
+from experiment.reader import config_errors
 
 _TEST = ("images.test", "model.num_classes")
 _SAMPLES = (
@@ -162,13 +163,8 @@ def compute_metric(name: str, evaluation: Evaluation, sets: SampleSets) -> Repor
 def check_options(options: EvaluationOptions, kind: Kind) -> None:
     """Raise ConfigError for metrics, features, a reference or data that do not fit together."""
     for field, valid in (("metrics", METRICS), ("features", FEATURES)):
-        names = getattr(options, field)
-        unknown = sorted(set(names) - set(valid))
-        if unknown or not names:
-            problem = f"{unknown[0]!r} is unknown" if unknown else "it is empty"
-            raise ConfigError(
-                f"config.eval.{field}={names!r}: {problem}; choose some of: {', '.join(valid)}"
-            )
+        with config_errors("eval"):
+            require_choices(field, getattr(options, field), valid)
     for name in options.features:
         require_features_of("config.eval.features", name, kind)
     for name in options.metrics:

@@ -98,7 +98,7 @@ def frechet_rows(result: dict[str, Any]) -> Iterator[Row]:
     for features, found in result.items():
         for name, value in found.items():
             if name.startswith("to_"):
-                yield f"Frechet {name.replace('_', ' ')}", *_over_seeds(value, features)
+                yield f"Frechet {name.replace('_', ' ')}", *_cells(value, features)
                 if value["rank_deficient"]:
                     yield "  biased", "", "fewer images than features"
         if "train_to_test" in found:
@@ -109,7 +109,7 @@ def kid_rows(result: dict[str, Any]) -> Iterator[Row]:
     """Yield the rows of kernel distances by each extractor."""
     for features, found in result.items():
         note = f"{features} {_error(found['over_images'], 'images')}"
-        yield "KID", *_over_seeds(found["mean"], note)
+        yield "KID", *_cells(found["mean"], note)
 
 
 def sliced_wasserstein_rows(result: dict[str, Any]) -> Iterator[Row]:
@@ -124,21 +124,21 @@ def mmd_rows(result: dict[str, Any]) -> Iterator[Row]:
 
 def _baseline_rows(name: str, result: dict[str, Any]) -> Iterator[Row]:
     for features, found in result.items():
-        yield name, *_over_seeds(found, features, digits=5)
+        yield name, *_cells(found, features, digits=5)
         yield "  data to data", f"{found['baseline']:.5f}", "two halves of the data, for scale"
 
 
 def precision_recall_rows(result: dict[str, Any]) -> Iterator[Row]:
     """Yield the rows of precision and recall by each extractor."""
     for features, found in result.items():
-        yield "precision", *_over_seeds(found["precision"], features)
-        yield "recall", *_over_seeds(found["recall"], features)
+        yield "precision", *_cells(found["precision"], features)
+        yield "recall", *_cells(found["recall"], features)
 
 
 def inception_score_rows(result: dict[str, Any]) -> Iterator[Row]:
     """Yield the rows of Inception Scores by each extractor."""
     for features, found in result.items():
-        yield "Inception Score", *_over_seeds(found, features)
+        yield "Inception Score", *_cells(found, features)
 
 
 def _error(value: float | None, source: str = "") -> str:
@@ -146,7 +146,7 @@ def _error(value: float | None, source: str = "") -> str:
     return "" if value is None else f"+- {value:.4f}" + f" ({source})" * bool(source)
 
 
-def _over_seeds(value: dict[str, Any], features: str, digits: int = 4) -> tuple[str, str]:
+def _cells(value: dict[str, Any], features: str, digits: int = 4) -> tuple[str, str]:
     note = features
     if value["std"] is not None:
         note = f"{_error(value['std'], 'std over seeds')}, {note}"

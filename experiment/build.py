@@ -46,8 +46,14 @@ from experiment.build_variance_head import build_variance_head
 from experiment.check_ends import check_ends
 from experiment.class_guidance import Classes
 from experiment.data import Data
-from experiment.ends import build_ends
-from experiment.experiment import ClassifierModel, DiscreteBoundPlan, Experiment, Model
+from experiment.ends import Ends, build_ends
+from experiment.experiment import (
+    ClassifierModel,
+    DiscreteBoundPlan,
+    Experiment,
+    Model,
+    VarianceHeadModel,
+)
 from experiment.few_steps import check_few_steps
 from experiment.options import (
     AnalyticDPMOptions,
@@ -69,6 +75,7 @@ from numerics.clipping import Clipping
 from numerics.ode import ODEOptions
 from sde_lib import SDE, SDES
 from time_grids import Schedule
+from training.objective import Objective
 from training.parallel import DataParallel
 from training.sharding import Sharding
 from training.step import Trainer
@@ -99,22 +106,9 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     check_energy_objective(reader, loss)
     training = reader.build("training", TrainingOptions)
     evaluation = reader.build("eval", EvaluationOptions)
-    for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
-        with config_errors(path):
-            parallel.check_batch(batch_size, "batch_size")
-            require_memory("batch_size", batch_size, 4 * batch_size * data.size)
-    with config_errors("training"):
-        parallel.check_parts(training.batch_size, training.accumulate, "accumulate")
-        waiting = (training.prefetch + 1) * training.batch_size
-        size = 4 * waiting * training.steps_per_call * data.size
-        require_memory("steps_per_call", training.steps_per_call, size)
-        require_memory("sample_count", training.sample_count, 4 * training.sample_count * data.size)
-    with config_errors("eval"):
-        require_memory("samples", evaluation.samples, evaluation.samples * FEATURE_BYTES)
-        require_choice("inception_resize", evaluation.inception_resize, RECIPES)
+    _check_sizes(data, training, evaluation)
     with config_errors("seed"):
         require_in("config.seed", reader.config["seed"], SEEDS)
-    average, more_averages = build_averages(reader, training.batch_size)
     check_cadences(reader, training)
     classes = Classes(
         network=model.num_classes,
@@ -127,23 +121,8 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     with config_errors("eval"):
         last = sampler.options.seed + evaluation.sampling_seeds - 1
         require_in("config.sampling.seed + config.eval.sampling_seeds - 1", last, SEEDS)
-    trainer = Trainer(
-        init=partial(init_model, model, data.shape),
-        denoiser=model.denoiser,
-        loss=loss,
-        optimizer=build_optimizer(reader, training),
-        average=average,
-        more_averages=more_averages,
-        parallel=parallel,
-        classes=model.num_classes,
-        label_dropout=training.label_dropout,
-        image=shrinking(model.network),
-        augment=build_augmentation(reader, model.network, data.kind),
-        accumulate=training.accumulate,
-        sharding=sharding,
-        coupled=not ends.plain,
-    )
-    likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions))
+    trainer = _build_trainer(reader, data, model, loss, training, sharding, ends)
+    likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions)).values()
     experiment = Experiment(
         config=reader.resolved,
         seed=reader.config["seed"],
@@ -165,21 +144,60 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         analytic_dpm=reader.build("analytic_dpm", AnalyticDPMOptions),
         classifier=_build_classifier(reader, sde, data),
         dequantizer=build_dequantizer(reader, data, model.num_classes),
-        variance_head=build_variance_head(
-            reader,
-            data,
-            model,
-            init=lambda network, key: init_network(network, data.shape, key),
-            functions=lambda network: network_functions(
-                network, network_output, Sharding(), parallel
-            ),
-        ),
+        variance_head=_build_variance_head(reader, data, model),
         perceptor=build_perceptor(reader, data),
     )
     check_few_steps(experiment)
     check_ends(experiment)
     _evaluate_shapes(experiment)
     return experiment
+
+
+def _check_sizes(data: Data, training: TrainingOptions, evaluation: EvaluationOptions) -> None:
+    """Raise ConfigError for batches that do not divide, and for what exceeds the memory."""
+    parallel = data.parallel
+    for path, batch_size in (("training", training.batch_size), ("eval", evaluation.batch_size)):
+        with config_errors(path):
+            parallel.check_batch(batch_size, "batch_size")
+            require_memory("batch_size", batch_size, 4 * batch_size * data.size)
+    with config_errors("training"):
+        parallel.check_parts(training.batch_size, training.accumulate, "accumulate")
+        waiting = (training.prefetch + 1) * training.batch_size
+        size = 4 * waiting * training.steps_per_call * data.size
+        require_memory("steps_per_call", training.steps_per_call, size)
+        require_memory("sample_count", training.sample_count, 4 * training.sample_count * data.size)
+    with config_errors("eval"):
+        require_memory("samples", evaluation.samples, evaluation.samples * FEATURE_BYTES)
+        require_choice("inception_resize", evaluation.inception_resize, RECIPES)
+
+
+def _build_trainer(
+    reader: Reader,
+    data: Data,
+    model: Model,
+    loss: Objective,
+    training: TrainingOptions,
+    sharding: Sharding,
+    ends: Ends,
+) -> Trainer:
+    """Return what makes the model's training states."""
+    average, more_averages = build_averages(reader, training.batch_size)
+    return Trainer(
+        init=partial(init_model, model, data.shape),
+        denoiser=model.denoiser,
+        loss=loss,
+        optimizer=build_optimizer(reader, training),
+        average=average,
+        more_averages=more_averages,
+        parallel=data.parallel,
+        classes=model.num_classes,
+        label_dropout=training.label_dropout,
+        image=shrinking(model.network),
+        augment=build_augmentation(reader, model.network, data.kind),
+        accumulate=training.accumulate,
+        sharding=sharding,
+        coupled=not ends.plain,
+    )
 
 
 def build_network(
@@ -230,7 +248,7 @@ def _build_classifier(reader: Reader, sde: SDE, data: Data) -> ClassifierModel:
     kind = reader.lookup("classifier", CLASSIFIERS)
     network, loss, options = reader.build_all(
         "classifier", (kind, CrossEntropy, ClassifierOptions), ignore={"name"}
-    )
+    ).values()
     output = _classifier_function(network)
 
     def classifier(params: Any, dropout: Key[Array, ""] | None = None) -> Classifier:
@@ -267,12 +285,25 @@ def _classifier_function(network: nn.Module) -> Callable:
     return output
 
 
+def _build_variance_head(reader: Reader, data: Data, model: Model) -> VarianceHeadModel:
+    def functions(network: nn.Module) -> tuple[Callable, Callable]:
+        return network_functions(network, network_output, Sharding(), data.parallel)
+
+    return build_variance_head(
+        reader,
+        data,
+        model,
+        init=lambda network, key: init_network(network, data.shape, key),
+        functions=functions,
+    )
+
+
 def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBoundPlan:
     options, schedule, clipping = reader.build_all(
         "discrete_bound",
         (DiscreteBoundOptions, Schedule, Clipping),
         fixed=dict(zip(("low", "high"), data.limits, strict=True)),
-    )
+    ).values()
     if options.variance == "learned":
         require_learned(reader, "discrete_bound")
     with config_errors("discrete_bound"):

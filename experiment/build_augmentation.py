@@ -38,7 +38,7 @@ def build_augmentation(reader: Reader, network: Any, kind: Kind) -> Augmentation
     if augmentation.x_flip and reader.config["data"]["random_flip"]:
         raise ConfigError(
             f"{what} mirrors images and tells the network which, but config.data.random_flip=True "
-            "mirrors them before, untold; set config.data.random_flip=False, or "
+            "mirrors them before, without a label; set config.data.random_flip=False, or "
             "config.augmentation.x_flip=False"
         )
     return augmentation

@@ -25,7 +25,7 @@ def build_dequantizer(reader: Reader, data: Data, classes: int) -> DequantizerMo
     """
     network, loss, options = reader.build_all(
         "dequantizer", (CouplingDequantizer, DequantizationBound, DequantizerOptions)
-    )
+    ).values()
     with config_errors("dequantizer"):
         network.validate()
 

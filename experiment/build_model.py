@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
-from denoising import Denoiser
+from denoising import CONDITIONINGS, Denoiser
 from errors import ConfigError
 from experiment.data import Data
 from experiment.experiment import Model
@@ -198,10 +198,10 @@ def _check_timesteps(
     """Raise ConfigError unless process, objective and network count the same timesteps."""
     count = getattr(sde, "num_timesteps", None)
     trained = getattr(getattr(loss, "times", None), "num_timesteps", None)
-    counts = denoiser.conditioning in ("timestep", "rescaled_timestep", "reversed_timestep")
+    conditioning = CONDITIONINGS[denoiser.conditioning]
     for name, value, used in (
         ("times.num_timesteps", trained, trained is not None),
-        ("denoiser.num_timesteps", denoiser.num_timesteps, counts),
+        ("denoiser.num_timesteps", denoiser.num_timesteps, conditioning.counts),
     ):
         if count and used and value != count:
             raise ConfigError(
@@ -214,13 +214,10 @@ def _check_timesteps(
             "stratified, or the sde ddpm, smld or ve (vlb and hybrid need one of these)"
         )
     embedded = getattr(network, "num_timesteps", None)  # the network embeds an integer timestep
-    fits = (
-        denoiser.conditioning in ("timestep", "reversed_timestep")
-        and denoiser.num_timesteps == embedded
-    )
-    if embedded and not fits:
+    if embedded and not (conditioning.embeds and denoiser.num_timesteps == embedded):
+        able = " or ".join(name for name, row in CONDITIONINGS.items() if row.embeds)
         raise ConfigError(
             f"config.model.num_timesteps={embedded} needs config.denoiser.num_timesteps={embedded} "
-            "and conditioning reversed_timestep or timestep, not num_timesteps="
+            f"and conditioning {able}, not num_timesteps="
             f"{denoiser.num_timesteps} and {denoiser.conditioning!r}"
         )

@@ -11,7 +11,15 @@ from experiment.ends import Ends
 from experiment.options import SamplingOptions
 from experiment.reader import Reader, config_errors
 from experiment.sampler import Adaptive, FixedSteps, Sampler
-from experiment.tasks import TASKS, Measurement, SDEdit, Task, Translate
+from experiment.tasks import (
+    TASKS,
+    Input,
+    InverseProblem,
+    Measurement,
+    SDEdit,
+    Task,
+    Translate,
+)
 from numerics.clipping import Clipping
 from sampling import Samples
 from sde_lib import SDE
@@ -80,7 +88,7 @@ def _build_guidance(reader: Reader, data: Data) -> tuple[GuidanceOptions, Any]:
     name = reader.config["guidance"]["name"]
     if row.images_only:
         data.kind.require_images(f"config.guidance.name={name!r}", "choose another")
-    guidance, details = reader.build_all("guidance", (GuidanceOptions, row.options))
+    guidance, details = reader.build_all("guidance", (GuidanceOptions, row.options)).values()
     if row.check is not None:
         with config_errors("guidance"):
             row.check(details, reader.config["sampling"]["clip"])
@@ -105,44 +113,39 @@ def _range(data: Data) -> dict[str, float]:
 def _adaptive(
     reader: Reader, function: Callable[..., Samples], classes: dict[str, type], data: Data
 ) -> tuple[SamplingOptions, Adaptive]:
-    options, clipping, *built = reader.build_all(
+    built = reader.build_all(
         "sampling",
         (SamplingOptions, Clipping, *classes.values()),
         ignore={"name"},
         fixed=_range(data),
     )
-    given = dict(zip(classes, built, strict=True))
-    return options, Adaptive(function=function, options=given, clipping=clipping)
+    given = {name: built[cls] for name, cls in classes.items()}
+    solve = Adaptive(function=function, options=given, clipping=built[Clipping])
+    return built[SamplingOptions], solve
 
 
 def _fixed_steps(
     reader: Reader, cls: type, data: Data, task: Task | None
 ) -> tuple[SamplingOptions, FixedSteps]:
-    shared = (SamplingOptions, Clipping, Schedule)
-    fixed = _range(data)
-    if cls is not PredictorCorrector:
-        options, clipping, schedule, solver = reader.build_all(
-            "sampling", (*shared, cls), ignore={"name"}, fixed=fixed
-        )
-        schedule = _with_start(schedule, task)
-        return options, FixedSteps(solver=solver, schedule=schedule, clipping=clipping)
-    none = {"none": None}
-    predictor = reader.lookup("sampling", PREDICTORS | none, "predictor")
-    corrector = reader.lookup("sampling", CORRECTORS | none, "corrector")
-    parts = [part for part in (predictor, corrector) if part is not None]
-    options, clipping, schedule, order, *built = reader.build_all(
+    parts: dict[str, type | None] = {}
+    if cls is PredictorCorrector:
+        for name, table in (("predictor", PREDICTORS), ("corrector", CORRECTORS)):
+            parts[name] = reader.lookup("sampling", {"none": None, **table}, name)
+    built = reader.build_all(
         "sampling",
-        (*shared, PredictorCorrector, *parts),
-        ignore={"name", "predictor", "corrector"},
-        fixed=fixed,
+        (SamplingOptions, Clipping, Schedule, cls, *filter(None, parts.values())),
+        ignore={"name", *parts},
+        fixed=_range(data),
     )
-    made = dict(zip(parts, built, strict=True))
-    pair = {"predictor": made.get(predictor), "corrector": made.get(corrector)}
-    with config_errors("sampling"):
-        solver = dataclasses.replace(order, **pair)
-    _check_predictor(reader, pair["predictor"])
-    schedule = _with_start(schedule, task)
-    return options, FixedSteps(solver=solver, schedule=schedule, clipping=clipping)
+    solver = built[cls]
+    if parts:
+        made = {name: None if part is None else built[part] for name, part in parts.items()}
+        with config_errors("sampling"):
+            solver = dataclasses.replace(solver, **made)
+        _check_predictor(reader, solver.predictor)
+    schedule = _with_start(built[Schedule], task)
+    solve = FixedSteps(solver=solver, schedule=schedule, clipping=built[Clipping])
+    return built[SamplingOptions], solve
 
 
 def _with_start(schedule: Schedule, task: Task | None) -> Schedule:
@@ -215,21 +218,16 @@ def _build_task(reader: Reader, data: Data) -> Task | None:
         return None
     name = reader.config["task"]["name"]
     what = f"config.task.name={name!r}"
-    source, *inverse_problem, options = built
+    given, options = built[Input].input, built[classes[-1]]
     if isinstance(options, Translate):
-        return Task(name=name, input=source.input, options=options)
+        return Task(name=name, input=given, options=options)
     data.kind.require_images(what, "leave it out, or guide by a loss in Python (docs/points.md)")
-    if not inverse_problem:
-        return Task(name=name, input=source.input, options=options)
+    problem = built.get(InverseProblem)
+    if problem is None:
+        return Task(name=name, input=given, options=options)
     with config_errors("task"):
         operator = options.operator(data.shape)
-    return Task(
-        name=name,
-        input=source.input,
-        options=options,
-        inverse_problem=inverse_problem[0],
-        operator=operator,
-    )
+    return Task(name=name, input=given, options=options, inverse_problem=problem, operator=operator)
 
 
 def _check_task(reader: Reader, task: Task, solve: FixedSteps | Adaptive) -> None:

@@ -1,6 +1,5 @@
 """Build what trains a network: objective, optimizer and averages."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -35,8 +34,7 @@ def build_loss(reader: Reader, sde: SDE, data: Data) -> Objective:
     weight = reader.build_named("weight", WEIGHTS, fixed=parts)
     kind = reader.lookup("loss", LOSSES)
     require_used(reader, kind)
-    names = {field.name for field in dataclasses.fields(kind)}
-    if data.pixel_levels is None and "pixel_levels" in names:
+    if kind.bounds_levels and data.pixel_levels is None:
         what = f"config.loss.name={reader.config['loss']['name']!r}, a bound on gray levels,"
         data.kind.require_images(what, "choose denoising")
     parts = {"times": times, "weight": weight, "sde": sde, "pixel_levels": data.pixel_levels}
@@ -103,19 +101,15 @@ def check_cadences(reader: Reader, training: TrainingOptions) -> None:
     `TrainingOptions` checks its own cadences.
     """
     for section, name in (("diagnostics", "every"), ("ema", "snapshot_every")):
-        every = reader.config[section][name]
-        if 0 < every < training.steps_per_call:
-            raise ConfigError(
-                f"config.training.steps_per_call={training.steps_per_call} is more than "
-                f"config.{section}.{name}={every}, and no call goes past such a step; lower "
-                f"config.training.steps_per_call, raise config.{section}.{name}, or set it to 0"
-            )
+        every, field = reader.config[section][name], f"config.{section}.{name}"
+        with config_errors(section):
+            training.require_calls_within(field, every, ", or set it to 0")
 
 
 def build_optimizer(reader: Reader, training: TrainingOptions) -> Optimizer:
     """Return the update rule with its learning rate."""
     kinds = reader.lookup("optim", OPTIMIZERS), reader.lookup("optim", SCHEDULES, "schedule")
-    rule, rate = reader.build_all("optim", kinds, ignore={"name", "schedule"})
+    rule, rate = reader.build_all("optim", kinds, ignore={"name", "schedule"}).values()
     with config_errors("optim"):
         return Optimizer(
             rule=rule, learning_rate=rate, steps=training.steps, batch_size=training.batch_size
@@ -131,8 +125,8 @@ def build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage,
             "the average remembers; leave out the rate, or set config.ema.half_life_images=None"
         )
     kind = MovingAverage if half_life is None else HalfLifeAverage
-    average, more = reader.build_all("ema", (kind, MoreAverages), fixed={"batch_size": batch_size})
-    return average, more
+    built = reader.build_all("ema", (kind, MoreAverages), fixed={"batch_size": batch_size})
+    return built[kind], built[MoreAverages]
 
 
 def part_trainer(

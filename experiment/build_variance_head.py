@@ -34,7 +34,9 @@ def build_variance_head(
     Raises:
         ConfigError: for the first field that is wrong.
     """
-    loss, options = reader.build_all("variance_head", (VarianceHeadLoss, VarianceHeadOptions))
+    loss, options = reader.build_all(
+        "variance_head", (VarianceHeadLoss, VarianceHeadOptions)
+    ).values()
     # Without what the model's network has beside its output for x_t: classes, variances, labels.
     fields = {"num_classes": 0, "learned_variance": False, "augment_labels": 0}
     if options.features is not None:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,18 @@ def load_configuration(name: str) -> ConfigDict:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"--config={file!r} cannot be loaded: {reason}") from error
     return config
+
+
+def with_fields(config: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a resolved configuration with other values, {"section.field": value}."""
+    copy = {
+        name: dict(section) if isinstance(section, dict) else section
+        for name, section in config.items()
+    }
+    for name, value in fields.items():
+        section, _, field = name.partition(".")
+        copy[section][field] = value
+    return copy
 
 
 @functools.cache

@@ -149,7 +149,7 @@ class Data(abc.ABC):
         """Return some rows with a density, split over the devices, and log q of their noise.
 
         Args:
-            images, indices, seed, draw: as of `batch`.
+            images, indices, seed, draw: as in `batch`.
             alpha, sigma: the coefficients of the process at its smallest time, for noise that is
                 the process's own.
             dequantizer: the run's own, for config.data.dequantization=variational.

@@ -207,14 +207,15 @@ def build_ends(reader: Reader, sde: SDE, data: Data) -> Ends:
         with config_errors("coupling"):
             require_choice("measurement", measurement, measurements())
         classes = (*classes, measurements()[measurement])
-    options, coupling, *measured = reader.build_all(
+    built = reader.build_all(
         "coupling", classes, ignore={"name"}, fixed={"diffusion": sde.diffusion}
     )
+    options, coupling = built[EndOptions], built[kind]
     operator = None
-    if measured:
+    if measurement:
         data.kind.require_images(f"config.coupling.measurement={measurement!r}", "leave it out")
         with config_errors("coupling"):
-            operator = measured[0].operator(data.shape)
+            operator = built[measurements()[measurement]].operator(data.shape)
     name = reader.config["coupling"]["name"]
     if coupling.paired and not (options.data or options.measurement):
         raise ConfigError(

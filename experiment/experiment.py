@@ -233,17 +233,26 @@ class Experiment:
     variance_head: VarianceHeadModel
     perceptor: PerceptorModel
 
-    @property
-    def trains_on_levels(self) -> bool:
-        """Whether the objective is the bound on the probability of gray levels."""
-        return hasattr(self.loss, "pixel_levels")
+    def sections(self, *names: str) -> dict[str, Any]:
+        """Return parts of the configuration, to be recorded and compared."""
+        return {name: self.config[name] for name in names}
+
+    def field_that_needs(self, need: str) -> str:
+        """Return the field that needs what stands beside a checkpoint, a row of `Sampler.needs`."""
+        if need in self.sampler.needs:
+            name = "variance" if self.sampler.solve.uncertainty == need else "name"
+            return f"config.sampling.{name}={self.config['sampling'][name]}"
+        bound = self.discrete_bound.options
+        if VARIANCES[bound.variance].needs == need:
+            return f"config.discrete_bound.variance={bound.variance}"
+        return f"config.discrete_bound.timestep_choice={bound.timestep_choice}"
 
     def require_trainable(self) -> None:
         """Raise ConfigError for an objective on gray levels and images with other noise.
 
         An evaluation may have such noise: likelihoods need it, and the objective does without.
         """
-        if self.trains_on_levels and self.data.dequantization.noisy:
+        if self.loss.bounds_levels and self.data.dequantization.noisy:
             raise ConfigError(
                 f"config.data.dequantization={self.data.options.dequantization!r} adds noise, but "
                 f"config.loss.name={self.config['loss']['name']!r} needs images on gray levels; "

@@ -177,13 +177,25 @@ class TrainingOptions:
         _require_all_in(self, "[1, inf)", "accumulate", "steps_per_call")
         require_in("prefetch", self.prefetch, "[0, 1000]")
         require_in("label_dropout", self.label_dropout, "[0, 1)")
-        for name in ("log_every", "checkpoint_every", "sample_every"):
-            if 0 < getattr(self, name) < self.steps_per_call:
-                raise ValueError(
-                    f"steps_per_call={self.steps_per_call} is more than {name}="
-                    f"{getattr(self, name)}, and no call goes past such a step; lower "
-                    f"config.training.steps_per_call or raise config.training.{name}"
-                )
+        for name in ("log_every", "checkpoint_every"):
+            self.require_calls_within(f"config.training.{name}", getattr(self, name))
+        name = "config.training.sample_every"
+        self.require_calls_within(name, self.sample_every, ", or set it to 0")
+
+    def require_calls_within(self, field: str, every: int, remedy: str = "") -> None:
+        """Raise ValueError for a call of more steps than from one due step to the next.
+
+        Args:
+            field: the field that says how often something is due.
+            every: its value; 0 for never.
+            remedy: another remedy than to raise it.
+        """
+        if 0 < every < self.steps_per_call:
+            raise ValueError(
+                f"config.training.steps_per_call={self.steps_per_call} is more than {field}="
+                f"{every}, and no call goes past such a step; lower "
+                f"config.training.steps_per_call, raise {field}{remedy}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,11 +38,11 @@ class Reader:
     ) -> Any:
         """Build an object of the class that the section's `name` chooses; see `build_all`."""
         cls = self.lookup(path, table)
-        return self.build_all(path, (cls,), ignore={"name"}, fixed=fixed)[0]
+        return self.build_all(path, (cls,), ignore={"name"}, fixed=fixed)[cls]
 
     def build(self, path: str, cls: type, *, ignore: Collection[str] = ()) -> Any:
         """Build an object of `cls` from a whole section."""
-        return self.build_all(path, (cls,), ignore=ignore)[0]
+        return self.build_all(path, (cls,), ignore=ignore)[cls]
 
     def build_all(
         self,
@@ -51,10 +51,13 @@ class Reader:
         *,
         ignore: Collection[str] = (),
         fixed: Mapping[str, Any] | None = None,
-    ) -> list[Any]:
+    ) -> dict[type, Any]:
         """Build objects that share a section; each takes the fields that it has.
 
         `fixed` gives values that come from elsewhere to the classes that have such a field.
+
+        Returns:
+            The object of each class, in the order of `classes`.
 
         Raises:
             ConfigError: for a value that a class refuses, or a field of none of them that the
@@ -68,14 +71,14 @@ class Reader:
             if f"{path}.{name}" in self.overrides:
                 raise ConfigError(self._unused(path, name, used | set(ignore)))
         self.resolved[path] |= dict.fromkeys(given.keys() - used)
-        built = []
+        built: dict[type, Any] = {}
         for cls, names in zip(classes, fields, strict=True):
             values = {**given, **fixed}
             with config_errors(path):
                 thing = cls(**{name: values[name] for name in names & values.keys()})
             taken = (names & used).difference(ignore)
             self.resolved[path] |= {name: to_builtin(getattr(thing, name)) for name in taken}
-            built.append(thing)
+            built[cls] = thing
         return built
 
     def record(self, path: str, **values: Any) -> None:

@@ -112,7 +112,7 @@ class Drawn(NamedTuple):
         frames: snapshots, as the samples.
         times: the times of the snapshots.
         predictions: the x0 that is predicted from each snapshot, with `predicts`.
-        acceptance: as of `sampling.Samples`; None of a sampler without Metropolis steps.
+        acceptance: as in `sampling.Samples`; None of a sampler without Metropolis steps.
     """
 
     samples: Shaped[np.ndarray, "count ..."]
@@ -152,7 +152,7 @@ class FixedSteps:
     """Runs a solver along a schedule.
 
     `inverts` says whether `encode` maps images to latents, and `decode` latents to images.
-    `uncertainty` is the source of the uncertainty that steps need, as of
+    `uncertainty` is the source of the uncertainty that steps need, as in
     `Checkpoint.with_uncertainty`.
     """
 

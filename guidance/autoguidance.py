@@ -51,12 +51,7 @@ class Autoguidance:
         require_interval("interval", self.interval)
 
     def __call__(self, denoiser: Denoiser, x: Batch, t: Time) -> Prediction:
-        return inside_interval(
-            self.interval,
-            t,
-            lambda: self._extrapolate(denoiser, x, t),
-            lambda: denoiser.predict(x, t),
-        )
+        return inside_interval(self.interval, denoiser, x, t, self._extrapolate)
 
     def _extrapolate(self, denoiser: Denoiser, x: Batch, t: Time) -> Prediction:
         # Clipping is last because the extrapolation leaves the data's range.

@@ -51,21 +51,22 @@ def require_interval(name: str, interval: tuple) -> None:
 
 def inside_interval(
     interval: tuple[float, float],
+    denoiser: Denoiser,
+    x: Batch,
     t: Time,
-    guided: Callable[[], Prediction],
-    plain: Callable[[], Prediction],
+    guide: Callable[[Denoiser, Batch, Time], Prediction],
 ) -> Prediction:
     """Return the guided prediction at times within `interval`, and the plain one at others."""
     if interval == (0.0, 1.0):
-        return guided()
+        return guide(denoiser, x, t)
     first, last = interval
     inside = (first <= t) & (t <= last)
     if t.ndim == 0:
-        return jax.lax.cond(inside, guided, plain)
+        return jax.lax.cond(inside, lambda: guide(denoiser, x, t), lambda: denoiser.predict(x, t))
     return jax.tree.map(
         lambda guided, plain: jnp.where(expand_like(inside, guided), guided, plain),
-        guided(),
-        plain(),
+        guide(denoiser, x, t),
+        denoiser.predict(x, t),
     )
 
 

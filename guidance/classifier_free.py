@@ -65,7 +65,7 @@ class ClassifierFreeGuidance:
         scale: 0 is unconditional, 1 is the network as trained, larger values amplify the class.
         interval: the guided times (first, last). At other times the network is evaluated once, for
             the class.
-        rescale: as of `ClassifierFreeOptions`.
+        rescale: as in `ClassifierFreeOptions`.
 
     Raises:
         ValueError: for numbers out of range; when called, for a denoiser without labels.
@@ -89,12 +89,7 @@ class ClassifierFreeGuidance:
                 "labels=None: classifier-free guidance needs a class-conditional network and the "
                 "class of each image"
             )
-        return inside_interval(
-            self.interval,
-            t,
-            lambda: self._extrapolate(denoiser, x, t),
-            lambda: denoiser.predict(x, t),
-        )
+        return inside_interval(self.interval, denoiser, x, t, self._extrapolate)
 
     def _extrapolate(self, denoiser: Denoiser, x: Batch, t: Time) -> Prediction:
         # Clipping is last because the extrapolation leaves the data's range.

@@ -136,18 +136,18 @@ class PromptGuidance:
         require_interval("interval", self.interval)
 
     def __call__(self, denoiser: Denoiser, x: Batch, t: Time) -> Prediction:
-        def guided() -> Prediction:
-            def x0_gradient(x0: Batch) -> Batch:
-                return -jax.grad(lambda x0: jnp.sum(self.loss(x0, t)))(x0)
+        return inside_interval(self.interval, denoiser, x, t, self._guide)
 
-            if self.through_network:
-                return guide_through_network(denoiser, x, t, x0_gradient)
-            prediction = denoiser.predict(x, t)
-            alpha, sigma = denoiser.coefficients(x, t)
-            gradient = alpha / (alpha**2 + sigma**2) * x0_gradient(prediction.x0)
-            return denoiser.clipped(denoiser.guided(prediction, gradient, x, t), x, t)
+    def _guide(self, denoiser: Denoiser, x: Batch, t: Time) -> Prediction:
+        def x0_gradient(x0: Batch) -> Batch:
+            return -jax.grad(lambda x0: jnp.sum(self.loss(x0, t)))(x0)
 
-        return inside_interval(self.interval, t, guided, lambda: denoiser.predict(x, t))
+        if self.through_network:
+            return guide_through_network(denoiser, x, t, x0_gradient)
+        prediction = denoiser.predict(x, t)
+        alpha, sigma = denoiser.coefficients(x, t)
+        gradient = alpha / (alpha**2 + sigma**2) * x0_gradient(prediction.x0)
+        return denoiser.clipped(denoiser.guided(prediction, gradient, x, t), x, t)
 
     def loss(self, x0: Batch, t: Time) -> Float[Array, "batch"]:
         """Return the loss of images in the network's range, with the cutouts of time t."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiment.build import build
+from experiment.configurations import with_fields
 from experiment.experiment import Experiment
 from files.text import table
 from jobs.accelerators import ACCELERATORS, UTILIZATION, Accelerator
@@ -142,14 +143,7 @@ class Attempts:
         if key not in self._costs:
             shown = " ".join(f"--config.{name}={value}" for name, value in fields.items())
             print(f"trying {shown}", file=sys.stderr)
-            config = {
-                name: dict(section) if isinstance(section, dict) else section
-                for name, section in self._experiment.config.items()
-            }
-            for name, value in fields.items():
-                section, _, field = name.partition(".")
-                config[section][field] = value
-            self._costs[key] = train_cost(build(config))
+            self._costs[key] = train_cost(build(with_fields(self._experiment.config, fields)))
         return Attempt(dict(fields), self._costs[key])
 
 

@@ -54,7 +54,7 @@ def compress(
     Args:
         experiment: its model has no classes; its config.discrete_bound has the times.
         workdir: the folder of the run.
-        source: the images, as of config.task.input: files, or test, test:3, test:0-7.
+        source: the images, as in config.task.input: files, or test, test:3, test:0-7.
         target: the file; it must not exist.
         lanes: images that the network sees at a time. More are faster, and each costs some bytes.
         checkpoint, ema: the step and the average of the parameters.
@@ -82,7 +82,7 @@ def compress(
     net = sum(code.words.size for code in codes) * 32 - random
     print(
         f"{len(levels)} images in {size:,} bytes: {target}\n"
-        f"{net / levels.size:.4f} bits/dim, and once {random // 8:,} bytes to begin with; compare "
+        f"{net / levels.size:.4f} bits/dim, plus {random // 8:,} bytes to start; compare "
         "the discrete bound of --mode=eval"
     )
 
@@ -108,7 +108,7 @@ def decompress(
 
     Raises:
         ConfigError: for a file that is missing, damaged, cut short, or of another model.
-        WorkdirError, CheckpointError: as of `compress`.
+        WorkdirError, CheckpointError: as in `compress`.
         CodecError: if the images are not those that were compressed.
     """
     where = f"--source={source}"
@@ -183,7 +183,7 @@ def _codec(
 
 def _model(experiment: Experiment, denoiser: Denoiser) -> dict[str, Any]:
     """Return what compression and decompression must have in common, as it reads from JSON."""
-    levels, config = _images_of(experiment).pixel_levels, experiment.config
+    levels = _images_of(experiment).pixel_levels
     # The process, if it is learned; the uncertainty, if variances need it.
     leaves = jax.tree.leaves((denoiser.network, denoiser.sde, denoiser.uncertainty))
     params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
@@ -191,7 +191,7 @@ def _model(experiment: Experiment, denoiser: Denoiser) -> dict[str, Any]:
         "parameters": digest(experiment.parallel.fetch_tree(params)),
         "shape": experiment.data.shape,
         "levels": [levels.gray_levels, levels.low, levels.high],
-        "config": {name: config[name] for name in ("sde", "denoiser", "discrete_bound")},
+        "config": experiment.sections("sde", "denoiser", "discrete_bound"),
     }
     return json.loads(json.dumps(found))
 

@@ -43,7 +43,8 @@ from solvers.unipc import UniPC
 from time_grids import Schedule
 
 PAGE = Path(__file__).with_name("demo.html")
-SOLVERS: dict[str, Solver] = {
+# A selection, under the names that visitors see.
+OFFERED: dict[str, Solver] = {
     "UniPC": UniPC(),
     "DPM-Solver++": DPMSolver(),
     "DDIM": DDIM(),
@@ -62,7 +63,7 @@ class Request:
     """What a visitor of the page asks for.
 
     Args:
-        solver: a name in SOLVERS.
+        solver: a name in OFFERED.
         steps: number of steps, 1 to 200.
         seed: seed of the noise.
         label: class of the images; -1 for all classes in turn.
@@ -79,7 +80,7 @@ class Request:
     known: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        require_choice("solver", self.solver, SOLVERS)
+        require_choice("solver", self.solver, OFFERED)
         require_in("steps", self.steps, f"[1, {MOST_STEPS}]")
         require_in("seed", self.seed, "[0, 2147483647]")
 
@@ -134,7 +135,7 @@ class Demo:
         """What the page offers."""
         height, width, _ = self.model.shape
         sizes = {"height": height, "width": width, "classes": self.classes}
-        return sizes | {"solvers": list(SOLVERS), "most_steps": MOST_STEPS}
+        return sizes | {"solvers": list(OFFERED), "most_steps": MOST_STEPS}
 
     def draw(self, request: Request) -> Shown:
         """Draw images.
@@ -150,7 +151,7 @@ class Demo:
                 jax.random.key(request.seed),
                 denoiser,
                 (COUNT, *self.model.shape),
-                solver=SOLVERS[request.solver],
+                solver=OFFERED[request.solver],
                 schedule=self._schedule,
                 steps=request.steps,
                 projection=projection,

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int
 from bounds.continuous import decoder_term
 from bounds.discrete import prior_divergence
 from denoising import Denoiser
-from errors import ConfigError, SamplingError
+from errors import ConfigError, SamplingError, require_choices
 from experiment.experiment import Experiment, with_data_labels
 from experiment.images import Images
 from experiment.kinds import Kind
@@ -64,13 +64,10 @@ def check_metrics(options: DiagnosticsOptions, kind: Kind) -> None:
 
     The likelihood must be that of the kind of data.
     """
-    unknown = sorted(set(options.metrics) - set(DIAGNOSTICS))
-    if unknown or not options.metrics:
-        problem = f"{unknown[0]!r} is unknown" if unknown else "it is empty"
-        raise ConfigError(
-            f"config.diagnostics.metrics={options.metrics!r}: {problem}; choose some of: "
-            f"{', '.join(DIAGNOSTICS)}; or set config.diagnostics.every=0"
-        )
+    try:
+        require_choices("config.diagnostics.metrics", options.metrics, DIAGNOSTICS)
+    except ValueError as error:
+        raise ConfigError(f"{error}; or set config.diagnostics.every=0") from error
     for unit in UNITS:
         if unit.metric in options.metrics and unit != kind.unit:
             raise ConfigError(

@@ -38,8 +38,8 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
         for rows in batches_of(count, experiment.evaluation.batch_size):
             placed = experiment.parallel.place(chosen[rows])
             x = data.batch(train, placed, seed=seed, draw=0)
-            labelled = with_data_labels(experiment, denoiser, placed, data.splits.train_labels)
-            squares = squared_noise(key, labelled, x, times, placed)
+            labeled = with_data_labels(experiment, denoiser, placed, data.splits.train_labels)
+            squares = squared_noise(key, labeled, x, times, placed)
             parts.append(experiment.parallel.fetch(squares)[:, : len(rows)])
             bar.update(len(rows))
     return moments_of(denoiser.sde, times, parts)

@@ -23,7 +23,6 @@ from jobs.perceptor import load_perceptor
 from jobs.workdir import Workdir, run_and_step
 from numerics.arrays import digest
 from objectives.uncertainty import VarianceHead
-from objectives.variational import VARIANCES
 from solvers.moments import EpsMoments
 from training.checkpoints import Checkpoints, Restored
 from training.hosts import agreed
@@ -133,7 +132,7 @@ def load_checkpoint(
     Args:
         experiment, workdir: of the run.
         step, ema: as in `restore_average`.
-        needs: what it must come with, as of `Sampler.needs`; by default what the sampler needs.
+        needs: what it must come with, as in `Sampler.needs`; by default what the sampler needs.
 
     Raises:
         ConfigError: if moments, a variance head, a classifier, a bad model, a perceptor or a
@@ -209,18 +208,7 @@ def load_moments(experiment: Experiment, workdir: Workdir, name: str) -> EpsMome
     try:
         return EpsMoments.load(workdir.moments / f"{name}.npz")
     except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(f"{_field_of(experiment, 'moments')}: {error}") from error
-
-
-def _field_of(experiment: Experiment, need: str) -> str:
-    """Return the field of the configuration that needs something beside a checkpoint."""
-    sampling, bound = (experiment.config[name] for name in ("sampling", "discrete_bound"))
-    if need not in experiment.sampler.needs:
-        variance = VARIANCES[bound["variance"]].needs == need
-        name = "variance" if variance else "timestep_choice"
-        return f"config.discrete_bound.{name}={bound[name]}"
-    name = "variance" if experiment.sampler.solve.uncertainty == need else "name"
-    return f"config.sampling.{name}={sampling[name]}"
+        raise ConfigError(f"{experiment.field_that_needs('moments')}: {error}") from error
 
 
 def _params_of_part(experiment: Experiment, part: Workdir, trainer: Trainer, missing: str) -> Any:
@@ -250,8 +238,8 @@ def load_variance_head(experiment: Experiment, workdir: Workdir) -> VarianceHead
         experiment,
         folder,
         model.trainer,
-        f"{_field_of(experiment, 'variance_head')}: there is no variance head in {folder.path} "
-        "yet; run --mode=train_variance first, or choose analytic",
+        f"{experiment.field_that_needs('variance_head')}: there is no variance head in "
+        f"{folder.path} yet; run --mode=train_variance first, or choose analytic",
     )
     return model.head(params)
 

@@ -80,12 +80,7 @@ def _train(
     workdir.save_config(job.config, images=images, changes=[*changes, *origin], step=step)
     if names := job.data.splits.class_names:
         write_json(workdir.classes, {name: label for label, name in enumerate(names)})
-    if (warmup := job.trainer.optimizer.warmup_steps) > last:
-        logging.warning(
-            "the warm-up of %g steps is longer than the training of %d; the learning rate stays "
-            "below config.%s.lr. Lower the warm-up, or train longer",
-            *(warmup, last, job.rate_section),
-        )
+    _report_warmup(job)
     log = MetricsLog(
         workdir.path,
         step=step,
@@ -125,6 +120,16 @@ def _train(
         said = conclude(read_log(workdir.path), finest)
         print(f"{said or 'measured'}; plots are in {workdir.plots}")
     return True
+
+
+def _report_warmup(job: TrainingJob) -> None:
+    """Warn of a warm-up that does not end in this training."""
+    if (warmup := job.trainer.optimizer.warmup_steps) > job.options.steps:
+        logging.warning(
+            "the warm-up of %g steps is longer than the training of %d; the learning rate stays "
+            "below config.%s.lr. Lower the warm-up, or train longer",
+            *(warmup, job.options.steps, job.rate_section),
+        )
 
 
 def _report_batch_size(options: TrainingOptions) -> None:

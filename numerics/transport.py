@@ -24,8 +24,7 @@ def require_ott(what: str, remedy: str) -> None:
     """Raise ValueError unless ott-jax is installed, which `what` needs."""
     if importlib.util.find_spec("ott") is None:
         raise ValueError(
-            f"{what} needs ott-jax, which is not installed; run pip install 'scoresde[transport]', "
-            f"or {remedy}"
+            f"{what} needs ott-jax, which is not installed; run pip install ott-jax, or {remedy}"
         )
 
 

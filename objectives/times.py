@@ -124,7 +124,7 @@ class Uniform(_Continuous):
 
 @dataclass(frozen=True, kw_only=True)
 class Stratified(Uniform):
-    """Uniform times that together cover [t_min, 1] evenly; fields as of `Uniform`."""
+    """Uniform times that together cover [t_min, 1] evenly; fields as in `Uniform`."""
 
     def draw(self, key: Key[Array, ""], batch: int, sde: SDE, state: Any = ()) -> Times:
         """Draw evenly spaced times with a random offset."""

@@ -26,7 +26,7 @@ over its steps. Dynamic programming finds the path of K steps with the least sum
 path has an infinite KL divergence: eta = 0 has no optimal times of its own. Optimal times are those
 of eta = 1, whatever eta.
 
-With a variance head, 1 - Gamma_t is replaced by the uncertainty u of each x_t and pixel, as of
+With a variance head, 1 - Gamma_t is replaced by the uncertainty u of each x_t and pixel, as in
 `objectives.uncertainty` (Extended Analytic-DPM, Bao et al. 2022, arXiv:2206.07309).
 """
 
@@ -93,7 +93,7 @@ class AnalyticDPM:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What a checkpoint must come with, as of `objectives.variational.Variance.needs`."""
+        """What a checkpoint must come with, as in `objectives.variational.Variance.needs`."""
         optimal = {"moments"} if self.timestep_choice == "optimal" else set()
         return frozenset({VARIANCES[self.variance].needs} | optimal)
 

@@ -138,12 +138,12 @@ class Ancestral:
 
     @property
     def uncertainty(self) -> str:
-        """What gives the denoiser's uncertainty, as of `Variance.needs`; "" for none."""
+        """What gives the denoiser's uncertainty, as in `Variance.needs`; "" for none."""
         return VARIANCES[self.variance].needs
 
     @property
     def needs(self) -> frozenset[str]:
-        """What a checkpoint must come with, as of `needs_of_variance`."""
+        """What a checkpoint must come with, as in `needs_of_variance`."""
         return needs_of_variance(self.variance)
 
     def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:

@@ -170,7 +170,7 @@ class Predictor(Protocol):
         ...
 
 
-class Coefficients(NamedTuple):
+class PublishedRow(NamedTuple):
     """A step: network's time, std of the score, predictor's weights, corrector's alpha, sigma."""
 
     t: Any
@@ -200,7 +200,7 @@ class PublishedStep:
         return Step(x, x)
 
     def step(
-        self, keys: Keys, denoiser: Denoiser, state: Step, step: Coefficients, project: Project
+        self, keys: Keys, denoiser: Denoiser, state: Step, step: PublishedRow, project: Project
     ) -> Step:
         def score(x: Batch) -> Batch:
             return -denoiser.predict(x, step.t).eps / step.std
@@ -239,7 +239,7 @@ def published_plan(predictor: Any, corrector: Any, sde: SDE, times: np.ndarray) 
         require_table(coefficients, "correctors")
     none = np.ones(len(times)), np.zeros(len(times)), np.zeros(len(times))
     weights = none if predictor is None else predictor.published(coefficients)
-    steps = Coefficients(
+    steps = PublishedRow(
         t=coefficients.t,
         std=coefficients.std,
         weights=np.stack(weights, axis=1),

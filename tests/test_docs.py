@@ -1,13 +1,15 @@
 """What the documentation says works: commands run, code runs, links and names exist.
 
-Commands run in the order of their page, reduced: a tiny network, a few steps, random images in
-the place of data that would have to be downloaded.
+Commands of `sh` blocks run in the order of their page, reduced: a tiny network, a few steps, random
+images in the place of data that would have to be downloaded. Other blocks hold what needs a
+cluster, a bucket or published files; scripts that measure are only compared with their flags.
 """
 
 import functools
 import re
 import shlex
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -18,8 +20,10 @@ import losses
 import models
 import sde_lib
 import solvers
+from data import readers
 from experiment.configurations import configuration_names, known_configurations
 from main import MODES
+from results.run import RECIPES
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -56,7 +60,10 @@ TINY = {
     "likelihood.rtol": 0.1,
     "likelihood.atol": 0.1,
 }
-TABLES = ((sde_lib, "SDES"), (solvers, "SOLVERS"), (models, "NETWORKS"), (losses, "LOSSES"))
+TABLES = (
+    *((sde_lib, "SDES"), (solvers, "SOLVERS"), (models, "NETWORKS"), (losses, "LOSSES")),
+    (readers, "READERS"),
+)
 POINTS = {
     "model.features": 8,
     "data.samples": 100,
@@ -77,15 +84,32 @@ ROWS = tuple(
 # The commands that the code of a page needs, besides those of `trained`.
 CODE_NEEDS = {"text": "python main.py --config=configs/vp_digits.py --mode=train_perceptor"}
 SAMPLING = {"steps": 4, "max_steps": 1000, "rtol": 0.1, "atol": 0.1}
+# What commands name that this test lacks: published files, clusters, buckets.
+NOT_HERE = {
+    *("runs/adm", "runs/up"),
+    *("srun python", "nohup python", "exec python", "--coordinator=", "gs://YOUR-BUCKET"),
+    *("bedroom", "/mnt/bucket"),
+}
+# Defines `python`, and nothing else: it prints its arguments, quoted, one call a line.
+SHELL = "python() { printf '%q ' \"$@\"; echo; }\n"
 
 
 def blocks(page, language):
     return [code for found, code in BLOCK.findall(page.read_text()) if found == language]
 
 
+@functools.cache
 def commands(page):
-    lines = "\n".join(blocks(page, "sh")).splitlines()
-    return [line for line in lines if line.startswith("python main.py")]
+    """Return the calls of main.py in `sh` blocks, with loops and variables expanded.
+
+    A restricted shell without a PATH finds no other program.
+    """
+    if not (code := "\n".join(blocks(page, "sh"))):
+        return []
+    shell = ["/bin/bash", "--noprofile", "--norc", "-r", "-c", SHELL + code]
+    done = subprocess.run(shell, env={"PATH": ""}, capture_output=True, text=True, check=False)
+    calls = [line.strip() for line in done.stdout.splitlines()]
+    return [f"python {call}" for call in calls if call.startswith("main.py ")]
 
 
 @functools.cache
@@ -106,6 +130,55 @@ def test_relative_links_lead_somewhere(page):
         if not re.match(r"[a-z]+:", link):
             path = page.parent / link.partition("#")[0]
             assert path.exists(), f"{page.name} links to {link}"
+
+
+def test_a_command_that_is_not_run_names_what_is_not_here():
+    others = [
+        code for page in PAGES for lang, code in BLOCK.findall(page.read_text()) if lang != "sh"
+    ]
+    lines = "\n".join(others).replace("\\\n", " ").splitlines()
+    skipped = [line for line in lines if re.search(r"\bmain\.py +--", line)]
+    assert not [line for line in skipped if not any(name in line for name in NOT_HERE)]
+    assert not [name for name in NOT_HERE if not any(name in line for line in skipped)]
+
+
+def test_loops_of_commands_are_expanded():
+    students = [c for c in commands(ROOT / "docs/training.md") if "--workdir=runs/student_" in c]
+    assert len(students) == 4
+    assert "loss.student_steps=1 --config.loss.teacher=runs/student_2 " in students[-1]
+
+
+def flags_of(script):
+    """Return the flags that a script defines, itself or in what it imports from its folder."""
+    waiting, seen, found = [script], set(), set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen or not path.exists():
+            continue
+        seen.add(path)
+        text = path.read_text()
+        found.update(re.findall(r'add_argument\(\s*"(--\w+)"', text))
+        names = re.findall(r"^ *from (\w+) import", text, re.MULTILINE)
+        waiting += [script.parent / f"{name}.py" for name in names]
+    return found
+
+
+def test_scripts_that_measure_exist_and_have_the_flags_of_their_commands():
+    calls = {
+        call
+        for page in PAGES
+        for call in re.findall(r"python ((?:benchmarks|results)/\w+\.py[^`\n]*)", page.read_text())
+    }
+    assert len(calls) > 30
+    for call in calls:
+        path, *arguments = shlex.split(call, comments=True)
+        given = {a.partition("=")[0] for a in arguments if a.startswith("--")}
+        if "argparse" in (ROOT / path).read_text():
+            assert given <= flags_of(ROOT / path), call
+        elif path == "results/run.py":  # further flags go to main.py
+            assert {a for a in arguments if not a.startswith("--")} <= {"NAME", *RECIPES}, call
+        else:  # the same
+            assert path == "benchmarks/bits_back.py", call
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -190,8 +263,9 @@ def reduced(command, folder):
         fields["data.name"] = folder / "cifar10.npz"
     sampler = given.get("config.sampling.name", "unipc" if "digits" in file or of_points else "pc")
     adaptive = sampler in solvers.ADAPTIVE
+    follows = "config.loss.student_steps" in given  # its sampler takes the student's steps
     for name, value in SAMPLING.items():
-        if (name != "steps") == adaptive and sampler != "sde":
+        if (name != "steps") == adaptive and sampler != "sde" and not follows:
             fields[f"sampling.{name}"] = value
     arguments += [
         f"--config.{name}={value}"

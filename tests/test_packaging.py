@@ -9,7 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ADDRESS = PROJECT["project"].get("urls", {}).get("Repository")
 OUTSIDE = {"benchmarks", "notebooks", "results", "tests"}  # not installed
-PLACEHOLDER = re.compile(r"(?i)\b(owner|user|your[-_ ]?(user)?name)/(repo|repository|project)\b")
+PLACEHOLDER = re.compile(
+    r"(?i)\b(owner|user|your[-_ ]?(user)?name)/(repo|repository|project)\b"
+    r"|github\.com/(your|owner|user|name|me|<|\{)"
+)
 
 
 def tracked_files():

@@ -1,6 +1,6 @@
 """One row per choice: no module lists the rows of a table, and a mode is one row.
 
-That new rows of the other tables work end to end is in test_new_rows.py.
+That new rows of the other tables work is in test_new_rows.py and test_more_new_rows.py.
 """
 
 import ast
@@ -12,10 +12,12 @@ import pytest
 from command_line import CONFIG, ROOT, run
 from test_architecture import OUTSIDE, module_of, sources
 
+import probability_flow
 from data import readers
 from data.couplings import COUPLINGS
 from data.dequantization import DEQUANTIZATIONS
-from data.generators import POINTS
+from data.generators import POINTS, SERIES
+from denoising import CONDITIONINGS
 from evaluation.features import FEATURES
 from evaluation.metrics import METRICS
 from experiment.class_guidance import GUIDANCES
@@ -25,7 +27,9 @@ from jobs.diagnostics import DIAGNOSTICS
 from losses import LOSSES
 from main import MODES
 from models import CLASSIFIERS, NETWORKS
+from numerics.ode import ODE_METHODS
 from numerics.parameterizations import PARAMETERIZATIONS
+from numerics.stochastic import SDE_METHODS
 from objectives.times import TIMES
 from objectives.uncertainty import TARGETS
 from objectives.variational import VARIANCES
@@ -91,6 +95,8 @@ def test_every_mode_is_a_function_of_run_lib():
 TABLES = {
     "KINDS": ("experiment.kinds", KINDS),
     "POINTS": ("data.generators", POINTS),
+    "SERIES": ("data.generators", SERIES),
+    "CONDITIONINGS": ("denoising", CONDITIONINGS),
     "READERS": ("data.readers", readers.READERS),
     "COUPLINGS": ("data.couplings", COUPLINGS),
     "MODES": ("main", MODES),
@@ -104,6 +110,9 @@ TABLES = {
     "SOLVERS": ("solvers", SOLVERS),
     "ADAPTIVE": ("solvers", ADAPTIVE),
     "VARIABLES": ("solvers.heun", VARIABLES),
+    "VARIABLES of the ODE": ("probability_flow", probability_flow.VARIABLES),
+    "ODE_METHODS": ("numerics.ode", ODE_METHODS),
+    "SDE_METHODS": ("numerics.stochastic", SDE_METHODS),
     "SCALINGS": ("solvers.heun", SCALINGS),
     "PREDICTORS": ("solvers.predictor_corrector", PREDICTORS),
     "CORRECTORS": ("solvers.predictor_corrector", CORRECTORS),

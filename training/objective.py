@@ -46,6 +46,8 @@ class Objective(abc.ABC):
             noise.
         trains_process: whether it trains a process that has parameters, as no other does.
         needs_energy: whether the network must be the gradient of an energy.
+        bounds_levels: whether it bounds the probability of gray levels, and so has `pixel_levels`
+            and takes images without noise.
         teacher: what `Context.teacher` is, such as RUN or RUN:STEP; "" for none.
     """
 
@@ -54,6 +56,7 @@ class Objective(abc.ABC):
     takes_ends: ClassVar[bool] = False
     trains_process: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = False
+    bounds_levels: ClassVar[bool] = False
     teacher: str = ""
 
     @property

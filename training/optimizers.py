@@ -132,8 +132,8 @@ class AdamW(_DecayingRule):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101).
 
     Args:
-        beta1, beta2, eps: as of `Adam`.
-        weight_decay, decay_matrices_only: as of all optimizers with weight decay.
+        beta1, beta2, eps: as in `Adam`.
+        weight_decay, decay_matrices_only: as in all optimizers with weight decay.
     """
 
     beta1: float = 0.9
@@ -168,7 +168,7 @@ class ScheduleFreeAdamW(AdamW):
 
     Args:
         beta1: weight of x in y, above 0.
-        beta2, eps, weight_decay, decay_matrices_only: as of `AdamW`.
+        beta2, eps, weight_decay, decay_matrices_only: as in `AdamW`.
         weight_lr_power: each z counts in x with the largest learning rate so far to this power.
     """
 
@@ -204,7 +204,7 @@ class Lion(_DecayingRule):
     Args:
         beta1: weight of the momentum in the sign.
         beta2: decay rate of the momentum.
-        weight_decay, decay_matrices_only: as of all optimizers with weight decay.
+        weight_decay, decay_matrices_only: as in all optimizers with weight decay.
     """
 
     beta1: float = 0.9
@@ -247,7 +247,7 @@ class Muon(_DecayingRule):
             so that both take the same rate (Liu et al. 2025, arXiv:2502.16982, Eq. 4). 0 scales by
             sqrt(max(1, outputs / inputs)) instead, as Jordan does, with rates near 0.02.
         beta1, beta2, eps: Adam's, for vectors.
-        weight_decay, decay_matrices_only: as of all optimizers with weight decay.
+        weight_decay, decay_matrices_only: as in all optimizers with weight decay.
     """
 
     momentum: float = 0.95
@@ -290,7 +290,7 @@ class SGD(_DecayingRule):
     Args:
         momentum: decay rate of the sum of gradients; 0 for none.
         nesterov: whether to look a step ahead with it (Sutskever et al. 2013).
-        weight_decay, decay_matrices_only: as of all optimizers with weight decay.
+        weight_decay, decay_matrices_only: as in all optimizers with weight decay.
     """
 
     momentum: float = 0.9
@@ -321,7 +321,7 @@ class Adafactor(_DecayingRule):
         min_dim_size_to_factor: smaller matrices keep all of their mean squares.
         multiply_by_parameter_scale: multiply the rate by the root mean square of each parameter.
         clipping_threshold: largest root mean square of an update before the learning rate.
-        weight_decay, decay_matrices_only: as of all optimizers with weight decay.
+        weight_decay, decay_matrices_only: as in all optimizers with weight decay.
     """
 
     momentum: float = 0.0

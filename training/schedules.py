@@ -67,7 +67,7 @@ def _ramp(lr: float, warmup: Any) -> optax.Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(LearningRate):
-    """The same rate after warm-up; fields as of `LearningRate`."""
+    """The same rate after warm-up; fields as in `LearningRate`."""
 
     decays = False
 

@@ -135,7 +135,7 @@ def _joined(tree: Any) -> Any:
         return {key: _joined(value) for key, value in tree.items()}
     shape, pieces = (_listed(tree[field]) for field in ("shape", "chunks"))
     if not all(isinstance(piece, np.ndarray) and piece.ndim == 1 for piece in pieces):
-        raise ValueError("an array whose pieces are none")
+        raise ValueError("an array with pieces that are not arrays")
     if count_elements(shape) != sum(map(len, pieces)):
         raise ValueError("an array whose pieces do not make its shape")
     return np.concatenate(pieces).reshape(shape)

@@ -76,7 +76,7 @@ def test_with_brownian_bridges_the_plan_is_that_of_their_schroedinger_bridge():
 
 def test_optimal_transport_without_ott_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'scoresde\[transport\]', or set .*=0$"):
+    with pytest.raises(ValueError, match=r"pip install ott-jax, or set .*=0$"):
         MinibatchOT()
     assert MinibatchOT(regularization=0.0).ends(X, Y, RNG).shape == X.shape  # the remedy
 

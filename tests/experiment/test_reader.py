@@ -234,7 +234,9 @@ class Color:
 def test_classes_share_a_section_and_defaults_are_recorded():
     config = {"box": {"name": "b", "length": None, "color": "blue", "depth": 2}, "seed": 1}
     reader = Reader(config)
-    length, color = reader.build_all("box", (Length, Color), ignore={"name"}, fixed={"low": 1.5})
+    length, color = reader.build_all(
+        "box", (Length, Color), ignore={"name"}, fixed={"low": 1.5}
+    ).values()
     assert (length, color) == (Length(length=3, low=1.5), Color(color="blue"))
     assert reader.resolved["box"] == {"name": "b", "length": 3, "color": "blue", "depth": None}
     assert config["box"]["depth"] == 2, "the configuration stays as it is"

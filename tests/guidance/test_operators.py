@@ -115,7 +115,7 @@ def test_blur_longer_than_the_image(x64):
     np.testing.assert_allclose(blur((3, 2, 1), 2.5)(jnp.asarray(x))[0, ..., 0], expected)
 
 
-def test_cartesian_mask_keeps_the_centre():
+def test_cartesian_mask_keeps_the_center():
     mask = cartesian_mask((8, 64, 1), 4.0, center_fraction=0.125, seed=3)
     columns = mask[0, :, 0]
     assert mask.shape == (8, 64, 1)

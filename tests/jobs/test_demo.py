@@ -108,7 +108,7 @@ def test_a_server_answers_with_pictures_or_one_line(conditional):
         status, options = asked(f"{address}/options")
         assert status == 200
         assert (options["height"], options["width"], options["classes"]) == (8, 8, 10)
-        assert set(options["solvers"]) == set(demo.SOLVERS)
+        assert set(options["solvers"]) == set(demo.OFFERED)
         request = {"solver": "DDIM", "steps": 3, "seed": 1, "label": 2, "known": []}
         status, found = asked(f"{address}/sample", request)
         assert (status, len(found["pictures"]), found["evaluations"]) == (200, 4, 4)
@@ -135,7 +135,7 @@ def test_known_pixels_stay_and_the_seed_decides_the_rest(conditional):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", demo.SOLVERS)
+@pytest.mark.parametrize("solver", demo.OFFERED)
 def test_every_solver_draws(conditional, solver):
     shown = demo.Demo(conditional).draw(demo.Request(solver=solver, steps=4))
     assert len(shown.pictures) == 5

@@ -216,10 +216,10 @@ def test_classes_are_balanced_or_those_given(fields, labels):
     experiment = built(guided | fields)
     checkpoint = Checkpoint(step=0, denoiser=experiment.model.denoiser({}))
     indices = experiment.parallel.place(np.arange(5))
-    labelled = experiment.sampler.with_classes(checkpoint, indices)
-    assert np.asarray(labelled.labels)[:5].tolist() == labels
-    (guidance,) = labelled.guidances
-    assert (guidance.null_label, guidance.scale, labelled.evaluations) == (10, 2.0, 2)
+    labeled = experiment.sampler.with_classes(checkpoint, indices)
+    assert np.asarray(labeled.labels)[:5].tolist() == labels
+    (guidance,) = labeled.guidances
+    assert (guidance.null_label, guidance.scale, labeled.evaluations) == (10, 2.0, 2)
     assert experiment.sampler.evaluations == 2 * 4
     # A checkpoint is a value: what is drawn with it leaves it as it was.
     assert dataclasses.replace(checkpoint).denoiser.labels is None

@@ -321,9 +321,9 @@ def test_tables_that_are_no_probabilities_are_refused():
 
 
 def brute_force_precision_recall(real, samples, k):
-    def covered(points, centres):
-        radii = np.sort(scipy.spatial.distance.cdist(centres, centres), axis=1)[:, k]
-        return (scipy.spatial.distance.cdist(points, centres) <= radii).any(axis=1).mean()
+    def covered(points, centers):
+        radii = np.sort(scipy.spatial.distance.cdist(centers, centers), axis=1)[:, k]
+        return (scipy.spatial.distance.cdist(points, centers) <= radii).any(axis=1).mean()
 
     return covered(samples, real), covered(real, samples)
 
@@ -356,6 +356,6 @@ def test_dropped_modes_cost_recall_and_strange_samples_precision():
 
 
 @pytest.mark.parametrize("k", [0, 5])
-def test_neighbours_that_are_not_there_are_refused(k):
+def test_neighbors_that_are_not_there_are_refused(k):
     with pytest.raises(ValueError, match=re.escape(f"k={k} must be in 1..4")):
         precision_recall(normal(9, 2), normal(5, 2), k=k)

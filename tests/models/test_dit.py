@@ -164,9 +164,9 @@ def test_labels_matter_and_none_is_the_last():
     x, cond = seeded_batch()
     nothing = f(params, x, cond)
     np.testing.assert_array_equal(nothing, f(params, x, cond, np.array([4, 4])))
-    labelled = f(params, x, cond, np.array([1, 4]))
-    assert not np.allclose(labelled[0], nothing[0], atol=1e-2)
-    np.testing.assert_allclose(labelled[1], nothing[1], atol=1e-6)
+    labeled = f(params, x, cond, np.array([1, 4]))
+    assert not np.allclose(labeled[0], nothing[0], atol=1e-2)
+    np.testing.assert_allclose(labeled[1], nothing[1], atol=1e-6)
 
 
 @pytest.mark.slow

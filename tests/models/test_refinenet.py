@@ -203,7 +203,7 @@ def test_images_must_halve_as_often_as_the_network_does(size, factor):
 
 
 @pytest.mark.parametrize("network", [NCSN(), NCSNv2()])
-def test_what_is_no_batch_of_square_unlabelled_images_is_refused(network):
+def test_what_is_no_batch_of_square_unlabeled_images_is_refused(network):
     def call(shape, labels=None):
         x, cond = jnp.zeros(shape), jnp.zeros(shape[0])
         network.init(jax.random.key(0), x, cond, labels, train=False)

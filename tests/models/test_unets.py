@@ -180,8 +180,8 @@ def test_classes_matter_and_none_is_a_class_of_its_own():
     outputs = [f(jnp.array([label, label])) for label in range(4)]
     for a, b in itertools.combinations(outputs, 2):
         assert np.max(np.abs(a - b)) > 1e-3
-    unlabelled = compiled(network)(params, x, cond)
-    np.testing.assert_allclose(unlabelled, outputs[3], atol=1e-5)
+    unlabeled = compiled(network)(params, x, cond)
+    np.testing.assert_allclose(unlabeled, outputs[3], atol=1e-5)
     mixed = f(jnp.array([1, 2]))
     np.testing.assert_allclose(mixed, np.stack([outputs[1][0], outputs[2][1]]), atol=1e-5)
 

@@ -146,9 +146,8 @@ def test_published_configurations_sample_as_published(x64, config, churn):
     """S_churn and the rest as on EDM's command line, so with churn at all levels."""
     fields = config.get_config()
     fields.sampling.update(churn)
-    schedule, solver = Reader({"sampling": fields.sampling.to_dict()}).build_all(
-        "sampling", (Schedule, Heun)
-    )
+    reader = Reader({"sampling": fields.sampling.to_dict()})
+    schedule, solver = reader.build_all("sampling", (Schedule, Heun)).values()
     sde = PROCESSES["edm"]
     x = sample(KEY, two_points(sde), SHAPE, solver=solver, schedule=schedule).x
     count = {edm_cifar10: 18, edm_ffhq_64: 40, edm_imagenet_64: 256}[config]

@@ -118,8 +118,8 @@ def test_ancestral_step_is_exact_on_a_point_mass_for_any_step(x64, sde):
     point = np.array([0.5, -0.3])
     denoiser = gaussian(point, np.zeros((2, 2))).denoiser(sde)
     t, s = jnp.float64(0.9), jnp.float64(0.2)
-    centre = sde.alpha(t) * jnp.asarray(point)
-    x = jnp.stack([centre, centre + 1])
+    center = sde.alpha(t) * jnp.asarray(point)
+    x = jnp.stack([center, center + 1])
     mean, std, _ = one_step(Ancestral(variance="small"), denoiser, x, t, s)
     slope = mean[1] - mean[0]
     np.testing.assert_allclose(mean[0], sde.alpha(s) * point, rtol=1e-9)
