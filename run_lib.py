@@ -38,6 +38,7 @@ from jobs.restore import (
     checkpoints_of,
     load_checkpoint,
     load_moments,
+    load_variance_head,
     restore_average,
 )
 from jobs.sample import draw_plain
@@ -126,15 +127,20 @@ def train_dequantizer(experiment: Experiment, workdir: Workdir) -> None:
         print("next: --mode=eval with --config.data.dequantization=variational")
 
 
-def train_variance(experiment: Experiment, workdir: Workdir) -> None:
-    """Train the variance head of a run, for its latest checkpoint, to `config.variance_head.steps`.
+def train_variance(
+    experiment: Experiment, workdir: Workdir, *, checkpoint: int | None = None, ema: str = ""
+) -> None:
+    """Train the variance head of a checkpoint, the latest by default.
+
+    It is trained to `config.variance_head.steps`. `ema` chooses the average of the parameters.
 
     Raises:
         as `train`.
     """
     experiment.model.require_no_image("--mode=train_variance")
-    denoiser = load_checkpoint(experiment, workdir, needs=frozenset()).denoiser
-    if run_job(variance_head_job(experiment, denoiser), workdir.variance_head):
+    loaded = load_checkpoint(experiment, workdir, checkpoint, ema, needs=frozenset())
+    job = variance_head_job(experiment, loaded.denoiser)
+    if run_job(job, workdir.variance_head(loaded.name)):
         print(
             "next: --config.sampling.name=analytic --config.sampling.variance=diagonal, or "
             "--config.discrete_bound.variance=diagonal"
@@ -189,8 +195,11 @@ def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None
     checkpoints, needs = checkpoints_of(workdir, ema), needs_of(experiment)
     for step in steps:  # a missing checkpoint is an error before the others are evaluated
         checkpoints.config(step)
+        name = checkpoint_name(step, ema)
         if "moments" in needs:
-            load_moments(experiment, workdir, checkpoint_name(step, ema))
+            load_moments(experiment, workdir, name)
+        if "variance_head" in needs:
+            load_variance_head(experiment, workdir, name)
     for step in steps or (None,):
         checkpoint = load_checkpoint(experiment, workdir, step, ema, needs)
         checkpoint = replace(checkpoint, dequantizer=dequantizer)

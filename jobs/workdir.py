@@ -130,9 +130,13 @@ class Workdir:
         return Workdir(self.path / "dequantizer", part="dequantizer")
 
     @property
-    def variance_head(self) -> "Workdir":
-        """The folder of the run's variance head."""
-        return Workdir(self.path / "variance_head", part="variance_head")
+    def variance_heads(self) -> AnyPath:
+        """The folder of the folders of variance heads, one for each checkpoint that has one."""
+        return self.path / "variance_head"
+
+    def variance_head(self, checkpoint: str) -> "Workdir":
+        """Return the folder of the variance head of a checkpoint, by the name of the latter."""
+        return Workdir(self.variance_heads / checkpoint, part="variance_head")
 
     @property
     def perceptor(self) -> "Workdir":
