@@ -32,6 +32,7 @@ from jobs.exchange import import_classifier as import_classifier
 from jobs.moments import measure_moments
 from jobs.perceptor import export_perceptor, load_perceptor
 from jobs.plan import describe
+from jobs.processes import animate_processes
 from jobs.profile import ProfiledSteps
 from jobs.restore import (
     TrainedModel,
@@ -276,6 +277,7 @@ def sample(
     task, the inputs beside their samples) and protocol.json. Of points of the plane it holds
     processes.png too, and of an energy of such points density.png. An animation shows the reverse
     process of the first samples with gif="true", and the predicted samples beside it with gif="x0".
+    Of points of the plane, processes.gif is one of processes.png.
     With `png`, a folder holds each image as a file. `ema` chooses the average of the parameters.
 
     Raises:
@@ -318,6 +320,8 @@ def sample(
         count = len(drawn.frames)
         side_by_side = [np.concatenate(pictures[i::count], axis=1) for i in range(count)]
         write_gif(folder / "samples.gif", side_by_side)
+        if run is None and (rows := animate_processes(experiment, loaded, _FRAMES)):
+            write_gif(folder / "processes.gif", rows)
 
 
 def moments(
