@@ -30,6 +30,7 @@ from jobs.exchange import export_checkpoint as export_checkpoint
 from jobs.exchange import import_checkpoint as import_checkpoint
 from jobs.exchange import import_classifier as import_classifier
 from jobs.moments import measure_moments
+from jobs.pairs import find_simulator
 from jobs.perceptor import export_perceptor, load_perceptor
 from jobs.plan import describe
 from jobs.processes import animate_processes
@@ -397,6 +398,7 @@ def check(
         task_run(experiment, task, num_samples)
     if experiment.loss.teacher:
         find_teacher(experiment)
+    find_simulator(experiment)
     check_start(experiment.training, workdir)
     if "perceptor" in experiment.sampler.needs:
         load_perceptor(experiment, workdir)

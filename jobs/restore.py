@@ -46,12 +46,9 @@ def _restore_part(
     experiment: Experiment, workdir: Workdir, template: Any, step: int | None
 ) -> Restored:
     workdir.check(experiment.config, training=False)
+    workdir.require_checkpoint(step)
     restored = Checkpoints(workdir.checkpoints).restore(template, step, partial=True)
-    if restored is None:
-        raise CheckpointError(
-            f"there is no checkpoint in --workdir={workdir.path} yet; run --mode=train or "
-            "--mode=import first"
-        )
+    assert restored is not None
     return restored
 
 

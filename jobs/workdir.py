@@ -211,6 +211,17 @@ class Workdir:
             content = self.config.read_bytes()
         return json.loads(content)
 
+    def require_checkpoint(self, step: int | None = None) -> None:
+        """Raise CheckpointError unless there is this checkpoint, or where it is None, any."""
+        checkpoints = Checkpoints(self.checkpoints)
+        if step is not None:
+            checkpoints.config(step)
+        elif not checkpoints.steps():
+            raise CheckpointError(
+                f"there is no checkpoint in --workdir={self.path} yet; run --mode=train or "
+                "--mode=import first"
+            )
+
     def check(self, config: dict[str, Any], *, training: bool) -> list[str]:
         """Raise WorkdirError unless `config` fits the run in the folder, if there is one.
 
