@@ -46,7 +46,7 @@ MODES = {
     "prepare": Mode("prepare", flags=("target", "skip_damaged")),
     "train_classifier": Mode("train_classifier"),
     "train_dequantizer": Mode("train_dequantizer"),
-    "train_variance": Mode("train_variance"),
+    "train_variance": Mode("train_variance", flags=("checkpoint", "ema")),
     "train_perceptor": Mode("train_perceptor"),
     "train_bridge": Mode("train_bridge", flags=("rounds",)),
     "stats": Mode("stats", flags=("target",)),
@@ -79,13 +79,14 @@ _CACHE = flags.DEFINE_boolean(
 flags.DEFINE_integer(
     "checkpoint",
     None,
-    "sample, demo, moments, ema, export, compress, decompress: step; by default the latest.",
+    "sample, demo, moments, train_variance, ema, export, compress, decompress: step; by default "
+    "the latest.",
 )
 flags.DEFINE_string(
     "ema",
     "",
-    "sample, demo, eval, moments, compress, decompress: another average of the parameters, such as "
-    "rate_0.999 or length_0.08.",
+    "sample, demo, eval, moments, train_variance, compress, decompress: another average of the "
+    "parameters, such as rate_0.999 or length_0.08.",
 )
 flags.DEFINE_string(
     "length", None, "ema: sigma_rel of the average to make; several, 0.05,0.1, are evaluated too."

@@ -30,14 +30,17 @@ from jobs.exchange import export_checkpoint as export_checkpoint
 from jobs.exchange import import_checkpoint as import_checkpoint
 from jobs.exchange import import_classifier as import_classifier
 from jobs.moments import measure_moments
+from jobs.pairs import find_simulator
 from jobs.perceptor import export_perceptor, load_perceptor
 from jobs.plan import describe
+from jobs.processes import animate_processes
 from jobs.profile import ProfiledSteps
 from jobs.restore import (
     TrainedModel,
     checkpoints_of,
     load_checkpoint,
     load_moments,
+    load_variance_head,
     restore_average,
 )
 from jobs.sample import draw_plain
@@ -126,15 +129,20 @@ def train_dequantizer(experiment: Experiment, workdir: Workdir) -> None:
         print("next: --mode=eval with --config.data.dequantization=variational")
 
 
-def train_variance(experiment: Experiment, workdir: Workdir) -> None:
-    """Train the variance head of a run, for its latest checkpoint, to `config.variance_head.steps`.
+def train_variance(
+    experiment: Experiment, workdir: Workdir, *, checkpoint: int | None = None, ema: str = ""
+) -> None:
+    """Train the variance head of a checkpoint, the latest by default.
+
+    It is trained to `config.variance_head.steps`. `ema` chooses the average of the parameters.
 
     Raises:
         as `train`.
     """
     experiment.model.require_no_image("--mode=train_variance")
-    denoiser = load_checkpoint(experiment, workdir, needs=frozenset()).denoiser
-    if run_job(variance_head_job(experiment, denoiser), workdir.variance_head):
+    loaded = load_checkpoint(experiment, workdir, checkpoint, ema, needs=frozenset())
+    job = variance_head_job(experiment, loaded.denoiser)
+    if run_job(job, workdir.variance_head(loaded.name)):
         print(
             "next: --config.sampling.name=analytic --config.sampling.variance=diagonal, or "
             "--config.discrete_bound.variance=diagonal"
@@ -189,8 +197,11 @@ def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None
     checkpoints, needs = checkpoints_of(workdir, ema), needs_of(experiment)
     for step in steps:  # a missing checkpoint is an error before the others are evaluated
         checkpoints.config(step)
+        name = checkpoint_name(step, ema)
         if "moments" in needs:
-            load_moments(experiment, workdir, checkpoint_name(step, ema))
+            load_moments(experiment, workdir, name)
+        if "variance_head" in needs:
+            load_variance_head(experiment, workdir, name)
     for step in steps or (None,):
         checkpoint = load_checkpoint(experiment, workdir, step, ema, needs)
         checkpoint = replace(checkpoint, dequantizer=dequantizer)
@@ -267,6 +278,7 @@ def sample(
     task, the inputs beside their samples) and protocol.json. Of points of the plane it holds
     processes.png too, and of an energy of such points density.png. An animation shows the reverse
     process of the first samples with gif="true", and the predicted samples beside it with gif="x0".
+    Of points of the plane, processes.gif is one of processes.png.
     With `png`, a folder holds each image as a file. `ema` chooses the average of the parameters.
 
     Raises:
@@ -309,6 +321,8 @@ def sample(
         count = len(drawn.frames)
         side_by_side = [np.concatenate(pictures[i::count], axis=1) for i in range(count)]
         write_gif(folder / "samples.gif", side_by_side)
+        if run is None and (rows := animate_processes(experiment, loaded, _FRAMES)):
+            write_gif(folder / "processes.gif", rows)
 
 
 def moments(
@@ -384,6 +398,7 @@ def check(
         task_run(experiment, task, num_samples)
     if experiment.loss.teacher:
         find_teacher(experiment)
+    find_simulator(experiment)
     check_start(experiment.training, workdir)
     if "perceptor" in experiment.sampler.needs:
         load_perceptor(experiment, workdir)

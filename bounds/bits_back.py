@@ -32,7 +32,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Float64, Int64, Integer
 
 from bounds.discrete import DiscreteBoundOptions
 from denoising import Denoiser
@@ -180,7 +180,7 @@ class ImageCodec:
         bound_tables(self.denoiser.sde, self.times, self.options.decoder)
 
     def encode(
-        self, images: Int[np.ndarray, "count *shape"], progress: Progress = iter
+        self, images: Integer[np.ndarray, "count *shape"], progress: Progress = iter
     ) -> list[Code]:
         """Return the codes of the lanes; image k is in lane k modulo `lanes`.
 

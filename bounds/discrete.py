@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from denoising import Denoiser
+from denoising import Denoiser, Prediction
 from errors import BoundError, require_choice
 from numerics.arrays import (
     Batch,
@@ -147,6 +147,29 @@ def discrete_bound(
     return DiscreteBound(total, prior, found[:steps], found[steps], squares, steps + 1)
 
 
+def received_images(
+    key: Key[Array, ""],
+    denoiser: Denoiser,
+    x0: Float[Array, "batch *shape"],
+    *,
+    times: Float[np.ndarray, "times"],
+    chosen: Int[np.ndarray, "chosen"],
+    indices: Int[Array, "batch"] | None = None,
+) -> Float[Array, "chosen batch *shape"]:
+    """Return the x0 that a receiver predicts at some of the times: `times[chosen]`.
+
+    These are the images behind `squares` of `discrete_bound`, with the same noises, before they are
+    clipped. The other arguments are those of `discrete_bound`.
+    """
+    x0 = require_batch(x0)
+    keys = sample_keys(key, sample_indices(key, x0.shape, indices))
+    found = [
+        _noisy_prediction(keys, denoiser, x0, jnp.asarray(i), jnp.asarray(times[i], x0.dtype))
+        for i in chosen
+    ]
+    return jnp.stack([prediction.x0 for prediction, _ in found])
+
+
 def prior_divergence(
     sde: SDE, x0: Float[Array, "batch *shape"], t: float = 1.0
 ) -> Float[Array, "batch"]:
@@ -174,6 +197,19 @@ def require_finite(
         )
 
 
+@jax.jit
+def _noisy_prediction(
+    keys: Key[Array, "batch"],
+    denoiser: Denoiser,
+    x0: Batch,
+    i: Int[Array, ""],
+    t: Float[Array, ""],
+) -> tuple[Prediction, Batch]:
+    """Return what is predicted at time number i, t, and the noise there."""
+    eps = normal_like(fold_in_each(keys, i), x0)
+    return denoiser.predict(denoiser.sde.perturb(x0, t, eps), t), eps
+
+
 @partial(jax.jit, static_argnames=("options", "pixel_levels"))
 def _terms(
     key: Key[Array, ""],
@@ -196,9 +232,7 @@ def _terms(
         i: Int[Array, ""], found: tuple[Float[Array, "rows batch"], Float[Array, "rows batch"]]
     ) -> tuple[Float[Array, "rows batch"], Float[Array, "rows batch"]]:
         terms, squares = found
-        eps = normal_like(fold_in_each(keys, i), x0)
-        t = table.t[i]
-        prediction = denoiser.predict(denoiser.sde.perturb(x0, t, eps), t)
+        prediction, eps = _noisy_prediction(keys, denoiser, x0, i, table.t[i])
 
         def divergence() -> Batch:
             growth, log_range = table.growth[i], table.log_range[i]

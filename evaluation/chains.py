@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Array, Float
 
-from bounds.discrete import discrete_bound
+from bounds.discrete import discrete_bound, received_images
 from evaluation.batches import (
     Batch,
     facts,
@@ -14,10 +14,14 @@ from evaluation.batches import (
     seconds_of,
 )
 from evaluation.report import Evaluation, Report
+from experiment.experiment import with_data_labels
 from experiment.images import as_images
 from experiment.randomness import base_key
-from files.plots import Panel, Series
+from files.pictures import image_grid
+from files.plots import Panel, Series, Strip
 from jobs.cache import Arrays
+
+_SHOWN, _RATES = 5, 8  # images and rates of a picture
 
 
 def discrete_bound_likelihood(evaluation: Evaluation) -> Report:
@@ -65,8 +69,41 @@ def rate_distortion(evaluation: Evaluation) -> Report:
         from_zero=True,
         note="without the last bits, which make it exact",
     )
+    strip = _received(evaluation, times, rate)
     curve = {"times": times.tolist(), "rate": rate.tolist(), "distortion": distortion.tolist()}
-    return Report(curve | {"images": len(sent)}, {}, (panel,))
+    return Report(curve | {"images": len(sent)}, {}, (panel, strip))
+
+
+def _received(
+    evaluation: Evaluation, times: Float[np.ndarray, "times"], rate: Float[np.ndarray, "times"]
+) -> Strip:
+    """Return what is predicted of the first test images at some rates; they come last.
+
+    The first bits change most, so the rates are denser there. The layout is that of Ho et al. 2020,
+    Figure 6 (progressive generation), for given images.
+    """
+    experiment, data = evaluation.experiment, as_images(evaluation.experiment.data)
+    test, count = data.splits, min(_SHOWN, len(data.splits.test))
+    wanted = rate[0] + (rate[-1] - rate[0]) * np.linspace(0, 1, _RATES) ** 2
+    chosen = np.unique(np.abs(rate[:, None] - wanted).argmin(axis=0))
+    indices = experiment.parallel.place(np.arange(count))
+    denoiser = experiment.discrete_bound.of(evaluation.checkpoint, data.limits)[0]
+    x0 = data.noiseless(test.test, indices)
+    found = received_images(
+        base_key(experiment.evaluation.seed, "discrete_bound"),
+        with_data_labels(experiment, denoiser, indices, test.test_labels),
+        x0,
+        times=times,
+        chosen=chosen,
+        indices=indices,
+    )
+    images = [data.decode(experiment.parallel.fetch(each)[:count]) for each in (*found, x0)]
+    return Strip(
+        title="predicted images",
+        x_label="bits/dim so far",
+        picture=image_grid(np.concatenate(np.stack(images, axis=1)), columns=len(images)),
+        labels=[*(f"{rate[i]:.2f}" for i in chosen), "all"],
+    )
 
 
 def _discrete_bound(evaluation: Evaluation) -> tuple[Arrays, Float[np.ndarray, "times"]]:

@@ -10,7 +10,7 @@ from evaluation.protocol import Protocol
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
 from files.paths import AnyPath
-from files.plots import Panel
+from files.plots import Panel, Strip
 from jobs.cache import ResultCache
 from metrics.features import Extractor
 
@@ -20,7 +20,7 @@ class Report(NamedTuple):
 
     summary: dict[str, Any]
     per_image: dict[str, np.ndarray]
-    plot: Sequence[Panel] = ()
+    plot: Sequence[Panel | Strip] = ()
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,14 @@ def check_ends(experiment: Experiment) -> None:
             "ends; choose translate or generate"
         )
     if task.encodes and ends.diffusion:
+        remedy = f"sample a run in which config.data.name and {FIELD} have changed places"
+        if ends.operator is not None:
+            measurement = experiment.config["coupling"]["measurement"]
+            remedy = f"choose to_data, the only one of config.coupling.measurement={measurement!r}"
         raise ConfigError(
             "config.task.direction='from_data' needs a network of that direction, and with "
-            f"config.sde.diffusion={ends.diffusion:g} a network has one; sample a run in which "
-            f"config.data.name and {FIELD} have changed places (docs/bridges.md)"
+            f"config.sde.diffusion={ends.diffusion:g} a network has one; {remedy} "
+            "(docs/bridges.md)"
         )
     if task.encodes and not sampler.solve.inverts:
         raise ConfigError(

@@ -130,16 +130,20 @@ class Ends:
             return MappedBatches(starts=starts, function=self.degraded)
         if self.other is None:
             return NormalBatches(shape=self.data.shape, batch_size=batch_size, seed=seed)
-        paired, counts = self.coupling.paired, self._counts("train")
-        if paired and counts[0] != counts[1]:
+        self.check_rows()
+        self.check_counts(len(self.data.splits.train), len(self.other.splits.train))
+        seed = seed_of_other(seed, paired=self.coupling.paired)
+        return self.other.training_batches(batch_size, seed, labels=False)
+
+    def check_counts(self, ours: int, theirs: int) -> None:
+        """Raise ConfigError unless so many training rows of both sets can be paired."""
+        if self.coupling.paired and ours != theirs:
             raise ConfigError(
                 f"config.coupling.name={self.name!r} needs as many rows in both data sets, but "
-                f"config.data.name={self.data.options.name!r} has {counts[0]} for training and "
-                f"{FIELD}={self.other.options.name!r} {counts[1]}; give pairs in the same order, "
-                "or choose config.coupling.name=independent"
+                f"config.data.name={self.sets[0]!r} has {ours} for training and "
+                f"{FIELD}={self.sets[1]!r} {theirs}; give pairs in the same order, or choose "
+                "config.coupling.name=independent"
             )
-        seed = seed_of_other(seed, paired=paired)
-        return self.other.training_batches(batch_size, seed, labels=False)
 
     def degraded(self, x0: Float[Any, "batch ..."]) -> Array:
         """Return A^+ A x0, what a measurement leaves of images."""
@@ -156,11 +160,6 @@ class Ends:
         if self.other is not None:
             with _of_the_other(self.other):
                 _ = self.other.splits
-
-    def _counts(self, split: str) -> tuple[int, int]:
-        assert self.other is not None
-        self.check_rows()
-        return len(getattr(self.data.splits, split)), len(getattr(self.other.splits, split))
 
     def starts(
         self, indices: Sequence[int] | np.ndarray, seed: int

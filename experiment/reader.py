@@ -25,10 +25,12 @@ class Reader:
     def __init__(self, config: dict[str, Any], overrides: Collection[str] = ()) -> None:
         self.config, self.overrides = config, overrides
         self.resolved = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
+        self._tables: dict[tuple[str, str], Mapping[str, Any]] = {}  # by section and field
 
     def lookup(self, path: str, table: Mapping[str, Any], field: str = "name") -> Any:
         """Return the entry of `table` that a field names."""
         name = self.config[path][field]
+        self._tables[path, field] = table
         with config_errors(path):
             require_choice(field, name, table)
         return table[name]
@@ -95,8 +97,29 @@ class Reader:
         chosen = f" with {', '.join(choices)}" if choices else ""
         return (
             f"config.{path}.{name}={section[name]!r} is not used{chosen}; "
-            f"the fields used are: {', '.join(sorted(used))}"
+            f"the fields used are: {', '.join(sorted(used))}{self._users(path, name)}"
         )
+
+    def _users(self, path: str, name: str) -> str:
+        """Return a phrase with the choices that would use a field, or ""."""
+        phrases = []
+        for (section, field), table in self._tables.items():
+            rows = [key for key, row in table.items() if name in _fields_of(row)]
+            if section == path and rows:
+                *most, last = rows
+                choices = f"{', '.join(most)} or {last}" if most else last
+                phrases.append(f"; {name} is used with config.{path}.{field}={choices}")
+        return "".join(phrases)
+
+
+def _fields_of(row: Any) -> set[str]:
+    """Return the fields that a row of a table has: a class, or what holds classes of options."""
+    if isinstance(row, type):
+        return {f.name for f in dataclasses.fields(row)} if dataclasses.is_dataclass(row) else set()
+    if isinstance(row, Mapping):
+        row = tuple(row.values())
+    held = row if isinstance(row, tuple) else (getattr(row, "options", None),)
+    return set().union(*(_fields_of(each) for each in held if each is not None))
 
 
 @contextlib.contextmanager

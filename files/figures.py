@@ -20,6 +20,7 @@ Picture = UInt8[np.ndarray, "_ _ 3"]
 Points = Float[np.ndarray, "_ d"]
 
 _DPI, _SIDE = 100, 4.0  # inches
+_FRAME_SIDE = 3.0  # of a panel of an animation of three
 _SERIES = 16  # series that a figure shows
 _GRID = 18  # arrows along each side
 _LINES = 400  # of translations
@@ -32,6 +33,27 @@ class Drift(NamedTuple):
 
     at: Float[np.ndarray, "k 2"]
     to: Float[np.ndarray, "k 2"]
+
+
+class Processes(NamedTuple):
+    """The processes of points of the plane, with an entry per time.
+
+    Attributes:
+        times: ascending.
+        forward: data that become noise, at `times`.
+        reverse: noise that becomes samples, at `times` from the last to the first.
+        drifts: of the reverse process, at the times of `reverse`.
+    """
+
+    times: Sequence[float]
+    forward: Sequence[Points]
+    reverse: Sequence[Points]
+    drifts: Sequence[Drift]
+
+    @property
+    def limits(self) -> list[tuple[float, float]]:
+        """The limits of the axes, which show the forward process at all times."""
+        return [_limits(np.concatenate(self.forward)[:, axis]) for axis in (0, 1)]
 
 
 def grid_of(points: Points) -> Float[np.ndarray, "k 2"]:
@@ -57,31 +79,53 @@ def series_pictures(frames: Sequence[Float[np.ndarray, "n length channels"]]) ->
     return _pictures(frames, _draw_series, columns=columns, rows=-(-count // columns))
 
 
-def process_picture(
-    times: Sequence[float],
-    forward: Sequence[Points],
-    reverse: Sequence[Points],
-    drifts: Sequence[Drift],
-) -> Picture:
+def process_picture(processes: Processes) -> Picture:
     """Return three rows: data that become noise, noise that becomes samples, and the drift.
 
-    The rows follow Sohl-Dickstein et al. 2015 (arXiv:1503.03585, Figure 1). All have an entry per
-    time; the times of the first row ascend, and those of the others descend.
+    The rows follow Sohl-Dickstein et al. 2015 (arXiv:1503.03585, Figure 1). In a row, time advances
+    to the right.
     """
-    figure, canvas = _figure(len(times), 3, side=2.2)
-    limits = [_limits(np.concatenate(forward)[:, axis]) for axis in (0, 1)]
-    rows = (("forward", times, forward), ("reverse", times[::-1], reverse))
-    for row, (name, row_times, frames) in enumerate(rows):
-        for column, (t, points) in enumerate(zip(row_times, frames, strict=True)):
-            axes = figure.add_subplot(3, len(times), row * len(times) + column + 1)
-            _scatter(axes, points, limits, size=1.0)
-            axes.set_title(f"{name}, t = {t:.2g}", fontsize=9, color=_TEXT)
-    for column, (t, drift) in enumerate(zip(times[::-1], drifts, strict=True)):
-        axes = figure.add_subplot(3, len(times), 2 * len(times) + column + 1)
-        _bare(axes, limits)
-        axes.quiver(*drift.at.T, *drift.to.T, color=COLORS[1], width=0.006)
-        axes.set_title(f"drift, t = {t:.2g}", fontsize=9, color=_TEXT)
+    count, limits = len(processes.times), processes.limits
+    figure, canvas = _figure(count, 3, side=2.2)
+    for column in range(count):
+        axes = [figure.add_subplot(3, count, row * count + column + 1) for row in range(3)]
+        _draw_processes(axes, processes, column, limits, size=1.0)
     return _to_array(canvas)
+
+
+def process_frames(processes: Processes) -> list[Picture]:
+    """Return the rows of `process_picture` side by side, as an animation: a frame per time."""
+    figure, canvas = _figure(3, 1, side=_FRAME_SIDE)
+    axes = [figure.add_subplot(1, 3, column + 1) for column in range(3)]
+    limits, frames = processes.limits, []
+    for number in range(len(processes.times)):
+        for each in axes:
+            each.clear()
+        _draw_processes(axes, processes, number, limits, size=2.0)
+        frames.append(_to_array(canvas))
+    return frames
+
+
+def _draw_processes(
+    axes: Sequence["Axes"],
+    processes: Processes,
+    number: int,
+    limits: list[tuple[float, float]],
+    *,
+    size: float,
+) -> None:
+    """Draw entry `number` of each process into its axes."""
+    start, end = processes.times[number], processes.times[-1 - number]
+    for each, title, points in (
+        (axes[0], f"forward, t = {start:.2g}", processes.forward[number]),
+        (axes[1], f"reverse, t = {end:.2g}", processes.reverse[number]),
+    ):
+        _scatter(each, points, limits, size=size)
+        each.set_title(title, fontsize=9, color=_TEXT)
+    _bare(axes[2], limits)
+    drift = processes.drifts[number]
+    axes[2].quiver(*drift.at.T, *drift.to.T, color=COLORS[1], width=0.006)
+    axes[2].set_title(f"drift, t = {end:.2g}", fontsize=9, color=_TEXT)
 
 
 def density_picture(

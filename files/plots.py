@@ -1,4 +1,4 @@
-"""Line plots as PNG files: series with labels and error bars, in panels side by side.
+"""Plots as PNG files: series with labels and error bars, or pictures, in panels side by side.
 
 Matplotlib is imported when a plot is drawn, and its global state stays as it is.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from errors import require_choice, require_in
 from files.paths import AnyPath
@@ -90,6 +91,25 @@ class Panel:
                 raise ValueError(f"series {series.label!r} has x, y and error of unequal length")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """A picture of columns in place of axes, with a label below each.
+
+    Args:
+        title: what it shows.
+        x_label: what the labels are, with the unit.
+        picture: its columns are equally wide; gray or RGB.
+        labels: of the columns.
+        note: a line of text below the title; "" for none.
+    """
+
+    title: str
+    x_label: str
+    picture: UInt8[np.ndarray, "h w c"]
+    labels: Sequence[str]
+    note: str = ""
+
+
 def shades(count: int) -> list[str]:
     """Return blues from light to dark for series in an order, such as steps of training."""
     light, dark = np.array([0.67, 0.83, 0.95]), np.array([0.02, 0.16, 0.35])
@@ -99,7 +119,7 @@ def shades(count: int) -> list[str]:
 
 
 def write_plot(
-    path: AnyPath, panels: Sequence[Panel], *, columns: int | None = None, title: str = ""
+    path: AnyPath, panels: Sequence[Panel | Strip], *, columns: int | None = None, title: str = ""
 ) -> None:
     """Draw panels in reading order and write them as a PNG, whole or not at all.
 
@@ -120,7 +140,8 @@ def write_plot(
     require_in("number of panels", len(panels), "[1, inf)")
     columns = min(columns or math.ceil(math.sqrt(len(panels))), len(panels))
     rows = math.ceil(len(panels) / columns)
-    left = _LEFT + (_LABEL if any(panel.y_label for panel in panels) else 0)
+    labelled = any(isinstance(panel, Panel) and panel.y_label for panel in panels)
+    left = _LEFT + (_LABEL if labelled else 0)
     top = _TOP + (_LABEL if title else 0)
     width = columns * (left + _SIZE[0]) + _RIGHT
     height = rows * _SIZE[1] + (rows - 1) * _BETWEEN + top + _BOTTOM
@@ -132,21 +153,40 @@ def write_plot(
         x = column * (left + _SIZE[0]) + left
         y = height - top - row * (_SIZE[1] + _BETWEEN) - _SIZE[1]
         box = (x / width, y / height, _SIZE[0] / width, _SIZE[1] / height)
-        _draw(figure.add_axes(box), panel)
+        axes = figure.add_axes(box)
+        _draw_title(axes, panel)
+        if isinstance(panel, Strip):
+            _draw_strip(axes, panel)
+        else:
+            _draw(axes, panel)
     if title:
         figure.text(0.5, 1 - 0.12 / height, title, fontsize=12, color=_TEXT, ha="center", va="top")
     write_file(path, lambda temporary: canvas.print_png(temporary))
 
 
-def _draw(axes: "Axes", panel: Panel) -> None:
+def _draw_title(axes: "Axes", panel: Panel | Strip) -> None:
     # At a given y: to look for room takes matplotlib a fifth of the time of drawing.
     pad = 20 if panel.note else 7
     axes.set_title(panel.title, fontsize=12, color=_TEXT, loc="left", y=1.0, pad=pad)
     if panel.note:
         axes.text(0, 1.025, panel.note, fontsize=9, color=_FAINT, transform=axes.transAxes)
     axes.set_xlabel(panel.x_label, fontsize=10, color=_TEXT)
-    axes.set_ylabel(panel.y_label, fontsize=10, color=_TEXT)
     axes.tick_params(which="both", labelsize=9, colors=_FAINT)
+
+
+def _draw_strip(axes: "Axes", strip: Strip) -> None:
+    axes.imshow(strip.picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_anchor("N")  # so that its title is level with those of its neighbors
+    width = strip.picture.shape[1] / len(strip.labels)
+    axes.set_xticks([(k + 0.5) * width - 0.5 for k in range(len(strip.labels))], strip.labels)
+    axes.tick_params(length=0)
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _draw(axes: "Axes", panel: Panel) -> None:
+    axes.set_ylabel(panel.y_label, fontsize=10, color=_TEXT)
     axes.set_axisbelow(True)
     axes.grid(color=_GRID, linewidth=0.6)
     for side in ("top", "right"):

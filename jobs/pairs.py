@@ -34,6 +34,30 @@ def simulate_pairs(experiment: Experiment) -> Float32[np.ndarray, "n two ..."] |
     Raises:
         ConfigError: if there is no such run, or it has other data sets or another scaling.
     """
+    if (found := find_simulator(experiment)) is None:
+        return None
+    teacher, workdir, step = found
+    coupling: Any = experiment.ends.coupling
+    try:
+        checkpoint = load_checkpoint(teacher, workdir, step)
+    except (CheckpointError, WorkdirError) as error:
+        raise ConfigError(f"{_FIELD}={coupling.run!r}: {error}") from error
+    print(f"the pairs are those of {workdir.path} at step {checkpoint.step}")
+    ends = teacher.ends.given or teacher.data
+    count = coupling.samples or len(ends.splits.train)
+    pairs = _simulated(teacher, checkpoint, count, experiment.seed)
+    return pairs if experiment.ends.sets == teacher.ends.sets else pairs[:, ::-1]
+
+
+def find_simulator(experiment: Experiment) -> tuple[Experiment, Workdir, int | None] | None:
+    """Return the experiment, the folder and the step that `config.coupling.run` names.
+
+    None if the coupling needs no run.
+
+    Raises:
+        ConfigError: if there is no such run or checkpoint, or it has other data sets or another
+            scaling.
+    """
     coupling = experiment.ends.coupling
     if not isinstance(coupling, Simulated):
         return None
@@ -41,19 +65,15 @@ def simulate_pairs(experiment: Experiment) -> Float32[np.ndarray, "n two ..."] |
     workdir, field = Workdir(run), f"{_FIELD}={coupling.run!r}"
     try:
         teacher = experiment_of(workdir)
-        swapped = _require_fitting(experiment, teacher, field)
-        checkpoint = load_checkpoint(teacher, workdir, step)
+        _require_fitting(experiment, teacher, field)
+        workdir.require_checkpoint(step)
     except (CheckpointError, WorkdirError) as error:
         raise ConfigError(f"{field}: {error}") from error
-    print(f"the pairs are those of {workdir.path} at step {checkpoint.step}")
-    ends = teacher.ends.given or teacher.data
-    count = coupling.samples or len(ends.splits.train)
-    pairs = _simulated(teacher, checkpoint, count, experiment.seed)
-    return pairs[:, ::-1] if swapped else pairs
+    return teacher, workdir, step
 
 
-def _require_fitting(experiment: Experiment, teacher: Experiment, field: str) -> bool:
-    """Return whether the data sets have changed places; raise ConfigError if they are others."""
+def _require_fitting(experiment: Experiment, teacher: Experiment, field: str) -> None:
+    """Raise ConfigError unless the data sets are the same, perhaps with their places changed."""
     ours, theirs = experiment.ends.sets, teacher.ends.sets
     if ours not in (theirs, theirs[::-1]):
         raise ConfigError(
@@ -66,7 +86,6 @@ def _require_fitting(experiment: Experiment, teacher: Experiment, field: str) ->
             f"{teacher.data.scaler}, not {experiment.data.scaler}; give config.data.mean and "
             "config.data.std to both runs"
         )
-    return ours != theirs
 
 
 def _simulated(

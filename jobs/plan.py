@@ -19,7 +19,7 @@ from experiment.experiment import Experiment
 from experiment.leftover_noise import leftover_noise
 from files.text import table
 from jobs.compiled import describe_compiled
-from jobs.data_plan import describe_data
+from jobs.data_plan import DataPlan, describe_data
 from training.objective import Context
 
 
@@ -27,6 +27,9 @@ def describe(experiment: Experiment, *, compiled: bool = False) -> str:
     """Return the resolved configuration, the parameters, and the cost of training and sampling.
 
     With `compiled`, XLA's own numbers and the accelerators that fit come last.
+
+    Raises:
+        ConfigError: for two data sets whose rows cannot be paired as the coupling says.
     """
     training, sampler = experiment.training, experiment.sampler
     params = experiment.trainer.abstract_state().params
@@ -37,11 +40,13 @@ def describe(experiment: Experiment, *, compiled: bool = False) -> str:
         else f"{evaluations} network evaluations per {experiment.data.kind.one}"
     )
     data = describe_data(experiment.data)
+    other = _other_data(experiment, data)
     rows = [
         ("parameters", f"{_count(params):,} ({_count(params) / 1e6:.1f}M)"),
         ("train step", _memory(experiment)),
         ("batch", experiment.parallel.describe(training.batch_size)),
         ("data", data.text),
+        *([("data of the other ends", other.text)] if other else []),
         ("training", _epochs(experiment, data.train_count)),
         ("sampler", f"{sampler.name}: {cost}"),
     ]
@@ -61,6 +66,19 @@ def describe(experiment: Experiment, *, compiled: bool = False) -> str:
     config = json.dumps(experiment.config, indent=2)
     parts = [config, parameter_table(params), table(rows)]
     return "\n\n".join([*parts, describe_compiled(experiment)] if compiled else parts)
+
+
+def _other_data(experiment: Experiment, data: DataPlan) -> DataPlan | None:
+    """Return the plan of the second data set, if there is one; raise as `describe`."""
+    ends = experiment.ends
+    if ends.other is None:
+        return None
+    if not ends.other.kind.quantized:  # images are not read here
+        ends.check_rows()
+    other = describe_data(ends.other)
+    if data.train_count and other.train_count:
+        ends.check_counts(data.train_count, other.train_count)
+    return other
 
 
 def parameter_table(params: Any) -> str:

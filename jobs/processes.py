@@ -13,11 +13,11 @@ from errors import ConfigError
 from experiment.experiment import Experiment
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint
-from files.figures import Drift, grid_of, process_picture
+from files.figures import Drift, Processes, grid_of, process_frames, process_picture
 from numerics.arrays import normal_like, sample_keys
 from sde_lib import reverse_drift
 
-_TIMES = 6  # columns
+_TIMES = 6  # columns of the picture
 _POINTS = 1000  # of each row
 _LONGEST = 2.0  # arrows over the median one
 
@@ -32,6 +32,19 @@ def draw_processes(
     Raises:
         SamplingError, IntegrationError: if a sample becomes NaN or infinite.
     """
+    found = _processes(experiment, checkpoint, _TIMES)
+    return None if found is None else process_picture(found)
+
+
+def animate_processes(
+    experiment: Experiment, checkpoint: Checkpoint, count: int
+) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """Return frames at `count` times; none where `draw_processes` is None, and raise as it does."""
+    found = _processes(experiment, checkpoint, count)
+    return [] if found is None else process_frames(found)
+
+
+def _processes(experiment: Experiment, checkpoint: Checkpoint, count: int) -> Processes | None:
     data, sampler = experiment.data, experiment.sampler
     if data.shape != (2,) or not experiment.ends.plain:
         return None
@@ -39,7 +52,7 @@ def draw_processes(
         rows = data.splits.test[:_POINTS]
     except ConfigError:  # the run was trained elsewhere
         return None
-    drawn = sampler.draw(checkpoint, np.arange(min(_POINTS, 4 * len(rows))), frames=_TIMES)
+    drawn = sampler.draw(checkpoint, np.arange(min(_POINTS, 4 * len(rows))), frames=count)
     if len(set(drawn.times)) == 1:
         return None
     denoiser, times = checkpoint.denoiser, drawn.times[::-1]
@@ -49,7 +62,7 @@ def draw_processes(
     forward = [data.decode(denoiser.sde.perturb(x0, jnp.asarray(t), eps)) for t in times]
     around = np.concatenate(forward)
     drifts = [_drift(experiment, denoiser, around, t) for t in drawn.times]
-    return process_picture(times, forward, drawn.frames, drifts)
+    return Processes(times, forward, drawn.frames, drifts)
 
 
 def _drift(

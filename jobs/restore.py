@@ -45,12 +45,9 @@ def _restore_part(
     experiment: Experiment, workdir: Workdir, template: Any, step: int | None
 ) -> Restored:
     workdir.check(experiment.config, training=False)
+    workdir.require_checkpoint(step)
     restored = Checkpoints(workdir.checkpoints).restore(template, step, partial=True)
-    if restored is None:
-        raise CheckpointError(
-            f"there is no checkpoint in --workdir={workdir.path} yet; run --mode=train or "
-            "--mode=import first"
-        )
+    assert restored is not None
     return restored
 
 
@@ -150,7 +147,7 @@ def load_checkpoint(
         moments = load_moments(experiment, workdir, name)
         digests["moments"] = sha256_of(workdir.moments / f"{name}.npz")[:16]
     if "variance_head" in needs:
-        head = load_variance_head(experiment, workdir)
+        head = load_variance_head(experiment, workdir, checkpoint_name(restored.step, ema))
         digests["variance_head"] = digest(experiment.parallel.fetch_tree(head.network.args))
     if "classifier" in needs:
         classifier = load_classifier(experiment, workdir, "config.guidance.name")
@@ -226,22 +223,37 @@ def _params_of_part(experiment: Experiment, part: Workdir, trainer: Trainer, mis
     return restored.state.ema_params
 
 
-def load_variance_head(experiment: Experiment, workdir: Workdir) -> VarianceHead:
-    """Return the latest variance head of a run.
+def load_variance_head(experiment: Experiment, workdir: Workdir, name: str) -> VarianceHead:
+    """Return the variance head that was trained for a checkpoint, by the checkpoint's name.
 
     Raises:
-        ConfigError: if there is none yet.
+        ConfigError: if there is none; the message lists the checkpoints that have one.
         WorkdirError: if it was trained for another configuration.
     """
-    model, folder = experiment.variance_head, workdir.variance_head
+    model, heads = experiment.variance_head, workdir.variance_heads
+    others = [each for each in agreed(lambda: _with_heads(workdir)) if each != name]
+    instead = f", or take one that has a head: {', '.join(map(_flags, others))}" if others else ""
     params = _params_of_part(
         experiment,
-        folder,
+        workdir.variance_head(name),
         model.trainer,
-        f"{experiment.field_that_needs('variance_head')}: there is no variance head in "
-        f"{folder.path} yet; run --mode=train_variance first, or choose analytic",
+        f"{experiment.field_that_needs('variance_head')}: there is no variance head of checkpoint "
+        f"{name} in {heads}; run --mode=train_variance {_flags(name)} first, or choose analytic{instead}",
     )
     return model.head(params)
+
+
+def _with_heads(workdir: Workdir) -> list[str]:
+    """Return the names of the checkpoints that have variance heads."""
+    heads = workdir.variance_heads
+    names = {folder.name for folder in heads.glob("*")}
+    return sorted(name for name in names if Checkpoints(heads / name / "checkpoints").steps())
+
+
+def _flags(name: str) -> str:
+    """Return the flags that choose a checkpoint, by its name."""
+    step, _, average = name.partition("-")
+    return f"--checkpoint={step} --ema={average}" if average else f"--checkpoint={step}"
 
 
 def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Classifier:

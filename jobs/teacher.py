@@ -52,14 +52,15 @@ def find_teacher(experiment: Experiment) -> tuple[Experiment, Workdir, int | Non
     """Return the experiment, the folder and the step that `config.loss.teacher` names.
 
     Raises:
-        ConfigError: if there is no such run, or it cannot teach this network.
+        ConfigError: if there is no such run or checkpoint, or it cannot teach this network.
     """
     text = experiment.loss.teacher
     run, step = run_and_step(text)
     workdir = Workdir(run)
     try:
         teacher = experiment_of(workdir)
-    except WorkdirError as error:
+        workdir.require_checkpoint(step)
+    except (CheckpointError, WorkdirError) as error:
         raise ConfigError(f"{TEACHER}={text!r}: {error}") from error
     check_teacher(experiment, teacher)
     return teacher, workdir, step

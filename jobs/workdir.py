@@ -130,9 +130,13 @@ class Workdir:
         return Workdir(self.path / "dequantizer", part="dequantizer")
 
     @property
-    def variance_head(self) -> "Workdir":
-        """The folder of the run's variance head."""
-        return Workdir(self.path / "variance_head", part="variance_head")
+    def variance_heads(self) -> AnyPath:
+        """The folder of the folders of variance heads, one for each checkpoint that has one."""
+        return self.path / "variance_head"
+
+    def variance_head(self, checkpoint: str) -> "Workdir":
+        """Return the folder of the variance head of a checkpoint, by the name of the latter."""
+        return Workdir(self.variance_heads / checkpoint, part="variance_head")
 
     @property
     def perceptor(self) -> "Workdir":
@@ -206,6 +210,17 @@ class Workdir:
         with bucket_errors(self.config):
             content = self.config.read_bytes()
         return json.loads(content)
+
+    def require_checkpoint(self, step: int | None = None) -> None:
+        """Raise CheckpointError unless there is this checkpoint, or where it is None, any."""
+        checkpoints = Checkpoints(self.checkpoints)
+        if step is not None:
+            checkpoints.config(step)
+        elif not checkpoints.steps():
+            raise CheckpointError(
+                f"there is no checkpoint in --workdir={self.path} yet; run --mode=train or "
+                "--mode=import first"
+            )
 
     def check(self, config: dict[str, Any], *, training: bool) -> list[str]:
         """Raise WorkdirError unless `config` fits the run in the folder, if there is one.

@@ -101,6 +101,32 @@ def test_sampler_that_needs_moments_says_so_and_uses_them(sampled):
 
 
 @pytest.mark.slow
+def test_a_variance_head_serves_the_checkpoint_for_which_it_was_trained(sampled):
+    """Others are refused until they have one of their own."""
+    training = {f"variance_head.{name}": 2 for name in ("steps", "batch_size", "warmup")}
+    diagonal = TINY | training | {"sampling.name": "analytic", "sampling.variance": "diagonal"}
+    call = run(*flags("train_variance", sampled, diagonal), "--checkpoint=20")
+    assert call.status == 0, call.stderr
+    sample = [*flags("sample", sampled, diagonal), "--num_samples=3"]
+    evaluate = TINY | training | {"discrete_bound.variance": "diagonal"}
+    evaluate |= {"eval.metrics": "('discrete_bound',)", "eval.checkpoints": (20, 30)}
+    for refused in (sample, flags("eval", sampled, evaluate)):
+        assert_one_error(
+            run(*refused),
+            r"variance=diagonal: there is no variance head of checkpoint 30 in .*variance_head; "
+            r"run --mode=train_variance --checkpoint=30 first, or choose analytic, or take one "
+            r"that has a head: --checkpoint=20",
+        )
+    for more in (
+        [*sample, "--checkpoint=20"],
+        flags("train_variance", sampled, diagonal),  # the latest
+        sample,
+    ):
+        call = run(*more)
+        assert call.status == 0, call.stderr
+
+
+@pytest.mark.slow
 def test_inverse_problems_are_solved_and_tasks_are_for_samples_alone(sampled):
     task = {"task.name": "inpaint", "task.input": "test:0-1", "task.mask": "top"}
     fields = TINY | task | {"task.method": "projection"}

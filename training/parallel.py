@@ -180,7 +180,7 @@ class DataParallel:
     def _largest(self) -> Any:
         return jax.jit(jnp.max, out_shardings=self.replicated)
 
-    def fetch(self, array: jax.Array) -> np.ndarray:
+    def fetch(self, array: jax.Array | np.ndarray) -> np.ndarray:
         """Return the whole of a global array."""
         return whole(array)
 

@@ -12,7 +12,12 @@ import scipy.stats
 from jax.tree_util import Partial
 
 from bounds import discrete as module
-from bounds.discrete import DiscreteBoundOptions, discrete_bound, prior_divergence
+from bounds.discrete import (
+    DiscreteBoundOptions,
+    discrete_bound,
+    prior_divergence,
+    received_images,
+)
 from denoising import Denoiser
 from errors import BoundError
 from numerics.arrays import fold_in_each, in_float64, normal_like, sample_keys
@@ -216,6 +221,24 @@ def test_best_network_attains_each_probability_as_the_grid_is_refined():
     assert np.all(excess[512] < excess[128] / 3)
     limit = (4 * excess[512] - excess[128]) / 3
     assert np.all(np.abs(limit) < 0.005 + 4 * np.hypot(4 * error[512], error[128]) / 3)
+
+
+@pytest.mark.slow
+def test_received_images_have_the_errors_of_the_bound(x64):
+    """At the times that are asked for, and with indices as given."""
+    sde, levels = VPSDE(), PixelLevels(gray_levels=256)
+    denoiser = Denoiser(
+        sde=sde, network=lambda x, t: 0.5 * jnp.sin(3 * x), parameterization="x0", conditioning="t"
+    )
+    x0, indices = jnp.asarray(IMAGES), jnp.array([7, 2, 5])
+    times = Schedule(grid="uniform", steps=5, t_min=1e-2).of(sde)
+    given = {"times": times, "indices": indices}
+    options = DiscreteBoundOptions()
+    bound = discrete_bound(KEY, denoiser, x0, pixel_levels=levels, options=options, **given)
+    chosen = np.array([1, 5])
+    images = received_images(KEY, denoiser, x0, chosen=chosen, **given)
+    squares = jnp.mean((jnp.clip(images, -1, 1) - x0[None]) ** 2, axis=-1)
+    np.testing.assert_allclose(squares, bound.squares[chosen], rtol=1e-9)
 
 
 @pytest.mark.slow

@@ -79,8 +79,8 @@ def test_missing_head_is_refused_with_the_remedy(tmp_path):
         experiment = build(configuration(TINY | fields))
         needs = experiment.sampler.needs | experiment.discrete_bound.options.needs
         assert needs == {"variance_head"}
-        message = rf"config\.{field}\.variance=diagonal: there is no .*; run --mode=train_variance"
+        message = rf"config\.{field}\.variance=diagonal: there is no .*; run --mode=train_variance "
         with pytest.raises(ConfigError, match=message):
-            load_variance_head(experiment, Workdir(tmp_path))
+            load_variance_head(experiment, Workdir(tmp_path), "10")
     optimal = TINY | analytic | {"sampling.timestep_choice": "optimal"}
     assert build(configuration(optimal)).sampler.needs == {"variance_head", "moments"}

@@ -1,20 +1,26 @@
 """The ends of paths in an experiment: where they come from, what is refused, and its remedy."""
 
+import json
+from functools import partial
+
 import numpy as np
 import pytest
 
 from configs import bridge_digits, bridge_points
 from errors import ConfigError
 from experiment.build import build
+from experiment.images import Images
+from jobs.pairs import simulate_pairs
 from jobs.training_job import classifier_job
 from jobs.translate import task_run
 from jobs.workdir import Workdir
-from run_lib import moments
+from run_lib import check, moments
 
 SMALL = {"model.features": 8, "model.depth": 1, "data.samples": 200, "training.batch_size": 8}
 IMAGES = {"model.features": 8, "training.batch_size": 8}
 FLOW = SMALL | {"coupling.name": "independent"}
 BRIDGE = FLOW | {"sde.diffusion": 0.5, "sampling.name": "bridge"}
+FEW = np.zeros((3, 8, 8, 1), np.uint8)
 TRANSLATE = {"task.name": "translate", "task.input": "test:0-3"}
 
 
@@ -58,15 +64,68 @@ def test_images_are_paired_with_what_their_measurement_leaves():
     np.testing.assert_allclose(x1, blocks.repeat(2, axis=1).repeat(2, axis=2), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sets_whose_rows_are_no_pairs_are_refused(tmp_path):
+    """By training, and by the check before it."""
     rng = np.random.default_rng(0)
     np.save(tmp_path / "short.npy", rng.normal(size=(90, 2)))
     fields = FLOW | {"coupling.name": "paired", "coupling.data": str(tmp_path / "short.npy")}
     message = r"'points:moons' has 180 for training and config\.coupling\.data=.* 81; give pairs in"
     with pytest.raises(ConfigError, match=message):
         built(fields).ends.training_batches(8, 0, labels=False)
+    with pytest.raises(ConfigError, match=message):
+        check(built(fields), Workdir(tmp_path / "run"))
     remedy = fields | {"coupling.name": "independent"}
+    check(built(remedy), Workdir(tmp_path / "run"))
     assert built(remedy).ends.training_batches(8, 0, labels=False).at(0).shape == (8, 2, 2)
+
+
+@pytest.mark.slow
+def test_check_counts_images_without_reading_them(tmp_path, monkeypatch):
+    np.savez(tmp_path / "few.npz", train=np.zeros((7, 8, 8, 1), np.uint8), test=FEW)
+    fields = IMAGES | {"coupling.name": "paired", "coupling.data": str(tmp_path / "few.npz")}
+    experiment = built(fields, config=bridge_digits)
+    monkeypatch.setattr(Images, "_load", lambda self: pytest.fail("images are read"))
+    with pytest.raises(
+        ConfigError, match=r"'digits:3' has 165 for training and .*few\.npz' 7; give"
+    ):
+        check(experiment, Workdir(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_check_refuses_a_run_of_pairs_that_training_refuses(tmp_path):
+    """It may be missing, have no checkpoint, or have other data sets."""
+    fields = FLOW | {"coupling.name": "simulated", "coupling.run": str(tmp_path / "other")}
+    other = Workdir(tmp_path / "other")
+    rings = built(FLOW | {"coupling.data": "points:rings"}).config
+    experiment = built(fields)
+    for saved, problem in (
+        (None, r": there is no run in .*other"),
+        (
+            rings,
+            r" has .* and config\.coupling\.data='points:rings', and this run .*; give the same",
+        ),
+        (built().config, r": there is no checkpoint in .*other yet; run --mode=train"),
+    ):
+        if saved is not None:
+            other.config.parent.mkdir(exist_ok=True)
+            other.config.write_text(json.dumps(saved))
+        for use in (partial(check, workdir=Workdir(tmp_path / "run")), simulate_pairs):
+            with pytest.raises(
+                ConfigError, match=rf"^config\.coupling\.run='.*other'{problem}"
+            ) as error:
+                use(experiment)
+            assert "\n" not in str(error.value)
+
+
+def test_sets_of_different_shapes_are_refused(tmp_path):
+    np.save(tmp_path / "wide.npy", np.zeros((40, 3)))
+    message = (
+        r"config\.coupling\.data='.*wide\.npy' has rows of shape \(3,\), but config\.data\.name="
+        r"'points:moons' has \(2,\); give two data sets of one shape"
+    )
+    with pytest.raises(ConfigError, match=message):
+        built(FLOW | {"coupling.data": str(tmp_path / "wide.npy")})
 
 
 @pytest.mark.parametrize(
@@ -90,6 +149,10 @@ def test_sets_whose_rows_are_no_pairs_are_refused(tmp_path):
         (
             TRANSLATE | {"task.direction": "from_data", "sampling.name": "heun"},
             r"inverts the flow, which config\.sampling\.name='heun' cannot do",
+        ),
+        (
+            {"task.input": "test"},
+            r"name='generate'; .*; input is used with config\.task\.name=inpaint, .* or translate",
         ),
         (TRANSLATE | {"task.direction": "up"}, r"direction='up' is unknown; choose one of: from_"),
     ],
@@ -127,6 +190,9 @@ def test_a_bridge_translates_in_one_direction():
         built(back)
     swapped = {"data.name": "points:eight_gaussians", "coupling.data": "points:moons"}
     assert built(BRIDGE | TRANSLATE | swapped).sampler.task.translates  # the remedy
+    images = IMAGES | TRANSLATE | {"task.direction": "from_data"}
+    with pytest.raises(ConfigError, match=r"choose to_data, .*coupling\.measurement='super_res"):
+        built(images, config=bridge_digits, variant="super_resolve")
 
 
 def test_inputs_of_a_translation_are_rows_of_the_set_that_they_come_from(tmp_path):

@@ -210,7 +210,8 @@ def test_unused_field_is_an_error_on_the_command_line_and_null_in_a_file():
     assert build(config).config["sde"]["sigma_max"] is None
     message = (
         r"config\.sde\.sigma_max=3\.0 is not used with name='vp'; "
-        r"the fields used are: beta_max, beta_min, name"
+        r"the fields used are: beta_max, beta_min, name; "
+        r"sigma_max is used with config\.sde\.name=ve"
     )
     with pytest.raises(ConfigError, match=message):
         build(config, overrides={"sde.sigma_max"})

@@ -4,7 +4,15 @@ import matplotlib
 import numpy as np
 import pytest
 
-from files.figures import Drift, grid_of, point_pictures, process_picture, series_pictures
+from files.figures import (
+    Drift,
+    Processes,
+    grid_of,
+    point_pictures,
+    process_frames,
+    process_picture,
+    series_pictures,
+)
 
 WHITE = 255
 
@@ -42,9 +50,20 @@ def test_processes_are_three_rows():
     points = np.random.default_rng(0).normal(size=(60, 2))
     places = grid_of(points)
     drift = Drift(places, -places)
-    picture = process_picture([0.1, 1.0], [points, points], [points, points], [drift, drift])
-    rows = np.array_split(inked(picture), 3)
+    far = [points, 3 * points]
+    processes = Processes([0.1, 1.0], far, far[::-1], [drift, drift])
+    rows = np.array_split(inked(process_picture(processes)), 3)
     assert all(row.mean() > 0.001 for row in rows)
+    frames = process_frames(processes)
+    assert len(frames) == 2
+    # With the same axes in both: the forward process spreads, and the reverse one contracts.
+    forward, reverse, drift = (
+        [inked(f)[:, 300 * k : 300 * (k + 1)] for f in frames] for k in range(3)
+    )
+    width = [[np.flatnonzero(f.any(axis=0)).std() for f in row] for row in (forward, reverse)]
+    assert width[0][0] < 0.7 * width[0][1]
+    assert width[1][1] < 0.7 * width[1][0]
+    assert (drift[0] & drift[1]).mean() > 0.001
     low, high = places.min(axis=0), places.max(axis=0)
     assert (low < np.quantile(points, 0.01, axis=0)).all()
     assert (high > np.quantile(points, 0.99, axis=0)).all()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from files.plots import COLORS, Panel, Series, shades, write_plot
+from files.plots import COLORS, Panel, Series, Strip, shades, write_plot
 
 
 def panel(*series, **fields):
@@ -53,6 +53,19 @@ def test_panels_without_numbers_or_with_zeros_on_a_logarithmic_axis_are_drawn(tm
     zero = Series(label="zero", x=[0, 1], y=[0.0, 1.0])
     write_plot(tmp_path / "a.png", [panel(), panel(zero, log_x=True, log_y=True)], title="both")
     assert share_of(picture(tmp_path / "a.png"), COLORS[0]) > 5e-4
+
+
+def test_a_strip_shows_its_columns_beside_a_panel(tmp_path):
+    red, blue = (213, 94, 0), (0, 114, 178)
+    columns = np.array([[red, blue], [red, blue]], np.uint8)
+    strip = Strip(title="colors", x_label="which", picture=columns, labels=["red", "blue"])
+    write_plot(tmp_path / "a.png", [panel(), strip], columns=2)
+    image = picture(tmp_path / "a.png")
+    places = [np.flatnonzero((np.abs(image - c).max(axis=-1) < 8).any(axis=0)) for c in (red, blue)]
+    assert image.shape[1] / 2 < places[0].min()
+    assert places[0].max() < places[1].min()
+    assert len(places[0]) == pytest.approx(len(places[1]), abs=2)
+    assert len(places[0]) > 100
 
 
 def test_shades_become_darker():

@@ -122,8 +122,9 @@ PART_RULES = [
 
 @pytest.mark.parametrize(("part", "config", "field", "value", "train", "read"), PART_RULES)
 def test_which_fields_a_part_of_a_run_may_change(workdir, part, config, field, value, train, read):
-    folder = getattr(workdir, part)
-    assert folder.path == workdir.path / part
+    heads = part == "variance_head"
+    folder = workdir.variance_head("10") if heads else getattr(workdir, part)
+    assert folder.path == workdir.path / (f"{part}/10" if heads else part)
     folder.save_config(config)
     for training, allowed in ((True, train), (False, read)):
         if allowed:
