@@ -238,7 +238,8 @@ def load_variance_head(experiment: Experiment, workdir: Workdir, name: str) -> V
         workdir.variance_head(name),
         model.trainer,
         f"{experiment.field_that_needs('variance_head')}: there is no variance head of checkpoint "
-        f"{name} in {heads}; run --mode=train_variance {_flags(name)} first, or choose analytic{instead}",
+        f"{name} in {heads}; run --mode=train_variance {_flags(name)} first, or choose analytic"
+        f"{instead}",
     )
     return model.head(params)
 
