@@ -47,6 +47,7 @@ from jobs.workdir import Workdir
 from metrics.sliced_wasserstein import sliced_wasserstein
 from numerics.transport import assignment, entropic_plan, squared_distances
 from objectives.ends import draw_noise
+from objectives.mean_matching import simulate_steps
 from sampling import sample
 from sde_lib import LinearPathSDE
 from solvers.bridge import BridgeSteps
@@ -132,6 +133,14 @@ def match_bridges(pairs, sde, seed):
     return times, *least_squares(states, np.broadcast_to(x0, states.shape))
 
 
+def match_means(teacher, start, sde, seed):
+    """Fit a network to the steps of a teacher's chains, or of the reference process without one."""
+    z = jax.random.normal(jax.random.key(seed), (len(start), STEPS, start.shape[1]))
+    steps = jax.jit(simulate_steps)(sde, teacher, start, z)
+    a, b = least_squares(steps.x, np.asarray(steps.x0, np.float64))
+    return np.asarray(steps.t, np.float64)[::-1], a[::-1], b[::-1]
+
+
 def denoiser_of(fitted, sde):
     tables = (jnp.asarray(table, jnp.float32) for table in (*fitted[1:], fitted[0]))
     return Denoiser(
@@ -173,29 +182,50 @@ def first_pairs(coupling, problem, rng):
     return np.concatenate(parts)
 
 
+DSB = "the same, by mean matching"
 METHODS = {
     "independent pairs": lambda g: Independent(),
     "transport in batches": lambda g: MinibatchOT(diffusion=g),
     "Markovian fitting": lambda g: Independent(),
     "proportional fitting": lambda g: Reference(diffusion=g),
+    DSB: lambda g: Reference(diffusion=g),
 }
-FITTING = ("Markovian fitting", "proportional fitting")
+FITTING = ("Markovian fitting", "proportional fitting", DSB)
 
 
 def solve(method, problem, rounds, seed):
     """Return the moments along the chain from x1 to x0 after an even number of further rounds."""
-    rng, g = np.random.default_rng(seed), problem.g
-    sde = LinearPathSDE(diffusion=g, alpha_min=1e-6)
-    pairs = first_pairs(METHODS[method](g), problem, rng)
+    sde = LinearPathSDE(diffusion=problem.g, alpha_min=1e-6)
+    rounds = rounds if method in FITTING else 0
+    fitted = (rounds_of_steps if method == DSB else rounds_of_pairs)(
+        METHODS[method](problem.g), problem, sde, rounds, seed
+    )
+    mean, covariance = np.full(problem.dims, MEAN), problem.covariance(1.0)
+    return list(moments(fitted, sde, mean, covariance))
+
+
+def rounds_of_pairs(coupling, problem, sde, rounds, seed):
+    """Fit bridges between pairs, of which each round simulates those of the next."""
+    rng = np.random.default_rng(seed)
+    pairs = first_pairs(coupling, problem, rng)
     fitted = match_bridges(pairs, sde, 1000 * seed)
-    for number in range(rounds if method in FITTING else 0):
+    for number in range(rounds):
         x0, x1 = problem.draw(rng, ROWS)
         start = x0 if number % 2 else x1  # where the paths of the last round start
         end = simulate(denoiser_of(fitted, sde), start, 1000 * seed + number)
         pairs = np.stack([start, end], axis=1)  # the other direction's data come first
         fitted = match_bridges(pairs, sde, 1000 * seed + number + 1)
-    mean, covariance = np.full(problem.dims, MEAN), problem.covariance(1.0)
-    return list(moments(fitted, sde, mean, covariance))
+    return fitted
+
+
+def rounds_of_steps(coupling, problem, sde, rounds, seed):
+    """Fit the steps of chains, which the round before simulates, and first the reference."""
+    rng, teacher = np.random.default_rng(seed), None
+    for number in range(rounds + 1):
+        x0, x1 = problem.draw(rng, ROWS)
+        fitted = match_means(teacher, x1 if number % 2 else x0, sde, 1000 * seed + number)
+        teacher = denoiser_of(fitted, sde)
+    return fitted
 
 
 def errors(problem, chain):

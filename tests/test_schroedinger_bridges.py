@@ -45,10 +45,13 @@ def test_the_moments_of_a_chain_are_those_of_its_samples():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", bridges.METHODS)
-def test_every_method_reaches_the_closed_form_and_independent_pairs_miss_it(method):
+def test_every_method_reaches_the_closed_form_and_independent_pairs_miss_it(method, monkeypatch):
     """Errors of mean and covariance are the largest of all times, that of the coupling is one."""
     if method == "transport in batches":
         pytest.importorskip("ott")
+    if method == bridges.DSB:  # its targets are noisy, and its reverse is first order
+        monkeypatch.setattr(bridges, "STEPS", 120)
+        monkeypatch.setattr(bridges, "ROWS", 20_000)
     problem = bridges.Problem(2, 1.0)
     chain = bridges.solve(method, problem, ROUNDS, SEED)
     found = bridges.errors(problem, chain)
