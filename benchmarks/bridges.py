@@ -1,6 +1,6 @@
 r"""Schroedinger bridges between Gaussians, whose closed form is known, and minibatch OT.
 
-    python benchmarks/bridges.py                       # what is missing of Gaussians: 10 minutes
+    python benchmarks/bridges.py                       # what is missing of Gaussians, in minutes
     python benchmarks/bridges.py --reflow=runs/reflow  # rounds of reflow on points
     python benchmarks/bridges.py --report              # the tables alone
 
@@ -300,33 +300,35 @@ def found_of(table, case, method, name):
     return np.array([line[name] for line in lines])
 
 
-def cell(values, digits=3):
-    """Return the mean over seeds with its standard error."""
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():.{digits}f} ± {error:.{digits}f}"
+def cell(values):
+    """Return the mean over seeds, with its standard error if there are several."""
+    if not len(values):
+        return "-"
+    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{error}"
 
 
 def table_of_bridges():
-    rows = ["| g | dimension | method | mean | covariance | coupling |", "|---|" * 6]
+    rows = ["| g | dimension | method | mean | covariance | coupling |", "|" + "---|" * 6]
     for (g, dims), method in itertools.product(CASES, METHODS):
         case = f"{g:g} | {dims}"
         cells = [cell(found_of("bridges", case, method, name)) for name in ERRORS]
         rows.append(f"| {case} | {method} | {' | '.join(cells)} |")
-    return _joined(rows)
+    return "\n".join(rows)
 
 
 def table_of_transport():
     rows = [
         "| batch | dimension | regularization 0.05 | 0.02 | 0.005 "
         "| exact assignment over infinitely many rows |",
-        "|---|" * 6,
+        "|" + "---|" * 6,
     ]
     names = [*(f"{share:g}" for share in SHARES), "exact"]
     for batch, dims in itertools.product(BATCHES, TRANSPORT_DIMS):
         case = f"{batch} | {dims}"
         cells = [cell(found_of("transport", case, "", name)) for name in names]
         rows.append(f"| {case} | {' | '.join(cells)} |")
-    return _joined(rows)
+    return "\n".join(rows)
 
 
 def table_of_reflow():
@@ -334,25 +336,19 @@ def table_of_reflow():
     rows = [
         "| rounds of reflow | transport cost, 50 steps | sliced Wasserstein distance to moons, "
         f"1 step | {columns} |",
-        "|---|" * 5,
+        "|" + "---|" * 5,
     ]
     for number in range(REFLOWS):
-        (cost,) = found_of("reflow", str(number), str(REFLOW_STEPS[-1]), "cost")
-        distances = [
-            found_of("reflow", str(number), str(count), "distance").item() for count in REFLOW_STEPS
-        ]
-        cells = [f"{cost:.3f}", *(f"{distance:.3f}" for distance in distances)]
+        found = [found_of("reflow", str(number), str(REFLOW_STEPS[-1]), "cost")]
+        found += [found_of("reflow", str(number), str(steps), "distance") for steps in REFLOW_STEPS]
+        cells = [cell(values) for values in found]
         rows.append(f"| {number or 'none'} | {' | '.join(cells)} |")
-    return _joined(rows)
-
-
-def _joined(rows):
-    return "\n".join(rows).replace("||", "|")
+    return "\n".join(rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=10, help="even, after the first")
     parser.add_argument("--reflow", metavar="FOLDER", help="measure reflow alone, with runs there")
     parser.add_argument("--steps", type=int, default=800, help="of each round of reflow")

@@ -1,4 +1,4 @@
-"""Schroedinger bridges between Gaussians by every method, against their closed form."""
+"""Schroedinger bridges between Gaussians by every method, against their closed form; the tables."""
 
 import sys
 
@@ -69,3 +69,20 @@ def test_every_method_reaches_the_closed_form_and_independent_pairs_miss_it(meth
     assert found["coupling"] < 0.04
     np.testing.assert_allclose(variance, 1, atol=0.04)
     np.testing.assert_allclose(correlation, 0, atol=0.03)
+
+
+def test_the_tables_of_bridges_are_those_of_their_results():
+    page = (ROOT / "docs" / "bridges.md").read_text()
+    tables = {
+        "bridges": (bridges.table_of_bridges(), 3 * len(bridges.CASES) * len(bridges.METHODS)),
+        "transport": (bridges.table_of_transport(), 4 * 6),
+        "reflow": (bridges.table_of_reflow(), 0),
+    }
+    for name, (table, cells) in tables.items():
+        assert table in page, name
+        assert table.count("±") == cells
+    lines = bridges.RESULTS.lines()
+    assert {line["table"] for line in lines} == tables.keys()
+    counts = {line["rounds"] for line in lines if line.get("method") in bridges.FITTING}
+    (rounds,) = counts
+    assert f"had {rounds} rounds after the first" in page
