@@ -45,6 +45,7 @@ from objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from objectives.distillation import ProgressiveDistillation
 from objectives.ends import draw_noise
 from objectives.maximum_likelihood import MaximumLikelihood
+from objectives.mean_matching import MeanMatching
 from objectives.times import TimeDistribution, Times, Uniform
 from objectives.variational import DECODERS, VARIANCES, ChainBound
 from objectives.weights import Sigma2, Weight
@@ -408,8 +409,8 @@ def _gamma(sde: SDE, t: Times) -> tuple[Times, Times]:
     return jax.jvp(lambda t: -sde.log_snr(t), (t,), (jnp.ones_like(t),))
 
 
-# The objectives by name: the estimators, the bounds, the likelihood of an energy, and those of
-# networks for few steps.
+# The objectives by name: the estimators, the bounds, the likelihood of an energy, those of networks
+# for few steps, and that of the diffusion Schroedinger bridge.
 LOSSES: dict[str, type[Objective]] = {
     "denoising": ScoreMatching,
     "exact": ExactScoreMatching,
@@ -421,4 +422,5 @@ LOSSES: dict[str, type[Objective]] = {
     "consistency_training": ConsistencyTraining,
     "consistency_distillation": ConsistencyDistillation,
     "progressive_distillation": ProgressiveDistillation,
+    "mean_matching": MeanMatching,
 }

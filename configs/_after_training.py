@@ -36,7 +36,8 @@ def add_fields(config: ConfigDict) -> None:
     # exact transitions; or published, the tables and times of Song et al.'s code
     sampling.discretization = placeholder(str)
     sampling.churn = placeholder(float)  # euler_maruyama, sde: 1 is the reverse SDE, 0 the ODE
-    # ancestral: small, large, learned, analytic, diagonal; analytic: the last two
+    # ancestral: small, large, learned, analytic, diagonal; analytic: the last two; bridge: the
+    # first two
     sampling.variance = placeholder(str)
     sampling.guidance_form = placeholder(str)  # ancestral: score, mean
     sampling.snr = placeholder(float)  # correctors: signal-to-noise ratio

@@ -10,8 +10,10 @@ python main.py --config=configs/bridge_points.py --mode=sample --num_samples=200
     reflow        a straighter flow, on pairs that the variant `independent` simulates
     bridge        a Brownian bridge, with pairs by entropic optimal transport within batches
     dsbm          the Schroedinger bridge, by --mode=train_bridge
+    dsb           the same by the original method, which simulates chains for every batch
 
-Each trains for about a minute on two cores, dsbm per round. docs/bridges.md has what they reach.
+Each trains for about a minute on two cores, dsbm and dsb per round. docs/bridges.md has what they
+reach.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +21,7 @@ from ml_collections import ConfigDict
 from configs import default
 from configs._song2021 import check_variant
 
-VARIANTS = ("ot", "independent", "reflow", "bridge", "dsbm")
+VARIANTS = ("ot", "independent", "reflow", "bridge", "dsbm", "dsb")
 TEACHER = "runs/bridge_points_independent"  # where the variant `independent` is trained by default
 
 
@@ -49,7 +51,7 @@ def get_config(variant: str = "ot") -> ConfigDict:
     if variant == "reflow":
         config.coupling.name = "simulated"
         config.coupling.run = TEACHER
-    if variant in ("bridge", "dsbm"):
+    if variant in ("bridge", "dsbm", "dsb"):
         config.sde.diffusion = 0.7
         config.denoiser.parameterization = "bridge"
         # Near the data, the noise of a bridge is of the size of the moons' width.
@@ -62,13 +64,19 @@ def get_config(variant: str = "ot") -> ConfigDict:
         config.sampling.grid = "quadratic"
     if variant == "bridge":
         config.coupling.name = "minibatch_ot"
+    if variant == "dsb":
+        config.coupling.name = "reference"
+        config.loss.name = "mean_matching"
+        config.loss.num_timesteps = 30
+        config.sampling.t_min = 2 / 30**2  # the first time of a chain
+        config.sampling.variance = "large"
 
     config.optim.lr = 2e-3
     config.optim.warmup = 100
     config.optim.schedule = "cosine"
     config.ema.rate = 0.995
 
-    config.training.batch_size = 256
+    config.training.batch_size = 32 if variant == "dsb" else 256  # chains, or rows
     config.training.steps = 3000
     config.training.steps_per_call = 50
     config.training.checkpoint_every = 3000

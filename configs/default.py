@@ -86,7 +86,8 @@ def get_config() -> ConfigDict:
     # Estimators of the Fisher divergence: denoising, sliced, exact. Of the bound of a chain: vlb,
     # or hybrid (denoising, and the bound for a learned variance). For the sde learned:
     # learned_schedule. Of an energy (denoiser.energy=True): maximum_likelihood. For few steps:
-    # consistency_training, consistency_distillation, progressive_distillation.
+    # consistency_training, consistency_distillation, progressive_distillation. Of the diffusion
+    # Schroedinger bridge: mean_matching.
     loss.name = "denoising"
     loss.reduction = "mean"  # over dimensions: mean, sum, half_sum
     # sliced:
@@ -97,7 +98,9 @@ def get_config() -> ConfigDict:
     loss.coefficient = placeholder(float)  # hybrid: of the bound in bits/dim
     loss.variance = placeholder(str)  # vlb: learned, small, large
     loss.decoder = placeholder(str)  # chain (as published), tweedie
-    # consistency_distillation, progressive_distillation:
+    # mean_matching: steps of its chains
+    loss.num_timesteps = placeholder(int)
+    # consistency_distillation, progressive_distillation, mean_matching:
     loss.teacher = placeholder(str)  # RUN or RUN:STEP, the run whose network is the teacher
     # consistency_training, consistency_distillation:
     loss.first_intervals = placeholder(int)  # intervals of the noise at the first step

@@ -4,6 +4,7 @@ from errors import ConfigError
 from experiment.ends import FIELD, Ends
 from experiment.experiment import Experiment
 from experiment.sampler import Adaptive, Sampler
+from objectives.mean_matching import MeanMatching
 
 
 def check_ends(experiment: Experiment) -> None:
@@ -15,6 +16,8 @@ def check_ends(experiment: Experiment) -> None:
             "config.task.name='translate' maps between two data sets, and config.coupling has "
             f"none; give {FIELD}=NAME to a run that was trained with it, or choose another task"
         )
+    if isinstance(experiment.loss, MeanMatching):
+        _check_mean_matching(experiment, experiment.loss)
     if ends.plain:
         return
     _check_training(experiment)
@@ -68,12 +71,29 @@ def _check_training(experiment: Experiment) -> None:
             "config.augmentation.probability would transform one end of a path alone; set it to 0",
         ),
         (
-            ends.coupling.simulates and bool(experiment.model.num_classes),
+            (ends.coupling.simulates or isinstance(experiment.loss, MeanMatching))
+            and bool(experiment.model.num_classes),
             "config.model.num_classes needs classes, which simulated pairs lack; set it to 0",
         ),
     ):
         if wrong:
             raise ConfigError(problem)
+
+
+def _check_mean_matching(experiment: Experiment, loss: MeanMatching) -> None:
+    """Raise ConfigError unless the ends are those of chains, and samples end where they start."""
+    name, t_min = experiment.ends.name, experiment.sampler.solve.t_min
+    if name != "reference":
+        raise ConfigError(
+            "config.loss.name='mean_matching' simulates its paths, first of a Brownian motion, and "
+            f"takes no ends of config.coupling.name={name!r}; choose reference"
+        )
+    if t_min < loss.first_time * (1 - 1e-6):
+        raise ConfigError(
+            f"config.sampling.t_min={t_min:g} is before the first time that "
+            f"config.loss.num_timesteps={loss.num_timesteps} trains; give "
+            f"config.sampling.t_min={loss.first_time:.4g}"
+        )
 
 
 def _check_sampling(ends: Ends, sampler: Sampler) -> None:

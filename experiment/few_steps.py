@@ -20,6 +20,7 @@ from numerics.parameterizations import PARAMETERIZATIONS
 from objectives.consistency import require_level
 from objectives.distillation import ProgressiveDistillation
 from objectives.maximum_likelihood import MaximumLikelihood
+from objectives.mean_matching import MeanMatching
 from training.objective import Objective
 
 TEACHER = "config.loss.teacher"
@@ -188,6 +189,12 @@ def _brief(value: object) -> str:
 def _check_teacher_objective(experiment: Experiment, teacher: Experiment) -> None:
     """Raise ConfigError unless what the teacher was trained for is what the objective needs."""
     text, theirs, ours = experiment.loss.teacher, teacher.loss, experiment.loss
+    if isinstance(ours, MeanMatching) and teacher.ends.sets != experiment.ends.sets[::-1]:
+        start, end = experiment.ends.sets
+        raise ConfigError(
+            f"{TEACHER}={text!r} does not lead from {start} to {end}; give a run with "
+            f"config.data.name={end} and config.coupling.data={start}"
+        )
     if not theirs.samplers:
         return
     if not (

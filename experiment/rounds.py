@@ -1,10 +1,11 @@
-"""The configurations of rounds of training, each on the pairs that the round before simulates."""
+"""The configurations of rounds of training, each on what the round before simulates."""
 
 import copy
 from collections.abc import Callable
 from typing import Any
 
 from experiment.experiment import Experiment
+from objectives.mean_matching import MeanMatching
 
 
 def round_config(
@@ -13,7 +14,8 @@ def round_config(
     """Return the configuration of round `number`, from 0; round k has its run in `folder(k)`.
 
     With a diffusion, odd rounds have the data sets of the experiment in each other's places. A
-    round starts with the parameters of the last one with its own places.
+    round starts with the parameters of the last one with its own places. It takes pairs of the
+    round before, or has it for a teacher, which simulates chains.
     """
     config = copy.deepcopy(experiment.config)
     if number == 0:
@@ -22,7 +24,10 @@ def round_config(
     data, coupling = config["data"], config["coupling"]
     if alternates and number % 2:
         data["name"], coupling["data"] = coupling["data"], data["name"]
-    coupling |= {"name": "simulated", "run": folder(number - 1), "regularization": None}
+    if isinstance(experiment.loss, MeanMatching):
+        config["loss"]["teacher"] = folder(number - 1)
+    else:
+        coupling |= {"name": "simulated", "run": folder(number - 1), "regularization": None}
     before = number - (2 if alternates else 1)
     if before >= 0:
         config["training"]["init_from"] = folder(before)

@@ -1,4 +1,4 @@
-r"""Rounds of training between two data sets, each on the pairs that the round before simulates.
+r"""Rounds of training between two data sets, each on what the round before simulates.
 
 With a diffusion g > 0, each round trains the other direction: its data are the ends of the round
 before. The paths of a round are Brownian bridges between the ends of its pairs. This is diffusion
@@ -10,6 +10,9 @@ on the pairs of the first round:
     reference                    iterative proportional fitting, as of the diffusion Schroedinger
                                  bridge (De Bortoli et al. 2021, arXiv:2106.01357): all paths are
                                  likely, and the marginals become right
+
+With the objective mean_matching, the rounds of iterative proportional fitting simulate chains
+instead of pairs, as the diffusion Schroedinger bridge does. See `objectives.mean_matching`.
 
 With g = 0 the rounds keep their direction, and each makes the paths straighter: reflow (Liu et al.
 2022, arXiv:2209.03003).

@@ -166,6 +166,24 @@ def test_what_does_not_go_together_is_refused_in_one_line(fields, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"coupling.name": "independent"}, r"takes no ends of .*='independent'; choose reference"),
+        ({"sde.diffusion": 0.0}, r"name='reference' is a Brownian motion; give"),
+        (
+            {"sampling.t_min": 1e-3},
+            r"num_timesteps=30 trains; give config\.sampling\.t_min=0\.0022",
+        ),
+        ({"loss.num_timesteps": 1}, r"num_timesteps=1 must lie in \[2, 1000\]"),
+    ],
+)
+def test_mean_matching_has_chains_for_its_paths(fields, message):
+    assert built(SMALL, variant="dsb").loss.num_timesteps == 30
+    with pytest.raises(ConfigError, match=message):
+        built(SMALL | fields, variant="dsb")
+
+
 def test_images_do_not_go_to_points():
     with pytest.raises(ConfigError, match=r"'points:moons' holds points, but .* images; give"):
         built(IMAGES | {"coupling.data": "points:moons"}, config=bridge_digits)

@@ -63,6 +63,29 @@ def test_rounds_of_a_bridge_alternate_and_those_of_a_flow_do_not(tmp_path):
         train_rounds(built("independent", {"coupling.data": ""}), Workdir(tmp_path), 2)
 
 
+def test_rounds_of_mean_matching_take_the_round_before_for_their_teacher():
+    first, folder = built("dsb"), "round_{}".format
+    assert first.loss.teacher == ""
+    third = round_config(first, folder, 3)
+    assert third["loss"]["teacher"] == "round_2"
+    assert third["coupling"] == round_config(first, folder, 1)["coupling"]
+    assert third["coupling"]["name"] == "reference"
+    assert third["data"]["name"] == "points:eight_gaussians"
+    assert third["training"]["init_from"] == "round_1"
+
+
+@pytest.mark.slow
+def test_rounds_of_mean_matching_train_on_the_chains_of_their_teacher(tmp_path):
+    train_rounds(built("dsb"), Workdir(tmp_path), 2)
+    first, last = (parameters(tmp_path / f"round_{number}") for number in range(2))
+    assert np.isfinite(last).all()
+    assert not np.array_equal(first, last)
+    config = round_config(built("dsb"), lambda k: str(tmp_path / f"round_{k}"), 1)
+    config["loss"]["teacher"] = str(tmp_path / "round_1")
+    with pytest.raises(ConfigError, match=r"does not lead from points:eight_.* to points:moons;"):
+        train(model_job(build(config)), Workdir(tmp_path / "wrong"))
+
+
 @pytest.mark.slow
 def test_a_run_of_pairs_resumes_bit_for_bit_and_translates(tmp_path, capsys):
     first = built("dsbm")

@@ -47,3 +47,26 @@ def test_with_known_x0_every_state_is_that_of_the_brownian_bridge():
         mean, variance = of_x * mean + of_x0 * x0, of_x**2 * variance + noise**2
         assert mean == pytest.approx((1 - s) * x0 + s * x1, rel=1e-6)
         assert variance == pytest.approx(g**2 * s * (1 - s), rel=1e-6)
+
+
+def test_the_large_variance_is_that_of_brownian_motion_and_exact_for_a_gaussian():
+    """Of data N(0, 1) under a Brownian motion, x0 given x_t has the mean x / (1 + g^2 t).
+
+    That is a pair of the reference process. Its reverse keeps the variance 1 + g^2 t.
+    """
+    g, times = 0.7, np.linspace(1, 0.01, 100)
+    found = {}
+    for variance in ("small", "large"):
+        sde = LinearPathSDE(diffusion=g, alpha_min=1e-9)
+        plan = BridgeSteps(variance=variance).plan(sde, times)
+        of_x, of_x0 = plan.steps.weights.T
+        total = 1 + g**2
+        for t, ratio, share, noise in zip(times, of_x, of_x0, plan.steps.noise, strict=False):
+            total = (ratio + share / (1 + g**2 * t)) ** 2 * total + noise**2
+        found[variance] = total / (1 + g**2 * times[-1])
+        if variance == "large":
+            np.testing.assert_allclose(plan.steps.noise**2, -(g**2) * np.diff(times))
+    assert abs(found["large"] - 1) < 0.003
+    assert abs(found["small"] - 1) > 3 * abs(found["large"] - 1)
+    with pytest.raises(ValueError, match=r"variance='medium' is unknown; choose one of: large"):
+        BridgeSteps(variance="medium")
