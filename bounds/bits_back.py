@@ -56,8 +56,10 @@ Images = Int64[np.ndarray, "_ ..."]
 Progress = Callable[[Sequence[int]], Iterable[int]]
 
 _BINS = 16  # in a standard deviation; more would save no bits
-_SPREAD = 10.0  # standard deviations that a window holds on either side
-_LONGEST = 2**15  # bins of a window on either side; the coder rounds probabilities to 2**-24
+# Standard deviations that a window holds on either side. The coder gives 2**-24 of probability to
+# each bin of a window, which costs bits in wide ones, and what is beyond costs less by an escape.
+_SPREAD = 10.0
+_LONGEST = 2**15  # bins of a window on either side
 _ENTROPY = math.sqrt(2 * math.pi * math.e)  # 2 to the entropy of a standard normal, in bits
 _RANDOM_WORDS = 4  # for a dimension: many times those of one z; what is not read is not kept
 
@@ -84,14 +86,12 @@ class _Chain:
         times: of z_0 .. z_n, growing.
         log_alpha, log_sigma: z_i = alpha_i x0 + sigma_i eps.
         prior_std: the standard deviation of z_n in the model.
-        extent: the largest distance between two values of x0's pixels.
     """
 
     times: Float64[np.ndarray, "levels"]
     log_alpha: Float64[np.ndarray, "levels"]
     log_sigma: Float64[np.ndarray, "levels"]
     prior_std: float
-    extent: float
 
     @cached_property
     def scale(self) -> Float64[np.ndarray, "levels"]:
@@ -141,13 +141,9 @@ class _Chain:
     @cached_property
     def backward(self) -> tuple[Bins, ...]:
         """The bins of each z in p, whose mean is off if the predicted x0 is."""
-        # d mean / d x0 of q(z_(i-1) | z_i, x0); the prior's mean is that of x0 = 0.
-        pull = self.std[1:] ** 2 * np.exp(self.log_alpha[1:] - 2 * self.log_sigma[1:])
-        off = self.extent * np.append(pull / self.scale[1:], np.exp(self.log_alpha[-1]))
-        reach = _SPREAD * np.exp(self.reverse_log_std[1]) + off
         return tuple(
-            Bins(width=bins.width, window=_window(most / bins.width), escapes=True)
-            for bins, most in zip(self.forward, reach, strict=True)
+            Bins(width=bins.width, window=_window(_SPREAD * std / bins.width), escapes=True)
+            for bins, std in zip(self.forward, np.exp(self.reverse_log_std[1]), strict=True)
         )
 
 
@@ -241,7 +237,6 @@ class ImageCodec:
             log_alpha=log_alpha,
             log_sigma=log_sigma,
             prior_std=float(sde.prior_std),
-            extent=self.pixel_levels.high - self.pixel_levels.low,
         )
 
     @cached_property

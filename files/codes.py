@@ -22,7 +22,7 @@ from files.writing import write_file
 
 Words = UInt32[np.ndarray, "_"]
 
-_FORMAT = b"scoresde code 1\n"
+_FORMAT = b"scoresde code 2\n"
 _LENGTH = struct.Struct("<I")  # of the packed header, in bytes
 _LONGEST_HEADER = 2**20  # bytes, unpacked
 
