@@ -316,13 +316,19 @@ def _evaluate_shapes(experiment: Experiment) -> None:
     """Trace the network abstractly, so that what it refuses shows before anything runs."""
     params = experiment.trainer.abstract_state().params
 
-    def predict(params: Any, x: Array) -> Any:
-        denoiser = experiment.trainer.with_image(experiment.model.denoiser(params), x)
-        return denoiser.predict(x, 0.5)
+    def denoiser(params: Any, x: Array) -> Any:
+        return experiment.trainer.with_image(experiment.model.denoiser(params), x)
 
     shape = (experiment.training.batch_size, *experiment.data.shape)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
     with config_errors("denoiser"):
-        jax.eval_shape(predict, params, jax.ShapeDtypeStruct(shape, jnp.float32))
+        jax.eval_shape(_predict, jax.eval_shape(denoiser, params, x), x)
+
+
+@jax.jit
+def _predict(denoiser: Any, x: Array) -> Any:
+    # Jitted, so that experiments with the same network share its trace.
+    return denoiser.predict(x, 0.5)
 
 
 def abstract_batch(experiment: Experiment) -> jax.ShapeDtypeStruct:

@@ -44,6 +44,8 @@ def init_model(model: Model, shape: tuple[int, ...], key: Key[Array, ""]) -> Any
     return {"network": network, "process": process} if process else network
 
 
+# Jitted, so that experiments with the same network share one trace of it.
+@partial(jax.jit, static_argnums=(0, 1), inline=True)
 def init_network(network: nn.Module, shape: tuple[int, ...], key: Key[Array, ""]) -> Any:
     """Return the parameters of a network for rows of data of a shape."""
     images, condition = jnp.zeros((1, *shape)), jnp.zeros(1)

@@ -203,22 +203,24 @@ class Heun:
     ) -> list[LinearCombination]:
         """Return y after each evaluation of a step, in terms of the process's x at s_hat."""
         scaling = SCALINGS[self.scaling]
-
-        def slope(s: float, y: LinearCombination, eps: LinearCombination) -> LinearCombination:
-            (c, of_y), rate = scaling(s), variable.derivative(s)
-            return rate * of_y * y + rate * c * eps
-
         x, *predictions = unit_coefficients(self.order)
         y_hat = x / alpha_hat
-        w_hat, first = scaling(s_hat)[0] * y_hat, slope(s_hat, y_hat, predictions[0])
+        w_hat = scaling(s_hat)[0] * y_hat
+        first = self._slope(variable, s_hat, y_hat, predictions[0])
         h = (variable.of(s_end) if s_end else 0.0) - variable.of(s_hat)
         if order == 1:
             return [(w_hat + h * first) / scaling(s_end)[0]]
         y_stage = (w_hat + self.stage * h * first) / scaling(s_stage)[0]
-        second = slope(s_stage, y_stage, predictions[1])
+        second = self._slope(variable, s_stage, y_stage, predictions[1])
         weight = 1 / (2 * self.stage)
         w_end = w_hat + h * ((1 - weight) * first + weight * second)
         return [y_stage, w_end / scaling(s_end)[0]]
+
+    def _slope(
+        self, variable: Variable, s: float, y: LinearCombination, eps: LinearCombination
+    ) -> LinearCombination:
+        (c, of_y), rate = SCALINGS[self.scaling](s), variable.derivative(s)
+        return rate * of_y * y + rate * c * eps
 
     def _raised(self, sde: SDE, s: np.ndarray) -> np.ndarray:
         """Return s_hat for the noise levels s of the grid."""

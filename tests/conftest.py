@@ -28,10 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} - UNCHECKED
 CHECKED = sorted({path.stem for path in ROOT.glob("*.py")} | PACKAGES)
-# To Python's typing rules (PEP 484) an int is a float, and so it is here.
-CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
-jaxtyping.install_import_hook(CHECKED, CHECKER)
+jaxtyping.install_import_hook(CHECKED, "checking.checked")
 
 from numerics.memory import keep_freed_memory, share_heap  # noqa: E402
 

@@ -274,7 +274,7 @@ def test_what_needs_a_fixed_process_is_refused():
 def test_process_is_part_of_the_parameters_and_of_the_protocol():
     experiment = build(configuration(TINY | LEARNED))
     abstract = experiment.trainer.abstract_state().params
-    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), abstract)
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract)
     assert set(params) == {"network", "process"}
     blocks = [row.split()[:2] for row in parameter_table(params).splitlines()]
     assert ["process", "5"] in blocks

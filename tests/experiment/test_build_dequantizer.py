@@ -32,7 +32,7 @@ def test_job_trains_on_bin_centers_and_leaves_the_model_alone(classes):
     fields = {"model.num_classes": classes, "dequantizer.features": 4, "dequantizer.batch_size": 8}
     experiment = build(configuration(TINY | fields))
     params = experiment.trainer.abstract_state().params
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
     job = dequantizer_job(experiment, experiment.model.denoiser(zeros))
     batches = job.batches()
     x = (batches.at(0) + 1) / 2 * 17 - 0.5

@@ -38,7 +38,7 @@ def test_job_trains_a_network_of_its_own_and_leaves_the_model_alone(classes):
     fields = {"model.num_classes": classes, "variance_head.features": 16}
     experiment = build(configuration(TINY | fields | {"variance_head.batch_size": 8}))
     params = experiment.trainer.abstract_state().params
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
     denoiser = experiment.model.denoiser(zeros)
     job = variance_head_job(experiment, denoiser)
     batches, state = job.batches(), job.trainer.abstract_state()
@@ -55,7 +55,7 @@ def test_job_trains_a_network_of_its_own_and_leaves_the_model_alone(classes):
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
     assert scalars["loss"].shape == ()
     # A head that starts as zero predicts alpha^2 / (alpha^2 + sigma^2), for each pixel.
-    started = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.params)
+    started = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state.params)
     checkpoint = Checkpoint(
         step=1, denoiser=denoiser, variance_head=experiment.variance_head.head(started)
     )

@@ -1,7 +1,7 @@
 """Shipped configurations leave no noise in samples, and the moments that published samplers leave.
 
-Half of the numbers of an image are known, the other half are Gaussian. So the exact denoiser is
-known, and one run of each configuration shows both.
+Some numbers of an image are known, the others are Gaussian. So the exact denoiser is known, and one
+run of each configuration shows both.
 """
 
 import functools
@@ -30,7 +30,8 @@ from numerics.arrays import expand_like
 from sde_lib import SDES
 from training.parallel import DataParallel
 
-SHAPE, WIDTH = (8, 512), 0.25  # of the Gaussian half, as a fraction of the range
+KNOWN, GAUSSIAN = 32, 256  # numbers of an image
+SHAPE, WIDTH = (8, KNOWN + GAUSSIAN), 0.25  # of the Gaussian ones, as a fraction of the range
 
 
 def sampler_of(config):
@@ -59,7 +60,7 @@ def distinct():
 def data_of(scaler):
     """The mean, and the variance of each number of an image."""
     spread = WIDTH * (scaler.high - scaler.low)
-    return (scaler.low + scaler.high) / 2, np.repeat([[0.0, spread**2]], SHAPE[1] // 2, axis=1)
+    return (scaler.low + scaler.high) / 2, np.repeat([[0.0, spread**2]], [KNOWN, GAUSSIAN], axis=1)
 
 
 def eps_of(x, alpha, sigma, mean, variance):
@@ -73,9 +74,9 @@ def _network(sde, mean, variance, x, t):
 
 
 def left(x, scaler):
-    """The noise in gray levels; mean and width of the Gaussian half, over the true width."""
+    """The noise in gray levels; mean and width of the Gaussian numbers, over the true width."""
     mean, variance = data_of(scaler)
-    known, gaussian = np.split(np.asarray(x, np.float64) - mean, 2, axis=1)
+    known, gaussian = np.split(np.asarray(x, np.float64) - mean, [KNOWN], axis=1)
     levels = 255 * np.sqrt(np.mean(known**2)) / (scaler.high - scaler.low)
     spread = np.sqrt(variance.max())
     return levels, np.mean(gaussian) / spread, np.std(gaussian) / spread
@@ -135,7 +136,7 @@ def test_shipped_configuration_leaves_no_noise_and_the_published_moments(name):
         assert noise <= published_noise + 1e-6
         assert abs(width - 1) < abs(published_width - 1) + 0.06
     else:
-        # The smallest of the learned variances is right for the known half only.
+        # The smallest of the learned variances is right for the known numbers only.
         assert abs(width - 1) < (0.1 if config.sampling.variance == "learned" else 0.06)
 
 

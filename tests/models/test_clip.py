@@ -22,6 +22,10 @@ NETWORK = CLIP(
     embedding=4,
 )
 
+apply_clip, embed_images, embed_texts = (
+    jax.jit(f, static_argnums=0) for f in (clip.apply_clip, clip.embed_images, clip.embed_texts)
+)
+
 
 @pytest.fixture(scope="module")
 def params():
@@ -31,7 +35,7 @@ def params():
 @pytest.mark.slow
 def test_what_follows_the_end_of_a_text_has_no_effect(params):
     tokens = np.array([[8, 1, 2, 9, 9, 9], [8, 1, 2, 9, 3, 9], [8, 2, 1, 9, 9, 9]])
-    first, second, other = clip.embed_texts(NETWORK, params, tokens)
+    first, second, other = embed_texts(NETWORK, params, tokens)
     np.testing.assert_array_equal(first, second)
     assert np.abs(first - other).max() > 1e-3  # but the order of the words has one
 
@@ -40,11 +44,11 @@ def test_what_follows_the_end_of_a_text_has_no_effect(params):
 def test_vectors_have_length_one(params):
     images = np.random.default_rng(0).normal(size=(3, 4, 4, 1)).astype(np.float32)
     tokens = np.full((2, 6), 9)
-    of_images, of_texts, scale = clip.apply_clip(NETWORK, params, images, tokens)
+    of_images, of_texts, scale = apply_clip(NETWORK, params, images, tokens)
     for vectors in (of_images, of_texts):
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(scale, 1 / 0.07, rtol=1e-4)
-    np.testing.assert_array_equal(clip.embed_images(NETWORK, params, images), of_images)
+    np.testing.assert_array_equal(embed_images(NETWORK, params, images), of_images)
 
 
 @pytest.mark.parametrize(

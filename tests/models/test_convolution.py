@@ -265,12 +265,19 @@ def test_groups_and_other_layouts_are_told():
         image_convolution(x, w, (1, 1), "SAME", dimension_numbers=("NCHW", "HWIO", "NHWC"))
 
 
+def imported_without(moved, monkeypatch):
+    """Our convolution as a JAX gives it that has no such internal."""
+    monkeypatch.delattr(moved)
+    monkeypatch.delitem(sys.modules, "models.blocks.convolution_primitive")
+    name = "convolution_without_internals"
+    spec = importlib.util.spec_from_file_location(name, convolution.__file__)
+    fallback = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fallback)
+    return fallback.image_convolution
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moved", ["jax.extend.core.Primitive", "jax.interpreters.ad.defbilinear"])
-def test_where_internals_of_jax_have_moved_networks_compute_the_same_by_lax(
-    moved, monkeypatch, x64
-):
-    """At the import of an internal, and at the registration with it."""
+def test_where_the_primitives_of_jax_have_moved_networks_compute_the_same_by_lax(monkeypatch, x64):
     network = NCSNpp(
         features=8,
         channel_multipliers=(1, 1),
@@ -291,14 +298,22 @@ def test_where_internals_of_jax_have_moved_networks_compute_the_same_by_lax(
         return "image_convolution" in str(made.jaxpr), made.lower().compile()(params, *inputs)
 
     ours, expected = compute()
-    monkeypatch.delattr(moved)
-    monkeypatch.delitem(sys.modules, "models.blocks.convolution_primitive")
-    name = "convolution_without_internals"
-    spec = importlib.util.spec_from_file_location(name, convolution.__file__)
-    fallback = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fallback)
-    monkeypatch.setattr(layers, "image_convolution", fallback.image_convolution)
+    fallback = imported_without("jax.extend.core.Primitive", monkeypatch)
+    monkeypatch.setattr(layers, "image_convolution", fallback)
     theirs, made = compute()
     assert ours
     assert not theirs
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-11), made, expected)
+
+
+@pytest.mark.slow
+def test_where_the_registration_of_primitives_has_moved_it_is_lax_s(monkeypatch, x64):
+    case = CASES["stride 2 odd"]
+    _, _, strides, padding, _ = case
+    fallback = imported_without("jax.interpreters.ad.defbilinear", monkeypatch)
+    arrays = inputs(case, np.float64)
+    made, expected = (
+        quick_jit(first_and_second_order(f)).trace(*arrays)
+        for f in (lambda x, w: fallback(x, w, strides, padding), stock(case))
+    )
+    assert str(made.jaxpr) == str(expected.jaxpr)

@@ -16,6 +16,7 @@ from models.energy import energies, energy_gradient
 RNG = np.random.default_rng(0)
 A, B = RNG.normal(size=(2, 6, 6))
 X = RNG.normal(size=(3, 2, 3))
+gradient = quick_jit(energy_gradient, static_argnums=0)
 
 
 def network(x):
@@ -26,11 +27,10 @@ def network(x):
 
 def jacobian(function, x):
     """Of the first image."""
-    slopes = jax.jacfwd(lambda flat: function(flat.reshape(1, 2, 3)).ravel())(x[0].ravel())
-    return np.asarray(slopes)
+    slopes = jax.jacfwd(lambda flat: function(flat.reshape(1, 2, 3)).ravel())
+    return np.asarray(quick_jit(slopes)(x[0].ravel()))
 
 
-@pytest.mark.slow
 def test_jacobian_of_the_gradient_is_symmetric_and_of_the_network_is_not(x64):
     plain, made = jacobian(network, X), jacobian(functools.partial(energy_gradient, network), X)
     assert np.max(np.abs(plain - plain.T)) > 0.1
@@ -38,29 +38,27 @@ def test_jacobian_of_the_gradient_is_symmetric_and_of_the_network_is_not(x64):
     np.testing.assert_allclose(made, made.T, atol=1e-12)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("make_output", [network, lambda x: jnp.sum(network(x), axis=(1, 2))])
 def test_line_integrals_are_differences_of_energies(make_output, x64):
     """For a network that returns images, and for one that returns numbers."""
     points, weights = np.polynomial.legendre.leggauss(60)
     start, way = X[:1], X[1:2] - X[:1]
-    along = energy_gradient(make_output, start + (points[:, None, None] + 1) / 2 * way)
+    along = gradient(make_output, start + (points[:, None, None] + 1) / 2 * way)
     integral = np.sum(weights / 2 * np.sum(along * way, axis=(1, 2)))
-    low, high = energies(make_output, jnp.asarray(X[:2]))
+    low, high = quick_jit(energies, static_argnums=0)(make_output, X[:2])
     assert abs(high - low) > 0.1
     np.testing.assert_allclose(integral, high - low, rtol=1e-9)
 
 
-@pytest.mark.slow
 def test_what_is_a_gradient_already_stays_what_it_is(x64):
     """A symmetric linear network; and no image's energy depends on another image."""
 
     def linear(x):
         return (x.reshape(len(x), 6) @ (A + A.T)).reshape(x.shape)
 
-    np.testing.assert_allclose(energy_gradient(linear, X), linear(X), atol=1e-12)
-    alone = jax.vmap(lambda x: energy_gradient(network, x[None])[0])(X)
-    np.testing.assert_allclose(energy_gradient(network, X), alone, atol=1e-12)
+    np.testing.assert_allclose(gradient(linear, X), linear(X), atol=1e-12)
+    alone = quick_jit(jax.vmap(lambda x: energy_gradient(network, x[None])[0]))(X)
+    np.testing.assert_allclose(gradient(network, X), alone, atol=1e-12)
 
 
 def test_output_of_another_shape_is_refused():
@@ -93,8 +91,7 @@ def test_unet_of_a_configuration_has_a_symmetric_score():
     np.testing.assert_allclose(first, second, rtol=1e-3)
     # Training differentiates that once more, with dropout; compiling it would take a minute.
     key = jax.eval_shape(lambda: jax.random.key(0))
-    gradient = jax.grad(experiment.trainer.objective, has_aux=True)
-    grads, _ = jax.eval_shape(gradient, params, key, x)
+    grads, _ = jax.eval_shape(jax.grad(experiment.trainer.objective, has_aux=True), params, key, x)
     assert jax.tree.structure(grads) == tree
 
 

@@ -11,6 +11,7 @@ from numerics.ode import ODE_METHODS, ODEOptions, integrate, require_success
 
 TIGHT = ODEOptions(rtol=1e-9, atol=1e-9)
 COARSE = ODEOptions(rtol=1e-3, atol=1e-3)
+solve = jax.jit(integrate, static_argnums=0, static_argnames=("t0", "t1", "frames"))
 
 
 def spiral(t, y, rate):
@@ -34,17 +35,16 @@ RATE = 0.5
 @pytest.mark.parametrize("solver", ["dopri5", "tsit5", "dopri8", "heun", "adams"])
 def test_tighter_tolerance_means_smaller_error_and_every_call_is_counted(x64, solver):
     """Rejected steps, and the evaluations before the first step, are calls of the field too."""
-    errors = []
+    calls, errors = [], []
+
+    def field(t, y, rate):
+        jax.debug.callback(lambda t: calls.append(t), t)
+        return spiral(t, y, rate)
+
     for tolerance in (1e-3, 1e-6):
-        calls = []
-
-        def field(t, y, rate, calls=calls):
-            jax.debug.callback(lambda t: calls.append(t), t)
-            return spiral(t, y, rate)
-
+        calls.clear()
         options = ODEOptions(solver=solver, rtol=tolerance, atol=tolerance, max_steps=20_000)
-        y0, rate = jnp.asarray(Y0[:1]), jnp.full(1, RATE)
-        solution = integrate(field, y0, rate, t0=0.0, t1=2.0, options=options)
+        solution = solve(field, Y0[:1], np.full(1, RATE), t0=0.0, t1=2.0, options=options)
         jax.effects_barrier()
         assert solution.success.all()
         assert int(solution.evaluations[0]) == len(calls)
@@ -57,9 +57,9 @@ def test_tighter_tolerance_means_smaller_error_and_every_call_is_counted(x64, so
 @pytest.mark.parametrize("solver", ["dopri5", "adams"])
 def test_integration_runs_backwards_and_keeps_frames(x64, solver):
     """Frames are between the solver's steps, and as exact as they are."""
-    start, options = jnp.asarray(spiral_solution(2.0, Y0, RATE)), replace(TIGHT, solver=solver)
-    rates = jnp.full(2, RATE)
-    solution = integrate(spiral, start, rates, t0=2.0, t1=0.5, options=options, frames=4)
+    start, options = spiral_solution(2.0, Y0, RATE), replace(TIGHT, solver=solver)
+    rates = np.full(2, RATE)
+    solution = solve(spiral, start, rates, t0=2.0, t1=0.5, options=options, frames=4)
     assert solution.path.shape == (2, 4, 2)
     for frame, t in enumerate((2.0, 1.5, 1.0, 0.5)):
         truth = spiral_solution(t, Y0, RATE)
@@ -69,12 +69,11 @@ def test_integration_runs_backwards_and_keeps_frames(x64, solver):
 
 @pytest.mark.slow
 def test_each_sample_has_steps_of_its_own():
-    rates = jnp.array([0.5, -30.0])
-    y0, apart = jnp.asarray(Y0, jnp.float32), []
-    together = integrate(spiral, y0, rates, t0=0.0, t1=2.0, options=COARSE)
+    rates, y0, apart = np.float32([0.5, -30.0]), np.float32(Y0), []
+    together = solve(spiral, y0, rates, t0=0.0, t1=2.0, options=COARSE)
     for i in range(2):
         one = slice(i, i + 1)
-        apart.append(integrate(spiral, y0[one], rates[one], t0=0.0, t1=2.0, options=COARSE))
+        apart.append(solve(spiral, y0[one], rates[one], t0=0.0, t1=2.0, options=COARSE))
     for i, alone in enumerate(apart):
         np.testing.assert_allclose(together.y[i], alone.y[0], rtol=1e-5, atol=1e-7)
         assert together.evaluations[i] == alone.evaluations[0]
@@ -83,7 +82,8 @@ def test_each_sample_has_steps_of_its_own():
 
 @pytest.mark.slow
 def test_success_passes_silently():
-    solution = integrate(spiral, jnp.asarray(Y0), jnp.full(2, RATE), t0=0.0, t1=0.1, options=COARSE)
+    rates = np.full(2, RATE, np.float32)
+    solution = solve(spiral, np.float32(Y0), rates, t0=0.0, t1=0.1, options=COARSE)
     assert require_success(solution, "anything", COARSE) is None
 
 

@@ -201,10 +201,11 @@ def test_loss_is_least_for_the_best_head(x64, target):
     head = best_head(target, at, *posterior(at, np.asarray(sde.perturb(x0, *drawn))))
     best = head.network.args[0]
 
+    @jax.jit
     def mean_loss(shift):
         network = Partial(lambda best, x, t: best, best + shift)
         trained = TrainedHead(head=dataclasses.replace(head, network=network))
-        return float(loss.evaluate(key, drawn, trained, x0, context).mean())
+        return loss.evaluate(key, drawn, trained, x0, context).mean()
 
     # The slope is the mean of (1 - target / mean) / 2, whose expectation is 0.
     slope = (mean_loss(0.001) - mean_loss(-0.001)) / 0.002
@@ -219,7 +220,8 @@ def test_trained_head_comes_near_the_true_variances():
     network = MLP(features=32, depth=1)
     context = Context(teacher=PLANE.denoiser(sde))
     x0 = jnp.asarray(PLANE.sample(2, 20000), jnp.float32)
-    params = network.init(jax.random.key(0), x0[:1], jnp.zeros(1), train=False)["params"]
+    init = jax.jit(functools.partial(network.init, train=False))
+    params = init(jax.random.key(0), x0[:1], jnp.zeros(1))["params"]
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
     apply = functools.partial(network.apply, train=False)
 
@@ -241,13 +243,14 @@ def test_trained_head_comes_near_the_true_variances():
         keys = jax.random.split(jax.random.key(1), steps)
         return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
 
-    head, at = head_of(train(params)), coefficients_at(sde, TIMES)
+    predict = jax.jit(lambda params, *given: head_of(params)(sde, *given))
+    params, at = train(params), coefficients_at(sde, TIMES)
     rng = np.random.default_rng(3)
     x = PLANE.sample(3, 250) * np.repeat(at.alpha, 50)[:, None]
     x += rng.normal(size=x.shape) * np.repeat(at.sigma, 50)[:, None]
     times = np.repeat(TIMES, 50)
     eps, truth = posterior(coefficients_at(sde, times), x)
-    found = head(sde, *(jnp.asarray(a, jnp.float32) for a in (x, times, eps)))
+    found = predict(params, *(np.float32(a) for a in (x, times, eps)))
     ratios = np.log(np.asarray(found) / truth).reshape(5, 100)
     assert np.abs(ratios.mean(axis=1)).max() < 0.1, ratios.mean(axis=1)
     assert np.sqrt(np.mean(ratios**2, axis=1)).max() < 0.35, np.sqrt(np.mean(ratios**2, axis=1))

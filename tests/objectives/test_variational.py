@@ -44,6 +44,9 @@ def losses(objective, output):
     return objective.evaluate(jax.random.key(0), drawn, model(output), jnp.asarray(X0), FIRST)
 
 
+evaluate = quick_jit(losses, static_argnums=0)
+
+
 def published_bound(eps, eps_hat, fraction):
     """L_(t-1) or L_0 of each timestep in bits/dim, from the betas, as the papers write them."""
     f = np.cos((np.arange(N + 1) / N + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -75,10 +78,10 @@ def test_bound_and_hybrid_are_the_published_ones_at_each_timestep(x64):
     output[..., :2] = EPS + 0.1 * output[..., :2]  # near the truth, as the decoder needs
     eps_hat, fraction = output[..., :2], (output[..., 2:] + 1) / 2
     expected = N * published_bound(EPS, eps_hat, fraction)
-    found = losses(VariationalBound(**CHAIN), jnp.asarray(output))
+    found = evaluate(VariationalBound(**CHAIN), output)
     np.testing.assert_allclose(found, expected, rtol=1e-8)
     simple = np.mean((eps_hat - EPS) ** 2, axis=(1, 2))
-    found = losses(Hybrid(**CHAIN, coefficient=0.003), jnp.asarray(output))
+    found = evaluate(Hybrid(**CHAIN, coefficient=0.003), output)
     np.testing.assert_allclose(found, simple + 0.003 * expected, rtol=1e-8)
 
 
@@ -138,7 +141,7 @@ def test_best_learned_variance_is_that_of_the_reverse_of_gaussian_data(x64):
         steps = jnp.asarray(growth), jnp.asarray(log_range)
         return jnp.sum(step_divergence(given, 0 * error, *steps, "learned"))
 
-    np.testing.assert_allclose(jax.grad(expected)(jnp.asarray(best)), 0, atol=1e-12)
+    np.testing.assert_allclose(quick_jit(jax.grad(expected))(best), 0, atol=1e-12)
 
 
 @pytest.mark.slow

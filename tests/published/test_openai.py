@@ -218,13 +218,14 @@ def test_an_image_is_enlarged_as_by_the_original(factor):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UPSAMPLERS)
 def test_an_upsampler_computes_as_the_original(name):
-    """In double precision, then in single."""
+    """In double precision, then one in single."""
     network = UPSAMPLERS[name]
     labels = np.array([0, 2]) if network.num_classes else None
     params = openai.import_state(tree(name), network, SIZE, template(network), source="file").params
     with np.load(DATA / "guided_outputs.npz") as references:
         theirs = references[name]
-    for x64, tolerance in ((True, 1e-10), (False, 1e-5)):
+    single = [(False, 1e-5)] if network.num_classes else []
+    for x64, tolerance in ((True, 1e-10), *single):
         with jax.enable_x64(x64):
             dtype = np.float64 if x64 else np.float32
             inputs = dtype(images()), dtype(LABEL), labels, dtype(small(SIZE // network.upsampling))

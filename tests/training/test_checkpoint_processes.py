@@ -3,15 +3,16 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import _server as forking_server
 
 from training.checkpoints import Checkpoints
 
@@ -64,14 +65,14 @@ FULL_DISK = """
     from errors import CheckpointError
     from training.checkpoints import Checkpoints
 
-    directory, how, room = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    filler = os.path.join(os.path.dirname(directory), "filler")
+    parent, how, rooms = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])
+    filler = os.path.join(parent, "filler")
 
-    def fill():
+    def fill(room):
         if how == "limit":
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
         else:
-            disk = os.statvfs(directory)
+            disk = os.statvfs(parent)
             with open(filler, "wb") as file:
                 file.write(bytes(disk.f_bavail * disk.f_frsize - room))
 
@@ -83,23 +84,25 @@ FULL_DISK = """
 
     noise = np.random.default_rng(0).normal(size=(400_000,)).astype("f4")
     state = {"w": jnp.asarray(noise)}
-    checkpoints = Checkpoints(directory)
-    checkpoints.save(1, state, {})
-    checkpoints.wait()
-    fill()
-    for attempt in (checkpoints.wait, lambda: checkpoints.save(3, state, {})):
-        try:
-            checkpoints.save(2, state, {})
-            attempt()
-        except CheckpointError as error:
-            print(error)
-    assert checkpoints.steps() == (1,)
-    assert np.array_equal(checkpoints.restore(state).state["w"], noise)
-    free()
-    checkpoints.save(2, state, {})
-    checkpoints.close()
-    assert sorted(os.listdir(directory)) == ["1", "2"]
-    assert np.array_equal(Checkpoints(directory).restore(state, 2).state["w"], noise)
+    for room in rooms:
+        directory = os.path.join(parent, f"room_{room}")
+        checkpoints = Checkpoints(directory)
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        fill(room)
+        for attempt in (checkpoints.wait, lambda: checkpoints.save(3, state, {})):
+            try:
+                checkpoints.save(2, state, {})
+                attempt()
+            except CheckpointError as error:
+                print(error)
+        assert checkpoints.steps() == (1,)
+        assert np.array_equal(checkpoints.restore(state).state["w"], noise)
+        free()
+        checkpoints.save(2, state, {})
+        checkpoints.close()
+        assert sorted(os.listdir(directory)) == ["1", "2"]
+        assert np.array_equal(Checkpoints(directory).restore(state, 2).state["w"], noise)
 """
 
 
@@ -107,37 +110,35 @@ FULL_DISK = """
 LATE_THREAD = r"Traceback .*\n(  .*\n)*RuntimeError: Event loop is closed\n"
 
 
-def assert_survived_full_disk(done, directory, cause):
+def assert_survives_full_disk(parent, how, rooms, cause):
+    """With room for so many bytes, one after the other in one process."""
+    done = run_child(FULL_DISK, parent, how, *rooms)
     assert (done.returncode, re.sub(LATE_THREAD, "", done.stderr)) == (0, "")
     lines = done.stdout.splitlines()
-    assert len(lines) == 2
-    for line in lines:
+    assert len(lines) == 2 * len(rooms)
+    for i, line in enumerate(lines):
+        directory = parent / f"room_{rooms[i // 2]}"
         assert line.startswith(f"saving checkpoint {directory}/2 failed: ")
         assert cause in line
         assert line.endswith("and run the same command again to resume")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", [500_000, 2_000, 100, 0])
-def test_full_disk_by_file_size_limit(tmp_path, room):
-    directory = tmp_path / "run"
-    done = run_child(FULL_DISK, directory, "limit", room)
-    assert_survived_full_disk(done, directory, "File too large")
+def test_full_disk_by_file_size_limit(tmp_path):
+    assert_survives_full_disk(tmp_path, "limit", (500_000, 2_000, 100, 0), "File too large")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", [500_000, 0])
-def test_full_disk_by_small_file_system(tmp_path, room):
+def test_full_disk_by_small_file_system(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a tmpfs is not permitted here")
     try:
-        done = run_child(FULL_DISK, disk / "run", "tmpfs", room)
+        assert_survives_full_disk(disk, "tmpfs", (500_000, 0), "No space left")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-    assert_survived_full_disk(done, disk / "run", "No space left")
 
 
 ABANDONED = """
@@ -176,30 +177,29 @@ def big_state(step):
     return {"w": np.random.default_rng(step).normal(size=(16, 2**20)).astype("f4")}  # 64 MiB
 
 
-KILLED = """
-    import sys, time
-    from training.checkpoints import Checkpoints
-    from tests.training.test_checkpoint_processes import big_state
-
-    checkpoints = Checkpoints(sys.argv[1])
+def save_and_sleep(directory, saving):
+    """The life of a process that is killed."""
+    warnings.simplefilter("error")
+    checkpoints = Checkpoints(directory)
     first, second = big_state(1), big_state(2)
     checkpoints.save(1, first, {})
     checkpoints.wait()
     checkpoints.save(2, second, {})
-    print("saving", flush=True)
+    saving.set()
     time.sleep(60)
-"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.5, 1.5])
 def test_killed_while_saving(tmp_path, delay):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
-    options = {"cwd": ROOT, "env": CHILD_ENV, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **options) as child:
-        assert child.stdout.readline() == "saving\n"
-        time.sleep(delay)
-        child.send_signal(signal.SIGKILL)
+    server = forking_server()
+    saving = server.Event()
+    child = server.Process(target=save_and_sleep, args=(tmp_path, saving))
+    child.start()
+    assert saving.wait(300)
+    time.sleep(delay)
+    child.kill()
+    child.join()
     checkpoints = Checkpoints(tmp_path)
     steps = checkpoints.steps()
     assert steps in {(1,), (1, 2)}
