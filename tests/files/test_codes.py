@@ -43,7 +43,7 @@ def test_damaged_and_foreign_files_are_one_line(file, tmp_path):
     file.write_bytes(content + b"more")
     with pytest.raises(FileError, match=r"^code is damaged"):
         read_code(file, "code", partial=True)
-    start = b"scoresde code 1\n"
+    start = b"scoresde code 2\n"
     foreign_files = (b"", b"\x89PNG\r\n", start, start + b"\x05\0\0\0abcde", bytes(content[:60]))
     for foreign in foreign_files:
         file.write_bytes(foreign)
