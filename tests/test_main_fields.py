@@ -6,7 +6,7 @@ Nothing is computed or written.
 import re
 
 import pytest
-from command_line import TINY, assert_rejected, flags, run
+from command_line import UNET, assert_rejected, flags, run
 
 # field, value, and what the message must say beside the two.
 CHOICES = [
@@ -115,7 +115,7 @@ TYPES = [
 )
 def test_value_that_cannot_be(tmp_path, field, value, remedy):
     workdir = tmp_path / "run"
-    call = run(*flags("train", workdir, TINY | {field: value}))
+    call = run(*flags("train", workdir, UNET | {field: value}))
     assert_rejected(call, rf"config\.{re.escape(field)}.*{remedy}")
     assert str(value).strip("()',") in call.stderr
     assert not workdir.exists()
@@ -125,7 +125,7 @@ def test_value_that_cannot_be(tmp_path, field, value, remedy):
 @pytest.mark.parametrize(("field", "value", "kind"), TYPES)
 def test_value_of_the_wrong_type(tmp_path, field, value, kind):
     workdir = tmp_path / "run"
-    call = run(*flags("train", workdir, TINY | {field: value}))
+    call = run(*flags("train", workdir, UNET | {field: value}))
     assert_rejected(call, rf"config\.{re.escape(field)}.*")
     assert str(value) in call.stderr
     assert kind in call.stderr
@@ -207,7 +207,7 @@ def test_value_of_the_wrong_type(tmp_path, field, value, kind):
 )
 def test_values_that_do_not_go_together(tmp_path, fields, pattern):
     workdir = tmp_path / "run"
-    call = run(*flags("train", workdir, TINY | fields))
+    call = run(*flags("train", workdir, UNET | fields))
     assert_rejected(call, pattern)
     assert not workdir.exists()
 
@@ -215,7 +215,7 @@ def test_values_that_do_not_go_together(tmp_path, fields, pattern):
 @pytest.mark.slow
 def test_batches_must_divide_over_the_devices(tmp_path):
     for field in ("training.batch_size", "eval.batch_size"):
-        call = run(*flags("train", tmp_path / "run", TINY | {field: 30}), devices=4)
+        call = run(*flags("train", tmp_path / "run", UNET | {field: 30}), devices=4)
         pattern = rf"config\.{field}=30 does not divide over 4 device\(s\).*28 or 32"
         assert_rejected(call, pattern)
     assert not (tmp_path / "run").exists()
@@ -234,6 +234,6 @@ def test_batches_must_divide_over_the_devices(tmp_path):
 )
 def test_field_that_no_optimizer_or_not_this_one_has(tmp_path, field, message):
     workdir = tmp_path / "run"
-    call = run(*flags("train", workdir, TINY | {field: 3}))
+    call = run(*flags("train", workdir, UNET | {field: 3}))
     assert_rejected(call, rf"config\.{re.escape(field)}.*{message}")
     assert not workdir.exists()
