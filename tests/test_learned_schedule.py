@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from command_line import TINY, assert_rejected, configuration, flags, run
+from command_line import TINY, UNET, assert_rejected, configuration, flags, run
 
 import scoresde as ss
 from denoising import Denoiser
@@ -272,7 +272,7 @@ def test_what_needs_a_fixed_process_is_refused():
 
 @pytest.mark.slow
 def test_process_is_part_of_the_parameters_and_of_the_protocol():
-    experiment = build(configuration(TINY | LEARNED))
+    experiment = build(configuration(UNET | LEARNED))
     abstract = experiment.trainer.abstract_state().params
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract)
     assert set(params) == {"network", "process"}
@@ -292,7 +292,6 @@ def test_process_is_part_of_the_parameters_and_of_the_protocol():
 @pytest.mark.slow
 def test_run_resumes_samples_and_evaluates_with_its_own_schedule(tmp_path):
     fields = TINY | LEARNED | {"training.steps": 20, "optim.lr": 1e-2}
-    fields |= {"optim.schedule": "constant"}  # as the rate of `cosine` depends on the last step
     few = {
         "eval.metrics": ("loss", "continuous_bound", "discrete_bound"),
         "eval.batch_size": 99,

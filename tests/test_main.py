@@ -27,17 +27,6 @@ from command_line import (
 
 from training.checkpoints import Checkpoints
 
-SHORT = TINY | {"training.checkpoint_every": 15}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A finished run with two checkpoints; no test may change it."""
-    workdir = tmp_path_factory.mktemp("runs") / "trained"
-    assert run(*flags("train", workdir, SHORT)).status == 0
-    return workdir
-
-
 CONFIG_FLAG = f"--config={CONFIG}"
 INPAINT = ("--config.task.name=inpaint", "--config.task.mask=left")
 
@@ -193,7 +182,7 @@ def test_fresh_interpreters_report_the_same(tmp_path):
 def test_damaged_config_json(tmp_path, mode, content):
     (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
     before = snapshot(tmp_path)
-    call = run(*flags(mode, tmp_path, SHORT))
+    call = run(*flags(mode, tmp_path))
     assert_rejected(call, rf"{tmp_path}/config\.json is damaged.*another --workdir")
     assert snapshot(tmp_path) == before
 
@@ -203,8 +192,8 @@ def test_damaged_config_json(tmp_path, mode, content):
 def test_workdir_that_is_a_file(tmp_path, mode):
     file = tmp_path / "file"
     file.write_text("mine")
-    assert_rejected(run(*flags(mode, file, SHORT)), rf"--workdir={file} is a file; give a folder")
-    assert_rejected(run(*flags(mode, file / "run", SHORT)), f"{file}")
+    assert_rejected(run(*flags(mode, file)), rf"--workdir={file} is a file; give a folder")
+    assert_rejected(run(*flags(mode, file / "run")), f"{file}")
     assert file.read_text() == "mine"
 
 
@@ -212,7 +201,7 @@ def test_workdir_that_is_a_file(tmp_path, mode):
 @pytest.mark.parametrize("mode", ["eval", "sample"])
 def test_nothing_to_read(tmp_path, mode):
     workdir = tmp_path / "run"
-    call = run(*flags(mode, workdir, SHORT))
+    call = run(*flags(mode, workdir))
     assert_rejected(call, "no checkpoint in .*--mode=train")
     assert str(workdir) in call.stderr
     assert not workdir.exists()
@@ -223,26 +212,26 @@ def test_nothing_to_read(tmp_path, mode):
     "arguments",
     [
         ("eval", "--config.eval.checkpoints=(99,)"),
-        ("eval", "--config.eval.checkpoints=(15,99)"),
+        ("eval", "--config.eval.checkpoints=(10,99)"),
         ("sample", "--checkpoint=99"),
     ],
 )
-def test_checkpoint_that_does_not_exist(trained, arguments):
-    before = snapshot(trained)
+def test_checkpoint_that_does_not_exist(finished, arguments):
+    before = snapshot(finished)
     mode, flag = arguments
-    call = run(*flags(mode, trained, SHORT), flag)
-    assert_rejected(call, r"checkpoints/99 .*no such checkpoint.*on disk: 15, 30")
-    assert snapshot(trained) == before
+    call = run(*flags(mode, finished), flag)
+    assert_rejected(call, r"checkpoints/99 .*no such checkpoint.*on disk: 10, 20, 30")
+    assert snapshot(finished) == before
 
 
 @pytest.mark.slow
-def test_run_with_another_configuration(trained):
-    before = snapshot(trained)
-    other = SHORT | {"optim.lr": 0.5, "model.dropout": 0.25}
+def test_run_with_another_configuration(finished):
+    before = snapshot(finished)
+    other = TINY | {"optim.lr": 0.5, "model.dropout": 0.25}
     for mode in ("train", "eval", "sample"):
-        call = run(*flags(mode, trained, other))
+        call = run(*flags(mode, finished, other))
         assert_rejected(call, r"config\.model\.dropout was 0\.0, is 0\.25\. Give")
-    assert snapshot(trained) == before
+    assert snapshot(finished) == before
 
 
 @pytest.mark.slow
@@ -261,7 +250,7 @@ def test_data_that_do_not_fit(tmp_path):
 @pytest.mark.slow
 def test_workdir_that_may_not_be_written():
     """/proc takes no folders, not even from root."""
-    call = run(*flags("train", "/proc/scoresde/run", SHORT))
+    call = run(*flags("train", "/proc/scoresde/run"))
     assert_rejected(call, "/proc/scoresde")
 
 
@@ -309,13 +298,13 @@ def test_prepare_without_work_and_without_a_name(tmp_path):
 
 
 @pytest.mark.slow
-def test_copy_of_a_run_is_a_run(tmp_path, trained):
+def test_copy_of_a_run_is_a_run(tmp_path, finished):
     """Nothing in a working directory knows where it lies."""
-    workdir = shutil.copytree(trained, tmp_path / "moved")
-    call = run(*flags("train", workdir, SHORT))
+    workdir = shutil.copytree(finished, tmp_path / "moved")
+    call = run(*flags("train", workdir))
     assert call.status == 0
     assert f"{workdir} is trained: step 30 of 30" in call.stdout
-    assert Checkpoints(workdir / "checkpoints").steps() == (15, 30)
+    assert Checkpoints(workdir / "checkpoints").steps() == (10, 20, 30)
 
 
 @pytest.mark.slow

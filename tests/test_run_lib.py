@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from command_line import (
     TINY,
+    UNET,
     assert_one_error,
     configuration,
     draw,
@@ -214,7 +215,7 @@ def test_in_process_errors_touch_nothing(tmp_path):
 def test_class_conditional_run_trains_samples_and_is_evaluated(tmp_path):
     """Other classes, other samples; all classes in turn are sample k of class k mod 10."""
     # An initial scale of 0 would make the output 0 whatever the class.
-    fields = TINY | {"model.num_classes": 10, "model.init_scale": 1.0, "training.steps": 2}
+    fields = UNET | {"model.num_classes": 10, "model.init_scale": 1.0, "training.steps": 2}
     fields |= {"eval.metrics": ("loss",), "eval.batch_size": 12}
     workdir = tmp_path / "run"
     assert run(*flags("train", workdir, fields)).status == 0
@@ -264,11 +265,11 @@ def test_classes_of_images_without_labels_are_refused(tmp_path):
 @pytest.mark.slow
 def test_an_upsampler_does_nothing_without_small_images(tmp_path):
     fields = {"model.name": "adm", "model.head_width": 8, "model.upsampling": 2}
-    experiment = build(configuration(TINY | fields))
+    experiment = build(configuration(UNET | fields))
     for mode in (run_lib.sample, run_lib.evaluate, run_lib.moments):
         with pytest.raises(ConfigError, match=r"^config\.model\.upsampling=2 .*=upsample and"):
             mode(experiment, Workdir(tmp_path))
-    watching = build(configuration(TINY | fields | {"training.sample_every": 5}))
+    watching = build(configuration(UNET | fields | {"training.sample_every": 5}))
     with pytest.raises(ConfigError, match=r"training has none of; .*training\.sample_every=0$"):
         run_lib.train(watching, Workdir(tmp_path))
 

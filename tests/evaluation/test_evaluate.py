@@ -12,7 +12,9 @@ import pytest
 from analytic import gaussian
 from command_line import TINY, configuration, flags, run, start, write_images
 
+import run_lib
 from data.batches import test_batch as batch_of_test_images
+from errors import CheckpointError
 from evaluation import evaluate as module
 from experiment.build import build
 from experiment.sampler import Checkpoint
@@ -78,6 +80,11 @@ def evaluate(fields, denoiser, folder):
     return json.loads((folder / "eval" / f"{STEPS}.json").read_text())
 
 
+def evaluate_run(workdir, fields):
+    """--mode=eval in this process, also on four devices."""
+    run_lib.evaluate(build(configuration(fields)), Workdir(workdir))
+
+
 def close(a, b, tolerance):
     """Equal but for floats, which may differ by `tolerance`, relatively."""
     if isinstance(a, dict):
@@ -140,19 +147,20 @@ def test_another_protocol_keeps_the_old_results(evaluated, fields, tmp_path):
 def test_chosen_checkpoints_are_evaluated_each(trained, fields, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "run")
     few = fields | {"eval.metrics": ("loss",)}
-    call = run(*flags("eval", workdir, few | {"eval.checkpoints": (15, 30)}))
-    assert call.status == 0, call.stderr
+    evaluate_run(workdir, few | {"eval.checkpoints": (15, 30)})
     first, second = results(workdir, "15"), results(workdir, "30")
     assert (first["step"], second["step"]) == (15, 30)
     assert first["loss"] != second["loss"]
-    missing = run(*flags("eval", workdir, few | {"eval.checkpoints": (15, 7), "eval.seed": 5}))
-    assert missing.status == 1
-    assert "checkpoints/7 cannot be loaded: there is no such checkpoint" in missing.stderr
+    missing = few | {"eval.checkpoints": (15, 7), "eval.seed": 5}
+    with pytest.raises(CheckpointError, match="7 cannot be loaded: there is no such checkpoint"):
+        evaluate_run(workdir, missing)
     assert results(workdir, "15") == first, "nothing was computed before the error"
 
 
 @pytest.mark.slow
-def test_evaluation_of_other_images_or_another_network_is_another(evaluated, fields, tmp_path):
+def test_evaluation_of_other_images_or_another_network_is_another(
+    evaluated, fields, tmp_path, capsys
+):
     """Though name, step and configuration are the same."""
     workdir = shutil.copytree(evaluated, tmp_path / "run")
     images = write_images(tmp_path / "images.npz", 32, TEST_IMAGES, seed=1)
@@ -160,16 +168,19 @@ def test_evaluation_of_other_images_or_another_network_is_another(evaluated, fie
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["name"] = str(images)
     (workdir / "config.json").write_text(json.dumps(config))
-    assert run(*flags("eval", workdir, few)).status == 0
+
+    def printed():
+        evaluate_run(workdir, few)
+        return capsys.readouterr().out
+
+    assert "keeping it as" in printed()
     first = results(workdir)
-    assert "finished; not repeated" in run(*flags("eval", workdir, few)).stdout
+    assert "finished; not repeated" in printed()
     write_images(images, 32, TEST_IMAGES, seed=2)
-    assert "keeping it as" in run(*flags("eval", workdir, few)).stdout
+    assert "keeping it as" in printed()
     assert results(workdir)["loss"] != first["loss"]
     (workdir / "eval" / f"{STEPS}.json").write_text("{")
-    again = run(*flags("eval", workdir, few))
-    assert again.status == 0, "a damaged result is put aside"
-    assert "keeping it as" in again.stdout
+    assert "keeping it as" in printed(), "a damaged result is put aside"
 
 
 @pytest.fixture(scope="module")

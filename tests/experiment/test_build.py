@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from command_line import TINY, configuration
+from command_line import TINY, UNET, configuration
 
 from configs import vp_cifar10, vp_swiss_roll
 from errors import ConfigError
@@ -12,7 +12,7 @@ from training.averages import HalfLifeAverage, MovingAverage
 
 def test_a_network_of_gray_levels_has_an_output_for_each():
     fields = {"denoiser.parameterization": "levels", "data.dequantization": "none"}
-    model = build(configuration(TINY | fields)).model
+    model = build(configuration(UNET | fields)).model
     assert model.network.out_channels == 17
 
 
@@ -111,7 +111,7 @@ def test_limits_of_the_classifier_bind_only_those_who_use_it():
 )
 def test_choices_that_do_not_go_together_are_refused(fields, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        build(configuration(TINY | fields))
+        build(configuration(UNET | fields))
     assert str(caught.value).startswith("config.")
     assert "\n" not in str(caught.value)
 
@@ -132,7 +132,7 @@ def test_images_may_be_mirrored_in_the_data_or_by_the_augmentation():
     for more in ({"data.random_flip": False}, {"augmentation.x_flip": False}):
         fields = {"augmentation.probability": 0.1, "model.augment_labels": 9}
         assert build(
-            configuration(TINY | {"data.random_flip": True} | fields | more), overrides=more
+            configuration(UNET | {"data.random_flip": True} | fields | more), overrides=more
         ).trainer.augment
 
 

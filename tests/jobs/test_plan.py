@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from command_line import TINY, configuration
+from command_line import TINY, UNET, configuration
 
 from experiment.build import build
 from jobs.plan import _memory, describe
@@ -12,7 +12,7 @@ from jobs.plan import _memory, describe
 @pytest.mark.slow
 def test_memory_estimate_is_near_what_the_compiler_plans():
     """At most; within a factor of two of XLA's own plan for the same step on one device's share."""
-    fields = TINY | {"model.features": 32, "model.channel_multipliers": (1, 2)}
+    fields = UNET | {"model.features": 32, "model.channel_multipliers": (1, 2)}
     experiment = build(configuration(fields | {"training.batch_size": 64}))
     trainer = experiment.trainer
     key = jax.eval_shape(lambda: jax.random.key(0))

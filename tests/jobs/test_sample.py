@@ -227,6 +227,9 @@ def test_classes_are_balanced_or_those_given(fields, labels):
 
 UPSAMPLER = {
     "model.name": "adm",
+    "model.channel_multipliers": (1,),
+    "model.blocks_per_resolution": 1,
+    "model.attention_resolutions": (),
     "model.head_width": 8,
     "model.upsampling": 2,
     "denoiser.parameterization": "x0",  # whatever it says is an image

@@ -31,7 +31,6 @@ FIELDS = TINY | {
     "training.steps": 12,
     "training.log_every": 4,
     "training.checkpoint_every": 6,
-    "optim.schedule": "constant",
 }
 
 

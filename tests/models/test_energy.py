@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_line import TINY, configuration
+from command_line import UNET, configuration
 from networks import quick_jit
 
 from errors import ConfigError
@@ -68,7 +68,7 @@ def test_output_of_another_shape_is_refused():
         energy_gradient(lambda x: jnp.concatenate([x, x], axis=-1), jnp.asarray(X))
 
 
-ENERGY = TINY | {"denoiser.energy": True, "model.dropout": 0.1, "loss.name": "sliced"}
+ENERGY = UNET | {"denoiser.energy": True, "model.dropout": 0.1, "loss.name": "sliced"}
 
 
 @pytest.mark.slow

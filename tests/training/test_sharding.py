@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_line import TINY, configuration
+from command_line import TINY, UNET, configuration
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from jax.tree_util import Partial
 
@@ -149,7 +149,7 @@ def test_checkpoint_loads_into_any_sharding_on_any_number_of_devices(tmp_path):
 
 @pytest.mark.slow
 def test_network_of_a_configuration_predicts_the_same():
-    fields = TINY | {"parallel.min_size": 64}
+    fields = UNET | {"parallel.min_size": 64}
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
     found = []
     plain = jax.jit(build(configuration(fields)).trainer.init)(jax.random.key(0))
