@@ -1,6 +1,6 @@
 """What the documentation says works: commands run, code runs, links and names exist.
 
-Commands of `sh` blocks run in the order of their page, reduced: a tiny network, a few steps, random
+Commands of `sh` blocks run in the order of their page, reduced: tiny networks, a few steps, random
 images in the place of data that would have to be downloaded. Other blocks hold what needs a
 cluster, a bucket or published files; scripts that measure are only compared with their flags.
 """
@@ -27,11 +27,14 @@ from results.run import RECIPES
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-TINY = {
+UNET = {
     "model.features": 8,
     "model.channel_multipliers": "(1,)",
     "model.blocks_per_resolution": 1,
     "model.attention_resolutions": "()",
+}
+MLP = {"model.name": "mlp", "model.features": 8, "model.depth": 1}
+TINY = {
     "training.batch_size": 8,
     "training.steps": 2,
     "training.sample_every": 0,
@@ -81,6 +84,8 @@ POINTS = {
 ROWS = tuple(
     f"configs/{name}.py" for name in ("vp_swiss_roll", "vp_waves", "energy_moons", "bridge_points")
 )
+# Most commands are for these, and differ in all but the network.
+ALIKE = ("configs/vp_digits.py", "configs/consistency_digits.py")
 # The commands that the code of a page needs, besides those of `trained`.
 CODE_NEEDS = {"text": "python main.py --config=configs/vp_digits.py --mode=train_perceptor"}
 SAMPLING = {"steps": 4, "max_steps": 1000, "rtol": 0.1, "atol": 0.1}
@@ -256,7 +261,9 @@ def reduced(command, folder):
         name = "_".join(filter(None, [file.removeprefix("configs/").removesuffix(".py"), variant]))
         arguments.append(f"--workdir={folder}/runs/{name}")
     of_points = file in ROWS
-    fields = dict(POINTS if of_points else TINY)
+    # A U-Net takes thrice the time to compile, so commands that share one are enough.
+    network = MLP if file in ALIKE else UNET
+    fields = dict(POINTS) if of_points else TINY | network
     if "cifar10" in file:
         fields["data.name"] = folder / "cifar10.npz"
     sampler = given.get("config.sampling.name", "unipc" if "digits" in file or of_points else "pc")
