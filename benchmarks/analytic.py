@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
-from runs import ROOT, Results
+from runs import ROOT, Results, discrete_bits
 from tqdm import trange
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -194,26 +194,7 @@ def trained(config: dict, target: str, model: Any, steps: int) -> Any:
 
 def bits(config: dict, fields: dict, checkpoint: Any, steps: int, *, decoding: dict) -> float:
     """Return the mean of the discrete bound on the test images in bits/dim."""
-    from bounds.discrete import discrete_bound
-    from experiment.build import build
-    from experiment.randomness import base_key
-
-    given = config["discrete_bound"] | fields | decoding | {"steps": steps}
-    experiment = build(config | {"discrete_bound": given})
-    data = experiment.data
-    denoiser, times = experiment.discrete_bound.of(checkpoint, data.limits)
-    indices = jnp.arange(len(data.splits.test))
-    found = discrete_bound(
-        base_key(0, "discrete_bound"),
-        denoiser,
-        data.noiseless(data.splits.test, indices),
-        times=times,
-        pixel_levels=data.pixel_levels,
-        options=experiment.discrete_bound.options,
-        indices=indices,
-    )
-    total = np.asarray(found.total, np.float64).mean()
-    return float(total) / (data.size * np.log(2))
+    return discrete_bits(config, checkpoint, fields | decoding | {"steps": steps})
 
 
 def distance(config: dict, fields: dict, checkpoint: Any, steps: int, *, count: int) -> float:

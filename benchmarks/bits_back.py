@@ -21,10 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import trange
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from runs import ROOT, discrete_bits
 
 from experiment.build import build
 from files.pictures import image_grid
@@ -39,39 +36,18 @@ def saved(image, **options):
 
 
 def bound_of(run: str, count: int, flags: list[str]) -> float:
-    """Return the mean discrete bound of the first test images in bits/dim."""
-    import jax.numpy as jnp
-
+    """Return the mean discrete bound of the first test images, with the fields of flags."""
     import scoresde as ss
-    from bounds.discrete import discrete_bound
-    from experiment.randomness import base_key
 
     model = ss.load(run)
-    fields = {}
+    config, fields = model.experiment.config, {}
     for flag in flags:
         name, _, value = flag.removeprefix("--config.discrete_bound.").partition("=")
-        if name in model.experiment.config["discrete_bound"]:
+        if name in config["discrete_bound"]:
             with contextlib.suppress(ValueError):
                 value = ast.literal_eval(value)
             fields[name] = value
-    config = dict(model.experiment.config)
-    experiment = build(config | {"discrete_bound": config["discrete_bound"] | fields})
-    data = experiment.data
-    denoiser, times = experiment.discrete_bound.of(model.checkpoint, data.limits)
-    found = []
-    for start in trange(0, count, 100, desc="bound", mininterval=5):
-        indices = jnp.arange(start, min(start + 100, count))
-        terms = discrete_bound(
-            base_key(0, "discrete_bound"),
-            denoiser,
-            data.noiseless(data.splits.test, indices),
-            times=times,
-            pixel_levels=data.pixel_levels,
-            options=experiment.discrete_bound.options,
-            indices=indices,
-        )
-        found.append(np.asarray(terms.total, np.float64))
-    return float(np.concatenate(found).mean() / (data.size * np.log(2)))
+    return discrete_bits(config, model.checkpoint, fields, count)
 
 
 def main() -> None:

@@ -56,6 +56,38 @@ def experiment_of(name: str, fields: dict[str, Any]) -> Any:
     return build(config)
 
 
+def discrete_bits(
+    config: Any, checkpoint: Any, fields: dict[str, Any], count: int | None = None
+) -> float:
+    """Return the mean discrete bound of the first test images, or of all, in bits/dim.
+
+    `fields` are those of config.discrete_bound that change. All calls have the same noises.
+    """
+    import jax.numpy as jnp
+
+    from bounds.discrete import discrete_bound
+    from experiment.build import build
+    from experiment.randomness import base_key
+
+    experiment = build({**config, "discrete_bound": config["discrete_bound"] | fields})
+    data = experiment.data
+    denoiser, times = experiment.discrete_bound.of(checkpoint, data.limits)
+    count, found = count or len(data.splits.test), []
+    for start in range(0, count, 100):
+        indices = jnp.arange(start, min(start + 100, count))
+        terms = discrete_bound(
+            base_key(0, "discrete_bound"),
+            denoiser,
+            data.noiseless(data.splits.test, indices),
+            times=times,
+            pixel_levels=data.pixel_levels,
+            options=experiment.discrete_bound.options,
+            indices=indices,
+        )
+        found.append(np.asarray(terms.total, np.float64))
+    return float(np.concatenate(found).mean() / (data.size * np.log(2)))
+
+
 def evaluated(name: str, fields: dict[str, Any], folder: Path, ema: str = "") -> dict[str, Any]:
     """Evaluate the run in a folder with some fields changed; return the results."""
     import run_lib
