@@ -83,9 +83,11 @@ def main() -> None:
         return
     if given.folder is None:
         parser.error("give the folder of CIFAR-10, or --table")
+    folder = str(Path(given.folder).resolve())
     for config, fields in known_configurations():
-        if fields.data.name == "cifar10" and not RESULTS.has(config=config, batch=given.batch):
-            RESULTS.add(trained(config, str(Path(given.folder).resolve()), given.batch))
+        published = fields.data.name == "cifar10" and fields.training.published_batch_size
+        if published and not RESULTS.has(config=config, batch=given.batch):
+            RESULTS.add(trained(config, folder, given.batch))
 
 
 if __name__ == "__main__":

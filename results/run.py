@@ -62,6 +62,7 @@ RECIPES = {
     "vp_mnist": Recipe("configs/vp_mnist.py", modes=WITH_CLASSIFIER, ships=True),
     "vdm_fashion_mnist": Recipe("configs/vdm_mnist.py", flags=FASHION),
     "vp_fashion_mnist": Recipe("configs/vp_mnist.py", modes=WITH_CLASSIFIER, flags=FASHION),
+    "vp_cifar10_small": Recipe("configs/vp_cifar10_small.py", modes=WITH_CLASSIFIER),
 }
 
 
