@@ -158,7 +158,7 @@ def train_perceptor(experiment: Experiment, workdir: Workdir) -> None:
     workdir.check(experiment.config, training=False)
     run_job(perceptor_job(experiment), workdir.perceptor)
     folder = export_perceptor(experiment, workdir)
-    prompt = experiment.perceptor.captions[0][0]
+    prompt = experiment.parts.perceptor.captions[0][0]
     print(
         f"it is in {folder}; next: --mode=sample --config.guidance.name=text "
         f"--config.guidance.prompt='{prompt}'"
@@ -292,7 +292,7 @@ def sample(
     if task is None:
         experiment.model.require_no_image("plain samples")
     animates = gif != "false"
-    if animates and task is not None and task.encodes:
+    if animates and task is not None and task.options.encodes:
         raise ConfigError(
             f"--gif animates samples, but config.task.name={task.name!r} draws none; leave it out"
         )
@@ -396,7 +396,7 @@ def check(
     _check_count(experiment, num_samples)
     if (task := experiment.sampler.task) is not None:
         task_run(experiment, task, num_samples)
-    if experiment.loss.teacher:
+    if experiment.trainer.loss.teacher:
         find_teacher(experiment)
     find_simulator(experiment)
     check_start(experiment.training, workdir)

@@ -189,7 +189,7 @@ def trained(config: dict, target: str, model: Any, steps: int) -> Any:
     state = job.trainer.init_state(base_key(job.seed, "init"))
     for k in trange(steps, desc=target, mininterval=5):
         state, _ = step(base_key(job.seed, "training"), state, batches.at(k), None, model.denoiser)
-    return experiment.variance_head.head(state.ema_params)
+    return experiment.parts.variance_head.head(state.ema_params)
 
 
 def bits(config: dict, fields: dict, checkpoint: Any, steps: int, *, decoding: dict) -> float:

@@ -264,7 +264,9 @@ def setting(config: Any, batch: int) -> Setting:
 
     # Clipped, as for inverse problems: at high noise levels gradients are huge.
     clipped = dataclasses.replace(denoiser(experiment), clipping=Clipping(clip="range"))
-    classifier = experiment.classifier.classifier(randomized(experiment.classifier.trainer))
+    classifier = experiment.parts.classifier.classifier(
+        randomized(experiment.parts.classifier.trainer)
+    )
     x = jax.random.normal(jax.random.key(1), (batch, *experiment.data.shape))
     labels = jnp.arange(batch) % CLASSES
     return Setting(clipped, denoiser(build.build(config)), classifier, x, labels)

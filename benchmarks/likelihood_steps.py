@@ -40,11 +40,11 @@ def by_ode(tolerance: float) -> Measure:
 
     def measure(model: Any, images: np.ndarray, indices: jax.Array) -> tuple[Any, Any]:
         experiment, denoiser = model.experiment, model.denoiser
-        data, options = experiment.data, experiment.likelihood
+        data, options = experiment.data, experiment.likelihood.options
         t_min = jnp.float32(options.t_min)
         alpha, sigma = (float(f(t_min)) for f in (denoiser.sde.alpha, denoiser.sde.sigma))
         x, log_q = data.dequantized(images, indices, seed=0, draw=0, alpha=alpha, sigma=sigma)
-        ode = replace(experiment.ode, rtol=tolerance, atol=tolerance)
+        ode = replace(experiment.likelihood.ode, rtol=tolerance, atol=tolerance)
         found = ss.log_prob(KEY, denoiser, x, indices=indices, options=options, ode=ode)
         return log_q - found.nats - data.log_det, found.nfe
 
@@ -72,7 +72,7 @@ def by_chain(steps: int) -> Measure:
 
 def by_continuous_bound(model: Any, images: np.ndarray, indices: jax.Array) -> tuple[Any, Any]:
     """Measure by the bound in continuous time."""
-    options = model.experiment.continuous_bound
+    options = model.experiment.likelihood.continuous_bound
     found = continuous_bound(
         KEY,
         model.denoiser,

@@ -71,7 +71,7 @@ def discrete_bits(
 
     experiment = build({**config, "discrete_bound": config["discrete_bound"] | fields})
     data = experiment.data
-    denoiser, times = experiment.discrete_bound.of(checkpoint, data.limits)
+    denoiser, times = experiment.likelihood.discrete_bound.of(checkpoint, data.limits)
     count, found = count or len(data.splits.test), []
     for start in range(0, count, 100):
         indices = jnp.arange(start, min(start + 100, count))
@@ -81,7 +81,7 @@ def discrete_bits(
             data.noiseless(data.splits.test, indices),
             times=times,
             pixel_levels=data.pixel_levels,
-            options=experiment.discrete_bound.options,
+            options=experiment.likelihood.discrete_bound.options,
             indices=indices,
         )
         found.append(np.asarray(terms.total, np.float64))

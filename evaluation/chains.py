@@ -87,7 +87,7 @@ def _received(
     wanted = rate[0] + (rate[-1] - rate[0]) * np.linspace(0, 1, _RATES) ** 2
     chosen = np.unique(np.abs(rate[:, None] - wanted).argmin(axis=0))
     indices = experiment.parallel.place(np.arange(count))
-    denoiser = experiment.discrete_bound.of(evaluation.checkpoint, data.limits)[0]
+    denoiser = experiment.likelihood.discrete_bound.of(evaluation.checkpoint, data.limits)[0]
     x0 = data.noiseless(test.test, indices)
     found = received_images(
         base_key(experiment.evaluation.seed, "discrete_bound"),
@@ -109,7 +109,7 @@ def _received(
 def _discrete_bound(evaluation: Evaluation) -> tuple[Arrays, Float[np.ndarray, "times"]]:
     """Return the parts of the discrete bound of each image, in nats, and the times."""
     experiment, data = evaluation.experiment, as_images(evaluation.experiment.data)
-    denoiser, times = experiment.discrete_bound.of(evaluation.checkpoint, data.limits)
+    denoiser, times = experiment.likelihood.discrete_bound.of(evaluation.checkpoint, data.limits)
     key = base_key(experiment.evaluation.seed, "discrete_bound")
 
     def compute(batch: Batch) -> dict[str, Array]:
@@ -119,7 +119,7 @@ def _discrete_bound(evaluation: Evaluation) -> tuple[Arrays, Float[np.ndarray, "
             data.noiseless(data.splits.test, batch.indices),
             times=times,
             pixel_levels=data.pixel_levels,
-            options=experiment.discrete_bound.options,
+            options=experiment.likelihood.discrete_bound.options,
             indices=batch.indices,
         )
         parts = {"prior": found.prior, "terms": found.terms.T, "decoder": found.decoder}

@@ -18,7 +18,7 @@ def log_density(evaluation: Evaluation) -> Report:
     log-likelihood too, in the units of the data.
     """
     experiment, data = evaluation.experiment, evaluation.experiment.data
-    t = experiment.likelihood.t_min
+    t = experiment.likelihood.options.t_min
 
     def compute(batch: Batch) -> dict[str, Array]:
         x = data.batch(data.splits.test, batch.indices, seed=experiment.evaluation.seed, draw=0)

@@ -65,7 +65,7 @@ def dequantizer_of(experiment: Experiment, workdir: Workdir) -> Dequantizer | No
 def needs_of(experiment: Experiment) -> frozenset[str]:
     """Return what a checkpoint must come with, for the sampler and for the metrics."""
     of_chain = any(METRICS[name].of_chain for name in experiment.evaluation.metrics)
-    bound = experiment.discrete_bound.options.needs if of_chain else frozenset()
+    bound = experiment.likelihood.discrete_bound.options.needs if of_chain else frozenset()
     return experiment.sampler.needs | bound
 
 

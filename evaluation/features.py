@@ -112,7 +112,7 @@ def _inception(experiment: Experiment, workdir: Workdir) -> Extractor:
 
 def _classifier(experiment: Experiment, workdir: Workdir) -> Extractor:
     classifier = load_classifier(experiment, workdir, "config.eval.features")
-    t_min, data = experiment.classifier.loss.t_min, experiment.data
+    t_min, data = experiment.parts.classifier.loss.t_min, experiment.data
     quantized = data.kind.quantized
     identity = digest((classifier.network.args, np.float64(t_min)))
 

@@ -100,12 +100,14 @@ def test_loss(evaluation: Evaluation) -> Report:
         # One sample per call of the loss: its time and noise depend on its own key alone.
         keys = sample_keys(key, indices)
         return jax.vmap(
-            lambda key, x, entry: experiment.loss(key, denoiser.index(entry), x[None]).values[0]
+            lambda key, x, entry: experiment.trainer.loss(
+                key, denoiser.index(entry), x[None]
+            ).values[0]
         )(keys, x, denoiser.batched_fields)
 
     def images(indices: Int[Array, "batch"], repeat: int) -> Float[Array, "batch ..."]:
         data, seed = experiment.data, experiment.evaluation.seed
-        if experiment.loss.bounds_levels:
+        if experiment.trainer.loss.bounds_levels:
             return as_images(data).noiseless(data.splits.test, indices)
         return data.batch(data.splits.test, indices, seed=seed, draw=repeat)
 
@@ -142,7 +144,7 @@ def test_loss(evaluation: Evaluation) -> Report:
 
 def ode_likelihood(evaluation: Evaluation) -> Report:
     """Compute -log p per dimension by the probability-flow ODE, over draws and trace probes."""
-    experiment, t_min = evaluation.experiment, evaluation.experiment.likelihood.t_min
+    experiment, t_min = evaluation.experiment, evaluation.experiment.likelihood.options.t_min
     in_units, to_units, parts = _in_units(experiment), nats_to_units(experiment), []
     for draw, key in _draws(experiment, "likelihood"):
 
@@ -156,7 +158,7 @@ def ode_likelihood(evaluation: Evaluation) -> Report:
     nats, nfe, log_q, prior = (
         np.stack([part[name] for part in parts]) for name in ("nats", "nfe", "log_q", "prior")
     )
-    exact = experiment.likelihood.trace == "exact"
+    exact = experiment.likelihood.options.trace == "exact"
     importance_weighted = None
     if exact and len(parts) > 1:
         importance_weighted = float(in_units(bits.importance_weighted(nats[..., 0])).mean())
@@ -189,7 +191,7 @@ def _log_prob(
     experiment: Experiment, key: Array, batch: Batch, given: Dequantized, **options: Any
 ) -> dict[str, Array]:
     """Return log p(x) - log q in nats by each probe, log q, and the prior's log p of the latent."""
-    options = {"options": experiment.likelihood, "ode": experiment.ode} | options
+    options = {"options": experiment.likelihood.options, "ode": experiment.likelihood.ode} | options
     found = log_prob(key, batch.denoiser, given.x, indices=batch.indices, **options)
     return {
         "nats": found.per_probe - given.log_q[:, None],
@@ -212,8 +214,8 @@ def _error_budget(
     experiment = evaluation.experiment
     count, ode, t_min = (
         experiment.evaluation.error_budget_images,
-        experiment.ode,
-        experiment.likelihood.t_min,
+        experiment.likelihood.ode,
+        experiment.likelihood.options.t_min,
     )
     if not count:
         return {}
@@ -260,7 +262,7 @@ def continuous_bound_likelihood(evaluation: Evaluation) -> Report:
     probabilities of their gray levels.
     """
     experiment, data = evaluation.experiment, evaluation.experiment.data
-    options, discrete = experiment.continuous_bound, data.dequantization.at_t_min
+    options, discrete = experiment.likelihood.continuous_bound, data.dequantization.at_t_min
     in_units, to_units, parts = _in_units(experiment), nats_to_units(experiment), []
     for draw, key in _draws(experiment, "continuous_bound"):
 

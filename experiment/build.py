@@ -51,7 +51,9 @@ from experiment.experiment import (
     ClassifierModel,
     DiscreteBoundPlan,
     Experiment,
+    Likelihood,
     Model,
+    Parts,
     VarianceHeadModel,
 )
 from experiment.few_steps import check_few_steps
@@ -121,31 +123,32 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
     with config_errors("eval"):
         last = sampler.options.seed + evaluation.sampling_seeds - 1
         require_in("config.sampling.seed + config.eval.sampling_seeds - 1", last, SEEDS)
-    trainer = _build_trainer(reader, data, model, loss, training, sharding, ends)
     likelihood, ode = reader.build_all("likelihood", (LikelihoodOptions, ODEOptions)).values()
     experiment = Experiment(
         config=reader.resolved,
         seed=reader.config["seed"],
-        parallel=parallel,
         data=data,
         ends=ends,
         model=model,
         sampler=sampler,
-        loss=loss,
-        trainer=trainer,
+        trainer=_build_trainer(reader, data, model, loss, training, sharding, ends),
         training=training,
         diagnostics=reader.build("diagnostics", DiagnosticsOptions),
         logging=reader.build("logging", LoggingOptions),
         evaluation=evaluation,
-        likelihood=likelihood,
-        ode=ode,
-        continuous_bound=reader.build("continuous_bound", ContinuousBoundOptions),
-        discrete_bound=_build_discrete_bound(reader, sde, data),
-        analytic_dpm=reader.build("analytic_dpm", AnalyticDPMOptions),
-        classifier=_build_classifier(reader, sde, data),
-        dequantizer=build_dequantizer(reader, data, model.num_classes),
-        variance_head=_build_variance_head(reader, data, model),
-        perceptor=build_perceptor(reader, data),
+        likelihood=Likelihood(
+            options=likelihood,
+            ode=ode,
+            continuous_bound=reader.build("continuous_bound", ContinuousBoundOptions),
+            discrete_bound=_build_discrete_bound(reader, sde, data),
+        ),
+        parts=Parts(
+            classifier=_build_classifier(reader, sde, data),
+            dequantizer=build_dequantizer(reader, data, model.num_classes),
+            variance_head=_build_variance_head(reader, data, model),
+            perceptor=build_perceptor(reader, data),
+            analytic_dpm=reader.build("analytic_dpm", AnalyticDPMOptions),
+        ),
     )
     check_few_steps(experiment)
     check_ends(experiment)
@@ -227,17 +230,17 @@ def _check_upsampling(model: Model, sampler: Sampler) -> None:
     task, factor = sampler.task, model.upsampling
     if task is None:
         return
-    if task.upsamples and factor == 1:
+    if task.options.upsamples and factor == 1:
         raise ConfigError(
             "config.task.name='upsample' needs an upsampler, such as configs/adm_upsampler.py, but "
             "config.model.upsampling=1; for this network choose config.task.name=super_resolve"
         )
-    if not task.upsamples and factor > 1:
+    if not task.options.upsamples and factor > 1:
         raise ConfigError(
             f"config.task.name={task.name!r} has no small image for the upsampler of "
             f"config.model.upsampling={factor}; choose config.task.name=upsample"
         )
-    if task.upsamples and sampler.sample_classes and sampler.options.cycles:
+    if task.options.upsamples and sampler.sample_classes and sampler.options.cycles:
         raise ConfigError(
             "config.task.name='upsample' needs the class of each input; set "
             "config.sampling.label=CLASS, or config.sampling.labels=(CLASS,...) in their order"

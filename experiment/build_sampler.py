@@ -16,9 +16,7 @@ from experiment.tasks import (
     Input,
     InverseProblem,
     Measurement,
-    SDEdit,
     Task,
-    Translate,
 )
 from numerics.clipping import Clipping
 from sampling import Samples
@@ -150,7 +148,7 @@ def _fixed_steps(
 
 def _with_start(schedule: Schedule, task: Task | None) -> Schedule:
     """Return the schedule from the time up to which SDEdit adds noise."""
-    if task is None or not isinstance(task.options, SDEdit):
+    if task is None:
         return schedule
     with config_errors("task"):
         return dataclasses.replace(schedule, start=task.options.start)
@@ -219,7 +217,7 @@ def _build_task(reader: Reader, data: Data) -> Task | None:
     name = reader.config["task"]["name"]
     what = f"config.task.name={name!r}"
     given, options = built[Input].input, built[classes[-1]]
-    if isinstance(options, Translate):
+    if options.translates:
         return Task(name=name, input=given, options=options)
     data.kind.require_images(what, "leave it out, or guide by a loss in Python (docs/points.md)")
     problem = built.get(InverseProblem)
@@ -237,11 +235,13 @@ def _check_task(reader: Reader, task: Task, solve: FixedSteps | Adaptive) -> Non
     fixed = f"config.sampling.name={config['name']!r} chooses its own steps; choose one of: " + (
         ", ".join(SOLVERS)
     )
-    if isinstance(task.options, SDEdit):
+    if task.options.start < 1:
         if adaptive:
-            raise ConfigError(f"config.task.name='sdedit' needs fixed steps, but {fixed}")
+            raise ConfigError(f"config.task.name={task.name!r} needs fixed steps, but {fixed}")
         return
-    if task.upsamples or task.translates:  # experiment.check_ends has what concerns the latter
+    if (
+        task.options.upsamples or task.options.translates
+    ):  # experiment.check_ends has what concerns the latter
         return
     problem = task.inverse_problem
     if problem is None:

@@ -4,32 +4,31 @@ from errors import ConfigError
 from experiment.ends import FIELD, Ends
 from experiment.experiment import Experiment
 from experiment.sampler import Adaptive, Sampler
-from objectives.mean_matching import MeanMatching
 
 
 def check_ends(experiment: Experiment) -> None:
     """Raise ConfigError unless objective, sampler and task suit the ends of the paths."""
     ends, sampler = experiment.ends, experiment.sampler
     task = sampler.task
-    if task is not None and task.translates and ends.given is None:
+    if task is not None and task.options.translates and ends.given is None:
         raise ConfigError(
             "config.task.name='translate' maps between two data sets, and config.coupling has "
             f"none; give {FIELD}=NAME to a run that was trained with it, or choose another task"
         )
-    if isinstance(experiment.loss, MeanMatching):
-        _check_mean_matching(experiment, experiment.loss)
+    if experiment.trainer.loss.simulates:
+        _check_simulated(experiment)
     if ends.plain:
         return
     _check_training(experiment)
     _check_sampling(ends, sampler)
     if task is None:
         return
-    if not task.translates:
+    if not task.options.translates:
         raise ConfigError(
             f"config.task.name={task.name!r} starts from noise, and config.coupling has other "
             "ends; choose translate or generate"
         )
-    if task.encodes and ends.diffusion:
+    if task.options.encodes and ends.diffusion:
         remedy = f"sample a run in which config.data.name and {FIELD} have changed places"
         if ends.operator is not None:
             measurement = experiment.config["coupling"]["measurement"]
@@ -39,7 +38,7 @@ def check_ends(experiment: Experiment) -> None:
             f"config.sde.diffusion={ends.diffusion:g} a network has one; {remedy} "
             "(docs/bridges.md)"
         )
-    if task.encodes and not sampler.solve.inverts:
+    if task.options.encodes and not sampler.solve.inverts:
         raise ConfigError(
             f"config.task.direction='from_data' inverts the flow, which config.sampling.name="
             f"{sampler.name!r} cannot do; choose ode, or ddim with eta=0"
@@ -51,7 +50,7 @@ def _check_training(experiment: Experiment) -> None:
     g = f"config.sde.diffusion={ends.diffusion:g}"
     for wrong, problem in (
         (
-            not experiment.loss.takes_ends,
+            not experiment.trainer.loss.takes_ends,
             f"config.loss.name={loss!r} takes the ends for noise; choose denoising",
         ),
         (
@@ -71,7 +70,7 @@ def _check_training(experiment: Experiment) -> None:
             "config.augmentation.probability would transform one end of a path alone; set it to 0",
         ),
         (
-            (ends.coupling.simulates or isinstance(experiment.loss, MeanMatching))
+            (ends.coupling.simulates or experiment.trainer.loss.simulates)
             and bool(experiment.model.num_classes),
             "config.model.num_classes needs classes, which simulated pairs lack; set it to 0",
         ),
@@ -80,19 +79,20 @@ def _check_training(experiment: Experiment) -> None:
             raise ConfigError(problem)
 
 
-def _check_mean_matching(experiment: Experiment, loss: MeanMatching) -> None:
+def _check_simulated(experiment: Experiment) -> None:
     """Raise ConfigError unless the ends are those of chains, and samples end where they start."""
     name, t_min = experiment.ends.name, experiment.sampler.solve.t_min
+    loss, first = experiment.config["loss"], experiment.trainer.loss.first_time
     if name != "reference":
         raise ConfigError(
-            "config.loss.name='mean_matching' simulates its paths, first of a Brownian motion, and "
-            f"takes no ends of config.coupling.name={name!r}; choose reference"
+            f"config.loss.name={loss['name']!r} simulates its paths, first of a Brownian motion, "
+            f"and takes no ends of config.coupling.name={name!r}; choose reference"
         )
-    if t_min < loss.first_time * (1 - 1e-6):
+    if t_min < first * (1 - 1e-6):
         raise ConfigError(
             f"config.sampling.t_min={t_min:g} is before the first time that "
-            f"config.loss.num_timesteps={loss.num_timesteps} trains; give "
-            f"config.sampling.t_min={loss.first_time:.4g}"
+            f"config.loss.num_timesteps={loss['num_timesteps']} trains; give "
+            f"config.sampling.t_min={first:.4g}"
         )
 
 

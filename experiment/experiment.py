@@ -38,7 +38,6 @@ from objectives.variational import VARIANCES
 from sde_lib import SDE
 from solvers.analytic_dpm import optimal_times
 from time_grids import Schedule
-from training.objective import Objective
 from training.parallel import DataParallel
 from training.step import Trainer
 
@@ -197,6 +196,40 @@ class VarianceHeadModel:
             raise ConfigError(f"config.variance_head.{error}") from error
 
 
+class Likelihood(NamedTuple):
+    """How log-likelihoods and their bounds are computed.
+
+    Attributes:
+        options: of the probability flow's log-likelihood.
+        ode: its solver.
+        continuous_bound: of the bound in continuous time.
+        discrete_bound: of the bound of a chain.
+    """
+
+    options: LikelihoodOptions
+    ode: ODEOptions
+    continuous_bound: ContinuousBoundOptions
+    discrete_bound: DiscreteBoundPlan
+
+
+class Parts(NamedTuple):
+    """What is trained or measured beside the model, each by a mode of its own.
+
+    Attributes:
+        classifier: of noisy images, for features and guidance.
+        dequantizer: of gray levels, for likelihoods.
+        variance_head: of the variances of steps.
+        perceptor: of images and texts, for guidance.
+        analytic_dpm: how the moments of the score are measured.
+    """
+
+    classifier: ClassifierModel
+    dequantizer: DequantizerModel
+    variance_head: VarianceHeadModel
+    perceptor: PerceptorModel
+    analytic_dpm: AnalyticDPMOptions
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that `build` makes of a configuration.
@@ -206,32 +239,28 @@ class Experiment:
     Attributes:
         config: the resolved configuration, nested dicts of built-in types.
         seed: seed of initialization, training noise and data order.
-        parallel: how arrays are split over the devices.
         ends: the other ends of the paths from data: noise, or a second data set.
+        parts: what is trained or measured beside the model.
     """
 
     config: dict[str, Any]
     seed: int
-    parallel: DataParallel
     data: Data
     ends: Ends
     model: Model
     sampler: Sampler
-    loss: Objective
     trainer: Trainer
+    parts: Parts
     training: TrainingOptions
     diagnostics: DiagnosticsOptions
     logging: LoggingOptions
     evaluation: EvaluationOptions
-    likelihood: LikelihoodOptions
-    ode: ODEOptions
-    continuous_bound: ContinuousBoundOptions
-    discrete_bound: DiscreteBoundPlan
-    analytic_dpm: AnalyticDPMOptions
-    classifier: ClassifierModel
-    dequantizer: DequantizerModel
-    variance_head: VarianceHeadModel
-    perceptor: PerceptorModel
+    likelihood: Likelihood
+
+    @property
+    def parallel(self) -> DataParallel:
+        """How arrays are split over the devices."""
+        return self.data.parallel
 
     def sections(self, *names: str) -> dict[str, Any]:
         """Return parts of the configuration, to be recorded and compared."""
@@ -242,7 +271,7 @@ class Experiment:
         if need in self.sampler.needs:
             name = "variance" if self.sampler.solve.uncertainty == need else "name"
             return f"config.sampling.{name}={self.config['sampling'][name]}"
-        bound = self.discrete_bound.options
+        bound = self.likelihood.discrete_bound.options
         if VARIANCES[bound.variance].needs == need:
             return f"config.discrete_bound.variance={bound.variance}"
         return f"config.discrete_bound.timestep_choice={bound.timestep_choice}"
@@ -252,7 +281,7 @@ class Experiment:
 
         An evaluation may have such noise: likelihoods need it, and the objective does without.
         """
-        if self.loss.bounds_levels and self.data.dequantization.noisy:
+        if self.trainer.loss.bounds_levels and self.data.dequantization.noisy:
             raise ConfigError(
                 f"config.data.dequantization={self.data.options.dequantization!r} adds noise, but "
                 f"config.loss.name={self.config['loss']['name']!r} needs images on gray levels; "

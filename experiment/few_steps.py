@@ -14,13 +14,11 @@ from errors import ConfigError
 from experiment.experiment import Experiment
 from experiment.reader import Reader, config_errors
 from experiment.sampler import FixedSteps
-from experiment.tasks import SDEdit
 from losses import LOSSES
 from numerics.parameterizations import PARAMETERIZATIONS
 from objectives.consistency import require_level
 from objectives.distillation import ProgressiveDistillation
 from objectives.maximum_likelihood import MaximumLikelihood
-from objectives.mean_matching import MeanMatching
 from training.objective import Objective
 
 TEACHER = "config.loss.teacher"
@@ -50,7 +48,7 @@ def require_scores(experiment: Experiment, what: str, remedy: str) -> None:
             f"{what} needs scores, and with config.coupling the ends of paths are no independent "
             f"noise; {remedy}"
         )
-    if experiment.loss.samplers:
+    if experiment.trainer.loss.samplers:
         raise ConfigError(
             f"{what} needs scores at all times, which config.loss.name="
             f"{experiment.config['loss']['name']!r} does not train; {remedy}"
@@ -60,7 +58,7 @@ def require_scores(experiment: Experiment, what: str, remedy: str) -> None:
 def check_few_steps(experiment: Experiment) -> None:
     """Raise ConfigError unless objective, parameterization and sampler go together."""
     _check_parameterization(experiment)
-    objective, name = experiment.loss, experiment.config["loss"]["name"]
+    objective, name = experiment.trainer.loss, experiment.config["loss"]["name"]
     if not objective.samplers:
         if experiment.sampler.name == "consistency":
             raise ConfigError(
@@ -75,7 +73,7 @@ def check_few_steps(experiment: Experiment) -> None:
     if sampler.guidance.method is not None:
         guidance = f"config.guidance.name={sampler.guidance.name!r}"
         require_scores(experiment, guidance, "set it to none")
-    if sampler.task is not None and not isinstance(sampler.task.options, SDEdit):
+    if sampler.task is not None and sampler.task.options.start == 1:
         task = f"config.task.name={sampler.task.name!r}"
         require_scores(experiment, task, "choose generate, or a run of another loss")
     if isinstance(objective, ProgressiveDistillation):
@@ -95,7 +93,7 @@ def _check_level(experiment: Experiment, t_min: float) -> None:
 
 
 def _check_parameterization(experiment: Experiment) -> None:
-    objective, name = experiment.loss, experiment.config["loss"]["name"]
+    objective, name = experiment.trainer.loss, experiment.config["loss"]["name"]
     given = experiment.model.options.parameterization
     wanted = objective.parameterization
     if wanted is not None and given != wanted:
@@ -165,7 +163,7 @@ def _gain(experiment: Experiment) -> float:
 
 def check_teacher(experiment: Experiment, teacher: Experiment) -> None:
     """Raise ConfigError unless the run `teacher` can teach the network of `experiment`."""
-    text = experiment.loss.teacher
+    text = experiment.trainer.loss.teacher
     for name, ours, theirs in (
         ("sde", experiment.config["sde"], teacher.config["sde"]),
         ("shape", experiment.data.shape, teacher.data.shape),
@@ -188,8 +186,9 @@ def _brief(value: object) -> str:
 
 def _check_teacher_objective(experiment: Experiment, teacher: Experiment) -> None:
     """Raise ConfigError unless what the teacher was trained for is what the objective needs."""
-    text, theirs, ours = experiment.loss.teacher, teacher.loss, experiment.loss
-    if isinstance(ours, MeanMatching) and teacher.ends.sets != experiment.ends.sets[::-1]:
+    ours, theirs = experiment.trainer.loss, teacher.trainer.loss
+    text = ours.teacher
+    if ours.simulates and teacher.ends.sets != experiment.ends.sets[::-1]:
         start, end = experiment.ends.sets
         raise ConfigError(
             f"{TEACHER}={text!r} does not lead from {start} to {end}; give a run with "

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 from experiment.experiment import Experiment
-from objectives.mean_matching import MeanMatching
 
 
 def round_config(
@@ -24,7 +23,7 @@ def round_config(
     data, coupling = config["data"], config["coupling"]
     if alternates and number % 2:
         data["name"], coupling["data"] = coupling["data"], data["name"]
-    if isinstance(experiment.loss, MeanMatching):
+    if experiment.trainer.loss.simulates:
         config["loss"]["teacher"] = folder(number - 1)
     else:
         coupling |= {"name": "simulated", "run": folder(number - 1), "regularization": None}

@@ -108,7 +108,23 @@ class InverseProblem:
         return Projection(operator=operator, measurement=measurement, strength=strength)
 
 
-class Measurement(abc.ABC):
+class Action:
+    """What a task does with its input.
+
+    Attributes:
+        encodes: whether it maps images to latents and back, and draws no samples.
+        translates: whether it maps rows of one data set to another.
+        upsamples: whether it gives small images to an upsampler.
+        start: the time up to which it adds noise to the input; 1 if it starts from the prior.
+    """
+
+    encodes: bool = False
+    translates: bool = False
+    upsamples: bool = False
+    start: float = 1.0
+
+
+class Measurement(Action, abc.ABC):
     """What is measured in an inverse problem.
 
     Attributes:
@@ -218,7 +234,7 @@ class MRI(Measurement):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDEdit:
+class SDEdit(Action):
     """Repaint an image from the noise level of a time `start` below 1 (arXiv:2108.01073)."""
 
     start: float = 1.0
@@ -232,12 +248,14 @@ class SDEdit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Upsample:
+class Upsample(Action):
     """Draw large images of small ones, by a network that was trained for it."""
+
+    upsamples = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class Translate:
+class Translate(Action):
     """Map rows of one data set to the other, of a run with two; see docs/bridges.md.
 
     Args:
@@ -248,19 +266,29 @@ class Translate:
     """
 
     direction: str = "to_data"
+    translates = True
 
     def __post_init__(self) -> None:
         require_choice("direction", self.direction, ("to_data", "from_data"))
 
+    @property
+    def encodes(self) -> bool:
+        """Whether it maps rows of config.data."""
+        return self.direction == "from_data"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruct:
+class Reconstruct(Action):
     """Encode images as latents and decode them again."""
 
+    encodes = True
+
 
 @dataclass(frozen=True, kw_only=True)
-class Interpolate:
+class Interpolate(Action):
     """Decode the latents between those of two images."""
+
+    encodes = True
 
 
 # name -> the classes of its options. Adding an inverse problem is one class and one row.
@@ -294,22 +322,6 @@ class Task:
 
     name: str
     input: str
-    options: Measurement | SDEdit | Upsample | Reconstruct | Interpolate | Translate
+    options: Action
     inverse_problem: InverseProblem | None = None
     operator: LinearOperator | None = None
-
-    @property
-    def encodes(self) -> bool:
-        """Whether it maps images to latents and back, and draws no samples."""
-        backward = isinstance(self.options, Translate) and self.options.direction == "from_data"
-        return backward or isinstance(self.options, Reconstruct | Interpolate)
-
-    @property
-    def translates(self) -> bool:
-        """Whether it maps rows of one data set to another."""
-        return isinstance(self.options, Translate)
-
-    @property
-    def upsamples(self) -> bool:
-        """Whether it gives small images to an upsampler."""
-        return isinstance(self.options, Upsample)

@@ -168,9 +168,9 @@ def _codec(
             f"config.model.num_classes={model.num_classes}: images are compressed without classes; "
             "take an unconditional model"
         )
-    options = experiment.discrete_bound.options
+    options = experiment.likelihood.discrete_bound.options
     loaded = load_checkpoint(experiment, workdir, checkpoint, ema, options.needs)
-    denoiser, times = experiment.discrete_bound.of(loaded, experiment.data.limits)
+    denoiser, times = experiment.likelihood.discrete_bound.of(loaded, experiment.data.limits)
     return ImageCodec(
         denoiser=denoiser,
         times=times,

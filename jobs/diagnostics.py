@@ -129,7 +129,7 @@ class Diagnostics:
         A map from noise to data has no score to measure, a distillation no loss without its
         teacher, and an upsampler no samples without small images.
         """
-        objective, impossible = self.experiment.loss, set()
+        objective, impossible = self.experiment.trainer.loss, set()
         if objective.samplers:
             impossible |= {"noise_levels", self.experiment.data.kind.unit.metric, "frechet"}
         if objective.teacher:
@@ -207,8 +207,8 @@ class _Subject:
     @property
     def t_min(self) -> float:
         """The smallest time: that of training, or that of the bound if training states none."""
-        times = getattr(self.experiment.loss, "times", None)
-        return getattr(times, "t_min", self.experiment.continuous_bound.t_min)
+        times = getattr(self.experiment.trainer.loss, "times", None)
+        return getattr(times, "t_min", self.experiment.likelihood.continuous_bound.t_min)
 
     @cached_property
     def log_snr_ends(self) -> Float[np.ndarray, "2"]:

@@ -65,7 +65,7 @@ def import_classifier(
     """
     workdir.check(experiment.config, training=False)
     experiment.model.require_fixed_process("a classifier")
-    folder, model = workdir.classifier, experiment.classifier
+    folder, model = workdir.classifier, experiment.parts.classifier
     if agreed(lambda: _holds_checkpoints(folder) or folder.metrics.exists()):
         raise WorkdirError(
             f"{folder.path} holds a classifier already; remove that folder, or give another "

@@ -89,7 +89,7 @@ class Instruments:
         Both call the network alike, for most objectives, and XLA then evaluates it once. So one
         program is compiled for all that is measured, which on a CPU takes longer than to run it.
         """
-        objective = self.experiment.loss
+        objective = self.experiment.trainer.loss
 
         def compute(
             key: Array, denoiser: Denoiser, x0: Array, noise: Noise, context: Context
@@ -108,7 +108,7 @@ class Instruments:
     @cached_property
     def losses(self) -> Callable[..., Float[Array, "batch"]]:
         """The objective of each image, from (key, denoiser, x0, context)."""
-        objective = self.experiment.loss
+        objective = self.experiment.trainer.loss
         if not isinstance(objective, NoiseObjective):
             return jax.jit(lambda *arguments: objective(*arguments).values)
         draw = jax.jit(objective.draw, out_shardings=self.experiment.parallel.split)

@@ -27,7 +27,7 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
     Raises:
         ValueError: if the network returns NaN.
     """
-    data, options, seed = experiment.data, experiment.analytic_dpm, experiment.seed
+    data, options, seed = experiment.data, experiment.parts.analytic_dpm, experiment.seed
     train = data.splits.train
     times = _times(experiment, denoiser.sde)
     count = min(options.num_images, len(train))
@@ -48,9 +48,9 @@ def measure_moments(experiment: Experiment, denoiser: Denoiser) -> EpsMoments:
 def _times(experiment: Experiment, sde: SDE) -> np.ndarray:
     if getattr(sde, "num_timesteps", None):
         return Schedule(grid="timesteps").of(sde)
-    steps = experiment.analytic_dpm.num_times - 1
+    steps = experiment.parts.analytic_dpm.num_times - 1
     times = Schedule(grid="log_snr", steps=steps, t_min=experiment.sampler.solve.t_min).of(sde)
-    bound = experiment.discrete_bound
+    bound = experiment.likelihood.discrete_bound
     last = bound.schedule.of(sde)[-1]
     if "moments" not in bound.options.needs or last >= times[-1]:
         return times

@@ -104,7 +104,7 @@ def _function(network: CLIP) -> Any:
 
 def export_perceptor(experiment: Experiment, workdir: Workdir) -> AnyPath:
     """Write the run's trained perceptor as the folder of a CLIP; return it."""
-    model, folder = experiment.perceptor, workdir.perceptor
+    model, folder = experiment.parts.perceptor, workdir.perceptor
     template = model.trainer.abstract_parameters()
     restored = Checkpoints(folder.checkpoints).restore(template, partial=True)
     assert restored is not None, "it has been trained"

@@ -133,7 +133,7 @@ def _memory(experiment: Experiment) -> str:
 
     def kept(params: Any, key: jax.Array, batch: jax.Array) -> Any:
         # A teacher is taken to have the network of its student.
-        teacher = experiment.model.denoiser(params) if experiment.loss.teacher else None
+        teacher = experiment.model.denoiser(params) if experiment.trainer.loss.teacher else None
         context = Context(teacher=jax.lax.stop_gradient(teacher))
         objective = partial(trainer.objective, key=key, batch=batch, context=context)
         return jax.vjp(objective, params)[1]

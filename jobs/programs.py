@@ -64,7 +64,7 @@ def sampling_step(experiment: Experiment) -> Program:
     params = experiment.trainer.abstract_parameters().ema_params
     classifier = None
     if "classifier" in experiment.sampler.needs:
-        classifier = experiment.classifier.trainer.abstract_parameters().ema_params
+        classifier = experiment.parts.classifier.trainer.abstract_parameters().ema_params
     plan = first = None
     if (solve := _fixed_steps(experiment)) is not None:
         sde = experiment.model.sde
@@ -94,7 +94,7 @@ def _guided(experiment: Experiment, params: Any, classifier: Any, x: Batch) -> D
     checkpoint = Checkpoint(
         step=0,
         denoiser=denoiser,
-        classifier=experiment.classifier.classifier(classifier) if classifier else None,
+        classifier=experiment.parts.classifier.classifier(classifier) if classifier else None,
         bad_model=BadModel(denoiser, knows_classes=model.num_classes > 0),
     )
     guided = sampler.with_classes(checkpoint, jnp.arange(len(x)))

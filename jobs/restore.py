@@ -230,7 +230,7 @@ def load_variance_head(experiment: Experiment, workdir: Workdir, name: str) -> V
         ConfigError: if there is none; the message lists the checkpoints that have one.
         WorkdirError: if it was trained for another configuration.
     """
-    model, heads = experiment.variance_head, workdir.variance_heads
+    model, heads = experiment.parts.variance_head, workdir.variance_heads
     others = [each for each in agreed(lambda: _with_heads(workdir)) if each != name]
     instead = f", or take one that has a head: {', '.join(map(_flags, others))}" if others else ""
     params = _params_of_part(
@@ -264,7 +264,7 @@ def load_classifier(experiment: Experiment, workdir: Workdir, field: str) -> Cla
         ConfigError: if there is none yet.
         WorkdirError: if it was trained for another configuration.
     """
-    model, folder = experiment.classifier, workdir.classifier
+    model, folder = experiment.parts.classifier, workdir.classifier
     model.check(experiment.data)
     params = _params_of_part(
         experiment,
@@ -283,7 +283,7 @@ def load_dequantizer(experiment: Experiment, workdir: Workdir) -> Dequantizer:
         ConfigError: if there is none yet.
         WorkdirError: if it was trained for another configuration.
     """
-    model, folder = experiment.dequantizer, workdir.dequantizer
+    model, folder = experiment.parts.dequantizer, workdir.dequantizer
     params = _params_of_part(
         experiment,
         folder,

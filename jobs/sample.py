@@ -159,7 +159,7 @@ class TaskRun:
                 self._operator.measurement_shape,
                 self._measurement_options.keeps_range,
             )
-        if task.upsamples:
+        if task.options.upsamples:
             height, width, channels = data.shape
             shape = height // self._factor, width // self._factor, channels
 
@@ -194,7 +194,7 @@ class TaskRun:
         """
         if self.task.inverse_problem is not None:
             return self._solve_inverse_problem(checkpoint)
-        if self.task.encodes:
+        if self.task.options.encodes:
             return self._through_latents(checkpoint)
         drawn = draw_all(self.experiment, checkpoint, self.count, self.condition)
         figure = self._figure([self._input_images], drawn.samples)
@@ -204,7 +204,7 @@ class TaskRun:
         """Condition a batch of samples on their inputs."""
         if self.task.inverse_problem is None:
             x = self._rows(self._data.from_unit_range(self.inputs), indices)
-            if self.task.upsamples:
+            if self.task.options.upsamples:
                 return Conditioned(dataclasses.replace(denoiser, image=x))
             return Conditioned(denoiser, source=x)
         problem = self._problem

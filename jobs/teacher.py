@@ -19,13 +19,13 @@ def load_teacher(experiment: Experiment) -> Denoiser | None:
     Raises:
         ConfigError: if there is no such run or checkpoint, or it cannot teach this network.
     """
-    if not experiment.loss.teacher:
+    if not experiment.trainer.loss.teacher:
         return None
     teacher, workdir, step = find_teacher(experiment)
     try:
         restored = restore_parameters(teacher, workdir, step)
     except (CheckpointError, WorkdirError) as error:
-        raise ConfigError(f"{TEACHER}={experiment.loss.teacher!r}: {error}") from error
+        raise ConfigError(f"{TEACHER}={experiment.trainer.loss.teacher!r}: {error}") from error
     print(f"the teacher is {workdir.path} at step {restored.step}")
     return teacher.model.denoiser(restored.state.ema_params)
 
@@ -54,7 +54,7 @@ def find_teacher(experiment: Experiment) -> tuple[Experiment, Workdir, int | Non
     Raises:
         ConfigError: if there is no such run or checkpoint, or it cannot teach this network.
     """
-    text = experiment.loss.teacher
+    text = experiment.trainer.loss.teacher
     run, step = run_and_step(text)
     workdir = Workdir(run)
     try:

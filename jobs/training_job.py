@@ -115,7 +115,7 @@ def classifier_job(experiment: Experiment) -> TrainingJob:
     """
     experiment.model.require_fixed_process("a classifier")
     experiment.ends.require_noise("a classifier of noisy data")
-    return _part_job(experiment, "classifier", experiment.classifier)
+    return _part_job(experiment, "classifier", experiment.parts.classifier)
 
 
 def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
@@ -125,7 +125,7 @@ def dequantizer_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob:
         ConfigError: if its batches do not suit the devices.
     """
     experiment.ends.require_noise("a dequantizer")
-    job = _part_job(experiment, "dequantizer", experiment.dequantizer, dequantization=CENTERS)
+    job = _part_job(experiment, "dequantizer", experiment.parts.dequantizer, dequantization=CENTERS)
     return replace(job, load_teacher=lambda: denoiser)
 
 
@@ -137,7 +137,7 @@ def variance_head_job(experiment: Experiment, denoiser: Denoiser) -> TrainingJob
             of few steps, or of paths between two data sets.
     """
     require_scores(experiment, "a variance head", "take a run with another objective")
-    job = _part_job(experiment, "variance_head", experiment.variance_head)
+    job = _part_job(experiment, "variance_head", experiment.parts.variance_head)
     return replace(job, load_teacher=lambda: denoiser)
 
 
@@ -147,7 +147,7 @@ def perceptor_job(experiment: Experiment) -> TrainingJob:
     Raises:
         ConfigError: if it does not suit the images, their labels or the devices.
     """
-    return _part_job(experiment, "perceptor", experiment.perceptor)
+    return _part_job(experiment, "perceptor", experiment.parts.perceptor)
 
 
 def _part_job(

@@ -49,7 +49,7 @@ class Translation:
     def _read_inputs(self) -> Float[np.ndarray, "n ..."]:
         ends = self.experiment.ends
         ends.check_rows()
-        of = self.experiment.data if self.task.encodes else ends.given
+        of = self.experiment.data if self.task.options.encodes else ends.given
         assert of is not None
         images = isinstance(of, Images)
 
@@ -73,7 +73,7 @@ class Translation:
         """
         rows = np.arange(self.count) % len(self.inputs)
         x = self._in_range(self.inputs[rows])
-        if self.task.encodes:
+        if self.task.options.encodes:
             samples = self._encode(checkpoint, x)
             summary = "translated from the data"
         else:
@@ -95,7 +95,7 @@ class Translation:
         """Return inputs in the network's range; those of a measurement are measured."""
         data, ends = self.experiment.data, self.experiment.ends
         x = data.from_unit_range(rows) if isinstance(data, Images) else data.encode(rows)
-        measured = ends.operator is not None and not self.task.encodes
+        measured = ends.operator is not None and not self.task.options.encodes
         return np.asarray(ends.degraded(jnp.asarray(x))) if measured else x
 
     def _encode(self, checkpoint: Checkpoint, x: Any) -> Shaped[np.ndarray, "n ..."]:
@@ -115,7 +115,7 @@ class Translation:
 
     def _shown(self, x: Any) -> Shaped[np.ndarray, "n ..."]:
         """Return inputs as `decode` gives samples."""
-        return (self.experiment.data if self.task.encodes else self._other).decode(x)
+        return (self.experiment.data if self.task.options.encodes else self._other).decode(x)
 
     def _numbers(self, rows: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, "n d"]:
         """Return rows in their units, those of images in [0, 1]."""
@@ -140,7 +140,7 @@ def task_run(experiment: Experiment, task: Task, count: int) -> TaskRun | Transl
     Raises:
         ConfigError: for inputs that do not fit.
     """
-    return (Translation if task.translates else TaskRun)(experiment, task, count)
+    return (Translation if task.options.translates else TaskRun)(experiment, task, count)
 
 
 def _in_rows(pairs: Shaped[np.ndarray, "n two ..."]) -> Shaped[np.ndarray, "m ..."]:

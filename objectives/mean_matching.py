@@ -122,6 +122,7 @@ class MeanMatching(Objective):
     weight: Weight = field(default_factory=Sigma2)
 
     takes_ends: ClassVar[bool] = True
+    simulates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_in("num_timesteps", self.num_timesteps, "[2, 1000]")

@@ -63,7 +63,7 @@ def likelihood_program(experiment):
     def log_prob(params, key, x):
         denoiser = experiment.trainer.with_image(experiment.model.denoiser(params), x)
         indices = jnp.arange(count)
-        options = experiment.likelihood
+        options = experiment.likelihood.options
         return likelihood._log_prob(
             key, denoiser, x, indices, options, ODEOptions(solver="adams", max_steps=64)
         )[0]

@@ -56,7 +56,7 @@ def test_times_and_weight(monkeypatch):
     monkeypatch.setitem(WEIGHTS, "dummy", Tripled)
     experiment = built(times={"name": "dummy"}, weight={"name": "dummy"})
     assert experiment.config["times"]["t_min"] == 0.9
-    loss, sde = experiment.loss, experiment.model.sde
+    loss, sde = experiment.trainer.loss, experiment.model.sde
     t = loss.times.draw(jax.random.key(0), 8, sde)
     assert t.min() >= 0.9
     np.testing.assert_array_equal(loss.weight(sde, t), 3)
@@ -81,7 +81,7 @@ class Judge(nn.Module):
 def test_classifier(monkeypatch):
     monkeypatch.setitem(CLASSIFIERS, "dummy", Judge)
     experiment = built(classifier={"name": "dummy", "features": 3})
-    model = experiment.classifier
+    model = experiment.parts.classifier
     model.check(experiment.data)
     layout = jax.eval_shape(model.trainer.init, jax.random.key(0))
     sizes = sorted(leaf.size for leaf in jax.tree.leaves(layout))

@@ -213,7 +213,7 @@ def test_time_grid(monkeypatch):
     np.testing.assert_allclose(np.diff(np.cbrt(times), 2), 0, atol=1e-12)
     assert len(drawn(experiment)) == 4
     assert experiment.config["sampling"]["steps"] == TINY["sampling.steps"]
-    assert len(experiment.discrete_bound.schedule.of(experiment.model.sde)) == 1001
+    assert len(experiment.likelihood.discrete_bound.schedule.of(experiment.model.sde)) == 1001
 
 
 @pytest.mark.slow
@@ -415,8 +415,8 @@ def test_variance_and_target(monkeypatch):
         discrete_bound={"variance": "dummy"},
         variance_head={"target": "dummy"},
     )
-    assert experiment.variance_head.trainer.loss.target == "dummy"
-    options = experiment.discrete_bound.options
+    assert experiment.parts.variance_head.trainer.loss.target == "dummy"
+    options = experiment.likelihood.discrete_bound.options
     prediction = Prediction(jnp.zeros(3), jnp.zeros(3))
     term = step_divergence(prediction, jnp.zeros(3), jnp.ones(()), jnp.ones(()), options.variance)
     np.testing.assert_allclose(term, 0.5 * (0.5 + np.expm1(-0.5)), rtol=1e-6)

@@ -44,6 +44,7 @@ class Objective(abc.ABC):
             as likelihoods and all other samplers need.
         takes_ends: whether a coupling may choose the other end of each image's path, instead of
             noise.
+        simulates: whether it simulates its paths, of the teacher's process, and takes no pairs.
         trains_process: whether it trains a process that has parameters, as no other does.
         needs_energy: whether the network must be the gradient of an energy.
         bounds_levels: whether it bounds the probability of gray levels, and so has `pixel_levels`
@@ -54,10 +55,16 @@ class Objective(abc.ABC):
     parameterization: ClassVar[str | None] = None
     samplers: ClassVar[tuple[str, ...]] = ()
     takes_ends: ClassVar[bool] = False
+    simulates: ClassVar[bool] = False
     trains_process: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = False
     bounds_levels: ClassVar[bool] = False
     teacher: str = ""
+
+    @property
+    def first_time(self) -> float:
+        """The first time that it trains, if it simulates its paths."""
+        return 0.0
 
     @property
     def trains_variance(self) -> bool:

@@ -249,7 +249,7 @@ def test_loss_is_the_objective_on_the_test_images(model, numbers):
     images = experiment.data.quantizer.normalize(experiment.data.splits.test)
     x = jnp.asarray(experiment.data.scaler.forward(images))
     keys = jax.random.split(jax.random.key(7), 200)
-    losses = jax.jit(jax.vmap(lambda key: experiment.loss(key, denoiser, x).values))(keys)
+    losses = jax.jit(jax.vmap(lambda key: experiment.trainer.loss(key, denoiser, x).values))(keys)
     spread = float(np.std(losses)) / math.sqrt(2 * TEST_IMAGES)
     assert found["loss"]["mean"] == pytest.approx(float(losses.mean()), abs=5 * spread + 1e-2)
 

@@ -40,7 +40,7 @@ def test_limits_of_the_classifier_bind_only_those_who_use_it():
     """Its batch need not divide over the devices of those who train without one."""
     experiment = build(configuration(TINY | {"classifier.batch_size": 30}))
     with pytest.raises(ConfigError, match=r"config\.classifier\.batch_size=30 does not divide"):
-        experiment.classifier.check(experiment.data)
+        experiment.parts.classifier.check(experiment.data)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_experiments_built_again_share_their_programs():
     """Or every build in a long process would add programs that are never freed."""
     first, second = (build(configuration(TINY)) for _ in range(2))
     params = jax.eval_shape(first.trainer.init, jax.random.key(0))
-    for make in (lambda e: e.model.denoiser, lambda e: e.classifier.classifier):
+    for make in (lambda e: e.model.denoiser, lambda e: e.parts.classifier.classifier):
         for dropout in (None, jax.random.key(0)):
             structures = {
                 jax.tree.structure(make(experiment)(params, dropout)): experiment

@@ -42,7 +42,10 @@ def test_job_trains_a_network_of_its_own_and_leaves_the_model_alone(classes):
     denoiser = experiment.model.denoiser(zeros)
     job = variance_head_job(experiment, denoiser)
     batches, state = job.batches(), job.trainer.abstract_state()
-    assert (experiment.model.network.features, experiment.variance_head.network.features) == (8, 16)
+    assert (experiment.model.network.features, experiment.parts.variance_head.network.features) == (
+        8,
+        16,
+    )
     labels = jnp.asarray(batches.labels_at(0)) if classes else None
     new, scalars = jax.eval_shape(
         job.trainer.step,
@@ -57,7 +60,7 @@ def test_job_trains_a_network_of_its_own_and_leaves_the_model_alone(classes):
     # A head that starts as zero predicts alpha^2 / (alpha^2 + sigma^2), for each pixel.
     started = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state.params)
     checkpoint = Checkpoint(
-        step=1, denoiser=denoiser, variance_head=experiment.variance_head.head(started)
+        step=1, denoiser=denoiser, variance_head=experiment.parts.variance_head.head(started)
     )
     uncertain = checkpoint.with_uncertainty("variance_head", np.ones(2), (-1.0, 1.0))
     x, t = jnp.ones((2, 8, 8, 1)), jnp.array([0.6, 0.9])
@@ -77,7 +80,7 @@ def test_missing_head_is_refused_with_the_remedy(tmp_path):
         ({"discrete_bound.variance": "diagonal"}, "discrete_bound"),
     ):
         experiment = build(configuration(TINY | fields))
-        needs = experiment.sampler.needs | experiment.discrete_bound.options.needs
+        needs = experiment.sampler.needs | experiment.likelihood.discrete_bound.options.needs
         assert needs == {"variance_head"}
         message = rf"config\.{field}\.variance=diagonal: there is no .*; run --mode=train_variance "
         with pytest.raises(ConfigError, match=message):

@@ -30,9 +30,9 @@ def measured(experiment):
 
 def test_optimal_times_and_variances_come_from_the_moments():
     experiment = built(FIELDS)
-    assert experiment.discrete_bound.options.needs == {"moments"}
+    assert experiment.likelihood.discrete_bound.options.needs == {"moments"}
     checkpoint = measured(experiment)
-    denoiser, times = experiment.discrete_bound.of(checkpoint, experiment.data.limits)
+    denoiser, times = experiment.likelihood.discrete_bound.of(checkpoint, experiment.data.limits)
     assert len(times) == 5
     assert (times[0], times[-1]) == (1, 1e-5)
     assert set(times[:-1]) <= set(checkpoint.moments.times)
@@ -64,7 +64,7 @@ def test_moments_that_end_too_early_are_refused_with_the_remedy():
         with pytest.raises(
             ConfigError, match=r"config\.discrete_bound: the moments end at t=0\.001"
         ):
-            experiment.discrete_bound.of(checkpoint, experiment.data.limits)
+            experiment.likelihood.discrete_bound.of(checkpoint, experiment.data.limits)
     below = TINY | {"sampling.t_min": 1e-4, "sampling.steps": 100}
     sampler = built(below | {"sampling.name": "analytic"}).sampler
     with pytest.raises(ConfigError, match=r"config\.sampling: the moments end .*--mode=moments"):

@@ -179,7 +179,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(fields, message):
     ],
 )
 def test_mean_matching_has_chains_for_its_paths(fields, message):
-    assert built(SMALL, variant="dsb").loss.num_timesteps == 30
+    assert built(SMALL, variant="dsb").trainer.loss.num_timesteps == 30
     with pytest.raises(ConfigError, match=message):
         built(SMALL | fields, variant="dsb")
 
@@ -202,12 +202,12 @@ def test_what_relies_on_noise_is_refused_of_other_ends(tmp_path):
 
 
 def test_a_bridge_translates_in_one_direction():
-    assert built(BRIDGE | TRANSLATE).sampler.task.translates
+    assert built(BRIDGE | TRANSLATE).sampler.task.options.translates
     back = BRIDGE | TRANSLATE | {"task.direction": "from_data"}
     with pytest.raises(ConfigError, match=r"have changed places"):
         built(back)
     swapped = {"data.name": "points:eight_gaussians", "coupling.data": "points:moons"}
-    assert built(BRIDGE | TRANSLATE | swapped).sampler.task.translates  # the remedy
+    assert built(BRIDGE | TRANSLATE | swapped).sampler.task.options.translates  # the remedy
     images = IMAGES | TRANSLATE | {"task.direction": "from_data"}
     with pytest.raises(ConfigError, match=r"choose to_data, .*coupling\.measurement='super_res"):
         built(images, config=bridge_digits, variant="super_resolve")

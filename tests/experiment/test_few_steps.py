@@ -44,13 +44,13 @@ def test_student_is_sampled_at_the_times_that_it_is_trained_at():
     solve = experiment.sampler.solve
     assert isinstance(solve.solver, DDIM)
     assert experiment.sampler.evaluations == 4
-    trained = experiment.loss.teacher_times(experiment.model.sde)
+    trained = experiment.trainer.loss.teacher_times(experiment.model.sde)
     np.testing.assert_allclose(solve.schedule.of(experiment.model.sde), trained[::2])
     np.testing.assert_allclose(trained, (1 - 0.9 * np.linspace(0, 1, 9)) ** 2)
 
 
 def test_length_of_training_reaches_the_curriculum():
-    assert built(MODEL | {"training.steps": 77}).loss.total_steps == 77
+    assert built(MODEL | {"training.steps": 77}).trainer.loss.total_steps == 77
 
 
 @pytest.mark.parametrize(

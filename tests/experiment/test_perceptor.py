@@ -14,13 +14,13 @@ def built(fields):
 
 @pytest.mark.slow
 def test_captions_are_the_words_of_each_class_in_each_template():
-    model = built({"perceptor.captions": ("{}", "a {}")}).perceptor
+    model = built({"perceptor.captions": ("{}", "a {}")}).parts.perceptor
     assert model.captions[7] == ["seven", "a seven", "7", "a 7"]
     assert model.tokens.shape == (10, 4, 16)
     # Each word is one token, between start and end.
     assert (model.tokens[7, 0] == model.network.end_token).sum() == 14
     names = tuple(f"digit {i}" if i else "nothing|digit 0" for i in range(10))
-    named = built({"perceptor.class_names": names, "perceptor.captions": ("{}",)}).perceptor
+    named = built({"perceptor.class_names": names, "perceptor.captions": ("{}",)}).parts.perceptor
     assert named.captions[:2] == [["nothing", "digit 0"], ["digit 1"]]
     np.testing.assert_array_equal(named.tokens[1, 0], named.tokens[1, 1])  # one name fills up
 
@@ -53,10 +53,10 @@ def test_wrong_options_are_refused(fields, problem):
 def test_what_does_not_suit_the_data_is_refused_before_training(fields, problem):
     experiment = built(fields)
     with pytest.raises(ConfigError, match=problem):
-        experiment.perceptor.check(experiment.data)
+        experiment.parts.perceptor.check(experiment.data)
 
 
 def test_images_without_labels_are_refused(tmp_path):
     experiment = built({"data.name": str(write_images(tmp_path / "a.npz", 10, 4))})
     with pytest.raises(ConfigError, match="has no labels, and words belong to classes; give"):
-        experiment.perceptor.check(experiment.data)
+        experiment.parts.perceptor.check(experiment.data)

@@ -65,7 +65,7 @@ def test_rounds_of_a_bridge_alternate_and_those_of_a_flow_do_not(tmp_path):
 
 def test_rounds_of_mean_matching_take_the_round_before_for_their_teacher():
     first, folder = built("dsb"), "round_{}".format
-    assert first.loss.teacher == ""
+    assert first.trainer.loss.teacher == ""
     third = round_config(first, folder, 3)
     assert third["loss"]["teacher"] == "round_2"
     assert third["coupling"] == round_config(first, folder, 1)["coupling"]

@@ -59,6 +59,11 @@ def diagnostics_of(folder, fields=None, *, count=200):
     return Diagnostics(experiment=experiment, extractor=PIXELS)
 
 
+def with_loss(experiment, loss):
+    trainer = dataclasses.replace(experiment.trainer, loss=loss)
+    return dataclasses.replace(experiment, trainer=trainer)
+
+
 def state(scale=1.0):
     return TrainState(jnp.int32(7), jnp.float32(scale), jnp.float32(scale), (), (), {})
 
@@ -153,7 +158,7 @@ class Other(Objective):
 
 @pytest.mark.slow
 def test_the_loss_of_any_objective_is_measured(measured):
-    experiment = dataclasses.replace(measured[0].experiment, loss=Other())
+    experiment = with_loss(measured[0].experiment, Other())
     diagnostics = dataclasses.replace(measured[0], experiment=experiment)
     found = with_options(diagnostics, metrics=("loss", "noise_levels")).measure(state())
     assert found["test_loss"] == pytest.approx(7 * (MEAN**2 + STD**2), rel=0.1)
@@ -169,7 +174,7 @@ def test_what_the_objective_does_not_allow_is_left_out(measured):
     ):
         loss = Other()
         loss.samplers, loss.teacher = samplers, teacher
-        other = dataclasses.replace(experiment, loss=loss)
+        other = with_loss(experiment, loss)
         assert dataclasses.replace(measured[0], experiment=other).metrics == left
     assert {*measured[0].metrics, "nats_per_dim"} == DIAGNOSTICS.keys()
     upsampler = dataclasses.replace(experiment.trainer, image=lambda x: x)

@@ -35,7 +35,7 @@ def built(**guidance):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A folder with a perceptor that was never trained."""
-    workdir, model = Workdir(tmp_path_factory.mktemp("run")), built().perceptor
+    workdir, model = Workdir(tmp_path_factory.mktemp("run")), built().parts.perceptor
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: np.float32(rng.normal(size=leaf.shape)).reshape(leaf.shape),

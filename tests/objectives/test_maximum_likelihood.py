@@ -149,4 +149,4 @@ def test_samplers_take_the_time_that_is_trained():
     config = energy_moons.get_config("maximum_likelihood")
     config.loss.t_min = 0.05
     experiment = build(config)
-    assert experiment.sampler.solve.t_min == experiment.likelihood.t_min == 0.05
+    assert experiment.sampler.solve.t_min == experiment.likelihood.options.t_min == 0.05
