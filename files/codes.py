@@ -22,7 +22,8 @@ from files.writing import write_file
 
 Words = UInt32[np.ndarray, "_"]
 
-_FORMAT = b"scoresde code 2\n"
+_PROGRAM = b"scoresde code "
+_FORMAT = _PROGRAM + b"2\n"
 _LENGTH = struct.Struct("<I")  # of the packed header, in bytes
 _LONGEST_HEADER = 2**20  # bytes, unpacked
 
@@ -57,11 +58,13 @@ def read_code(
         partial: whether the file may be cut short; then stacks lack words at the bottom.
 
     Raises:
-        FileError: if it is missing, another kind of file, damaged, or cut short.
+        FileError: if it is missing, of another kind or version, damaged, or cut short.
     """
     require_file(path, where)
     with readable(path) as local:
         content = local.read_bytes()
+    if content.startswith(_PROGRAM) and not content.startswith(_FORMAT):
+        raise FileError(f"{where} was written by another version; decompress it with that version")
     try:
         about, body = _split(content)
         counts = [int(count) for count in about["words"]]

@@ -22,10 +22,17 @@ class DataPlan(NamedTuple):
     train_count: int | None
 
 
-def describe_data(data: Data) -> DataPlan:
-    """Return a line about the data, with the images per second of a short trial."""
+def describe_data(data: Data, classes: int = 0) -> DataPlan:
+    """Return a line about the data, with the images per second of a short trial.
+
+    `classes` are those of the network; 0 if it has none.
+
+    Raises:
+        ConfigError: for other labels; those of images that are read during training are compared
+            only if they are stored apart.
+    """
     if not data.kind.quantized:
-        return _describe_rows(data)
+        return _describe_rows(data, classes)
     options = data.options
     try:
         reader, splits, fit = as_images(data).open_splits()
@@ -34,11 +41,16 @@ def describe_data(data: Data) -> DataPlan:
         rate = _trial(images, options.workers)
     except (ValueError, OSError) as error:
         return DataPlan(f"cannot be read: {error}", None)
+    known = splits["train"].labels
+    if classes and (known or size.held):
+        data.require_classes(known() if known else data.splits.train_labels, classes, "model")
     return DataPlan(f"{_line(size, data)}; {rate}", size.counts["train"])
 
 
-def _describe_rows(data: Data) -> DataPlan:
+def _describe_rows(data: Data, classes: int) -> DataPlan:
     """Return a line about points or series, which are always held in memory."""
+    if classes:
+        data.require_classes(data.splits.train_labels, classes, "model")
     train, test = data.splits.train, data.splits.test
     counts = f"{len(train):,} train + {len(test):,} test {data.kind.name}"
     shape, size = "x".join(map(str, data.shape)), 4 * data.size * (len(train) + len(test)) / 1e9

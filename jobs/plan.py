@@ -29,7 +29,8 @@ def describe(experiment: Experiment, *, compiled: bool = False) -> str:
     With `compiled`, XLA's own numbers and the accelerators that fit come last.
 
     Raises:
-        ConfigError: for two data sets whose rows cannot be paired as the coupling says.
+        ConfigError: for labels that are no classes of the network, and for two data sets whose rows
+            cannot be paired as the coupling says.
     """
     training, sampler = experiment.training, experiment.sampler
     params = experiment.trainer.abstract_state().params
@@ -39,7 +40,7 @@ def describe(experiment: Experiment, *, compiled: bool = False) -> str:
         if evaluations is None
         else f"{evaluations} network evaluations per {experiment.data.kind.one}"
     )
-    data = describe_data(experiment.data)
+    data = describe_data(experiment.data, experiment.model.num_classes)
     other = _other_data(experiment, data)
     rows = [
         ("parameters", f"{_count(params):,} ({_count(params) / 1e6:.1f}M)"),

@@ -247,19 +247,21 @@ def test_class_conditional_run_trains_samples_and_is_evaluated(tmp_path):
     ],
 )
 def test_unknown_classes_are_reported_before_anything_runs(tmp_path, fields, message):
-    call = run(*flags("train", tmp_path / "run", TINY | fields))
-    assert call.status == 1
-    assert re.search(message, call.stderr), call.stderr
-    assert not (tmp_path / "run").exists()
+    for mode in ("train", "check"):
+        call = run(*flags(mode, tmp_path / "run", TINY | fields))
+        assert call.status == 1
+        assert re.search(message, call.stderr), call.stderr
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_classes_of_images_without_labels_are_refused(tmp_path):
     write_images(tmp_path / "images.npz", 40, 10)
     fields = TINY | {"model.num_classes": 2, "data.name": str(tmp_path / "images.npz")}
-    call = run(*flags("train", tmp_path / "run", fields))
-    assert call.status == 1
-    assert "has no labels; set config.model.num_classes=0" in call.stderr
+    for mode in ("train", "check"):
+        call = run(*flags(mode, tmp_path / "run", fields))
+        assert call.status == 1
+        assert "has no labels; set config.model.num_classes=0" in call.stderr
 
 
 @pytest.mark.slow

@@ -43,9 +43,15 @@ def test_damaged_and_foreign_files_are_one_line(file, tmp_path):
     file.write_bytes(content + b"more")
     with pytest.raises(FileError, match=r"^code is damaged"):
         read_code(file, "code", partial=True)
+    file.write_bytes(b"scoresde code 1\n" + content)
+    with pytest.raises(FileError, match=r"^code was written by another version; decompress it"):
+        read_code(file, "code")
     start = b"scoresde code 2\n"
     foreign_files = (b"", b"\x89PNG\r\n", start, start + b"\x05\0\0\0abcde", bytes(content[:60]))
     for foreign in foreign_files:
         file.write_bytes(foreign)
         with pytest.raises(FileError, match=r"^code is no file of --mode=compress"):
             read_code(file, "code")
+    file.write_bytes(start.replace(b"2", b"1") + content)
+    with pytest.raises(FileError, match=r"^code was written by another version; decompress it"):
+        read_code(file, "code")
