@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
-from runs import ROOT, Results, discrete_bits
+from runs import ROOT, Results, discrete_bits, markdown_table
 from tqdm import trange
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -56,9 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.tables:
         for quantity in QUANTITIES:
-            head, *rows = table(quantity)
-            for row in (head, ("---",) * len(head), *rows):
-                print(f"| {' | '.join(row)} |")
+            print(table(quantity))
     elif options.run is None:
         of_mixture(options.training_steps)
     else:
@@ -72,8 +70,8 @@ QUANTITIES = {  # heads of the tables
 }
 
 
-def table(quantity: str) -> list[tuple[str, ...]]:
-    """Return the rows of a table: a choice each, by the number of steps."""
+def table(quantity: str) -> str:
+    """Return a table: a choice each row, by the number of steps."""
     cells = {
         (line["choice"], line["steps"]): f"{line['value']:.3f}"
         for line in RESULTS.lines()
@@ -81,7 +79,7 @@ def table(quantity: str) -> list[tuple[str, ...]]:
     }
     steps = sorted({steps for _, steps in cells})
     rows = [(choice, *(cells.get((choice, n), "") for n in steps)) for choice in CHOICES]
-    return [(QUANTITIES[quantity], *map(str, steps)), *rows]
+    return markdown_table((QUANTITIES[quantity], *map(str, steps)), rows)
 
 
 def of_mixture(steps: int) -> None:

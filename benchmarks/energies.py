@@ -7,7 +7,7 @@
 
 The points are the two moons with the noise of t = 0.03, whose density is known: an integral over
 the arcs. The normalizing constants of the energies are integrals on a grid. Results are in
-`benchmarks/results/energies.jsonl`; the table is in docs/energies.md.
+`benchmarks/results/energies.jsonl` and `energies_chains.jsonl`; the tables are in docs/energies.md.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import scipy.special
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from runs import Results, experiment_of
+from runs import Results, experiment_of, markdown_table
 
 T = 0.03
 NODES = 500  # of the integral over an arc
@@ -31,6 +31,8 @@ METHODS = {
     "maximum likelihood": "configs/energy_moons.py:maximum_likelihood",
 }
 RESULTS = Results("energies", ("method", "seed"))
+STEP_SIZES = (0.2, 0.5, 1.0, 1.5)  # of chains, in units of the variance
+CHAINS = Results("energies_chains", ("solver", "step_size"))
 
 
 def log_density(x, experiment):
@@ -116,7 +118,7 @@ def arc(x, y):
 
 
 def chains(count=40_000, steps=60):
-    """Print the variance of chains over that of the Gaussian N(0, V), V = sigma^2, of an energy."""
+    """Measure the variance of chains over that of the energy's Gaussian N(0, V), V = sigma^2."""
     import jax
     import jax.numpy as jnp
 
@@ -138,35 +140,64 @@ def chains(count=40_000, steps=60):
     )
     schedule = Schedule(steps=steps, t_min=T, final_step="none")
     variance = float(VPSDE().sigma(jnp.float32(T))) ** 2
-    for step_size in (0.2, 0.5, 1.0, 1.5):
+    for step_size in STEP_SIZES:
         for solver in (LangevinDynamics(step_size=step_size), MALA(step_size=step_size)):
             key, shape = jax.random.key(0), (count, 1)
             found = sample(key, denoiser, shape, solver=solver, schedule=schedule)
-            rate = "" if found.acceptance is None else f", accepted {found.acceptance.mean():.0%}"
-            ratio = np.var(np.asarray(found.x, float)) / variance
-            print(f"{type(solver).__name__:17} step_size {step_size}: {ratio:.3f}{rate}")
+            line = {"solver": type(solver).__name__, "step_size": step_size}
+            line["ratio"] = float(np.var(np.asarray(found.x, float)) / variance)
+            if found.acceptance is not None:
+                line["acceptance"] = float(found.acceptance.mean())
+            if not CHAINS.has(**line):
+                CHAINS.add(line)
 
 
-def report():
-    lines = RESULTS.lines()
-    columns = {
-        "log-likelihood, Z by the grid": "nats",
-        "log-likelihood by the ODE": "nats_by_ode",
-        "truth": "truth",
-        "error of log p": "error",
-        "mass of the upper moon": "upper",
-        "accepted": "acceptance",
-        "CPU seconds": "cpu_seconds",
-    }
-    print("| | " + " | ".join(METHODS) + " |\n|---|" + "---|" * len(METHODS))
-    for label, key in columns.items():
+def table():
+    """Return the table of both methods, in Markdown."""
+    rows = []
+    for label, key, form in (
+        ("log-likelihood, Z by the grid", "nats", "{:.3f} ± {:.3f}"),
+        ("log-likelihood by the ODE, without Z", "nats_by_ode", "{:.3f} ± {:.3f}"),
+        ("truth", "truth", "{:.3f}"),
+        (
+            "error of log p up to a constant, standard deviation on the test points",
+            "error",
+            "{:.2f} ± {:.2f}",
+        ),
+        ("probability of the upper moon of each network; truth 0.5", "upper", ""),
+        ("CPU seconds of training", "cpu_seconds", "{:.0f} ± {:.0f}"),
+    ):
         cells = []
         for method in METHODS:
-            found = [line[key] for line in lines if line["method"] == method and key in line]
-            digits = 0 if key == "cpu_seconds" else 3
-            spread = f" ± {np.std(found, ddof=1):.{digits}f}" if len(found) > 1 else ""
-            cells.append(f"{np.mean(found):.{digits}f}{spread}" if found else "-")
-        print(f"| {label} | " + " | ".join(cells) + " |")
+            found = [line[key] for line in of_method(method) if key in line]
+            each = ", ".join(f"{value:.2f}" for value in found)
+            spread = np.std(found, ddof=1) if found else 0
+            cells.append(form.format(np.mean(found), spread) if found and form else each)
+        rows.append((label, *cells))
+    return markdown_table(("", *METHODS), rows)
+
+
+def of_method(method):
+    lines = [line for line in RESULTS.lines() if line["method"] == method]
+    return sorted(lines, key=lambda line: line["seed"])
+
+
+def chains_table():
+    """Return the table of chains, in Markdown."""
+    found = {(line["solver"], line["step_size"]): line for line in CHAINS.lines()}
+    plain, adjusted = (
+        [found[solver, step_size] for step_size in STEP_SIZES]
+        for solver in ("LangevinDynamics", "MALA")
+    )
+    return markdown_table(
+        ("`step_size`", *(f"{step_size:g}" for step_size in STEP_SIZES)),
+        [
+            ("`langevin`", *(f"{line['ratio']:.2f}" for line in plain)),
+            ("1 / (1 - h / 2 V)", *(f"{1 / (1 - h / 2):.2f}" for h in STEP_SIZES)),
+            ("`mala`", *(f"{line['ratio']:.2f}" for line in adjusted)),
+            ("`mala`, accepted", *(f"{line['acceptance']:.0%}" for line in adjusted)),
+        ],
+    )
 
 
 def main():
@@ -177,13 +208,15 @@ def main():
     parser.add_argument("--chains", action="store_true", help="compare chains, train nothing")
     given = parser.parse_args()
     if given.chains:
-        return chains()
+        chains()
+        print(chains_table())
+        return
     if not given.report:
         for seed in map(int, given.seeds.split(",")):
             for method in given.methods.split(","):
                 if not RESULTS.has(method=method, seed=seed):
                     measure(method, seed)
-    report()
+    print(table())
 
 
 if __name__ == "__main__":

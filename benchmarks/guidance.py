@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from networks import provenance
+from runs import markdown_table
 
 import sampling
 from configs import vp_cifar10, vp_digits
@@ -73,11 +74,6 @@ from training.step import Trainer
 
 RESULTS = ROOT / "benchmarks" / "results" / "guidance.md"
 CLASSES, SEED, BATCH = 10, 0, 100
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_part(name: str, text: str) -> None:
@@ -197,7 +193,7 @@ def with_classifier(model: TrainedModel, classifier: Classifier, judge: Judge, c
         for sampler in SAMPLERS
         for scale in CLASSIFIER_SCALES
     ]
-    return table(["sampler", "scale", *Judge.COLUMNS], rows)
+    return markdown_table(["sampler", "scale", *Judge.COLUMNS], rows)
 
 
 def classifier_free(model: TrainedModel, judge: Judge, sampler: str, count: int) -> str:
@@ -212,7 +208,7 @@ def classifier_free(model: TrainedModel, judge: Judge, sampler: str, count: int)
             guidance = ClassifierFreeGuidance(null_label=CLASSES, scale=scale, interval=interval)
             cells = row(model, judge, sampler, partial(guided, guidance), count)
             rows.append(["{:g} to {:g}".format(*interval), f"{scale:g}", *cells])
-    return table(["interval of t", "scale", *Judge.COLUMNS], rows)
+    return markdown_table(["interval of t", "scale", *Judge.COLUMNS], rows)
 
 
 def measure_accuracy(unconditional: Path, conditional: Path, count: int) -> str:
@@ -408,8 +404,8 @@ def measure_overhead(make: Callable[[], Setting], repeats: int) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(at.denoiser.network))
     tables = [
         f"### {make.__name__.replace('_', ' ')}: {count:,} parameters, batch {len(at.x)}",
-        table(["guidance", "evaluations", "bare, ms", "sampling, ms", "overhead"], rows),
-        table(["evaluations", "in a loop, ms", "one by one, ms", "ratio"], loops),
+        markdown_table(["guidance", "evaluations", "bare, ms", "sampling, ms", "overhead"], rows),
+        markdown_table(["evaluations", "in a loop, ms", "one by one, ms", "ratio"], loops),
     ]
     print("\n".join(tables), flush=True)
     return "\n\n".join(tables)

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from runs import Results
+from runs import Results, markdown_table
 
 import scoresde as ss
 from bounds.continuous import continuous_bound
@@ -125,8 +125,7 @@ def _error(values: np.ndarray) -> float:
 def table() -> str:
     """Return the table of what is measured."""
     head = ("by", "evaluations", "bits/dim", f"minus that of {BASELINE}")
-    lines = [head, ("---",) * len(head), *rows()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(head, rows())
 
 
 def main() -> None:

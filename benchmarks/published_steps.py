@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from runs import ROOT, Line, Results
+from runs import ROOT, Line, Results, markdown_table
 
 from experiment.configurations import known_configurations
 
@@ -60,14 +60,15 @@ def trained(config: str, folder: str, batch: int) -> Line:
     }
 
 
-def table() -> list[tuple[str, ...]]:
-    """Return the rows of the table."""
-    rows = [("configuration", "batch", "seconds a step", "peak, GB", "loss, 1 to 5", "16 to 20")]
+def table() -> str:
+    """Return the table of what is measured."""
+    head = ("configuration", "batch", "seconds a step", "peak, GB", "loss, 1 to 5", "16 to 20")
+    rows = []
     for line in RESULTS.lines():
         first, last = (f"{line[f'{which}_losses']:.4g}" for which in ("first", "last"))
         seconds, peak = f"{line['step_seconds']:.1f}", f"{line['peak_gb']:.1f}"
         rows.append((f"`{line['config']}`", str(line["batch"]), seconds, peak, first, last))
-    return rows
+    return markdown_table(head, rows)
 
 
 def main() -> None:
@@ -77,9 +78,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     if given.table:
-        head, *rows = table()
-        for row in (head, ("---",) * len(head), *rows):
-            print(f"| {' | '.join(row)} |")
+        print(table())
         return
     if given.folder is None:
         parser.error("give the folder of CIFAR-10, or --table")

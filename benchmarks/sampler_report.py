@@ -18,6 +18,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from runs import markdown_table
+
 from files.writing import write_file
 
 RESULTS = ROOT / "benchmarks" / "results" / "samplers.json"
@@ -67,12 +69,12 @@ def _markdown(
     names = [name for name, keep in zip(names, kept, strict=True) if keep]
     cells = [line for line, keep in zip(cells, kept, strict=True) if keep]
     bounds = [max(floor, min(v for v, _ in column)) for column in zip(*cells, strict=True)]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for name, line in zip(names, cells, strict=True):
         bold = [value <= bound < math.inf for (value, _), bound in zip(line, bounds, strict=True)]
         words = [f"**{w}**" if b else w for (_, w), b in zip(line, bold, strict=True)]
         lines.append(name + words)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(head, lines)
 
 
 def _heads(content: dict) -> list[str]:

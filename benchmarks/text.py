@@ -4,22 +4,21 @@ r"""Accuracy of digits that are guided by words, at several scales and ways of t
     python main.py --config=configs/vp_digits.py --mode=train
     python main.py --config=configs/vp_digits.py --mode=train_perceptor
     python benchmarks/text.py --workdir=runs/vp_digits
+    python benchmarks/text.py --table
 
 Samples of each of the ten words, by the sampler of the run. The judge is a support vector machine
-of scikit-learn, trained on the training images alone; it never sees the perceptor. A table for
-docs/text.md is printed, and the samples of the first row are written to --figure, a word a row.
+of scikit-learn, trained on the training images alone; it never sees the perceptor. Results go to
+results/text.jsonl, and what is there is not repeated. With --figure, the samples of the first row
+are drawn and written to that file, a word a row.
 """
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from runs import Results, markdown_table
 
 from configs import vp_digits
 from experiment.build import build
@@ -31,13 +30,15 @@ from jobs.workdir import Workdir
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SHOWN = 12  # samples of a word in the figure
-SETTINGS = (
-    {},
-    {"scale": 30.0},
-    {"scale": 300.0},
-    {"through_network": False},
-    {"cutouts": 4},
-)
+SETTINGS = {
+    "`scale=100.0` (default)": {},
+    "`scale=30.0`": {"scale": 30.0},
+    "`scale=300.0`": {"scale": 300.0},
+    "`through_network=False`": {"through_network": False},
+    "`cutouts=4`": {"cutouts": 4},
+}
+COUNT = 100  # samples of each word
+RESULTS = Results("text", ("setting",))
 
 
 def experiment_of(prompt: str, **fields) -> Experiment:
@@ -63,13 +64,30 @@ class Judge:
         return float(np.mean(found == label))
 
 
+def table() -> str:
+    """Return the table of what is measured."""
+    rows = []
+    for line in RESULTS.lines():
+        p, n = np.mean(line["shares"]), COUNT * len(WORDS)
+        spread = f"{p:.1%} ± {np.sqrt(p * (1 - p) / n):.1%}"
+        rows.append((line["setting"], *(f"{share:.0%}" for share in line["shares"]), spread))
+    return markdown_table(("setting", *WORDS, "all"), rows)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", default="runs/vp_digits")
-    parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--figure", default="")
+    parser.add_argument("--table", action="store_true", help="print what is measured")
     given = parser.parse_args()
-    workdir, first = Workdir(given.workdir), experiment_of("seven")
+    if not given.table:
+        measure(Workdir(given.workdir), given.figure)
+    print(table())
+
+
+def measure(workdir: Workdir, figure: str) -> None:
+    """Measure the settings that are not there, and draw the figure."""
+    first = experiment_of("seven")
     checkpoint, judge = load_checkpoint(first, workdir), Judge(first.data)
     vectors = [load_perceptor(experiment_of(word), workdir).targets for word in WORDS]
     splits, perceptor = first.data.splits, checkpoint.perceptor.perceptor
@@ -77,22 +95,20 @@ def main() -> None:
     nearest = np.argmax(perceptor.embed(images) @ jnp.concatenate(vectors).T, axis=1)
     print(f"judge on test images: {judge.on_test:.1%}")
     print(f"perceptor on test images, nearest word: {np.mean(nearest == splits.test_labels):.1%}")
-    print(f"| setting | {' | '.join(WORDS)} | all |\n|{' --- |' * 12}")
-    for number, fields in enumerate(SETTINGS):
-        experiment, shares, rows = experiment_of("seven", **fields), [], []
-        for label, targets in enumerate(vectors):
-            prompted = checkpoint.perceptor._replace(targets=targets)
-            guided = dataclasses.replace(checkpoint, perceptor=prompted)
-            drawn = experiment.sampler.draw(guided, np.arange(given.count)).samples
-            shares.append(judge.share(drawn, label))
-            rows.append(drawn[:SHOWN])
-        p, n = np.mean(shares), given.count * len(WORDS)
-        name = ", ".join(f"`{key}={value}`" for key, value in fields.items()) or "default"
-        cells = " | ".join(f"{share:.0%}" for share in shares)
-        print(f"| {name} | {cells} | {p:.1%} ± {np.sqrt(p * (1 - p) / n):.1%} |", flush=True)
-        if given.figure and not number:
-            grid = np.stack(rows).reshape(-1, *rows[0].shape[1:])
-            write_png(Path(given.figure), image_grid(grid, columns=SHOWN))
+
+    def drawn(fields: dict, targets: np.ndarray) -> np.ndarray:
+        prompted = checkpoint.perceptor._replace(targets=targets)
+        guided = dataclasses.replace(checkpoint, perceptor=prompted)
+        sampler = experiment_of("seven", **fields).sampler
+        return sampler.draw(guided, np.arange(COUNT)).samples
+
+    for setting, fields in SETTINGS.items():
+        if not RESULTS.has(setting=setting):
+            shares = [judge.share(drawn(fields, each), k) for k, each in enumerate(vectors)]
+            RESULTS.add({"setting": setting, "shares": shares})
+    if figure:
+        grid = np.concatenate([drawn({}, targets)[:SHOWN] for targets in vectors])
+        write_png(Path(figure), image_grid(grid, columns=SHOWN))
 
 
 if __name__ == "__main__":

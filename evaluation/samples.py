@@ -85,8 +85,11 @@ class SampleSets:
         count = min(sets * self.count, len(train))
         chosen = np.linspace(0, len(train) - 1, count).astype(int)
 
+        def features(rows: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m features"]:
+            return extractor(data.as_samples(train[rows])).features
+
         def compute(rows: Int[np.ndarray, "batch"]) -> Arrays:
-            return _arrays(extractor, data.as_samples(train[chosen[rows]]))
+            return {"features": data.parallel.divided(chosen[rows], features)}
 
         depends_on = ("images.train", "eval.samples", f"extractors.{extractor.name}")
         name = f"{extractor.name}-train" + f"-{sets}" * (sets > 1)

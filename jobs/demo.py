@@ -254,8 +254,9 @@ def serve(model: TrainedModel, port: int = 8000) -> None:
             "--num_processes=1 without --coordinator"
         )
     with server(model, port) as running:
-        print(f"open http://127.0.0.1:{running.server_port} in a browser; Ctrl-C ends", flush=True)
+        address = f"http://127.0.0.1:{running.server_port}"
         try:
+            print(f"open {address} in a browser; Ctrl-C ends", flush=True)
             running.serve_forever()
         except KeyboardInterrupt:
             print("ended")

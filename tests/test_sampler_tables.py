@@ -9,8 +9,10 @@ sys.path.append(str(ROOT / "benchmarks"))
 import budgets
 import controllable
 import ddim
+import energies
 import likelihood_steps
 import song_table
+import text
 from trained_samplers import markdown
 
 import scoresde as ss
@@ -73,3 +75,18 @@ def test_cells_take_the_evaluations_that_their_columns_say():
         expected = {"P": 1, "C": 1, "PC": 2}[column.rstrip("0123456789")]
         levels = int(column.lstrip("PC"))
         assert evaluations == expected * (levels - 1) + 1
+
+
+def test_the_tables_of_energies_are_those_of_their_results():
+    page = (ROOT / "docs" / "energies.md").read_text()
+    table, chains = energies.table(), energies.chains_table()
+    assert table in page
+    assert table.count("±") == 7
+    assert chains in page
+    assert chains.count("%") == len(energies.STEP_SIZES)
+
+
+def test_the_table_of_texts_is_that_of_its_results():
+    table = text.table()
+    assert table in (ROOT / "docs" / "text.md").read_text()
+    assert table.count("±") == len(text.SETTINGS)

@@ -164,7 +164,7 @@ def test_a_variance_that_the_run_never_trained_is_refused(tmp_path):
     workdir, bound = Workdir(tmp_path), {"discrete_bound.variance": "learned"}
     sampling, bounding = (build(configuration(CHAIN | more)) for more in (LEARNED, bound))
     assert sampling.sampler.needs == {"trained_variance"}
-    needs = bounding.discrete_bound.options.needs
+    needs = bounding.likelihood.discrete_bound.options.needs
     assert needs == {"trained_variance"}
     load_checkpoint(sampling, workdir)
     load_checkpoint(bounding, workdir, needs=needs)

@@ -38,7 +38,7 @@ FIELDS = TINY | {
     "eval.dequantizations": 1,
     "likelihood.rtol": 1e-2,
     "likelihood.atol": 1e-2,
-    "eval.metrics": ("loss", "bits_per_dim", "frechet"),
+    "eval.metrics": ("loss", "bits_per_dim", "frechet", "kid"),
     "sampling.steps": 2,
 }
 
