@@ -9,29 +9,26 @@ Measured on the U-Net of configs/vp_digits.py: the gradient of the squared outpu
 the input, outside and inside a loop, and a training step. Each is compiled with both convolutions.
 Calls take turns, and ratios are those of medians.
 
-`--shapes` measures both gradients of single 3x3 convolutions instead, at the shapes of DDPM's
-network for CIFAR-10, and writes benchmarks/results/convolution.md. Times are those of the
-processor, which other programs hardly change, and ratios are medians of pairs. With the settings
-above the GNU C library keeps memory from call to call, as a training step keeps it from one
-convolution to the next.
+`--shapes` measures single 3x3 convolutions and both their gradients instead, at the shapes of
+DDPM's network for CIFAR-10, and writes benchmarks/results/convolution.md. There they are compared
+with JAX's own, and with those that were tried: as nine products of moved images with a matrix each,
+and as one product of patches. Times are those of the processor, which other programs hardly change,
+and ratios are medians of turns. With the settings above the GNU C library keeps memory from call to
+call, as a training step keeps it from one convolution to the next.
 """
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from runs import ROOT, markdown_table
 
 from configs import vp_digits
 from experiment import build
@@ -93,67 +90,92 @@ def calls(batch: int, features: int) -> dict[str, tuple[Callable[[], object], in
     }
 
 
-def single(convolve: Callable, batch: int, size: int, channels: int, features: int) -> list:
-    """Return the compiled gradients of a 3x3 convolution by its images and by its kernel."""
+def by_lax(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), PADDING, dimension_numbers=numbers)
+
+
+def moved(x: jax.Array) -> list[list[jax.Array]]:
+    """Return an image moved by each offset of a 3x3 kernel."""
+    size, padded = x.shape[1], jnp.pad(x, ((0, 0), *PADDING, (0, 0)))
+    return [[padded[:, a : a + size, b : b + size] for b in range(3)] for a in range(3)]
+
+
+def by_nine_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    images = moved(x)
+    return sum(images[a][b] @ kernel[a, b] for a in range(3) for b in range(3))
+
+
+def by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    patches = jnp.concatenate([image for row in moved(x) for image in row], axis=-1)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
+PADDING = ((1, 1), (1, 1))
+WAYS = {
+    "ours": lambda x, kernel: layers.image_convolution(x, kernel, (1, 1), PADDING),
+    "lax": by_lax,
+    "nine": by_nine_products,
+    "patches": by_patches,
+}
+
+
+def single(way: Callable, batch: int, size: int, channels: int, features: int) -> list:
+    """Return a 3x3 convolution and its gradients by images and by kernel, compiled."""
     x, y = (
         jax.random.normal(jax.random.key(c), (batch, size, size, c)) for c in (channels, features)
     )
     kernel = jax.random.normal(jax.random.key(0), (3, 3, channels, features))
 
-    def value(x, kernel):
-        return convolve(
-            x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+    def of_image(kernel: jax.Array, y: jax.Array) -> jax.Array:
+        return jax.vjp(lambda x: way(x, kernel), x)[1](y)[0]
 
-    of_image = jax.jit(lambda kernel, y: jax.vjp(lambda x: value(x, kernel), x)[1](y)[0])
-    of_kernel = jax.jit(lambda x, y: jax.vjp(lambda kernel: value(x, kernel), kernel)[1](y)[0])
+    def of_kernel(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jax.vjp(lambda kernel: way(x, kernel), kernel)[1](y)[0]
+
+    calls = ((way, x, kernel), (of_image, kernel, y), (of_kernel, x, y))
     return [
-        partial(of_image.lower(kernel, y).compile(), kernel, y),
-        partial(of_kernel.lower(x, y).compile(), x, y),
+        partial(jax.jit(function).lower(*given).compile(), *given) for function, *given in calls
     ]
 
 
-def shape_rows(batch: int, repeats: int) -> Iterator[str]:
-    """Yield rows of a table: milliseconds by both convolutions, and their ratio."""
-    of = "gradient by"
-    yield f"| pixels | channels | {of} image | lax / ours | {of} kernel | lax / ours |"
-    yield "|---|---|---|---|---|---|"
+def shape_rows(batch: int, repeats: int) -> Iterator[list[str]]:
+    """Yield rows of a table: our milliseconds, and the times of the others over ours."""
+    others = [name for name in WAYS if name != "ours"]
+    kinds = ("forward", "by image", "by kernel")
+    yield ["pixels", "channels", *(name for kind in kinds for name in (f"{kind}, ms", *others))]
     for shape in SHAPES:
-        sides = [
-            single(f, batch, *shape) for f in (layers.image_convolution, lax.conv_general_dilated)
-        ]
         cells = []
-        for pair in zip(*sides, strict=True):
-            seconds = np.empty((repeats + 1, 2))
+        for calls in zip(*(single(way, batch, *shape) for way in WAYS.values()), strict=True):
+            seconds = np.empty((repeats + 1, len(WAYS)))
             for turn in seconds:
-                for side, call in enumerate(pair):
+                for side, call in enumerate(calls):
                     start = time.process_time()
                     jax.block_until_ready(call())
                     turn[side] = time.process_time() - start
-            ours, lax_s = seconds[1:].T  # the first warms up
-            cells += [
-                f"{1e3 * np.median(ours):.2f} ms, lax {1e3 * np.median(lax_s):.2f} ms",
-                f"{np.median(lax_s / ours):.2f}",
-            ]
+            ours = seconds[1:, :1]  # the first warms up
+            ratios = np.median(seconds[1:, 1:] / ours, axis=0)
+            cells += [f"{1e3 * np.median(ours):.2f}", *(f"{ratio:.2f}" for ratio in ratios)]
         size, channels, features = shape
-        yield f"| {size} x {size} | {channels} to {features} | " + " | ".join(cells) + " |"
+        yield [f"{size} x {size}", f"{channels} to {features}", *cells]
 
 
 def write_shapes(batch: int, repeats: int) -> None:
     """Print the table of shapes, and write it to RESULTS."""
     cores = len(os.sched_getaffinity(0))
+    head, *rows = shape_rows(batch, repeats)
     lines = [
-        "# Gradients of 3x3 convolutions",
+        "# 3x3 convolutions and their gradients",
         "",
         f"By `benchmarks/convolution.py --shapes --batch={batch}` on {cores} core(s), "
-        f"jaxlib {jax.lib.__version__}, float32: processor time, and medians of {repeats} pairs.",
+        f"jaxlib {jax.lib.__version__}, float32: processor time, and medians of {repeats} turns. "
+        "The columns after our milliseconds are times over ours: of lax's convolution, of nine "
+        "products, and of one product of patches.",
         "",
+        markdown_table(head, rows),
     ]
-    for row in shape_rows(batch, repeats):
-        print(row, flush=True)
-        lines.append(row)
     RESULTS.write_text("\n".join(lines) + "\n")
-    print(f"written to {RESULTS}")
+    print(RESULTS.read_text())
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def test_digits_take_the_bits_of_the_bound_with_the_network_that_comes_along():
     data = model.experiment.data
     coder = ImageCodec(
         denoiser=model.denoiser,
-        times=Schedule(grid="log_snr", steps=50, t_min=0.02).of(model.denoiser.sde),
+        times=Schedule(grid="log_snr", steps=20, t_min=0.02).of(model.denoiser.sde),
         pixel_levels=data.pixel_levels,
         options=DiscreteBoundOptions(decoder="tweedie"),
         shape=data.shape,
