@@ -1,20 +1,21 @@
-"""Controllable generation on MNIST: samples by class, and inverse problems.
+"""Controllable generation on MNIST and CIFAR-10: samples by class, and inverse problems.
 
     pip install scikit-image
     python benchmarks/controllable.py --workdir=RUN
     python benchmarks/controllable.py --table
 
-RUN is a run of configs/vp_mnist.py with its classifier, such as runs/results/vp_mnist.
+RUN is a run of configs/vp_mnist.py or vp_cifar10_small.py with its classifier. Its last part is its
+name in the results: runs/results/vp_mnist.
 
-Classes. 1,000 samples of the ten digits in turn by classifier-free guidance, with 19 steps of UniPC
-and a prediction of x0, which take 40 evaluations. The accuracy is the fraction that shows the
-wanted digit, as the run's classifier sees it, which is trained apart and takes no part in the
+Classes. 1,000 samples of the ten classes in turn by classifier-free guidance, with 19 steps of
+UniPC and a prediction of x0, which take 40 evaluations. The accuracy is the fraction that shows the
+wanted class, as the run's classifier sees it, which is trained apart and takes no part in the
 sampling. The distance is that of its features to the training images.
 
-Inverse problems. The first 100 test images are measured, with noise of standard deviation 0.05 in
-the network's range of -1 to 1, and restored without their classes in 99 steps of DDIM and a
-prediction of x0. PSNR and SSIM compare the restored images 0..255 with the test images; their means
-have standard errors over images. `measurement` is the measurement itself, as an image.
+Inverse problems, on MNIST alone. The first 100 test images are measured, with noise of standard
+deviation 0.05 in the network's range of -1 to 1, and restored without their classes in 99 steps of
+DDIM and a prediction of x0. PSNR and SSIM compare the restored images 0..255 with the test images;
+their means have standard errors over images. `measurement` is the measurement itself, as an image.
 
 Results go to results/controllable.jsonl, and what is there is not repeated.
 """
@@ -38,7 +39,7 @@ from denoising import Denoiser
 from files.pictures import image_grid, write_png
 from guidance.operators import LinearOperator, blur, downsampling, inpainting
 
-RESULTS = Results("controllable", ("part", "row", "column"))
+RESULTS = Results("controllable", ("run", "part", "row", "column"))
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "assets" / "restored.png"
 CLASSES, IMAGES, SHOWN, NOISE = 10, 100, 10, 0.05
 SCALES = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
@@ -96,13 +97,15 @@ def measure_classes(run: Run) -> None:
 
     wanted = np.arange(run.count) % CLASSES
     for scale in SCALES:
-        key = {"part": "classes", "row": f"{scale:g}", "column": str(run.count)}
+        key = {"run": run.name, "part": "classes", "row": f"{scale:g}"}
+        key["column"] = str(run.count)
         if not RESULTS.has(**key):
             rows, nfe = run.draw(ss.UniPC(), SHORT, partial(guided, scale))
             right = float(np.mean(run.classes(rows) == wanted))
             RESULTS.add({**key, "accuracy": right, "nfe": nfe, **run.distance(rows)})
     data = run.model.experiment.data
-    key = {"part": "classes", "row": "test images", "column": str(len(data.splits.test))}
+    key = {"run": run.name, "part": "classes", "row": "test images"}
+    key["column"] = str(len(data.splits.test))
     if not RESULTS.has(**key):
         batches = np.split(data.as_samples(data.splits.test), 10)
         found = np.concatenate([run.classes(rows) for rows in batches])
@@ -177,7 +180,7 @@ def measure_problems(run: Run) -> None:
     shown = []
     for name, problem in PROBLEMS.items():
         found = measure(run, problem)
-        key = {"part": "inverse problems", "row": "measurement", "column": name}
+        key = {"run": run.name, "part": "inverse problems", "row": "measurement", "column": name}
         measurement = run.model.to_data(found.as_image)
         if not RESULTS.has(**key):
             RESULTS.add({**key, **quality(measurement, found.truth)})
@@ -191,11 +194,11 @@ def measure_problems(run: Run) -> None:
     write_png(PICTURE, image_grid(np.concatenate(shown), columns=SHOWN))
 
 
-def classes_table() -> str:
-    """Return the table of accuracy and distance against the scale."""
+def classes_table(name: str) -> str:
+    """Return the table of a run: accuracy and distance against the scale."""
     lines = ["| scale | accuracy | Frechet distance |", "|---|---|---|"]
     for line in RESULTS.lines():
-        if line["part"] == "classes":
+        if (line["run"], line["part"]) == (name, "classes"):
             right, count = line["accuracy"], int(line["column"])
             error = math.sqrt(right * (1 - right) / count)
             form = "{frechet:.2f} ({low:.2f} to {high:.2f})" if "frechet" in line else ""
@@ -219,7 +222,7 @@ def problems_table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, help="a run of configs/vp_mnist.py")
+    parser.add_argument("--workdir", type=Path, help="a run with its classifier")
     parser.add_argument("--table", action="store_true", help="print what is measured")
     options = parser.parse_args()
     if not options.table:
@@ -227,10 +230,13 @@ def main() -> None:
 
         if not options.workdir:
             parser.error("give --workdir=RUN; `python results/run.py vp_mnist` makes one")
-        run = Run(options.workdir, 1000, features="classifier")
+        run = Run(options.workdir, 1000, options.workdir.name, features="classifier")
         measure_classes(run)
-        measure_problems(run)
-    print(f"{classes_table()}\n\n{problems_table()}")
+        if run.model.shape == SHAPE:
+            measure_problems(run)
+    for name in dict.fromkeys(line["run"] for line in RESULTS.lines()):
+        print(f"{name}\n\n{classes_table(name)}\n")
+    print(problems_table())
 
 
 if __name__ == "__main__":
