@@ -207,7 +207,16 @@ class Denoiser:
         return {name: getattr(self, name) for name in names}
 
     def predict(self, x: Batch, t: Time | float) -> Prediction:
-        """Predict (x0, eps) from x_t; t has shape () or (batch,)."""
+        """Predict (x0, eps) from x_t, by `evaluations` network evaluations.
+
+        Args:
+            x: x_t (batch, ...), in the network's range.
+            t: the time, of shape () or (batch,), in [0, 1]; above 0 where sigma(0) = 0.
+
+        Raises:
+            ValueError: if the network's output does not have the shape that the parameterization
+                needs.
+        """
         if self.guidances:
             *others, last = self.guidances
             t = jnp.asarray(t, x.dtype)
@@ -282,15 +291,25 @@ class Denoiser:
             raise ValueError(f"{what} needs scores, which parameterization={name!r} does not have")
 
     def score(self, x: Batch, t: Time) -> Batch:
-        """Return grad log p_t(x_t) = -eps / sigma."""
+        """Return grad log p_t(x_t) = -eps / sigma (batch, ...).
+
+        Arguments and errors are those of `predict`; sigma(t) must be above 0.
+        """
         return -self.predict(x, t).eps / expand_like(self.sde.sigma(t), x)
 
     def ode_velocity(self, x: Batch, t: Time) -> Batch:
-        """Return the velocity dx/dt = f x - g^2 score / 2 of the probability-flow ODE."""
+        """Return the velocity dx/dt = f x - g^2 score / 2 (batch, ...) of the probability-flow ODE.
+
+        Arguments and errors are those of `predict`; t must be above 0.
+        """
         return reverse_drift(self.sde, self.score(x, t), x, t, churn=0.0)
 
     def log_density(self, x: Batch, t: Time | float) -> Float[Array, "batch"]:
-        """Return log p_t(x_t) in nats up to a constant of t; its gradient is the score.
+        """Return log p_t(x_t) (batch,) in nats up to a constant of t; its gradient is the score.
+
+        Args:
+            x: x_t (batch, ...), in the network's range.
+            t: the time, of shape () or (batch,), in [0, 1]; above 0 where sigma(0) = 0.
 
         Raises:
             ValueError: for a network that is no gradient, and with guidance or clipping.

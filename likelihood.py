@@ -35,7 +35,8 @@ class LikelihoodOptions:
 
     Args:
         trace: a name in TRACES. "exact" costs one directional derivative per dimension.
-        probes: number of random probes per sample, fixed along its path; "exact" ignores it.
+        probes: number of random probes per sample, at least 1, fixed along its path; "exact" has
+            none.
         t_min: start of the path, in (0, 1). The density is that of x_t at this time.
         ode_variable: variable of integration, a name in `probability_flow.VARIABLES`.
 
@@ -63,10 +64,11 @@ class LikelihoodOptions:
 class LogProb(NamedTuple):
     """Log-densities, latents and costs of a batch.
 
-    Args:
+    Attributes:
         nats: log-density of each sample in nats, the mean of `per_probe`.
-        per_probe: the estimates of the single probes, all along the same path.
-        latent: x_1, where each sample's path ends.
+        per_probe: the estimates (batch, probes) of the single probes, all along the same path; one
+            for the exact trace.
+        latent: x_1 (batch, ...), where each sample's path ends.
         nfe: network evaluations of each sample, each with the directional derivatives of its trace.
             The batch takes as long as its slowest sample.
     """
@@ -86,12 +88,21 @@ def log_prob(
     ode: ODEOptions = ODEOptions(solver="adams"),
     indices: Int[Array, "batch"] | None = None,
 ) -> LogProb:
-    """Return log p(x) in nats, for x in the range of the denoiser's data.
+    """Return log p(x) in nats, by the probability-flow ODE.
 
-    The probes of sample k depend on `key` and `indices[k]` (default k) alone.
+    Args:
+        key: the probes of sample k depend on `key` and `indices[k]` (default k) alone.
+        denoiser: the network.
+        x: finite floats (batch, ...) in the network's range, such as those of
+            `TrainedModel.from_data`. The density is that of x as the state at `options.t_min`.
+        options: trace, probes, end and variable.
+        ode: method, tolerances and limits.
+        indices: indices of the samples.
 
     Raises:
-        TypeError, ValueError: if `key` or `x` is not what it should be.
+        TypeError: if `key` is no random key, or x holds no floats.
+        ValueError: if x is no batch (batch, ...) of at least one, or holds NaN or infinity; for
+            other than one index per sample; and for a network that has no scores.
         IntegrationError: if the solver fails for a sample.
     """
     x = require_batch(x)

@@ -41,7 +41,7 @@ class Samples(NamedTuple):
         x: the samples (batch, ...).
         nfe: network evaluations per sample; with guidance at some times only, the most possible.
         trajectory: snapshots (frames, batch, ...), if any were requested.
-        times: the times of the snapshots.
+        times: the times (frames,) of the snapshots.
         acceptance: the fraction of Metropolis steps that each sample accepts in expectation, of a
             sampler that has such steps.
     """

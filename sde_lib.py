@@ -8,8 +8,7 @@ dx = f(t) x dt + g(t) dw on t in [0, 1], with data at t = 0, so that
     g(t)^2 = d sigma^2 / dt - 2 f sigma^2 = -sigma^2 d log_snr / dt
     log_snr(t) = 2 (log alpha - log sigma)
 
-An SDE defines `log_alpha`, `log_sigma` and `prior_std`. The base class derives the rest. In reverse
-time,
+An SDE defines `log_alpha`, `log_sigma` and `prior_std`; the base derives the rest. In reverse time,
 
     dx = [f x - (1 + churn^2) / 2 g^2 score] dt + churn g dw                       (Eq. 6 and 13)
 
@@ -20,8 +19,7 @@ sigma are the coefficients above, score = grad log p_t(x_t). Coefficients have t
 
 Everything is computed in logarithms, with expm1: the textbook sqrt(1 - exp(.)) loses 1% of sigma
 at t = 1e-5 in float32. Where alpha falls to nearly 0, log alpha is -log1p((1 - alpha) / alpha) or
--log1p(sigma^2 / alpha^2) / 2. The ratio is one of small numbers, so log alpha and f stay exact at
-both ends.
+-log1p(sigma^2 / alpha^2) / 2, a ratio of small numbers: it and f stay exact at both ends.
 """
 
 import abc
@@ -39,8 +37,7 @@ from numerics import monotone
 from numerics.arrays import Batch, expand_like, normal_like, pytree, sum_per_sample
 
 Time = Float[Array, "*batch"]
-# A number. While JAX flattens and rebuilds an SDE, a tracer or a placeholder.
-Parameter = float | Any
+Parameter = float | Any  # a tracer or a placeholder while JAX flattens and rebuilds an SDE
 
 
 def _require_increasing(sde: "SDE", low: str, high: str) -> None:
@@ -117,8 +114,8 @@ class SDE(abc.ABC):
     def transition(self, s: Time, t: Time) -> tuple[Time, Time]:
         """Return (scale, std) of x_t = scale x_s + std eps for s <= t, the exact solution.
 
-        scale = alpha_t / alpha_s and std^2 = sigma_t^2 - scale^2 sigma_s^2. The latter is computed
-        as -sigma_t^2 expm1(log_snr_t - log_snr_s), which does not cancel when s is close to t.
+        scale = alpha_t / alpha_s. std^2 = sigma_t^2 - scale^2 sigma_s^2 is computed as -sigma_t^2
+        expm1(log_snr_t - log_snr_s), which does not cancel when s is close to t.
         """
         scale = jnp.exp(self.log_alpha(t) - self.log_alpha(s))
         std = self.sigma(t) * jnp.sqrt(-jnp.expm1(self.log_snr(t) - self.log_snr(s)))
@@ -159,10 +156,7 @@ class _VarianceExploding(SDE):
 
 
 class _Geometric(_VarianceExploding):
-    """Base of VE and SMLD: sigma grows geometrically from sigma_min to sigma_max (Eq. 30).
-
-    sigma(0) is sigma_min, not 0: at t = 0 the data already have noise of that size.
-    """
+    """Base of VE and SMLD: sigma grows geometrically from sigma_min to sigma_max (Eq. 30)."""
 
     sigma_min: Parameter
 
@@ -176,7 +170,14 @@ class _Geometric(_VarianceExploding):
 @pytree()
 @dataclass(frozen=True, kw_only=True)
 class VESDE(_Geometric):
-    """Variance-exploding SDE, the limit of SMLD, for data in [0, 1] (Eq. 30)."""
+    """Variance-exploding SDE, the limit of SMLD, for data in [0, 1] (Eq. 30).
+
+    Args:
+        sigma_min, sigma_max: sigma(0), noise that data have at t = 0 already, and sigma(1).
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max.
+    """
 
     sigma_min: Parameter = 0.01
     sigma_max: Parameter = 50.0
@@ -187,8 +188,7 @@ class VESDE(_Geometric):
 class DiscreteVESDE(_Geometric):
     """The chain of SMLD (Song & Ermon 2019, arXiv:1907.05600), for data in [0, 1].
 
-    Timestep i = 0 .. num_timesteps - 1, from the smallest sigma up, is at i / (num_timesteps - 1).
-    The sigmas are geometric: this is VE with the timesteps that the network was trained on.
+    It is VE, with timestep i = 0 .. num_timesteps - 1 at t = i / (num_timesteps - 1); sigma grows.
     """
 
     sigma_min: Parameter = 0.01
@@ -205,8 +205,7 @@ class DiscreteVESDE(_Geometric):
 class EDMSDE(_VarianceExploding):
     """sigma proportional to time (Karras et al. 2022, arXiv:2206.00364): sigma = sigma_max t.
 
-    Their time is sigma itself, sigma_max times ours. Their smallest noise, 0.002 for 80, is where
-    sampling stops: t_min = 2.5e-5 of the sampler.
+    Their time is sigma, sigma_max times ours. They stop at 0.002: t_min = 2.5e-5 of the sampler.
     """
 
     sigma_max: Parameter = 80.0
@@ -244,7 +243,14 @@ class _LinearBeta(SDE):
 @pytree()
 @dataclass(frozen=True, kw_only=True)
 class VPSDE(_LinearBeta, _VariancePreserving):
-    """Variance-preserving SDE, the limit of DDPM: sigma^2 = 1 - alpha^2 (Eq. 32-33)."""
+    """Variance-preserving SDE, the limit of DDPM: sigma^2 = 1 - alpha^2 (Eq. 32-33).
+
+    Args:
+        beta_min, beta_max: beta(0) and beta(1).
+
+    Raises:
+        ValueError: unless 0 < beta_min < beta_max.
+    """
 
     beta_min: Parameter = 0.1
     beta_max: Parameter = 20.0
@@ -253,7 +259,10 @@ class VPSDE(_LinearBeta, _VariancePreserving):
 @pytree()
 @dataclass(frozen=True, kw_only=True)
 class SubVPSDE(_LinearBeta):
-    """Sub-VP SDE, with a smaller variance than VP: sigma = 1 - alpha^2 (Eq. 27-29)."""
+    """Sub-VP SDE, with a smaller variance than VP: sigma = 1 - alpha^2 (Eq. 27-29).
+
+    Its arguments and errors are those of `VPSDE`.
+    """
 
     beta_min: Parameter = 0.1
     beta_max: Parameter = 20.0
@@ -284,9 +293,8 @@ class CosineVPSDE(_VariancePreserving):
         require_in("alpha_min", self.alpha_min, "(0, 1)")
 
     def log_alpha(self, t: Time) -> Time:
-        # psi = pi / 2 - phi is small, and so accurate, where phi nears pi / 2. With it
-        # alpha = sin(psi) / sin(psi_0). With turn = phi - phi_0, the numerator of
-        # sigma^2 / alpha^2 = (sin(psi_0)^2 - sin(psi)^2) / sin(psi)^2 is a product of two sines.
+        # psi = pi / 2 - phi is accurate where phi nears pi / 2. alpha = sin(psi) / sin(psi_0), and
+        # sin(psi_0)^2 - sin(psi)^2 of sigma^2 / alpha^2 is a product of sines, turn = phi - phi_0.
         psi_0 = 0.5 * math.pi / (1 + self.offset)
         phi_0 = self.offset * psi_0
         psi_1 = jnp.arcsin(self.alpha_min * jnp.sin(psi_0))
@@ -311,10 +319,8 @@ class OfLogSNR(_VariancePreserving):
 class LearnedVPSDE(OfLogSNR):
     """A VP process whose log-SNR is trained (Kingma et al. 2021, arXiv:2107.00630, Appendix H).
 
-    Their gamma is -log_snr. It is linear before training.
-
     Args:
-        log_snr_max, log_snr_min: the ends, at t = 0 and 1, before training.
+        log_snr_max, log_snr_min: the first ends of log_snr, their -gamma, which starts as a line.
         interior: the monotone network between them, parameters of `numerics.monotone`.
     """
 
@@ -385,10 +391,9 @@ BETAS = {"linear": _linear_betas, "cosine": _cosine_betas}
 class DiscreteVPSDE(_VariancePreserving):
     """The chain of DDPM (Ho et al. 2020, arXiv:2006.11239): alpha^2 = prod_i (1 - beta_i).
 
-    Timestep i = 0 .. num_timesteps - 1 is at t = i / (num_timesteps - 1), where the table gives
-    alpha and sigma. Between timesteps log alpha is linear, so the drift jumps at each timestep. At
-    t = 0 the data have the noise of the first timestep, more than a gray level of an image.
-    The published bits/dim of networks trained on this chain use the continuous VP SDE.
+    Timestep i = 0 .. num_timesteps - 1 is at t = i / (num_timesteps - 1). Between timesteps
+    log alpha is linear, so the drift jumps at each. At t = 0 the data have the noise of the first
+    one, more than a gray level. The published bits/dim of its networks use the continuous VP SDE.
 
     Args:
         schedule: the table of betas, a name in BETAS.
@@ -434,16 +439,11 @@ SDES = {
 
 
 def reverse_drift(
-    sde: SDE,
-    score: Batch,
-    x: Batch,
-    t: Time,
-    churn: float | Float[Array, ""] = 1.0,
+    sde: SDE, score: Batch, x: Batch, t: Time, churn: float | Float[Array, ""] = 1.0
 ) -> Batch:
     """Return the drift of the reverse process, f x - (1 + churn^2) / 2 g^2 score (Eq. 6 and 13).
 
-    The diffusion is churn g(t). Churn 1 is the reverse-time SDE, churn 0 the probability-flow ODE.
-    All churn >= 0 have the same marginals. Time runs from 1 to 0, so steps dt are negative.
+    The diffusion is churn g(t). All churn >= 0 have the same marginals. Steps dt are negative.
     """
     f = expand_like(sde.drift_coefficient(t), x)
     g2 = expand_like(sde.squared_diffusion(t), x)

@@ -269,7 +269,10 @@ class Schedule:
             raise ValueError(f"times={self.times}: the last must not be below 0")
 
     def of(self, sde: SDE) -> np.ndarray:
-        """Return the strictly decreasing times of this schedule for a process, in float64.
+        """Return the strictly decreasing times (n + 1,) of the schedule's n steps, in float64.
+
+        Args:
+            sde: the process.
 
         Raises:
             ValueError: if there are so many steps that neighboring times are equal in float32, or

@@ -9,8 +9,9 @@ from ml_collections.config_dict import placeholder
 
 def add_fields(config: ConfigDict) -> None:
     config.sampling = sampling = ConfigDict()
-    # Fixed steps: pc (Predictor-Corrector), ddim, dpm_solver, unipc, deis, heun, analytic,
-    # langevin, mala, bridge. Adaptive: ode (probability flow), sde (reverse SDE), dpm_adaptive.
+    # Fixed steps: pc (Predictor-Corrector), ddim, consistency, dpm_solver, unipc, deis, heun,
+    # analytic, langevin, mala, bridge. Adaptive: ode (probability flow), sde (reverse SDE),
+    # dpm_adaptive.
     sampling.name = "pc"
     sampling.seed = 0
     sampling.label = -1  # class of the samples; -1 cycles through all, num_classes is no class

@@ -22,7 +22,7 @@ python main.py --config=configs/adm_imagenet.py:256 --mode=sample --workdir=runs
 
 Training is the published one: batch sizes, steps and learning rates are those of Appendix I there.
 The paper does not state the steps of `256_unconditional`; they are those of `256`. The figures are
-those published, with guidance; none was measured with this code.
+those published, guided from 128 on; none was measured with this code.
 """
 
 from ml_collections import ConfigDict

@@ -37,7 +37,11 @@ def configuration_names() -> list[str]:
 
 
 def load_configuration(name: str) -> ConfigDict:
-    """Return the configuration that `configs/file.py` or `configs/file.py:variant` makes.
+    """Return the configuration that a file makes.
+
+    Args:
+        name: `configs/file.py` or `configs/file.py:variant`. A file that is not there is looked for
+            in the folder of the project.
 
     Raises:
         ConfigError: if there is no such file, or it cannot be loaded.

@@ -112,7 +112,7 @@ class Action:
     """What a task does with its input.
 
     Attributes:
-        encodes: whether it maps images to latents and back, and draws no samples.
+        encodes: whether it starts from rows of config.data and draws no samples.
         translates: whether it maps rows of one data set to another.
         upsamples: whether it gives small images to an upsampler.
         start: the time up to which it adds noise to the input; 1 if it starts from the prior.

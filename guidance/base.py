@@ -38,7 +38,12 @@ Number = float | Float[Array, ""]
 
 
 def guide(denoiser: Denoiser, *guidances: Guidance) -> Denoiser:
-    """Add guidances to a denoiser; they are applied in this order, after those it already has."""
+    """Return a denoiser with more guidances.
+
+    Args:
+        denoiser: stays as it is.
+        guidances: applied in this order, after those that the denoiser already has.
+    """
     return dataclasses.replace(denoiser, guidances=(*denoiser.guidances, *guidances))
 
 

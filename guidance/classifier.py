@@ -186,8 +186,11 @@ class ClassifierGuidance:
     Args:
         classifier: a classifier at every noise level of the denoiser's process.
         labels: the class of each image, 0 .. classes - 1.
-        scale: factor of the gradient. 1 samples from p(x | y); larger values sharpen p(y | x) to
-            its power.
+        scale: factor of the gradient, at least 0. 1 samples from p(x | y); larger values sharpen
+            p(y | x) to its power.
+
+    Raises:
+        ValueError: for a scale below 0.
     """
 
     classifier: Classifier

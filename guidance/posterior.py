@@ -37,7 +37,10 @@ class LossGuidance:
             is best given as `jax.tree_util.Partial(function, arrays)`: other arrays then need no
             new compilation.
         data: arrays with one entry per image, passed to the loss.
-        scale: factor of the gradient. With the loss -log p(y | x_0), a scale of 1 is DPS.
+        scale: factor of the gradient, at least 0. With the loss -log p(y | x_0), 1 is DPS.
+
+    Raises:
+        ValueError: for a scale below 0.
     """
 
     loss: Callable[..., Float[Array, "batch"]]

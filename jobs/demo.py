@@ -242,11 +242,13 @@ def serve(model: TrainedModel, port: int = 8000) -> None:
     """Serve the page of a model until Ctrl-C.
 
     Args:
-        model: as `load` returns it.
-        port: of this machine; 0 takes a free one.
+        model: as `load` returns it, of images.
+        port: of this machine, 0 to 65535; 0 takes a free one.
 
     Raises:
-        ConfigError: as `Demo`, on several hosts, or if the port cannot be had.
+        ConfigError: for points or series, for an upsampler, on several hosts, or if the port cannot
+            be had.
+        OverflowError: for a port out of range.
     """
     if jax.process_count() > 1:
         raise ConfigError(

@@ -376,11 +376,30 @@ class TrainedModel:
         )
 
     def to_data(self, x: Float[Any, "count ..."]) -> Shaped[np.ndarray, "count ..."]:
-        """Convert samples from the network's range to 0..255, or to the units of the data."""
+        """Convert samples from the network's range to what the data are.
+
+        Args:
+            x: samples (count, *shape); images outside the range are clipped.
+
+        Returns:
+            Images as uint8 (count, height, width, channels) in 0..255, at the gray levels of the
+            data; points or series as float32 in their own units.
+
+        Raises:
+            ValueError: for images with NaN.
+        """
         return self.experiment.data.decode(x)
 
     def from_data(self, rows: Shaped[Any, "count ..."]) -> Float[Any, "count ..."]:
-        """Convert images in 0..255, or points or series, to the network's range."""
+        """Convert data to the network's range: `limits` of `experiment.data`, such as [-1, 1].
+
+        Args:
+            rows: images (count, height, width, channels) as uint8 in 0..255; or points or series as
+                floats in their own units, which become standardized.
+
+        Returns:
+            Floats of the same shape.
+        """
         return self.experiment.data.encode(rows)
 
     @property

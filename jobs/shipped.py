@@ -66,7 +66,8 @@ def load(path: str | Path, step: int | None = None, ema: str = "") -> TrainedMod
     """Load the model of a run from its folder, or one that comes with the project.
 
     Args:
-        path: the run's --workdir; or a name in SHIPPED, if there is no folder of that name.
+        path: the run's --workdir; or "digits", "mnist" (with classes) or "mnist_likelihood", if
+            there is no folder of that name.
         step: of a run: step of the checkpoint; by default the latest good one.
         ema: of a run: the average of its parameters, as "rate_0.999" for one of
             `config.ema.more_rates`; by default the main one.

@@ -65,9 +65,9 @@ class ODEOptions:
 
     Args:
         solver: a name in ODE_METHODS.
-        rtol, atol: relative and absolute tolerance. Below 1e-7 they gain nothing in float32 and
-            cost many steps.
-        max_steps: limit of the number of steps.
+        rtol, atol: relative and absolute tolerance, in (0, 1). Below 1e-7 they gain nothing in
+            float32 and cost many steps.
+        max_steps: limit of the number of steps, at least 1.
         step_size_control: step sizes "per_sample"; or common to the "batch", and then a sample's
             result depends on the others, within the tolerance.
 

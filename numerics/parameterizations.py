@@ -45,7 +45,7 @@ from numerics.pixel_levels import PixelLevels
 class Prediction(NamedTuple):
     """The prediction of x0 and eps from x_t = alpha x0 + sigma eps.
 
-    Args:
+    Attributes:
         x0: predicted data, shaped like x_t.
         eps: predicted noise, shaped like x_t.
         variance: for networks with a learned variance, the position of the logarithm of a reverse

@@ -29,7 +29,7 @@ class DDIM:
 
     Args:
         eta: from 0 (deterministic) to 1 (ancestral).
-        s_noise: scale of the fresh noise.
+        s_noise: scale of the fresh noise, above 0.
 
     Raises:
         ValueError: for a number out of range, or an s_noise that is not used because eta is 0.

@@ -74,7 +74,7 @@ class DPMSolver:
             singlestep also: "ancestral" takes an ancestral step, whose stages are without noise,
             and "ancestral_stages" takes an ancestral step to each stage, up to order 2. Their
             variance is eta^2 times that for eta = 1.
-        s_noise: scale of the fresh noise.
+        s_noise: scale of the fresh noise, above 0.
 
     Raises:
         ValueError: for an unknown name, a number out of range, fields that do not go together, and
