@@ -206,12 +206,12 @@ CONCLUSIONS = """Recommendations, by these numbers:
   weight in the wrong mode. It copies noise of y into the samples (noise 0.5: up to 70% of the
   variance is missing). Never use it for blur, whose inverse amplifies noise to many standard
   deviations.
-- **DPS** for losses that are not linear measurements, or where PiGDM's equations with A A^T are too
-  expensive. With the variance of the noise it needs much noise: at 0.5 it is 15 to 50% too narrow,
-  with errors of the mean of 0.3 to 1; at 0.05 it mostly diverges. With the variance of the residual
-  it stays finite, but its samples do not follow the posterior: errors of the mean reach 6, and the
-  samples are much too wide where noise is small. (The exact score is unbounded. For images,
-  clipping and a network that returns images hide this error, but do not remove it.)
+- **DPS** where PiGDM's equations with A A^T are too expensive. With the variance of the noise it
+  needs much noise: at 0.5 it is 15 to 50% too narrow, with errors of the mean of 0.3 to 1; at 0.05
+  it mostly diverges. With the variance of the residual it stays finite, but its samples do not
+  follow the posterior: errors of the mean reach 6, and the samples are much too wide where noise is
+  small. (The exact score is unbounded. For images, clipping and a network that returns images hide
+  this error, but do not remove it.)
 - More evaluations help neither DPS, nor PiGDM without fresh noise, nor projection without a
   corrector: their errors are the method's.
 - The errors of the modes' weights are 0.02 to 0.17 with the best methods, 0.1 to 0.6 with others.
