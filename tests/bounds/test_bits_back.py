@@ -43,9 +43,9 @@ def codec(sde=VP, variance="large", steps=30, lanes=10):
 @pytest.mark.parametrize("sde", [VP, VE])
 def test_images_come_back_in_the_bits_of_the_bound(sde, variance):
     """Where p is too narrow, the bits that are written are far from random; see `Stack.mix`."""
-    coder, stored = codec(sde, variance), images(150)
+    coder, stored = codec(sde, variance, lanes=4), images(300)
     codes = coder.encode(stored)
-    np.testing.assert_array_equal(coder.decode([code[:2] for code in codes], 150), stored)
+    np.testing.assert_array_equal(coder.decode([code[:2] for code in codes], 300), stored)
     bits = sum(32 * len(code.words) - code.random_bits for code in codes)
     x0 = jnp.asarray(np.tile(LEVELS.low + LEVELS.spacing * stored, (3, 1)), jnp.float32)
     grid = {"times": coder.times, "pixel_levels": LEVELS, "options": coder.options}
