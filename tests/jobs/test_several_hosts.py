@@ -14,9 +14,11 @@ from command_line import (
     assert_one_error,
     configuration,
     flags,
+    free_port,
     run,
     run_hosts,
     samples_of,
+    start,
     start_hosts,
     write_images,
 )
@@ -166,3 +168,40 @@ def test_samples_and_results_of_two_hosts_are_those_of_one_process(fields, alone
     for name in ("loss", "bits_per_dim", "frechet", "samples"):
         assert first[name] == second[name]
     assert names(workdir) == names(alone)
+
+
+def start_tasks(*arguments, tasks=(0, 1)):
+    """Start main.py as some of the two tasks of a step of SLURM on one machine."""
+    step = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": "2",
+        "JAX_COORDINATOR_PORT": str(free_port()),
+    }
+    return [
+        start(*arguments, variables=step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)})
+        for i in tasks
+    ]
+
+
+@pytest.mark.slow
+def test_tasks_of_a_cluster_meet(tmp_path):
+    command = flags("check", tmp_path / "run", FIELDS | {"data.name": "digits"})
+    first, second = [task.wait() for task in start_tasks(*command, "--hosts_timeout=60")]
+    assert first.status == second.status == 0, (first, second)
+    assert "2 host(s)" in first.stdout
+    assert not second.stdout, "the first host prints"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "problem"),
+    [
+        (0, r"host 1 has not come within 1 s; .* \(this is host 0 of 2 .* 127\.0\.0\.1:\d+, as"),
+        (1, r"the first host is not at 127\.0\.0\.1:\d+ .* \(this is host 1 of 2 .*, as the clu"),
+    ],
+)
+def test_task_of_a_cluster_whose_other_does_not_start_ends_with_one_line(tmp_path, task, problem):
+    command = flags("check", tmp_path / "run", FIELDS | {"data.name": "digits"})
+    (alone,) = start_tasks(*command, "--hosts_timeout=1", tasks=(task,))
+    assert_one_error(alone.wait(), problem)
