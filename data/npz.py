@@ -19,6 +19,7 @@ from data.folders import HELD_OUT_NAMES
 from data.stored import Directory, Item, Split, Splits
 from errors import require_memory
 from files.arrays import Array, Arrays, Header, array_place, open_arrays, read_array
+from files.copies import local_input
 
 # Key of images -> key of their labels, which may be missing.
 TRAIN_KEYS = {
@@ -32,6 +33,7 @@ HELD_OUT_KEYS = {
     name: {name: f"{name}_labels", f"{name}_images": f"{name}_labels", f"x_{name}": f"y_{name}"}
     for name in HELD_OUT_NAMES
 }
+_NPY = ".npy"
 _LABELS = np.iinfo(np.int32)
 _AT_ONCE = 2**28  # bytes of an array up to which it is read at once
 
@@ -98,6 +100,13 @@ def read_npz(name: str, data_dir: Directory) -> Splits:
         if unused := sorted(set(arrays) - used):
             splits["train"].notes.append(f"{where}: not used: {', '.join(unused[:20])}")
     return splits
+
+
+def local_arrays(name: str) -> Path:
+    """Return the .npz or .npy of a user's path, on this machine, with the labels beside an .npy."""
+    if name.endswith(_NPY):
+        local_input(f"{name.removesuffix(_NPY)}_labels{_NPY}")
+    return local_input(name)
 
 
 def only_key(where: str, arrays: Arrays, keys: dict[str, str]) -> str | None:

@@ -9,6 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from fake_buckets import fake_buckets
 from PIL import Image
 from stored_images import assert_streamed_is, one_line, random_images
 
@@ -184,6 +185,23 @@ def test_npy_is_read_row_by_row(tmp_path, monkeypatch, labels):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(FileError, match=r"x\.npy: the file has changed since it was listed"):
         _ = data.train[:], data.test[:]
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.array_record-*"])
+def test_what_belongs_to_a_file_in_a_bucket_is_copied_with_it(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with fake_buckets(tmp_path / "buckets") as root:
+        folder, address = root / "bucket/data", f"gs://bucket/data/{name}"
+        with pytest.raises(ValueError, match=r"gs://bucket/data/x\..*no such file"):
+            read(address)
+        folder.mkdir()
+        save_npy(folder / "x.npy")
+        records = [*map(example, map(encoded, IMAGES), LABELS)]
+        write_records(folder / "x.array_record-00000-of-00002", records[:15])
+        write_records(folder / "x.array_record-00001-of-00002", records[15:])
+        data = read(address)
+        np.testing.assert_array_equal(whole(data), IMAGES)
+        assert sorted([*data.train_labels, *data.test_labels]) == sorted(LABELS)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
