@@ -43,6 +43,7 @@ FIELDS = TINY | {
     "eval.metrics": ("loss", "bits_per_dim", "frechet", "kid"),
     "sampling.steps": 2,
 }
+OTHER_DATA = r"the data: config\.data is '\w+' on host 0, '\w+' on host 1"
 
 
 @pytest.fixture(scope="module")
@@ -124,21 +125,28 @@ def test_killed_and_preempted_hosts_end_together_and_their_run_ends_as_that_of_o
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "more", "problem"),
+    ("mode", "changes", "more", "problem"),
     [
-        ({}, ["--config.optim.lr=0.5"], r"optim\.lr is 0\.0\S+ on host 0, 0\.5 on host 1"),
-        ({}, ["--config.data.name=other.npz"], r"data\.name is '~\S+' on host 0, 'other\.npz'"),
-        ({}, [], r"the data: config\.data is '\w+' on host 0, '\w+' on host 1"),
-        ({"training.batch_size": 15}, [], r"batch_size=15 does not divide over 2 .*14 or 16"),
+        ("train", {}, ["--config.optim.lr=0.5"], r"optim\.lr is 0\.0\S+ on host 0, 0\.5 on host 1"),
+        (
+            "train",
+            {},
+            ["--config.data.name=other.npz"],
+            r"data\.name is '~\S+' on host 0, 'other\.",
+        ),
+        ("train", {}, [], OTHER_DATA),
+        ("stats", {}, [], OTHER_DATA),
+        ("moments", {}, [], OTHER_DATA),
+        ("train", {"training.batch_size": 15}, [], r"batch_size=15 does not divide over 2 .*14 or"),
     ],
-    ids=["configuration", "path of the data", "content of the data", "batch"],
+    ids=["configuration", "path of the data", "data", "statistics", "moments", "batch"],
 )
-def test_hosts_that_do_not_fit_together_end_with_one_line(tmp_path, changes, more, problem):
+def test_hosts_that_do_not_fit_together_end_with_one_line(tmp_path, mode, changes, more, problem):
     workdir, homes = tmp_path / "run", [tmp_path / "first", tmp_path / "second"]
     for seed, home in enumerate(homes):
         home.mkdir()
         write_images(home / "images.npz", 40, 16, seed=seed)
-    command = flags("train", workdir, FIELDS | {"data.name": "~/images.npz"} | changes)
+    command = flags(mode, workdir, FIELDS | {"data.name": "~/images.npz"} | changes)
     first, second = run_hosts(*command, more=more, homes=homes)
     assert_one_error(first, problem)
     assert second.status == 1
