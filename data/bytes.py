@@ -7,10 +7,39 @@ through `etils.epath`.
 
 import os
 import stat
+from typing import NamedTuple
 
 from errors import FileError
 
 _REMEDY = "put it back as it was, or rerun to list the files again"
+
+
+class Stamp(NamedTuple):
+    """What differs for another file at a path: its size, and the time of its last change in ns."""
+
+    size: int
+    changed: int
+
+
+def stamp_of(path: str) -> Stamp:
+    """Return the stamp of a local file."""
+    found = os.stat(path)
+    return Stamp(found.st_size, found.st_mtime_ns)
+
+
+def require_unchanged(path: str, stamp: Stamp) -> None:
+    """Raise FileError unless a local file has the stamp of when it was listed."""
+    try:
+        same = stamp_of(path) == stamp
+    except FileNotFoundError as error:
+        raise FileError(f"{path}: the file is gone since it was listed; {_REMEDY}") from error
+    if not same:
+        raise changed(path)
+
+
+def changed(path: str) -> FileError:
+    """Return the error for a file that is not as it was listed."""
+    return FileError(f"{path}: the file has changed since it was listed; {_REMEDY}")
 
 
 def read_file(path: str, size: int) -> bytes:
@@ -46,7 +75,7 @@ def read_part(path: str, first: int, size: int, *, whole: bool = False) -> bytes
     except OSError as error:
         raise FileError(f"{path}: it cannot be read ({error.strerror or error})") from error
     if len(found) != size:
-        raise FileError(f"{path}: the file has changed since it was listed; {_REMEDY}")
+        raise changed(path)
     return found
 
 

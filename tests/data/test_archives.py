@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import sys
 import types
@@ -14,6 +15,7 @@ from PIL import Image
 from stored_images import assert_streamed_is, one_line, random_images
 
 from data import npz
+from data.bytes import stamp_of
 from data.datasets import load, open_splits
 from data.packing import pack
 from data.readers import prepare, reader_of
@@ -270,6 +272,28 @@ def test_parquet_that_is_cut_short_is_one_line(tmp_path):
     with pytest.raises(FileError, match=r"missing, damaged or incomplete") as error:
         read(tmp_path)
     assert one_line(error)
+
+
+@pytest.mark.parametrize("count", [COUNT - 7, COUNT])
+def test_parquet_that_is_replaced_is_one_line(tmp_path, count):
+    path = tmp_path / "train-00000-of-00001.parquet"
+    write_parquet(path, IMAGES, LABELS)
+    data = read(tmp_path)
+    before = path.stat().st_mtime_ns
+    write_parquet(path, IMAGES[:count][::-1], LABELS[:count])
+    os.utime(path, ns=(before, before + (count == COUNT)))
+    with pytest.raises(FileError, match=r"parquet: the file has changed since it was listed; put"):
+        _ = data.train[:], data.test[:]
+
+
+def test_parquet_of_as_many_bytes_and_fewer_rows_is_one_line(tmp_path):
+    path = tmp_path / "train-00000-of-00001.parquet"
+    write_parquet(path, IMAGES, LABELS)
+    items = reader_of(str(tmp_path)).read(str(tmp_path), "")["train"].items
+    write_parquet(path, IMAGES[:2], LABELS[:2])
+    items.stamps = (stamp_of(str(path)),)
+    with pytest.raises(FileError, match=r"parquet: the file has changed since it was listed"):
+        _ = items[3]
 
 
 def save_npy(path):
