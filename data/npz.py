@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from data.bytes import read_part
+from data.bytes import read_part, stamp_of
 from data.fingerprints import fingerprint_of
 from data.folders import HELD_OUT_NAMES
 from data.stored import Directory, Item, Split, Splits
@@ -47,6 +47,7 @@ class ArrayItems:
         shape: (n, h, w) or (n, h, w, c).
         images: the array; None for one in a file.
         path: the file.
+        time: that of its last change in ns.
         first: position of the array's first number in it.
         numbers: the labels, where there are any.
     """
@@ -55,6 +56,7 @@ class ArrayItems:
     shape: tuple[int, ...]
     images: UInt8[np.ndarray, "..."] | None
     path: str
+    time: int
     first: int
     numbers: Int32[np.ndarray, " n"] | None
 
@@ -68,7 +70,7 @@ class ArrayItems:
             image = self.images[index]
         else:
             size = math.prod(self.shape[1:])
-            content = read_part(self.path, self.first + index * size, size)
+            content = read_part(self.path, self.first + index * size, size, time=self.time)
             image = np.frombuffer(content, np.uint8).reshape(self.shape[1:])
         label = None if self.numbers is None else int(self.numbers[index])
         return Item(f"{self.where}[{index}]", image if image.ndim == 3 else image[..., None], label)
@@ -172,6 +174,7 @@ def _split(
         shape=header.shape,
         images=images,
         path=str(path),
+        time=stamp_of(str(path)).changed,
         first=first,
         numbers=labels,
     )
