@@ -14,11 +14,12 @@ from fake_buckets import fake_buckets
 from PIL import Image
 from stored_images import assert_streamed_is, one_line, random_images
 
-from data import npz
+from data import kept_labels, npz
 from data.bytes import stamp_of
 from data.datasets import load, open_splits
 from data.packing import pack
 from data.readers import prepare, reader_of
+from data.records import RecordItems
 from errors import FileError
 
 COUNT = 30
@@ -161,6 +162,26 @@ def test_array_record_files_of_images_or_examples(tmp_path, labeled):
         assert sorted([*data.train_labels, *data.test_labels]) == sorted(LABELS)
     again = pickle.loads(pickle.dumps(data.train))  # as a worker process gets it
     np.testing.assert_array_equal(again[3], data.train[3])
+
+
+def test_labels_within_records_are_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_labels, "_KEPT_FROM", COUNT)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    passes, real = [], RecordItems._labels_of_records
+    monkeypatch.setattr(
+        RecordItems, "_labels_of_records", lambda items: passes.append(1) or real(items)
+    )
+    path = tmp_path / "x.array_record"
+    for labels, count in ((LABELS, 1), (LABELS, 1), (LABELS[::-1], 2)):
+        if count > len(passes):
+            write_records(path, map(example, map(encoded, IMAGES), labels))
+        items = reader_of(str(path)).read(str(path), "")["train"].items
+        np.testing.assert_array_equal(items.labels(), labels)
+        assert len(passes) == count
+    for file in (tmp_path / "cache/scoresde/labels").iterdir():
+        file.write_bytes(b"PK")
+    np.testing.assert_array_equal(items.labels(), LABELS[::-1])
+    assert len(passes) == 3, "a damaged copy is made again"
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"x", lambda c: None])
