@@ -3,11 +3,16 @@
 `main` prints each error as one line: what is wrong, where, what is valid, and the remedy.
 """
 
+import contextlib
 import functools
 import math
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+# Where Linux says how much memory a container or a job of a cluster may have.
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class ScoreSDEError(Exception):
@@ -106,17 +111,37 @@ def require_in(name: str, value: Any, interval: str) -> None:
 
 
 def memory_bytes() -> int:
-    """Return the machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the memory in bytes of the machine, or of the container or job if that has less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_memory_limits()])
+
+
+def _memory_limits() -> Iterator[int]:
+    """Yield the limits in bytes of the control groups of this process, of either version."""
+    try:
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:  # not on Linux
+        return
+    for line in lines:
+        _, kinds, group = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root, name = ("memory", "memory.limit_in_bytes") if kinds else ("", "memory.max")
+        inside = PurePosixPath(group.lstrip("/"))
+        for folder in (inside, *inside.parents):
+            with contextlib.suppress(OSError):  # a container does not see the groups around it
+                text = (_GROUPS / root / folder / name).read_text().strip()
+                if text.isdecimal():  # or "max"
+                    yield int(text)
 
 
 def require_memory(name: str, value: int, size: int) -> None:
-    """Raise ValueError if the `size` bytes that a number asks for exceed the machine's memory."""
+    """Raise ValueError if the `size` bytes that a number asks for exceed `memory_bytes`."""
     memory = memory_bytes()
     if size > memory:
         raise ValueError(
-            f"{name}={value} needs {size / 1e9:,.0f} GB of memory, and this machine has "
-            f"{memory / 1e9:,.0f}; give a smaller number"
+            f"{name}={value} needs {size / 1e9:,.0f} GB of memory, and this machine or "
+            f"its container has {memory / 1e9:,.0f}; give a smaller number"
         )
 
 

@@ -43,6 +43,7 @@ from jobs.restore import (
     load_variance_head,
     restore_average,
 )
+from jobs.same_data import require_same_data
 from jobs.sample import draw_plain
 from jobs.teacher import find_teacher
 from jobs.train import check_start
@@ -190,6 +191,7 @@ def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None
         )
     experiment.model.require_no_image("--mode=eval")
     workdir.check(experiment.config, training=False)
+    require_same_data(experiment.data, experiment.ends)
     model_job(experiment).batches()  # missing data are an error now
     steps = experiment.evaluation.checkpoints
     extractors = extractors_of(experiment, workdir)
@@ -220,6 +222,7 @@ def stats(experiment: Experiment, workdir: Workdir, *, target: AnyPath | None = 
     if target and len(extractors) > 1:
         names = experiment.evaluation.features
         raise ConfigError(f"--target={target} is one file, but config.eval.features={names!r}")
+    require_same_data(experiment.data)
     for extractor in extractors:
         default = references.statistics_file(
             experiment.data, "train", extractor, workdir.statistics
@@ -300,6 +303,8 @@ def sample(
     run = None if task is None else task_run(experiment, task, num_samples)
     protocol = samples_protocol(experiment, loaded, num_samples, run and run.inputs)
     require_same("the inputs or the checkpoint", protocol.fields)
+    if experiment.ends.given is not None:  # samples start at rows of data
+        require_same_data(experiment.data, experiment.ends)
     if run is None:
         condition, kind = unconditioned, experiment.sampler.name
         result = draw_plain(experiment, loaded, num_samples)
@@ -339,6 +344,7 @@ def moments(
     experiment.ends.require_noise("--mode=moments")
     workdir.require_writable()
     workdir.check(experiment.config, training=False)
+    require_same_data(experiment.data, experiment.ends)
     model_job(experiment).batches()  # missing data are an error now
     restored = restore_average(experiment, workdir, checkpoint, ema)
     denoiser = experiment.model.denoiser(restored.params)

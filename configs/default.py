@@ -200,7 +200,7 @@ def get_config() -> ConfigDict:
     data.centered = True  # scale images to [-1, 1]; otherwise to [0, 1]
     data.random_flip = False
     # 10^9 bytes of images up to which they are held in memory; a larger set is read during
-    # training, with the same batches. By default a quarter of the machine's memory; 0 always reads
+    # training, with the same batches. By default a quarter of the memory; 0 always reads
     data.memory_gb = placeholder(float)
     data.workers = 0  # processes that read a large set; 0 for threads, one per core
     # How gray levels become numbers, in training and for bits/dim: none (uniform for bits/dim),

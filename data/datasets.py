@@ -9,6 +9,7 @@ range, and `data.batches` the batches.
 import hashlib
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,7 +38,7 @@ _TRAIN_COUNTS = {
     "celeb_a": 162_770,
 }
 _FEW_LEVELS, _DARK = 2, 32  # images with so few levels, or none as bright, are reported
-_SHARE = 0.25  # of the machine's memory, the budget of a data set by default
+_SHARE = 0.25  # of the memory, the budget of a data set by default
 _LOOKED_AT = 64  # images of a streamed split that are read at the start, spread evenly
 _BY_PIXELS = 2**30  # bytes of a split in memory up to which its pixels are its fingerprint
 
@@ -150,7 +151,8 @@ def load(
         resize: what to do with images of another size, a key of `RESIZES`.
         split_seed: decides which images are held out.
         memory_gb: 10^9 bytes of images up to which they are held in memory; None for a quarter of
-            the machine's memory.
+            the memory of the machine or container, divided by the processes that a cluster starts
+            on a machine.
 
     Raises:
         FileNotFoundError: for missing data.
@@ -227,8 +229,17 @@ def size_of(reader: Reader, splits: Mapping[str, Split], fit: Fit, memory_gb: fl
     if "test" not in counts:
         held = _held_out_count(reader, counts["train"])
         counts = {"train": counts["train"] - held, "test": held}
-    budget = _SHARE * memory_bytes() if memory_gb is None else memory_gb * 1e9
+    own = _SHARE * memory_bytes() / _processes_here()
+    budget = own if memory_gb is None else memory_gb * 1e9
     return Size(counts, sum(counts.values()) * math.prod(fit.shape), int(budget))
+
+
+def _processes_here() -> int:
+    """Return how many processes of this job share the memory; 1 where no cluster says so."""
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as 4(x2),3
+    local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
+    counts = re.sub(r"\(x\d+\)", "", f"{tasks},{local}")
+    return max([1, *map(int, re.findall(r"\d+", counts))])
 
 
 def quantizer(name: str) -> Quantizer:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from data.bytes import read_file
+from data.bytes import Stamp, read_file
 from data.fingerprints import fingerprint_of
 from data.listing import Files, Listing, Names, as_listed, kept_listing
 from data.stored import SUFFIXES, Directory, ImageFile, ImageFiles, Split, Splits
@@ -115,7 +115,7 @@ class FolderItems(ImageFiles):
         path = self.files.path(index)
         label = None if self.stored_labels is None else int(self.stored_labels[index])
         with as_listed(self.folder):
-            content = read_file(path, int(self.files.sizes[index]))
+            content = read_file(path, self.files.stamp(index))
         return ImageFile(content, label, path)
 
     def fingerprint(self) -> str:
@@ -138,7 +138,7 @@ def _list(where: str, path: Path) -> Listing:
         scan.mark(root)
     trees = {split: scan.read(root) for split, root in reversed(roots.items())}
     for split, tree in trees.items():
-        if not tree.sizes:
+        if not tree.stamps:
             others = f"; found {_counts(tree.others)}" if tree.others else ""
             raise ValueError(
                 f"{where}: no images below {roots[split]} ({' '.join(SUFFIXES)}){others}"
@@ -243,23 +243,23 @@ class _Tree:
     """What lies below the folder of a split: its images, and what is not read."""
 
     root: Path
-    sizes: dict[str, int] = field(default_factory=dict)  # by name relative to `root`
+    stamps: dict[str, Stamp] = field(default_factory=dict)  # by name relative to `root`
     others: Counter[str] = field(default_factory=Counter)
     known_links: list[Path] = field(default_factory=list)
 
-    def add_file(self, name: str, size: int | None) -> None:
+    def add_file(self, name: str, stamp: Stamp | None) -> None:
         """Add a file, or what only has the name of one: a pipe, a device, a broken link."""
         kind = os.path.splitext(name)[1].lower() or "without a suffix"
-        if size is not None and kind in SUFFIXES:
-            self.sizes[name] = size
+        if stamp is not None and kind in SUFFIXES:
+            self.stamps[name] = stamp
         else:
-            self.others[kind if size is not None else f"{kind} (no file)"] += 1
+            self.others[kind if stamp is not None else f"{kind} (no file)"] += 1
 
     def files(self) -> Files:
         """Return the images in the order of the parts of their names."""
-        names = sorted(self.sizes, key=lambda name: name.split("/"))
-        sizes = np.array([self.sizes[name] for name in names], np.int64)
-        return Files(root=str(self.root), names=Names.of(names), sizes=sizes)
+        names = sorted(self.stamps, key=lambda name: name.split("/"))
+        sizes, times = np.array([self.stamps[name] for name in names], np.int64).T
+        return Files(root=str(self.root), names=Names.of(names), sizes=sizes, times=times)
 
     def notes(self) -> list[str]:
         """Return a line for each kind of thing that is not read."""
@@ -271,8 +271,8 @@ class _Tree:
                 f"{self.root}: links to folders that are read or left out already: "
                 f"{len(self.known_links)}, the first is {min(self.known_links)}"
             )
-        loose = sum("/" not in name for name in self.sizes)
-        if 0 < loose < len(self.sizes):
+        loose = sum("/" not in name for name in self.stamps)
+        if 0 < loose < len(self.stamps):
             notes.append(
                 f"{self.root}: images outside the subfolders: {loose}, so the subfolders are no "
                 "classes and there are no labels"
@@ -313,7 +313,7 @@ class _Scan:
             inside = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
             for entry in visible:
                 if not _is_folder(entry):
-                    tree.add_file(f"{inside}{entry.name}", _size(entry))
+                    tree.add_file(f"{inside}{entry.name}", _stamp(entry))
                 elif entry.is_symlink():
                     links.append(Path(entry.path))
                 else:
@@ -330,13 +330,13 @@ class _Scan:
         return [folder]
 
 
-def _size(entry: os.DirEntry[str]) -> int | None:
-    """Return the size of a regular file in bytes; None for a pipe, a device or a broken link."""
+def _stamp(entry: os.DirEntry[str]) -> Stamp | None:
+    """Return the stamp of a regular file; None for a pipe, a device or a broken link."""
     try:
         found = entry.stat()
     except OSError:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return Stamp(found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
 
 def _counts(others: Counter[str]) -> str:

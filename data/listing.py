@@ -2,8 +2,8 @@
 
 To list a million files takes minutes on a slow disk. So the list is kept, with the time of change
 of each folder in it. A file that is added, removed or renamed changes the time of its folder, and
-the list is then made again. A file that is overwritten does not: readers compare its size, and
-forget the list if it differs.
+the list is then made again. A file that is overwritten does not: readers compare its size and its
+own time, and forget the list if one differs.
 """
 
 import hashlib
@@ -19,12 +19,13 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from data.bytes import Stamp
 from errors import FileError
 from files.arrays import read_arrays
 from files.cache import cache_folder
 from files.writing import write_npz
 
-_FORMAT = 1
+_FORMAT = 2
 _KEPT_FROM = 10_000  # files; shorter lists are made at once
 _SETTLED = 2.0  # seconds: a folder that was changed later may change again at the same time stamp
 
@@ -72,11 +73,13 @@ class Files:
         root: the folder.
         names: relative to it, in the order of their parts.
         sizes: in bytes.
+        times: of their last changes, in ns.
     """
 
     root: str
     names: Names
     sizes: Int64[np.ndarray, " files"]
+    times: Int64[np.ndarray, " files"]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,6 +87,10 @@ class Files:
     def path(self, index: int) -> str:
         """Return the path of a file."""
         return f"{self.root}/{self.names[index]}"
+
+    def stamp(self, index: int) -> Stamp:
+        """Return the stamp of a file when it was listed."""
+        return Stamp(int(self.sizes[index]), int(self.times[index]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +160,7 @@ def _write(file: Path, folder: str, listing: Listing) -> None:
         arrays[f"{split}_names"] = files.names.content
         arrays[f"{split}_ends"] = files.names.ends
         arrays[f"{split}_sizes"] = files.sizes
+        arrays[f"{split}_times"] = files.times
     write_npz(file, arrays)
 
 
@@ -174,6 +182,7 @@ def _read(file: Path, folder: str) -> Listing | None:
                 root=root,
                 names=Names(arrays[f"{split}_names"], arrays[f"{split}_ends"]),
                 sizes=arrays[f"{split}_sizes"],
+                times=arrays[f"{split}_times"],
             )
             for split, root in about["roots"].items()
         }

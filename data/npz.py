@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from data.bytes import read_part
+from data.bytes import read_part, stamp_of
 from data.fingerprints import fingerprint_of
 from data.folders import HELD_OUT_NAMES
 from data.stored import Directory, Item, Split, Splits
 from errors import require_memory
 from files.arrays import Array, Arrays, Header, array_place, open_arrays, read_array
+from files.copies import local_input
 
 # Key of images -> key of their labels, which may be missing.
 TRAIN_KEYS = {
@@ -32,6 +33,7 @@ HELD_OUT_KEYS = {
     name: {name: f"{name}_labels", f"{name}_images": f"{name}_labels", f"x_{name}": f"y_{name}"}
     for name in HELD_OUT_NAMES
 }
+_NPY = ".npy"
 _LABELS = np.iinfo(np.int32)
 _AT_ONCE = 2**28  # bytes of an array up to which it is read at once
 
@@ -45,6 +47,7 @@ class ArrayItems:
         shape: (n, h, w) or (n, h, w, c).
         images: the array; None for one in a file.
         path: the file.
+        time: that of its last change in ns.
         first: position of the array's first number in it.
         numbers: the labels, where there are any.
     """
@@ -53,6 +56,7 @@ class ArrayItems:
     shape: tuple[int, ...]
     images: UInt8[np.ndarray, "..."] | None
     path: str
+    time: int
     first: int
     numbers: Int32[np.ndarray, " n"] | None
 
@@ -66,7 +70,7 @@ class ArrayItems:
             image = self.images[index]
         else:
             size = math.prod(self.shape[1:])
-            content = read_part(self.path, self.first + index * size, size)
+            content = read_part(self.path, self.first + index * size, size, time=self.time)
             image = np.frombuffer(content, np.uint8).reshape(self.shape[1:])
         label = None if self.numbers is None else int(self.numbers[index])
         return Item(f"{self.where}[{index}]", image if image.ndim == 3 else image[..., None], label)
@@ -98,6 +102,13 @@ def read_npz(name: str, data_dir: Directory) -> Splits:
         if unused := sorted(set(arrays) - used):
             splits["train"].notes.append(f"{where}: not used: {', '.join(unused[:20])}")
     return splits
+
+
+def local_arrays(name: str) -> Path:
+    """Return the .npz or .npy of a user's path, on this machine, with the labels beside an .npy."""
+    if name.endswith(_NPY):
+        local_input(f"{name.removesuffix(_NPY)}_labels{_NPY}")
+    return local_input(name)
 
 
 def only_key(where: str, arrays: Arrays, keys: dict[str, str]) -> str | None:
@@ -163,6 +174,7 @@ def _split(
         shape=header.shape,
         images=images,
         path=str(path),
+        time=stamp_of(str(path)).changed,
         first=first,
         numbers=labels,
     )

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from data.bytes import Stamp, changed, require_unchanged, stamp_of
 from data.fingerprints import fingerprint_of
 from data.folders import HELD_OUT_NAMES, TRAIN_NAMES
 from data.stored import Directory, ImageFile, ImageFiles, Split, Splits
@@ -132,6 +133,7 @@ class ParquetItems(ImageFiles):
 
     Args:
         paths: the files.
+        stamps: of the files, when they were listed.
         column: that of the images.
         label: that of the labels; None for none.
         starts: the first row of each group, and the number of all rows.
@@ -141,12 +143,14 @@ class ParquetItems(ImageFiles):
     def __init__(
         self,
         paths: Sequence[str],
+        stamps: Sequence[Stamp],
         column: str,
         label: str | None,
         starts: np.ndarray,
         groups: Sequence[tuple[int, int]],
     ) -> None:
-        self.paths, self.column, self.label = tuple(paths), column, label
+        self.paths, self.stamps = tuple(paths), tuple(stamps)
+        self.column, self.label = column, label
         self._starts, self._groups = starts, groups
 
     @cached_property
@@ -176,11 +180,14 @@ class ParquetItems(ImageFiles):
     def _read(self, group: int, where: str) -> tuple[list, list]:
         file, inside = self._groups[group]
         columns = [self.column] + ([self.label] if self.label else [])
+        require_unchanged(self.paths[file], self.stamps[file])
         with _one_line(where):
             from pyarrow.parquet import ParquetFile
 
             with ParquetFile(self.paths[file]) as opened:
                 table = opened.read_row_group(inside, columns=columns)
+        if len(table) != self._starts[group + 1] - self._starts[group]:  # of another index
+            raise changed(self.paths[file])
         images = table[self.column].to_pylist()
         return images, table[self.label].to_pylist() if self.label else [None] * len(images)
 
@@ -192,7 +199,8 @@ class ParquetItems(ImageFiles):
         with _one_line(self.paths[0]):
             from pyarrow.parquet import read_table
 
-            for path in self.paths:
+            for path, stamp in zip(self.paths, self.stamps, strict=True):
+                require_unchanged(path, stamp)
                 found += read_table(path, columns=[self.label])[self.label].to_pylist()
         return None if None in found else np.array(found, np.int32)
 
@@ -200,6 +208,7 @@ class ParquetItems(ImageFiles):
 def _read_split(where: str, paths: list[str]) -> Split:
     starts, groups, schema = [0], [], None
     with _one_line(where):
+        stamps = [stamp_of(path) for path in paths]
         from pyarrow.parquet import ParquetFile
 
         for number, path in enumerate(paths):
@@ -214,8 +223,8 @@ def _read_split(where: str, paths: list[str]) -> Split:
         raise ValueError(f"{where}: {paths[0]} has the columns {types}; none holds image files")
     column = next((name for name in ("image", "img") if name in images), images[0])
     label = next((name for name in _LABELS if types.get(name, "").startswith("int")), None)
-    items = ParquetItems(paths, column, label, np.array(starts), groups)
-    sizes = np.array([os.path.getsize(path) for path in paths], np.int64)
+    items = ParquetItems(paths, stamps, column, label, np.array(starts), groups)
+    sizes = np.array([stamp.size for stamp in stamps], np.int64)
     names = [os.path.basename(path) for path in paths]
     return Split(
         items=items,

@@ -15,7 +15,7 @@ from data.stored import decode
 from data.streamed import Converted
 from errors import FileError
 from files.arrays import open_arrays, read_array
-from files.buckets import local_input
+from files.copies import local_input
 from files.kinds import require_file
 
 Shape = tuple[int, ...]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from files.buckets import local_copy
+from files.copies import local_copy
 from files.kinds import require_file
 from files.paths import as_path, in_bucket
 

@@ -6,6 +6,7 @@ reader, write one function and give it a row.
 """
 
 import difflib
+import glob
 import importlib.util
 import itertools
 import os
@@ -22,15 +23,16 @@ from jaxtyping import Int32
 from data import preparation
 from data.fingerprints import fingerprint_of
 from data.folders import HELD_OUT_NAMES, read_folder
-from data.npz import read_npy, read_npz
+from data.kept_labels import kept_labels
+from data.npz import local_arrays, read_npy, read_npz
 from data.parquet import is_parquet_folder, prepare_hub, read_hub, read_parquet
 from data.records import is_packed, is_record_name, read_packed, read_records
 from data.stored import Directory, ImageFile, ImageFiles, Item, Split, Splits
 from data.zips import read_zip
 from errors import FileError
-from files.buckets import local_input
+from files.copies import local_matches
 from files.hub import HUB
-from files.paths import in_bucket
+from files.paths import as_path, in_bucket
 
 DIGITS = "digits"
 
@@ -145,15 +147,21 @@ class TfdsItems(ImageFiles):
             raise FileError(f"{self._where}[{index}]: it is damaged ({reason})") from error
 
     def labels(self) -> Int32[np.ndarray, " n"] | None:
-        """Return the labels, which takes a pass over all records; None if one has none."""
+        """Return the labels, from all records unless they are kept; None if one has none."""
+        return kept_labels(self._paths(), self._labels_of_records)
+
+    def _labels_of_records(self) -> Int32[np.ndarray, " n"] | None:
         labels = [_label(self._record(index)) for index in range(len(self))]
         return None if None in labels else np.array(labels, np.int32)
 
     def fingerprint(self) -> str:
         """Return text that differs for other records."""
-        paths = preparation.record_files(self._name, self._data_dir, self._key)
+        paths = self._paths()
         sizes = np.array([os.path.getsize(path) for path in paths], np.int64)
         return fingerprint_of([os.path.basename(path) for path in paths], sizes, paths)
+
+    def _paths(self) -> list[str]:
+        return preparation.record_files(self._name, self._data_dir, self._key)
 
 
 def _label(record: dict[str, Any]) -> int | None:
@@ -167,8 +175,9 @@ def _no_labels() -> None:
 
 def _read_copy(name: str, data_dir: Directory) -> Splits:
     """Read what lies in a bucket from a copy in the user's cache."""
-    copy = str(local_input(name))
-    if not os.path.exists(copy):
+    patterned = is_record_name(name)
+    copy = str(local_matches(as_path(name)) if patterned else local_arrays(name))
+    if not (glob.glob(copy) if patterned else os.path.exists(copy)):
         raise ValueError(f"config.data.name={name!r}: there is no such file or folder")
     return reader_of(copy).read(copy, data_dir)
 

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from data.fingerprints import fingerprint_of
+from data.kept_labels import kept_labels
 from data.stored import Directory, ImageFile, ImageFiles, Split, Splits
 from errors import FileError
 from files.arrays import read_array
@@ -74,6 +75,9 @@ class RecordItems(ImageFiles):
             return self.numbers
         if self.file(0).label is None:
             return None
+        return kept_labels(self.paths, self._labels_of_records)
+
+    def _labels_of_records(self) -> Int32[np.ndarray, " n"] | None:
         labels = [self.file(row).label for row in range(len(self))]
         return None if None in labels else np.array(labels, np.int32)
 

@@ -18,11 +18,10 @@ from data.batches import Order
 from data.fingerprints import pixel_fingerprint, training_fingerprint
 from data.generators import POINTS, SERIES, Generator
 from data.held_out import held_out_count, hold_out
-from data.npz import HELD_OUT_KEYS, TRAIN_KEYS, checked_labels, only_key
+from data.npz import HELD_OUT_KEYS, TRAIN_KEYS, checked_labels, local_arrays, only_key
 from data.scaling import Standardizer
 from errors import SEEDS, require_choice, require_in, require_memory
 from files.arrays import Header, array_place, open_arrays, read_array
-from files.buckets import local_input
 from files.paths import in_bucket
 
 GENERATORS: Mapping[str, Mapping[str, Generator]] = {"points": POINTS, "series": SERIES}
@@ -189,7 +188,7 @@ def _path(name: str) -> Path | None:
     Raises:
         BucketError: if a bucket cannot be read.
     """
-    return local_input(os.path.expanduser(name)) if name.endswith((".npy", ".npz")) else None
+    return local_arrays(os.path.expanduser(name)) if name.endswith((".npy", ".npz")) else None
 
 
 def _header(name: str) -> Header | None:

@@ -18,7 +18,9 @@ _AT_ONCE = 8  # images that a thread reads in one call
 
 def thread_count() -> int:
     """Return the number of threads that read images: one per core that this process may use."""
-    return min(len(os.sched_getaffinity(0)), 16)
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), 16)
+    return min(os.cpu_count() or 1, 16)  # on macOS
 
 
 class StreamedImages:

@@ -10,7 +10,7 @@ import jax
 from errors import ConfigError, FileError
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
-from files.buckets import local_input
+from files.copies import local_input
 from files.kinds import require_file
 from files.nested import flatten
 from files.writing import sha256_of

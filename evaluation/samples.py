@@ -18,7 +18,7 @@ from errors import ConfigError
 from evaluation.protocol import MODEL_FIELDS, SAMPLER_FIELDS
 from evaluation.references import Reference, reference_of_file, reference_of_split
 from evaluation.report import Evaluation, Report
-from files.buckets import local_input
+from files.copies import local_input
 from jobs.cache import Arrays
 from metrics.features import Extractor
 from metrics.frechet import Accumulator, frechet_distance, frechet_interval

@@ -30,8 +30,8 @@ class DataOptions:
         random_flip: mirror half of the training images.
         dequantization: how gray levels become numbers, in training and for likelihoods; a name in
             `data.dequantization.DEQUANTIZATIONS`.
-        memory_gb: 10^9 bytes of images up to which they are held in memory; None for a quarter of
-            the machine's memory.
+        memory_gb: 10^9 bytes of images up to which they are held in memory; None for the
+            budget of `data.datasets.load`.
         workers: processes that read images of a larger set; 0 for threads.
 
     Raises:

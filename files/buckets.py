@@ -1,10 +1,10 @@
-"""Files in buckets: written whole, listed, removed, and copied to this machine.
+"""Files in buckets: written whole, listed, removed, and copied to this machine for a while.
 
 Programs of others (NumPy, Pillow, TensorBoard, zip archives) write and read files of this machine.
 So a file is written here and then uploaded as one object, and copied here before it is read.
+`copies.py` has the copies that are kept.
 """
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -14,11 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from errors import BucketError
-from files.cache import cache_folder
-from files.paths import AnyPath, as_path, bucket_errors, in_bucket, missing_bucket
+from files.paths import AnyPath, bucket_errors, in_bucket, missing_bucket
 
-_AT_A_TIME = 16  # requests; each waits for the network
+AT_A_TIME = 16  # requests; each waits for the network
 _CHUNK = 2**24  # bytes
 
 
@@ -84,7 +82,7 @@ def upload(source: Path, path: AnyPath) -> None:
         write_object(path, source)
         return
     files = sorted(file for file in source.rglob("*") if file.is_file())
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
         names = (file.relative_to(source).as_posix() for file in files)
         list(pool.map(write_object, [path / name for name in names], files))
 
@@ -100,7 +98,7 @@ def names_below(path: AnyPath) -> list[str]:
             file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()
         )
     found, folders = [], [""]
-    with bucket_errors(path), ThreadPoolExecutor(_AT_A_TIME) as pool:
+    with bucket_errors(path), ThreadPoolExecutor(AT_A_TIME) as pool:
         while folders:
             entries = [
                 f"{folder}{entry.name}" for folder in folders for entry in _entries(path / folder)
@@ -140,7 +138,7 @@ def remove(path: AnyPath, *, first: str = "") -> None:
             (path / first).unlink(missing_ok=True)
         names = names_below(path)
         objects = [path / name for name in names] if names else [path]
-        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        with ThreadPoolExecutor(AT_A_TIME) as pool:
             list(pool.map(lambda each: each.unlink(missing_ok=True), objects))
         if names and path.is_dir():  # a bucket that keeps empty folders
             folder: Any = path
@@ -181,75 +179,11 @@ def readable(path: AnyPath) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="scoresde-") as folder:
         copied = Path(folder, path.name)
-        _download(path, copied)
+        download(path, copied)
         yield copied
 
 
-def local_copy(path: AnyPath) -> Path:
-    """Return a file or folder of this machine with the content of `path`: itself, or a kept copy.
-
-    Copies of what lies in buckets are in the user's cache, $XDG_CACHE_HOME/scoresde/buckets or
-    ~/.cache/scoresde/buckets. Objects are copied again if their size or time has changed. A path
-    that does not exist is returned without a copy.
-
-    Raises:
-        OSError: if the copy cannot be written.
-        BucketError: if the bucket cannot be read.
-    """
-    if not in_bucket(path):
-        return path
-    require_access(path.parent if path.parent.name else path)
-    address = os.fspath(path)
-    digest = hashlib.sha256(address.encode()).hexdigest()[:16]
-    target = cache_folder() / "buckets" / digest / path.name
-    with bucket_errors(path):
-        is_folder = path.is_dir()
-    names = names_below(path) if is_folder else [""]
-    try:
-        with ThreadPoolExecutor(_AT_A_TIME) as pool:
-            list(pool.map(lambda name: _update(path / name, target / name), names))
-    except FileNotFoundError:
-        if is_folder:
-            raise BucketError(f"{path} has changed while it was copied; run again") from None
-        remove(target)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(
-            error.errno,
-            f"the copy of {address} cannot be written ({reason}); it needs as much space as the "
-            "data: set XDG_CACHE_HOME to a folder on a larger disk",
-        ) from error
-    if is_folder:
-        for name in set(names_below(target)) - set(names):
-            (target / name).unlink(missing_ok=True)
-    return target
-
-
-def local_input(name: str) -> Path:
-    """Return the file or folder of this machine that a user's path names, as `local_copy`."""
-    return local_copy(as_path(name))
-
-
-def _update(path: AnyPath, target: Path) -> None:
-    """Copy an object to `target`, unless it is there with the same size and time."""
-    with bucket_errors(path):
-        found: Any = path.stat()
-    stamp = found.length, found.mtime
-    if target.is_file():
-        there = target.stat()
-        if (there.st_size, int(there.st_mtime)) == stamp:
-            return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        _download(path, partial)
-        os.utime(partial, (stamp[1], stamp[1]))
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _download(path: AnyPath, target: Path) -> None:
+def download(path: AnyPath, target: Path) -> None:
     """Copy an object; an error of writing is an OSError, and one of the bucket a BucketError."""
     with ExitStack() as stack:
         with bucket_errors(path):

@@ -22,14 +22,17 @@ from files.writing import remove_abandoned
 
 
 @contextmanager
-def locked(path: AnyPath, *folders: AnyPath, leads: bool = True) -> Iterator[None]:
+def locked(
+    path: AnyPath, *folders: AnyPath, leads: bool = True, waits: bool = False
+) -> Iterator[None]:
     """Hold the lock file `path`, in a folder that exists; delete it afterwards.
 
     What killed processes left half-written in that folder and in `folders` is deleted. Of several
-    processes that work together, only the one that leads does all this.
+    processes that work together, only the one that leads does all this. With `waits`, which is
+    for folders of this machine, a process that holds the lock is waited for.
 
     Raises:
-        WorkdirError: if another process holds it; the message says which.
+        WorkdirError: if another process holds it, without `waits`; the message says which.
     """
     if not leads:
         yield
@@ -38,7 +41,7 @@ def locked(path: AnyPath, *folders: AnyPath, leads: bool = True) -> Iterator[Non
         with leased(path, _holder()):
             yield
         return
-    file = _acquire(path)
+    file = _acquire(path, waits=waits)
     try:
         for folder in (path.parent, *folders):
             remove_abandoned(folder)
@@ -48,11 +51,11 @@ def locked(path: AnyPath, *folders: AnyPath, leads: bool = True) -> Iterator[Non
         file.close()
 
 
-def _acquire(path: AnyPath) -> IO[str]:
+def _acquire(path: AnyPath, *, waits: bool) -> IO[str]:
     while True:
         file = path.open("a+")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"

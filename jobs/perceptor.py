@@ -14,7 +14,7 @@ from data.stored import decode
 from errors import ConfigError, ScoreSDEError
 from experiment.experiment import Experiment
 from experiment.prompts import Prompted, PromptOptions
-from files.buckets import local_input
+from files.copies import local_input
 from files.paths import AnyPath
 from guidance.perceptor import Perceptor, resized
 from jobs.workdir import Workdir

@@ -21,6 +21,7 @@ from experiment.randomness import base_key
 from files.writing import write_json
 from jobs.averages import Snapshots
 from jobs.profile import ProfiledSteps, Profiler
+from jobs.same_data import require_same_data
 from jobs.stop_signals import stop_signals
 from jobs.teacher import params_of_student
 from jobs.training_job import TrainingJob
@@ -28,7 +29,7 @@ from jobs.training_loop import Loop
 from jobs.training_report import Plots, conclude
 from jobs.workdir import Workdir, run_and_step
 from training.checkpoints import Checkpoints
-from training.hosts import agreed, require_same
+from training.hosts import agreed
 from training.metrics_log import MetricsLog, last_step, read_log
 from training.parallel import DataParallel
 from training.step import TrainState
@@ -44,10 +45,10 @@ def train(job: TrainingJob, workdir: Workdir, profiled: ProfiledSteps | None = N
         ConfigError, WorkdirError, CheckpointError: before anything in the folder is touched.
         TrainingError: for a loss or gradient that is not finite; the last good checkpoint stays.
     """
+    require_same_data(job.data, job.ends)
     batches, teacher = job.batches(), job.load_teacher()
     if job.diagnostics is not None:
         job.diagnostics.check()
-    require_same("the data", {"config.data": job.data.splits.fingerprint})
     with workdir.locked(leads=job.data.parallel.leads):
         changes = workdir.check(job.config, training=True)
         return _train(job, workdir, batches, changes, profiled, teacher)

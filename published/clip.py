@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from errors import FileError
-from files.buckets import local_input, remove
+from files.buckets import remove
+from files.copies import local_input
 from files.hub import HUB, snapshot
 from files.paths import AnyPath
 from files.writing import unfinished

@@ -116,14 +116,15 @@ class Running:
         return Call(self.process.exitcode, stdout, stderr)
 
 
-def start(*arguments, devices=1, file_limit=None, buckets=None, home=None):
+def start(*arguments, devices=1, file_limit=None, buckets=None, home=None, variables=None):
     """Start main.py; with `file_limit` no file of its can grow beyond so many bytes.
 
     With `buckets`, gs://NAME is the folder NAME in there; see fake_buckets.py. With `home`, that is
-    the folder ~.
+    the folder ~. `variables` are set in its environment.
     """
     folder = tempfile.mkdtemp(dir=_scratch())
     environment = _environment(devices) | ({} if home is None else {"HOME": str(home)})
+    environment |= variables or {}
     given = (arguments, environment, folder, file_limit, buckets)
     process = _server().Process(target=_main, args=given)
     process.start()
@@ -135,7 +136,7 @@ def start_hosts(*arguments, hosts=2, devices=1, more=(), homes=None):
 
     With `homes`, each has its own folder ~.
     """
-    coordinator = f"--coordinator=127.0.0.1:{_free_port()}"
+    coordinator = f"--coordinator=127.0.0.1:{free_port()}"
     ours = [*arguments, coordinator, f"--num_processes={hosts}", "--hosts_timeout=60"]
     return [
         start(
@@ -154,7 +155,8 @@ def run_hosts(*arguments, **options):
     return [each.wait() for each in start_hosts(*arguments, **options)]
 
 
-def _free_port():
+def free_port():
+    """A port of this machine that nothing listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
 

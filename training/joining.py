@@ -1,12 +1,15 @@
 """How the hosts of a command find each other: by flags, or as JAX detects them on a cluster."""
 
+import contextlib
 import json
 import math
 import os
 import secrets
 import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -76,19 +79,26 @@ def join(options: HostOptions) -> Channel | None:
         return _join_given(options) if options.num_processes > 1 else None
     if not _is_cluster():
         return None
+    with _one_line():
+        found = _detect(options.timeout)
+        if found is None:
+            return _join_by_jax(options.timeout)
+        if found.options is None:
+            return None
+        return _join_found(found.options, found.local_device_ids)
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn errors on a cluster into one line with a remedy."""
     try:
-        jax.distributed.initialize(
-            initialization_timeout=math.ceil(options.timeout), heartbeat_timeout_seconds=_HEARTBEAT
-        )
-    except ValueError:  # JAX detects no cluster
-        return None
+        yield
     except (OSError, RuntimeError) as error:
         raise HostsError(
             f"the hosts of this cluster cannot be found ({' '.join(str(error).split()):.200}); "
             "give --coordinator=HOST:PORT, --num_processes=N and --process_id=I, or "
             "--num_processes=1 for this host alone"
         ) from error
-    return _join_detected(options.timeout) if jax.process_count() > 1 else None
 
 
 def _is_cluster() -> bool:
@@ -111,7 +121,52 @@ def _is_cluster() -> bool:
     return find_spec("libtpu") is not None and (not platforms or "tpu" in platforms)
 
 
-def _join_given(options: HostOptions) -> Channel:
+class _Found(NamedTuple):
+    """What a cluster says: where the hosts meet, None for one alone; the devices of this one."""
+
+    options: HostOptions | None
+    local_device_ids: Sequence[int] | None
+
+
+def _detect(timeout: float) -> _Found | None:
+    """Return what JAX detects, without starting JAX; None where this JAX cannot be asked.
+
+    Raises:
+        OSError, RuntimeError: if the cluster does not answer.
+        HostsError: if it does not say where the first host is.
+    """
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        address, count, index, local = ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, math.ceil(timeout)
+        )
+    except (ImportError, AttributeError, TypeError, ValueError):  # an internal of JAX, which moved
+        return None
+    if address is None or count is None or index is None or count == 1:
+        return _Found(None, None)
+    options = HostOptions(
+        coordinator=address, num_processes=count, process_id=index, timeout=timeout
+    )
+    # Whoever starts the command has the last word.
+    return _Found(options, None if os.environ.get("JAX_LOCAL_DEVICE_IDS") else local)
+
+
+def _join_found(options: HostOptions, local_device_ids: Sequence[int] | None) -> Channel:
+    try:
+        channel = _join_given(options, local_device_ids)
+    except HostsError as error:
+        raise HostsError(
+            f"{error} (this is host {options.process_id} of {options.num_processes} with the "
+            f"coordinator {options.coordinator}, as the cluster says)"
+        ) from error
+    if jax.default_backend() == "tpu":  # it numbers the hosts by their chips
+        channel.close()
+        channel = _join_detected(options.timeout)
+    return channel
+
+
+def _join_given(options: HostOptions, local_device_ids: Sequence[int] | None = None) -> Channel:
     name, port = options.address
     count, index, timeout = options.num_processes, options.process_id, options.timeout
     assert count is not None
@@ -125,11 +180,23 @@ def _join_given(options: HostOptions) -> Channel:
         options.coordinator,
         count,
         index,
+        local_device_ids,
         cluster_detection_method="deactivate",
         initialization_timeout=math.ceil(timeout),
         heartbeat_timeout_seconds=_HEARTBEAT,
     )
     return channel
+
+
+def _join_by_jax(timeout: float) -> Channel | None:
+    """Return the channel of hosts that only JAX can find; it ends the process if one is missing."""
+    try:
+        jax.distributed.initialize(
+            initialization_timeout=math.ceil(timeout), heartbeat_timeout_seconds=_HEARTBEAT
+        )
+    except ValueError:  # JAX detects no cluster
+        return None
+    return _join_detected(timeout) if jax.process_count() > 1 else None
 
 
 def _join_detected(timeout: float) -> Channel:

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from errors import require_choice, require_in
-from files.buckets import local_input
 from files.cache import cache_folder
+from files.copies import local_input
 from files.downloads import download
 from files.kinds import require_file
 from files.writing import sha256_of

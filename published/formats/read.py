@@ -19,7 +19,7 @@ from typing import Any
 import msgpack
 
 from errors import FileError
-from files.buckets import local_copy
+from files.copies import local_copy
 from files.kinds import require_file
 from files.paths import AnyPath
 from published.formats import flax_files, safetensors, torch_files

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import sys
 import types
@@ -9,13 +10,16 @@ import zipfile
 
 import numpy as np
 import pytest
+from fake_buckets import fake_buckets
 from PIL import Image
 from stored_images import assert_streamed_is, one_line, random_images
 
-from data import npz
+from data import kept_labels, npz
+from data.bytes import stamp_of
 from data.datasets import load, open_splits
 from data.packing import pack
 from data.readers import prepare, reader_of
+from data.records import RecordItems
 from errors import FileError
 
 COUNT = 30
@@ -160,6 +164,26 @@ def test_array_record_files_of_images_or_examples(tmp_path, labeled):
     np.testing.assert_array_equal(again[3], data.train[3])
 
 
+def test_labels_within_records_are_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_labels, "_KEPT_FROM", COUNT)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    passes, real = [], RecordItems._labels_of_records
+    monkeypatch.setattr(
+        RecordItems, "_labels_of_records", lambda items: passes.append(1) or real(items)
+    )
+    path = tmp_path / "x.array_record"
+    for labels, count in ((LABELS, 1), (LABELS, 1), (LABELS[::-1], 2)):
+        if count > len(passes):
+            write_records(path, map(example, map(encoded, IMAGES), labels))
+        items = reader_of(str(path)).read(str(path), "")["train"].items
+        np.testing.assert_array_equal(items.labels(), labels)
+        assert len(passes) == count
+    for file in (tmp_path / "cache/scoresde/labels").iterdir():
+        file.write_bytes(b"PK")
+    np.testing.assert_array_equal(items.labels(), LABELS[::-1])
+    assert len(passes) == 3, "a damaged copy is made again"
+
+
 @pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"x", lambda c: None])
 def test_array_records_that_are_damaged_or_missing_are_one_line(tmp_path, damage):
     path = tmp_path / "x.array_record"
@@ -181,9 +205,29 @@ def test_npy_is_read_row_by_row(tmp_path, monkeypatch, labels):
     data = read(path)
     np.testing.assert_array_equal(whole(data), IMAGES)
     assert_streamed_is(read(path, memory_gb=1), data)
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(FileError, match=r"x\.npy: the file has changed since it was listed"):
-        _ = data.train[:], data.test[:]
+    content, time = path.read_bytes(), path.stat().st_mtime_ns
+    for changed, later in ((content[:-1], 0), (content[:-1] + b"?", 1)):
+        path.write_bytes(changed)
+        os.utime(path, ns=(time, time + later))
+        with pytest.raises(FileError, match=r"x\.npy: the file has changed since it was listed"):
+            _ = data.train[:], data.test[:]
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.array_record-*"])
+def test_what_belongs_to_a_file_in_a_bucket_is_copied_with_it(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with fake_buckets(tmp_path / "buckets") as root:
+        folder, address = root / "bucket/data", f"gs://bucket/data/{name}"
+        with pytest.raises(ValueError, match=r"gs://bucket/data/x\..*no such file"):
+            read(address)
+        folder.mkdir()
+        save_npy(folder / "x.npy")
+        records = [*map(example, map(encoded, IMAGES), LABELS)]
+        write_records(folder / "x.array_record-00000-of-00002", records[:15])
+        write_records(folder / "x.array_record-00001-of-00002", records[15:])
+        data = read(address)
+        np.testing.assert_array_equal(whole(data), IMAGES)
+        assert sorted([*data.train_labels, *data.test_labels]) == sorted(LABELS)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -252,6 +296,28 @@ def test_parquet_that_is_cut_short_is_one_line(tmp_path):
     with pytest.raises(FileError, match=r"missing, damaged or incomplete") as error:
         read(tmp_path)
     assert one_line(error)
+
+
+@pytest.mark.parametrize("count", [COUNT - 7, COUNT])
+def test_parquet_that_is_replaced_is_one_line(tmp_path, count):
+    path = tmp_path / "train-00000-of-00001.parquet"
+    write_parquet(path, IMAGES, LABELS)
+    data = read(tmp_path)
+    before = path.stat().st_mtime_ns
+    write_parquet(path, IMAGES[:count][::-1], LABELS[:count])
+    os.utime(path, ns=(before, before + (count == COUNT)))
+    with pytest.raises(FileError, match=r"parquet: the file has changed since it was listed; put"):
+        _ = data.train[:], data.test[:]
+
+
+def test_parquet_of_as_many_bytes_and_fewer_rows_is_one_line(tmp_path):
+    path = tmp_path / "train-00000-of-00001.parquet"
+    write_parquet(path, IMAGES, LABELS)
+    items = reader_of(str(tmp_path)).read(str(tmp_path), "")["train"].items
+    write_parquet(path, IMAGES[:2], LABELS[:2])
+    items.stamps = (stamp_of(str(path)),)
+    with pytest.raises(FileError, match=r"parquet: the file has changed since it was listed"):
+        _ = items[3]
 
 
 def save_npy(path):

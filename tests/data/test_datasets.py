@@ -141,3 +141,20 @@ def test_remedies_for_the_size_of_digits_work():
     with pytest.raises(ValueError, match=r"image_size=8, or choose config.data.resize='pad'"):
         load("digits", image_size=16, channels=1)
     assert load("digits", image_size=16, channels=1, resize="pad").train.shape[1:] == (16, 16, 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "processes"),
+    [
+        ({}, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x12),2"}, 4),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, 8),
+    ],
+)
+def test_processes_of_a_machine_share_its_budget(monkeypatch, variables, processes):
+    monkeypatch.setattr(datasets, "memory_bytes", lambda: 2**30)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    reader, splits, fit = datasets.open_splits("digits", image_size=8, channels=1)
+    assert datasets.size_of(reader, splits, fit, None).budget == 2**28 // processes
+    assert datasets.size_of(reader, splits, fit, 1.0).budget == 10**9

@@ -49,16 +49,24 @@ def test_a_list_is_kept_until_a_folder_changes(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("memory_gb", [0, 1])
+@pytest.mark.parametrize("same_size", [False, True])
 @pytest.mark.parametrize("name", ["train/0/2.png", "test/1/3.png"])
-def test_a_file_that_changes_in_its_place_costs_one_error(folder, tmp_path, name, memory_gb):
+def test_a_file_that_changes_in_its_place_costs_one_error(
+    folder, tmp_path, name, same_size, memory_gb
+):
     def images():
         data = load(str(folder), image_size=4, channels=3, memory_gb=memory_gb)
         return data.fingerprints, np.concatenate([data.train[:], data.test[:]])
 
+    new = np.full((4, 4, 3), 7, np.uint8)
+    if same_size:
+        Image.fromarray(new + 1).save(folder / name)
+    size = (folder / name).stat().st_size
     before, _ = images()
     (kept,) = (tmp_path / "cache/scoresde/listings").iterdir()
     time = (folder / name).parent.stat().st_mtime_ns
-    Image.fromarray(np.full((4, 4, 3), 7, np.uint8)).save(folder / name)
+    Image.fromarray(new).save(folder / name)
+    assert ((folder / name).stat().st_size == size) is same_size
     assert (folder / name).parent.stat().st_mtime_ns == time, "its folder does not tell"
     with pytest.raises(FileError, match=rf"{name}: .*rerun to list the files again") as error:
         images()

@@ -1,5 +1,7 @@
 """Images that are read when they are indexed: the numbers are those of images in memory."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +9,7 @@ from stored_images import assert_streamed_is, one_line, random_images, save_fold
 
 from data.batches import TrainingBatches
 from data.datasets import load
-from data.streamed import Converted
+from data.streamed import Converted, thread_count
 from errors import FileError
 
 COUNT, SIZE = 60, 4
@@ -80,7 +82,10 @@ def test_batches_that_processes_read_are_the_same_and_their_errors_too(folder):
     [
         (lambda file: file.unlink(), "the file is gone since it was listed; put it back"),
         (lambda file: file.write_bytes(b"x"), "the file has changed since it was listed; put it"),
-        (lambda file: file.write_bytes(bytes(file.stat().st_size)), "is not a readable image"),
+        (
+            lambda file: file.write_bytes(bytes(file.stat().st_size)),
+            "the file has changed since it",
+        ),
     ],
 )
 def test_a_file_that_changes_or_vanishes_is_named(folder, damage, message):
@@ -118,3 +123,10 @@ def test_converted_images_are_read_slice_by_slice(folder):
     shown = Converted(data.train, rows, lambda stored: stored / 2)
     assert len(shown) == 3
     np.testing.assert_array_equal(shown[1:3], data.train[np.array([2, 9])] / 2)
+
+
+def test_images_are_read_where_the_system_has_no_affinity(folder, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert thread_count() == 3
+    assert_streamed_is(loaded(folder, memory_gb=1), loaded(folder, memory_gb=0))

@@ -1,15 +1,13 @@
 """Objects: written whole, listed, moved, removed, and copied to this machine when they change."""
 
-import os
-
 import numpy as np
 import pytest
 from fake_buckets import fake_buckets
 
 from errors import BucketError, FileError
-from files import buckets
 from files.arrays import read_arrays
-from files.buckets import local_copy, local_input, move, names_below, remove, require_access
+from files.buckets import move, names_below, remove, require_access
+from files.copies import local_copy, local_input
 from files.kinds import require_file
 from files.paths import as_path
 from files.pictures import write_png_folder
@@ -87,42 +85,6 @@ def test_mark_of_a_whole_folder_goes_first_and_comes_last(run, monkeypatch):
     remove(as_path("gs://bucket/aside"))
     remove(as_path("gs://bucket/aside"))  # there is nothing any more
     assert names_below(as_path("gs://bucket/aside")) == []
-
-
-def test_only_changed_objects_are_copied_again(root, run, monkeypatch):
-    for name in ("a", "b/c", "gone"):
-        write_json(run / name, name)
-    copied, original = [], buckets._download
-    monkeypatch.setattr(
-        buckets,
-        "_download",
-        lambda path, target: (copied.append(path.name), original(path, target)),
-    )
-    folder = local_copy(run)
-    assert names_below(folder) == ["a", "b/c", "gone"]
-    assert (folder / "b/c").read_text() == '"b/c"\n'
-    copied.clear()
-    (root / "run/gone").unlink()
-    write_json(run / "a", "new")
-    os.utime(root / "run/a", (1, 1))
-    assert local_copy(run) == folder
-    assert copied == ["a"]
-    assert names_below(folder) == ["a", "b/c"]
-    assert (folder / "a").read_text() == '"new"\n'
-
-
-def test_copy_that_is_cut_short_is_no_file(run, monkeypatch):
-    write_json(run / "a", 1)
-
-    def fail(path, target):
-        target.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(buckets, "_download", fail)
-        with pytest.raises(OSError, match=r"gs://bucket/run/a .*No space.*XDG_CACHE_HOME"):
-            local_copy(run / "a")
-    assert local_input("gs://bucket/run/a").read_text() == "1\n"
 
 
 def test_missing_objects_are_missing_files(run):

@@ -14,9 +14,11 @@ from command_line import (
     assert_one_error,
     configuration,
     flags,
+    free_port,
     run,
     run_hosts,
     samples_of,
+    start,
     start_hosts,
     write_images,
 )
@@ -41,6 +43,7 @@ FIELDS = TINY | {
     "eval.metrics": ("loss", "bits_per_dim", "frechet", "kid"),
     "sampling.steps": 2,
 }
+OTHER_DATA = r"the data: config\.data is '\w+' on host 0, '\w+' on host 1"
 
 
 @pytest.fixture(scope="module")
@@ -122,21 +125,28 @@ def test_killed_and_preempted_hosts_end_together_and_their_run_ends_as_that_of_o
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "more", "problem"),
+    ("mode", "changes", "more", "problem"),
     [
-        ({}, ["--config.optim.lr=0.5"], r"optim\.lr is 0\.0\S+ on host 0, 0\.5 on host 1"),
-        ({}, ["--config.data.name=other.npz"], r"data\.name is '~\S+' on host 0, 'other\.npz'"),
-        ({}, [], r"the data: config\.data is '\w+' on host 0, '\w+' on host 1"),
-        ({"training.batch_size": 15}, [], r"batch_size=15 does not divide over 2 .*14 or 16"),
+        ("train", {}, ["--config.optim.lr=0.5"], r"optim\.lr is 0\.0\S+ on host 0, 0\.5 on host 1"),
+        (
+            "train",
+            {},
+            ["--config.data.name=other.npz"],
+            r"data\.name is '~\S+' on host 0, 'other\.",
+        ),
+        ("train", {}, [], OTHER_DATA),
+        ("stats", {}, [], OTHER_DATA),
+        ("moments", {}, [], OTHER_DATA),
+        ("train", {"training.batch_size": 15}, [], r"batch_size=15 does not divide over 2 .*14 or"),
     ],
-    ids=["configuration", "path of the data", "content of the data", "batch"],
+    ids=["configuration", "path of the data", "data", "statistics", "moments", "batch"],
 )
-def test_hosts_that_do_not_fit_together_end_with_one_line(tmp_path, changes, more, problem):
+def test_hosts_that_do_not_fit_together_end_with_one_line(tmp_path, mode, changes, more, problem):
     workdir, homes = tmp_path / "run", [tmp_path / "first", tmp_path / "second"]
     for seed, home in enumerate(homes):
         home.mkdir()
         write_images(home / "images.npz", 40, 16, seed=seed)
-    command = flags("train", workdir, FIELDS | {"data.name": "~/images.npz"} | changes)
+    command = flags(mode, workdir, FIELDS | {"data.name": "~/images.npz"} | changes)
     first, second = run_hosts(*command, more=more, homes=homes)
     assert_one_error(first, problem)
     assert second.status == 1
@@ -162,7 +172,50 @@ def test_samples_and_results_of_two_hosts_are_those_of_one_process(fields, alone
         json.loads((folder / "eval" / "120.json").read_text()) for folder in (workdir, alone)
     )
     for results in (first, second):
+        assert results.pop("seconds") > 0
         assert results["bits_per_dim"].pop("seconds") > 0
-    for name in ("loss", "bits_per_dim", "frechet", "samples"):
-        assert first[name] == second[name]
+        assert {*FIELDS["eval.metrics"], "samples", "protocol"} <= results.keys()
+    assert first == second
+    first, second = (np.load(folder / "eval" / "120.npz") for folder in (workdir, alone))
+    with first, second:
+        assert first.files == second.files
+        for name in first.files:
+            np.testing.assert_array_equal(first[name], second[name])
     assert names(workdir) == names(alone)
+
+
+def start_tasks(*arguments, tasks=(0, 1)):
+    """Start main.py as some of the two tasks of a step of SLURM on one machine."""
+    step = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": "2",
+        "JAX_COORDINATOR_PORT": str(free_port()),
+    }
+    return [
+        start(*arguments, variables=step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)})
+        for i in tasks
+    ]
+
+
+@pytest.mark.slow
+def test_tasks_of_a_cluster_meet(tmp_path):
+    command = flags("check", tmp_path / "run", FIELDS | {"data.name": "digits"})
+    first, second = [task.wait() for task in start_tasks(*command, "--hosts_timeout=60")]
+    assert first.status == second.status == 0, (first, second)
+    assert "2 host(s)" in first.stdout
+    assert not second.stdout, "the first host prints"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "problem"),
+    [
+        (0, r"host 1 has not come within 1 s; .* \(this is host 0 of 2 .* 127\.0\.0\.1:\d+, as"),
+        (1, r"the first host is not at 127\.0\.0\.1:\d+ .* \(this is host 1 of 2 .*, as the clu"),
+    ],
+)
+def test_task_of_a_cluster_whose_other_does_not_start_ends_with_one_line(tmp_path, task, problem):
+    command = flags("check", tmp_path / "run", FIELDS | {"data.name": "digits"})
+    (alone,) = start_tasks(*command, "--hosts_timeout=1", tasks=(task,))
+    assert_one_error(alone.wait(), problem)

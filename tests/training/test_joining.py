@@ -70,3 +70,30 @@ def test_open_mpi_that_jax_does_not_know_has_a_remedy(monkeypatch):
     monkeypatch.setattr(joining.os, "environ", {"OMPI_COMM_WORLD_SIZE": "2"})
     with pytest.raises(HostsError, match=r"--process_id=\$OMPI_COMM_WORLD_RANK"):
         joining._is_cluster()
+
+
+SLURM = {
+    "SLURM_JOB_ID": "4097",
+    "SLURM_STEP_NODELIST": "node[07-08]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.mark.parametrize(("given", "devices"), [({}, [0]), ({"JAX_LOCAL_DEVICE_IDS": "0,1"}, None)])
+def test_cluster_says_where_its_hosts_meet_and_which_device_is_whose(monkeypatch, given, devices):
+    for name, value in (SLURM | given).items():
+        monkeypatch.setenv(name, value)
+    options = HostOptions(coordinator="node07:61441", num_processes=2, process_id=1, timeout=9.0)
+    assert joining._detect(9.0) == (options, devices)
+
+
+def test_jax_that_cannot_be_asked_finds_the_hosts_itself(monkeypatch):
+    monkeypatch.setattr("jax._src.clusters.ClusterEnv", None)
+    assert joining._detect(9.0) is None
+    monkeypatch.setattr(joining, "_is_cluster", lambda: True)
+    asked = []
+    monkeypatch.setattr(joining, "_join_by_jax", asked.append)
+    assert joining.join(HostOptions(timeout=9.0)) is None
+    assert asked == [9.0]
