@@ -202,7 +202,7 @@ def get_config() -> ConfigDict:
     # 10^9 bytes of images up to which they are held in memory; a larger set is read during
     # training, with the same batches. By default a quarter of the memory; 0 always reads
     data.memory_gb = placeholder(float)
-    data.workers = 0  # processes that read a large set; 0 for threads, one per core
+    data.workers = 0  # processes that read a large set; 0 for threads, one per core, at most 16
     # How gray levels become numbers, in training and for bits/dim: none (uniform for bits/dim),
     # uniform, truncated_normal (no noise in training), variational (uniform in training, and for
     # bits/dim by --mode=train_dequantizer)

@@ -80,7 +80,9 @@ def lowered(program):
     """The text of a program for all PLATFORMS; raise for what cannot be lowered."""
     exported = jax.export.export(program.function, platforms=PLATFORMS)(*program.arguments)
     assert exported.platforms == PLATFORMS
-    return exported.mlir_module()
+    text = exported.mlir_module()
+    assert "callback" not in text, "it calls Python on the host"
+    return text
 
 
 # Sections on which no program depends, beside the names of data, and the fields that are numbers.
