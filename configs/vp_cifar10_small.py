@@ -1,4 +1,4 @@
-"""VP SDE on CIFAR-10, conditioned on the class, with a small DDPM++: two hours on two cores.
+"""VP SDE on CIFAR-10, conditioned on the class, with a small DDPM++: 110 CPU minutes.
 
 python main.py --config=configs/vp_cifar10_small.py --mode=prepare
 python main.py --config=configs/vp_cifar10_small.py --mode=train
@@ -6,7 +6,10 @@ python main.py --config=configs/vp_cifar10_small.py --mode=train_classifier
 python main.py --config=configs/vp_cifar10_small.py --mode=eval
 
 The recipe is that of `vp_mnist`. The network has few channels at 32 pixels and many at 8, where a
-parameter costs least.
+parameter costs least. Measured on copies of the images through JPEG:
+
+    1,000 samples to the training images, Frechet distance of classifier features   1.60
+    10,000 test images to the training images                                       0.02
 """
 
 from ml_collections import ConfigDict
