@@ -239,9 +239,7 @@ def _check_task(reader: Reader, task: Task, solve: FixedSteps | Adaptive) -> Non
         if adaptive:
             raise ConfigError(f"config.task.name={task.name!r} needs fixed steps, but {fixed}")
         return
-    if (
-        task.options.upsamples or task.options.translates
-    ):  # experiment.check_ends has what concerns the latter
+    if task.options.upsamples or task.options.translates:  # `check_ends` has the latter
         return
     problem = task.inverse_problem
     if problem is None:

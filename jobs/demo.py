@@ -232,9 +232,10 @@ def server(model: TrainedModel, port: int) -> ThreadingHTTPServer:
 
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # taken or not allowed; not in 0..65535
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"--port={port}: {error.strerror}; give another one, or 0 for a free one"
+            f"--port={port}: {reason}; give another one, or 0 for a free one"
         ) from error
 
 
@@ -248,7 +249,6 @@ def serve(model: TrainedModel, port: int = 8000) -> None:
     Raises:
         ConfigError: for points or series, for an upsampler, on several hosts, or if the port cannot
             be had.
-        OverflowError: for a port out of range.
     """
     if jax.process_count() > 1:
         raise ConfigError(

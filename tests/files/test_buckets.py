@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from fake_buckets import fake_buckets
 
 from errors import BucketError, FileError
 from files.arrays import read_arrays
@@ -12,18 +11,6 @@ from files.kinds import require_file
 from files.paths import as_path
 from files.pictures import write_png_folder
 from files.writing import make_folder, sha256_of, write_file, write_json, write_npz
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with fake_buckets(tmp_path / "buckets") as root:
-        yield root / "bucket"
-
-
-@pytest.fixture
-def run(root):
-    return as_path("gs://bucket/run")
 
 
 def test_files_are_written_as_objects_and_read_back(root, run):

@@ -5,7 +5,6 @@ import socket
 import threading
 
 import pytest
-from fake_buckets import fake_buckets
 
 from files import copies
 from files.buckets import names_below
@@ -13,18 +12,6 @@ from files.copies import local_copy, local_input, local_matches
 from files.locks import locked
 from files.paths import as_path
 from files.writing import write_json
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with fake_buckets(tmp_path / "buckets") as root:
-        yield root / "bucket"
-
-
-@pytest.fixture
-def run(root):
-    return as_path("gs://bucket/run")
 
 
 def test_only_changed_objects_are_copied_again(root, run, monkeypatch):

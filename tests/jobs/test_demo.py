@@ -142,6 +142,11 @@ def test_every_solver_draws(conditional, solver):
     assert pixels(shown.pictures[-1]).std() > 0
 
 
+def test_a_port_out_of_range_is_one_line(conditional):
+    with pytest.raises(ConfigError, match=r"^--port=70000: .*; give another one, or 0"):
+        demo.server(conditional, 70000)
+
+
 @pytest.mark.slow
 def test_a_taken_port_is_one_line(finished):
     with demo.server(ss.load(finished), 0) as server:
