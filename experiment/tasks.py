@@ -115,12 +115,14 @@ class Action:
         encodes: whether it starts from rows of config.data and draws no samples.
         translates: whether it maps rows of one data set to another.
         upsamples: whether it gives small images to an upsampler.
+        interpolates: whether its samples lie between two images.
         start: the time up to which it adds noise to the input; 1 if it starts from the prior.
     """
 
     encodes: bool = False
     translates: bool = False
     upsamples: bool = False
+    interpolates: bool = False
     start: float = 1.0
 
 
@@ -289,6 +291,7 @@ class Interpolate(Action):
     """Decode the latents between those of two images."""
 
     encodes = True
+    interpolates = True
 
 
 # name -> the classes of its options. Adding an inverse problem is one class and one row.

@@ -22,7 +22,7 @@ from experiment.experiment import Experiment
 from experiment.images import Images, as_images
 from experiment.randomness import base_key
 from experiment.sampler import Checkpoint, Condition, Conditioned, Drawn, unconditioned
-from experiment.tasks import Interpolate, InverseProblem, Measurement, Reconstruct, Task
+from experiment.tasks import InverseProblem, Measurement, Task
 from files.paths import AnyPath
 from files.pictures import image_grid, write_png
 from files.writing import write_json, write_npz
@@ -130,12 +130,14 @@ class TaskRun:
     def __init__(self, experiment: Experiment, task: Task, count: int) -> None:
         self.experiment, self.task, self.count = experiment, task, count
         self.inputs = self._read_inputs()
-        if isinstance(task.options, Interpolate) and len(self.inputs) != 2:
+        between = task.options.interpolates
+        if between and len(self.inputs) != 2:
             raise ConfigError(
                 f"config.task.input={task.input!r} has {len(self.inputs)} images; interpolate "
                 "takes two, such as a.png,b.png or test:0,test:1"
             )
-        least = {Reconstruct: 0, Interpolate: 2}.get(type(task.options), len(self.inputs))
+        # A reconstruction gives one sample per image, whatever their number.
+        least = 0 if task.options.encodes and not between else len(self.inputs)
         if count < least:
             raise ConfigError(
                 f"--num_samples={count} is too small for config.task.input={task.input!r} with "
@@ -194,8 +196,10 @@ class TaskRun:
         """
         if self.task.inverse_problem is not None:
             return self._solve_inverse_problem(checkpoint)
+        if self.task.options.interpolates:
+            return self._interpolate(checkpoint)
         if self.task.options.encodes:
-            return self._through_latents(checkpoint)
+            return self._reconstruct(checkpoint)
         drawn = draw_all(self.experiment, checkpoint, self.count, self.condition)
         figure = self._figure([self._input_images], drawn.samples)
         return TaskResult(drawn.samples, drawn.arrays, figure, drawn.summary)
@@ -277,25 +281,35 @@ class TaskRun:
         )
         return TaskResult(images, {"measurement": y}, self._figure(columns, images), summary)
 
-    def _through_latents(self, checkpoint: Checkpoint) -> TaskResult:
-        data, solve = self._data, self.experiment.sampler.solve
-        x = data.from_unit_range(self.inputs)
-        latents = self._map(solve.encode, checkpoint, x, np.arange(len(x)))
-        if isinstance(self.task.options, Reconstruct):
-            path, classes = latents, np.arange(len(latents))
-        else:  # with the class of the first image
-            fractions = jnp.linspace(0, 1, self.count)
-            first, last = jnp.asarray(latents)
-            path = np.asarray(interpolate(first, last, fractions))
-            classes = np.zeros(self.count, int)
-        images = data.decode(self._map(solve.decode, checkpoint, path, classes))
-        arrays, inputs = {"latent": latents}, self._input_images
-        if isinstance(self.task.options, Interpolate):
-            row = np.concatenate([inputs[:1], images, inputs[1:]])
-            return TaskResult(images, arrays, image_grid(row, columns=len(row)), "interpolated")
+    def _reconstruct(self, checkpoint: Checkpoint) -> TaskResult:
+        latents, inputs = self._latents(checkpoint), self._input_images
+        images = self._decode(checkpoint, latents, np.arange(len(latents)))
         error = np.sqrt(np.mean(((images.astype(np.float32) - inputs) / 255) ** 2))
         summary = f"error {error:.4f} (root mean square, images in [0, 1])"
-        return TaskResult(images, arrays, self._figure([inputs], images), summary)
+        return TaskResult(images, {"latent": latents}, self._figure([inputs], images), summary)
+
+    def _interpolate(self, checkpoint: Checkpoint) -> TaskResult:
+        latents, inputs = self._latents(checkpoint), self._input_images
+        first, last = jnp.asarray(latents)
+        between = np.asarray(interpolate(first, last, jnp.linspace(0, 1, self.count)))
+        # All have the class of the first image.
+        images = self._decode(checkpoint, between, np.zeros(self.count, int))
+        row = np.concatenate([inputs[:1], images, inputs[1:]])
+        figure = image_grid(row, columns=len(row))
+        return TaskResult(images, {"latent": latents}, figure, "interpolated")
+
+    def _latents(self, checkpoint: Checkpoint) -> Float[np.ndarray, "n h w c"]:
+        x = self._data.from_unit_range(self.inputs)
+        return self._map(self.experiment.sampler.solve.encode, checkpoint, x, np.arange(len(x)))
+
+    def _decode(
+        self,
+        checkpoint: Checkpoint,
+        latents: Float[np.ndarray, "n h w c"],
+        classes: Int[np.ndarray, "n"],
+    ) -> Pictures:
+        decode = self.experiment.sampler.solve.decode
+        return self._data.decode(self._map(decode, checkpoint, latents, classes))
 
     def _map(
         self,

@@ -83,7 +83,7 @@ class Loop:
                     rate = clock.rate()
                     self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} {rows}/s")
                     if not stopping or is_due(step, options.log_every):
-                        self.log.write(step, {**values, "images_per_sec": round(rate, 1)})
+                        self.log.write(step, {**values, "images_per_sec": float(f"{rate:.4g}")})
                 if measures:  # before it is saved, so that a run that resumes here has it
                     self._write_measurements(state)
                 record = self.job.config | {"images": self.images}
