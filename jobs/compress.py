@@ -33,6 +33,7 @@ from files.writing import write_npz
 from jobs.restore import load_checkpoint
 from jobs.workdir import Workdir
 from numerics.arrays import digest
+from training.hosts import require_same
 
 Images = UInt8[np.ndarray, "count height width channels"]
 
@@ -61,6 +62,7 @@ def compress(
 
     Raises:
         ConfigError, WorkdirError, CheckpointError: before anything is computed.
+        HostsError: if hosts have other images or another checkpoint.
         CodecError: if the network's output is not finite.
     """
     if target.exists():
@@ -69,14 +71,15 @@ def compress(
         raise ConfigError(f"--lanes={lanes} must be at least 1")
     levels = _read_levels(experiment, str(source))
     codec = _codec(experiment, workdir, min(lanes, len(levels)), checkpoint, ema)
-    codes = codec.encode(levels, _progress("compressing"))
     about = {
         "images": len(levels),
         "sha256_images": digest(levels),
-        "unread": [code.unread for code in codes],
         "model": _model(experiment, codec.denoiser),
         "software": _software(),
     }
+    require_same("the images or the checkpoint", flatten(about, "."))
+    codes = codec.encode(levels, _progress("compressing"))
+    about["unread"] = [code.unread for code in codes]
     size = write_code(target, about, [code.words for code in codes])
     random = sum(code.random_bits for code in codes)
     net = sum(code.words.size for code in codes) * 32 - random

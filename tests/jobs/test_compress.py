@@ -2,17 +2,23 @@
 
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_line import TINY, flags, run
+from command_line import TINY, configuration, flags, run
 
 import scoresde as ss
 from bounds.bits_back import ImageCodec
 from bounds.discrete import DiscreteBoundOptions, discrete_bound
+from errors import HostsError
+from experiment.build import build
+from jobs.compress import compress
+from jobs.workdir import Workdir
 from time_grids import Schedule
+from training import hosts
 
 FIELDS = TINY | {
     "training.steps": 4,
@@ -63,6 +69,28 @@ def test_images_come_back_from_a_file_and_others_are_refused(workdir):
     assert done.status == 1
     assert "has gray levels that the model lacks, which has 17" in done.stderr
     assert not (workdir / "c").exists()
+
+
+@pytest.mark.slow
+def test_hosts_with_other_images_are_refused_before_they_are_compressed(workdir, monkeypatch):
+    class Other:
+        """A channel to a host that has other images."""
+
+        index, peers = 0, (1,)
+
+        def send(self, value):
+            pass
+
+        def receive(self, peer):
+            return {"place": place, "value": {"sha256_images": "another"}}
+
+    place = "the images or the checkpoint"
+    experiment, target = build(configuration(FIELDS)), workdir / "hosts"
+    monkeypatch.setattr(hosts, "_channel", Other())
+    monkeypatch.setattr(ImageCodec, "encode", lambda *given: pytest.fail("compressed"))
+    with pytest.raises(HostsError, match=f"the hosts differ in {place}: .* host 1; start"):
+        compress(experiment, Workdir(workdir), source=Path("test:0-2"), target=target)
+    assert not target.exists()
 
 
 @pytest.mark.slow
