@@ -8,7 +8,7 @@ r"""Accuracy of digits that are guided by words, at several scales and ways of t
 
 Samples of each of the ten words, by the sampler of the run. The judge is a support vector machine
 of scikit-learn, trained on the training images alone; it never sees the perceptor. Results go to
-results/text.jsonl, and what is there is not repeated. With --figure, the samples of the first row
+results/text.jsonl by the name of the run's folder, and what is there is not repeated. With --figure, the samples of the first row
 are drawn and written to that file, a word a row.
 """
 
@@ -38,7 +38,7 @@ SETTINGS = {
     "`cutouts=4`": {"cutouts": 4},
 }
 COUNT = 100  # samples of each word
-RESULTS = Results("text", ("setting",))
+RESULTS = Results("text", ("run", "setting"))
 
 
 def experiment_of(prompt: str, **fields) -> Experiment:
@@ -64,10 +64,12 @@ class Judge:
         return float(np.mean(found == label))
 
 
-def table() -> str:
-    """Return the table of what is measured."""
+def table(run: str) -> str:
+    """Return the table of what is measured of a run."""
     rows = []
     for line in RESULTS.lines():
+        if line["run"] != run:
+            continue
         p, n = np.mean(line["shares"]), COUNT * len(WORDS)
         spread = f"{p:.1%} ± {np.sqrt(p * (1 - p) / n):.1%}"
         rows.append((line["setting"], *(f"{share:.0%}" for share in line["shares"]), spread))
@@ -80,13 +82,15 @@ def main() -> None:
     parser.add_argument("--figure", default="")
     parser.add_argument("--table", action="store_true", help="print what is measured")
     given = parser.parse_args()
+    folder = Path(given.workdir)
     if not given.table:
-        measure(Workdir(given.workdir), given.figure)
-    print(table())
+        measure(folder, given.figure)
+    print(table(folder.name))
 
 
-def measure(workdir: Workdir, figure: str) -> None:
+def measure(folder: Path, figure: str) -> None:
     """Measure the settings that are not there, and draw the figure."""
+    workdir = Workdir(folder)
     first = experiment_of("seven")
     checkpoint, judge = load_checkpoint(first, workdir), Judge(first.data)
     vectors = [load_perceptor(experiment_of(word), workdir).targets for word in WORDS]
@@ -103,9 +107,10 @@ def measure(workdir: Workdir, figure: str) -> None:
         return sampler.draw(guided, np.arange(COUNT)).samples
 
     for setting, fields in SETTINGS.items():
-        if not RESULTS.has(setting=setting):
+        key = {"run": folder.name, "setting": setting}
+        if not RESULTS.has(**key):
             shares = [judge.share(drawn(fields, each), k) for k, each in enumerate(vectors)]
-            RESULTS.add({"setting": setting, "shares": shares})
+            RESULTS.add({**key, "shares": shares})
     if figure:
         grid = np.concatenate([drawn({}, targets)[:SHOWN] for targets in vectors])
         write_png(Path(figure), image_grid(grid, columns=SHOWN))

@@ -6,9 +6,10 @@ python main.py --config=configs/bridge_digits.py --mode=sample --num_samples=16 
 
     variant         from                 to
     unpaired        eights               threes; a flow, which knows both directions (the default)
+    dsbm            eights               threes; the Schroedinger bridge, by --mode=train_bridge
     super_resolve   means of 2x2 pixels  the digits; a Brownian bridge between given pairs (I2SB)
 
-Each trains for about a minute on two cores.
+Each trains for about a minute on two cores, dsbm per round.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 from configs import vp_digits
 from configs._song2021 import check_variant
 
-VARIANTS = ("unpaired", "super_resolve")
+VARIANTS = ("unpaired", "dsbm", "super_resolve")
 
 
 def get_config(variant: str = "unpaired") -> ConfigDict:
@@ -31,16 +32,18 @@ def get_config(variant: str = "unpaired") -> ConfigDict:
     config.training.sample_every = 1200
     config.diagnostics.every = 0
     config.eval.metrics = ("frechet",)
-    if variant == "unpaired":
+    if variant == "super_resolve":
+        config.coupling.name = "paired"
+        config.coupling.measurement = "super_resolve"
+    else:
         config.data.name = "digits:3"
-        config.coupling.name = "minibatch_ot"
         config.coupling.data = "digits:8"
+    if variant == "unpaired":
+        config.coupling.name = "minibatch_ot"
         config.denoiser.parameterization = "velocity"
         config.weight.name = "velocity"
         config.sampling.name = "ddim"
     else:
-        config.coupling.name = "paired"
-        config.coupling.measurement = "super_resolve"
         config.sde.diffusion = 0.5
         config.denoiser.parameterization = "bridge"
         config.weight.name = "bridge"
