@@ -8,8 +8,8 @@ r"""Accuracy of digits that are guided by words, at several scales and ways of t
 
 Samples of each of the ten words, by the sampler of the run. The judge is a support vector machine
 of scikit-learn, trained on the training images alone; it never sees the perceptor. Results go to
-results/text.jsonl by the name of the run's folder, and what is there is not repeated. With --figure, the samples of the first row
-are drawn and written to that file, a word a row.
+results/text.jsonl by the name of the run's folder, and what is there is not repeated. With
+--figure, the samples of the first row are drawn and written to that file, a word a row.
 """
 
 import argparse
