@@ -4,7 +4,9 @@
     python results/run.py vdm_mnist --config.data.name=mnist.npz
     python results/run.py --tables
 
-The run lies in runs/results/NAME and continues where it stopped. Further flags go to main.py. The
+The run lies in runs/results/NAME and continues where it stopped. Further flags go to main.py, and
+paths in them are relative to the root of the project. With another flag than that of the data, it
+is another recipe: its run lies in runs/results/NAME-changed, and so does its record. Otherwise the
 record is results/NAME:
 
     record.json    commands, commit, machine, seconds, images seen
@@ -51,6 +53,7 @@ class Recipe(NamedTuple):
     ships: bool = False
 
 
+DATA = "--config.data.name="
 WITH_CLASSIFIER = ("train", "train_classifier", "eval", "sample")
 FASHION = ("--config.data.name=fashion_mnist",)
 # The probability-flow ODE on 10,000 test images would take longer than the training.
@@ -76,10 +79,18 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] not in RECIPES:
         sys.exit(f"error: give --tables or one of: {', '.join(RECIPES)}")
     name, *flags = arguments
-    recipe, workdir = RECIPES[name], ROOT / "runs" / "results" / name
+    changed = any(not flag.startswith(DATA) for flag in flags)
+    recipe, runs = RECIPES[name], ROOT / "runs" / "results"
+    workdir = runs / (f"{name}-changed" if changed else name)
     for mode in recipe.modes:
         _run(recipe, mode, workdir, flags)
-    _record(name, recipe, workdir)
+    if changed:
+        _record(workdir, workdir / "record")
+        print(f"the recipe is changed, so its record is {workdir / 'record'}")
+        return
+    _record(workdir, RESULTS / name)
+    if recipe.ships:
+        _ship(workdir, name)
     tables.write()
 
 
@@ -96,7 +107,7 @@ def _run(recipe: Recipe, mode: str, workdir: Path, flags: list[str]) -> None:
         "command": " ".join(["python", *command]),
         "wall_seconds": round(time.time() - start, 1),
         "cpu_seconds": round(cpu, 1),
-        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "commit": _output("git", "describe", "--always", "--dirty", "--exclude=*"),
         "other_load": round(os.getloadavg()[2], 1),
     }
     if workdir.exists():
@@ -106,14 +117,10 @@ def _run(recipe: Recipe, mode: str, workdir: Path, flags: list[str]) -> None:
         sys.exit(status)
 
 
-def _record(name: str, recipe: Recipe, workdir: Path) -> None:
+def _record(workdir: Path, folder: Path) -> None:
     """Copy what a run has made to the record."""
     import jax
 
-    from jobs.shipped import model_folder, write_model
-    from jobs.workdir import Workdir
-
-    folder = RESULTS / name
     folder.mkdir(exist_ok=True)
     evaluation = max((workdir / "eval").glob("*.json"), key=lambda path: path.stat().st_mtime)
     step = json.loads(evaluation.read_text())["step"]
@@ -133,8 +140,14 @@ def _record(name: str, recipe: Recipe, workdir: Path) -> None:
     shutil.copy(workdir / "metrics.jsonl", folder / "curve.jsonl")
     samples = max((workdir / "samples").rglob("*.png"), key=lambda path: path.stat().st_mtime)
     shutil.copy(samples, folder / "samples.png")
-    if recipe.ships:
-        write_model(Workdir(workdir), model_folder(name))
+
+
+def _ship(workdir: Path, name: str) -> None:
+    """Keep the network of a run."""
+    from jobs.shipped import model_folder, write_model
+    from jobs.workdir import Workdir
+
+    write_model(Workdir(workdir), model_folder(name))
 
 
 def _write(path: Path, content: Any) -> None:

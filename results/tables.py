@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+Row = tuple[str, ...]
+
 RESULTS = Path(__file__).resolve().parent
 CHOICES = RESULTS.parent / "benchmarks" / "results" / "likelihood_recipe.jsonl"
 DOCUMENT = RESULTS.parent / "docs" / "results.md"
@@ -25,50 +27,57 @@ def read(name: str, file: str) -> Any:
     return json.loads((RESULTS / name / f"{file}.json").read_text())
 
 
-def likelihoods() -> list[tuple[str, ...]]:
+def likelihoods() -> list[Row]:
     """Return the rows of bits/dim, by the ODE and by the variational bound."""
-    rows = [("result", "by the ODE", "images x draws", "evaluations", "solver error", "bound")]
+    head = ("by the ODE", "images x draws", "evaluations", "solver error", "truncation")
+    rows: list[Row] = [("result", *head, "by the bound", "images x draws", "evaluations")]
     for name in names():
         results = read(name, "eval")
         exact, bound = results.get("bits_per_dim"), results.get("continuous_bound")
         if exact is None and bound is None:
             continue
-        images, nfe, error = "", "", None
-        if exact is not None:
-            images, nfe = f"{exact['images']:,} x {exact['draws']}", f"{exact['nfe']:.0f}"
-            error = exact.get("solver_error", {}).get("mean")
-        rows.append(
-            (
-                f"`{name}`",
-                _with_error(exact),
-                images,
-                nfe,
-                "" if error is None else f"{error:+.4f}",
-                _with_error(bound),
-            )
-        )
+        rows.append((f"`{name}`", *_ode_cells(exact), *_estimate_cells(bound)))
     return rows
 
 
-def _with_error(found: dict[str, Any] | None) -> str:
-    """Return a mean over images with its standard error."""
-    return "" if found is None else f"{found['mean']:.3f} ± {found['over_images']:.3f}"
+def _estimate_cells(found: dict[str, Any] | None) -> tuple[str, str, str]:
+    """Return a mean over images with its standard error, their number, and the evaluations."""
+    if found is None:
+        return "", "", ""
+    images = f"{found['images']:,} x {found['draws']}"
+    return f"{found['mean']:.3f} ± {found['over_images']:.3f}", images, f"{found['nfe']:.0f}"
 
 
-def samples() -> list[tuple[str, ...]]:
+def _ode_cells(found: dict[str, Any] | None) -> tuple[str, ...]:
+    """Return the estimate, and what the solver and the smallest time add to it."""
+    budget = ("solver_error", "truncation")
+    errors = ((found or {}).get(name) for name in budget)
+    signed = (
+        "" if each is None else f"{each['mean']:+.4f} ± {each['standard_error']:.4f}"
+        for each in errors
+    )
+    return *_estimate_cells(found), *signed
+
+
+def samples() -> list[Row]:
     """Return the rows of Frechet distances."""
-    rows = [("result", "features", "samples to training images", "test images to training images")]
+    columns = ("samples to training images", "corrected", "test images to training images")
+    rows: list[Row] = [("result", "features", *columns)]
     for name in names():
         for features, found in read(name, "eval").get("frechet", {}).items():
             distance = found["to_train"]
             to_train = f"{distance['mean']:.3f} ± {distance['std']:.3f}"
-            rows.append((f"`{name}`", features, to_train, f"{found['train_to_test']:.3f}"))
+            corrected = ""
+            if distance["corrected"] is not None:
+                corrected = f"{distance['corrected']:.3f} ± {distance['standard_error']:.3f}"
+            cells = (to_train, corrected, f"{found['train_to_test']:.3f}")
+            rows.append((f"`{name}`", features, *cells))
     return rows
 
 
-def choices() -> list[tuple[str, ...]]:
+def choices() -> list[Row]:
     """Return the rows of short runs with one choice undone."""
-    rows = [("recipe", "steps", "seconds", "bound, bits/dim", "change")]
+    rows = [("recipe", "steps", "bound, bits/dim", "change")]
     lines = read_lines(CHOICES)
     whole = {
         (line["seed"], line["steps"]): line["bound"] for line in lines if line["name"] == "all"
@@ -76,12 +85,11 @@ def choices() -> list[tuple[str, ...]]:
     for line in lines:
         change = line["bound"] - whole[line["seed"], line["steps"]]
         bound = f"{line['bound']:.3f} ± {line['over_images']:.3f}"
-        seconds = f"{line['seconds']:.0f}"
-        rows.append((line["name"], str(line["steps"]), seconds, bound, f"{change:+.3f}"))
+        rows.append((line["name"], str(line["steps"]), bound, f"{change:+.3f}"))
     return rows
 
 
-def costs() -> list[tuple[str, ...]]:
+def costs() -> list[Row]:
     """Return the rows of what each result took."""
     rows = [("result", "commit", "images seen", "training", "evaluation", "on")]
     for name in names():
@@ -96,10 +104,15 @@ def costs() -> list[tuple[str, ...]]:
                 f"{record['images_seen']:,}",
                 _time(training),
                 _time(evaluation),
-                record["machine"],
+                _machine(record),
             )
         )
     return rows
+
+
+def _machine(record: dict[str, Any]) -> str:
+    devices = record["devices"]
+    return record["machine"] if set(devices) == {"cpu"} else f"{len(devices)} x {devices[0]}"
 
 
 def _time(costs: list[dict[str, Any]]) -> str:
@@ -108,7 +121,7 @@ def _time(costs: list[dict[str, Any]]) -> str:
 
 
 # By the name in the document, between <!-- table: NAME --> and <!-- end -->.
-TABLES: dict[str, Callable[[], list[tuple[str, ...]]]] = {
+TABLES: dict[str, Callable[[], list[Row]]] = {
     "likelihoods": likelihoods,
     "samples": samples,
     "choices": choices,

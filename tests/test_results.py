@@ -63,3 +63,16 @@ def test_mnist_loads_without_its_data_and_denoises_samples(name, t):
     rows = [grid[start : start + 28] for start in range(0, 231, 29)]
     samples = np.array([row[:, start : start + 28] for row in rows for start in range(0, 231, 29)])
     assert denoised_error(ss.load(name), samples[..., None], t) < 1 / 3
+
+
+def test_a_changed_recipe_leaves_the_record_and_the_network_alone(monkeypatch, tmp_path, capsys):
+    calls, records = [], []
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "_run", lambda recipe, mode, workdir, flags: calls.append(workdir))
+    monkeypatch.setattr(run, "_record", lambda workdir, folder: records.append(folder))
+    for part in (run, "_ship"), (tables, "write"):
+        monkeypatch.setattr(*part, lambda *given: pytest.fail("the record is changed"))
+    run.main(["vp_digits", "--config.data.name=digits", "--config.training.steps=60"])
+    assert set(calls) == {tmp_path / "runs" / "results" / "vp_digits-changed"}
+    assert records == [calls[0] / "record"]
+    assert str(records[0]) in capsys.readouterr().out
