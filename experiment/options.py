@@ -205,8 +205,8 @@ class DiagnosticsOptions:
     Args:
         every: steps between measurements, of which the last step has one too; 0 for none.
         metrics: names in `jobs.diagnostics.DIAGNOSTICS`.
-        images: test images, and as many training images; 0 for 256, or all test images if there
-            are fewer.
+        images: test images, and as many training images; 0 for 256. All test images if there are
+            fewer.
         levels: number of noise levels, equally long in log-SNR.
         samples: samples for the Frechet distance.
         sampling_steps: steps of their sampler, UniPC.
@@ -228,7 +228,7 @@ class DiagnosticsOptions:
         require_in("every", self.every, "[0, inf)")
         require_in("images", self.images, "[0, inf)")
         if self.images == 1:
-            raise ValueError("images=1 has no standard error; give at least 2, or 0 for 256 or all")
+            raise ValueError("images=1 has no standard error; give at least 2, or 0 for 256")
         require_in("levels", self.levels, "[2, inf)")
         require_in("samples", self.samples, "[5, inf)")
         require_in("sampling_steps", self.sampling_steps, "[4, inf)")

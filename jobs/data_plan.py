@@ -16,10 +16,11 @@ _BATCH = 64
 
 
 class DataPlan(NamedTuple):
-    """A line about the data, and the number of training images; None if they are not found."""
+    """A line about the data, and the numbers of images; None if they are not found."""
 
     text: str
-    train_count: int | None
+    train_count: int | None = None
+    test_count: int | None = None
 
 
 def describe_data(data: Data, classes: int = 0) -> DataPlan:
@@ -40,11 +41,11 @@ def describe_data(data: Data, classes: int = 0) -> DataPlan:
         images = StreamedImages(splits["train"].items, fit)
         rate = _trial(images, options.workers)
     except (ValueError, OSError) as error:
-        return DataPlan(f"cannot be read: {error}", None)
+        return DataPlan(f"cannot be read: {error}")
     known = splits["train"].labels
     if classes and (known or size.held):
         data.require_classes(known() if known else data.splits.train_labels, classes, "model")
-    return DataPlan(f"{_line(size, data)}; {rate}", size.counts["train"])
+    return DataPlan(f"{_line(size, data)}; {rate}", size.counts["train"], size.counts["test"])
 
 
 def _describe_rows(data: Data, classes: int) -> DataPlan:
@@ -54,7 +55,7 @@ def _describe_rows(data: Data, classes: int) -> DataPlan:
     train, test = data.splits.train, data.splits.test
     counts = f"{len(train):,} train + {len(test):,} test {data.kind.name}"
     shape, size = "x".join(map(str, data.shape)), 4 * data.size * (len(train) + len(test)) / 1e9
-    return DataPlan(f"{counts} of {shape}, {size:.2f} GB: held in memory", len(train))
+    return DataPlan(f"{counts} of {shape}, {size:.2f} GB: held in memory", len(train), len(test))
 
 
 def _line(size: Size, data: Data) -> str:

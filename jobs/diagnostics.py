@@ -76,6 +76,15 @@ def check_metrics(options: DiagnosticsOptions, kind: Kind) -> None:
             )
 
 
+def require_test_images(name: str, count: int) -> None:
+    """Raise ConfigError for data that have too few test images to measure by."""
+    if count < 2:
+        raise ConfigError(
+            f"config.data.name={name!r} has {count} test image, and measurements during training "
+            "need 2; set config.diagnostics.every=0 for none"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Diagnostics:
     """What is measured during training.
@@ -90,20 +99,9 @@ class Diagnostics:
 
     def check(self) -> None:
         """Raise ConfigError for measurements that cannot be had of these data."""
-        options, data = self.experiment.diagnostics, self.experiment.data
-        check_metrics(options, data.kind)
-        count = len(data.splits.test)
-        if count < 2:
-            raise ConfigError(
-                f"config.data.name={data.options.name!r} has {count} test image, and measurements "
-                "during training need 2; set config.diagnostics.every=0 for none"
-            )
-        if options.images > count:
-            raise ConfigError(
-                f"config.diagnostics.images={options.images}, but config.data.name="
-                f"{data.options.name!r} has {count} test images; give at most {count}, or 0 for "
-                "256 or all"
-            )
+        data = self.experiment.data
+        check_metrics(self.experiment.diagnostics, data.kind)
+        require_test_images(data.options.name, len(data.splits.test))
         classes = self.experiment.model.num_classes
         if classes:
             data.require_classes(data.splits.test_labels, classes, "model")

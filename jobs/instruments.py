@@ -64,7 +64,7 @@ class Instruments:
     def chosen(self) -> dict[str, Int[np.ndarray, "images"]]:
         """The indices of the images of each split, drawn once for the run."""
         images, rng = self.experiment.data.splits, np.random.default_rng(self.experiment.seed)
-        count = self.experiment.diagnostics.images or min(_IMAGES, len(images.test))
+        count = min(self.experiment.diagnostics.images or _IMAGES, len(images.test))
         return {split: rng.permutation(len(getattr(images, split)))[:count] for split in SPLITS}
 
     @property

@@ -20,6 +20,7 @@ from experiment.leftover_noise import leftover_noise
 from files.text import table
 from jobs.compiled import describe_compiled
 from jobs.data_plan import DataPlan, describe_data
+from jobs.diagnostics import require_test_images
 from training.objective import Context
 
 
@@ -41,6 +42,8 @@ def describe(experiment: Experiment, *, compiled: bool = False) -> str:
         else f"{evaluations} network evaluations per {experiment.data.kind.one}"
     )
     data = describe_data(experiment.data, experiment.model.num_classes)
+    if experiment.diagnostics.every and data.test_count is not None:
+        require_test_images(experiment.data.options.name, data.test_count)
     other = _other_data(experiment, data)
     rows = [
         ("parameters", f"{_count(params):,} ({_count(params) / 1e6:.1f}M)"),
