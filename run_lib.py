@@ -87,7 +87,8 @@ def train(experiment: Experiment, workdir: Workdir, *, profile: str | None = Non
         extractor = diagnostics_extractor(experiment, workdir)
         diagnostics = Diagnostics(experiment=experiment, extractor=extractor)
     if run_job(model_job(experiment, diagnostics), workdir, profiled):
-        print(f"samples are in {workdir.samples}; next: --mode=eval or --mode=sample")
+        samples = f"samples are in {workdir.samples}; " if experiment.training.sample_every else ""
+        print(f"{samples}next: --mode=eval or --mode=sample")
 
 
 def _require_plain_samples(experiment: Experiment) -> None:

@@ -26,6 +26,8 @@ from solvers.analytic_dpm import AnalyticDPM
 from solvers.predictor_corrector import CORRECTORS, PREDICTORS, PredictorCorrector
 from time_grids import Schedule
 
+PARTS = {"predictor": PREDICTORS, "corrector": CORRECTORS}  # of a PredictorCorrector, by field
+
 
 def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: Ends) -> Sampler:
     """Build the sampler that the configuration describes.
@@ -41,6 +43,9 @@ def build_sampler(reader: Reader, sde: SDE, data: Data, classes: Classes, ends: 
     if (clip := reader.config["sampling"]["clip"]) not in (None, "none"):
         data.kind.require_images(f"config.sampling.clip={clip!r}", "leave it out")
     chosen = reader.lookup("sampling", {**SOLVERS, **ADAPTIVE})
+    if reader.config["sampling"]["name"] != "pc":
+        for field, table in PARTS.items():
+            reader.offer("sampling", table, f"name=pc {field}")
     if chosen in ADAPTIVE.values():
         function, option_classes = chosen
         options, solve = _adaptive(reader, function, option_classes, data)
@@ -127,7 +132,7 @@ def _fixed_steps(
 ) -> tuple[SamplingOptions, FixedSteps]:
     parts: dict[str, type | None] = {}
     if cls is PredictorCorrector:
-        for name, table in (("predictor", PREDICTORS), ("corrector", CORRECTORS)):
+        for name, table in PARTS.items():
             parts[name] = reader.lookup("sampling", {"none": None, **table}, name)
     built = reader.build_all(
         "sampling",

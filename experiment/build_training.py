@@ -67,8 +67,9 @@ def check_objective(reader: Reader, sde: SDE, loss: Objective) -> None:
     if loss.trains_variance and not learned:
         raise ConfigError(
             f"config.loss.name={name!r} trains a variance, which a network with "
-            f"config.denoiser.parameterization={parameterization!r} does not predict; choose "
-            "eps_learned_variance, or another loss"
+            f"config.denoiser.parameterization={parameterization!r} does not predict; set "
+            "config.denoiser.parameterization=eps_learned_variance and "
+            "config.model.learned_variance=True, or config.loss.name=vlb with variance=small"
         )
 
 

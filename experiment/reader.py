@@ -35,6 +35,10 @@ class Reader:
             require_choice(field, name, table)
         return table[name]
 
+    def offer(self, path: str, table: Mapping[str, Any], field: str) -> None:
+        """Let messages about unused fields name rows of a table that is not looked up."""
+        self._tables[path, field] = table
+
     def build_named(
         self, path: str, table: Mapping[str, type], *, fixed: Mapping[str, Any] | None = None
     ) -> Any:

@@ -232,11 +232,12 @@ def _draw_series(axes: "Axes", series: Series, number: int) -> None:
 
 def _label_plainly(axis: "Axis") -> None:
     """Write 0.06, not 6 x 10^-2, at the ticks of a logarithmic axis."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     low, high = axis.get_view_interval()
     subdivisions = (1, 2, 3, 5) if high < 100 * low else (1,)
-    axis.set_major_locator(LogLocator(subs=subdivisions))
+    near = high < 5 * low  # where powers of ten and their like may leave no tick, or one
+    axis.set_major_locator(MaxNLocator(5) if near else LogLocator(subs=subdivisions))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
 

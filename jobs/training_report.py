@@ -270,7 +270,7 @@ def _dead_levels(levels: Levels, finest: float) -> Iterator[str]:
     # Where the mean of the images says it all, a small excess is no harm.
     dead &= _learnable(levels, finest) | ((levels.blind <= _LEARNABLE) & (surely > _LEARNABLE))
     if not dead.any():
-        yield "all noise levels are learned"
+        yield "all noise levels with something to learn are learned"
         return
     half = (levels.log_snr[1] - levels.log_snr[0]) / 2
     edges = np.flatnonzero(np.diff(np.concatenate([[0], dead, [0]])))
@@ -278,10 +278,9 @@ def _dead_levels(levels: Levels, finest: float) -> Iterator[str]:
     for first, end in edges.reshape(-1, 2):
         low, high = levels.log_snr[first] - half, levels.log_snr[end - 1] + half
         inside = slice(first, end)
-        parts.append(
-            f"{low:.1f} to {high:.1f} (error {error[inside].mean():.2g} of "
-            f"{levels.blind[inside].mean():.2g} without a network)"
-        )
+        least, most = (f(error[inside] / levels.blind[inside]) for f in (np.min, np.max))
+        error_there = f"error {least:.3g} to {most:.3g} times that of the best guess"
+        parts.append(f"{low:.1f} to {high:.1f} ({error_there})")
     yield f"noise levels with log-SNR {' and '.join(parts)} are not learned"
 
 

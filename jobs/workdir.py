@@ -201,8 +201,8 @@ class Workdir:
                 return self._recovered
         if isinstance(lost, FileNotFoundError):
             raise WorkdirError(
-                f"there is no run in {self.path} (no config.json); run --mode=train or "
-                "--mode=import first"
+                f"there is no run in {self.path} (no config.json); train or import it first, by "
+                f"--mode=train or --mode=import with --workdir={self.path}"
             ) from lost
         raise WorkdirError(f"{problem}; restore it, or use another --workdir") from lost
 

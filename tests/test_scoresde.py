@@ -92,7 +92,9 @@ def test_loaded_model_is_that_of_the_step(trained):
 
 @pytest.mark.slow
 def test_run_or_checkpoint_that_is_missing_is_an_error(trained, tmp_path):
-    with pytest.raises(WorkdirError, match=r"there is no run in .*; run --mode=train or"):
+    with pytest.raises(
+        WorkdirError, match=r"there is no run in .*; train or import it first, by --mode=train"
+    ):
         ss.load(tmp_path / "none")
     with pytest.raises(CheckpointError, match="99"):
         ss.load(trained, step=99)

@@ -217,6 +217,13 @@ def test_unused_field_is_an_error_on_the_command_line_and_null_in_a_file():
         build(config, overrides={"sde.sigma_max"})
 
 
+def test_unused_field_of_a_predictor_is_found_with_the_sampler_that_has_it():
+    fields = TINY | {"sampling.name": "unipc", "sampling.variance": "learned"}
+    message = r"variance is used with config\.sampling\.name=pc predictor=ancestral"
+    with pytest.raises(ConfigError, match=message):
+        build(configuration(fields), overrides={"sampling.variance"})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Length:
     length: int = 3

@@ -136,7 +136,9 @@ def test_which_fields_a_part_of_a_run_may_change(workdir, part, config, field, v
 
 def test_saved_configuration_is_read_back(workdir, tmp_path):
     assert differences(workdir.read_config(), CONFIG) == []
-    with pytest.raises(WorkdirError, match=r"no run in .*; run --mode=train or --mode=import"):
+    with pytest.raises(
+        WorkdirError, match=r"no run in .*; train or import it first, by --mode=train"
+    ):
         Workdir(tmp_path / "none").read_config()
     for text in ("{", "[]"):
         workdir.config.write_text(text)

@@ -191,7 +191,11 @@ FIELDS = {
     ("fields", "message"),
     [
         (LEARNED, r"config\.loss\.name='denoising' does not train the variance .* choose hybrid"),
-        (FIELDS, r"config\.loss\.name='hybrid' trains a variance, .*choose eps_learned_variance"),
+        (
+            FIELDS,
+            r"config\.loss\.name='hybrid' trains a variance, .*=eps_learned_variance and "
+            r"config\.model\.learned_variance=True, or config\.loss\.name=vlb with variance=small",
+        ),
         (
             FIELDS | LEARNED | {"times.name": "uniform"},
             r"config\.loss\.name='vlb' and 'hybrid' .*choose config\.times\.name=timesteps or loss",
