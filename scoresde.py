@@ -1,10 +1,12 @@
 """Score-based generative modeling through SDEs, as a library.
 
+import jax
 import scoresde as ss
 
 model = ss.load("digits")  # or the folder of a run, such as "runs/vp_digits"
-x = ss.sample(key, model.denoiser, (64, *model.shape), solver=ss.UniPC(), steps=20)
-nats = ss.log_prob(key, model.denoiser, images).nats
+key = jax.random.key(0)
+x = ss.sample(key, model.denoiser, (64, *model.shape), solver=ss.UniPC(), steps=20).x
+nats = ss.log_prob(key, model.denoiser, x[:8]).nats
 """
 
 import runpy
