@@ -262,10 +262,13 @@ def reduced(command, folder):
         arguments.append(f"--workdir={folder}/runs/{name}")
     of_points = file in ROWS
     # A U-Net takes thrice the time to compile, so commands that share one are enough.
-    network = MLP if file in ALIKE else UNET
+    own = "path/to/" in given.get("config.data.name", "")  # images, in any network
+    network = MLP if file in ALIKE or own else UNET
     fields = dict(POINTS) if of_points else TINY | network
-    if given.get("mode") == "train" and "path/to/images" in given.get("config.data.name", ""):
+    if own and not of_points:
         del fields["diagnostics.every"]  # a first run on one's own images is measured, too
+        if given["mode"] == "check":  # of the network as it is
+            fields = {}
     if "cifar10" in file:
         fields["data.name"] = folder / "cifar10.npz"
     sampler = given.get("config.sampling.name", "unipc" if "digits" in file or of_points else "pc")
