@@ -210,10 +210,8 @@ def distance(config: dict, fields: dict, checkpoint: Any, steps: int, *, count: 
         sampling |= {"name": "pc", "variance": fields["variance"]}
     experiment = build(config | {"sampling": sampling})
     samples = experiment.sampler.draw(checkpoint, np.arange(count)).samples
-    train = experiment.data.splits.train
-    sets = (samples, np.stack([train[i] for i in range(len(train))]))
-    found = []
-    for rows in sets:
+    data, found = experiment.data, []
+    for rows in (samples, data.as_samples(data.splits.train[:])):
         pixels = np.asarray(rows, np.float64).reshape(len(rows), -1) / 255
         found.append(Statistics(len(pixels), pixels.mean(axis=0), np.cov(pixels.T)))
     return float(frechet_distance(*found))

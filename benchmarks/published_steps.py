@@ -27,6 +27,15 @@ RESULTS = Results("published_steps", keys=("config", "batch"))
 STEPS = 20
 
 
+def published_configurations() -> list[str]:
+    """Return those of CIFAR-10."""
+    return [
+        config
+        for config, fields in known_configurations()
+        if fields.data.name == "cifar10" and fields.training.published_batch_size
+    ]
+
+
 def trained(config: str, folder: str, batch: int) -> Line:
     """Train a configuration; return what was measured."""
     fields = {
@@ -83,9 +92,8 @@ def main() -> None:
     if given.folder is None:
         parser.error("give the folder of CIFAR-10, or --table")
     folder = str(Path(given.folder).resolve())
-    for config, fields in known_configurations():
-        published = fields.data.name == "cifar10" and fields.training.published_batch_size
-        if published and not RESULTS.has(config=config, batch=given.batch):
+    for config in published_configurations():
+        if not RESULTS.has(config=config, batch=given.batch):
             RESULTS.add(trained(config, folder, given.batch))
 
 

@@ -11,6 +11,7 @@ import controllable
 import ddim
 import energies
 import likelihood_steps
+import published_steps
 import song_table
 import text
 from trained_samplers import markdown
@@ -84,6 +85,12 @@ def test_the_tables_of_energies_are_those_of_their_results():
     assert table.count("±") == 7
     assert chains in page
     assert chains.count("%") == len(energies.STEP_SIZES)
+
+
+def test_the_table_of_published_configurations_has_them_all():
+    assert published_steps.table() in (ROOT / "docs" / "results.md").read_text()
+    measured = [line["config"] for line in published_steps.RESULTS.lines()]
+    assert sorted(measured) == sorted(published_steps.published_configurations())
 
 
 def test_the_table_of_texts_is_that_of_its_results():
