@@ -162,7 +162,10 @@ def table(lines: list[dict]) -> str:
 
     A star marks a mean whose difference from the baseline is beyond its 95% interval.
     """
-    rows = ["| objective | bits/dim | Frechet distance | time per step |", "|---|---|---|---|"]
+    rows = [
+        "| objective | bits/dim | Frechet distance, 20 evaluations | time per step, relative |",
+        "|---|---|---|---|",
+    ]
     times = {line["name"]: line["cpu_ratio"][1] for line in TIMES.lines()}
     runs = {
         name: {line["seed"]: line for line in lines if line["name"] == name} for name in RECIPES

@@ -1,5 +1,6 @@
 """The tables of trained networks in the documentation are those of the benchmarks' results."""
 
+import runpy
 import sys
 
 from command_line import ROOT
@@ -12,6 +13,7 @@ import ddim
 import energies
 import likelihood_steps
 import published_steps
+import quality
 import song_table
 import text
 from trained_samplers import markdown
@@ -91,6 +93,18 @@ def test_the_table_of_published_configurations_has_them_all():
     assert published_steps.table() in (ROOT / "docs" / "results.md").read_text()
     measured = [line["config"] for line in published_steps.RESULTS.lines()]
     assert sorted(measured) == sorted(published_steps.published_configurations())
+
+
+def test_the_tables_of_objectives_and_of_few_steps_are_those_of_their_results():
+    pages = "".join(
+        (ROOT / "docs" / f"{name}.md").read_text() for name in ("training", "samplers", "guidance")
+    )
+    objectives = runpy.run_path(str(ROOT / "benchmarks" / "objectives.py"))  # a package's name
+    lines = [line for line in objectives["RESULTS"].lines() if line["steps"] == 600]
+    blocks = "\n".join(quality.tables(600)).split("\n\n")
+    assert len(blocks) == 3
+    for table in (objectives["table"](lines), *blocks):
+        assert table in pages
 
 
 def test_the_table_of_texts_is_that_of_its_results():
