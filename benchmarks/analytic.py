@@ -2,7 +2,7 @@
 
     python benchmarks/analytic.py
     python benchmarks/analytic.py digits
-    python benchmarks/analytic.py --tables
+    python benchmarks/analytic.py digits --tables
 
 Alone, it trains variance heads on points of a Gaussian mixture, whose optimal variances are known,
 and prints the errors of what they predict. With a run on images, its folder or a name of
@@ -47,7 +47,7 @@ RESULTS = Results("analytic", keys=("quantity", "run", "choice", "steps"))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", nargs="?", help="its workdir, or a name of ss.load")
+    parser.add_argument("run", nargs="?", default="", help="its workdir, or a name of ss.load")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50])
     parser.add_argument("--sampling_steps", type=int, nargs="*", default=[5, 10, 20])
     parser.add_argument("--training_steps", type=int, default=1000)
@@ -56,8 +56,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.tables:
         for quantity in QUANTITIES:
-            print(table(quantity))
-    elif options.run is None:
+            print(table(quantity, options.run))
+    elif not options.run:
         of_mixture(options.training_steps)
     else:
         of_run(options)
@@ -70,12 +70,12 @@ QUANTITIES = {  # heads of the tables
 }
 
 
-def table(quantity: str) -> str:
-    """Return a table: a choice each row, by the number of steps."""
+def table(quantity: str, run: str) -> str:
+    """Return a table of a run: a choice each row, by the number of steps."""
     cells = {
         (line["choice"], line["steps"]): f"{line['value']:.3f}"
         for line in RESULTS.lines()
-        if line["quantity"] == quantity
+        if (line["quantity"], line["run"]) == (quantity, run)
     }
     steps = sorted({steps for _, steps in cells})
     rows = [(choice, *(cells.get((choice, n), "") for n in steps)) for choice in CHOICES]

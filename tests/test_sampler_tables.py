@@ -107,6 +107,15 @@ def test_the_tables_of_objectives_and_of_few_steps_are_those_of_their_results():
         assert table in pages
 
 
+def test_the_tables_of_optimal_variances_are_those_of_their_results():
+    analytic = runpy.run_path(str(ROOT / "benchmarks" / "analytic.py"))  # a module's name
+    pages = PAGE + (ROOT / "docs" / "evaluation.md").read_text()
+    for quantity, head in analytic["QUANTITIES"].items():
+        table = analytic["table"](quantity, "digits")
+        assert table in pages
+        assert table.startswith(f"| {head} | 5 | 10 | 20 |")
+
+
 def test_the_table_of_texts_is_that_of_its_results():
     table = text.table("vp_digits")
     assert table in (ROOT / "docs" / "text.md").read_text()
