@@ -1,26 +1,36 @@
 """How much less the bound of a run with a learned schedule varies than with its first schedule.
 
-    python main.py --config=configs/vdm_digits.py --mode=train --workdir=RUN
-    python benchmarks/learned_schedule.py RUN
+    python results/run.py vdm_digits
+    python benchmarks/learned_schedule.py runs/results/vdm_digits
 
 The network knows the log-SNR, not the time, so the schedule can be made linear again between the
 same ends, as before training. Prints mean and standard deviation, in bits/dim, of the
-bound's term between the ends, for one time and noise per test image.
+bound's term between the ends, for one time and noise per test image, and adds them to
+benchmarks/results/learned_schedule.jsonl.
 """
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from runs import Results, markdown_table
 
 DRAWS = 64
+RESULTS = Results("learned_schedule", keys=("run", "schedule"))
+SCHEDULES = {"linear": "linear, between the trained ends", "trained": "trained"}
+
+
+def table(run: str) -> str:
+    """Return the table of a run."""
+    rows = [
+        (SCHEDULES[line["schedule"]], f"{line['mean']:.3f}", f"{line['deviation']:.2f}")
+        for line in RESULTS.lines()
+        if line["run"] == run
+    ]
+    return markdown_table(("schedule", "mean of l_t, bits/dim", "standard deviation"), rows)
 
 
 def main() -> None:
@@ -31,7 +41,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="its workdir")
-    model = ss.load(parser.parse_args().run)
+    folder = Path(parser.parse_args().run)
+    model = ss.load(folder)
     data = model.experiment.data
     x0 = data.noiseless(data.splits.test, jnp.arange(len(data.splits.test)))
 
@@ -47,9 +58,12 @@ def main() -> None:
     process = model.denoiser.sde
     first = dataclasses.replace(process, interior=linear())
     for name, sde in (("linear", first), ("trained", process)):
-        denoiser = dataclasses.replace(model.denoiser, sde=sde)
-        found = np.stack([term(denoiser, jax.random.key(draw)) for draw in range(DRAWS)])
-        print(f"{name:8} mean {found.mean():.4f}  standard deviation {found.std():.4f}")
+        key = {"run": folder.name, "schedule": name}
+        if not RESULTS.has(**key):
+            denoiser = dataclasses.replace(model.denoiser, sde=sde)
+            found = np.stack([term(denoiser, jax.random.key(draw)) for draw in range(DRAWS)])
+            RESULTS.add(key | {"mean": float(found.mean()), "deviation": float(found.std())})
+    print(table(folder.name))
 
 
 if __name__ == "__main__":

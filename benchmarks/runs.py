@@ -57,6 +57,8 @@ def experiment_of(name: str, fields: dict[str, Any]) -> Any:
     for path, value in fields.items():
         section, _, field = path.rpartition(".")
         node = config[section] if section else config
+        if field not in node:
+            raise KeyError(path)
         with node.unlocked():
             node[field] = value
     return build(config)

@@ -11,6 +11,7 @@ import budgets
 import controllable
 import ddim
 import energies
+import learned_schedule
 import likelihood_steps
 import published_steps
 import quality
@@ -114,6 +115,12 @@ def test_the_tables_of_optimal_variances_are_those_of_their_results():
         table = analytic["table"](quantity, "digits")
         assert table in pages
         assert table.startswith(f"| {head} | 5 | 10 | 20 |")
+
+
+def test_the_table_of_learned_schedules_is_that_of_its_results():
+    table = learned_schedule.table("vdm_digits")
+    assert table in (ROOT / "docs" / "training.md").read_text()
+    assert len(table.splitlines()) == 2 + len(learned_schedule.SCHEDULES)
 
 
 def test_the_table_of_texts_is_that_of_its_results():
