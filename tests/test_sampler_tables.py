@@ -10,6 +10,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import budgets
 import controllable
 import ddim
+import dequantization
 import energies
 import learned_schedule
 import likelihood_steps
@@ -121,6 +122,10 @@ def test_the_table_of_learned_schedules_is_that_of_its_results():
     table = learned_schedule.table("vdm_digits")
     assert table in (ROOT / "docs" / "training.md").read_text()
     assert len(table.splitlines()) == 2 + len(learned_schedule.SCHEDULES)
+
+
+def test_the_table_of_dequantizations_is_that_of_its_results():
+    assert dequantization.table() in (ROOT / "docs" / "evaluation.md").read_text()
 
 
 def test_the_table_of_texts_is_that_of_its_results():
