@@ -112,17 +112,8 @@ def kid_rows(result: dict[str, Any]) -> Iterator[Row]:
         yield "KID", *_cells(found["mean"], note)
 
 
-def sliced_wasserstein_rows(result: dict[str, Any]) -> Iterator[Row]:
-    """Yield the rows of sliced Wasserstein distances by each extractor."""
-    yield from _baseline_rows("sliced Wasserstein", result)
-
-
-def mmd_rows(result: dict[str, Any]) -> Iterator[Row]:
-    """Yield the rows of squared maximum mean discrepancies by each extractor."""
-    yield from _baseline_rows("MMD squared", result)
-
-
-def _baseline_rows(name: str, result: dict[str, Any]) -> Iterator[Row]:
+def baseline_rows(name: str, result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of a distance by each extractor, with that of two halves of the data."""
     for features, found in result.items():
         yield name, *_cells(found, features, digits=5)
         yield "  data to data", f"{found['baseline']:.5f}", "two halves of the data, for scale"
