@@ -21,7 +21,7 @@ from experiment.sampler import checkpoint_name, unconditioned
 from files.paths import AnyPath
 from files.pictures import write_gif, write_png_folder
 from jobs.averages import parse_lengths, reconstruct
-from jobs.bridges import train_rounds
+from jobs.bridges import train_bridge as train_bridge
 from jobs.compress import compress as compress
 from jobs.compress import decompress as decompress
 from jobs.demo import serve
@@ -165,15 +165,6 @@ def train_perceptor(experiment: Experiment, workdir: Workdir) -> None:
         f"it is in {folder}; next: --mode=sample --config.guidance.name=text "
         f"--config.guidance.prompt='{prompt}'"
     )
-
-
-def train_bridge(experiment: Experiment, workdir: Workdir, *, rounds: int = 6) -> None:
-    """Train rounds of bridges or flows between two data sets, each on pairs of the one before.
-
-    Raises:
-        as `train`.
-    """
-    train_rounds(experiment, workdir, rounds)
 
 
 def evaluate(experiment: Experiment, workdir: Workdir, *, ema: str = "") -> None:

@@ -40,7 +40,7 @@ from configs import bridge_points
 from data.couplings import Independent, MinibatchOT, Reference
 from denoising import Denoiser
 from experiment.build import build
-from jobs.bridges import train_rounds
+from jobs.bridges import train_bridge
 from jobs.restore import load_checkpoint
 from jobs.translate import task_run
 from jobs.workdir import Workdir
@@ -275,7 +275,7 @@ def measure_reflow(folder, steps):
     config = bridge_points.get_config("independent")
     training = {"steps": steps, "checkpoint_every": steps, "sample_every": 0}
     config.training.update(training)
-    train_rounds(build(config), Workdir(folder), REFLOWS)
+    train_bridge(build(config), Workdir(folder), rounds=REFLOWS)
     config.task.update({"name": "translate", "input": "test"})
     for number, count in itertools.product(range(REFLOWS), REFLOW_STEPS):
         config.sampling.steps = count

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from errors import require_in
 from numerics.arrays import Batch, pytree, sum_per_sample
-from objectives.times import log_snr_range, log_snr_times
+from objectives.times import log_snr_range, log_snr_times, stratified
 from sde_lib import SDE
 from training.objective import Context, Objective
 
@@ -114,8 +114,7 @@ class DequantizationBound(Objective):
         uniform_key, time_key, noise_key = jax.random.split(key, 3)
         tiny = float(jnp.finfo(x0.dtype).eps)
         uniforms = jax.random.uniform(uniform_key, x0.shape, x0.dtype, tiny, 1.0 - tiny)
-        offset = jax.random.uniform(time_key, (), x0.dtype)
-        strata = (offset + jnp.arange(len(x0)) / len(x0)).astype(x0.dtype) % 1.0
+        strata = stratified(time_key, len(x0), x0.dtype)
         t = log_snr_times(context.teacher.sde, strata, self.t_min)
         low, high = log_snr_range(context.teacher.sde, self.t_min, x0.dtype)
         eps = jax.random.normal(noise_key, x0.shape, x0.dtype)

@@ -80,7 +80,7 @@ def read_hub(name: str, data_dir: Directory) -> Splits:
     return read_parquet(_snapshot(name, downloads=False), data_dir)
 
 
-def prepare_hub(name: str, data_dir: Directory, manual_dir: Directory) -> str:
+def prepare_hub(name: str, data_dir: Directory) -> str:
     """Download the parquet files of a data set, and return one line that says where they are.
 
     Raises:

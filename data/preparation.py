@@ -46,14 +46,13 @@ def _base(name: str) -> str:
     return name.split("/")[0].split(":")[0]
 
 
-def _manual_dir(root: Path, builder: Any, manual_dir: str | os.PathLike[str] = "") -> Path:
+def _manual_dir(root: Path, builder: Any) -> Path:
     """Return the folder of archives that were put there by hand.
 
     Its subfolder named like the data set comes first: MNIST and Fashion-MNIST give their archives
     the same names, so one folder cannot hold both.
     """
-    given = os.path.expanduser(manual_dir)
-    manual = Path(given) if given else root / "downloads/manual"
+    manual = root / "downloads/manual"
     own = manual / builder.name
     return own if own.is_dir() else manual
 
@@ -130,17 +129,16 @@ def record_files(name: str, data_dir: str | os.PathLike[str], split: str) -> lis
     return [os.fspath(path) for path in builder.info.splits[split].filepaths]
 
 
-def prepare(name: str, data_dir: str | os.PathLike[str], manual_dir: str | os.PathLike[str]) -> str:
+def prepare(name: str, data_dir: str | os.PathLike[str]) -> str:
     """Download a registered data set once, into records that are read without TensorFlow.
 
     An interrupted preparation leaves nothing that counts as prepared. The next call redoes it and
-    deletes what a killed one left, so prepare a data set once at a time.
+    deletes what a killed one left, so prepare a data set once at a time. Archives in
+    <data_dir>/downloads/manual, or in its subfolder `name`, are used instead of the network.
 
     Args:
         name: a name of tensorflow-datasets.
         data_dir: "" for TFDS_DATA_DIR, else ~/tensorflow_datasets.
-        manual_dir: archives here, or in its subfolder `name`, are used instead of the network; ""
-            for <data_dir>/downloads/manual.
 
     Returns:
         One line that says where it is.
@@ -159,7 +157,7 @@ def prepare(name: str, data_dir: str | os.PathLike[str], manual_dir: str | os.Pa
                 "folder of this machine, and copy that by `gcloud storage cp --recursive "
                 f"FOLDER/{_base(name)} {chosen}/`"
             )
-        manual = _manual_dir(root, builder, manual_dir)
+        manual = _manual_dir(root, builder)
         if builder.name in _TENSORFLOW_FREE:
             builder = _TENSORFLOW_FREE[builder.name](type(builder))(data_dir=root)
             _check_archives(builder, root / "downloads", manual)

@@ -46,15 +46,15 @@ class Reader:
         read: the splits of the data set, from its name and `config.data.dir`. Never downloads.
         gray_levels: number of levels in stored images.
         test_count: images to hold out where there is no test split; None for a tenth.
-        prepare: prepares the data set from (name, data_dir, manual_dir) and returns one line that
-            says where it is; None where nothing has to be done.
+        prepare: prepares the data set from (name, data_dir) and returns one line that says where
+            it is; None where nothing has to be done.
     """
 
     accepts: Callable[[str], bool]
     read: Callable[[str, Directory], Splits]
     gray_levels: int = 256
     test_count: int | None = None
-    prepare: Callable[[str, Directory, Directory], str] | None = None
+    prepare: Callable[[str, Directory], str] | None = None
 
 
 def _read_digits(name: str, data_dir: Directory) -> Splits:
@@ -182,9 +182,9 @@ def _read_copy(name: str, data_dir: Directory) -> Splits:
     return reader_of(copy).read(copy, data_dir)
 
 
-def _prepare_tfds(name: str, data_dir: Directory, manual_dir: Directory) -> str:
+def _prepare_tfds(name: str, data_dir: Directory) -> str:
     _check_registered(name)
-    return preparation.prepare(name, data_dir, manual_dir)
+    return preparation.prepare(name, data_dir)
 
 
 def _check_registered(name: str) -> None:
@@ -241,13 +241,12 @@ def gray_levels(name: str) -> int:
     return next((reader.gray_levels for reader in few if reader.accepts(name)), 256)
 
 
-def prepare(name: str, *, data_dir: Directory = "", manual_dir: Directory = "") -> str:
+def prepare(name: str, *, data_dir: Directory = "") -> str:
     """Make a data set ready to be read, and return one line that says where it is.
 
     Args:
         name: as for `data.datasets.load`.
         data_dir: where to prepare it.
-        manual_dir: a folder with archives that are used instead of the network.
 
     Raises:
         As `data.preparation.prepare`.
@@ -255,4 +254,4 @@ def prepare(name: str, *, data_dir: Directory = "", manual_dir: Directory = "") 
     reader = reader_of(name)
     if reader.prepare is None:
         return f"config.data.name={name!r} needs no preparation"
-    return reader.prepare(name, data_dir, manual_dir)
+    return reader.prepare(name, data_dir)

@@ -5,6 +5,7 @@ Adding one is a row of METRICS and a function that computes it.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from errors import ConfigError, require_choices
@@ -59,6 +60,8 @@ class Metric:
     kinds: tuple[str, ...] = ()
 
 
+_of_samples = partial(Metric, comparable=_SAMPLES, of_samples=True)
+
 METRICS: dict[str, Metric] = {
     "loss": Metric(
         compute=likelihoods.test_loss,
@@ -104,50 +107,38 @@ METRICS: dict[str, Metric] = {
         of_chain=True,
         kinds=("images",),
     ),
-    "frechet": Metric(
+    "frechet": _of_samples(
         compute=samples.frechet,
         rows=table.frechet_rows,
-        comparable=_SAMPLES,
-        of_samples=True,
         min_samples=5,
     ),
-    "sliced_wasserstein": Metric(
+    "sliced_wasserstein": _of_samples(
         compute=samples.sliced_wasserstein_distances,
-        rows=table.sliced_wasserstein_rows,
-        comparable=_SAMPLES,
-        of_samples=True,
+        rows=partial(table.baseline_rows, "sliced Wasserstein"),
         min_samples=4,
         min_images=4,
     ),
-    "mmd": Metric(
+    "mmd": _of_samples(
         compute=samples.mmd,
-        rows=table.mmd_rows,
-        comparable=_SAMPLES,
-        of_samples=True,
+        rows=partial(table.baseline_rows, "MMD squared"),
         min_samples=4,
         min_images=4,
     ),
-    "kid": Metric(
+    "kid": _of_samples(
         compute=samples.kid,
         rows=table.kid_rows,
-        comparable=_SAMPLES,
-        of_samples=True,
         min_samples=4,
         min_images=4,
     ),
-    "precision_recall": Metric(
+    "precision_recall": _of_samples(
         compute=samples.precision_and_recall,
         rows=table.precision_recall_rows,
-        comparable=_SAMPLES,
-        of_samples=True,
         min_samples=4,
         min_images=4,
     ),
-    "inception_score": Metric(
+    "inception_score": _of_samples(
         compute=samples.inception,
         rows=table.inception_score_rows,
-        comparable=_SAMPLES,
-        of_samples=True,
         min_samples=10,
         needs_probabilities=True,
     ),

@@ -5,8 +5,6 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-import jax
-
 from errors import ConfigError, FileError
 from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
@@ -111,10 +109,8 @@ def samples_protocol(
     experiment: Experiment, checkpoint: Checkpoint, count: int, inputs: Any = None
 ) -> Protocol:
     """Return the protocol of `count` samples of `--mode=sample`; `inputs` are those of a task."""
-    tree = _sections(
-        experiment,
-        *("data", "coupling", "sde", "denoiser", "ema", "sampling", "guidance", "task"),
-    )
+    sections = "data", "coupling", "sde", "denoiser", "ema", "sampling", "guidance", "task"
+    tree = _sections(experiment, *sections)
     tree |= _checkpoint_fields(experiment, checkpoint)
     tree |= {
         "step": checkpoint.step,
@@ -140,11 +136,10 @@ def _sections(experiment: Experiment, *names: str) -> dict[str, Any]:
 def _checkpoint_fields(experiment: Experiment, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the fields that identify a checkpoint, and what a sampler needs beside it."""
     denoiser = checkpoint.denoiser
-    leaves = jax.tree.leaves((denoiser.network, denoiser.sde))  # arrays, if the process is learned
-    params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     average = {"average": checkpoint.average} if checkpoint.average else {}
     return {
-        "checkpoint": digest(experiment.parallel.fetch_tree(params)),
+        # The process has arrays if it is learned.
+        "checkpoint": experiment.parallel.digest((denoiser.network, denoiser.sde)),
         "needs": checkpoint.digests,
         **average,
     }
@@ -152,9 +147,7 @@ def _checkpoint_fields(experiment: Experiment, checkpoint: Checkpoint) -> dict[s
 
 def _digest_of_dequantizer(experiment: Experiment, checkpoint: Checkpoint) -> str | None:
     dequantizer: Any = checkpoint.dequantizer
-    if dequantizer is None:
-        return None
-    return digest(experiment.parallel.fetch_tree(dequantizer.network.args))
+    return None if dequantizer is None else experiment.parallel.digest(dequantizer.network.args)
 
 
 def _digest_of(reference: str) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from experiment.kinds import KINDS
+
 Row = tuple[str, str, str]
 
 
@@ -33,15 +35,17 @@ def ode_rows(result: dict[str, Any]) -> Iterator[Row]:
     if "solver_error" in result:
         solver, truncation = result["solver_error"], result["truncation"]
         images = f"on {result['error_budget_images']} {result['rows']}"
-        note = f"{_error(solver['standard_error'])} rtol {solver['rtol']:.0e} less used, {images}"
-        yield "  solver error", f"{solver['mean']:+.4f}", note
+        note = f"at rtol {solver['rtol']:.0e}, minus that at the rtol used, {images}"
+        error = _error(solver["standard_error"])
+        yield "  solver error", f"{solver['mean']:+.4f}", f"{error} {note}"
         if truncation is not None:
+            note = f"cost of clean data above that of data noised to t_min, {images}"
             error = _error(truncation["standard_error"])
-            note = f"{error} bound of the data less that at t_min, {images}"
-            yield "  truncation", f"{truncation['mean']:+.4f}", note
+            yield "  truncation", f"{truncation['mean']:+.4f}", f"{error} {note}"
         yield "  prior mismatch", f"{result['prior_mismatch']:.4f}", "at most"
-    seconds = f"slowest {result['nfe_of_slowest']}, {result['seconds']:.0f} s"
-    yield "  network evaluations", f"{result['nfe']:.0f}", seconds
+    one, seconds = KINDS[result["rows"]].one, f"{result['seconds']:.0f} s in all"
+    note = f"mean per {one}; slowest {one} {result['nfe_of_slowest']}; {seconds}"
+    yield "  network evaluations", f"{result['nfe']:.0f}", note
 
 
 def nats_rows(result: dict[str, Any]) -> Iterator[Row]:
@@ -112,17 +116,8 @@ def kid_rows(result: dict[str, Any]) -> Iterator[Row]:
         yield "KID", *_cells(found["mean"], note)
 
 
-def sliced_wasserstein_rows(result: dict[str, Any]) -> Iterator[Row]:
-    """Yield the rows of sliced Wasserstein distances by each extractor."""
-    yield from _baseline_rows("sliced Wasserstein", result)
-
-
-def mmd_rows(result: dict[str, Any]) -> Iterator[Row]:
-    """Yield the rows of squared maximum mean discrepancies by each extractor."""
-    yield from _baseline_rows("MMD squared", result)
-
-
-def _baseline_rows(name: str, result: dict[str, Any]) -> Iterator[Row]:
+def baseline_rows(name: str, result: dict[str, Any]) -> Iterator[Row]:
+    """Yield the rows of a distance by each extractor, with that of two halves of the data."""
     for features, found in result.items():
         yield name, *_cells(found, features, digits=5)
         yield "  data to data", f"{found['baseline']:.5f}", "two halves of the data, for scale"

@@ -27,8 +27,6 @@ from experiment.build_model import (
     build_model,
     init_model,
     init_network,
-    network_functions,
-    network_output,
     shrinking,
 )
 from experiment.build_perceptor import build_perceptor
@@ -54,7 +52,6 @@ from experiment.experiment import (
     Likelihood,
     Model,
     Parts,
-    VarianceHeadModel,
 )
 from experiment.few_steps import check_few_steps
 from experiment.options import (
@@ -145,7 +142,7 @@ def build(config: ConfigDict | Mapping[str, Any], *, overrides: Collection[str] 
         parts=Parts(
             classifier=_build_classifier(reader, sde, data),
             dequantizer=build_dequantizer(reader, data, model.num_classes),
-            variance_head=_build_variance_head(reader, data, model),
+            variance_head=build_variance_head(reader, data, model),
             perceptor=build_perceptor(reader, data),
             analytic_dpm=reader.build("analytic_dpm", AnalyticDPMOptions),
         ),
@@ -286,19 +283,6 @@ def _classifier_function(network: nn.Module) -> Callable:
         return with_features(network, params, x, cond, train=dropout is not None, **more)
 
     return output
-
-
-def _build_variance_head(reader: Reader, data: Data, model: Model) -> VarianceHeadModel:
-    def functions(network: nn.Module) -> tuple[Callable, Callable]:
-        return network_functions(network, network_output, Sharding(), data.parallel)
-
-    return build_variance_head(
-        reader,
-        data,
-        model,
-        init=lambda network, key: init_network(network, data.shape, key),
-        functions=functions,
-    )
 
 
 def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBoundPlan:

@@ -8,13 +8,7 @@ from jaxtyping import Array, Key
 from errors import ConfigError
 from experiment.data import Data
 from experiment.few_steps import require_used
-from experiment.options import (
-    ClassifierOptions,
-    DequantizerOptions,
-    TrainingOptions,
-    VarianceHeadOptions,
-)
-from experiment.perceptor import PerceptorOptions
+from experiment.options import PartOptions, TrainingOptions
 from experiment.reader import Reader, config_errors
 from losses import LOSSES, sees_noise_alone
 from objectives.times import TIMES
@@ -132,7 +126,7 @@ def build_averages(reader: Reader, batch_size: int) -> tuple[ExponentialAverage,
 
 def part_trainer(
     section: str,
-    options: ClassifierOptions | DequantizerOptions | PerceptorOptions | VarianceHeadOptions,
+    options: PartOptions,
     data: Data,
     *,
     init: Callable[[Key[Array, ""]], Any],

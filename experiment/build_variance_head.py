@@ -1,35 +1,28 @@
 """Build the variance head of a run, config.variance_head: its network, objective and training."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
+from experiment.build_model import init_network, network_functions, network_output
 from experiment.build_training import part_trainer
 from experiment.data import Data
 from experiment.experiment import Model, VarianceHeadModel
 from experiment.options import VarianceHeadOptions
 from experiment.reader import Reader
 from objectives.uncertainty import TrainedHead, VarianceHead, VarianceHeadLoss
+from training.sharding import Sharding
 
 
-def build_variance_head(
-    reader: Reader,
-    data: Data,
-    model: Model,
-    *,
-    init: Callable[..., Any],
-    functions: Callable[[Any], tuple[Callable, Callable]],
-) -> VarianceHeadModel:
+def build_variance_head(reader: Reader, data: Data, model: Model) -> VarianceHeadModel:
     """Return the variance head that a configuration describes.
 
     Args:
         reader: of the configuration.
         data: where its batches come from.
         model: the model beside which it is trained; its network is of the same kind.
-        init: parameters, from a network and a key.
-        functions: of a network, without and with dropout.
 
     Raises:
         ConfigError: for the first field that is wrong.
@@ -44,9 +37,11 @@ def build_variance_head(
     own = {name: value for name, value in fields.items() if hasattr(model.network, name)}
     network = model.network.copy(**own)
     reader.record("variance_head", features=network.features)
+    apply, apply_with_dropout = network_functions(
+        network, network_output, Sharding(), data.parallel
+    )
 
     def head(params: Any, dropout: Key[Array, ""] | None = None) -> VarianceHead:
-        apply, apply_with_dropout = functions(network)
         return VarianceHead(
             network=Partial(apply, params)
             if dropout is None
@@ -64,7 +59,7 @@ def build_variance_head(
         "variance_head",
         options,
         data,
-        init=lambda key: init(network, key),
+        init=partial(init_network, network, data.shape),
         model=trained,
         loss=loss,
         classes=model.num_classes,

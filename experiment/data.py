@@ -67,7 +67,7 @@ class Data(abc.ABC):
     @property
     @abc.abstractmethod
     def scaler(self) -> ImageScaler | Standardizer:
-        """The map to the network's range, from [0, 1] or from the data's own units."""
+        """The map to the network's range from [0, 1], or to mean 0 and deviation 1 of floats."""
 
     @property
     @abc.abstractmethod
@@ -107,7 +107,15 @@ class Data(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, target: AnyPath | None, *, skip_damaged: bool) -> str:
-        """Prepare the data set where it needs that; return one line that says where it is."""
+        """Prepare the data set where it needs that; return one line that says where it is.
+
+        With `target`, write its images into that folder, as `data.packing.pack`; without those that
+        cannot be read if `skip_damaged`.
+
+        Raises:
+            ConfigError: for a target that does not suit the data, or `skip_damaged` without one.
+            As `data.readers.prepare` and `data.packing.pack`, for images.
+        """
 
     @abc.abstractmethod
     def training_batches(
@@ -186,7 +194,7 @@ class Data(abc.ABC):
 
     @abc.abstractmethod
     def variances(self, count: int) -> Float[np.ndarray, "numbers"]:
-        """Return the variance of every number of a row, over the first training rows."""
+        """Return the variance of every number of a row, over the first `count` training rows."""
 
     @abc.abstractmethod
     def encode(self, samples: Any) -> Float[Any, "..."]:

@@ -38,7 +38,6 @@ class Images(Data):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of an image."""
         return self.options.image_size, self.options.image_size, self.options.channels
 
     @property
@@ -47,7 +46,6 @@ class Images(Data):
 
     @property
     def scaler(self) -> ImageScaler:
-        """The map from [0, 1] to the network's range."""
         return ImageScaler(low=-1.0 if self.options.centered else 0.0, high=1.0)
 
     @property
@@ -90,13 +88,6 @@ class Images(Data):
         )
 
     def prepare(self, target: AnyPath | None, *, skip_damaged: bool) -> str:
-        """Prepare the data set where it needs that; return one line that says where it is.
-
-        With `target`, write its images into that folder, as `data.packing.pack`.
-
-        Raises:
-            As `data.readers.prepare` and `data.packing.pack`.
-        """
         options = self.options
         if skip_damaged and target is None:
             raise ConfigError("--skip_damaged is for --target=FOLDER, which is not given")
@@ -114,10 +105,6 @@ class Images(Data):
     def training_batches(
         self, batch_size: int, seed: int, *, labels: bool, dequantization: str = ""
     ) -> TrainingBatches:
-        """Return the training stream; batch k depends on the seed and k alone.
-
-        `dequantization` is a name in DEQUANTIZATIONS, by default config.data.dequantization.
-        """
         return TrainingBatches(
             images=self.splits.train,
             labels=self.splits.train_labels if labels else None,
@@ -132,7 +119,6 @@ class Images(Data):
 
     @property
     def dequantization(self) -> Dequantization:
-        """How gray levels become numbers."""
         return DEQUANTIZATIONS[self.options.dequantization]
 
     @property
@@ -141,7 +127,6 @@ class Images(Data):
 
     @property
     def pixel_levels(self) -> PixelLevels:
-        """The values of pixels without noise, in the network's range, for discrete decoders."""
         levels, low, high = self.quantizer.gray_levels, 0.0, 1.0
         if self.dequantization.at_t_min:
             low, high = 0.5 / levels, 1 - 0.5 / levels
@@ -159,11 +144,6 @@ class Images(Data):
         draw: int,
         dequantization: str = "",
     ) -> Float[Array, "batch h w c"]:
-        """Return some images as the network is trained on them, split over the devices.
-
-        The noise of an image depends on the seed, its index and the draw alone. `dequantization` is
-        a name in DEQUANTIZATIONS, by default config.data.dequantization.
-        """
         found = batches.test_batch(
             images,
             self.parallel.own_rows(indices),
@@ -193,17 +173,6 @@ class Images(Data):
         sigma: float = 0.0,
         dequantizer: Dequantizer | None = None,
     ) -> Dequantized:
-        """Return some images with a density, split over the devices, and log q of their noise.
-
-        Args:
-            images, indices, seed, draw: as in `batch`.
-            alpha, sigma: the coefficients of the process at its smallest time, for noise that is
-                the process's own.
-            dequantizer: the run's own, for config.data.dequantization=variational.
-
-        Raises:
-            ValueError: without the sigma or the dequantizer that config.data.dequantization needs.
-        """
         how, rows = self.dequantization, self.parallel.own_rows(indices)
         stored, split = images[rows], self.parallel.put_batch
         uniforms = batches.test_noise(images, rows, seed=seed, draw=draw)
@@ -232,7 +201,6 @@ class Images(Data):
         return (self.scaler.high - self.scaler.low) / self.quantizer.gray_levels
 
     def variances(self, count: int) -> Float[np.ndarray, "numbers"]:
-        """Return the variance of every pixel over the first `count` training images."""
         how, count = self.dequantization, min(count, len(self.splits.train))
         sums = np.zeros((2, *self.shape), np.int64)
         for first in range(0, count, _BLOCK):

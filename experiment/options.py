@@ -359,17 +359,36 @@ class AnalyticDPMOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierOptions:
-    """How the noise-conditional classifier is trained.
+class PartOptions:
+    """How a network beside the model is trained.
+
+    Args:
+        lr: learning rate after warm-up; it decays to 0 by a cosine.
+        warmup: steps.
+        batch_size: images, points or series per step, over all devices.
+        steps: number of steps.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    lr: float = 1e-3
+    warmup: int = 50
+    batch_size: int = 64
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        require_in("steps", self.steps, "[1, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions(PartOptions):
+    """The noise-conditional classifier, and how it is trained: see `PartOptions`.
 
     Args:
         conditioning: its time input, a name in `denoising.CONDITIONINGS`.
         num_timesteps: number of timesteps that the conditionings with a timestep count.
         scale_input: divide x_t by sqrt(alpha^2 + sigma^2); see `guidance.classifier`.
-        lr: learning rate after warm-up; it decays to 0 by a cosine.
-        warmup: steps.
-        batch_size: images per step, over all devices.
-        steps: number of steps.
 
     Raises:
         ValueError: for an unknown name or a number out of range.
@@ -380,58 +399,32 @@ class ClassifierOptions:
     scale_input: bool = True
     lr: float = 2e-3
     warmup: int = 100
-    batch_size: int = 64
     steps: int = 600
 
     def __post_init__(self) -> None:
         require_choice("conditioning", self.conditioning, CONDITIONINGS)
         require_in("num_timesteps", self.num_timesteps, "[2, inf)")
-        require_in("steps", self.steps, "[1, inf)")
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class VarianceHeadOptions:
-    """The network of a variance head, and how it is trained.
+class VarianceHeadOptions(PartOptions):
+    """The network of a variance head, and how it is trained: see `PartOptions`.
 
     Args:
         features: width of its network, which is otherwise that of the model; None for the model's.
-        lr: learning rate after warm-up; it decays to 0 by a cosine.
-        warmup: steps.
-        batch_size: images, points or series per step, over all devices.
-        steps: number of steps.
 
     Raises:
         ValueError: for a number out of range.
     """
 
     features: int | None = None
-    lr: float = 1e-3
-    warmup: int = 50
-    batch_size: int = 64
-    steps: int = 1000
 
     def __post_init__(self) -> None:
-        _require_all_in(self, "[1, inf)", "features", "steps")
+        _require_all_in(self, "[1, inf)", "features")
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class DequantizerOptions:
-    """How the dequantizer of a run is trained.
-
-    Args:
-        lr: learning rate after warm-up; it decays to 0 by a cosine.
-        warmup: steps.
-        batch_size: images per step, over all devices.
-        steps: number of steps.
-
-    Raises:
-        ValueError: for a number out of range.
-    """
-
-    lr: float = 1e-3
-    warmup: int = 50
-    batch_size: int = 64
-    steps: int = 1000
-
-    def __post_init__(self) -> None:
-        require_in("steps", self.steps, "[1, inf)")
+class DequantizerOptions(PartOptions):
+    """How the dequantizer of a run is trained."""

@@ -9,6 +9,7 @@ from jaxtyping import Int32
 
 from errors import ConfigError, require_in
 from experiment.data import Data
+from experiment.options import PartOptions
 from guidance.perceptor import STANDARDIZATION, Cutouts
 from models.clip import CLIP, TowerSize
 from published.clip_tokenizer import Tables, Tokenizer, tables_of_words
@@ -20,8 +21,8 @@ _PLACE = "{}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerceptorOptions:
-    """A perceptor and how it is trained.
+class PerceptorOptions(PartOptions):
+    """A perceptor, and how it is trained: see `PartOptions`.
 
     Args:
         class_names: the words for each class, alternatives as "seven|7"; None for the names that
@@ -35,10 +36,6 @@ class PerceptorOptions:
         context_length: largest number of tokens of a text, with its start and end.
         cutout_min: height of the smallest cutout over that of the image, in (0, 1].
         noise: largest standard deviation of the images' noise, for images in [0, 1].
-        lr: learning rate after warm-up; it decays to 0 by a cosine.
-        warmup: steps.
-        batch_size: images per step, over all devices.
-        steps: number of steps.
 
     Raises:
         ValueError: for a number out of range, or captions without {}.
@@ -54,9 +51,7 @@ class PerceptorOptions:
     context_length: int = 16
     cutout_min: float = Cutouts.smallest
     noise: float = 0.5
-    lr: float = 1e-3
     warmup: int = 100
-    batch_size: int = 64
     steps: int = 1200
 
     def __post_init__(self) -> None:
@@ -74,7 +69,7 @@ class PerceptorOptions:
         require_in("context_length", self.context_length, "[3, 1048576]")
         require_in("cutout_min", self.cutout_min, "(0, 1]")
         require_in("noise", self.noise, "[0, inf)")
-        require_in("steps", self.steps, "[1, inf)")
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)

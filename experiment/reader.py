@@ -46,9 +46,9 @@ class Reader:
         cls = self.lookup(path, table)
         return self.build_all(path, (cls,), ignore={"name"}, fixed=fixed)[cls]
 
-    def build(self, path: str, cls: type, *, ignore: Collection[str] = ()) -> Any:
+    def build(self, path: str, cls: type) -> Any:
         """Build an object of `cls` from a whole section."""
-        return self.build_all(path, (cls,), ignore=ignore)[cls]
+        return self.build_all(path, (cls,))[cls]
 
     def build_all(
         self,

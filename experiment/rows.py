@@ -34,13 +34,11 @@ class Rows(Data):
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """(coordinates,) of points, (length, channels) of series."""
         options = self.options
         return options.shape or shape_of(options.name, options.kind)
 
     @cached_property
     def scaler(self) -> Standardizer:
-        """The map from the data's units to mean 0 and standard deviation 1."""
         options, entries = self.options, self.shape[-1]
         if options.mean and options.std:
             found = Standardizer(mean=options.mean, std=options.std)
@@ -79,11 +77,6 @@ class Rows(Data):
         return found
 
     def prepare(self, target: AnyPath | None, *, skip_damaged: bool) -> str:
-        """Return that nothing is to be prepared.
-
-        Raises:
-            ConfigError: with a target, which would hold files of images.
-        """
         if target is not None or skip_damaged:
             self.kind.require_images("--target", "leave it out: rows are held in memory")
         return f"config.data.name={self.options.name!r} needs no preparation"
@@ -91,7 +84,6 @@ class Rows(Data):
     def training_batches(
         self, batch_size: int, seed: int, *, labels: bool, dequantization: str = ""
     ) -> RowBatches:
-        """Return the training stream; batch k depends on the seed and k alone."""
         return RowBatches(
             rows=self._rows.train,
             labels=self._rows.train_labels if labels else None,
@@ -145,7 +137,6 @@ class Rows(Data):
         return 0.0
 
     def variances(self, count: int) -> Float[np.ndarray, "numbers"]:
-        """Return the variance of every number over the first `count` training rows."""
         rows = self.scaler.forward(self._rows.train[:count].astype(np.float64))
         return rows.var(axis=0).ravel()
 

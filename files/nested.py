@@ -16,17 +16,17 @@ def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
     return flat
 
 
-def numbers(tree: Mapping[str, Any], separator: str = "/") -> dict[str, float]:
+def numbers(tree: Mapping[str, Any]) -> dict[str, float]:
     """Return the leaves of nested mappings that are single numbers, by path."""
-    flat = flatten(tree, separator)
+    flat = flatten(tree)
     return {path: value for path, value in flat.items() if isinstance(value, int | float)}
 
 
-def unflatten(flat: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the nested dicts that `flatten` maps to `flat`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
-        *folders, name = path.split(separator)
+        *folders, name = path.split("/")
         node = tree
         for folder in folders:
             node = node.setdefault(folder, {})

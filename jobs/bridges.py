@@ -33,8 +33,10 @@ from jobs.workdir import Workdir
 from training.checkpoints import Checkpoints
 
 
-def train_rounds(experiment: Experiment, workdir: Workdir, rounds: int) -> None:
-    """Train rounds 0 .. rounds - 1 in folders of `workdir`, from the first that is not finished.
+def train_bridge(experiment: Experiment, workdir: Workdir, *, rounds: int = 6) -> None:
+    """Train rounds of bridges or flows between two data sets, each on pairs of the one before.
+
+    They are rounds 0 .. rounds - 1 in folders of `workdir`, from the first that is not finished.
 
     Raises:
         ConfigError: unless there are two data sets, without pairs that are given.

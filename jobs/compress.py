@@ -188,10 +188,9 @@ def _model(experiment: Experiment, denoiser: Denoiser) -> dict[str, Any]:
     """Return what compression and decompression must have in common, as it reads from JSON."""
     levels = _images_of(experiment).pixel_levels
     # The process, if it is learned; the uncertainty, if variances need it.
-    leaves = jax.tree.leaves((denoiser.network, denoiser.sde, denoiser.uncertainty))
-    params = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    parts = denoiser.network, denoiser.sde, denoiser.uncertainty
     found = {
-        "parameters": digest(experiment.parallel.fetch_tree(params)),
+        "parameters": experiment.parallel.digest(parts),
         "shape": experiment.data.shape,
         "levels": [levels.gray_levels, levels.low, levels.high],
         "config": experiment.sections("sde", "denoiser", "discrete_bound"),

@@ -148,15 +148,13 @@ def load_checkpoint(
         digests["moments"] = sha256_of(workdir.moments / f"{name}.npz")[:16]
     if "variance_head" in needs:
         head = load_variance_head(experiment, workdir, checkpoint_name(restored.step, ema))
-        digests["variance_head"] = digest(experiment.parallel.fetch_tree(head.network.args))
+        digests["variance_head"] = experiment.parallel.digest(head.network.args)
     if "classifier" in needs:
         classifier = load_classifier(experiment, workdir, "config.guidance.name")
         digests["classifier"] = digest(classifier.network.args)
     if "bad_model" in needs:
         bad_model = load_bad_model(experiment, workdir, restored.step)
-        digests["bad_model"] = digest(
-            experiment.parallel.fetch_tree(bad_model.denoiser.network.args)
-        )
+        digests["bad_model"] = experiment.parallel.digest(bad_model.denoiser.network.args)
     perceptor = None
     if "perceptor" in needs:
         perceptor = load_perceptor(experiment, workdir)

@@ -82,17 +82,30 @@ def _train(
     if names := job.data.splits.class_names:
         write_json(workdir.classes, {name: label for label, name in enumerate(names)})
     _report_warmup(job)
-    log = MetricsLog(
-        workdir.path,
-        step=step,
-        config=job.config,
-        wandb=job.wandb,
-        leads=job.data.parallel.leads,
-    )
+    _run(job, workdir, batches, teacher, checkpoints, profiled, state)
+    print(f"trained {last} steps")
+    if job.diagnostics is not None:
+        said = conclude(read_log(workdir.path), job.diagnostics.finest_log_snr)
+        print(f"{said or 'measured'}; plots are in {workdir.plots}")
+    return True
+
+
+def _run(
+    job: TrainingJob,
+    workdir: Workdir,
+    batches: Batches,
+    teacher: Denoiser | None,
+    checkpoints: Checkpoints,
+    profiled: ProfiledSteps | None,
+    state: TrainState,
+) -> None:
+    """Train from a state to the last step, and close all that is open; exit if a signal came."""
+    step, leads = int(state.step), job.data.parallel.leads
+    log = MetricsLog(workdir.path, step=step, config=job.config, wandb=job.wandb, leads=leads)
     finest = math.inf if job.diagnostics is None else job.diagnostics.finest_log_snr
     plots = Plots(workdir.plots, workdir.path, finest)
     snapshots = Snapshots(workdir, job.trainer.more_averages, step)
-    profiler = Profiler(profiled, workdir.profile, leads=job.data.parallel.leads)
+    profiler = Profiler(profiled, workdir.profile, leads=leads)
     with (
         closing(batches),
         closing(log),
@@ -103,12 +116,24 @@ def _train(
         with (
             stop_signals(job.data.parallel) as stop,
             tqdm(
-                total=last, initial=step, desc="training", dynamic_ncols=True, mininterval=0.5
+                total=job.options.steps,
+                initial=step,
+                desc="training",
+                dynamic_ncols=True,
+                mininterval=0.5,
             ) as bar,
         ):
             loop = Loop(
-                *(job, teacher, images, checkpoints, snapshots, log, plots, workdir, bar, stop),
-                profiler,
+                job=job,
+                teacher=teacher,
+                checkpoints=checkpoints,
+                snapshots=snapshots,
+                log=log,
+                plots=plots,
+                workdir=workdir,
+                bar=bar,
+                stop=stop,
+                profiler=profiler,
             )
             state = loop.run(batches, state)
         checkpoints.wait()
@@ -116,11 +141,6 @@ def _train(
         name = signal.Signals(stop.signal).name
         print(f"stopped by {name} at step {int(state.step)}, saved; rerun the command to continue")
         sys.exit(128 + stop.signal)
-    print(f"trained {last} steps")
-    if job.diagnostics is not None:
-        said = conclude(read_log(workdir.path), finest)
-        print(f"{said or 'measured'}; plots are in {workdir.plots}")
-    return True
 
 
 def _report_warmup(job: TrainingJob) -> None:
@@ -129,7 +149,9 @@ def _report_warmup(job: TrainingJob) -> None:
         logging.warning(
             "the warm-up of %g steps is longer than the training of %d; the learning rate stays "
             "below config.%s.lr. Lower the warm-up, or train longer",
-            *(warmup, job.options.steps, job.rate_section),
+            warmup,
+            job.options.steps,
+            job.rate_section,
         )
 
 
@@ -140,7 +162,8 @@ def _report_batch_size(options: TrainingOptions) -> None:
         logging.warning(
             "config.training.batch_size=%d, but the published numbers of this configuration were "
             "made with %d; docs/recipes.md says what changes",
-            *(ours, published),
+            ours,
+            published,
         )
 
 
@@ -151,7 +174,9 @@ def _report_hardware(options: TrainingOptions, parallel: DataParallel) -> None:
         logging.warning(
             "the published numbers of this configuration were made on %s, and this run is on %d "
             "%s; that changes the time, and nothing else but rounding (docs/recipes.md)",
-            *(published, parallel.devices, parallel.kind),
+            published,
+            parallel.devices,
+            parallel.kind,
         )
 
 

@@ -30,13 +30,12 @@ from training.prefetch import prefetched
 from training.step import TrainState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loop:
     """The training loop and what it writes to."""
 
     job: TrainingJob
     teacher: Denoiser | None
-    images: str
     checkpoints: Checkpoints
     snapshots: Snapshots
     log: MetricsLog
@@ -86,7 +85,7 @@ class Loop:
                         self.log.write(step, {**values, "images_per_sec": float(f"{rate:.4g}")})
                 if measures:  # before it is saved, so that a run that resumes here has it
                     self._write_measurements(state)
-                record = self.job.config | {"images": self.images}
+                record = self.job.config | {"images": self.job.data.splits.fingerprint}
                 if stores:
                     self.snapshots.save(step, state, record)
                 if saves:

@@ -20,9 +20,24 @@ _READING = ("data.dir", "data.memory_gb", "data.workers")
 # A run continues training with other values of these fields: they change how it trains, but not
 # what.
 _MAY_CHANGE = (
-    *("analytic_dpm.", "classifier.", "continuous_bound.", *_READING, "dequantizer.", "perceptor."),
-    *("diagnostics.", "discrete_bound.", "ema.snapshot_every", "eval.", "guidance."),
-    *("likelihood.", "logging.", "optim.", "parallel.", "sampling.", "task.", "training."),
+    *_READING,
+    "analytic_dpm.",
+    "classifier.",
+    "continuous_bound.",
+    "dequantizer.",
+    "diagnostics.",
+    "discrete_bound.",
+    "ema.snapshot_every",
+    "eval.",
+    "guidance.",
+    "likelihood.",
+    "logging.",
+    "optim.",
+    "parallel.",
+    "perceptor.",
+    "sampling.",
+    "task.",
+    "training.",
     "variance_head.",
 )
 # Except for these: where the run started, and what decides the state of its optimizer.

@@ -5,6 +5,11 @@ take augmentation labels by that name too, and upsamplers a small image per imag
 
 Classifiers, `network(x, cond, *, train)`, return logits, and sow the input of their last matrix as
 features. To add a network, write its module in a file of this folder and name it below.
+
+`network.validate(image_size, channels)` checks every field for square images of a height in pixels,
+without parameters; networks of points and series take the coordinates, or the length and the
+channels. Sizes are 1 or more. It raises ValueError for the first field that is invalid; the message
+names the field and what is valid. Calling a network validates it too.
 """
 
 from typing import Any

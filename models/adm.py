@@ -103,11 +103,6 @@ class ADMEncoder(nn.Module):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Check every field for images (image_size, image_size, channels), without parameters.
-
-        Raises:
-            ValueError: a field is invalid; the message names the field and what is valid.
-        """
         check_choices(self, CHOICES)
         check_unet(self, image_size, channels)
         valid = "numbers for which features * multiplier is an integer, 4 or more"
@@ -289,7 +284,6 @@ class ADM(ADMEncoder):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Check every field, as `ADMEncoder.validate` does."""
         check_integers(self, num_classes=0, augment_labels=0, out_channels=1, upsampling=1)
         super().validate(image_size, channels)
         divides = image_size % self.upsampling == 0

@@ -117,7 +117,6 @@ class ADMClassifier(ADMEncoder):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Check every field, as `ADMEncoder.validate` does."""
         check_choices(self, {"pool": POOLS})
         check_integers(self, num_classes=1)
         super().validate(image_size, channels)

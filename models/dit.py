@@ -193,11 +193,6 @@ class DiT(nn.Module):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Check every field for images (image_size, image_size, channels), without parameters.
-
-        Raises:
-            ValueError: a field is invalid; the message names the field and what is valid.
-        """
         check_choices(self, {})
         check_data(image_size, channels)
         check_integers(self, features=1, heads=1, patch_size=1, num_classes=0, out_channels=1)

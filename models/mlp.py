@@ -118,11 +118,6 @@ class MLP(nn.Module):
 
     @nn.nowrap
     def validate(self, *sizes: int) -> None:
-        """Check every field for rows of these sizes, without parameters.
-
-        Raises:
-            ValueError: a field is invalid; the message names the field and what is valid.
-        """
         check_choices(self, {})
         check_integers(self, features=2, num_classes=0)
         check_integers(self, most=MOST_BLOCKS, depth=1)
@@ -173,11 +168,6 @@ class MLPClassifier(nn.Module):
 
     @nn.nowrap
     def validate(self, *sizes: int) -> None:
-        """Check every field for rows of these sizes, without parameters.
-
-        Raises:
-            ValueError: a field is invalid; the message names the field and what is valid.
-        """
         check_choices(self, {})
         check_integers(self, features=2, num_classes=1)
         check_integers(self, most=MOST_BLOCKS, depth=1)

@@ -25,6 +25,5 @@ class NCSN(Preset):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Check every field, as `RefineNet.validate` does."""
         check_integers(self, num_timesteps=1)
         super().validate(image_size, channels)

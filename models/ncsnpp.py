@@ -174,11 +174,6 @@ class NCSNpp(nn.Module):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Check every field for images (image_size, image_size, channels), without parameters.
-
-        Raises:
-            ValueError: a field is invalid; the message names the field and what is valid.
-        """
         check_choices(self, CHOICES)
         check_unet(self, image_size, channels)
         integers = all(map(is_integer, self.channel_multipliers))

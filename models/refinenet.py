@@ -324,11 +324,6 @@ class RefineNet(nn.Module):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Check every field for images (image_size, image_size, channels), without parameters.
-
-        Raises:
-            ValueError: a field is invalid; the message names the field and what is valid.
-        """
         check_choices(self, {"implementation": IMPLEMENTATIONS})
         check_data(image_size, channels)
         check_integers(self, features=2, num_timesteps=0, out_channels=1)

@@ -143,11 +143,6 @@ class UNet1D(nn.Module):
 
     @nn.nowrap
     def validate(self, length: int, channels: int) -> None:
-        """Check every field for series (length, channels), without parameters.
-
-        Raises:
-            ValueError: a field is invalid; the message names the field and what is valid.
-        """
         check_choices(self, {})
         check_integers(self, features=4, num_classes=0)
         check_integers(self, most=MOST_BLOCKS, blocks_per_resolution=1)

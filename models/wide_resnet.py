@@ -179,11 +179,6 @@ class WideResNet(nn.Module):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Check every field for images (image_size, image_size, channels), without parameters.
-
-        Raises:
-            ValueError: a field is invalid; the message names the field and what is valid.
-        """
         check_data(image_size, channels)
         check_integers(self, channel_multiplier=1, num_classes=1, features=1)
         check_integers(self, most=MOST_BLOCKS, blocks_per_group=1)

@@ -45,10 +45,14 @@ def log_snr_speed(sde: SDE, t: Float[Array, "*batch"]) -> Float[Array, "*batch"]
     return sde.squared_diffusion(t) / sde.sigma(t) ** 2
 
 
-def _stratified(key: Key[Array, ""], batch: int) -> Times:
-    # One shared offset (Kingma et al. 2021, arXiv:2107.00630, appendix I.1). Each number is
-    # uniform, and together they cover [0, 1] evenly. This lowers the variance of the batch's loss.
-    return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
+def stratified(key: Key[Array, ""], batch: int, dtype: Any = float) -> Times:
+    """Draw numbers (batch,), each uniform on [0, 1), that together cover it evenly.
+
+    They share one offset, which lowers the variance of a batch's loss (Kingma et al. 2021,
+    arXiv:2107.00630, appendix I.1).
+    """
+    offset = jax.random.uniform(key, (), dtype)
+    return (offset + jnp.arange(batch) / batch).astype(dtype) % 1.0
 
 
 class TimeDistribution(abc.ABC):
@@ -128,7 +132,7 @@ class Stratified(Uniform):
 
     def draw(self, key: Key[Array, ""], batch: int, sde: SDE, state: Any = ()) -> Times:
         """Draw evenly spaced times with a random offset."""
-        return self.t_min + (1 - self.t_min) * _stratified(key, batch)
+        return self.t_min + (1 - self.t_min) * stratified(key, batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +170,7 @@ class LogSNR(_Continuous):
 
     def draw(self, key: Key[Array, ""], batch: int, sde: SDE, state: Any = ()) -> Times:
         """Draw times evenly spaced in log-SNR, with a random offset."""
-        return log_snr_times(sde, _stratified(key, batch), self.t_min)
+        return log_snr_times(sde, stratified(key, batch), self.t_min)
 
     def density(self, sde: SDE, t: Times, state: Any = ()) -> Times:
         """Return (1 - t_min) (g^2 / sigma^2) / (log_snr(t_min) - log_snr(1))."""

@@ -39,7 +39,7 @@ from jaxtyping import Array, Float, Int, Key
 from denoising import CONDITIONINGS
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, pytree, sum_per_sample
-from objectives.times import log_snr_times
+from objectives.times import log_snr_times, stratified
 from sde_lib import SDE, Time
 from training.objective import Context, Objective
 
@@ -170,8 +170,7 @@ class VarianceHeadLoss(Objective):
     ) -> HeadNoise:
         """Draw one time and one noise per image; the times cover the batch evenly."""
         time_key, noise_key = jax.random.split(key)
-        offset = jax.random.uniform(time_key, (), x0.dtype)
-        strata = (offset + jnp.arange(len(x0)) / len(x0)).astype(x0.dtype) % 1.0
+        strata = stratified(time_key, len(x0), x0.dtype)
         t = log_snr_times(context.teacher.sde, strata, self.t_min)
         return HeadNoise(t, jax.random.normal(noise_key, x0.shape, x0.dtype))
 

@@ -32,7 +32,7 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 TESTS = {path.stem for path in (ROOT / "tests").rglob("*.py")} - FLOOR.keys() | {"tests"}
 OUTSIDE = {"configs", "benchmarks", "notebooks", "results"}  # on no floor: nothing stands on them
-LINES = 450
+LINES, FUNCTION_LINES = 450, 60
 
 # What only some packages or modules may import or say.
 PACKAGES = {
@@ -245,6 +245,30 @@ def test_files_are_short():
         if (count := len(text.splitlines())) > LINES
     ]
     assert not long, "\n" + "\n".join(long)
+
+
+def long_functions(path: Path, text: str) -> Iterator[str]:
+    for node in ast.walk(tree_of(text)):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[0]
+            docstring = ast.get_docstring(node) and first.end_lineno - first.lineno + 1
+            count = node.end_lineno - node.lineno + 1 - (docstring or 0)
+            if count > FUNCTION_LINES:
+                yield f"{path}:{node.lineno}: {node.name} has {count} lines, over {FUNCTION_LINES}"
+
+
+def test_functions_are_short():
+    """Without docstrings. Configurations are lists of fields, and scripts run from top to end."""
+    ours = [(path, text) for path, text in sources() if owner(path) in FLOOR]
+    long = [line for path, text in ours for line in long_functions(path, text)]
+    assert not long, "\n" + "\n".join(long)
+
+
+def test_long_function_is_found():
+    docstring, lines = '    """One.\n\n    Two.\n    """\n', "    x = 1\n" * 59
+    assert not list(long_functions(Path("a.py"), f"def f():\n{docstring}{lines}"))
+    (found,) = long_functions(Path("a.py"), f"def f():\n{docstring}{lines}    x = 1\n")
+    assert found == "a.py:1: f has 61 lines, over 60"
 
 
 @pytest.mark.parametrize(

@@ -132,20 +132,19 @@ class Channel:
         os._exit(1)
 
 
-def open_first(port: int, count: int, *, timeout: float, token: str = "") -> Channel:
+def open_first(port: int, count: int, *, timeout: float) -> Channel:
     """Return the channel of the first host, when all others have come.
 
     Args:
         port: where to listen, on all addresses of this machine.
         count: number of hosts.
         timeout: seconds in which they must come.
-        token: what they must say.
 
     Raises:
         HostsError: if the port is in use, a host does not come, or two do not fit together.
     """
     with listener(port) as server:
-        return accept(server, count, timeout=timeout, token=token)
+        return accept(server, count, timeout=timeout)
 
 
 def listener(port: int) -> socket.socket:

@@ -89,12 +89,6 @@ class _DecayingRule(UpdateRule):
         return partial(_decayed, matrices_only=self.decay_matrices_only)
 
 
-def _require_adam(rule: Any) -> None:
-    require_in("beta1", rule.beta1, "[0, 1)")
-    require_in("beta2", rule.beta2, "[0, 1)")
-    require_in("eps", rule.eps, "(0, inf)")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Adam(UpdateRule):
     """Adam (Kingma & Ba 2015, arXiv:1412.6980).
@@ -111,7 +105,9 @@ class Adam(UpdateRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_adam(self)
+        require_in("beta1", self.beta1, "[0, 1)")
+        require_in("beta2", self.beta2, "[0, 1)")
+        require_in("eps", self.eps, "(0, inf)")
 
     def transformation(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """Return Adam."""
@@ -128,7 +124,7 @@ class RAdam(Adam):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(_DecayingRule):
+class AdamW(Adam, _DecayingRule):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101).
 
     Args:
@@ -136,14 +132,7 @@ class AdamW(_DecayingRule):
         weight_decay, decay_matrices_only: as in all optimizers with weight decay.
     """
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
     weight_decay: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_adam(self)
 
     def transformation(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """Return AdamW."""
@@ -234,7 +223,7 @@ def _as_matrix(leaf: Any) -> contrib.MuonDimensionNumbers | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Muon(_DecayingRule):
+class Muon(Adam, _DecayingRule):
     """Orthogonalized momentum for matrices (Jordan et al. 2024), and Adam for everything else.
 
     Kernels of convolutions are matrices too, (rows x columns x channels, features).
@@ -254,13 +243,9 @@ class Muon(_DecayingRule):
     nesterov: bool = True
     ns_steps: int = 5
     update_rms: float = 0.2
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_adam(self)
         require_in("momentum", self.momentum, "[0, 1)")
         require_in("ns_steps", self.ns_steps, "[1, 100]")
         require_in("update_rms", self.update_rms, "[0, inf)")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from numerics.arrays import whole
+from numerics.arrays import digest, whole
 
 _LEVEL = "xla_backend_optimization_level"
 
@@ -193,3 +193,8 @@ class DataParallel:
             return self.fetch(leaf)
 
         return jax.tree.map(whole, tree)
+
+    def digest(self, tree: Any) -> str:
+        """Return the digest of the global arrays among the leaves of a tree, as `fetch_tree`."""
+        arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+        return digest(self.fetch_tree(arrays))

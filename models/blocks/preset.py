@@ -37,7 +37,6 @@ class Preset(nn.Module):
 
     @nn.nowrap
     def validate(self, image_size: int, channels: int) -> None:
-        """Check every field, as the network does."""
         self._network(parent=None).validate(image_size, channels)
 
     @nn.nowrap

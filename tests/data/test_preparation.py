@@ -59,11 +59,12 @@ def test_prepared_set_is_read_from_a_bucket(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_mnist_is_prepared_from_its_archives_and_read_back(name, tmp_path, monkeypatch):
-    folder = tmp_path / "elsewhere" / name  # both sets share archive names: one subfolder each
+    # Both sets share archive names: one subfolder each.
+    folder = tmp_path / "data/downloads/manual" / name
     splits = mnist_archives(folder)
     expect_archives(monkeypatch, name, folder)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
-    prepare(name, manual_dir=tmp_path / "elsewhere")
+    prepare(name)
     assert_same_images(load(name, image_size=28, channels=1), splits)
     padded = load(name, image_size=32, channels=1, resize="pad")
     np.testing.assert_array_equal(

@@ -8,7 +8,7 @@ from configs import bridge_points
 from errors import ConfigError
 from experiment.build import build
 from experiment.rounds import round_config
-from jobs.bridges import train_rounds
+from jobs.bridges import train_bridge
 from jobs.pairs import simulate_pairs
 from jobs.restore import load_checkpoint
 from jobs.train import train
@@ -60,7 +60,7 @@ def test_rounds_of_a_bridge_alternate_and_those_of_a_flow_do_not(tmp_path):
     assert second["data"]["name"] == "points:moons"
     assert second["training"]["init_from"].endswith("round_1")
     with pytest.raises(ConfigError, match=r"give config\.coupling\.data=NAME"):
-        train_rounds(built("independent", {"coupling.data": ""}), Workdir(tmp_path), 2)
+        train_bridge(built("independent", {"coupling.data": ""}), Workdir(tmp_path), rounds=2)
 
 
 def test_rounds_of_mean_matching_take_the_round_before_for_their_teacher():
@@ -76,7 +76,7 @@ def test_rounds_of_mean_matching_take_the_round_before_for_their_teacher():
 
 @pytest.mark.slow
 def test_rounds_of_mean_matching_train_on_the_chains_of_their_teacher(tmp_path):
-    train_rounds(built("dsb"), Workdir(tmp_path), 2)
+    train_bridge(built("dsb"), Workdir(tmp_path), rounds=2)
     first, last = (parameters(tmp_path / f"round_{number}") for number in range(2))
     assert np.isfinite(last).all()
     assert not np.array_equal(first, last)
@@ -89,8 +89,8 @@ def test_rounds_of_mean_matching_train_on_the_chains_of_their_teacher(tmp_path):
 @pytest.mark.slow
 def test_a_run_of_pairs_resumes_bit_for_bit_and_translates(tmp_path, capsys):
     first = built("dsbm")
-    train_rounds(first, Workdir(tmp_path / "whole"), 2)
-    train_rounds(first, Workdir(tmp_path / "whole"), 2)
+    train_bridge(first, Workdir(tmp_path / "whole"), rounds=2)
+    train_bridge(first, Workdir(tmp_path / "whole"), rounds=2)
     assert "round 1 is trained" in capsys.readouterr().out
     config = round_config(first, lambda k: str(tmp_path / f"whole/round_{k}"), 1)
     for steps in (2, 4):

@@ -5,7 +5,7 @@ import pytest
 
 from configs import bridge_points
 from experiment.build import build
-from jobs.bridges import train_rounds
+from jobs.bridges import train_bridge
 from jobs.restore import load_checkpoint
 from jobs.translate import task_run
 from jobs.workdir import Workdir
@@ -49,7 +49,7 @@ def cost(x, y):
 
 @pytest.mark.slow
 def test_reflow_lowers_the_transport_cost_and_the_marginals_stay(tmp_path):
-    train_rounds(built(20), Workdir(tmp_path), 2)
+    train_bridge(built(20), Workdir(tmp_path), rounds=2)
     costs, distances, of_one_step = [], [], []
     for number in (0, 1):
         folder = tmp_path / f"round_{number}"
