@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from errors import ConfigError
 from evaluation.features import diagnostics_extractor
 from experiment.build import build
 from jobs.diagnostics import DIAGNOSTICS, Diagnostics
+from jobs.plan import describe
 from jobs.train import train
 from jobs.training_job import model_job
 from jobs.workdir import Workdir
@@ -193,8 +195,10 @@ def test_what_the_data_cannot_give_is_refused(measured, tmp_path):
         assert [len(chosen) for chosen in some.instruments.chosen.values()] == [used, used]
     with pytest.raises(ConfigError, match=r"'fid' is unknown; choose some of: loss, noise_levels"):
         with_options(diagnostics, metrics=("loss", "fid")).check()
-    with pytest.raises(ConfigError, match=r"has 1 test image.*set config\.diagnostics\.every=0"):
-        diagnostics_of(tmp_path, count=1).check()
+    one = diagnostics_of(tmp_path, count=1)
+    for check in (one.check, partial(describe, one.experiment)):  # training, and --mode=check
+        with pytest.raises(ConfigError, match=r"1 test image.*set config\.diagnostics\.every=0"):
+            check()
 
 
 @pytest.mark.slow
