@@ -252,14 +252,17 @@ def draw(workdir, count, *arguments, devices=1):
         return file["samples"]
 
 
-def write_images(path, count, test_count, *, size=8, channels=1, seed=0):
-    """An .npz of random images; a data set of any size."""
+def write_images(path, count, test_count, *, size=8, channels=1, classes=0, seed=0):
+    """An .npz of random images, of classes in turn; a data set of any size."""
     rng = np.random.default_rng(seed)
 
     def images(number):
         return rng.integers(0, 256, (number, size, size, channels), np.uint8)
 
-    np.savez(path, train=images(count), test=images(test_count))
+    arrays = {"train": images(count), "test": images(test_count)}
+    if classes:
+        arrays |= {f"{name}_labels": np.arange(len(x)) % classes for name, x in arrays.items()}
+    np.savez(path, **arrays)
     return path
 
 

@@ -131,8 +131,9 @@ TINY = {
     "model.blocks_per_resolution": 1,
     "model.attention_resolutions": (),
 }
-# With classes, which no other test trains as published. Compiling each would take seconds.
-TRACED = ("iddpm_imagenet_64:conditional", "edm_imagenet_64:edm", "adm_imagenet")
+# With classes, and NCSN, which no other test trains as published. Compiling them would take seconds,
+# NCSN a minute.
+TRACED = ("iddpm_imagenet_64:conditional", "edm_imagenet_64:edm", "ve_cifar10:ncsn")
 # By main.py, one of each family, with the fields that a tiny network needs; of EDM and
 # `vp_cifar10:ddpmpp` elsewhere.
 FAMILIES = {
@@ -140,6 +141,7 @@ FAMILIES = {
     "ve_cifar10:ncsnpp_continuous": {},
     "iddpm_cifar10:hybrid": {},
     "adm_lsun_256:bedroom": {"model.head_width": 8},
+    "adm_imagenet:128": {"model.head_width": 8},
 }
 
 
@@ -155,7 +157,8 @@ def tiny_trainer(name):
 @pytest.mark.parametrize("name", TRACED)
 def test_a_step_of_a_published_recipe_keeps_the_form_of_the_state(name):
     trainer, key = tiny_trainer(name), jax.random.key(1)
-    batch = jax.ShapeDtypeStruct((8, 8, 8, 3), np.float32), jax.ShapeDtypeStruct((8,), np.int32)
+    labels = jax.ShapeDtypeStruct((8,), np.int32) if load(name).model.num_classes else None
+    batch = jax.ShapeDtypeStruct((8, 8, 8, 3), np.float32), labels
     first = jax.eval_shape(trainer._init_state, key)
     second, scalars = jax.eval_shape(trainer.step, key, first, *batch)
     assert jax.tree.all(
@@ -182,7 +185,7 @@ def test_the_published_recipe_of_the_bound_trains():
 
 def tiny_fields(folder):
     """The fields of two steps on a few random images."""
-    data = write_images(folder / "images.npz", 16, 8, size=8, channels=3)
+    data = write_images(folder / "images.npz", 16, 8, size=8, channels=3, classes=4)
     cadences = {"training.sample_every": 0, "training.checkpoint_every": 2, "diagnostics.every": 0}
     return TINY | cadences | {"data.name": data, "training.steps": 2, "training.batch_size": 8}
 
