@@ -131,7 +131,7 @@ TINY = {
     "model.blocks_per_resolution": 1,
     "model.attention_resolutions": (),
 }
-# With classes, and NCSN, which no other test trains as published. Compiling them would take seconds,
+# With classes, and NCSN, which no other test trains as published. Compiling takes seconds, and for
 # NCSN a minute.
 TRACED = ("iddpm_imagenet_64:conditional", "edm_imagenet_64:edm", "ve_cifar10:ncsn")
 # By main.py, one of each family, with the fields that a tiny network needs; of EDM and
