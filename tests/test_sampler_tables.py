@@ -45,9 +45,11 @@ def test_the_tables_of_all_solvers_are_those_of_their_results():
 
 
 def test_the_tables_of_controllable_generation_are_those_of_their_results():
-    classes, problems = controllable.classes_table("vp_mnist"), controllable.problems_table()
-    assert classes in GUIDANCE
-    assert classes.count("±") == len(controllable.SCALES) + 1
+    for run in ("vp_mnist", "vp_cifar10_small"):
+        classes = controllable.classes_table(run)
+        assert classes in GUIDANCE
+        assert classes.count("±") == len(controllable.SCALES) + 1
+    problems = controllable.problems_table()
     assert problems in GUIDANCE
     rows = [len([*controllable.rows_of(each)]) for each in controllable.PROBLEMS.values()]
     assert problems.count("±") == len(rows) + sum(rows)
