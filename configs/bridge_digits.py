@@ -9,7 +9,7 @@ python main.py --config=configs/bridge_digits.py --mode=sample --num_samples=16 
     dsbm            eights               threes; the Schroedinger bridge, by --mode=train_bridge
     super_resolve   means of 2x2 pixels  the digits; a Brownian bridge between given pairs (I2SB)
 
-Each trains for about a minute on two cores, dsbm per round.
+Each trains for about a minute on two cores; dsbm has as many steps per round.
 """
 
 from ml_collections import ConfigDict

@@ -36,7 +36,10 @@ class Reader:
         return table[name]
 
     def offer(self, path: str, table: Mapping[str, Any], field: str) -> None:
-        """Let messages about unused fields name rows of a table that is not looked up."""
+        """Let messages about unused fields name rows of a table that is not looked up.
+
+        `field` begins with what its table needs, such as "name=pc predictor".
+        """
         self._tables[path, field] = table
 
     def build_named(

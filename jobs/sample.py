@@ -130,14 +130,14 @@ class TaskRun:
     def __init__(self, experiment: Experiment, task: Task, count: int) -> None:
         self.experiment, self.task, self.count = experiment, task, count
         self.inputs = self._read_inputs()
-        between = task.options.interpolates
-        if between and len(self.inputs) != 2:
+        if task.options.interpolates and len(self.inputs) != 2:
             raise ConfigError(
                 f"config.task.input={task.input!r} has {len(self.inputs)} images; interpolate "
                 "takes two, such as a.png,b.png or test:0,test:1"
             )
         # A reconstruction gives one sample per image, whatever their number.
-        least = 0 if task.options.encodes and not between else len(self.inputs)
+        reconstructs = task.options.encodes and not task.options.interpolates
+        least = 0 if reconstructs else len(self.inputs)
         if count < least:
             raise ConfigError(
                 f"--num_samples={count} is too small for config.task.input={task.input!r} with "

@@ -12,6 +12,7 @@ def test_flatten_names_leaves_by_their_path_in_order():
 def test_unflatten_is_the_inverse():
     tree = {"b": {"d": 1, "c": {"e": 2}}, "a": 3}
     assert unflatten(flatten(tree)) == tree
+    assert flatten(tree, ".") == {"b.d": 1, "b.c.e": 2, "a": 3}
 
 
 def test_numbers_are_the_leaves_that_are_no_lists_or_texts():
