@@ -6,8 +6,8 @@
 
 The run lies in runs/results/NAME and continues where it stopped. Further flags go to main.py, and
 paths in them are relative to the root of the project. With another flag than that of the data, it
-is another recipe: its run lies in runs/results/NAME-changed, and so does its record. Otherwise the
-record is results/NAME:
+is another recipe: its run lies in runs/results/NAME-HASH, of the flags, and so does its record.
+Otherwise the record is results/NAME:
 
     record.json    commands, commit, machine, seconds, images seen
     config.json    the resolved configuration
@@ -19,6 +19,7 @@ record is results/NAME:
 `--tables` writes the tables of docs/results.md anew from these files.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -79,12 +80,12 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] not in RECIPES:
         sys.exit(f"error: give --tables or one of: {', '.join(RECIPES)}")
     name, *flags = arguments
-    changed = any(not flag.startswith(DATA) for flag in flags)
-    recipe, runs = RECIPES[name], ROOT / "runs" / "results"
-    workdir = runs / (f"{name}-changed" if changed else name)
+    changes = " ".join(flag for flag in flags if not flag.startswith(DATA))
+    suffix = f"-{hashlib.sha256(changes.encode()).hexdigest()[:6]}" if changes else ""
+    recipe, workdir = RECIPES[name], ROOT / "runs" / "results" / f"{name}{suffix}"
     for mode in recipe.modes:
         _run(recipe, mode, workdir, flags)
-    if changed:
+    if changes:
         _record(workdir, workdir / "record")
         print(f"the recipe is changed, so its record is {workdir / 'record'}")
         return

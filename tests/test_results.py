@@ -72,7 +72,11 @@ def test_a_changed_recipe_leaves_the_record_and_the_network_alone(monkeypatch, t
     monkeypatch.setattr(run, "_record", lambda workdir, folder: records.append(folder))
     for part in (run, "_ship"), (tables, "write"):
         monkeypatch.setattr(*part, lambda *given: pytest.fail("the record is changed"))
-    run.main(["vp_digits", "--config.data.name=digits", "--config.training.steps=60"])
-    assert set(calls) == {tmp_path / "runs" / "results" / "vp_digits-changed"}
-    assert records == [calls[0] / "record"]
-    assert str(records[0]) in capsys.readouterr().out
+    for steps in (60, 90):
+        run.main(["vp_digits", "--config.data.name=digits", f"--config.training.steps={steps}"])
+        assert records[-1] == calls[-1] / "record"
+        assert str(records[-1]) in capsys.readouterr().out
+    folders = set(calls)
+    assert len(folders) == 2, "a folder for each recipe"
+    assert {folder.parent for folder in folders} == {tmp_path / "runs" / "results"}
+    assert tmp_path / "runs" / "results" / "vp_digits" not in folders
