@@ -5,6 +5,7 @@
 Every field of the configuration can be overridden: --config.optim.lr=1e-4.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -140,6 +141,8 @@ flags.DEFINE_flag(_GIF)
 flags.DEFINE_integer("port", 8000, "demo: port of the page; 0 for a free one.", 0, 65535)
 flags.DEFINE_boolean("png", False, "sample: also write each image as a PNG.")
 
+_NUMBERS = ("num_processes", "process_id")  # of a host
+_CLUSTERS = {"SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE"}  # variables of the tasks of one
 _SMALLER = "lower the batch size, or set config.model.remat=True"
 
 
@@ -167,13 +170,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _run(mode: Mode, files: list[str]) -> None:
-    options = _mode_flags(mode)
-    if files and _MODE.value != "compare":
-        sys.exit(f"error: {' '.join(files)}: not expected here; flags start with --")
     from numerics.memory import share_heap
 
     share_heap()
-    # After the flags are checked: a misspelled flag should not wait for JAX to load.
     import jax
 
     import run_lib
@@ -190,14 +189,13 @@ def _run(mode: Mode, files: list[str]) -> None:
     if _MODE.value == "compare":
         run_lib.compare([as_path(file) for file in files])
         return
-    names = ("coordinator", "num_processes", "process_id")
-    where: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+    where: dict[str, Any] = {n: flags.FLAGS[n].value for n in ("coordinator", *_NUMBERS)}
     where["timeout"] = flags.FLAGS["hosts_timeout"].value
     with together(HostOptions(**where)):
-        _run_mode(mode, options)
+        _run_mode(mode)
 
 
-def _run_mode(mode: Mode, options: dict[str, Any]) -> None:
+def _run_mode(mode: Mode) -> None:
     import jax
 
     import run_lib
@@ -211,7 +209,8 @@ def _run_mode(mode: Mode, options: dict[str, Any]) -> None:
     config, overrides = _configuration()
     experiment = build(config, overrides=overrides)
     check_options(experiment.evaluation, experiment.data.kind)
-    workdir, given = _workdir(), {f"--{name}": str(value) for name, value in options.items()}
+    options, workdir = _mode_flags(mode), _workdir()
+    given = {f"--{name}": str(value) for name, value in options.items()}
     place = workdir if in_bucket(workdir) else str(Path(workdir).absolute())
     given |= {"--mode": _MODE.value, "--workdir": place}
     given |= {"jax": jax.__version__, "devices of a host": jax.local_device_count()}
@@ -265,7 +264,44 @@ def _workdir() -> str:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """Parse the flags; whatever is wrong with them is one line on stderr."""
+    """Parse and check the flags; whatever is wrong with them is one line on stderr.
+
+    This needs no JAX, for which a misspelled flag should not wait.
+    """
+    try:
+        program, *files = _parsed(argv)
+        if files and _MODE.value != "compare":
+            sys.exit(f"error: {' '.join(files)}: not expected here; flags start with --")
+        _mode_flags(MODES[_MODE.value])
+        return [program, *files]
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            _end_other_hosts(end.code)
+        raise
+
+
+def _end_other_hosts(reason: str) -> None:
+    """End this host and those that wait for it for a reason; return if there are no others."""
+    given = _given(sys.argv[1:])
+    if "coordinator" not in given and not _CLUSTERS & os.environ.keys():
+        return
+    print(reason, file=sys.stderr, flush=True)  # now, since the others may come late
+    from errors import HostsError
+    from training.hosts import together
+    from training.joining import HostOptions
+
+    # The flags that are wrong may be these.
+    with contextlib.suppress(HostsError, SystemExit, ValueError):
+        where: dict[str, Any] = {n: int(given[n]) for n in _NUMBERS if n in given}
+        if "hosts_timeout" in given:
+            where["timeout"] = float(given["hosts_timeout"])
+        with together(HostOptions(coordinator=given.get("coordinator", ""), **where)):
+            sys.exit(reason)
+    sys.exit(1)
+
+
+def _parsed(argv: Sequence[str]) -> list[str]:
+    """Return the program and the arguments that are no flags."""
     from errors import ConfigError
     from experiment.configurations import load_configuration
 

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 from stored_images import (
     CLASSES,
     assert_same_images,
+    assert_streamed_is,
     cifar_archive,
     expect_archives,
     mnist_archives,
@@ -34,6 +36,10 @@ def test_cifar10_is_prepared_from_its_archive_and_read_back(tmp_path, monkeypatc
     assert prepare("cifar10", data_dir=tmp_path) == message
     data = load("cifar10", image_size=32, channels=3, data_dir=tmp_path)
     assert_same_images(data, splits)
+    streamed = load("cifar10", image_size=32, channels=3, data_dir=tmp_path, memory_gb=0)
+    assert_streamed_is(data, streamed)
+    again = pickle.loads(pickle.dumps(streamed.train))  # as a worker process gets it
+    np.testing.assert_array_equal(again[3], data.train[3])
     assert "OpenCV" not in caplog.text
     names = (directory / "label.labels.txt").read_text().split()
     assert names == CLASSES.split()

@@ -134,12 +134,30 @@ def test_killed_and_preempted_hosts_end_together_and_their_run_ends_as_that_of_o
             ["--config.data.name=other.npz"],
             r"data\.name is '~\S+' on host 0, 'other\.",
         ),
+        (
+            "train",
+            {},
+            ["--config.optim.rate=1"],
+            r"host 1 has failed: --config\.optim\.rate is not",
+        ),
+        ("train", {}, ["--mode=trian"], r"host 1 has failed: .*trian"),
+        ("train", {}, ["--num_samples=4"], r"host 1 has failed: --num_samples is only valid with"),
         ("train", {}, [], OTHER_DATA),
         ("stats", {}, [], OTHER_DATA),
         ("moments", {}, [], OTHER_DATA),
         ("train", {"training.batch_size": 15}, [], r"batch_size=15 does not divide over 2 .*14 or"),
     ],
-    ids=["configuration", "path of the data", "data", "statistics", "moments", "batch"],
+    ids=[
+        "configuration",
+        "path of the data",
+        "field",
+        "mode",
+        "flag",
+        "data",
+        "statistics",
+        "moments",
+        "batch",
+    ],
 )
 def test_hosts_that_do_not_fit_together_end_with_one_line(tmp_path, mode, changes, more, problem):
     workdir, homes = tmp_path / "run", [tmp_path / "first", tmp_path / "second"]
@@ -150,6 +168,7 @@ def test_hosts_that_do_not_fit_together_end_with_one_line(tmp_path, mode, change
     first, second = run_hosts(*command, more=more, homes=homes)
     assert_one_error(first, problem)
     assert second.status == 1
+    assert second.stderr.count("error: ") <= 1, "its own, or none"
     assert not workdir.exists()
 
 
