@@ -181,7 +181,15 @@ def prior_divergence(
     log_prior = math.log(sde.prior_std)
     gap = 2 * (float(log_sigma) - log_prior)
     scale = math.exp(float(log_alpha) - log_prior)
-    return 0.5 * (sum_per_sample((scale * x0) ** 2) + x0[0].size * (math.expm1(gap) - gap))
+    return _half_squares(x0, scale, math.prod(x0.shape[1:]) * (math.expm1(gap) - gap))
+
+
+@jax.jit
+def _half_squares(
+    x0: Float[Array, "batch *shape"], scale: Float[Array, ""], rest: Float[Array, ""]
+) -> Float[Array, "batch"]:
+    """Return half of the sum of squares of each scaled sample and `rest`, in one program."""
+    return 0.5 * (sum_per_sample((scale * x0) ** 2) + rest)
 
 
 def require_finite(
