@@ -151,6 +151,7 @@ TIME_GRIDS = {
     "iddpm": Grid(_iddpm),
 }
 
+_DEFAULT_STEPS = 1000
 _RESPACING = re.compile(r"ddim(\d+)|\d+(,\d+)*")
 
 
@@ -293,6 +294,18 @@ class Schedule:
             raise ValueError(f"steps={steps}: times coincide on this grid; use fewer steps")
         return times
 
+    def count(self, sde: SDE) -> int:
+        """Return the number of steps of the schedule.
+
+        A named grid need not be computed for it, which takes a tenth of a second.
+
+        Raises:
+            ValueError: as `of`, for other grids.
+        """
+        if self.grid in TIME_GRIDS and not self.times and self.start == 1:
+            return self.steps or _DEFAULT_STEPS
+        return len(self.of(sde)) - 1
+
     def _rest_of(self, times: np.ndarray) -> np.ndarray:
         """Return the times from `start` on; of a chain, from its first timestep there."""
         rest = times[times <= self.start]
@@ -322,7 +335,7 @@ class Schedule:
             if steps < 2:
                 raise ValueError(f"steps={steps} must be at least 2 for grid='timesteps'")
             return np.linspace(1, 0, steps)
-        steps = self.steps or 1000
+        steps = self.steps or _DEFAULT_STEPS
         times, default = TIME_GRIDS[self.grid]
         rho = self.rho or default or math.nan
         return times(sde, np.linspace(0, 1, steps + 1), self.t_min, rho)

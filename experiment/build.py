@@ -294,8 +294,10 @@ def _build_discrete_bound(reader: Reader, sde: SDE, data: Data) -> DiscreteBound
     if options.variance == "learned":
         require_learned(reader, "discrete_bound")
     with config_errors("discrete_bound"):
-        times = schedule.of(sde)
-    reader.record("discrete_bound", steps=len(times) - (schedule.grid != "timesteps"))
+        if "discrete_bound" in reader.config["eval"]["metrics"]:
+            schedule.of(sde)  # what is wrong with the times shows now
+        steps = schedule.count(sde)
+    reader.record("discrete_bound", steps=steps + (schedule.grid == "timesteps"))
     return DiscreteBoundPlan(options, schedule, clipping)
 
 

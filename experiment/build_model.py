@@ -171,7 +171,9 @@ def network_functions(
     `view` maps the network as a function of x, and x, to what is wanted: its output or gradient.
 
     They are made once per network: jit takes a Partial of the same function for the same, and
-    programs of other functions would pile up where experiments are built again and again.
+    programs of other functions would pile up where experiments are built again and again. They are
+    programs themselves, so that those around them, which may call a network several times, trace it
+    once.
     """
 
     def of_whole(params: Any, x: Array, *conditions: Array, **more: Any) -> Any:
@@ -191,7 +193,7 @@ def network_functions(
     ) -> Array:
         return output(params, x, *conditions, **more, train=True, rngs={"dropout": dropout})
 
-    return apply, apply_with_dropout
+    return jax.jit(apply), jax.jit(apply_with_dropout)
 
 
 def _check_timesteps(

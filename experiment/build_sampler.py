@@ -209,8 +209,8 @@ def _count_evaluations(reader: Reader, solve: FixedSteps, sde: SDE) -> int:
             plan = solve.solver.plan(sde, times)
             plan.require_final_step(schedule.final_step)
             evaluations = plan.evaluations
-    whole = dataclasses.replace(schedule, start=1.0).of(sde)  # SDEdit takes the rest of it
-    reader.record("sampling", steps=len(whole) - (schedule.grid != "timesteps"))
+    whole = dataclasses.replace(schedule, start=1.0)  # SDEdit takes the rest of it
+    reader.record("sampling", steps=whole.count(sde) + (schedule.grid == "timesteps"))
     return evaluations + (schedule.final_step == "denoise")
 
 

@@ -74,6 +74,7 @@ POINTS = {
     "training.steps": 2,
     "training.steps_per_call": 1,
     "training.sample_every": 0,
+    "diagnostics.every": 0,
     "classifier.steps": 2,
     "eval.samples": 8,
     "eval.batch_size": 8,
@@ -265,9 +266,9 @@ def reduced(command, folder):
     own = "path/to/" in given.get("config.data.name", "")  # images, in any network
     network = MLP if file in ALIKE or own else UNET
     fields = dict(POINTS) if of_points else TINY | network
-    if own and not of_points:
-        del fields["diagnostics.every"]  # a first run on one's own images is measured, too
-        if given["mode"] == "check":  # of the network as it is
+    if own:
+        del fields["diagnostics.every"]  # a first run on one's own data is measured, too
+        if given["mode"] == "check" and not of_points:  # of the network as it is
             fields = {}
     if "cifar10" in file:
         fields["data.name"] = folder / "cifar10.npz"

@@ -13,9 +13,7 @@ import re
 import shlex
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from experiment.build import build
 from experiment.configurations import (
@@ -36,6 +34,12 @@ def configurations():
     return {name for name, _ in known_configurations()} | set(configuration_names())
 
 
+def read(path):
+    import nbformat  # takes a second, which only those who run these tests should wait
+
+    return nbformat.read(path, as_version=4)
+
+
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
@@ -45,7 +49,7 @@ def printed(cell):
 
 
 def text_of(path):
-    cells = nbformat.read(path, as_version=4).cells
+    cells = read(path).cells
     return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
@@ -59,6 +63,8 @@ def test_there_are_notebooks():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq.*")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client.*")
 def test_notebook_runs(path, tmp_path, monkeypatch):
+    from nbclient import NotebookClient
+
     settings = {
         "SCORE_SDE_NOTEBOOKS": "reduced",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
@@ -74,7 +80,7 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     (startup / "fast.py").write_text("__import__('xla_flags').trace_fast()\n")
     folder = tmp_path / "empty"
     folder.mkdir()
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read(path)
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     client = NotebookClient(
@@ -90,7 +96,9 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
 @notebooks
 def test_committed_outputs_are_whole_and_small(path):
     assert os.path.getsize(path) < 1_000_000
-    notebook = nbformat.read(path, as_version=4)
+    import nbformat
+
+    notebook = read(path)
     nbformat.validate(notebook)
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -108,7 +116,7 @@ def test_committed_outputs_are_whole_and_small(path):
 
 @notebooks
 def test_first_cell_is_short_and_states_the_needs_and_last_the_run_time(path):
-    first, *_, last = code_cells(nbformat.read(path, as_version=4))
+    first, *_, last = code_cells(read(path))
     assert "import scoresde as ss" in first.source
     assert len(first.source.splitlines()) <= 15
     assert re.search(r"\d x .+ \((cpu|gpu|tpu)\)\n.*minutes.*memory", printed(first))

@@ -19,8 +19,10 @@ T_MIN = 1e-3
 @pytest.mark.parametrize("grid", TIME_GRIDS)
 @every_process
 def test_grid_descends_from_one_to_t_min(sde, grid, steps):
-    times = Schedule(grid=grid, steps=steps, t_min=T_MIN).of(sde)
+    schedule = Schedule(grid=grid, steps=steps, t_min=T_MIN)
+    times = schedule.of(sde)
     assert times.shape == (steps + 1,)
+    assert schedule.count(sde) == steps
     assert times.dtype == np.float64
     assert np.all(np.diff(times) < 0)
     np.testing.assert_allclose(times[[0, -1]], [1, T_MIN], rtol=1e-9)
@@ -199,3 +201,18 @@ def test_respacing_a_short_chain_keeps_every_timestep_once():
         assert len(set(kept)) == count
         assert kept[0] == 0
         assert kept[-1] == 9
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule(),
+        Schedule(start=0.5, steps=10),
+        Schedule(grid="timesteps"),
+        Schedule(grid="ddim50"),
+        Schedule(times=(1.0, 0.5, 0.1)),
+    ],
+)
+def test_steps_are_counted(schedule):
+    sde = DiscreteVPSDE()
+    assert schedule.count(sde) == len(schedule.of(sde)) - 1

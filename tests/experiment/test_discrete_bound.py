@@ -74,3 +74,10 @@ def test_moments_that_end_too_early_are_refused_with_the_remedy():
     built(ancestral).sampler.check(checkpoint)
     with pytest.raises(ConfigError, match=r"config\.sampling: the moments end"):
         built(ancestral | {"sampling.t_min": 1e-4}).sampler.check(checkpoint)
+
+
+def test_impossible_times_are_refused_where_the_bound_is_measured():
+    many = TINY | {"discrete_bound.t_min": 1 - 1e-6, "discrete_bound.steps": 1000}
+    assert built(many).config["discrete_bound"]["steps"] == 1000
+    with pytest.raises(ConfigError, match=r"^config\.discrete_bound.*times coincide"):
+        built(many | {"eval.metrics": ("discrete_bound",)})
