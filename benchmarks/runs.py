@@ -172,6 +172,11 @@ def median(values: Sequence[float], form: str = ".2f") -> str:
     return f"{middle} ({low} to {high})"
 
 
+def power(value: float, digits: int = 0) -> str:
+    """Return a small number with its power of ten, such as 3e-5."""
+    return f"{value:.{digits}e}".replace("e-0", "e-")
+
+
 def spread(values: Iterable[float], digits: int = 3) -> str:
     """Return mean and standard deviation of the values over seeds."""
     array = np.array(list(values))
