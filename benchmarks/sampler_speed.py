@@ -287,6 +287,12 @@ def compile_lines(results: list[dict]) -> Iterator[dict]:
         yield {"steps": steps, **provenance(runs[0]["device"]), **turns}
 
 
+def compile_ratio() -> str:
+    """Return how much longer 1000 steps take to compile than 10, the median over turns."""
+    short, long = (COMPILED.lines(steps=steps)[0]["compile"] for steps in (10, 1000))
+    return f"{np.median(np.divide(long, short)):.2f}"
+
+
 def table() -> str:
     """Return the table of a run's time over bare calls of the network, and of diffusers' over ours.
 
