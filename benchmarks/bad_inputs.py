@@ -5,6 +5,7 @@
 Each takes a configuration, a mode and one to three fields or flags with values that hardly fit:
 wrong types, edges of numbers, other files. A value that fits by luck must run, in --mode=check. A
 traceback, two lines, an error with status 0, or more than a minute is a fault; they are listed.
+Results are written to benchmarks/results/bad_inputs.jsonl.
 """
 
 import argparse
@@ -16,7 +17,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from runs import ROOT, Results
+
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from command_line import CONFIG, start
@@ -24,6 +26,7 @@ from command_line import CONFIG, start
 from experiment.configurations import default_configuration
 from files.nested import flatten
 
+RESULTS = Results("bad_inputs", ("count", "seed"))
 NUMBERS = ["0", "-1", "1", "2", "3.5", "-0.0", "1e-30", "1e30", "1e400", "nan", "inf", "-inf"]
 NUMBERS += ["99999999999999999999", "2147483648", "4294967296", "1_000", "0x10", "1e3", "True"]
 TEXTS = ["", " ", "None", "none", "''", '"a"', "()", "(1,)", "(1, 2, 3)", "(1.5, 'x')", "((1,),)"]
@@ -130,6 +133,13 @@ def write_files(folder: Path, draw: random.Random) -> list[str]:
     return [str(folder), *(str(folder / name) for name in contents), str(folder / "missing.npz")]
 
 
+def tried(count: int, seed: int = 0) -> str:
+    """Return what became of the command lines."""
+    (line,) = RESULTS.lines(count=count, seed=seed)
+    faults = [f"{number} {kind}" for kind, number in line["faults"].items()]
+    return f"{count:,} command lines: {', '.join(faults) or 'no fault'}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=2000)
@@ -146,7 +156,8 @@ def main() -> None:
         if found:
             print(f"{found}\n    {' '.join(map(repr, arguments))}")
     kinds = Counter(found.partition(":")[0] for found in faults if found)
-    print(f"{len(commands)} commands, {sum(kinds.values())} faults {dict(kinds) or ''}")
+    RESULTS.put({"count": given.count, "seed": given.seed, "faults": kinds})
+    print(tried(given.count, given.seed))
     sys.exit(bool(kinds))
 
 

@@ -1,11 +1,12 @@
 """Bytes of the test images, compressed by a run's model and by PNG, WebP and xz.
 
-    python benchmarks/bits_back.py RUN --config.discrete_bound.steps=100 ...
-    python benchmarks/bits_back.py RUN --images=1000 ...
+    python benchmarks/bits_back.py RUN --config=FILE --config.discrete_bound.steps=100 ...
+    python benchmarks/bits_back.py RUN --config=FILE --images=1000 ...
 
 Further arguments are those of --mode=compress. --images takes the first ones alone. Each other
 format has its smallest file for one picture of all images, and for separate ones; xz packs the gray
 levels, a byte each. Last come the bits of the images without those to begin with, and their bound.
+Results are written to benchmarks/results/bits_back.jsonl.
 """
 
 import argparse
@@ -21,11 +22,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from runs import ROOT, discrete_bits
+from runs import ROOT, Line, Results, discrete_bits, markdown_table
 
 from experiment.build import build
 from files.pictures import image_grid
 from jobs.workdir import Workdir
+
+RESULTS = Results("bits_back", ("run", "images", "fields"))
 
 
 def saved(image, **options):
@@ -48,6 +51,26 @@ def bound_of(run: str, count: int, flags: list[str]) -> float:
                 value = ast.literal_eval(value)
             fields[name] = value
     return discrete_bits(config, model.checkpoint, fields, count)
+
+
+def table(line: Line) -> str:
+    """Return the table of a line of results."""
+    sizes, pixels = line["bytes"], line["pixels"]
+
+    def row(text: str, *names: str) -> tuple[str, str, str]:
+        bits = (f"{8 * sizes[name] / pixels:.3f}" for name in names)
+        return text, "; ".join(f"{sizes[name]:,}" for name in names), "; ".join(bits)
+
+    alone = f"{line['bits_alone']:.3f} (the bound: {line['bound']:.3f})"
+    rows = [
+        row("all of the file", "this model"),
+        ("images alone", f"{line['bits_alone'] * pixels / 8:,.0f}", alone),
+        row("xz of the gray levels", "xz"),
+    ]
+    for name in ("WebP, lossless", "PNG"):
+        both = (f"{name}, {how}" for how in ("one picture", "separate files"))
+        rows.append(row(f"{name}: one picture of all images; separate files", *both))
+    return markdown_table(("", "bytes", "bits/dim"), rows)
 
 
 def main() -> None:
@@ -75,10 +98,14 @@ def main() -> None:
         sys.stderr.write(done.stderr if done.returncode else "")
         done.check_returncode()
         sizes["this model"] = target.stat().st_size
-        note = re.search(r"^.* bits/dim.*$", done.stdout, re.M)
+        note = re.search(r"^([\d.]+) bits/dim, plus ([\d,]+) bytes.*$", done.stdout, re.M)
+        assert note, done.stdout
+    line = {"run": Path(given.run).resolve().name, "images": len(images), "fields": " ".join(more)}
+    line |= {"pixels": images.size, "bytes": sizes, "bits_alone": float(note[1]), "bound": bound}
+    RESULTS.put({**line, "start_bytes": int(note[2].replace(",", ""))})
     for name, size in sorted(sizes.items(), key=lambda item: item[1]):
         print(f"| {name} | {size:,} | {8 * size / images.size:.3f} |")
-    print(f"{note and note[0]}; the bound: {bound:.4f} bits/dim")
+    print(f"{note[0]}; the bound: {bound:.4f} bits/dim\n\n{table(line)}")
 
 
 if __name__ == "__main__":

@@ -296,8 +296,7 @@ def add(line):
 def found_of(table, case, method, name):
     """Return a number of each seed."""
     wanted = {"table": table, "case": case, "method": method}
-    lines = [line for line in RESULTS.lines() if wanted.items() <= line.items()]
-    return np.array([line[name] for line in lines])
+    return np.array([line[name] for line in RESULTS.lines(**wanted)])
 
 
 def cell(values):

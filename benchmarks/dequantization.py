@@ -62,11 +62,7 @@ def table() -> str:
     rows = []
     for trained_with, noises in ROWS.items():
         for noise in noises:
-            chosen = [
-                line
-                for line in RESULTS.lines()
-                if (line["trained_with"], line["noise"]) == (trained_with, noise)
-            ]
+            chosen = RESULTS.lines(trained_with=trained_with, noise=noise)
             values = (spread(line[name] for line in chosen) for name in ("mean", "dequantization"))
             rows.append((f"`{trained_with}`", f"`{noise}`", *values))
     return markdown_table(("trained with", "noise of bits/dim", "bits/dim", "of it log2 q"), rows)

@@ -81,7 +81,7 @@ def main() -> None:
             print(
                 f"compiles: {run == 0}; share of CPU time {shares[0]:.3f}, of time {shares[1]:.3f}"
             )
-    RESULTS.replace(lines)
+    RESULTS.put(*lines)
 
 
 if __name__ == "__main__":

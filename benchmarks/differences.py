@@ -1,27 +1,20 @@
-"""The differences between published code and ours, and how `fidelity.py` measures their sizes."""
+"""The differences between published code and ours, whose sizes `fidelity.py` measures."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.tree_util import Partial
+from sizes import (
+    AVERAGES_DIFFER,
+    GUIDED_SAMPLES_DIFFER,
+    LOG_PROBS_DIFFER,
+    NETWORKS_DIFFER,
+    SAMPLES_DIFFER,
+    Measure,
+)
 
-from data import datasets
-from denoising import Denoiser
 from experiment.build import build
 from experiment.configurations import load_configuration
 from experiment.experiment import Experiment
-from experiment.sampler import Checkpoint
-from guidance.classifier import Classifier
-from likelihood import log_prob
-
-SAMPLES = 64
-DIGIT = (8, 8, 1)
-Measure = Callable[[Experiment, Experiment], str]
 
 
 @dataclass(frozen=True)
@@ -65,149 +58,6 @@ def _build(name: str, fields: dict[str, Any]) -> Experiment:
     return build(config, overrides=frozenset(fields))
 
 
-def digits_denoiser(experiment: Experiment, width: float = 0.0) -> Denoiser:
-    """Return the exact denoiser of the training digits, for the process and range.
-
-    The data are the digits with Gaussian noise of standard deviation `width`.
-    """
-    data = datasets.load("digits", image_size=8, channels=1)
-    points = data.quantizer.normalize(data.train).reshape(len(data.train), -1)
-    sde = experiment.model.sde
-    points = jnp.asarray(experiment.data.scaler.forward(points))
-    network = Partial(_expected_eps, sde, points, jnp.asarray(width))
-    return Denoiser(sde=sde, network=network, parameterization="eps", conditioning="t")
-
-
-def digits_classifier(experiment: Experiment) -> Classifier:
-    """Return the exact p(class | x_t) of the training digits."""
-    data = datasets.load("digits", image_size=8, channels=1)
-    points = data.quantizer.normalize(data.train).reshape(len(data.train), -1)
-    points = jnp.asarray(experiment.data.scaler.forward(points))
-    sde = experiment.model.sde
-    network = Partial(_classify, sde, points, jnp.eye(10)[data.train_labels])
-    return Classifier(sde=sde, network=network, conditioning="t", scale_input=False)
-
-
-def _log_weights(sde: Any, points: Any, width: Any, flat: Any, t: Any) -> tuple[jax.Array, ...]:
-    """Return log p(point | x_t) without what all points share, and alpha, sigma and variance."""
-    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
-    variance = sigma**2 + (alpha * width) ** 2
-    # |x - alpha p|^2 / (2 variance)
-    logs = (alpha * flat @ points.T - alpha**2 * jnp.sum(points**2, axis=1) / 2) / variance
-    return logs, alpha, sigma, variance
-
-
-def _classify(sde: Any, points: Any, members: Any, x: Any, t: Any) -> tuple[jax.Array, jax.Array]:
-    flat = x.reshape(len(x), -1)
-    logs, *_ = _log_weights(sde, points.astype(x.dtype), 0.0, flat, t)
-    each = jnp.where(members.T[None] > 0, logs[:, None], -jnp.inf)
-    return jax.nn.logsumexp(each, axis=2), flat
-
-
-def _expected_eps(
-    sde: Any, points: Any, width: Any, x: Any, t: Any, labels: Any = None
-) -> jax.Array:
-    """Return E[eps | x_t] for a mixture of equal Gaussians around the points."""
-    points, width = points.astype(x.dtype), width.astype(x.dtype)
-    flat = x.reshape(len(x), -1)
-    logs, alpha, sigma, variance = _log_weights(sde, points, width, flat, t)
-    mean = jax.nn.softmax(logs) @ points
-    return (sigma * (flat - alpha * mean) / variance).reshape(x.shape)
-
-
-def samples(experiment: Experiment) -> np.ndarray:
-    """Return samples with the exact score of the digits, in gray levels 0..255, without rounding."""
-    checkpoint = Checkpoint(
-        step=0, denoiser=digits_denoiser(experiment), classifier=digits_classifier(experiment)
-    )
-    denoiser = experiment.sampler.with_classes(checkpoint, jnp.arange(SAMPLES))
-    drawn = experiment.sampler.solve(jax.random.key(0), denoiser, (SAMPLES, *DIGIT), None)
-    return 255 * experiment.data.scaler.inverse(
-        np.asarray(drawn.x, np.float64).reshape(SAMPLES, -1)
-    )
-
-
-def samples_differ(ours: Experiment, theirs: Experiment) -> str:
-    """Compare the noise left in samples, and the samples themselves."""
-    data = datasets.load("digits", image_size=8, channels=1)
-    points = 255.0 * data.quantizer.normalize(data.train).reshape(len(data.train), -1)
-    noise, nearest, x = [], [], [samples(ours), samples(theirs)]
-    for each in x:
-        distances = ((each[:, None] - points) ** 2).mean(axis=2)
-        nearest.append(distances.argmin(axis=1))
-        noise.append(np.sqrt(distances.min(axis=1).mean()))
-    same = nearest[0] == nearest[1]
-    apart = np.sqrt(((x[0] - x[1])[same] ** 2).mean()) if same.any() else np.nan
-    return (
-        f"digits: noise left {noise[1]:.2g} gray levels, ours {noise[0]:.2g}; {same.mean():.0%} of "
-        f"samples end at the same digit, {apart:.2g} gray levels apart"
-    )
-
-
-def guided_samples_differ(ours: Experiment, theirs: Experiment) -> str:
-    """Compare the samples of a guided class, and how many are of it."""
-    data = datasets.load("digits", image_size=8, channels=1)
-    points = 255.0 * data.quantizer.normalize(data.train).reshape(len(data.train), -1)
-    shares = []
-    for each in (theirs, ours):
-        distances = ((samples(each)[:, None] - points) ** 2).mean(axis=2)
-        labels = data.train_labels[distances.argmin(axis=1)]
-        shares.append((labels == np.arange(SAMPLES) % 10).mean())
-    compared = samples_differ(ours, theirs)
-    return f"{compared}; {shares[0]:.0%} are of their class, ours {shares[1]:.0%}, exact classifier"
-
-
-def log_probs_differ(ours: Experiment, theirs: Experiment) -> str:
-    """Compare the solver errors of log-likelihoods of test digits, and the evaluations."""
-    data = datasets.load("digits", image_size=8, channels=1)
-    noise = np.random.default_rng(0).random((SAMPLES, *DIGIT), np.float32)
-    images = data.quantizer.dequantize(data.test[:SAMPLES], noise)
-    x = jnp.asarray(ours.data.scaler.forward(images), float)
-    denoiser = digits_denoiser(ours, width=0.5)
-    tight = replace(ours.ode, rtol=1e-9, atol=1e-9)
-    true, *found = [
-        log_prob(jax.random.key(0), denoiser, x, options=each.likelihood, ode=ode)
-        for each, ode in ((ours, tight), (theirs, theirs.ode), (ours, ours.ode))
-    ]
-    errors = [np.abs(one.nats - true.nats).max() / np.log(2) / x[0].size for one in found]
-    texts = [
-        f"error {error:.1e} bits/dim, {int(one.nfe.max())} evaluations"
-        for one, error in zip(found, errors, strict=True)
-    ]
-    return f"digits with noise 0.5, exact trace: {texts[0]}; ours {texts[1]}"
-
-
-def networks_differ(ours: Experiment, theirs: Experiment) -> str:
-    """Compare the outputs of both networks for the same random parameters."""
-    outputs = []
-    for each in (ours, theirs):
-        rng = np.random.default_rng(0)
-        x = jnp.asarray(rng.normal(size=(2, *each.data.shape)), jnp.float32)
-        cond = jnp.asarray([10.0, 500.0])
-        network = each.model.network
-        params = jax.tree.map(
-            lambda leaf, rng=rng: (
-                leaf + 0.02 * jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
-            ),
-            jax.jit(partial(network.init, train=False))(jax.random.key(0), x, cond),
-        )
-        outputs.append(np.asarray(network.apply(params, x, cond, train=False)))
-    difference = np.linalg.norm(outputs[0] - outputs[1]) / np.linalg.norm(outputs[1])
-    return f"outputs differ by {difference:.0%}, random parameters"
-
-
-def averages_differ(ours: Experiment, theirs: Experiment) -> str:
-    """Compare the weight of the initial parameters after 1000 updates."""
-    weights = []
-    for each in (ours, theirs):
-        weight = jnp.ones(())
-        for step in range(1000):
-            weight = each.trainer.average.update(weight, jnp.zeros(()), step)
-        weights.append(float(weight))
-    text = "weight of the initial parameters after 1000 steps"
-    return f"{text}: {weights[1]:.2g}, ours {weights[0]:.1g}"
-
-
 _VE, _VP = "configs/ve_cifar10.py", "configs/vp_cifar10.py"
 _PUBLISHED_PC = {"sampling.discretization": "published", "sampling.final_step": "mean"}
 
@@ -219,7 +69,7 @@ DIFFERENCES = (
         ours="the exact transition from each time to the next; N - 1 steps and a denoising step",
         config=_VE,
         fields=_PUBLISHED_PC,
-        measure=samples_differ,
+        measure=SAMPLES_DIFFER,
     ),
     Difference(
         name="vp_discretization",
@@ -228,7 +78,7 @@ DIFFERENCES = (
         ours="steps of the grid's own spacing; N - 1 steps and a denoising step",
         config=_VP,
         fields=_PUBLISHED_PC,
-        measure=samples_differ,
+        measure=SAMPLES_DIFFER,
     ),
     Difference(
         name="chain_labels",
@@ -238,7 +88,7 @@ DIFFERENCES = (
         config=f"{_VP}:ddpm",
         settings={},
         fields=_PUBLISHED_PC | {"sampling.grid": "uniform", "sampling.steps": 999},
-        measure=samples_differ,
+        measure=SAMPLES_DIFFER,
     ),
     Difference(
         name="langevin_norms",
@@ -247,7 +97,7 @@ DIFFERENCES = (
         ours="norms of each sample",
         config=_VE,
         fields={"sampling.norm_reduction": "batch"},
-        measure=samples_differ,
+        measure=SAMPLES_DIFFER,
     ),
     Difference(
         name="ncsn_noise",
@@ -256,7 +106,7 @@ DIFFERENCES = (
         ours="a denoising step at the end",
         config="configs/ve_cifar10.py:ncsnv2",
         fields={"sampling.final_step": "none"},
-        measure=samples_differ,
+        measure=SAMPLES_DIFFER,
     ),
     Difference(
         name="ode_end",
@@ -273,7 +123,7 @@ DIFFERENCES = (
         config="configs/edm_cifar10.py",
         settings={"sampling.s_churn": 10.0, "sampling.churn_all_levels": False},
         fields={"sampling.churn_all_levels": True},
-        measure=samples_differ,
+        measure=SAMPLES_DIFFER,
     ),
     Difference(
         name="edm_time",
@@ -290,7 +140,7 @@ DIFFERENCES = (
             "sampling.final_euler": True,
             "sampling.final_step": "none",
         },
-        measure=samples_differ,
+        measure=SAMPLES_DIFFER,
     ),
     Difference(
         name="singlestep_orders",
@@ -304,7 +154,7 @@ DIFFERENCES = (
             "sampling.steps": 12,
         },
         fields={"sampling.step_ends": "by_order"},
-        measure=samples_differ,
+        measure=SAMPLES_DIFFER,
     ),
     Difference(
         name="adm_guidance",
@@ -318,7 +168,7 @@ DIFFERENCES = (
             "classifier.num_classes": 10,
         },
         fields={"sampling.guidance_form": "mean"},
-        measure=guided_samples_differ,
+        measure=GUIDED_SAMPLES_DIFFER,
     ),
     Difference(
         name="iddpm_levels",
@@ -355,7 +205,7 @@ DIFFERENCES = (
             "likelihood.ode_variable": "t",
         },
         settings={"likelihood.trace": "exact"},
-        measure=log_probs_differ,
+        measure=LOG_PROBS_DIFFER,
     ),
     Difference(
         name="likelihood_truncation",
@@ -371,7 +221,7 @@ DIFFERENCES = (
         ours="min(rate, (1 + n) / (10 + n)), as score_sde_pytorch does",
         config=_VP,
         fields={"ema.warmup": False},
-        measure=averages_differ,
+        measure=AVERAGES_DIFFER,
     ),
     Difference(
         name="groups",
@@ -381,7 +231,7 @@ DIFFERENCES = (
         config="configs/iddpm_cifar10.py",
         settings={"model.features": 64, "model.num_groups": 0},
         fields={"model.num_groups": 32},
-        measure=networks_differ,
+        measure=NETWORKS_DIFFER,
         case="64 features",
     ),
     Difference(

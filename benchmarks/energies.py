@@ -178,8 +178,7 @@ def table():
 
 
 def of_method(method):
-    lines = [line for line in RESULTS.lines() if line["method"] == method]
-    return sorted(lines, key=lambda line: line["seed"])
+    return sorted(RESULTS.lines(method=method), key=lambda line: line["seed"])
 
 
 def chains_table():

@@ -6,7 +6,8 @@
 A row states what the published code does, what ours does, and the fields that give theirs. Its size
 is measured on a small case: both settings are built from the named configuration and run on the
 same numbers. Samplers run with the exact score of scikit-learn's training digits for the process of
-the configuration, so that no trained network is needed. Runs in a few minutes on two cores.
+the configuration, so that no trained network is needed. Runs in a few minutes on two cores. The
+numbers are in benchmarks/results/fidelity.jsonl. --only replaces one of them, and the page follows.
 """
 
 import argparse
@@ -19,9 +20,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from differences import DIFFERENCES, Difference
+from runs import Results
 
 from files.writing import write_file
 
+RESULTS = Results("fidelity", ("name",))
 PAGE = ROOT / "docs" / "fidelity.md"
 HEAD = """# Fidelity
 
@@ -43,9 +46,14 @@ def row(difference: Difference, size: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def page(sizes: dict[str, str]) -> str:
-    """Return the page, with the size of each difference by name."""
-    lines = [HEAD]
+def page() -> str:
+    """Return the page, with the size of each difference."""
+    found, lines = {line["name"]: line for line in RESULTS.lines()}, [HEAD]
+    sizes = {each.name: each.size for each in DIFFERENCES if not each.measure}
+    for each in DIFFERENCES:
+        if each.measure:
+            line = found.get(each.name)
+            sizes[each.name] = each.measure.text.format(**line) if line else "not measured"
     for topic in dict.fromkeys(each.topic for each in DIFFERENCES):
         lines += [
             f"## {topic}",
@@ -63,13 +71,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=[each.name for each in DIFFERENCES])
     only = parser.parse_args().only
-    sizes = {}
     for each in DIFFERENCES:
-        if only in (None, each.name):
-            sizes[each.name] = each.measure(*each.experiments()) if each.measure else each.size
-            print(f"{each.name:24} {sizes[each.name]}", flush=True)
-    if only is None:
-        write_file(PAGE, lambda path: path.write_text(page(sizes)))
+        if each.measure and only in (None, each.name):
+            line = {"name": each.name, **each.measure.numbers(*each.experiments())}
+            RESULTS.put(line)
+            print(f"{each.name:24} {each.measure.text.format(**line)}", flush=True)
+    write_file(PAGE, lambda path: path.write_text(page()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ has at its start, and 10 seconds per file. The result of a file is one of
     program      code of the file ran, or another program was started
 
 The program ends with status 1 if there are any of the last four. With the same --seed, the files
-are the same.
+are the same. Results are written to benchmarks/results/hostile_files.jsonl.
 """
 
 import argparse
@@ -37,15 +37,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runs import ROOT, Results
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from hostile_content import FOLDER, MADE, write_hostile
 
+RESULTS = Results("hostile_files", ("count", "seed"))
 SECONDS, MEMORY = 10, 3 * 2**29
 GOOD = ("read", "one line")
-RESULTS = (*GOOD, "traceback", "time", "memory", "program")
+OUTCOMES = (*GOOD, "traceback", "time", "memory", "program")
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn")
 
 
@@ -195,6 +196,15 @@ def _children(folder: Path) -> Iterator[Callable[[str, Path], tuple[str, str, fl
             process.wait()
 
 
+def tried(count: int, seed: int = 0) -> str:
+    """Return what became of the files."""
+    (line,) = RESULTS.lines(count=count, seed=seed)
+    total = sum(map(Counter, line["outcomes"].values()), Counter())
+    bad = ", ".join(f"{total[name]} {name}" for name in OUTCOMES if name not in GOOD)
+    kinds, slowest = len(line["outcomes"]), line["slowest_seconds"]
+    return f"{total.total():,} files of {kinds} kinds: {bad}; at most {slowest:.1f} s each"
+
+
 def main() -> None:
     """Make and read the files, and print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -219,10 +229,12 @@ def main() -> None:
             path.unlink()
     total = sum(counts.values(), Counter())
     for name, row in [*counts.items(), ("all", total)]:
-        numbers = ", ".join(f"{row[result]} {result}" for result in RESULTS)
+        numbers = ", ".join(f"{row[result]} {result}" for result in OUTCOMES)
         print(f"{name:10}  {row.total():4} files: {numbers}")
-    print(f"slowest: {slowest} s")
-    sys.exit(any(total[result] for result in RESULTS if result not in GOOD))
+    key = {"count": options.count, "seed": options.seed}
+    RESULTS.put({**key, "outcomes": counts, "slowest_seconds": slowest})
+    print(tried(options.count, options.seed))
+    sys.exit(any(total[result] for result in OUTCOMES if result not in GOOD))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ memory: resident memory of this process and its workers over one pass through a 
 waiting: the share of time that a training loop waits for batches, with a device that takes the time
 of 2000 images per second, for 32x32 images in batches of 128 as in configs/vp_cifar10.py.
 
-Results are printed as JSON. Images are generated into --scratch, once.
+Results are printed, and written to benchmarks/results: input_speed.jsonl, input_memory.jsonl and
+input_waiting.jsonl. Images are generated into --scratch, once.
 """
 
 import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,13 @@ import time
 from itertools import count as counted
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+import numpy as np
+from runs import Results, markdown_table, median
+
+SPEED = Results("input_speed", ("kind", "size", "count", "images", "workers", "cores"))
+MEMORY = Results("input_memory", ("size", "count", "workers"))
+WAITING = Results("input_waiting", ("held", "rate", "steps", "workers", "cores"))
+CORES = len(os.sched_getaffinity(0))
 BATCH = 128
 
 
@@ -56,7 +61,6 @@ def torch_side(arguments):
     """PyTorch's DataLoader; this runs in another interpreter, without our project."""
     import io
 
-    import numpy as np
     import torch
     from PIL import Image
 
@@ -98,7 +102,6 @@ def torch_side(arguments):
 
 def streamed(folder, size, workers, memory_gb=0.0, **changes):
     """Training batches of ours."""
-    sys.path.insert(0, str(ROOT))
     from data.batches import TrainingBatches
     from data.datasets import load
 
@@ -120,14 +123,12 @@ def speed(arguments):
     folder = Path(arguments.scratch) / f"jpeg{arguments.size}-{arguments.count}"
     generate(folder, count=arguments.count, size=arguments.size)
     packed = Path(arguments.scratch) / f"packed{arguments.size}-{arguments.count}"
-    sys.path.insert(0, str(ROOT))
     from data.datasets import open_splits
     from data.packing import pack
 
     _, splits, fit = open_splits(str(folder), image_size=arguments.size, channels=3)
     pack(str(folder), splits, fit, packed)
     sides = {"ours": sys.executable} | ({"torch": arguments.torch} if arguments.torch else {})
-    result = {"workers": arguments.workers, "images": arguments.images, "cores": os.cpu_count()}
     for kind, source in (("jpeg folder", folder), ("array_record", packed)):
         rates = {side: [] for side in sides}
         for _ in range(arguments.turns):
@@ -136,21 +137,35 @@ def speed(arguments):
                 command += [f"--{name}={getattr(arguments, name)}" for name in FIELDS]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 rates[side].append([float(rate) for rate in done.stdout.split()[-2:]])
-        result[kind] = {
-            per: summary({side: [rate[k] for rate in found] for side, found in rates.items()})
-            for k, per in enumerate(("per second", "per second of CPU"))
+        key = {name: getattr(arguments, name) for name in FIELDS}
+        by_clock = {
+            per: {side: [rate[k] for rate in found] for side, found in rates.items()}
+            for k, per in enumerate(("per_second", "per_cpu_second"))
         }
-    print(json.dumps(result, indent=2))
+        SPEED.put({"kind": kind, **key, "cores": CORES, **by_clock})
 
 
-def summary(rates):
-    """Medians of the rates by side, and of the ratios of each turn."""
-    row = {side: round(statistics.median(found)) for side, found in rates.items()}
-    if "torch" in rates:
-        ratios = [a / b for a, b in zip(rates["ours"], rates["torch"], strict=True)]
-        row |= {"ratio": round(statistics.median(ratios), 2)}
-        row |= {"ratios": [round(ratio, 2) for ratio in sorted(ratios)]}
-    return row
+def table():
+    """Return what is measured: medians and ranges over turns."""
+    rows = []
+    for line in MEMORY.lines():
+        sizes = line["mb"]
+        growth = max(sizes) - sizes[len(sizes) // 10]
+        what = f"read {line['count']:,} images of {line['size']}x{line['size']} once"
+        what = f"{what}: largest memory, and its growth after the first tenth"
+        rows.append((what, f"{max(sizes)} MB, {growth} MB"))
+    for line in WAITING.lines():
+        what = f"wait for data {line['held']}, with a device of {line['rate']:g} images/s"
+        rows.append((what, f"{line['waited'] / line['seconds']:.2%} of the time"))
+    for line in SPEED.lines():
+        rates, used = line["per_second"], line["per_cpu_second"]
+        found = f"{median(rates['ours'], ',.0f')} images/s"
+        if "torch" in rates:
+            ratio, by_cpu = (median(np.divide(e["ours"], e["torch"])) for e in (rates, used))
+            found += f"; {ratio} times PyTorch's, per CPU second {by_cpu}"
+        size = f"{line['size']}x{line['size']}"
+        rows.append((f"{line['kind']}, {size}, {line['workers']} processes", found))
+    return markdown_table(("what", "measured"), rows)
 
 
 def resident():
@@ -177,20 +192,19 @@ def memory(arguments):
         if step % max(1, arguments.count // BATCH // 20) == 0:
             sizes.append(round(resident()))
     batches.close()
-    print(json.dumps({"images": seen, "MB over the pass": sizes, "largest": max(sizes)}))
+    key = {name: getattr(arguments, name) for name in ("size", "count", "workers")}
+    MEMORY.put({**key, "images": seen, "mb": sizes})
 
 
 def waiting(arguments):
     """The share of time that the loop waits."""
     from generated_images import generate
 
-    sys.path.insert(0, str(ROOT))
     from training.prefetch import prefetched
 
     folder = Path(arguments.scratch) / "jpeg32-20000"
     generate(folder, count=20_000, size=32)
-    result = {}
-    for name, memory_gb in (("in memory", 1.0), ("streamed", 0.0)):
+    for held, memory_gb in (("in memory", 1.0), ("streamed", 0.0)):
         batches = streamed(str(folder), 32, arguments.workers, memory_gb, dequantization="uniform")
         waited, start = 0.0, time.perf_counter()
         with prefetched(batches.at, counted(), ahead=2) as inputs:
@@ -201,9 +215,10 @@ def waiting(arguments):
                 next(inputs)
                 waited += time.perf_counter() - before
                 time.sleep(BATCH / arguments.rate)
-        result[name] = f"{waited / (time.perf_counter() - start):.2%}"
+        seconds = time.perf_counter() - start
+        key = {name: getattr(arguments, name) for name in ("rate", "steps", "workers")}
+        WAITING.put({"held": held, **key, "cores": CORES, "waited": waited, "seconds": seconds})
         batches.close()
-    print(json.dumps(result))
 
 
 FIELDS = ("size", "count", "images", "workers")
@@ -224,3 +239,5 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=2000.0, help="images/s of the device")
     given = parser.parse_args()
     MODES[given.mode](given)
+    if given.mode in ("speed", "memory", "waiting"):
+        print(table())

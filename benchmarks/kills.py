@@ -5,7 +5,8 @@
 
 Training, evaluation and sampling of a tiny network are started and killed (SIGKILL) until they end
 by themselves. Then pairs of the same command start together in one folder. Files with numbers must
-equal those of a run that nobody disturbed, bit for bit, except for the time they took.
+equal those of a run that nobody disturbed, bit for bit, except for the time they took. Results are
+written to benchmarks/results/kills.jsonl.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from runs import ROOT, Results
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from command_line import TINY, Running, configuration, flags, run, start, start_hosts
@@ -31,6 +32,7 @@ from files.nested import flatten
 from numerics.arrays import digest
 from training.checkpoints import Checkpoints
 
+RESULTS = Results("kills", ("kills", "pairs", "hosts"))
 FIELDS = TINY | {"training.steps": 60, "training.checkpoint_every": 4, "eval.samples": 40}
 FIELDS |= {"eval.batch_size": 8, "sampling.variant": None}
 COMMANDS = {
@@ -125,6 +127,20 @@ def pairs(workdir: Path, count: int, draw: random.Random) -> tuple[int, int]:
     return refused, wrong
 
 
+def tried(kills: int, pairs: int, hosts: int = 1) -> tuple[str, str]:
+    """Return what became of the kills, and of the pairs."""
+    (line,) = RESULTS.lines(kills=kills, pairs=pairs, hosts=hosts)
+    first, second = (
+        f"{len(line[name])} numbers differ" if line[name] else "all numbers equal"
+        for name in ("differing", "differing_after")
+    )
+    disturbed = f"{line['wrong']} wrong" if line["wrong"] else "the others undisturbed"
+    return (
+        f"{kills} kills of training, evaluation and sampling: {first}",
+        f"{pairs} pairs: {line['refused']} refused, {disturbed}, {second}",
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=60)
@@ -144,9 +160,12 @@ def main() -> None:
         print(f"{given.kills} kills; {differing if differing else 'all numbers equal'}", flush=True)
         refused, wrong = pairs(disturbed, given.pairs, draw)
         found = {key: value for key, value in outcome(disturbed).items() if key in expected}
-        differing += [key for key in found if found[key] != expected[key]]
-        print(f"{given.pairs} pairs: {refused} refused, {wrong} wrong; {differing or 'all equal'}")
-    sys.exit(bool(differing or wrong))
+        after = [key for key in found if found[key] != expected[key]]
+    line = {"kills": given.kills, "pairs": given.pairs, "hosts": given.hosts}
+    line |= {"differing": differing, "refused": refused, "wrong": wrong, "differing_after": after}
+    RESULTS.put(line)
+    print(*tried(given.kills, given.pairs, given.hosts), sep="\n")
+    sys.exit(bool(differing or wrong or after))
 
 
 if __name__ == "__main__":

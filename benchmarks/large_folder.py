@@ -7,8 +7,9 @@
 The images are generated if they are missing. The folder is listed twice, with an empty cache at
 first; lists of fewer than 10,000 files are not kept. Then a small network of six sizes trains for
 50 steps with batches of 4: on one process with two devices, and on two processes as two hosts with
-one device each. No image is held in memory. Printed as JSON: seconds of each list, the peak
-resident memory of each process, and whether all losses are equal bit for bit.
+one device each. No image is held in memory. Results are written to benchmarks/results: seconds of
+each list to large_folder_lists.jsonl; the peak resident memory of each process, and whether all
+losses are equal bit for bit, to large_folder.jsonl.
 """
 
 import argparse
@@ -22,8 +23,10 @@ import time
 from pathlib import Path
 
 from generated_images import generate
+from runs import ROOT, Results, markdown_table
 
-ROOT = Path(__file__).resolve().parents[1]
+LISTS = Results("large_folder_lists", ("files",))
+TRAINED = Results("large_folder", ("files", "size", "steps"))
 NETWORK = {
     "model.features": 8,
     "model.channel_multipliers": (1, 1, 2, 2, 4, 4),
@@ -37,14 +40,13 @@ NETWORK = {
 }
 
 
-def listed(folder: Path) -> float:
-    """Return the seconds in which a folder is listed."""
-    sys.path.insert(0, str(ROOT))
+def listed(folder: Path) -> tuple[float, int]:
+    """Return the seconds in which a folder is listed, and the number of its files."""
     from data.folders import read_folder
 
     start = time.perf_counter()
-    read_folder(str(folder), "")
-    return round(time.perf_counter() - start, 2)
+    splits = read_folder(str(folder), "")
+    return round(time.perf_counter() - start, 2), sum(len(split.items) for split in splits.values())
 
 
 def trained(given: argparse.Namespace, workdir: Path, processes: int) -> list[float]:
@@ -90,6 +92,24 @@ def losses(workdir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+def table() -> str:
+    """Return what is measured."""
+    rows = [
+        (
+            f"list a folder of {line['files']:,} files: the first time, and again",
+            " s, ".join(f"{seconds:.2g}" for seconds in line["seconds"]) + " s",
+        )
+        for line in LISTS.lines()
+    ]
+    for line in TRAINED.lines():
+        what = f"train {line['steps']} steps on {line['files']:,} images of {line['size']}x"
+        what += f"{line['size']}, a batch of 4: one process with two devices; two, one each"
+        peaks = "; ".join(" and ".join(f"{gb:.2f}" for gb in peak) for peak in line["peak_gb"])
+        equal = "equal bit for bit" if line["losses_equal"] else "different"
+        rows.append((what, f"peak memory {peaks} GB; losses {equal}"))
+    return markdown_table(("what", "measured"), rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", required=True)
@@ -104,17 +124,18 @@ def main() -> None:
         time.sleep(3)  # the list of a folder that has just changed is not kept
     with tempfile.TemporaryDirectory() as name:
         os.environ["XDG_CACHE_HOME"] = name
-        found: dict[str, object] = {"listed in s": [listed(given.folder) for _ in range(2)]}
+        (first, files), (again, _) = listed(given.folder), listed(given.folder)
+        LISTS.put({"files": files, "seconds": [first, again]})
+        print(f"{files:,} files listed in {first} s, {again} s", flush=True)
         if given.list:
-            print(json.dumps(found))
             return
         one, two = Path(name, "one"), Path(name, "two")
-        found["one process, GB"] = trained(given, one, processes=1)
-        found["two processes, GB"] = trained(given, two, processes=2)
-        found["losses"] = "equal" if losses(one) == losses(two) else "differ"
-        found["steps"] = len(losses(one))
-    print(json.dumps(found, indent=2))
-    sys.exit(found["losses"] != "equal")
+        line = {"files": files, "size": given.size, "steps": given.steps}
+        line["peak_gb"] = [trained(given, one, processes=1), trained(given, two, processes=2)]
+        line["losses_equal"] = losses(one) == losses(two)
+        TRAINED.put({**line, "losses": len(losses(one))})
+    print(table())
+    sys.exit(not line["losses_equal"])
 
 
 if __name__ == "__main__":

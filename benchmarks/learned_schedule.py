@@ -27,8 +27,7 @@ def table(run: str) -> str:
     """Return the table of a run."""
     rows = [
         (SCHEDULES[line["schedule"]], f"{line['mean']:.3f}", f"{line['deviation']:.2f}")
-        for line in RESULTS.lines()
-        if line["run"] == run
+        for line in RESULTS.lines(run=run)
     ]
     return markdown_table(("schedule", "mean of l_t, bits/dim", "standard deviation"), rows)
 

@@ -22,7 +22,10 @@ host over t, with all pixels and log-densities of the batch as one vector in flo
 jitted functions of the drift and of e^T J e = e^T grad_x (e^T drift), a vector-Jacobian product. As
 released they are two programs, and the network is evaluated twice; one program for both is also
 measured. They and `log_prob` take turns with the same images, probes, t_min and tolerance. The
-latter runs by default, with dopri5, and with dopri5 in t with common steps.
+latter runs by default, with dopri5, and with dopri5 in t with common steps. --repeats=0 skips it.
+
+Results are written to benchmarks/results: likelihood_exactness.jsonl, likelihood_solvers.jsonl and
+likelihood_published.jsonl.
 """
 
 import argparse
@@ -38,9 +41,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from runs import ROOT, Line, Results, markdown_table, median, power
 from scipy.integrate import solve_ivp
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from analytic import Mixture, standardized_mixture
@@ -55,6 +58,9 @@ from numerics.arrays import sample_keys, sum_per_sample
 from numerics.ode import ODEOptions
 from probability_flow import VARIABLES
 
+EXACT = Results("likelihood_exactness", ("dims", "points", "process", "variable"))
+SOLVERS = Results("likelihood_solvers", ("step", "images", "rtol", "solver", "variable"))
+PUBLISHED = Results("likelihood_published", ("step", "images", "rtol", "side"))
 KEY = jax.random.key(0)
 T_MIN = 1e-5
 PROCESSES = {"VP": sde_lib.VPSDE(), "sub-VP": sde_lib.SubVPSDE(), "VE": sde_lib.VESDE()}
@@ -73,16 +79,42 @@ def exactness(dims: int, points: int) -> None:
     for name, sde in PROCESSES.items():
         for variable in sorted(VARIABLES):
             mismatch, error, nfe = _errors(mixture, sde, x, variable, "exact")
-            deviations = ""
+            line = {"dims": dims, "points": points, "process": name, "variable": variable}
+            line |= {"nfe": nfe, "standard_errors": {}}
+            line |= _summary("mismatch", mismatch) | _summary("error", error)
             for trace in RANDOM:
                 noise = _errors(mixture, sde, x, variable, trace)[1]
                 deviation = noise.mean() / (noise.std(ddof=1) / np.sqrt(points))
-                deviations += f"{deviation:+12.2f}"
+                line["standard_errors"][trace] = float(deviation)
+            EXACT.put(line)
+            deviations = "".join(f"{each:+12.2f}" for each in line["standard_errors"].values())
             print(
-                f"  {name:8} {variable:17} {np.abs(mismatch).max():10.1e} {mismatch.mean():+.1e} "
-                f"{np.abs(error).max():9.1e} {nfe:6.0f}{deviations}",
+                f"  {name:8} {variable:17} {line['mismatch_largest']:10.1e} "
+                f"{line['mismatch_mean']:+.1e} {line['error_largest']:9.1e} {nfe:6.0f}{deviations}",
                 flush=True,
             )
+
+
+def _summary(name: str, values: np.ndarray) -> Line:
+    """Return the mean, the mean absolute and the largest absolute value."""
+    sizes = np.abs(values)
+    found = {"mean": values.mean(), "mean_absolute": sizes.mean(), "largest": sizes.max()}
+    return {f"{name}_{kind}": float(value) for kind, value in found.items()}
+
+
+def exactness_table(points: int) -> str:
+    """Return the largest errors of each mixture and process, over variables and probes."""
+    rows, found = [], EXACT.lines(points=points)
+    for dims, process in dict.fromkeys((line["dims"], line["process"]) for line in found):
+        lines = EXACT.lines(dims=dims, process=process, points=points)
+        probes = [abs(each) for line in lines for each in line["standard_errors"].values()]
+        exact, mismatch = (
+            power(max(line[name] for line in lines))
+            for name in ("error_largest", "mismatch_largest")
+        )
+        rows.append((f"{dims}-D, {process}", exact, f"{max(probes):.1f}", mismatch))
+    head = ("mixture, process", "exact trace", "probes, in standard errors", "prior mismatch")
+    return markdown_table(head, rows)
 
 
 def _errors(
@@ -106,8 +138,9 @@ class Found(NamedTuple):
 
 
 class Digits(NamedTuple):
-    """A trained network, test images in its range, and the map from nats to bits/dim."""
+    """A network trained to a step, test images in its range, and the map from nats to bits/dim."""
 
+    step: int
     denoiser: Denoiser
     x: jax.Array
     in_bits: Callable[[Any], np.ndarray]
@@ -120,7 +153,7 @@ def trained(workdir: Path, count: int) -> Digits:
     indices = data.parallel.place(np.arange(count))
     x = data.dequantized(data.splits.test, indices, seed=seed, draw=0).x
     print(f"\ndigits, step {model.checkpoint.step}, {count} test images")
-    return Digits(model.denoiser, x, _in_bits(data))
+    return Digits(model.checkpoint.step, model.denoiser, x, _in_bits(data))
 
 
 def _in_bits(data: Data) -> Callable[[Any], np.ndarray]:
@@ -140,6 +173,27 @@ def ours(digits: Digits, variable: str, ode: ODEOptions) -> Found:
     return Found(digits.in_bits(result.nats), np.asarray(result.nfe), seconds)
 
 
+def _line(digits: Digits, rtol: float, found: Found, truth: np.ndarray) -> Line:
+    """Return what all results on digits have."""
+    line = {"step": digits.step, "images": len(truth), "rtol": rtol, "bits": found.bits.mean()}
+    line |= {"nfe": found.nfe.mean(), "nfe_largest": int(found.nfe.max())}
+    line |= _summary("error", found.bits - truth)
+    return {name: float(v) if isinstance(v, np.floating) else v for name, v in line.items()}
+
+
+def solvers_table(step: int, images: int) -> str:
+    """Return evaluations and errors of two solvers in the default variable."""
+    rows = []
+    for solver in ("adams", "dopri5"):
+        lines = SOLVERS.lines(step=step, images=images, solver=solver, variable="angle")
+        for line in sorted(lines, key=lambda line: line["rtol"]):
+            nfe = f"{line['nfe']:.0f}", str(line["nfe_largest"])
+            error = power(line["error_mean_absolute"], 1)
+            rows.append((f"`{solver}`", power(line["rtol"]), *nfe, error))
+    head = ("`solver`", "tolerance", "evaluations, mean", "slowest", "error")
+    return markdown_table(head, rows)
+
+
 def cost(digits: Digits, truth: np.ndarray, solvers: list[str], rtol: float) -> None:
     """Print evaluations, seconds and errors of each solver in each variable."""
     print(f"\ntolerance {rtol:g}; reference {truth.mean():.4f} bits/dim")
@@ -152,6 +206,8 @@ def cost(digits: Digits, truth: np.ndarray, solvers: list[str], rtol: float) -> 
             tries = [ours(digits, variable, ode) for _ in range(3)][1:]
             found = min(tries, key=lambda found: found.seconds)
             error = found.bits - truth
+            line = {"solver": solver, "variable": variable, "seconds": [t.seconds for t in tries]}
+            SOLVERS.put(_line(digits, rtol, found, truth) | line)
             print(
                 f"  {solver:7} {variable:17} {found.nfe.mean():5.0f} {found.nfe.max():7} "
                 f"{found.seconds / len(error):9.4f} {error.mean():+10.5f} "
@@ -179,7 +235,7 @@ def _divergence(denoiser: Denoiser, x: Any, t: Any, probes: Any) -> Any:
 
 def published(digits: Digits, rtol: float, programs: int) -> Found:
     """Compute bits/dim by SciPy's RK45, with the probes that `log_prob` draws."""
-    denoiser, x, in_bits = digits
+    _, denoiser, x, in_bits = digits
     batch, size = len(x), x.size
     keys = sample_keys(KEY, jnp.arange(batch))
     probes = jax.vmap(lambda key, x: PROBES["rademacher"](key, 1, x)[0])(keys, x)
@@ -229,6 +285,8 @@ def against_published(digits: Digits, truth: np.ndarray, rtol: float, repeats: i
     print("speedup over SciPy with two programs, with one; mean and largest NFE; bits/dim,")
     print("minus SciPy's; minus the reference: mean, mean absolute error")
     for name, tries in found.items():
+        line = {"side": name, "seconds": [run.seconds for run in tries]}
+        PUBLISHED.put(_line(digits, rtol, tries[-1], truth) | line)
         bits, nfe = tries[-1].bits, tries[-1].nfe
         error = bits - truth
         print(
@@ -237,6 +295,19 @@ def against_published(digits: Digits, truth: np.ndarray, rtol: float, repeats: i
             f"{bits.mean():.5f} {(bits - reference).mean():+.5f}  "
             f"{error.mean():+.5f} {np.abs(error).mean():.5f}"
         )
+
+
+def published_table(step: int, images: int, rtol: float) -> str:
+    """Return evaluations of each program, and how much faster it is than SciPy."""
+    lines, rows = PUBLISHED.lines(step=step, images=images, rtol=rtol), []
+    for line in lines:
+        nfe = f"{line['nfe']:.0f}", str(line["nfe_largest"])
+        two, one = (
+            median(np.divide(each["seconds"], line["seconds"]), ".1f") for each in lines[:2]
+        )
+        rows.append((line["side"], *nfe, median(line["seconds"]), two, one))
+    head = ("program", "evaluations, mean", "slowest", "seconds")
+    return markdown_table((*head, "faster than SciPy, two programs", "one program"), rows)
 
 
 def _spread(values: np.ndarray) -> str:
@@ -258,18 +329,22 @@ def main() -> None:
         default=1e-5,
         help="tolerance of the comparison; default: as published",
     )
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="turns of the comparison")
     options = parser.parse_args()
     if options.points:
         with jax.enable_x64(True):
             for dims in (2, 64):
                 exactness(dims, options.points)
+        print(exactness_table(options.points))
     if options.workdir is None:
         return
     digits = trained(options.workdir, options.images)
     truth = ours(digits, "angle", TRUTH).bits
     cost(digits, truth, sorted(filter(None, options.solvers.split(","))), options.rtol)
-    against_published(digits, truth, options.rtol_scipy, options.repeats)
+    print(solvers_table(digits.step, options.images))
+    if options.repeats:
+        against_published(digits, truth, options.rtol_scipy, options.repeats)
+        print(published_table(digits.step, options.images, options.rtol_scipy))
 
 
 if __name__ == "__main__":

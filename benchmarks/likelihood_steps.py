@@ -129,7 +129,7 @@ def bits_of(measure: Measure, model: Any, images: np.ndarray) -> tuple[np.ndarra
 
 def rows() -> Iterator[tuple[str, ...]]:
     """Yield the rows of the table."""
-    found = {line["name"]: line for line in RESULTS.lines() if line["images"] == IMAGES}
+    found = {line["name"]: line for line in RESULTS.lines(images=IMAGES)}
     if BASELINE not in found:
         return
     exact = np.array(found[BASELINE]["bits"])

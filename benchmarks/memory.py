@@ -6,18 +6,15 @@
 XLA compiles the whole step for 8 simulated CPU devices and reports what each of them holds
 (`memory_analysis`); nothing is executed. LLVM does not optimize, which changes no buffer. A GPU or
 TPU has other kernels and schedules, so that its temporary buffers differ; the state does not.
-Results are written to benchmarks/results/.
+Results are written to benchmarks/results/memory.jsonl.
 """
 
 import argparse
-import json
-import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from runs import Results, markdown_table
 
+RESULTS = Results("memory", ("network", "shard", "batch", "remat", "compute_dtype", "devices"))
 # name -> configuration, fields. DiT-XL/2 has no file: its images are 32x32x4 latents.
 NETWORKS = {
     "adm_512": ("configs/adm_imagenet.py:512", {}),
@@ -76,6 +73,24 @@ def measured(name: str, shard: str, batch: int, remat: bool, dtype: str) -> dict
     }
 
 
+def table() -> str:
+    """Return GB per device in the default setting, with replicated and with divided parameters."""
+    names = {"dit": "DiT-XL/2, 32x32x4", "adm_512": "`configs/adm_imagenet.py:512`"}
+    rows, kinds = [], ("state", "temporary")
+    setting = {"batch": 8, "remat": True, "compute_dtype": "bfloat16", "devices": 8}
+    for network, shown in names.items():
+        lines = {line["shard"]: line for line in RESULTS.lines(network=network, **setting)}
+        if len(lines) == 2:
+            sides = lines["none"], lines["params"]
+            sizes = [side[f"{kind}_bytes"] for kind in kinds for side in sides]
+            sizes += [sum(side[f"{kind}_bytes"] for kind in kinds) for side in sides]
+            parameters = f"{sides[0]['parameters'] / 1e6:.1f}M"
+            rows.append((shown, parameters, *(f"{size / 1e9:.2f}" for size in sizes)))
+    ways = ("replicated", "`shard=params`")
+    head = [f"{kind}, {way}" for kind in (*kinds, "sum") for way in ways]
+    return markdown_table(("network", "parameters", *head), rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=[*NETWORKS, "all"], default="all")
@@ -84,21 +99,18 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/memory.json")
     options = parser.parse_args()
 
     import jax
 
     jax.config.update("jax_num_cpu_devices", options.devices)
-    rows = json.loads(options.output.read_text()) if options.output.exists() else []
     names = NETWORKS if options.network == "all" else (options.network,)
     for name in names:
         for shard in ("none", "params") if options.shard == "both" else (options.shard,):
             row = measured(name, shard, options.batch, options.remat, options.dtype)
             print(row, flush=True)
-            key = ("network", "shard", "batch", "remat", "compute_dtype", "devices")
-            rows = [old for old in rows if any(old[k] != row[k] for k in key)] + [row]
-            options.output.write_text(json.dumps(rows, indent=1) + "\n")
+            RESULTS.put(row)
+    print(table())
 
 
 if __name__ == "__main__":

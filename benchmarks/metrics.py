@@ -7,6 +7,8 @@ use, take turns on the same statistics, of 10,000 images (covariances of full ra
 images (singular covariances). The ratio is the median over turns. Memory and seconds: a separate
 process streams features of --images images in batches of 250, as an evaluation does, and prints its
 peak memory and the seconds of each part. Set OMP_NUM_THREADS to compare on fewer cores.
+
+Results are written to benchmarks/results: metrics_frechet.jsonl and metrics_stream.jsonl.
 """
 
 import argparse
@@ -18,17 +20,17 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
+from runs import Results, markdown_table, median, power
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from files.text import table
+from files import text
 from metrics.frechet import Accumulator, Statistics, frechet_distance, frechet_interval
 
 FEATURES, BATCH = 2048, 250
+THREADS = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+FRECHET = Results("metrics_frechet", ("features", "covariances", "threads"))
+STREAM = Results("metrics_stream", ("features", "images", "threads"))
 RANKS = {"full rank": 10_000, "singular": 1000}  # and the images of each set
 
 
@@ -65,24 +67,29 @@ def timed(function, *arguments):
     return time.perf_counter() - start, result
 
 
-def speeds(repeats: int) -> list[tuple[str, ...]]:
-    rows = [("covariances", "ours", "sqrtm", "ratio", "distance", "difference")]
+def speeds(repeats: int) -> None:
+    """Measure both programs in turns."""
     for name, count in RANKS.items():
         a, b = (accumulated(count, seed, groups=1).statistics() for seed in (0, 1))
-        runs = [(timed(frechet_distance, a, b), timed(published, a, b)) for _ in range(repeats)]
-        ours, theirs = (np.array([run[side][0] for run in runs]) for side in (0, 1))
-        distance, other = runs[0][0][1], runs[0][1][1]
-        rows.append(
-            (
-                name,
-                f"{np.median(ours):.2f} s",
-                f"{np.median(theirs):.2f} s",
-                f"{np.median(theirs / ours):.1f}",
-                f"{distance:.6f}",
-                f"{abs(other / distance - 1):.1e}",
-            )
-        )
-    return rows
+        seconds, distances = {"ours": [], "sqrtm": []}, {}
+        for _ in range(repeats):
+            for side, function in (("ours", frechet_distance), ("sqrtm", published)):
+                elapsed, distances[side] = timed(function, a, b)
+                seconds[side].append(elapsed)
+        key = {"features": FEATURES, "covariances": name, "threads": THREADS, "images": count}
+        FRECHET.put({**key, "seconds": seconds, "distances": distances})
+
+
+def table() -> str:
+    """Return the times of both programs, and how much their distances differ."""
+    rows = []
+    for line in FRECHET.lines():
+        ours, theirs = line["seconds"]["ours"], line["seconds"]["sqrtm"]
+        change = abs(line["distances"]["sqrtm"] / line["distances"]["ours"] - 1)
+        times = median(ours), median(theirs), median(np.divide(theirs, ours), ".1f")
+        rows.append((line["covariances"], str(line["threads"]), *times, power(change)))
+    head = ("covariances", "threads", "ours, s", "`sqrtm`, s", "ratio", "relative difference")
+    return markdown_table(head, rows)
 
 
 def stream(images: int) -> None:
@@ -98,7 +105,6 @@ def stream(images: int) -> None:
     print(
         json.dumps(
             {
-                "images": images,
                 "seconds of streaming": round(streaming - features, 1),
                 "seconds of distance and interval": round(spread, 1),
                 "peak memory in GB": round(peak, 2),
@@ -120,12 +126,14 @@ def main() -> None:
     if flags.stream:
         stream(flags.images)
         return
-    threads = os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))
-    print(f"{FEATURES} features, {threads} threads, NumPy {np.__version__}", flush=True)
-    print(table(speeds(flags.repeats)), flush=True)
+    print(f"{FEATURES} features, {THREADS} threads, NumPy {np.__version__}", flush=True)
+    speeds(flags.repeats)
+    print(table(), flush=True)
     command = [sys.executable, __file__, "--stream", f"--images={flags.images}"]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    print(table([(name, str(value)) for name, value in json.loads(result.stdout).items()]))
+    found = json.loads(result.stdout)
+    STREAM.put({"features": FEATURES, "images": flags.images, "threads": THREADS, **found})
+    print(text.table([(name, str(value)) for name, value in found.items()]))
 
 
 if __name__ == "__main__":

@@ -10,41 +10,24 @@ express it (DDPM++: without the division of residual sums by sqrt 2). The GPU su
 the network in a checkout of NVlabs/edm in its own mixed precision. Each program is a separate
 process with its own peak memory. They take turns, and ratios are those of the same turn. A training
 step is the forward and backward pass of the error of the predicted noise, and Adam's update.
-Results are written to benchmarks/results/.
+Results are written to benchmarks/results/networks.jsonl, with whether both programs keep freed
+memory, by three variables of the environment: docs/benchmarks.md.
 """
 
 import argparse
-import importlib.metadata
-import json
 import multiprocessing
 import os
-import platform
 import resource
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from runs import Results, markdown_table, median, provenance
+from unets import COMMON, OURS
 
 # name -> (fields of NCSNpp, arguments of diffusers.UNet2DModel)
-COMMON = {
-    "sample_size": 32,
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": (128, 256, 256, 256),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": None,
-    "norm_eps": 1e-6,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-}
-OURS = {"decoder_attention": "block", "dropout": 0.0}
 NETWORKS = {
     "ddpm": (
         OURS | {"blocks_per_resolution": 2, "residual_block": "ddpm", "skip_rescale": False},
@@ -55,6 +38,9 @@ NETWORKS = {
         COMMON | {"layers_per_block": 4, "downsample_type": "resnet", "upsample_type": "resnet"},
     ),
 }
+SETTING = ("suite", "device", "cores", "clock", "keeps_memory")
+RESULTS = Results("networks", (*SETTING, "network", "batch", "precision"))
+KEEP_MEMORY = {"MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"}
 EDM_FIELDS = {"channel_multipliers": (2, 2, 2), "blocks_per_resolution": 4, "dropout": 0.13}
 # Dense bfloat16 peaks in FLOP/s, from the data sheets.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -233,23 +219,22 @@ def report(result: dict) -> str:
     return "\n".join(lines)
 
 
-def provenance(device: str) -> dict:
-    """Return machine, commit and versions, to be kept beside measured numbers."""
-    versions = {}
-    for package in ("jax", "jaxlib", "flax", "torch", "diffusers"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "device": device,
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "commit": commit,
-        "versions": versions,
-    }
+def rows() -> Iterator[list[str]]:
+    """Yield the rows of the table of the CPU suite: a row for each setting, batch and network."""
+    for line in RESULTS.lines(suite="cpu"):
+        clock = ", processor time" * (line["clock"] == "process_time")
+        memory = ", memory kept" * line["keeps_memory"]
+        setting = f"{line['cores']} core{'s'[: line['cores'] > 1]}{clock}{memory}"
+        calls = line["seconds"].values()
+        ratios = [np.divide(call["theirs"], call["ours"]) for call in calls]
+        turns = f"{len(ratios[0])} pairs"
+        yield [line["network"], setting, str(line["batch"]), turns, *map(median, ratios)]
+
+
+def table() -> str:
+    """Return the table of the CPU suite: times of diffusers over ours, median and range."""
+    head = ("network", "on", "batch", "of", "forward", "training step")
+    return markdown_table(head, sorted(rows()))
 
 
 def main() -> None:
@@ -269,16 +254,12 @@ def main() -> None:
     names = ["edm"] if options.suite == "edm" else options.networks.split(",")
     batch = options.batch or (512 if options.suite == "edm" else 16)
     precision = "bfloat16" if options.suite == "edm" else "float32"
-    results = []
+    made = {"suite": options.suite, "keeps_memory": os.environ.keys() >= KEEP_MEMORY}
     for name in names:
-        results.append(compare(name, batch, options.repeats, precision, options.edm, clock))
-        print(report(results[-1]), flush=True)
-    made = provenance(results[0]["facts"]["ours"]["device"])
-    kind = made["device"].replace(" ", "_").lower()
-    file = ROOT / "benchmarks" / "results" / f"networks_{options.suite}_{kind}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({**made, "results": results}, indent=1) + "\n")
-    print(f"written to {file}")
+        result = compare(name, batch, options.repeats, precision, options.edm, clock)
+        print(report(result), flush=True)
+        RESULTS.put({**made, **provenance(result["facts"]["ours"]["device"]), **result})
+    print(table())
 
 
 if __name__ == "__main__":

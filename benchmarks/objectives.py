@@ -154,7 +154,7 @@ def time_steps(seconds: float) -> None:
             }
         )
         print(lines[-1])
-    TIMES.replace(lines)
+    TIMES.put(*lines)
 
 
 def table(lines: list[dict]) -> str:
@@ -204,7 +204,7 @@ def main() -> None:
         for name in names:
             if not RESULTS.has(name=name, seed=seed, steps=options.steps):
                 RESULTS.add(measure(name, seed, options.steps))
-    print(table([line for line in RESULTS.lines() if line["steps"] == options.steps]))
+    print(table(RESULTS.lines(steps=options.steps)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 A run of `configs/vp_digits.py` saves to a small ext4 file system in a file. A copy of that file is
 what a disk holds at the moment of a power cut. Each copy is mounted, its journal is replayed, and
 its run must have a readable config.json and a checkpoint that loads, once the run has had one.
+Results are written to benchmarks/results/power_cuts.jsonl.
 """
 
 import argparse
@@ -18,8 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from runs import ROOT, Results
 
 from errors import ScoreSDEError
 from experiment.build import build
@@ -27,6 +27,7 @@ from experiment.configurations import load_configuration
 from jobs.workdir import Workdir
 from training.checkpoints import Checkpoints
 
+RESULTS = Results("power_cuts", ("cuts", "keep"))
 CONFIG = "configs/vp_digits.py"
 MEGABYTES = 96
 
@@ -75,6 +76,12 @@ def loss(run: Path, experiment, before: tuple[int, ...]) -> str:
     return ""
 
 
+def tried(cuts: int, keep: int = 1) -> str:
+    """Return what became of the cuts."""
+    (line,) = RESULTS.lines(cuts=cuts, keep=keep)
+    return f"{cuts - line['lost']} of {cuts} cuts lost nothing"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cuts", type=int, default=20)
@@ -99,7 +106,8 @@ def main() -> None:
                     found = loss(after / "run", experiment, before)
                 lost += bool(found)
                 print(f"cut {cut + 1}, checkpoints {before}: {found or 'nothing lost'}", flush=True)
-    print(f"{lost} of {arguments.cuts} cuts lost something")
+    RESULTS.put({"cuts": arguments.cuts, "keep": arguments.keep, "lost": lost})
+    print(tried(arguments.cuts, arguments.keep))
     sys.exit(bool(lost))
 
 

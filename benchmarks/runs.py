@@ -1,6 +1,10 @@
 """What the benchmarks of trained networks share: runs on the digits, and files of results."""
 
+import importlib.metadata
 import json
+import os
+import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,24 +16,30 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", ROOT / "benchmarks" / "results"))
+
 Line = dict[str, Any]
 
 
 class Results:
-    """Lines of JSON in benchmarks/results, one for each finished part of a benchmark."""
+    """Lines of JSON in benchmarks/results, one for each finished part of a benchmark.
+
+    A try that should not change them sets BENCHMARK_RESULTS to another folder.
+    """
 
     def __init__(self, name: str, keys: tuple[str, ...]) -> None:
-        self._path, self._keys = ROOT / "benchmarks" / "results" / f"{name}.jsonl", keys
+        self._path, self._keys = RESULTS / f"{name}.jsonl", keys
 
-    def lines(self) -> list[Line]:
-        """Return what is there."""
+    def lines(self, **wanted: Any) -> list[Line]:
+        """Return the lines that have the wanted values."""
         if not self._path.exists():
             return []
-        return [json.loads(line) for line in self._path.read_text().splitlines()]
+        lines = [json.loads(line) for line in self._path.read_text().splitlines()]
+        return [line for line in lines if wanted.items() <= line.items()]
 
     def has(self, **key: Any) -> bool:
         """Return whether there is a line of this key; other processes may have written it."""
-        return any(all(line[name] == key[name] for name in self._keys) for line in self.lines())
+        return bool(self.lines(**{name: key[name] for name in self._keys}))
 
     def add(self, line: Line) -> None:
         """Append a line."""
@@ -37,15 +47,35 @@ class Results:
             file.write(json.dumps(line) + "\n")
         print(line, flush=True)
 
-    def replace(self, lines: Iterable[Line]) -> None:
-        """Write the file anew."""
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    def put(self, *lines: Line) -> None:
+        """Write lines in place of those of the same keys; the others stay."""
+        kept = {tuple(line[name] for name in self._keys): line for line in (*self.lines(), *lines)}
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept.values()))
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def provenance(device: str) -> Line:
+    """Return machine, commit and versions, to be kept beside measured numbers."""
+    versions = {}
+    for package in ("jax", "jaxlib", "flax", "torch", "diffusers"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "device": device,
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "commit": commit,
+        "versions": versions,
+    }
 
 
 def experiment_of(name: str, fields: dict[str, Any]) -> Any:
@@ -134,6 +164,17 @@ def in_turns(calls: dict[str, Callable[[], None]], seconds: float) -> dict[str, 
             call()
             found[name].append((time.process_time() - cpu, time.perf_counter() - wall))
     return {name: np.array(each) for name, each in found.items()}
+
+
+def median(values: Sequence[float], form: str = ".2f") -> str:
+    """Return median and range of the values over turns."""
+    low, middle, high = (format(q, form) for q in np.quantile(values, [0, 0.5, 1]))
+    return f"{middle} ({low} to {high})"
+
+
+def power(value: float, digits: int = 0) -> str:
+    """Return a small number with its power of ten, such as 3e-5."""
+    return f"{value:.{digits}e}".replace("e-0", "e-")
 
 
 def spread(values: Iterable[float], digits: int = 3) -> str:

@@ -8,28 +8,24 @@ jitted network on a constant input. Diffusers: the same for its U-Net of the sam
 number of parameters, with its own DDIM and DPM-Solver++ schedulers, in float32 on the same cores.
 Both programs are separate processes whose calls take turns, and ratios are those of the same turn.
 Compilation: Predictor-Corrector runs of 10 and of 1000 steps, each in a new process without a
-compilation cache. Results are written to benchmarks/results/sampler_speed.json.
+compilation cache. Results are written to benchmarks/results/sampler_speed.jsonl and
+sampler_compilation.jsonl.
 """
 
 import argparse
 import importlib.util
 import multiprocessing
 import os
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from networks import COMMON, OURS, provenance
-
-from files.writing import write_json
+from runs import Results, markdown_table, median, provenance
+from unets import COMMON, OURS
 
 STEPS = 20
+RESULTS = Results("sampler_speed", ("network", "batch", "steps", "device", "cores"))
+COMPILED = Results("sampler_compilation", ("steps", "device", "cores"))
 DDPM = OURS | {"residual_block": "ddpm", "skip_rescale": False}
 # name -> (fields of NCSNpp, arguments of diffusers.UNet2DModel, shape of an image, batch)
 SETTINGS = {
@@ -185,7 +181,14 @@ def compare(name: str, repeats: int, sides: list[str]) -> dict:
                 seconds[side][kind].append(elapsed)
     for end in ends.values():
         end.send("end")
-    return {"network": name, "batch": SETTINGS[name][3], "facts": facts, "seconds": seconds}
+    return {
+        "network": name,
+        "batch": SETTINGS[name][3],
+        "steps": STEPS,
+        **provenance(facts["ours"]["device"]),
+        "facts": facts,
+        "seconds": seconds,
+    }
 
 
 def spread(ratios: np.ndarray, form: str) -> str:
@@ -244,7 +247,9 @@ def compile_seconds(connection, steps: int) -> None:
     )
     jax.block_until_ready(samples.x)
     whole = time.perf_counter() - start
-    connection.send({"compile": sum(seconds), "loops": len(loops), "whole": whole})
+    device = jax.devices()[0].device_kind
+    facts = {"compile": sum(seconds), "loops": len(loops), "whole": whole, "device": device}
+    connection.send(facts)
 
 
 def compilation(repeats: int) -> list[dict]:
@@ -274,6 +279,37 @@ def report_compilation(results: list[dict]) -> str:
     )
 
 
+def compile_lines(results: list[dict]) -> Iterator[dict]:
+    """Yield a line of results for each number of steps."""
+    for steps in sorted({result["steps"] for result in results}):
+        runs = [result for result in results if result["steps"] == steps]
+        turns = {name: [run[name] for run in runs] for name in ("compile", "loops", "whole")}
+        yield {"steps": steps, **provenance(runs[0]["device"]), **turns}
+
+
+def compile_ratio() -> str:
+    """Return how much longer 1000 steps take to compile than 10, the median over turns."""
+    short, long = (COMPILED.lines(steps=steps)[0]["compile"] for steps in (10, 1000))
+    return f"{np.median(np.divide(long, short)):.2f}"
+
+
+def table() -> str:
+    """Return the table of a run's time over bare calls of the network, and of diffusers' over ours.
+
+    Medians and ranges over turns.
+    """
+    rows = []
+    for line in RESULTS.lines(steps=STEPS):
+        ours, theirs = line["seconds"]["ours"], line["seconds"].get("theirs", {})
+        for kind in [kind for kind in ours if kind != "network"]:
+            over = median(100 * (np.divide(ours[kind], ours["network"]) - 1), ".1f")
+            ratio = median(np.divide(theirs[kind], ours[kind])) if kind in theirs else ""
+            size = f"{line['facts']['ours']['parameters'] / 1e6:.2f}M, batch {line['batch']}"
+            rows.append((size, kind, f"{len(ours[kind])}", over, ratio))
+    head = ("network", "sampler", "turns", "more than the network, %", "diffusers' time over ours")
+    return markdown_table(head, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", default="9M,digits")
@@ -288,17 +324,14 @@ def main() -> None:
     if not all(importlib.util.find_spec(name) for name in ("torch", "diffusers")):
         print("torch and diffusers are not installed: no comparison (pip install torch diffusers)")
         sides = ["ours"]
-    results = []
     for name in options.networks.split(","):
-        results.append(compare(name, options.repeats, sides))
-        print(report(results[-1]), flush=True)
-    compiled = compilation(options.compilations)
-    if compiled:
+        result = compare(name, options.repeats, sides)
+        print(report(result), flush=True)
+        RESULTS.put(result)
+    if compiled := compilation(options.compilations):
         print(report_compilation(compiled))
-    file = ROOT / "benchmarks" / "results" / "sampler_speed.json"
-    made = provenance(results[0]["facts"]["ours"]["device"])
-    write_json(file, {**made, "steps": STEPS, "results": results, "compilation": compiled})
-    print(f"written to {file}")
+        COMPILED.put(*compile_lines(compiled))
+    print(table())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 
 Cold: no cache of compiled programs. Warm: what an earlier run has compiled is on the disk. "first
 step" ends when the progress bar shows one step. "whole" is a run of one step with its measurements,
-samples and checkpoint. CPU seconds do not depend on what else the machine computes.
+samples and checkpoint. CPU seconds do not depend on what else the machine computes. Without
+--against, results are written to benchmarks/results/start_up.jsonl.
 """
 
 import argparse
@@ -20,7 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from runs import ROOT, Results, markdown_table
+
+RESULTS = Results("start_up", ("row", "cores"))
 COMMAND = ("--config=configs/vp_digits.py", "--mode=train", "--config.training.steps=1")
 
 
@@ -96,6 +99,19 @@ def slowest_imports(checkout: Path, count: int) -> str:
     return "\n".join(f"{seconds / 1e6:7.3f} s  {name}" for name, seconds in rows)
 
 
+def table() -> str:
+    """Return the median wall seconds with a cold and with a warm cache."""
+    found = {line["row"]: f"{statistics.median(line['wall']):.1f} s" for line in RESULTS.lines()}
+    whole = "the end of a run of one step, with its measurements, samples and checkpoint"
+    rows = [
+        (text, *(found[f"{row}, {cache}"] for cache in ("cold", "warm")))
+        for row, text in (("first step", "the first training step"), ("whole", whole))
+    ]
+    imports = found["import run_lib"]
+    head = ("from the command to", "cold compilation cache", "warm")
+    return markdown_table(head, [("the end of `import run_lib`", imports, imports), *rows])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=2)
@@ -127,6 +143,12 @@ def main() -> None:
             wall, used = (statistics.median(turn[row][i] for turn in results) for i in (0, 1))
             cells.append(f"{wall:.1f} ({used:.1f})")
         print(f"| {row} | " + " | ".join(cells) + " |")
+        if not arguments.against:
+            wall, used = zip(*(turn[row] for turn in turns["this"]), strict=True)
+            cores = len(os.sched_getaffinity(0))
+            RESULTS.put({"row": row, "cores": cores, "wall": wall, "cpu": used})
+    if not arguments.against:
+        print(table())
 
 
 if __name__ == "__main__":

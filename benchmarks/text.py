@@ -67,9 +67,7 @@ class Judge:
 def table(run: str) -> str:
     """Return the table of what is measured of a run."""
     rows = []
-    for line in RESULTS.lines():
-        if line["run"] != run:
-            continue
+    for line in RESULTS.lines(run=run):
         p, n = np.mean(line["shares"]), COUNT * len(WORDS)
         spread = f"{p:.1%} ± {np.sqrt(p * (1 - p) / n):.1%}"
         rows.append((line["setting"], *(f"{share:.0%}" for share in line["shares"]), spread))

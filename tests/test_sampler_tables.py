@@ -104,7 +104,7 @@ def test_the_tables_of_objectives_and_of_few_steps_are_those_of_their_results():
         (ROOT / "docs" / f"{name}.md").read_text() for name in ("training", "samplers", "guidance")
     )
     objectives = runpy.run_path(str(ROOT / "benchmarks" / "objectives.py"))  # a package's name
-    lines = [line for line in objectives["RESULTS"].lines() if line["steps"] == 600]
+    lines = objectives["RESULTS"].lines(steps=600)
     blocks = "\n".join(quality.tables(600)).split("\n\n")
     assert len(blocks) == 3
     for table in (objectives["table"](lines), *blocks):

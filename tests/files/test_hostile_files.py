@@ -17,10 +17,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_hostile_files_end_in_one_line():
+def test_hostile_files_end_in_one_line(tmp_path):
     call = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "hostile_files.py", "--count=35", "--seed=2"],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "BENCHMARK_RESULTS": str(tmp_path),
+        },
         capture_output=True,
         text=True,
         timeout=200,
