@@ -35,10 +35,12 @@ def one_run(cache: str, steps: int) -> None:
     from jobs.workdir import Workdir
 
     jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # as main.py
     spent = {"measuring_cpu": 0.0, "measuring": 0.0}
 
     def counted(function: Callable) -> Callable:
         def call(*arguments: Any, **more: Any) -> Any:
+            jax.block_until_ready(arguments)  # steps that still run are training
             cpu, wall = time.process_time(), time.perf_counter()
             try:
                 return function(*arguments, **more)

@@ -103,7 +103,7 @@ class Instruments:
             losses = objective.weighted(noise, losses, denoiser, context).values
             return AtNoise(squares, size, losses)
 
-        return jax.jit(compute)
+        return jax.jit(compute, compiler_options=self.experiment.parallel.once)
 
     @cached_property
     def losses(self) -> Callable[..., Float[Array, "batch"]]:
@@ -111,7 +111,8 @@ class Instruments:
         objective = self.experiment.trainer.loss
         if not isinstance(objective, NoiseObjective):
             return jax.jit(lambda *arguments: objective(*arguments).values)
-        draw = jax.jit(objective.draw, out_shardings=self.experiment.parallel.split)
+        parallel = self.experiment.parallel
+        draw = jax.jit(objective.draw, out_shardings=parallel.split, compiler_options=parallel.once)
 
         def compute(key: Array, denoiser: Denoiser, x0: Array, context: Context) -> Array:
             noise = draw(key, denoiser, x0, context)

@@ -73,7 +73,7 @@ class DataParallel:
 
     @property
     def once(self) -> dict[str, int]:
-        """Options of XLA for a program that runs once, and so is worth little optimization.
+        """Options of XLA for a program that runs rarely, and so is worth little optimization.
 
         On the CPU this is LLVM's first level. Level 0 is faster still, but rounds differently.
         """
