@@ -1,0 +1,86 @@
+"""The figures of the documentation that benchmarks measure are those of their results."""
+
+import runpy
+import sys
+
+import pytest
+from command_line import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import bad_inputs
+import bits_back
+import hostile_files
+import kills
+import power_cuts
+from runs import power
+
+README, BENCHMARKS, COMPRESSION, CLUSTERS, RELIABILITY = (
+    (ROOT / name).read_text()
+    for name in (
+        "README.md",
+        "docs/benchmarks.md",
+        "docs/compression.md",
+        "docs/clusters.md",
+        "docs/reliability.md",
+    )
+)
+# page, script, function and its arguments -> its rows at least
+TABLES = {
+    ("benchmarks", "likelihood", "exactness_table", 256): 6,
+    ("benchmarks", "likelihood", "published_table", 600, 64, 1e-5): 5,
+    ("evaluation", "likelihood", "solvers_table", 600, 64): 4,
+    ("benchmarks", "sampler_speed", "table"): 6,
+    ("benchmarks", "networks", "table"): 6,
+    ("benchmarks", "memory", "table"): 2,
+    ("benchmarks", "metrics", "table"): 2,
+    ("benchmarks", "start_up", "table"): 3,
+    ("data", "large_folder", "table"): 3,
+    ("data", "input", "table"): 5,
+}
+IDS = ["-".join(map(str, where)) for where in TABLES]
+
+
+def script(name):
+    """Return what a script defines. Some have the names of packages."""
+    return runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
+
+
+@pytest.mark.parametrize(("where", "rows"), TABLES.items(), ids=IDS)
+def test_a_table_is_that_of_its_results(where, rows):
+    page, name, function, *arguments = where
+    table = script(name)[function](*arguments)
+    assert len(table.splitlines()) >= 2 + rows, table
+    assert table in (ROOT / "docs" / f"{page}.md").read_text()
+
+
+def test_the_figures_in_sentences_are_those_of_their_results():
+    exact = script("likelihood")["EXACT"].lines(points=256)
+    assert f"within {power(max(line['error_largest'] for line in exact))} nats" in README
+    (line,) = script("metrics")["STREAM"].lines(images=50_000)
+    assert f"at most {line['peak memory in GB']:.2f} GB" in BENCHMARKS
+    ratio = script("sampler_speed")["compile_ratio"]()
+    assert f"compiles in {ratio} times the time" in BENCHMARKS
+
+
+def test_the_tables_of_compressed_images_are_those_of_their_results():
+    lines = bits_back.RESULTS.lines()
+    found = sorted((line["run"], line["images"]) for line in lines)
+    assert found == [("vdm_mnist", 1000), ("vp_digits", 297)]
+    for line in lines:
+        assert bits_back.table(line) in COMPRESSION
+
+
+def test_kills():
+    for text in kills.tried(60, 20):
+        assert text in RELIABILITY
+    first, _ = kills.tried(20, 0, hosts=2)
+    assert first.endswith("all numbers equal")
+    assert "after 20 kills" in CLUSTERS
+
+
+@pytest.mark.parametrize(
+    ("campaign", "count"), [(power_cuts, 20), (hostile_files, 1600), (bad_inputs, 2000)]
+)
+def test_campaigns(campaign, count):
+    assert campaign.tried(count) in RELIABILITY
