@@ -290,8 +290,8 @@ def _end_other_hosts(reason: str) -> None:
     from training.hosts import together
     from training.joining import HostOptions
 
-    # The flags that are wrong may be these.
-    with contextlib.suppress(HostsError, SystemExit, ValueError):
+    # The flags that are wrong may be these, and the others may not come.
+    with contextlib.suppress(HostsError, OSError, RuntimeError, SystemExit, ValueError):
         where: dict[str, Any] = {n: int(given[n]) for n in _NUMBERS if n in given}
         if "hosts_timeout" in given:
             where["timeout"] = float(given["hosts_timeout"])

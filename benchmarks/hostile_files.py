@@ -200,9 +200,12 @@ def tried(count: int, seed: int = 0) -> str:
     """Return what became of the files."""
     (line,) = RESULTS.lines(count=count, seed=seed)
     total = sum(map(Counter, line["outcomes"].values()), Counter())
-    bad = ", ".join(f"{total[name]} {name}" for name in OUTCOMES if name not in GOOD)
+    bad = ", ".join(
+        f"{total[name]} {name}" for name in OUTCOMES if total[name] and name not in GOOD
+    )
     kinds, slowest = len(line["outcomes"]), line["slowest_seconds"]
-    return f"{total.total():,} files of {kinds} kinds: {bad}; at most {slowest:.1f} s each"
+    count = f"{total.total():,} files of {kinds} kinds"
+    return f"{count}: {bad or 'no fault'}; at most {slowest:.1f} s each"
 
 
 def main() -> None:

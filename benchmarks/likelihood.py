@@ -183,9 +183,9 @@ def _line(digits: Digits, rtol: float, found: Found, truth: np.ndarray) -> Line:
 
 def solvers_table(step: int, images: int) -> str:
     """Return evaluations and errors of two solvers in the default variable."""
-    rows = []
+    rows, default = [], LikelihoodOptions().ode_variable
     for solver in ("adams", "dopri5"):
-        lines = SOLVERS.lines(step=step, images=images, solver=solver, variable="angle")
+        lines = SOLVERS.lines(step=step, images=images, solver=solver, variable=default)
         for line in sorted(lines, key=lambda line: line["rtol"]):
             nfe = f"{line['nfe']:.0f}", str(line["nfe_largest"])
             error = power(line["error_mean_absolute"], 1)

@@ -130,10 +130,11 @@ def log_probs_differ(ours: Experiment, theirs: Experiment) -> dict[str, float]:
     images = data.quantizer.dequantize(data.test[:SAMPLES], noise)
     x = jnp.asarray(ours.data.scaler.forward(images), float)
     denoiser = digits_denoiser(ours, width=0.5)
-    tight = replace(ours.ode, rtol=1e-9, atol=1e-9)
+    tight = replace(ours.likelihood.ode, rtol=1e-9, atol=1e-9)
+    runs = (ours, tight), (theirs, theirs.likelihood.ode), (ours, ours.likelihood.ode)
     true, *found = [
-        log_prob(jax.random.key(0), denoiser, x, options=each.likelihood, ode=ode)
-        for each, ode in ((ours, tight), (theirs, theirs.ode), (ours, ours.ode))
+        log_prob(jax.random.key(0), denoiser, x, options=each.likelihood.options, ode=ode)
+        for each, ode in runs
     ]
     errors = [float(np.abs(one.nats - true.nats).max()) / np.log(2) / x[0].size for one in found]
     nfe = [int(one.nfe.max()) for one in found]
