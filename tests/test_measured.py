@@ -12,15 +12,17 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import bits_back
 import hostile_files
+import kills
 import power_cuts
 from runs import power
 
-README, BENCHMARKS, COMPRESSION, RELIABILITY = (
+README, BENCHMARKS, COMPRESSION, CLUSTERS, RELIABILITY = (
     (ROOT / name).read_text()
     for name in (
         "README.md",
         "docs/benchmarks.md",
         "docs/compression.md",
+        "docs/clusters.md",
         "docs/reliability.md",
     )
 )
@@ -34,7 +36,7 @@ TABLES = {
     ("benchmarks", "memory", "table"): 2,
     ("benchmarks", "metrics", "table"): 2,
     ("benchmarks", "start_up", "table"): 3,
-    ("data", "input", "table"): 4,
+    ("data", "input", "table"): 5,
 }
 IDS = ["-".join(map(str, where)) for where in TABLES]
 
@@ -77,6 +79,14 @@ def test_the_figures_in_sentences_are_those_of_their_results():
 def test_the_table_of_compressed_images_is_that_of_its_results():
     for line in bits_back.RESULTS.lines():
         assert bits_back.table(line) in COMPRESSION
+
+
+def test_kills():
+    for text in kills.tried(60, 20):
+        assert text in RELIABILITY
+    first, _ = kills.tried(20, 0, hosts=2)
+    assert first.endswith("all numbers equal")
+    assert "after 20 kills" in CLUSTERS
 
 
 @pytest.mark.parametrize(("campaign", "count"), [(power_cuts, 20), (hostile_files, 1600)])
