@@ -152,7 +152,7 @@ def table():
         sizes = line["mb"]
         growth = max(sizes) - sizes[len(sizes) // 10]
         what = f"read {line['count']:,} images of {line['size']}x{line['size']} once"
-        what = f"{what}: largest memory, and its growth after the first tenth"
+        what += f" by {line['workers']} processes: memory of all at most, and growth after a tenth"
         rows.append((what, f"{max(sizes)} MB, {growth} MB"))
     for line in WAITING.lines():
         what = f"wait for data {line['held']}, with a device of {line['rate']:g} images/s"
