@@ -297,7 +297,7 @@ class Schedule:
     def count(self, sde: SDE) -> int:
         """Return the number of steps of the schedule.
 
-        A named grid need not be computed for it, which takes a tenth of a second.
+        A named grid need not be computed for it, which every start would wait for.
 
         Raises:
             ValueError: as `of`, for other grids.

@@ -204,8 +204,8 @@ def tried(count: int, seed: int = 0) -> str:
         f"{total[name]} {name}" for name in OUTCOMES if total[name] and name not in GOOD
     )
     kinds, slowest = len(line["outcomes"]), line["slowest_seconds"]
-    count = f"{total.total():,} files of {kinds} kinds"
-    return f"{count}: {bad or 'no fault'}; at most {slowest:.1f} s each"
+    files = f"{total.total():,} files of {kinds} kinds"
+    return f"{files}: {bad or 'no fault'}; at most {slowest:.1f} s each"
 
 
 def main() -> None:

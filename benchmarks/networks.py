@@ -224,11 +224,17 @@ def rows() -> Iterator[list[str]]:
     for line in RESULTS.lines(suite="cpu"):
         clock = ", processor time" * (line["clock"] == "process_time")
         memory = ", memory kept" * line["keeps_memory"]
-        setting = f"{line['cores']} core{'s'[: line['cores'] > 1]}{clock}{memory}"
+        cores = "1 core" if line["cores"] == 1 else f"{line['cores']} cores"
         calls = line["seconds"].values()
         ratios = [np.divide(call["theirs"], call["ours"]) for call in calls]
         turns = f"{len(ratios[0])} pairs"
-        yield [line["network"], setting, str(line["batch"]), turns, *map(median, ratios)]
+        yield [
+            line["network"],
+            f"{cores}{clock}{memory}",
+            str(line["batch"]),
+            turns,
+            *map(median, ratios),
+        ]
 
 
 def table() -> str:

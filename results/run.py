@@ -62,14 +62,13 @@ BOUND = ("--config.eval.metrics=('continuous_bound','frechet')",)
 
 # What the short runs of benchmarks/likelihood_recipe.py favor, for four times as long.
 LONGER = (
-    *(
-        "--config.model.input_frequencies=()",
-        "--config.sde.name=vp",
-        "--config.loss.name=denoising",
-    ),
-    *("--config.weight.name=g2", "--config.times.name=log_snr", "--config.training.steps=10000"),
+    "--config.model.input_frequencies=()",
+    "--config.sde.name=vp",
+    "--config.loss.name=denoising",
+    "--config.weight.name=g2",
+    "--config.times.name=log_snr",
+    "--config.training.steps=10000",
 )
-
 
 RECIPES = {
     "vp_digits": Recipe("configs/vp_digits.py", ships=True),

@@ -1,5 +1,6 @@
 """The ledger of differences to published code: its fields exist, differ, and are listed."""
 
+import re
 import sys
 
 import pytest
@@ -35,3 +36,5 @@ def test_page_is_made_of_the_results():
     text = PAGE.read_text()
     assert text == page()
     assert "not measured" not in text
+    rows = re.findall(r"^\| (?!published|---)", text, re.MULTILINE)
+    assert len(rows) == len(DIFFERENCES)
