@@ -176,14 +176,16 @@ def _run(mode: Mode, files: list[str]) -> None:
     import jax
 
     import run_lib
-    from files.cache import cache_folder
+    from files.cache import cache_folder, replace_unreadable_programs
     from files.paths import as_path
     from training.hosts import together
     from training.joining import HostOptions
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # from now on, modes clean up
     if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder() / "compiled")
+        jax.config.update("jax_compilation_cache_dir", folder)
+        replace_unreadable_programs(Path(folder))
         # By default only programs that take over a second; there are a hundred shorter ones.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if _MODE.value == "compare":

@@ -274,14 +274,14 @@ def _scratch():
 
 
 def _environment(devices):
-    """One cache of compiled programs for all; the suite's own, where that is to be kept."""
+    """A user's cache folder of its own, and the tests' compiled programs."""
     given = os.environ.get("XLA_FLAGS", "")
     return {
         "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "OPENBLAS_NUM_THREADS": "1",  # a process with threads should not be forked
         "PYTHONPATH": str(ROOT),
-        "XDG_CACHE_HOME": os.environ.get("JAX_COMPILATION_CACHE_DIR") or _scratch(),
+        "XDG_CACHE_HOME": _scratch(),
         "XLA_FLAGS": f"{given} --xla_force_host_platform_device_count={devices}",
     }
 

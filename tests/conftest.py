@@ -3,8 +3,7 @@
 Warnings are errors too (pyproject.toml). jaxtyping and beartype check every annotation of our
 modules at every call, so nothing of ours may be imported before this file has run.
 
-JAX_COMPILATION_CACHE_DIR keeps compiled programs between runs; without it they go to a temporary
-folder.
+Compiled programs are kept in pytest's cache for the next run, or in JAX_COMPILATION_CACHE_DIR.
 """
 
 import gc
@@ -24,6 +23,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # models/ is left out: its tests pass arrays and numbers of wrong types to read its own messages.
 UNCHECKED = {"configs", "models", "published"}
+COMPILED_BYTES = 500_000_000  # the whole suite takes 60 MB; programs of older code stay, too
 ROOT = Path(__file__).resolve().parent.parent
 
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} - UNCHECKED
@@ -45,16 +45,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _compilation_cache(tmp_path_factory):
-    """One for all workers of pytest-xdist, and for the processes that tests start."""
+def pytest_sessionstart(session):
+    """Choose the cache of compiled programs, for all workers and the processes that they start."""
     if jax.config.jax_compilation_cache_dir is None:
-        folder = tmp_path_factory.getbasetemp()
-        if "PYTEST_XDIST_WORKER" in os.environ:
-            folder = folder.parent  # each worker has a folder of its own in it
-        folder = str(folder / "compiled")
-        jax.config.update("jax_compilation_cache_dir", folder)
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        folder = session.config.cache.mkdir("compiled")
+        if sum(file.stat().st_size for file in folder.iterdir()) > COMPILED_BYTES:
+            shutil.rmtree(folder)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 

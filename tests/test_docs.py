@@ -86,7 +86,7 @@ ROWS = tuple(
     f"configs/{name}.py" for name in ("vp_swiss_roll", "vp_waves", "energy_moons", "bridge_points")
 )
 # Most commands are for these, and differ in all but the network.
-ALIKE = ("configs/vp_digits.py", "configs/consistency_digits.py")
+ALIKE = tuple(f"configs/{name}_digits.py" for name in ("vp", "consistency", "bridge"))
 # The commands that the code of a page needs, besides those of `trained`.
 CODE_NEEDS = {"text": "python main.py --config=configs/vp_digits.py --mode=train_perceptor"}
 SAMPLING = {"steps": 4, "max_steps": 1000, "rtol": 0.1, "atol": 0.1}
@@ -266,6 +266,8 @@ def reduced(command, folder):
     own = "path/to/" in given.get("config.data.name", "")  # images, in any network
     network = MLP if file in ALIKE or own else UNET
     fields = dict(POINTS) if of_points else TINY | network
+    if file == "configs/vp_waves.py":
+        fields["model.channel_multipliers"] = "(1,)"
     if own:
         del fields["diagnostics.every"]  # a first run on one's own data is measured, too
         if given["mode"] == "check" and not of_points:  # of the network as it is
