@@ -1,6 +1,7 @@
 """The records of results: their tables in the documentation, and the network that comes along."""
 
 import json
+import tomllib
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,17 @@ def test_networks_that_come_along_are_there_and_small():
     for name in shipped:
         assert (model_folder(name) / "parameters.npz").stat().st_size < 5e6
         json.loads((model_folder(name) / "config.json").read_text())
+
+
+def test_networks_that_come_along_are_installed_with_the_package():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    results = ROOT / "results"
+    assert (results / "__init__.py").exists()
+    installed = {
+        file for pattern in setuptools["package-data"]["results"] for file in results.glob(pattern)
+    }
+    for name in SHIPPED.values():
+        assert set(model_folder(name).iterdir()) <= installed
 
 
 def denoised_error(model, images, t):
