@@ -42,7 +42,6 @@ from objectives.variational import (
     Steps,
     bound_tables,
     decoder_surprise,
-    needs_of_variance,
     step_divergence,
 )
 from sde_lib import SDE
@@ -78,9 +77,9 @@ class DiscreteBoundOptions:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What a checkpoint must come with, as in `objectives.variational.needs_of_variance`."""
-        optimal = {"moments"} if self.timestep_choice == "optimal" else set()
-        return needs_of_variance(self.variance) | optimal
+        """What a checkpoint must come with, as in `objectives.variational.Variance.needs`."""
+        optimal = "moments" if self.timestep_choice == "optimal" else ""
+        return frozenset({VARIANCES[self.variance].needs, optimal} - {""})
 
 
 class DiscreteBound(NamedTuple):

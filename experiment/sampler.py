@@ -248,7 +248,7 @@ class Sampler:
         solve: runs the solver.
         evaluations: network evaluations per image; None for adaptive steps.
         needs: what a checkpoint must come with: "moments", "variance_head", "classifier",
-            "bad_model", "perceptor", "trained_variance".
+            "bad_model", "perceptor".
         ends: where samples start.
     """
 

@@ -132,15 +132,12 @@ def load_checkpoint(
         needs: what it must come with, as in `Sampler.needs`; by default what the sampler needs.
 
     Raises:
-        ConfigError: if moments, a variance head, a classifier, a bad model, a perceptor or a
-            trained variance is needed and not there, if the moments do not suit the sampler, or
-            there is no such average.
+        ConfigError: if moments, a variance head, a classifier, a bad model or a perceptor is needed
+            and not there, if the moments do not suit the sampler, or there is no such average.
         WorkdirError, CheckpointError: as `restore_parameters`.
     """
     restored = restore_average(experiment, workdir, step, ema)
     needs = experiment.sampler.needs if needs is None else needs
-    if "trained_variance" in needs:
-        require_trained_variance(experiment, workdir)
     moments, head, classifier, bad_model, digests = None, None, None, None, {}
     if "moments" in needs:
         name = checkpoint_name(restored.step, ema)
@@ -174,24 +171,6 @@ def load_checkpoint(
     if needs >= experiment.sampler.needs:
         experiment.sampler.check(checkpoint)
     return checkpoint
-
-
-def require_trained_variance(experiment: Experiment, workdir: Workdir) -> None:
-    """Raise ConfigError unless the run's objective trained the variances that its network predicts.
-
-    An imported run, which has no log of training here, is taken to have trained them.
-    """
-    loss = workdir.read_config().get("loss", {})
-    name = loss.get("name", "denoising")
-    trained = name == "hybrid" or (name == "vlb" and loss.get("variance", "learned") == "learned")
-    if trained or not agreed(workdir.metrics.exists):
-        return
-    section = "sampling" if "trained_variance" in experiment.sampler.needs else "discrete_bound"
-    raise ConfigError(
-        f"config.{section}.variance='learned', but the run in {workdir.path} was trained with "
-        f"config.loss.name={name!r}, which trains no variance; choose small or large, or a run "
-        "with config.loss.name=hybrid, or vlb with variance=learned"
-    )
 
 
 def load_moments(experiment: Experiment, workdir: Workdir, name: str) -> EpsMoments:

@@ -98,15 +98,6 @@ VARIANCES = {
 }
 
 
-def needs_of_variance(name: str) -> frozenset[str]:
-    """Return what a checkpoint must come with for a variance, a name in VARIANCES.
-
-    For a learned one, it is "trained_variance": outputs for it that an objective has trained.
-    """
-    needs = "trained_variance" if name == "learned" else VARIANCES[name].needs
-    return frozenset({needs} - {""})
-
-
 # Logarithms of the standard deviation of p(x0 | x_t) for v = 0 and v = 1, as functions of
 # log alpha and log sigma there, and of the last step's log(1 - SNR_t / SNR_s).
 DECODERS: dict[str, Callable[[float, float, float], tuple[float, float]]] = {

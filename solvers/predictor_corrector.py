@@ -27,12 +27,7 @@ from jaxtyping import Array, Int
 from denoising import Denoiser
 from errors import require_choice, require_in
 from numerics.arrays import Batch, expand_like, fold_in_each, normal_like, sum_per_sample
-from objectives.variational import (
-    VARIANCES,
-    learned_fraction,
-    needs_of_variance,
-    uncertainty_of,
-)
+from objectives.variational import VARIANCES, learned_fraction, uncertainty_of
 from sampling import Keys, Plan, Project, Scalar, Step, predict_x0
 from sde_lib import SDE, reverse_drift
 from solvers.mala import MALACorrector
@@ -143,8 +138,8 @@ class Ancestral:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What a checkpoint must come with, as in `needs_of_variance`."""
-        return needs_of_variance(self.variance)
+        """What a checkpoint must come with: what gives the uncertainty."""
+        return frozenset({self.uncertainty} - {""})
 
     def step(self, keys: Keys, denoiser: Denoiser, state: Step, t: Scalar, s: Scalar) -> Step:
         sde = denoiser.sde

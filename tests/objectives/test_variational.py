@@ -192,6 +192,10 @@ FIELDS = {
     [
         (LEARNED, r"config\.loss\.name='denoising' does not train the variance .* choose hybrid"),
         (
+            FIELDS | LEARNED | {"loss.name": "vlb", "loss.variance": "small"},
+            r"config\.loss\.name='vlb' does not train the variance .* vlb with variance=learned",
+        ),
+        (
             FIELDS,
             r"config\.loss\.name='hybrid' trains a variance, .*=eps_learned_variance and "
             r"config\.model\.learned_variance=True, or config\.loss\.name=vlb with variance=small",
