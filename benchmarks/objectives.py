@@ -11,7 +11,7 @@ takes about 45 seconds on two cores.
 
 `--timing` measures training steps of all recipes in turns, in one process, and writes
 results/objectives_timing.jsonl: a minute, and three more if nothing is compiled yet. `--table`
-prints the table of docs/training.md.
+prints the table of docs/objectives.md.
 """
 
 import argparse

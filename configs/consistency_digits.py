@@ -9,7 +9,7 @@ python main.py --config=configs/consistency_digits.py:training --mode=train
     progressive    a student, from the teacher or a student
 
 Each trains for about a minute on two cores, a round of progressive distillation for half a minute.
-docs/training.md has the commands of the rounds, docs/samplers.md the measured distances.
+docs/objectives.md has the commands of the rounds, docs/samplers.md the measured distances.
 """
 
 from ml_collections import ConfigDict

@@ -129,13 +129,22 @@ def pages_with(found):
     return pytest.mark.parametrize("page", pages, ids=lambda page: page.stem)
 
 
+@functools.cache
+def anchors(page):
+    """The names by which links find a page's headings, as on GitHub."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_relative_links_lead_somewhere(page):
     text = BLOCK.sub("", page.read_text())
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if not re.match(r"[a-z]+:", link):
-            path = page.parent / link.partition("#")[0]
+            name, _, anchor = link.partition("#")
+            path = page.parent / name if name else page
             assert path.exists(), f"{page.name} links to {link}"
+            assert not anchor or anchor in anchors(path), f"{page.name} links to {link}"
 
 
 def test_a_command_that_is_not_run_names_what_is_not_here():
@@ -149,7 +158,7 @@ def test_a_command_that_is_not_run_names_what_is_not_here():
 
 
 def test_loops_of_commands_are_expanded():
-    students = [c for c in commands(ROOT / "docs/training.md") if "--workdir=runs/student_" in c]
+    students = [c for c in commands(ROOT / "docs/objectives.md") if "--workdir=runs/student_" in c]
     assert len(students) == 4
     assert "loss.student_steps=1 --config.loss.teacher=runs/student_2 " in students[-1]
 

@@ -23,7 +23,8 @@ from trained_samplers import markdown
 import scoresde as ss
 
 PAGE, GUIDANCE, LIKELIHOODS = (
-    (ROOT / "docs" / f"{name}.md").read_text() for name in ("samplers", "guidance", "results")
+    (ROOT / "docs" / f"{name}.md").read_text()
+    for name in ("samplers_compared", "guidance", "results")
 )
 SAMPLES, LEVELS = 500, 100
 
@@ -101,7 +102,8 @@ def test_the_table_of_published_configurations_has_them_all():
 
 def test_the_tables_of_objectives_and_of_few_steps_are_those_of_their_results():
     pages = "".join(
-        (ROOT / "docs" / f"{name}.md").read_text() for name in ("training", "samplers", "guidance")
+        (ROOT / "docs" / f"{name}.md").read_text()
+        for name in ("objectives", "training", "samplers", "guidance")
     )
     objectives = runpy.run_path(str(ROOT / "benchmarks" / "objectives.py"))  # a package's name
     lines = objectives["RESULTS"].lines(steps=600)
@@ -113,7 +115,9 @@ def test_the_tables_of_objectives_and_of_few_steps_are_those_of_their_results():
 
 def test_the_tables_of_optimal_variances_are_those_of_their_results():
     analytic = runpy.run_path(str(ROOT / "benchmarks" / "analytic.py"))  # a module's name
-    pages = PAGE + (ROOT / "docs" / "evaluation.md").read_text()
+    pages = "".join(
+        (ROOT / "docs" / f"{name}.md").read_text() for name in ("samplers", "evaluation")
+    )
     for quantity, head in analytic["QUANTITIES"].items():
         table = analytic["table"](quantity, "digits")
         assert table in pages
@@ -122,7 +126,7 @@ def test_the_tables_of_optimal_variances_are_those_of_their_results():
 
 def test_the_table_of_learned_schedules_is_that_of_its_results():
     table = learned_schedule.table("vdm_digits")
-    assert table in (ROOT / "docs" / "training.md").read_text()
+    assert table in (ROOT / "docs" / "objectives.md").read_text()
     assert len(table.splitlines()) == 2 + len(learned_schedule.SCHEDULES)
 
 
