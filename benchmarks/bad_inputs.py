@@ -25,6 +25,7 @@ from command_line import CONFIG, start
 
 from experiment.configurations import default_configuration
 from files.nested import flatten
+from main import MODES
 
 RESULTS = Results("bad_inputs", ("count", "seed"))
 NUMBERS = ["0", "-1", "1", "2", "3.5", "-0.0", "1e-30", "1e30", "1e400", "nan", "inf", "-inf"]
@@ -50,18 +51,6 @@ NAMES += ["hybrid", "vlb", "consistency", "consistency_training", "consistency_d
 NAMES += ["progressive_distillation", "loss_aware", "log_normal", "min_snr", "sigmoid", "muon"]
 NAMES += ["schedule_free_adamw", "inverse_sqrt", "truncated_normal", "variational", "autoguidance"]
 FLAGS = ["config", "mode", "workdir", "checkpoint", "source", "target", "num_samples", "gif", "png"]
-MODES = [
-    "train",
-    "eval",
-    "sample",
-    "stats",
-    "compare",
-    "moments",
-    "import",
-    "export",
-    "prepare",
-    "ema",
-]
 FLAGS += [
     "attention_order",
     "ema",
