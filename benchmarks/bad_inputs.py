@@ -25,7 +25,6 @@ from command_line import CONFIG, start
 
 from experiment.configurations import default_configuration
 from files.nested import flatten
-from main import MODES
 
 RESULTS = Results("bad_inputs", ("count", "seed"))
 NUMBERS = ["0", "-1", "1", "2", "3.5", "-0.0", "1e-30", "1e30", "1e400", "nan", "inf", "-inf"]
@@ -63,19 +62,19 @@ FLAGS += [
 ]
 
 
-def command(draw: random.Random, files: list[str]) -> list[str]:
+def command(draw: random.Random, files: list[str], modes: list[str]) -> list[str]:
     """Return the arguments of a command that is probably wrong."""
     fields = flatten(default_configuration(), ".")
     values = NUMBERS + TEXTS + NAMES + files
     arguments = [f"--config={CONFIG}", "--mode=check"]
     for _ in range(draw.choice([1, 1, 1, 2, 3])):
         name = f"config.{draw.choice(list(fields))}" if draw.random() < 0.8 else draw.choice(FLAGS)
-        value = draw.choice([*values, *MODES] if name == "mode" else values)
+        value = draw.choice([*values, *modes] if name == "mode" else values)
         if isinstance(fields.get(name.removeprefix("config.")), int | float):
             value = draw.choice(NUMBERS)  # otherwise most are refused for their type
         arguments.append(f"--{name}={value}" if draw.random() < 0.95 else f"--{name}")
     if draw.random() < 0.1:
-        arguments[1] = f"--mode={draw.choice(MODES)}"
+        arguments[1] = f"--mode={draw.choice(modes)}"
     if draw.random() < 0.05:
         arguments.append(draw.choice(values))
     arguments += ["--config.training.steps=1", "--config.training.sample_every=0"]
@@ -130,6 +129,8 @@ def tried(count: int, seed: int = 0) -> str:
 
 
 def main() -> None:
+    from main import MODES  # here, as forked processes define its flags themselves
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
@@ -138,7 +139,7 @@ def main() -> None:
     draw = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(Path(folder), draw)
-        commands = [command(draw, files) for _ in range(given.count)]
+        commands = [command(draw, files, list(MODES)) for _ in range(given.count)]
         with ThreadPoolExecutor(given.workers) as pool:
             faults = list(pool.map(lambda arguments: fault(arguments, folder), commands))
     for arguments, found in zip(commands, faults, strict=True):
