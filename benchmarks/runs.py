@@ -29,6 +29,7 @@ class Results:
 
     def __init__(self, name: str, keys: tuple[str, ...]) -> None:
         self._path, self._keys = RESULTS / f"{name}.jsonl", keys
+        RESULTS.mkdir(parents=True, exist_ok=True)
 
     def lines(self, **wanted: Any) -> list[Line]:
         """Return the lines that have the wanted values."""
@@ -50,7 +51,6 @@ class Results:
     def put(self, *lines: Line) -> None:
         """Write lines in place of those of the same keys; the others stay."""
         kept = {tuple(line[name] for name in self._keys): line for line in (*self.lines(), *lines)}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept.values()))
 
 
