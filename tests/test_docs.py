@@ -85,8 +85,8 @@ POINTS = {
 ROWS = tuple(
     f"configs/{name}.py" for name in ("vp_swiss_roll", "vp_waves", "energy_moons", "bridge_points")
 )
-# Most commands are for these, and differ in all but the network.
-ALIKE = tuple(f"configs/{name}_digits.py" for name in ("vp", "consistency", "bridge"))
+# A U-Net takes thrice the time to compile. So these have one, and others a perceptron.
+WITH_UNET = tuple(f"configs/{name}_cifar10.py" for name in ("ve", "edm", "vp"))
 # The commands that the code of a page needs, besides those of `trained`.
 CODE_NEEDS = {"text": "python main.py --config=configs/vp_digits.py --mode=train_perceptor"}
 SAMPLING = {"steps": 4, "max_steps": 1000, "rtol": 0.1, "atol": 0.1}
@@ -271,9 +271,8 @@ def reduced(command, folder):
         name = "_".join(filter(None, [file.removeprefix("configs/").removesuffix(".py"), variant]))
         arguments.append(f"--workdir={folder}/runs/{name}")
     of_points = file in ROWS
-    # A U-Net takes thrice the time to compile, so commands that share one are enough.
     own = "path/to/" in given.get("config.data.name", "")  # images, in any network
-    network = MLP if file in ALIKE or own else UNET
+    network = UNET if file in WITH_UNET and not own else MLP
     fields = dict(POINTS) if of_points else TINY | network
     if file == "configs/vp_waves.py":
         fields["model.channel_multipliers"] = "(1,)"
