@@ -48,7 +48,8 @@ def pytest_collection_finish():
 def pytest_sessionstart(session):
     """Choose the cache of compiled programs, for all workers and the processes that they start."""
     if jax.config.jax_compilation_cache_dir is None:
-        folder = session.config.cache.mkdir("compiled")
+        folder = ROOT / ".pytest_cache" / "d" / "compiled"  # where --cache-clear deletes it
+        folder.mkdir(parents=True, exist_ok=True)
         if sum(file.stat().st_size for file in folder.iterdir()) > COMPILED_BYTES:
             shutil.rmtree(folder)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
