@@ -87,6 +87,9 @@ def command(draw: random.Random, files: list[str], modes: list[str]) -> list[str
 def fault(arguments: list[str], folder: str) -> str:
     """Run a command in a folder of its own; return what is wrong with how it ends, or ''."""
     with tempfile.TemporaryDirectory(dir=folder) as workdir:
+        # Runs go there, whatever names they are given.
+        relative = re.compile(r"--workdir=(?!/|~|gs:|$)")
+        arguments = [relative.sub(f"--workdir={workdir}/", each) for each in arguments]
         given = any(argument.startswith("--workdir") for argument in arguments)
         more = [] if given else [f"--workdir={workdir}/run"]
         running = start(*arguments, *more)
