@@ -10,6 +10,7 @@ from command_line import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 
+import bad_inputs
 import bits_back
 import hostile_files
 import kills
@@ -89,6 +90,8 @@ def test_kills():
     assert "after 20 kills" in CLUSTERS
 
 
-@pytest.mark.parametrize(("campaign", "count"), [(power_cuts, 20), (hostile_files, 1600)])
+@pytest.mark.parametrize(
+    ("campaign", "count"), [(power_cuts, 20), (hostile_files, 1600), (bad_inputs, 2000)]
+)
 def test_campaigns(campaign, count):
     assert campaign.tried(count) in RELIABILITY
