@@ -29,7 +29,7 @@ def run(cache: Path, workdir: Path, *flags: str) -> tuple[float, str]:
     result = subprocess.run(
         [*command, *flags],
         cwd=ROOT,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -28,7 +28,9 @@ COMMAND = ("--config=configs/vp_digits.py", "--mode=train", "--config.training.s
 
 
 def environment(cache: Path) -> dict[str, str]:
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
+    """Return one whose compiled programs are in `cache`, whatever the user has set."""
+    folders = dict.fromkeys(("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"), str(cache))
+    return os.environ | {"JAX_PLATFORMS": "cpu"} | folders
 
 
 def cpu_seconds(process: int) -> float:
