@@ -13,6 +13,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 from bad_inputs import command, fault, write_files
 
+from main import MODES
+
 
 @pytest.mark.slow
 def test_random_command_lines_end_in_one_line(tmp_path):
@@ -20,5 +22,5 @@ def test_random_command_lines_end_in_one_line(tmp_path):
     (tmp_path / "files").mkdir()
     files = write_files(tmp_path / "files", draw)
     for _ in range(20):
-        arguments = command(draw, files)
+        arguments = command(draw, files, list(MODES))
         assert not fault(arguments, str(tmp_path)), arguments
