@@ -50,8 +50,6 @@ NAMES += ["hybrid", "vlb", "consistency", "consistency_training", "consistency_d
 NAMES += ["progressive_distillation", "loss_aware", "log_normal", "min_snr", "sigmoid", "muon"]
 NAMES += ["schedule_free_adamw", "inverse_sqrt", "truncated_normal", "variational", "autoguidance"]
 FLAGS = ["config", "mode", "workdir", "checkpoint", "source", "target", "num_samples", "gif", "png"]
-# What a mode trains, if the command fits by luck.
-TRAINED = ["training", "classifier", "dequantizer", "variance_head", "perceptor"]
 FLAGS += [
     "attention_order",
     "ema",
@@ -62,6 +60,8 @@ FLAGS += [
     "config.seed.y",
     "verbosity",
 ]
+# What a mode trains, if the command fits by luck.
+TRAINED = ["training", "classifier", "dequantizer", "variance_head", "perceptor"]
 
 
 def command(draw: random.Random, files: list[str], modes: list[str]) -> list[str]:

@@ -19,7 +19,8 @@ def replace_unreadable_programs(folder: Path) -> None:
     """From now on, delete compiled programs that JAX cannot read, so that it writes them again.
 
     A kill or a power cut while JAX writes one leaves a part of it. JAX would never replace that
-    part, and would warn of it at each start.
+    part, and would warn of it at each start. The warning has no more than the program's name, so
+    all of that name are deleted.
     """
     show = warnings.showwarning
 

@@ -52,9 +52,14 @@ def test_a_program_cut_short_is_written_again(folder, said, size):
     assert [str(message) for message in said] == ["another"]
 
 
-def test_what_cannot_be_deleted_is_told(said, tmp_path):
-    """In a bucket, for example."""
-    replace_unreadable_programs(tmp_path / "not there")
+@pytest.mark.parametrize("place", ["a bucket", "another user's cache"])
+def test_what_cannot_be_deleted_is_told(said, tmp_path, place):
+    if place == "a bucket":
+        folder = tmp_path / "not here"
+    else:  # a folder in the place of the file cannot be unlinked, by root either
+        folder = tmp_path
+        (folder / "jit_f-1-cache").mkdir()
+    replace_unreadable_programs(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("Error reading persistent compilation cache entry for 'jit_f'", stacklevel=1)
