@@ -34,6 +34,7 @@ TABLES = {
     ("evaluation", "likelihood", "solvers_table", 600, 64): 4,
     ("benchmarks", "sampler_speed", "table"): 6,
     ("benchmarks", "networks", "table"): 6,
+    ("benchmarks", "cpu_kernels", "table"): 3,
     ("benchmarks", "memory", "table"): 2,
     ("benchmarks", "metrics", "table"): 2,
     ("benchmarks", "start_up", "table"): 3,
