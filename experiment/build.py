@@ -20,7 +20,7 @@ from bounds.continuous import ContinuousBoundOptions
 from bounds.discrete import DiscreteBoundOptions
 from errors import SEEDS, ConfigError, require_choice, require_in, require_memory
 from experiment.build_augmentation import build_augmentation
-from experiment.build_data import build_data, settle_kind
+from experiment.build_data import build_data
 from experiment.build_dequantizer import build_dequantizer
 from experiment.build_model import (
     abstract_params,
@@ -54,6 +54,7 @@ from experiment.experiment import (
     Parts,
 )
 from experiment.few_steps import check_few_steps
+from experiment.kinds import KINDS
 from experiment.options import (
     AnalyticDPMOptions,
     ClassifierOptions,
@@ -216,7 +217,8 @@ def build_network(
     """
     reader = Reader(resolve(config))
     network = reader.build_named(section, NETWORKS if section == "model" else CLASSIFIERS)
-    settle_kind(reader).require_images("a published network", "choose another configuration")
+    kind = reader.lookup("data", KINDS, "kind")
+    kind.require_images("a published network", "choose another configuration")
     options = reader.build("data", DataOptions)
     shape = (options.image_size, options.image_size, options.channels)
     return network, options.image_size, partial(abstract_params, shape=shape)

@@ -1,6 +1,7 @@
 """Resolve a configuration: settle the fields that depend on other fields.
 
-`resolve` is a pure function from configuration to configuration. Objects are built afterwards.
+`resolve` is a function from configuration to configuration, and reads nothing but the kind of a
+file of data. Objects are built afterwards.
 """
 
 import dataclasses
@@ -9,9 +10,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data.rows import kind_of
 from errors import ConfigError
 from experiment.configurations import default_configuration
-from experiment.reader import to_builtin
+from experiment.kinds import KINDS
+from experiment.reader import config_errors, to_builtin
 from experiment.tasks import TASKS, InverseProblem
 from objectives.distillation import ProgressiveDistillation
 from objectives.maximum_likelihood import MaximumLikelihood
@@ -29,11 +32,12 @@ def resolve(
         overrides: dotted names of the fields that the command line sets.
 
     Raises:
-        ConfigError: if a section is missing or is none.
+        ConfigError: if a section is missing or is none, or a file of data cannot be read.
     """
     if isinstance(config, ConfigDict):
         config = config.copy_and_resolve_references()
     resolved = _completed(to_builtin(config))
+    _settle_kind(resolved)
     _drop_superseded(resolved["sampling"], overrides)
     for given, other in (("warmup", "warmup_images"), ("warmup_images", "warmup")):
         if f"optim.{given}" in overrides and f"optim.{other}" not in overrides:
@@ -65,6 +69,19 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
             )
         completed[name] = default | config[name] if isinstance(default, dict) else config[name]
     return completed
+
+
+def _settle_kind(config: dict[str, Any]) -> None:
+    """Set the kind of the data, and what is measured of this kind, where they are open."""
+    data = config["data"]
+    if data["kind"] is None:
+        with config_errors("data"):
+            data["kind"] = kind_of(data["name"])
+    if data["kind"] in KINDS:
+        for section, fields in KINDS[data["kind"]].measurements.fields.items():
+            for name, value in fields.items():
+                if config[section][name] is None:
+                    config[section][name] = value
 
 
 def is_chain(name: str) -> bool:
