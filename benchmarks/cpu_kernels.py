@@ -74,7 +74,7 @@ def table() -> str:
     for config in CASES:
         lines = RESULTS.lines(config=config)
         both = [[line["images_per_second"][kernels] for line in lines] for kernels in KERNELS]
-        speeds = [median(speed, ".3g") for speed in reversed(both)]
+        speeds = [median(speed, ",.1f") for speed in reversed(both)]
         ratio = median(np.divide(*both))
         rows.append((f"`{config}`", str(CASES[config][2]), *speeds, ratio))
     head = ("configuration", "batch", "images/s by YNNPACK", "by XLA", "faster")

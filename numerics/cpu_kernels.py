@@ -1,7 +1,7 @@
 """Let XLA compile convolutions itself on CPUs without AVX-512.
 
-By default XLA hands them to YNNPACK. Without AVX-512 that makes a convolution slower, and its
-gradient by a kernel of few channels up to 20 times (docs/benchmarks.md, Networks).
+By default XLA hands them to YNNPACK, which takes longer there, most for gradients by kernels of few
+channels. docs/benchmarks.md, Networks, has times.
 """
 
 import importlib.util
