@@ -1,8 +1,7 @@
 """Keep freed memory within the process, for XLA on CPUs.
 
 XLA frees the temporary memory of a program after each call. The GNU C library then returns it to
-the system, which clears it again for the next call: an eighth of the time of a small network's
-training step, and more on a busy machine.
+the system, which clears it again for the next call. docs/benchmarks.md, Networks, has times.
 """
 
 import ctypes

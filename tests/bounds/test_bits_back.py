@@ -43,7 +43,7 @@ def codec(sde=VP, variance="large", steps=30, lanes=10):
 @pytest.mark.parametrize("sde", [VP, VE])
 def test_images_come_back_in_the_bits_of_the_bound(sde, variance):
     """Where p is too narrow, the bits that are written are far from random; see `Stack.mix`."""
-    coder, stored = codec(sde, variance, lanes=4), images(300)
+    coder, stored = codec(sde, variance, steps=12, lanes=4), images(300)
     codes = coder.encode(stored)
     np.testing.assert_array_equal(coder.decode([code[:2] for code in codes], 300), stored)
     bits = sum(32 * len(code.words) - code.random_bits for code in codes)
