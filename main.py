@@ -170,11 +170,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _run(mode: Mode, files: list[str]) -> None:
-    from numerics.cpu_kernels import compile_convolutions
     from numerics.memory import share_heap
 
     share_heap()
-    compile_convolutions()
     import jax
 
     import run_lib

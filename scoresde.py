@@ -31,7 +31,6 @@ from jobs.shipped import load
 from likelihood import LikelihoodOptions, log_prob
 from losses import LOSSES, ScoreMatching
 from numerics.clipping import Clipping
-from numerics.cpu_kernels import compile_convolutions
 from numerics.ode import ODEOptions
 from objectives.times import TIMES
 from objectives.weights import WEIGHTS
@@ -45,8 +44,6 @@ from solvers.ode import sample_ode
 from solvers.predictor_corrector import PredictorCorrector
 from solvers.unipc import UniPC
 from time_grids import Schedule
-
-compile_convolutions()
 
 __all__ = [
     "DDIM",

@@ -6,6 +6,7 @@ is safe once it is written. It cannot be renamed, locked, or appended to.
 """
 
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,8 @@ def _load_client(text: str) -> None:
     os.environ.setdefault("EPATH_USE_TF", "0")
     # Orbax writes objects by another library, so that lists which are kept would lack them.
     conf.setdefault("gcs", {})["use_listings_cache"] = False
+    # Its log has the tracebacks of errors that it raises too, and `bucket_errors` makes one line.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -31,10 +31,8 @@ CHECKED = sorted({path.stem for path in ROOT.glob("*.py")} | PACKAGES)
 
 jaxtyping.install_import_hook(CHECKED, "checking.checked")
 
-from numerics.cpu_kernels import compile_convolutions  # noqa: E402
 from numerics.memory import keep_freed_memory, share_heap  # noqa: E402
 
-compile_convolutions()
 share_heap()
 keep_freed_memory()
 

@@ -35,7 +35,7 @@ TABLES = {
     ("benchmarks", "sampler_speed", "table"): 6,
     ("benchmarks", "networks", "table"): 6,
     ("benchmarks", "cpu_training", "table", "convolutions"): 3,
-    ("benchmarks", "cpu_training", "table", "memory"): 2,
+    ("benchmarks", "cpu_training", "table", "memory"): 1,
     ("benchmarks", "memory", "table"): 2,
     ("benchmarks", "metrics", "table"): 2,
     ("benchmarks", "start_up", "table"): 3,

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -71,7 +72,13 @@ def test_bucket_that_cannot_be_used_is_one_line_and_nothing_is_lost(root, tmp_pa
         assert done.status == 1
         said = f"error: {address}.*Forbidden.*roles storage.objectUser.*\n"
         assert re.fullmatch(said, done.stderr), done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_bucket_without_its_package_is_one_line():
+    if find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed")
     done = run(*flags("train", "gs://bucket/run", SHORT))
     assert done.status == 1
     assert re.fullmatch(r"error: gs://bucket/run: .*pip install gcsfs\n", done.stderr), done.stderr
-    assert sorted(tmp_path.rglob("*")) == before
