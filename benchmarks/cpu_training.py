@@ -10,17 +10,14 @@ results/cpu_training.jsonl; takes half an hour on two cores.
 """
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from runs import ROOT, Line, Results, markdown_table, median, provenance
+from runs import Line, Results, markdown_table, median, provenance, steps_of_main
 
 RESULTS = Results("cpu_training", ("comparison", "config", "batch", "turn"))
 STEPS, FIRST = 25, 10  # of a run, and those that do not count
@@ -64,45 +61,26 @@ HEADS = {
 }
 
 
-def trained(config: str, variables: dict[str, str], folder: Path) -> tuple[float, float]:
-    """Train on random images, and return images per second and the peak of memory in GB."""
-    size, channels, batch = SHAPES[config]
-    draw = np.random.default_rng(0).integers
-    shape = (256, size, size, channels)
+def random_images(config: str, folder: str) -> Path:
+    """Write a data set of random images with ten classes, and return its file."""
+    size, channels, _ = SHAPES[config]
+    draw, shape = np.random.default_rng(0).integers, (256, size, size, channels)
     images = {name: draw(0, 256, shape, "uint8") for name in ("train", "test")}
     labels = {f"{name}_labels": draw(0, 10, 256) for name in images}
-    np.savez(folder / "images.npz", **images, **labels)
-    fields = {
-        "data.name": folder / "images.npz",
-        "training.batch_size": batch,
-        "training.steps": STEPS,
-        "training.checkpoint_every": STEPS,
-        "training.sample_every": 0,
-        "training.log_every": 1,
-        "diagnostics.every": 0,
-    }
-    command = [sys.executable, "main.py", f"--config={config}", "--mode=train"]
-    command += [f"--workdir={folder / 'run'}", *(f"--config.{k}={v}" for k, v in fields.items())]
-    log = folder / "log"
-    with log.open("w") as file:
-        environment = os.environ | variables
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
-        _, status, usage = os.wait4(process.pid, 0)  # which tells the peak of this process
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{config}:\n{log.read_text()[-2000:]}")
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    speed = statistics.median(json.loads(line)["images_per_sec"] for line in lines[FIRST:])
-    return speed, usage.ru_maxrss * 1024 / 1e9
+    file = Path(folder, "images.npz")
+    np.savez(file, **images, **labels)
+    return file
 
 
 def measured(comparison: str, config: str, turn: int) -> Line:
     """Train in both environments, the fast one first in every second turn."""
-    given, speeds, peaks = COMPARISONS[comparison], {}, {}
-    for name in NAMES[:: -1 if turn % 2 else 1]:
-        with tempfile.TemporaryDirectory() as folder:
-            speeds[name], peaks[name] = trained(config, getattr(given, name), Path(folder))
-    key = {"comparison": comparison, "config": config, "batch": SHAPES[config][2], "turn": turn}
+    given, batch, speeds, peaks = COMPARISONS[comparison], SHAPES[config][2], {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        fields = {"data.name": random_images(config, folder), "training.batch_size": batch}
+        for name in NAMES[:: -1 if turn % 2 else 1]:
+            lines, peaks[name] = steps_of_main(config, fields, STEPS, getattr(given, name))
+            speeds[name] = statistics.median(line["images_per_sec"] for line in lines[FIRST:])
+    key = {"comparison": comparison, "config": config, "batch": batch, "turn": turn}
     return {**key, "images_per_second": speeds, "peak_gb": peaks, **provenance("cpu")}
 
 

@@ -11,15 +11,10 @@ benchmarks/results/published_steps.jsonl.
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
-from runs import ROOT, Line, Results, markdown_table
+from runs import Line, Results, markdown_table, steps_of_main
 
 from experiment.configurations import known_configurations
 
@@ -38,26 +33,8 @@ def published_configurations() -> list[str]:
 
 def trained(config: str, folder: str, batch: int) -> Line:
     """Train a configuration; return what was measured."""
-    fields = {
-        "data.name": folder,
-        "training.batch_size": batch,
-        "training.steps": STEPS,
-        "training.checkpoint_every": STEPS,
-        "training.sample_every": 0,
-        "training.log_every": 1,
-        "diagnostics.every": 0,
-    }
-    with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, "main.py", f"--config={config}", "--mode=train"]
-        command += [f"--workdir={name}", *(f"--config.{k}={v}" for k, v in fields.items())]
-        log = Path(name, "log")
-        with log.open("w") as file:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
-            _, status, usage = os.wait4(process.pid, 0)  # which tells the peak of this process
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"{config}:\n{log.read_text()[-2000:]}")
-        lines = [json.loads(line) for line in Path(name, "metrics.jsonl").read_text().splitlines()]
+    fields = {"data.name": folder, "training.batch_size": batch}
+    lines, peak = steps_of_main(config, fields, STEPS)
     losses = [line["loss"] for line in lines]
     return {
         "config": config,
@@ -65,7 +42,7 @@ def trained(config: str, folder: str, batch: int) -> Line:
         "first_losses": statistics.mean(losses[:5]),
         "last_losses": statistics.mean(losses[-5:]),
         "step_seconds": batch / statistics.median(line["images_per_sec"] for line in lines[5:]),
-        "peak_gb": usage.ru_maxrss * 1024 / 1e9,
+        "peak_gb": peak,
     }
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -148,6 +149,41 @@ def trained(name: str, fields: dict[str, Any], folder: Path) -> float:
     start = time.perf_counter()
     run_lib.train(experiment_of(name, fields), Workdir(folder))
     return time.perf_counter() - start
+
+
+def steps_of_main(
+    config: str, fields: dict[str, Any], steps: int, variables: dict[str, str] | None = None
+) -> tuple[list[Line], float]:
+    """Train a few steps by a process of main.py, without measurements.
+
+    Args:
+        config: the configuration.
+        fields: fields of it that change.
+        steps: how many.
+        variables: set in the environment of the process.
+
+    Returns:
+        The line of the log of each step, and the peak of the process's memory in GB.
+    """
+    fields = fields | {
+        "training.steps": steps,
+        "training.checkpoint_every": steps,
+        "training.sample_every": 0,
+        "training.log_every": 1,
+        "diagnostics.every": 0,
+    }
+    with tempfile.TemporaryDirectory() as name:
+        command = [sys.executable, "main.py", f"--config={config}", "--mode=train"]
+        command += [f"--workdir={name}", *(f"--config.{k}={v}" for k, v in fields.items())]
+        log, environment = Path(name, "log"), os.environ | (variables or {})
+        with log.open("w") as file:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+            _, status, usage = os.wait4(process.pid, 0)  # which tells the peak of this process
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            sys.exit(f"{config}:\n{log.read_text()[-2000:]}")
+        lines = [json.loads(line) for line in Path(name, "metrics.jsonl").read_text().splitlines()]
+    return lines, usage.ru_maxrss * 1024 / 1e9
 
 
 def frechet_of(results: dict[str, Any]) -> float:

@@ -75,6 +75,12 @@ def test_resolve_settles_what_depends_on_other_fields():
     assert chains == {"ddpm", "smld"}
 
 
+def test_resolve_settles_the_kind_of_the_data_and_what_is_measured_of_it():
+    resolved = resolve(load("vp_swiss_roll.py"))
+    assert resolved["data"]["kind"] == "points"
+    assert "nats_per_dim" in resolved["eval"]["metrics"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "given", "evaluations"),
