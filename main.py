@@ -95,7 +95,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "source",
     None,
-    "import, import_classifier: a published file or folder. compress: images, as "
+    "import, import_classifier: a published file or folder. import: digits, mnist or "
+    "mnist_likelihood, networks that come along. compress: images, as "
     "config.task.input. decompress: the file of compress.",
 )
 flags.DEFINE_enum(

@@ -13,9 +13,11 @@ from experiment.configurations import known_configurations
 from experiment.experiment import Experiment
 from files.paths import AnyPath
 from jobs.restore import restore_parameters
+from jobs.shipped import is_shipped, read_parameters
 from jobs.workdir import Workdir
 from published import exchange, score_sde
 from published.exchange import Candidate
+from published.mapping import Imported
 from training.checkpoints import Checkpoints
 from training.hosts import agreed, leads
 from training.step import TrainState
@@ -26,6 +28,7 @@ def import_checkpoint(
 ) -> None:
     """Make a published checkpoint the first one of a new run, for all other modes.
 
+    A name in `jobs.shipped.SHIPPED` is the network that comes with the project.
     `attention_order` is a name in `published.openai.ATTENTION_ORDERS`.
 
     Raises:
@@ -35,13 +38,12 @@ def import_checkpoint(
         raise WorkdirError(
             f"--workdir={workdir.path} holds a run already; give a new folder to import to"
         )
+    if is_shipped(source):
+        step, params = read_parameters(experiment, str(source))
+        project, imported = "this project", Imported(step, params, copy.deepcopy(params))
+    else:
+        project, imported = _published(experiment, source, attention_order)
     trainer, model = experiment.trainer, experiment.model
-    model.require_fixed_process("--mode=import")
-    template = partial(abstract_params, shape=experiment.data.shape)
-    candidate = Candidate(model.name, model.network, experiment.data.shape[0], template)
-    project, imported = exchange.import_state(
-        source, candidate, _candidates("model"), attention_order
-    )
     state = trainer.state_from_params(imported.params, imported.ema_params, imported.step)
     _save_first(workdir, state, experiment.config)
     # No file says what its network's output means; a wrong guess would make wrong samples.
@@ -51,6 +53,17 @@ def import_checkpoint(
         f"process and the time input as {model.options.conditioning}; next: --mode=sample or "
         "--mode=eval with the same --workdir"
     )
+
+
+def _published(
+    experiment: Experiment, source: AnyPath, attention_order: str
+) -> tuple[str, Imported]:
+    """Return the project of a published file, and what it holds for the experiment's network."""
+    model, shape = experiment.model, experiment.data.shape
+    model.require_fixed_process("--mode=import")
+    template = partial(abstract_params, shape=shape)
+    candidate = Candidate(model.name, model.network, shape[0], template)
+    return exchange.import_state(source, candidate, _candidates("model"), attention_order)
 
 
 def import_classifier(

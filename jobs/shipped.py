@@ -13,12 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from errors import ConfigError
 from experiment.build import build
 from experiment.configurations import with_younger_sections
+from experiment.experiment import Experiment
 from experiment.sampler import Checkpoint
 from files.nested import flatten, unflatten
+from files.paths import AnyPath
 from files.writing import make_folder, write_json
-from jobs.restore import TrainedModel, experiment_of, load_model, restore_average
+from jobs.restore import Averaged, TrainedModel, experiment_of, load_model, restore_average
 from jobs.workdir import Workdir
 
 _RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -53,13 +56,39 @@ def read_model(folder: Path) -> TrainedModel:
     """Read a network that `write_model` has written."""
     config = json.loads((folder / "config.json").read_text())
     experiment = build(with_younger_sections(config))
+    averaged = _read_average(experiment, folder)
+    denoiser = experiment.model.denoiser(averaged.params)
+    return TrainedModel.of(experiment, Checkpoint(step=averaged.step, denoiser=denoiser))
+
+
+def read_parameters(experiment: Experiment, name: str) -> Averaged:
+    """Read the parameters of a network in SHIPPED, for an experiment with the same network.
+
+    Raises:
+        ConfigError: if the experiment has another one.
+    """
+    result = SHIPPED[name]
+    folder = model_folder(result)
+    if differing := Workdir(folder).network_differences(experiment.config):
+        raise ConfigError(
+            f"--source={name} is another network: {'; '.join(differing)}. Give "
+            f"--config=configs/{result}.py"
+        )
+    return _read_average(experiment, folder)
+
+
+def _read_average(experiment: Experiment, folder: Path) -> Averaged:
     with np.load(folder / "parameters.npz") as arrays:
         stored = dict(arrays)
     step = int(stored.pop(_STEP))
     wanted = experiment.trainer.abstract_state().ema_params
     params = jax.tree.map(lambda leaf, array: array.astype(leaf.dtype), wanted, unflatten(stored))
-    checkpoint = Checkpoint(step=step, denoiser=experiment.model.denoiser(params))
-    return TrainedModel.of(experiment, checkpoint)
+    return Averaged(step, params)
+
+
+def is_shipped(path: str | AnyPath) -> bool:
+    """Whether this is the name of a network that comes with the project, and no file or folder."""
+    return str(path) in SHIPPED and not Path(path).exists()
 
 
 def load(path: str | Path, step: int | None = None, ema: str = "") -> TrainedModel:
@@ -76,6 +105,6 @@ def load(path: str | Path, step: int | None = None, ema: str = "") -> TrainedMod
         WorkdirError, CheckpointError: if there is no run, or no such checkpoint.
         ConfigError: if there is no such average.
     """
-    if path in SHIPPED and not Path(path).exists():
+    if is_shipped(path):
         return read_model(model_folder(SHIPPED[str(path)]))
     return load_model(path, step, ema)

@@ -22,6 +22,7 @@ import sde_lib
 import solvers
 from data import readers
 from experiment.configurations import configuration_names, known_configurations
+from jobs.shipped import SHIPPED
 from main import MODES
 from results.run import RECIPES
 
@@ -276,6 +277,8 @@ def reduced(command, folder):
     fields = dict(POINTS) if of_points else TINY | network
     if file == "configs/vp_waves.py":
         fields["model.channel_multipliers"] = "(1,)"
+    if given.get("source") in SHIPPED:  # the network as it is
+        fields = {}
     if own:
         del fields["diagnostics.every"]  # a first run on one's own data is measured, too
         if given["mode"] == "check" and not of_points:  # of the network as it is
