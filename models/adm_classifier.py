@@ -28,6 +28,7 @@ from models.adm import EPSILON, ADMEncoder
 from models.blocks.attention import Heads, attend
 from models.blocks.checks import check_choices, check_images, check_integers
 from models.blocks.layers import FeatureMaps, GroupNorm, Images, cast, dense
+from models.blocks.parameters import ParameterModule
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 SPATIAL_WIDTH = 2048  # of the hidden layer of both spatial pools
@@ -35,7 +36,7 @@ SPATIAL_WIDTH = 2048  # of the hidden layer of both spatial pools
 Logits = Float[Array, "batch classes"]
 
 
-class AttentionPool(nn.Module):
+class AttentionPool(ParameterModule):
     """Attention from the mean of an image's pixels to all of them, as in the module docstring.
 
     Attributes:

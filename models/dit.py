@@ -50,6 +50,7 @@ from models.blocks.layers import (
     layer_norm,
     rematerialized,
 )
+from models.blocks.parameters import Dense
 
 Tokens = Float[Array, "batch length features"]
 Modulation = Float[Array, "batch features"]
@@ -89,9 +90,9 @@ def modulate(x: Tokens, shift: Modulation, scale: Modulation) -> Tokens:
     return (normalized * (1 + scale[:, None, :]) + shift[:, None, :]).astype(x.dtype)
 
 
-def dense_from(init: nn.initializers.Initializer, features: int, *, name: str) -> nn.Dense:
+def dense_from(init: nn.initializers.Initializer, features: int, *, name: str) -> Dense:
     """Make a `layers.dense` with initial weights by `init`."""
-    return nn.Dense(features, kernel_init=init, promote_dtype=follow_input, name=name)
+    return Dense(features, kernel_init=init, promote_dtype=follow_input, name=name)
 
 
 class TransformerBlock(nn.Module):

@@ -47,6 +47,7 @@ from models.blocks.layers import (
     cast,
     follow_input,
 )
+from models.blocks.parameters import Conv
 from models.blocks.resample import average_downsample, bilinear_upsample
 
 Normalization = Callable[..., nn.Module]  # (name=...) makes a module that maps (x, timestep) to x
@@ -78,7 +79,7 @@ def conv(
     def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nn.Conv(
+    return Conv(
         features,
         kernel_size=(kernel_size, kernel_size),
         kernel_dilation=(dilation, dilation),

@@ -36,14 +36,15 @@ from models.blocks.layers import (
     follow_input,
     rematerialized,
 )
+from models.blocks.parameters import Conv
 
 Series = Float[Array, "batch length channels"]
 Maps = Float[Array, "batch _ 1 _"]  # length and channels vary from layer to layer
 
 
-def conv3(features: int, *, name: str, stride: int = 1, init_scale: float = 1.0) -> nn.Conv:
+def conv3(features: int, *, name: str, stride: int = 1, init_scale: float = 1.0) -> Conv:
     """Make a convolution of 3 along the length, with bias; zeros lie beyond the ends."""
-    return nn.Conv(
+    return Conv(
         features,
         kernel_size=(3, 1),
         strides=(stride, 1),

@@ -41,6 +41,7 @@ from models.blocks.layers import (
     follow_input,
     group_count,
 )
+from models.blocks.parameters import Conv, Dense
 from models.blocks.resample import average_downsample
 
 EPSILON = 1e-5  # of every GroupNorm
@@ -58,12 +59,12 @@ def standardize(x: Images) -> Images:
     return (centered * jax.lax.rsqrt(jnp.maximum(variance, bound))).astype(x.dtype)
 
 
-def conv(features: int, *, name: str, stride: int = 1) -> nn.Conv:
+def conv(features: int, *, name: str, stride: int = 1) -> Conv:
     """Make a 3x3 convolution without bias, drawn from normals of variance 2 / fan_out.
 
     At stride 2 on an even size, it reads one pixel beyond the end, and none before the start.
     """
-    return nn.Conv(
+    return Conv(
         features,
         kernel_size=(3, 3),
         strides=(stride, stride),
@@ -170,7 +171,7 @@ class WideResNet(nn.Module):
                 h = block(h, e)
         h = nn.relu(GroupNorm(EPSILON, name="output_norm")(h)).mean(axis=(1, 2))
         self.sow("intermediates", "features", h)  # see `models.with_features`
-        return nn.Dense(
+        return Dense(
             self.num_classes,
             kernel_init=uniform_init(self.num_classes**-0.5),
             promote_dtype=follow_input,

@@ -34,6 +34,8 @@ Augment = Callable[
 
 
 _TINY = float(jnp.finfo(jnp.float32).tiny)  # a norm of 0 is no division by 0
+# Jitted, so that the norms of a step share one trace.
+_norm = jax.jit(optax.tree.norm)
 
 
 class TrainState(NamedTuple):
@@ -182,11 +184,11 @@ class Trainer:
         averaged = self.optimizer.evaluation_params(opt_state, params)
         ema_params = self.average.update(state.ema_params, averaged, state.step)
         averages = self.more_averages.update(state.averages, averaged, state.step)
-        change = optax.tree.norm(optax.tree.sub(params, state.params))
-        ratio = change / jnp.maximum(optax.tree.norm(params), _TINY)
+        change = _norm(optax.tree.sub(params, state.params))
+        ratio = change / jnp.maximum(_norm(params), _TINY)
         scalars = {
             "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": _norm(grads),
             "lr": rate,
             # Where norms overflow, all is update; the next loss then says what is wrong.
             "update_ratio": jnp.nan_to_num(ratio, nan=1.0),

@@ -22,6 +22,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from models.blocks.layers import dense
+from models.blocks.parameters import ParameterModule
 
 Labels = Int[Array, "batch"]
 
@@ -50,7 +51,7 @@ def with_waves(
     return jnp.concatenate([x, *waves], axis=-1)
 
 
-class FourierEmbedding(nn.Module):
+class FourierEmbedding(ParameterModule):
     """Embedding of cond in sinusoids of random frequencies, which are never trained.
 
     The frequencies are a parameter, so that checkpoints and the EMA contain them. A stop-gradient
@@ -74,7 +75,7 @@ class FourierEmbedding(nn.Module):
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-class LabelEmbedding(nn.Module):
+class LabelEmbedding(ParameterModule):
     """Trained vectors of the classes 0 .. classes - 1, and a last one for "no class".
 
     Attributes:

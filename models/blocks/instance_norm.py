@@ -15,11 +15,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from models.blocks.layers import Images, at_least_float32
+from models.blocks.parameters import ParameterModule
 
 Timestep = Int[Array, "batch"] | None  # index of the noise level; None without dependence on it
 
 
-class InstanceNormPlus(nn.Module):
+class InstanceNormPlus(ParameterModule):
     """InstanceNorm++, as in the module docstring.
 
     Attributes:

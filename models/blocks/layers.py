@@ -24,6 +24,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from models.blocks.convolution import image_convolution
+from models.blocks.parameters import Conv, Dense, ParameterModule
 from models.blocks.resample import (
     FilterTaps,
     downsample,
@@ -94,7 +95,7 @@ def group_count(channels: int, num_groups: int = 0) -> int:
     return num_groups or min(channels // 4, 32)
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(ParameterModule):
     """Normalization of groups of channels per image, with a trained scale and bias per channel.
 
     The variance is computed from centered values: E[x^2] - E[x]^2 would lose every digit where the
@@ -139,9 +140,9 @@ def conv3x3(
     stride: int = 1,
     padding: str | Sequence[tuple[int, int]] = "SAME",
     init_scale: float = 1.0,
-) -> nn.Conv:
+) -> Conv:
     """Make a 3x3 convolution with bias; "SAME" keeps the resolution at stride 1."""
-    return nn.Conv(
+    return Conv(
         features,
         kernel_size=(3, 3),
         strides=(stride, stride),
@@ -162,9 +163,9 @@ def product_of_rows(x: Array, kernel: Array, dimensions: Any, precision: Any = N
     return y.reshape(*x.shape[:-1], kernel.shape[1])
 
 
-def dense(features: int, *, name: str, init_scale: float = 1.0, bias: bool = True) -> nn.Dense:
+def dense(features: int, *, name: str, init_scale: float = 1.0, bias: bool = True) -> Dense:
     """Make a matrix product over channels; on images, it is the 1x1 convolution."""
-    return nn.Dense(
+    return Dense(
         features,
         use_bias=bias,
         kernel_init=default_init(init_scale),
