@@ -75,9 +75,12 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    startup = tmp_path / "ipython/profile_default/startup"
-    startup.mkdir(parents=True)
-    (startup / "fast.py").write_text("__import__('xla_flags').trace_fast()\n")
+    profile = tmp_path / "ipython/profile_default"
+    (profile / "startup").mkdir(parents=True)
+    (profile / "startup/fast.py").write_text("__import__('xla_flags').trace_fast()\n")
+    # Otherwise each figure is drawn twice, first for the margins to cut off.
+    whole = "c.InlineBackend.print_figure_kwargs = {'bbox_inches': None}\n"
+    (profile / "ipython_kernel_config.py").write_text(whole)
     folder = tmp_path / "empty"
     folder.mkdir()
     notebook = read(path)

@@ -9,7 +9,6 @@ from flax import linen as nn
 
 from models.blocks.parameters import Conv, Dense
 
-
 LAYERS = {"dense": (Dense, nn.Dense, {}), "conv": (Conv, nn.Conv, {"kernel_size": (2, 2)})}
 
 
