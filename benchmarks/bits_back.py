@@ -88,7 +88,6 @@ def main() -> None:
     for name, options in formats.items():
         sizes[f"{name}, one picture"] = saved(image_grid(images), **options)
         sizes[f"{name}, separate files"] = sum(saved(image, **options) for image in images)
-    bound = bound_of(given.run, len(images), more)
     with tempfile.TemporaryDirectory() as folder:
         target, source = Path(folder, "code"), f"--source=test:0-{len(images) - 1}"
         command = [sys.executable, "main.py", "--mode=compress", f"--workdir={given.run}", source]
@@ -100,6 +99,7 @@ def main() -> None:
         sizes["this model"] = target.stat().st_size
         note = re.search(r"^([\d.]+) bits/dim, plus ([\d,]+) bytes.*$", done.stdout, re.M)
         assert note, done.stdout
+    bound = bound_of(given.run, len(images), more)
     line = {"run": Path(given.run).resolve().name, "images": len(images), "fields": " ".join(more)}
     line |= {"pixels": images.size, "bytes": sizes, "bits_alone": float(note[1]), "bound": bound}
     RESULTS.put({**line, "start_bytes": int(note[2].replace(",", ""))})
