@@ -40,6 +40,7 @@ TABLES = {
     ("benchmarks", "metrics", "table"): 2,
     ("benchmarks", "start_up", "table"): 3,
     ("data", "input", "table"): 5,
+    ("data", "large_folder", "table"): 3,
 }
 IDS = ["-".join(map(str, where)) for where in TABLES]
 
