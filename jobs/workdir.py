@@ -57,8 +57,13 @@ _DESCRIBE_NETWORK = (
     *("data.", "denoiser.", "ema.", "model.", "sde."),
     *("loss.student_steps", "loss.grid", "loss.t_min"),
 )
-# Of these, what a reader may change: where files lie, which noise likelihoods have, and what else a
-# run keeps, which is read from its own configuration.
+# What decides which inputs a network takes, and what its parameters are.
+_OF_NETWORK = (
+    *("denoiser.", "model.", "sde."),
+    *("data.centered", "data.channels", "data.image_size", "data.mean", "data.shape", "data.std"),
+)
+# Of _DESCRIBE_NETWORK, what a reader may change: where files lie, which noise likelihoods have, and
+# what else a run keeps, which is read from its own configuration.
 _READER_MAY_CHANGE = (
     *_READING,
     "data.dequantization",
@@ -283,9 +288,8 @@ class Workdir:
 
     def network_differences(self, config: dict[str, Any]) -> list[str]:
         """Return a phrase for each field of a saved network that `config` has otherwise."""
-        fields = ("denoiser.", "model.", "sde.")
         found = differences(agreed(self._read), config)
-        return [phrase for name, phrase in found if name.startswith(fields)]
+        return [phrase for name, phrase in found if name.startswith(_OF_NETWORK)]
 
     def check_images(self, fingerprint: str) -> None:
         """Raise WorkdirError unless the run was trained on the images with this fingerprint."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command_line import write_images
 
 from configs import vdm_digits, vp_digits
 from errors import ConfigError
@@ -32,6 +33,19 @@ def test_another_network_is_refused_and_nothing_is_written(tmp_path):
     refused = r"--source=digits .*config\.sde\.name was 'vp', is 'learned'\. Give "
     with pytest.raises(ConfigError, match=refused + r"--config=configs/vp_digits\.py$"):
         import_checkpoint(build(vdm_digits.get_config()), workdir, source=Path("digits"))
+    assert not workdir.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"), [("centered", False, "True, is False"), ("channels", 3, "1, is 3")]
+)
+def test_data_that_the_network_does_not_take_are_refused(tmp_path, field, value, said):
+    config = vp_digits.get_config()
+    config.data[field] = value
+    config.data.name = str(write_images(tmp_path / "x.npz", 80, 16, channels=config.data.channels))
+    workdir = Workdir(tmp_path / "run")
+    with pytest.raises(ConfigError, match=rf"config\.data\.{field} was {said}\. Give "):
+        import_checkpoint(build(config), workdir, source=Path("digits"))
     assert not workdir.path.exists()
 
 
