@@ -43,7 +43,8 @@ class Channel:
         self.index = index
         self._peers, self._buffers = peers, dict.fromkeys(peers, b"") | (left or {})
         self._inbox = {peer: queue.SimpleQueue() for peer in peers}
-        self._sending, self._failing, self._closed = threading.Lock(), False, False
+        self._sending, self._closed = threading.Lock(), False
+        self._ending = threading.Lock()  # taken once, by the reason that ends this process
         self._finished: set[int] = set()
         self._selector = selectors.DefaultSelector()
         for peer, connection in peers.items():
@@ -68,8 +69,12 @@ class Channel:
                 return self._inbox[peer].get(timeout=1.0)
 
     def fail(self, reason: str) -> None:
-        """End the other hosts, because this one fails."""
-        self._failing = True
+        """End the other hosts, because this one fails; only its caller prints the reason then.
+
+        If another host has just ended this one, the process ends here instead.
+        """
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()
         self._send({"fails": reason})
 
     def close(self) -> None:
@@ -123,10 +128,10 @@ class Channel:
 
         The main thread cannot, because it may be waiting within a computation.
         """
-        if self._failing:  # for a reason of its own, which it prints
+        if not self._ending.acquire(blocking=False):  # for a reason of its own, which it prints
             return
         if self.index == 0:
-            self.fail(reason)
+            self._send({"fails": reason})
         if prints:
             print(f"\nerror: {reason}", file=sys.stderr, flush=True)
         os._exit(1)

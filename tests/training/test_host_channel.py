@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -67,6 +68,17 @@ def test_reason_of_a_host_ends_all_others_and_the_first_prints_it(ended, capsys)
     failing.fail("the disk is full")
     until(lambda: len(ended) == 2)
     assert ended == [1, 1]
+    assert capsys.readouterr().err == "\nerror: host 1 has failed: the disk is full\n"
+
+
+def test_host_that_is_ended_while_it_fails_prints_one_reason(ended, capsys):
+    first, failing, _bystander = channels(3)
+    failing.fail("the disk is full")
+    until(lambda: len(ended) == 2)
+    late = threading.Thread(target=first.fail, args=["its own reason"], daemon=True)
+    late.start()
+    late.join(0.05)
+    assert late.is_alive(), "the caller would print a second line before the process ends"
     assert capsys.readouterr().err == "\nerror: host 1 has failed: the disk is full\n"
 
 
