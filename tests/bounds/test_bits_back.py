@@ -39,8 +39,7 @@ def codec(sde=VP, variance="large", steps=30, lanes=10):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variance", ["small", "large"])
-@pytest.mark.parametrize("sde", [VP, VE])
+@pytest.mark.parametrize(("sde", "variance"), [(VP, "small"), (VE, "large")])
 def test_images_come_back_in_the_bits_of_the_bound(sde, variance):
     """Where p is too narrow, the bits that are written are far from random; see `Stack.mix`."""
     coder, stored = codec(sde, variance, steps=12, lanes=4), images(300)

@@ -103,7 +103,7 @@ ORDERS = {
 @pytest.mark.slow
 @every_process
 def test_error_to_the_flow_has_the_solvers_order(x64, truth, sde):
-    steps = np.array([40, 80, 160])
+    steps = np.array([40, 160])
     for name, (solver, order) in ORDERS.items():
         errors = [flow_error(solver, sde, count, truth) for count in steps]
         measured = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
@@ -186,7 +186,7 @@ def test_predictor_without_a_corrector_is_the_predictor(x64):
 def test_decoding_an_encoding_is_exact_in_the_limit_of_many_steps(x64):
     sde = PROCESSES["vp"]
     denoiser, x = PLANE.denoiser(sde), jnp.asarray(PLANE.sample(0, 8))
-    steps, errors = np.array([200, 400, 800]), []
+    steps, errors = np.array([200, 800]), []
     for count in steps:
         schedule = Schedule(grid="log_snr", steps=int(count), t_min=1e-2)
         latent = encode(denoiser, x, schedule)
