@@ -72,8 +72,7 @@ def _fetch(url: str, file: Any, name: str, max_bytes: int, timeout: float) -> No
     """
     start = file.tell()
     if start > max_bytes:
-        start = 0
-        file.truncate(0)
+        start = _emptied(file)
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
         response = urllib.request.urlopen(
@@ -89,8 +88,7 @@ def _fetch(url: str, file: Any, name: str, max_bytes: int, timeout: float) -> No
         raise ConnectionError(f"it cannot be reached ({reason})") from error
     with response:
         if start and response.status != http.HTTPStatus.PARTIAL_CONTENT:  # it sends the whole file
-            start = 0
-            file.truncate(0)
+            start = _emptied(file)
         total = None if response.length is None else start + response.length
         if total is not None and total > max_bytes:
             raise ValueError(
@@ -101,6 +99,12 @@ def _fetch(url: str, file: Any, name: str, max_bytes: int, timeout: float) -> No
             raise ConnectionError(
                 f"the transfer ended after {file.tell()} of {total} bytes; run again to continue"
             )
+
+
+def _emptied(file: Any) -> int:
+    """Delete the contents of `file`, and return its position: truncation alone would keep it."""
+    file.truncate(file.seek(0))
+    return 0
 
 
 def _copy(
