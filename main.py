@@ -289,6 +289,7 @@ def _end_other_hosts(reason: str) -> None:
     if "coordinator" not in given and not _CLUSTERS & os.environ.keys():
         return
     print(reason, file=sys.stderr, flush=True)  # now, since the others may come late
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # another host may fail for the same reason
     from errors import HostsError
     from training.hosts import together
     from training.joining import HostOptions

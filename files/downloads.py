@@ -102,9 +102,8 @@ def _fetch(url: str, file: Any, name: str, max_bytes: int, timeout: float) -> No
 
 
 def _emptied(file: Any) -> int:
-    """Delete the contents of `file`, and return its position: truncation alone would keep it."""
-    file.truncate(file.seek(0))
-    return 0
+    """Delete the contents of `file`, and return its position, 0; `truncate` alone would keep it."""
+    return file.truncate(file.seek(0))
 
 
 def _copy(

@@ -279,22 +279,22 @@ def draw_flow(indices, **options):
     )
 
 
-# Bit for bit where each device has as many samples. XLA may round a larger batch in another way, by
-# which the flow may take other steps.
+# Bit for bit; the flow to within its solver's tolerance, as other roundings may take other steps.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("draw", "exact", "rounded"),
-    [(draw_pc, 0, 1e-4), (draw_table, 0, 1e-4), (draw_flow, 1e-3, 1e-3)],
-)
-def test_sample_is_a_function_of_seed_and_number_alone(draw, exact, rounded):
+@pytest.mark.parametrize(("draw", "atol"), [(draw_pc, 0), (draw_table, 0), (draw_flow, 1e-3)])
+def test_sample_is_a_function_of_seed_and_number_alone(draw, atol):
+    def in_parts_of(rows):
+        return np.concatenate([draw(jnp.arange(i, i + rows)).x for i in range(0, 12, rows)])
+
     together = draw(jnp.arange(12)).x
-    apart = np.concatenate([draw(jnp.arange(3 * i, 3 * i + 3)).x for i in range(4)])
-    np.testing.assert_allclose(apart, together, rtol=0, atol=rounded)
+    np.testing.assert_allclose(in_parts_of(4), together, rtol=0, atol=atol)
     order = np.random.default_rng(0).permutation(12)
-    np.testing.assert_allclose(draw(jnp.asarray(order)).x, together[order], rtol=0, atol=exact)
+    np.testing.assert_allclose(draw(jnp.asarray(order)).x, together[order], rtol=0, atol=atol)
     split = draw(DataParallel.over_all_devices().split_rows(np.arange(12))).x
     assert len(split.sharding.device_set) == 4
-    np.testing.assert_allclose(split, apart, rtol=0, atol=exact)
+    np.testing.assert_allclose(split, in_parts_of(3), rtol=0, atol=atol)
+    # On some processors XLA of JAX 0.12 rounds three rows in another way than twelve.
+    np.testing.assert_allclose(split, together, rtol=0, atol=max(atol, 1e-5))
     assert len(np.unique(np.asarray(together), axis=0)) == 12
 
 

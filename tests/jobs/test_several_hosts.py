@@ -176,6 +176,15 @@ def test_hosts_that_do_not_fit_together_end_with_one_line(tmp_path, mode, change
 
 
 @pytest.mark.slow
+def test_one_wrong_flag_of_all_hosts_is_one_line_of_each(tmp_path):
+    """They fail at once, so each may hear of the others while it ends."""
+    command = flags("train", tmp_path / "run", {"optim.rate": 1})
+    for _ in range(5):
+        for host in run_hosts(*command):
+            assert_one_error(host, r"--config\.optim\.rate is not a field")
+
+
+@pytest.mark.slow
 def test_samples_and_results_of_two_hosts_are_those_of_one_process(fields, alone, tmp_path):
     workdir = shutil.copytree(alone, tmp_path / "run")
     sample, evaluate = (partial(flags, mode, fields=fields) for mode in ("sample", "eval"))
