@@ -86,10 +86,16 @@ POINTS = {
 ROWS = tuple(
     f"configs/{name}.py" for name in ("vp_swiss_roll", "vp_waves", "energy_moons", "bridge_points")
 )
-# A U-Net takes thrice the time to compile. So these have one, and others a perceptron.
-WITH_UNET = tuple(f"configs/{name}_cifar10.py" for name in ("ve", "edm", "vp"))
-# The commands that the code of a page needs, besides those of `trained`.
-CODE_NEEDS = {"text": "python main.py --config=configs/vp_digits.py --mode=train_perceptor"}
+# A U-Net takes thrice the time to compile. So those that need one have it, for labels of
+# augmentation and for export, and others a perceptron.
+EXPORTED = "configs/vp_cifar10.py:ddpmpp"
+WITH_UNET = ("configs/edm_cifar10.py", EXPORTED)
+# The commands on which the commands and the code of a page may count.
+TRAINED = "python main.py --config=configs/vp_digits.py --mode=train"
+NEEDS = {
+    "text": f"{TRAINED}_perceptor",
+    "checkpoints": f"python main.py --config={EXPORTED} --mode=train",
+}
 SAMPLING = {"steps": 4, "max_steps": 1000, "rtol": 0.1, "atol": 0.1}
 # What commands name that this test lacks: published files, clusters, buckets.
 NOT_HERE = {
@@ -273,7 +279,7 @@ def reduced(command, folder):
         arguments.append(f"--workdir={folder}/runs/{name}")
     of_points = file in ROWS
     own = "path/to/" in given.get("config.data.name", "")  # images, in any network
-    network = UNET if file in WITH_UNET and not own else MLP
+    network = UNET if given["config"] in WITH_UNET else MLP
     fields = dict(POINTS) if of_points else TINY | network
     if file == "configs/vp_waves.py":
         fields["model.channel_multipliers"] = "(1,)"
@@ -318,11 +324,11 @@ def succeeds(command, folder):
     assert done.status == 0, f"{command}\n{done.stderr[-2000:]}"
 
 
-@pytest.fixture(scope="module")
-def trained(folder):
-    """The folder, with the runs on which each page may count."""
-    for needed in ("configs/vp_digits.py", "configs/vp_cifar10.py:ddpmpp"):
-        succeeds(f"python main.py --config={needed} --mode=train", folder)
+@pytest.fixture
+def trained(folder, page):
+    """The folder, with the runs on which the page may count."""
+    for needed in filter(None, (TRAINED, NEEDS.get(page.stem))):
+        succeeds(needed, folder)
     return folder
 
 
@@ -336,8 +342,6 @@ def test_commands_run(page, trained):
 @pytest.mark.slow
 @pages_with(lambda page: blocks(page, "python"))
 def test_code_runs(page, trained, monkeypatch):
-    if needed := CODE_NEEDS.get(page.stem):
-        succeeds(needed, trained)
     monkeypatch.chdir(trained)
     for command in commands(page):  # code may load the runs of its page
         if command.endswith("--mode=train"):
