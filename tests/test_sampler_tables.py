@@ -61,6 +61,7 @@ def test_the_table_of_likelihood_against_steps_is_that_of_its_results():
     assert table in LIKELIHOODS
     assert table.count("\n") == 1 + len(likelihood_steps.MEASURES)
     assert f"all test images is {likelihood_steps.of_all_images()}, estimated" in LIKELIHOODS
+    assert likelihood_steps.change(likelihood_steps.ODE, likelihood_steps.BOUND) in LIKELIHOODS
 
 
 def test_the_tables_of_predictors_and_correctors_are_those_of_their_results():
