@@ -12,8 +12,7 @@ training images at 50 times. Differences are to the ODE with the smallest tolera
 With --images=1000, the next 900 are measured by the ODE with a tolerance of 1e-5 and by the bound
 in continuous time, for an estimate of the ODE on all test images. Results go to
 results/likelihood_steps.jsonl, a line for each hundred images, and what is there is not repeated.
-On a CPU with AVX2, a tolerance of 1e-6 takes an hour of CPU time for a hundred images, and 1e-5 a
-quarter of one.
+With AVX2, 1e-6 takes about an hour of CPU time for a hundred images, and 1e-5 a quarter of one.
 """
 
 import argparse
@@ -119,7 +118,7 @@ MEASURES: dict[str, Measure] = {
 }
 
 BASELINE = next(iter(MEASURES))
-ODE, BOUND = "ODE, tolerance 1e-05", "bound in continuous time"
+ODE, BOUND = "ODE, tolerance 1e-05", "bound in continuous time"  # on more images, too
 
 
 def bits_of(

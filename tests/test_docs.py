@@ -90,10 +90,10 @@ ROWS = tuple(
 # augmentation and for export, and others a perceptron.
 EXPORTED = "configs/vp_cifar10.py:ddpmpp"
 WITH_UNET = ("configs/edm_cifar10.py", EXPORTED)
-# The commands on which the commands and the code of a page may count.
+# What every page may count on, and what some may: runs that their commands and code read.
 TRAINED = "python main.py --config=configs/vp_digits.py --mode=train"
 NEEDS = {
-    "text": f"{TRAINED}_perceptor",
+    "text": "python main.py --config=configs/vp_digits.py --mode=train_perceptor",
     "checkpoints": f"python main.py --config={EXPORTED} --mode=train",
 }
 SAMPLING = {"steps": 4, "max_steps": 1000, "rtol": 0.1, "atol": 0.1}
