@@ -88,7 +88,7 @@ def log_prob(
     ode: ODEOptions = ODEOptions(solver="adams"),
     indices: Int[Array, "batch"] | None = None,
 ) -> LogProb:
-    """Return log p(x) in nats, by the probability-flow ODE.
+    """Return log p(x) in nats, by the probability-flow ODE; inside jit, what fails is NaN.
 
     Args:
         key: the probes of sample k depend on `key` and `indices[k]` (default k) alone.

@@ -19,11 +19,15 @@ from denoising import Denoiser
 from errors import SamplingError
 from numerics.arrays import (
     Batch,
+    expand_like,
     fold_in_each,
+    is_traced,
     normal_like,
     pad_to_block,
+    require_numbers,
     sample_indices,
     sample_keys,
+    stack,
     whole,
 )
 from numerics.clipping import Clipping
@@ -175,6 +179,9 @@ def sample(
     The steps of its plan are one jitted loop. Python runs it in about ten pieces: between them it
     reports the progress, takes snapshots, and can be interrupted.
 
+    Inside jit, vmap and grad it is one loop without pauses. There no progress is reported, and a
+    sample that becomes NaN or infinite is NaN in place of an error.
+
     Args:
         key: sample k depends on `key` and `indices[k]` (default k) alone.
         denoiser: the network, perhaps guided.
@@ -206,6 +213,7 @@ def sample(
         schedule = dataclasses.replace(schedule, steps=steps)
     if clipping is not None:
         denoiser = dataclasses.replace(denoiser, clipping=clipping)
+    require_numbers(denoiser.sde)
     times = schedule.of(denoiser.sde)
     if (source is None) != (schedule.start == 1):
         needed = "needs source images to add noise to" if source is None else "takes no source"
@@ -256,19 +264,25 @@ def run(
     )
     # Made of x, so that it is spread over the devices as x is.
     progressed = _Progress(plan.function.start(x), jnp.where(_is_finite(x), -1, 0))
+    # What is traced has no numbers yet, to look at between the pieces of the loop.
+    traced = is_traced((keys, denoiser, projection, progressed))
+    advance, pieces = (_apply, 1) if traced else (_advance, min(count, 10))
     snapshots = {0: whole(x)} if 0 in marks else {}
-    pauses = sorted({*marks, *np.linspace(0, count, min(count, 10) + 1).astype(int).tolist()} - {0})
+    pauses = sorted({*marks, *np.linspace(0, count, pieces + 1).astype(int).tolist()} - {0})
     for first, last in zip([0, *pauses], pauses, strict=False):
-        progressed = _advance(
+        progressed = advance(
             keys, denoiser, projection, progressed, steps, first, last, plan.function
         )
-        _require_finite(progressed.failed_at, plan.times)
-        if progress is not None:
-            progress(last, count)
+        if not traced:
+            _require_finite(progressed.failed_at, plan.times)
+            if progress is not None:
+                progress(last, count)
         if last in marks and last != count:
             snapshots[last] = whole(progressed.state.x)
     x, extra = _finish(denoiser, projection, progressed.state, plan, final_step)
-    if not jnp.isfinite(x).all():
+    if traced:
+        x = jnp.where(expand_like(progressed.failed_at < 0, x), x, jnp.nan)
+    elif not jnp.isfinite(x).all():
         raise SamplingError("the last evaluation, which denoises the samples, is NaN or infinite")
     nfe = (plan.evaluations + extra) * denoiser.evaluations
     accepted = getattr(progressed.state, "accepted", None)
@@ -277,7 +291,7 @@ def run(
         return Samples(x, nfe, acceptance=acceptance)
     if count in marks:
         snapshots[count] = whole(x)
-    trajectory = np.stack([snapshots[mark] for mark in marks])
+    trajectory = stack([snapshots[mark] for mark in marks])
     return Samples(x, nfe, trajectory, plan.times[marks], acceptance)
 
 
@@ -331,8 +345,7 @@ def _start(
     return keys, _project(projection, denoiser.sde, noise_keys, Step(x, x), t).x
 
 
-@partial(jax.jit, static_argnames="function")
-def _advance(
+def _apply(
     keys: Keys,
     denoiser: Denoiser,
     projection: Projection | None,
@@ -342,7 +355,7 @@ def _advance(
     last: int | Int[Array, ""],
     function: Any,
 ) -> _Progress:
-    """Apply steps first to last - 1. Both are traced: pieces of any length share a program."""
+    """Apply steps first to last - 1; between known numbers, the loop has a gradient."""
     project = partial(_project, projection, denoiser.sde)
 
     def body(number: Int[Array, ""], progressed: _Progress) -> _Progress:
@@ -354,6 +367,10 @@ def _advance(
         return _Progress(state, jnp.where(failed, number, progressed.failed_at))
 
     return jax.lax.fori_loop(first, last, body, progressed)
+
+
+# `first` and `last` are traced: pieces of any length share a program.
+_advance = jax.jit(_apply, static_argnames="function")
 
 
 def _is_finite(x: Batch) -> Bool[Array, "batch"]:

@@ -26,9 +26,11 @@ from numerics.arrays import (
     Batch,
     fold_in_each,
     in_float64,
+    is_traced,
     normal_like,
     pad_to_block,
     require_batch,
+    require_numbers,
     sample_indices,
     sample_keys,
     sum_per_sample,
@@ -176,6 +178,7 @@ def prior_divergence(
 
     1/2 sum[ sigma^2 / prior_std^2 - 1 - log(sigma^2 / prior_std^2) + alpha^2 x0^2 / prior_std^2 ]
     """
+    require_numbers(sde)
     log_alpha, log_sigma = in_float64(lambda t: (sde.log_alpha(t), sde.log_sigma(t)), t)
     log_prior = math.log(sde.prior_std)
     gap = 2 * (float(log_sigma) - log_prior)
@@ -194,7 +197,12 @@ def _half_squares(
 def require_finite(
     terms: Float[Array, "terms batch"], times: Float[np.ndarray | Array, "terms batch"]
 ) -> None:
-    """Raise BoundError unless all terms are finite; the message names the latest time."""
+    """Raise BoundError unless all terms are finite; the message names the latest time.
+
+    Inside jit, nothing is known yet.
+    """
+    if is_traced(terms):
+        return
     bad = ~np.isfinite(whole(terms))
     if bad.any():
         raise BoundError(

@@ -7,7 +7,8 @@ A coefficient such as alpha(t) has the shape of t, () or (batch,). An array x ha
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
@@ -74,7 +75,8 @@ def require_batch(x: Any) -> Batch:
         )
     if x.ndim < 2 or not x.size:
         raise ValueError(f"x has shape {x.shape}; give a batch (batch, ...) of at least one")
-    if not isinstance(x, Tracer) and not bool(jnp.isfinite(x).all()):
+    finite = jnp.isfinite(x).all()
+    if not is_traced(finite) and not finite:
         raise ValueError("x holds NaN or infinite numbers; look where they come from")
     return x
 
@@ -114,8 +116,28 @@ def pad_to_block(rows: np.ndarray, *, fill: float = 0) -> np.ndarray:
     return np.pad(rows, padding, constant_values=fill)
 
 
-def whole(array: Any) -> np.ndarray:
-    """Return an array as NumPy, on all hosts, though each may hold a part; all must call this."""
+def is_traced(tree: Any) -> bool:
+    """Return whether a leaf stands for numbers that JAX does not know yet, as inside jit."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def require_numbers(sde: Any) -> None:
+    """Raise TypeError if JAX traces a process, with whose numbers steps are planned."""
+    if is_traced(sde):
+        raise TypeError(
+            "JAX traces the process, but steps are planned before, with its numbers; where the "
+            "denoiser is an argument of jit, vmap or grad, put its process back inside: "
+            "dataclasses.replace(denoiser, sde=sde)"
+        )
+
+
+def whole(array: Any) -> Any:
+    """Return an array as NumPy, on all hosts, though each may hold a part; all must call this.
+
+    Inside jit it stays as it is.
+    """
+    if is_traced(array):
+        return array
     if isinstance(array, jax.Array) and not (
         array.is_fully_addressable or array.is_fully_replicated
     ):
@@ -123,17 +145,32 @@ def whole(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
+def stack(arrays: Sequence[Any]) -> Any:
+    """Stack arrays as NumPy; inside jit as JAX."""
+    return (jnp if is_traced(arrays) else np).stack(arrays)
+
+
 def in_float64(function: Callable[[Array], Any], values: Any) -> Any:
     """Apply an elementwise `function` to NumPy values in float64, and return NumPy arrays.
 
-    It is for coefficients of a process on a grid of times, computed once before sampling. It runs
-    on the CPU, on padded values, so that another number of times needs no compilation.
+    It is for coefficients of a process on a grid of times, computed once before sampling, inside
+    jit too. It runs on the CPU, on padded values, so that another number of times needs no
+    compilation.
     """
     values = np.asarray(values, np.float64)
     blocks = pad_to_block(values.ravel(), fill=1)
-    with jax.enable_x64(True), jax.default_device("cpu"):
-        result = function(jnp.asarray(blocks))
-        return jax.tree.map(lambda y: np.asarray(y)[: values.size].reshape(values.shape), result)
+
+    def compute() -> Any:
+        with jax.enable_x64(True), jax.default_device("cpu"):
+            result = function(jnp.asarray(blocks))
+            return jax.tree.map(
+                lambda y: np.asarray(y)[: values.size].reshape(values.shape), result
+            )
+
+    if not is_traced(jnp.zeros(())):
+        return compute()
+    with ThreadPoolExecutor(1) as elsewhere:  # each thread has its own traces
+        return elsewhere.submit(compute).result()
 
 
 def pytree(*, static: tuple[str, ...] = ()) -> Callable[[_Class], _Class]:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from errors import IntegrationError, require_choice, require_in
-from numerics.arrays import pytree, whole
+from numerics.arrays import is_traced, pytree, whole
 
 
 class Method(NamedTuple):
@@ -93,7 +93,7 @@ class Solution(NamedTuple):
     """The result of a solve.
 
     Attributes:
-        y: the state at the end.
+        y: the state at the end; NaN if it was not reached.
         evaluations: evaluations of the field.
         success: whether the end was reached.
         path: the states at the requested times, if any.
@@ -107,6 +107,12 @@ class Solution(NamedTuple):
     path: Any
     t_stopped: Float[Array, "batch"]
     nonfinite: Bool[Array, "batch"]
+
+    @property
+    def slowest(self) -> Any:
+        """The evaluations of the slowest sample, a number; inside jit an array."""
+        most = self.evaluations.max()
+        return most if is_traced(most) else int(most)
 
 
 def solve(
@@ -162,10 +168,11 @@ def solve(
     end = jax.tree.map(lambda leaf: leaf[0], solution.ys[0])
     guard = solution.controller_state
     count = solution.stats["num_steps"] * evaluations + before
+    success = (solution.result == diffrax.RESULTS.successful) & all_finite(end)
     return Solution(
-        y=end,
+        y=jax.tree.map(lambda leaf: jnp.where(success, leaf, jnp.nan), end),
         evaluations=count + 1 + guard.retries if first_same_as_last else count,
-        success=(solution.result == diffrax.RESULTS.successful) & all_finite(end),
+        success=success,
         path=None if frames is None else solution.ys[1],
         t_stopped=solution.ts[0][0],
         nonfinite=guard.nonfinite,
@@ -246,7 +253,10 @@ def require_success(solution: Solution, name: str, options: Any) -> None:
     """Raise IntegrationError unless the solves of all samples succeeded.
 
     `name` is the name of the solve in messages; `options` has the limits max_steps, rtol and atol.
+    Inside jit, nothing is known yet: there the states of failed samples are NaN.
     """
+    if is_traced(solution):
+        return
     failed, times = ~whole(solution.success), whole(solution.t_stopped)
     if not failed.any():
         return

@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from denoising import Prediction
-from numerics.arrays import Batch, expand_like, in_float64, sum_per_sample
+from numerics.arrays import Batch, expand_like, in_float64, require_numbers, sum_per_sample
 from numerics.pixel_levels import PixelLevels
 from sde_lib import SDE
 
@@ -129,6 +129,7 @@ def bound_tables(
     Raises:
         ValueError: for invalid times.
     """
+    require_numbers(sde)
     times = np.asarray(times, np.float64)
     if len(times) < 2 or not (np.all(np.diff(times) < 0) and times[-1] >= 0 and times[0] <= 1):
         raise ValueError(f"times={times} must be two or more in [0, 1], strictly decreasing")

@@ -10,7 +10,16 @@ from jaxtyping import Array, Float, Key
 
 from denoising import Denoiser
 from errors import SamplingError, require_choice, require_in
-from numerics.arrays import Batch, expand_like, fold_in_each, in_float64, whole
+from numerics.arrays import (
+    Batch,
+    expand_like,
+    fold_in_each,
+    in_float64,
+    is_traced,
+    require_numbers,
+    stack,
+    whole,
+)
 from numerics.ode import Solution, require_success
 from probability_flow import Coordinates
 from sampling import Samples
@@ -36,6 +45,9 @@ def frame_times(
         ValueError: for a time outside [t_min, 1].
     """
     if isinstance(frames, int):
+        if not frames:
+            return np.zeros(0)
+        require_numbers(sde)
         first, last = in_float64(partial(at.value, sde), np.array([1.0, t_min]))
         values = np.linspace(first, last, frames)
         inner = in_float64(partial(at.time, sde), values[1:-1])
@@ -98,16 +110,16 @@ def checked_samples(
         SamplingError: if the evaluation that denoises the samples is not finite.
     """
     require_success(solution, name, limits)
-    if not jnp.isfinite(x).all():
+    if not is_traced(x) and not jnp.isfinite(x).all():
         raise SamplingError(
             f"the last network evaluation, which denoises the samples at t={options.t_min}, "
             "is not finite; check the network for NaN there"
         )
-    nfe = int(solution.evaluations.max()) + (options.final_step == "denoise")
-    nfe *= denoiser.evaluations
+    nfe = (solution.slowest + (options.final_step == "denoise")) * denoiser.evaluations
     if not len(times):
         return Samples(x, nfe)
-    trajectory = np.moveaxis(whole(solution.path), 1, 0).copy()
+    path = whole(solution.path)
+    frames = [path[:, number] for number in range(len(times))]
     if times[-1] == options.t_min:
-        trajectory[-1] = x
-    return Samples(x, nfe, trajectory, times)
+        frames[-1] = whole(x)
+    return Samples(x, nfe, stack(frames), times)

@@ -202,10 +202,11 @@ def _solve_one(
     path = jnp.zeros((len(frames), *x.shape[1:]), x.dtype)
     state = _State(x, x, start, half_log_snr, h, jnp.asarray(0), jnp.asarray(True), path)
     state = jax.lax.while_loop(unfinished, step, state)
+    success = state.half_log_snr >= half_log_snr_end
     return Solution(
-        y=state.x[0],
+        y=jnp.where(success, state.x[0], jnp.nan),
         evaluations=state.steps * options.order,
-        success=state.half_log_snr >= half_log_snr_end,
+        success=success,
         path=state.path,
         t_stopped=state.t,
         nonfinite=~state.finite,

@@ -66,7 +66,8 @@ def sample_ode(
 ) -> Samples:
     """Draw samples of `shape` (batch, ...); sample k depends on `key` and `indices[k]` alone.
 
-    nfe is the count of the slowest sample: all samples are evaluated until it has finished.
+    nfe is the count of the slowest sample: all samples are evaluated until it has finished. Inside
+    jit, a sample whose solve fails is NaN in place of an error.
 
     Args:
         key: random key.
@@ -126,7 +127,7 @@ def encode(
     """
     latent, solution = _encode(denoiser, require_batch(x), options, ode)
     require_success(solution, _NAME, ode)
-    return Samples(latent, int(solution.evaluations.max()))
+    return Samples(latent, solution.slowest)
 
 
 def interpolate(
