@@ -93,9 +93,10 @@ class PixelLevels:
 
     def require(self, x0: Batch) -> None:
         """Raise ValueError unless `x0` holds pixel levels alone; inside jit, nothing is known."""
-        low, high, off = _placement(x0, self)
-        if is_traced(off):
+        placement = _placement(x0, self)
+        if is_traced(placement):
             return
+        low, high, off = (float(value) for value in placement)
         # Written so that NaN fails.
         if not (low > -0.5 and high < self.gray_levels - 0.5 and off < 0.01):
             raise ValueError(
