@@ -169,7 +169,8 @@ def in_float64(function: Callable[[Array], Any], values: Any) -> Any:
 
     if not is_traced(jnp.zeros(())):
         return compute()
-    with ThreadPoolExecutor(1) as elsewhere:  # each thread has its own traces
+    # Inside jit, JAX traces what it does with known numbers too, but each thread by itself.
+    with ThreadPoolExecutor(1) as elsewhere:
         return elsewhere.submit(compute).result()
 
 

@@ -105,7 +105,8 @@ def sample_adaptive(
 
     Each sample has its own steps. The published code takes the largest error of the batch, so that
     a sample depends on the others. nfe is the count of the slowest sample: all samples are
-    evaluated until it has finished.
+    evaluated until it has finished. Inside jit, a sample whose solve fails is NaN in place of an
+    error.
 
     Args:
         key: random key.
@@ -188,6 +189,7 @@ def _solve_one(
         high, low = _both_orders(denoiser, state, times.at[-1].set(t), options)
         scale = options.rtol * jnp.maximum(jnp.abs(low), jnp.abs(state.previous))
         error = jnp.sqrt(jnp.mean(((high - low) / jnp.maximum(options.atol, scale)) ** 2))
+        error = jax.lax.stop_gradient(error)  # derivatives are of the state, at the steps taken
         path = _with_frames_between(denoiser.sde, state, high, t, frames)
         x, previous, t, half_log_snr, path = jax.tree.map(
             partial(jnp.where, error <= 1),

@@ -74,7 +74,8 @@ def sample_sde(
     """Draw samples of `shape` (batch, ...); sample k depends on `key` and `indices[k]` alone.
 
     Its start and its Brownian path are the same for every method, churn, step count and tolerance.
-    nfe is the count of the slowest sample: all samples are evaluated until it has finished.
+    nfe is the count of the slowest sample: all samples are evaluated until it has finished. Inside
+    jit, a sample whose solve fails is NaN in place of an error.
 
     Args:
         key: random key.

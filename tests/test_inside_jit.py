@@ -1,12 +1,13 @@
 """Samplers, likelihoods and bounds inside jit, vmap and grad: the same numbers, NaN for errors."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from analytic import gaussian, standardized_mixture
+from analytic import standardized_mixture
 from jax.tree_util import Partial
 
 from bounds.continuous import ContinuousBoundOptions, continuous_bound
@@ -19,6 +20,7 @@ from sampling import sample
 from sde_lib import VPSDE
 from solvers import ADAPTIVE, SOLVERS
 from solvers.ddim import DDIM
+from solvers.dpm_adaptive import DPMAdaptive, sample_adaptive
 from solvers.ode import encode, sample_ode
 from time_grids import Schedule
 
@@ -37,18 +39,37 @@ def assert_same(inside, outside, atol=1e-4):
         np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=1e-4, atol=atol)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FIXED)
-def test_every_solver_draws_the_same(name):
+def draw_by(name, key, **options):
+    """Draw by a row of SOLVERS, with a denoiser that suits it."""
     denoiser = PLANE.energy_denoiser(SDE)
     if name == "consistency":
         denoiser = dataclasses.replace(PLANE.denoiser(SDE), parameterization=name)
+    return sample(key, denoiser, SHAPE, solver=SOLVERS[name](), schedule=SCHEDULE, **options)
 
-    def draw(key):
-        solver = SOLVERS[name]()
-        return sample(key, denoiser, SHAPE, solver=solver, schedule=SCHEDULE, frames=3)
 
+def slope(function, at, along, step=1e-6):
+    """The directional derivative by central differences."""
+    return (function(at + step * along) - function(at - step * along)) / (2 * step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIXED)
+def test_every_solver_draws_the_same(name):
+    draw = partial(draw_by, name, frames=3)
     assert_same(jax.jit(draw)(KEY), draw(KEY))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIXED)
+def test_every_solver_has_gradients(name, x64):
+    """In the ends of the paths; the samples of consistency models forget these."""
+
+    def total(end):
+        return jnp.sum(draw_by(name, KEY, initial=end).x ** 2)
+
+    end, along = jax.random.normal(KEY, (2, *SHAPE))
+    found = jnp.vdot(jax.grad(total)(end), along)
+    np.testing.assert_allclose(found, slope(total, end, along), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow
@@ -89,24 +110,34 @@ def test_keys_are_mapped():
     assert_same(jax.vmap(draw)(keys), np.stack([draw(key) for key in keys]))
 
 
-@pytest.mark.slow
-def test_samples_have_gradients(x64):
-    """In the ends of the paths, of which the samples of a Gaussian are linear, and in a network."""
-    exact = gaussian(np.array([1.0, -2.0]), np.diag([0.25, 4.0])).denoiser(SDE)
+def scaled(scale):
+    """A denoiser whose network is scaled."""
+    exact = PLANE.denoiser(SDE)
+    network = Partial(lambda scale, x, t: scale * exact.network(x, t), scale)
+    return dataclasses.replace(exact, network=network)
 
-    def draw(end, scale):
-        network = Partial(lambda scale, x, t: scale * exact.network(x, t), scale)
-        denoiser = dataclasses.replace(exact, network=network)
-        drawn = sample(KEY, denoiser, SHAPE, solver=DDIM(), schedule=SCHEDULE, initial=end)
+
+@pytest.mark.slow
+def test_networks_have_gradients(x64):
+    def total(scale):
+        drawn = sample(KEY, scaled(scale), SHAPE, solver=DDIM(), schedule=SCHEDULE)
         return jnp.sum(drawn.x**2 + drawn.x)
 
-    end, scale, step = jax.random.normal(KEY, SHAPE), jnp.asarray(0.9), 1e-5
-    along = jax.random.normal(jax.random.key(1), SHAPE)
-    of_end, of_scale = jax.grad(draw, argnums=(0, 1))(end, scale)
-    by_end = (draw(end + step * along, scale) - draw(end - step * along, scale)) / (2 * step)
-    by_scale = (draw(end, scale + step) - draw(end, scale - step)) / (2 * step)
-    np.testing.assert_allclose(jnp.vdot(of_end, along), by_end, rtol=1e-7)
-    np.testing.assert_allclose(of_scale, by_scale, rtol=1e-7)
+    scale = jnp.asarray(0.9)
+    np.testing.assert_allclose(jax.grad(total)(scale), slope(total, scale, 1), rtol=1e-7)
+
+
+@pytest.mark.slow
+def test_adaptive_samplers_have_derivatives():
+    """Those of the exact flow, though the step sizes depend on the network too."""
+
+    def change(draw):
+        return jax.jvp(lambda scale: draw(scaled(scale)).x, (0.9,), (1.0,))[1]
+
+    fine, finer = DPMAdaptive(rtol=1e-3, atol=1e-4), ODEOptions(rtol=1e-6, atol=1e-6)
+    found = change(lambda denoiser: sample_adaptive(KEY, denoiser, SHAPE, options=fine))
+    exact = change(lambda denoiser: sample_ode(KEY, denoiser, SHAPE, ode=finer))
+    np.testing.assert_allclose(found, exact, atol=0.02 * np.abs(exact).max())
 
 
 @pytest.mark.slow
